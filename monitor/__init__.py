@@ -1,0 +1,1 @@
+"""Stage timings, seen in-band, and what is read from them."""

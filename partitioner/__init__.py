@@ -1,0 +1,1 @@
+"""Model to chain, profile, plans and exact balance."""

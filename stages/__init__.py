@@ -1,0 +1,1 @@
+"""Devices, weights, channels, timed execution and the Ray actor of a stage."""
