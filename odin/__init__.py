@@ -1,0 +1,1 @@
+"""Interference-aware pipeline-parallel CNN inference."""

@@ -1,0 +1,1 @@
+"""Built-in CNNs; parameter names are those of torchvision."""
