@@ -1,0 +1,147 @@
+"""Devices: what a stage is bound to, as text, and binding a process to it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+__all__ = ["Device", "DeviceError", "cpu_model", "describe_cores", "parse_devices", "pin_process", "usable_cores"]
+
+_TEXT = re.compile(r"(?:(?P<node>[^/\s]+)/)?(?P<kind>cpu|gpu):(?P<first>\d+)(?:-(?P<last>\d+))?")
+
+
+class DeviceError(ValueError):
+    """A device that does not exist, cannot be used, or is taken."""
+
+
+class Device(NamedTuple):
+    """CPU cores or a GPU, perhaps on a named node of a cluster.
+
+    Text form: ``cpu:3``, ``cpu:0-3`` (four cores, four threads), ``gpu:0``, ``NODE/cpu:3`` with the node's id, a unique
+    prefix of it, its address or its host name.
+
+    Attributes
+    ----------
+    kind
+        ``"cpu"`` or ``"gpu"``.
+    indices
+        Core numbers, ascending, or the one GPU number.
+    node
+        The node as written; empty for the node on which the pipeline is started.
+
+    Examples
+    --------
+    >>> Device.parse("cpu:0-3").indices
+    (0, 1, 2, 3)
+    >>> str(Device.parse("edge7/gpu:0"))
+    'edge7/gpu:0'
+    """
+
+    kind: str
+    indices: tuple[int, ...]
+    node: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the text form.
+
+        Raises
+        ------
+        DeviceError
+            If it is not one.
+        """
+        match = _TEXT.fullmatch(text.strip())
+        if match is None:
+            raise DeviceError(f"{text!r} is not a device: write cpu:3, cpu:0-3, gpu:0, or NODE/cpu:3 for another node")
+        first = int(match["first"])
+        last = int(match["last"]) if match["last"] else first
+        if last < first:
+            raise DeviceError(f"{text!r} counts backwards: write {match['kind']}:{last}-{first}")
+        if match["kind"] == "gpu" and last != first:
+            raise DeviceError(f"{text!r} names {last - first + 1} GPUs; a stage runs on one: write one stage for each")
+        return cls(match["kind"], tuple(range(first, last + 1)), match["node"] or "")
+
+    def __str__(self) -> str:
+        span = f"{self.indices[0]}-{self.indices[-1]}" if len(self.indices) > 1 else str(self.indices[0])
+        return f"{self.node}/{self.kind}:{span}" if self.node else f"{self.kind}:{span}"
+
+    @property
+    def threads(self) -> int:
+        """Compute threads of a stage on this device."""
+        return len(self.indices)
+
+
+def parse_devices(stages: str | Sequence[str | Device]) -> tuple[Device, ...]:
+    """Read ``"cpu:0,cpu:1"`` or a sequence of texts; one device per stage, in pipeline order.
+
+    Raises
+    ------
+    DeviceError
+        If there is none, or one is not a device.
+    """
+    texts = stages.split(",") if isinstance(stages, str) else stages
+    devices = tuple(text if isinstance(text, Device) else Device.parse(text) for text in texts)
+    if not devices:
+        raise DeviceError("a pipeline needs at least one stage: stages=['cpu:0', 'cpu:1']")
+    return devices
+
+
+def usable_cores() -> tuple[int, ...]:
+    """Cores that this process may run on (its affinity, which a container's cpuset limits), ascending.
+
+    Raises
+    ------
+    DeviceError
+        On a system without CPU affinity (it takes Linux).
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        raise DeviceError(f"stages are pinned to cores by Linux CPU affinity, which {platform.system()} does not have")
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def describe_cores(cores: Collection[int]) -> str:
+    """Write core numbers as ranges: ``0-3,6``."""
+    ranges: list[list[int]] = []
+    for core in sorted(cores):
+        if ranges and core == ranges[-1][1] + 1:
+            ranges[-1][1] = core
+        else:
+            ranges.append([core, core])
+    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in ranges)
+
+
+def pin_process(cores: Collection[int]) -> None:
+    """Bind every thread of this process to ``cores``; threads started later inherit it.
+
+    Raises
+    ------
+    DeviceError
+        If one of the cores is not usable here; the message names those that are.
+    """
+    usable = usable_cores()
+    missing = sorted(set(cores) - set(usable))
+    if missing:
+        raise DeviceError(
+            f"there is no core {describe_cores(missing)} on {platform.node()}; usable cores: {describe_cores(usable)}"
+        )
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            os.sched_setaffinity(int(task.name), cores)
+        except ProcessLookupError:  # a thread that has ended meanwhile
+            continue
+    os.sched_setaffinity(0, cores)
+
+
+def cpu_model() -> str:
+    """Name of the processor, for example ``Intel(R) Xeon(R) Processor``."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,157 @@
+"""The channel within one machine: slots in anonymous shared memory, descriptors over a Unix socket.
+
+::
+
+    sender                                   receiver
+      | -- hello + memory descriptor (SCM_RIGHTS) --> maps the same slots
+      | -- header(slot 0) ------------------------->  reads slot 0 in place
+      | -- header(slot 1) ------------------------->
+      | <------------------------- credit(0) -------  slot 0 may be used again
+
+The memory is a ``memfd``: it has no name and is gone when both ends are, however they end. ``SOCK_SEQPACKET`` keeps message
+boundaries, wakes the other end from the kernel, and reports its death.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from stages.link import ChannelClosedError, Hello, Message
+from stages.slots import SlotMemory, allocate_memfd
+from stages.wire import Header, Kind, pack, unpack
+
+__all__ = ["ShmReceiver", "ShmSender"]
+
+_CREDIT = struct.Struct("<I")
+_BUFFER_NBYTES = 256 * 1024
+_GOODBYE_TIMEOUT_S = 5.0
+
+
+class ShmSender:
+    """Upstream end; see :class:`stages.link.Sender`.
+
+    Parameters
+    ----------
+    connection
+        A connected ``SOCK_SEQPACKET`` Unix socket; owned from now on.
+    hello
+        Size of the ring, and the token that the listener expects.
+    """
+
+    def __init__(self, connection: socket.socket, hello: Hello) -> None:
+        descriptor = allocate_memfd(SlotMemory.total_nbytes(hello.slots, hello.slot_nbytes))
+        try:
+            self.memory = SlotMemory(hello.slots, hello.slot_nbytes, descriptor=descriptor)
+            socket.send_fds(connection, [hello.pack()], [descriptor])
+            if connection.recv(1) != b"+":
+                raise ChannelClosedError("the receiver refused the channel: its token is another")
+        except OSError as error:
+            raise ChannelClosedError(f"the receiver refused the channel: {error}") from error
+        finally:
+            os.close(descriptor)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _BUFFER_NBYTES)
+        self._connection = connection
+        self._credits = hello.credits
+        self._free = deque(range(hello.slots))
+
+    def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
+        """See :meth:`stages.link.Sender.send`."""
+        try:
+            slot = self._take_slot() if tensors else 0
+            try:
+                metas = self.memory.write(slot, tensors)
+            except BaseException:
+                self._free.appendleft(slot)
+                raise
+            self._connection.send(pack(header._replace(slot=slot, tensors=metas, sent_s=time.perf_counter())))
+        except OSError as error:
+            raise ChannelClosedError(f"the next stage is gone ({error})") from error
+        return slot
+
+    def release(self, slot: int) -> None:
+        """See :meth:`stages.link.Sender.release`."""
+        self._free.append(slot)
+
+    def _take_slot(self) -> int:
+        if self._credits:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    self._read_credit(socket.MSG_DONTWAIT)
+            while not self._free:
+                self._read_credit(0)
+        return self._free.popleft()
+
+    def _read_credit(self, flags: int) -> None:
+        data = self._connection.recv(_CREDIT.size, flags)
+        if not data:
+            raise ChannelClosedError("the next stage is gone")
+        self._free.append(_CREDIT.unpack(data)[0])
+
+    def close(self, *, graceful: bool = True) -> None:
+        """See :meth:`stages.link.Sender.close`."""
+        with contextlib.suppress(OSError):
+            if graceful:
+                self._connection.send(pack(Header(Kind.CLOSE, 0)))
+                # Closing with unread credits would reset the link and lose what the receiver has not read yet.
+                self._connection.settimeout(_GOODBYE_TIMEOUT_S)
+                while self._connection.recv(_CREDIT.size):
+                    pass
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+
+class ShmReceiver:
+    """Downstream end; see :class:`stages.link.Receiver`.
+
+    Parameters
+    ----------
+    connection
+        An accepted ``SOCK_SEQPACKET`` Unix socket; owned from now on.
+    token
+        The token that the sender must show.
+    """
+
+    def __init__(self, connection: socket.socket, token: bytes) -> None:
+        data, descriptors, _, _ = socket.recv_fds(connection, Hello.NBYTES, 1)
+        try:
+            hello = Hello.unpack(data, token)
+            if hello is None or len(descriptors) != 1:
+                raise ChannelClosedError("a stranger knocked: wrong token")
+            self.memory = SlotMemory(hello.slots, hello.slot_nbytes, descriptor=descriptors[0])
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        connection.send(b"+")
+        self._connection = connection
+        self._credits = hello.credits
+        self._buffer = memoryview(bytearray(_BUFFER_NBYTES))
+
+    def receive(self) -> Message:
+        """See :meth:`stages.link.Receiver.receive`."""
+        try:
+            received = self._connection.recv_into(self._buffer)
+        except OSError as error:
+            raise ChannelClosedError(f"the previous stage is gone ({error})") from error
+        if received == 0:
+            raise ChannelClosedError("the previous stage is gone")
+        return Message(unpack(self._buffer[:received]), self.memory, self._release)
+
+    def _release(self, slot: int) -> None:
+        if self._credits:
+            # If the sender is gone, the next receive says so.
+            with contextlib.suppress(OSError):
+                self._connection.send(_CREDIT.pack(slot))
+
+    def close(self) -> None:
+        """See :meth:`stages.link.Receiver.close`."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()

@@ -1,0 +1,151 @@
+"""The header that travels with a request: a small fixed binary format, never pickle.
+
+Layout, little-endian, no padding::
+
+    magic u16 | version u8 | kind u8 | request u64 | epoch u32 | deadline f64 | sent f64 | slot u32
+    tensors u16 | timings u32 | error u32                                          (byte counts for the last two)
+    per tensor: dtype u8 | dimensions u8 | offset u64 | bytes u64 | shape i64 x d | strides i64 x d
+    timings: records of monitor.timing, one appended by each stage
+    error:   four UTF-8 strings, each with its length as u32
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["DTYPES", "DTYPE_CODES", "Failure", "Header", "Kind", "TensorMeta", "WireError", "pack", "unpack"]
+
+MAGIC, VERSION = 0x0D14, 1
+_FIXED = struct.Struct("<HBBQIddIHII")
+_TENSOR = struct.Struct("<BBQQ")
+_LENGTHS = struct.Struct("<IIII")
+
+DTYPES: tuple[torch.dtype, ...] = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.int32,
+    torch.int64, torch.bool, torch.complex64, torch.complex128,
+)  # fmt: skip
+"""Index in this tuple = code on the wire; append only."""
+DTYPE_CODES: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES)}
+
+
+class WireError(ValueError):
+    """Bytes that are not a header of this version."""
+
+
+class Kind(enum.IntEnum):
+    """What a message says."""
+
+    REQUEST = 0
+    ERROR = 1  #: the request failed in a stage; later stages pass it on untouched
+    CLOSE = 2  #: the sender is done; nothing follows
+    LOST = 3  #: the sender's predecessor is gone; ``request`` is the index of the lost stage
+
+
+class TensorMeta(NamedTuple):
+    """Where a tensor's bytes lie in its slot and how to read them; ``dtype`` is a wire code, strides in elements."""
+
+    dtype: int
+    offset: int
+    nbytes: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Failure(NamedTuple):
+    """A failure inside a stage, as text: where, the exception's type, its message and its traceback."""
+
+    where: str
+    kind: str
+    message: str
+    traceback: str
+
+
+class Header(NamedTuple):
+    """One message between stages.
+
+    Attributes
+    ----------
+    deadline_s
+        Unix time after which no stage starts on the request; infinity for none.
+    sent_s
+        The sender's monotonic clock, comparable within one machine only; receivers on another machine replace it.
+    slot
+        Slot of the channel that holds the tensors.
+    timings
+        Records of :mod:`monitor.timing`, oldest first, not decoded on the way.
+    """
+
+    kind: Kind
+    request: int
+    epoch: int = 0
+    deadline_s: float = float("inf")
+    sent_s: float = 0.0
+    slot: int = 0
+    tensors: tuple[TensorMeta, ...] = ()
+    timings: bytes = b""
+    failure: Failure | None = None
+
+
+def pack(header: Header) -> bytes:
+    """Encode a header."""
+    error = b""
+    if header.failure is not None:
+        texts = [text.encode("utf-8", "replace")[:20_000] for text in header.failure]
+        error = _LENGTHS.pack(*map(len, texts)) + b"".join(texts)
+    parts = [
+        _FIXED.pack(
+            MAGIC, VERSION, header.kind, header.request, header.epoch, header.deadline_s, header.sent_s, header.slot,
+            len(header.tensors), len(header.timings), len(error),
+        )
+    ]  # fmt: skip
+    for meta in header.tensors:
+        dimensions = len(meta.shape)
+        parts.append(_TENSOR.pack(meta.dtype, dimensions, meta.offset, meta.nbytes))
+        parts.append(struct.pack(f"<{2 * dimensions}q", *meta.shape, *meta.strides))
+    parts.append(header.timings)
+    parts.append(error)
+    return b"".join(parts)
+
+
+def unpack(data: bytes | memoryview) -> Header:
+    """Decode a header.
+
+    Raises
+    ------
+    WireError
+        If the bytes are not a header of this version.
+    """
+    try:
+        fields = _FIXED.unpack_from(data, 0)
+        magic, version, kind, request, epoch, deadline_s, sent_s, slot, tensors, timings, error = fields
+        if (magic, version) != (MAGIC, VERSION):
+            raise WireError(f"header begins with {magic:#06x} version {version}, expected {MAGIC:#06x} version {VERSION}")
+        offset, metas = _FIXED.size, []
+        for _ in range(tensors):
+            dtype, dimensions, start, nbytes = _TENSOR.unpack_from(data, offset)
+            offset += _TENSOR.size
+            sizes = struct.unpack_from(f"<{2 * dimensions}q", data, offset)
+            offset += 16 * dimensions
+            metas.append(TensorMeta(dtype, start, nbytes, sizes[:dimensions], sizes[dimensions:]))
+        timing_bytes = bytes(data[offset : offset + timings])
+        offset += timings
+        failure = _unpack_failure(data, offset) if error else None
+        if offset + error != len(data):
+            raise WireError(f"header of {len(data)} bytes, {offset + error} expected")
+        return Header(Kind(kind), request, epoch, deadline_s, sent_s, slot, tuple(metas), timing_bytes, failure)
+    except struct.error as cause:
+        raise WireError(f"header of {len(data)} bytes ends early") from cause
+
+
+def _unpack_failure(data: bytes | memoryview, offset: int) -> Failure:
+    lengths = _LENGTHS.unpack_from(data, offset)
+    offset += _LENGTHS.size
+    texts = []
+    for length in lengths:
+        texts.append(bytes(data[offset : offset + length]).decode("utf-8", "replace"))
+        offset += length
+    return Failure(*texts)
