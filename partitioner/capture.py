@@ -1,0 +1,368 @@
+"""A model becomes a graph: ``torch.fx`` symbolic tracing, ``torch.export`` where that cannot."""
+
+from __future__ import annotations
+
+import copy
+import os
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
+
+__all__ = [
+    "Captured",
+    "ModuleEntry",
+    "Slot",
+    "TraceError",
+    "capture_export",
+    "capture_exported_program",
+    "capture_fx",
+    "private_copy",
+    "substitute",
+    "untraceable",
+]
+
+_REMEDY = (
+    "Remedies: take the control flow that depends on tensor values (or on isinstance checks of inputs) out of forward; "
+    "or wrap the function that holds it with torch.fx.wrap at module level; or export the model yourself "
+    "(torch.export.export, torch.export.save) and pass the ExportedProgram or its .pt2 file."
+)
+
+
+class TraceError(ValueError):
+    """The model cannot be turned into a graph. The message says where tracing stopped, why, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Stands for graph output ``index`` in the structure that the model returns."""
+
+    index: int
+
+
+class ModuleEntry(NamedTuple):
+    """A module that the graph calls, and the state name of each of its tensors (by path inside the module)."""
+
+    module: nn.Module
+    tensors: dict[str, str]
+
+
+@dataclass
+class Captured:
+    """A model as a graph; the working form that :mod:`partitioner.prepare` rewrites in place.
+
+    Attributes
+    ----------
+    graph
+        One placeholder per input tensor, in order; ``get_attr`` nodes name entries of ``state``, ``call_module`` nodes
+        entries of ``modules``; the output node's argument is a list of nodes, each once. Every node carries
+        ``meta["module_path"]``.
+    state
+        Parameters, buffers and tensor constants, detached, by name.
+    modules
+        Modules that are called as such.
+    buffers
+        Names in ``state`` of what the model registered as a buffer or parameter (the rest are tensor constants).
+    arguments
+        The leaves of the call's arguments: a :class:`Slot` for each tensor, anything else is part of the graph.
+    in_spec
+        Structure of the call's arguments.
+    outcome
+        What the model returns with a :class:`Slot` for each output.
+    how
+        ``"torch.fx"`` or ``"torch.export"``.
+    """
+
+    graph: fx.Graph
+    state: dict[str, Tensor]
+    modules: dict[str, ModuleEntry]
+    buffers: frozenset[str]
+    arguments: list[Any]
+    in_spec: pytree.TreeSpec
+    outcome: Any
+    how: str
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        """The graph's inputs, in order."""
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+    @property
+    def steps(self) -> list[fx.Node]:
+        """The graph's calls, in order."""
+        return [node for node in self.graph.nodes if node.op.startswith("call_")]
+
+    @property
+    def outputs(self) -> list[fx.Node]:
+        """What the graph returns, in order."""
+        returned = self.graph.output_node().args[0]
+        assert isinstance(returned, (list, tuple))
+        return [node for node in returned if isinstance(node, fx.Node)]
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """Copy a model's structure and buffers, in eval mode; parameters are shared with the original.
+
+    Tracing runs the model's Python code, which may change attributes; preparation replaces parameters but never
+    writes one. So sharing them is safe and saves a second copy of the weights.
+    """
+    memo: dict[int, Any] = {}
+    parametrized = any(parametrize.is_parametrized(module) for module in model.modules())
+    for module in model.modules():
+        if not parametrized:
+            memo.update((id(p), p) for p in module._parameters.values() if p is not None)
+        # weights computed by hooks (weight_norm) are not leaves, which deepcopy refuses
+        memo.update((id(v), v.detach().clone()) for v in vars(module).values() if isinstance(v, Tensor) and v.grad_fn)
+    copied = copy.deepcopy(model, memo)
+    copied.eval()
+    if parametrized:  # bake weight_norm and the like in: constant in inference
+        for module in copied.modules():
+            if parametrize.is_parametrized(module):
+                assert isinstance(module.parametrizations, nn.ModuleDict)
+                for name in list(module.parametrizations):
+                    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    return copied
+
+
+class _Tracer(fx.Tracer):
+    """Symbolic tracing with one placeholder per tensor in the arguments, however they are nested."""
+
+    def __init__(self, leaves: list[Any], in_spec: pytree.TreeSpec) -> None:
+        super().__init__(param_shapes_constant=True)
+        self._leaves = leaves
+        self._in_spec = in_spec
+        self.out_spec: pytree.TreeSpec | None = None
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        leaves = [
+            self.create_proxy("placeholder", f"input_{leaf.index}", (), {}) if isinstance(leaf, Slot) else leaf
+            for leaf in self._leaves
+        ]
+        arguments = pytree.tree_unflatten(leaves, self._in_spec)
+
+        def call() -> list[Any]:
+            assert isinstance(self.root, nn.Module)
+            # not type(root).forward: an instance may have its own forward
+            returned, self.out_spec = pytree.tree_flatten(self.root.forward(*arguments))
+            return returned
+
+        return call, []
+
+
+def capture_fx(model: nn.Module, example_args: tuple[Any, ...]) -> Captured:
+    """Trace a model symbolically.
+
+    Parameters
+    ----------
+    model
+        A private copy in eval mode (:func:`private_copy`).
+    example_args
+        The call's arguments; tensors become inputs, everything else is fixed.
+
+    Raises
+    ------
+    TraceError
+        If the model's Python code needs the values (or types) of tensors.
+    """
+    leaves, in_spec = _slots(example_args)
+    tracer = _Tracer(leaves, in_spec)
+    try:
+        with torch.no_grad():
+            graph = tracer.trace(model)
+    except Exception as error:
+        inside = [path for path, _ in tracer.module_stack.values()]
+        module = f", in module {inside[-1]!r}" if inside else ""
+        raise TraceError(f"torch.fx stopped at {_where(error)}{module}: {_first_line(error)}") from error
+    assert tracer.out_spec is not None
+    returned = graph.output_node().args[0]
+    assert isinstance(returned, (list, tuple))
+    return _assemble(model, graph, leaves, in_spec, list(returned), tracer.out_spec, "torch.fx")
+
+
+def capture_export(model: nn.Module, example_args: tuple[Any, ...]) -> Captured:
+    """Capture a model with ``torch.export``, with a free leading size if the model allows one.
+
+    Raises
+    ------
+    TraceError
+        If the model's Python code depends on the values of tensors.
+    """
+    leaves, _ = pytree.tree_flatten(example_args)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    attempts: list[tuple[tuple[Any, ...], Any]] = [(example_args, None)]
+    if tensors and all(tensor.ndim and tensor.shape[0] == tensors[0].shape[0] for tensor in tensors):
+        # a size of 1 would be taken for a constant, so export sees each example twice
+        twice = pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x, example_args)
+        free = pytree.tree_map(lambda x: {0: torch.export.Dim.AUTO} if isinstance(x, Tensor) else None, twice)
+        attempts.insert(0, (twice, free))
+    failure: Exception | None = None
+    for arguments, dynamic_shapes in attempts:
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                exported = torch.export.export(model, arguments, dynamic_shapes=dynamic_shapes)
+            return capture_exported_program(exported, example_args)
+        except Exception as error:
+            failure = error
+    assert failure is not None
+    raise TraceError(f"torch.export stopped at {_where(failure)}: {_first_line(failure)}") from failure
+
+
+def capture_exported_program(exported: torch.export.ExportedProgram, example_args: tuple[Any, ...]) -> Captured:
+    """Take over the graph of an exported program.
+
+    Raises
+    ------
+    ValueError
+        If the example arguments do not have the structure that the program was exported with.
+    """
+    module = exported.module()
+    assert isinstance(module, fx.GraphModule)
+    leaves, _ = _slots(example_args)
+    _, given_spec = pytree.tree_flatten((example_args, {}))
+    if given_spec != exported.call_spec.in_spec:
+        raise ValueError(
+            f"the exported program takes {exported.call_spec.in_spec}, the example arguments have {given_spec}; "
+            "give positional arguments of the exported structure (export without keyword arguments)"
+        )
+    graph = fx.Graph()
+    copied: dict[fx.Node, Any] = {}
+    placeholders = iter(leaves)
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            leaf = next(placeholders)
+            if not isinstance(leaf, Slot):
+                copied[node] = leaf  # a number, a string or None: fixed at export
+                continue
+        elif node.op == "call_module" and node.target == "_guards_fn":
+            continue  # checks of input shapes, which Chain.pack does
+        elif node.op == "output":
+            break
+        copied[node] = graph.node_copy(node, lambda operand: copied[operand])
+    leaves_out = module.graph.output_node().args[0]
+    assert isinstance(leaves_out, (list, tuple))
+    returned = [copied[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in leaves_out]
+    graph.output(returned)
+    in_spec = pytree.tree_flatten(example_args)[1]
+    return _assemble(module, graph, leaves, in_spec, returned, exported.call_spec.out_spec, "torch.export")
+
+
+def _slots(example_args: tuple[Any, ...]) -> tuple[list[Any], pytree.TreeSpec]:
+    """Flatten arguments and put a numbered slot in place of each tensor."""
+    leaves, spec = pytree.tree_flatten(example_args)
+    count = 0
+    for position, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            leaves[position] = Slot(count)
+            count += 1
+    if not count:
+        raise ValueError(
+            f"example arguments hold no tensor: {example_args!r}; give the model's call arguments as a tuple"
+        )
+    return leaves, spec
+
+
+def _assemble(
+    root: nn.Module,
+    graph: fx.Graph,
+    leaves: list[Any],
+    in_spec: pytree.TreeSpec,
+    returned: list[Any],
+    out_spec: pytree.TreeSpec,
+    how: str,
+) -> Captured:
+    """Gather the state that a graph refers to, one name per tensor, and normalise its output."""
+    canonical: dict[int, str] = {}
+    state: dict[str, Tensor] = {}
+    registered = {id(tensor) for tensor in (*root.parameters(), *root.buffers())}
+    buffers = set()
+
+    def intern(name: str, tensor: Tensor) -> str:
+        first = canonical.setdefault(id(tensor), name)
+        if first not in state:
+            state[first] = tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+        if id(tensor) in registered:
+            buffers.add(first)
+        return first
+
+    modules: dict[str, ModuleEntry] = {}
+    for node in list(graph.nodes):
+        node.meta["module_path"] = _module_path(node)
+        if node.op == "get_attr":
+            target = _attribute(root, str(node.target))
+            if isinstance(target, Tensor):
+                node.target = intern(str(node.target), target)
+            else:  # a number or an object: an argument like any other
+                substitute(node, target)
+                graph.erase_node(node)
+        elif node.op == "call_module":
+            path = str(node.target)
+            if path not in modules:
+                module = root.get_submodule(path)
+                inside = (
+                    *module.named_parameters(remove_duplicate=False),
+                    *module.named_buffers(remove_duplicate=False),
+                )
+                modules[path] = ModuleEntry(module, {name: intern(f"{path}.{name}", t) for name, t in inside})
+
+    order: dict[fx.Node, int] = {}
+    slots = [Slot(order.setdefault(leaf, len(order))) if isinstance(leaf, fx.Node) else leaf for leaf in returned]
+    graph.output_node().args = (list(order),)
+    outcome = pytree.tree_unflatten(slots, out_spec)
+    return Captured(graph, state, modules, frozenset(buffers), leaves, in_spec, outcome, how)
+
+
+def substitute(node: fx.Node, value: Any) -> None:
+    """Put ``value`` wherever ``node`` is an operand."""
+    for user in list(node.users):
+        user.args = fx.node.map_arg(user.args, lambda operand: value if operand is node else operand)
+        user.kwargs = fx.node.map_arg(user.kwargs, lambda operand: value if operand is node else operand)
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    target: Any = root
+    for part in path.split("."):
+        target = getattr(target, part)
+    return target
+
+
+def _module_path(node: fx.Node) -> str:
+    """Return the innermost module in whose forward the node was traced."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = list(stack.values())[-1][0]
+    # torch.export writes L['self'].layer1, or layer1, by version
+    return str(path).removeprefix("L['self']").removeprefix(".").replace("slice(None, None, None)", "")
+
+
+def _where(error: BaseException) -> str:
+    """Return file:line and the source of the innermost frame that is neither torch's nor this package's."""
+    own = (str(Path(__file__).parent) + os.sep, str(Path(torch.__file__).parent) + os.sep)
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [f for f in frames if not f.filename.startswith(own) and not f.filename.startswith("<")]
+    if not outside:
+        return "an unknown place"
+    frame = outside[-1]
+    return f"{frame.filename}:{frame.lineno} ({frame.line})"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def untraceable(failures: list[str]) -> TraceError:
+    """Return the error that lists every attempt and the remedies."""
+    return TraceError("the model cannot be cut into layers. " + " | ".join(failures) + ". " + _REMEDY)

@@ -1,0 +1,359 @@
+"""Executable layers: straight-line Python generated from a graph, shipped without weights, bound to them in place.
+
+A layer's generated source, for a residual block of which everything but the names is left out::
+
+    def make(f0, f1, f2, w0, w1, w2, w3):
+        def layer(values):
+            (v0,) = values
+            v1 = f0(v0, w0, w1, (1, 1), (1, 1), (1, 1), 1)  # layer1.0.conv1
+            v1 = f1(v1)  # layer1.0.relu
+            ...
+            return (v5,)
+        return layer
+
+The weights are the closure's variables: nothing is looked up by name while the layer runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import itertools
+import linecache
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from partitioner.capture import ModuleEntry
+from partitioner.values import decoder, encoder
+
+__all__ = ["LayerFunction", "LayerProgram", "Program", "generate", "module_path"]
+
+LayerFunction = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+
+class _Module(NamedTuple):
+    """A module that stays a module: its structure on the meta device and where its tensors go."""
+
+    skeleton: nn.Module
+    tensors: tuple[tuple[str, str, str, bool], ...]  # (path of the owner, attribute, state name, is a parameter)
+
+    def attach(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """Return a copy of the structure that holds the state's tensors themselves."""
+        module = copy.deepcopy(self.skeleton)
+        for owner_path, attribute, state_name, is_parameter in self.tensors:
+            owner = module.get_submodule(owner_path)
+            tensor = state[state_name]
+            if is_parameter:
+                setattr(owner, attribute, nn.Parameter(tensor, requires_grad=False))
+            else:
+                owner._buffers[attribute] = tensor
+        return module
+
+
+@dataclass(frozen=True)
+class LayerProgram:
+    """A layer's code. Picklable, holds no weights; :meth:`bind` makes it executable.
+
+    Attributes
+    ----------
+    name
+        The layer's name, also the file name of its generated source in tracebacks.
+    source
+        Python source of ``make(f0, ..., w0, ..., k0, ..., m0, ...)``, which returns the layer's function.
+    functions
+        What ``f0, f1, ...`` stand for: import paths, or the function itself where no path leads to it.
+    state_names
+        What ``w0, w1, ...`` and the modules read from the state, each once.
+    weights
+        The names behind ``w0, w1, ...``, a subset of ``state_names``.
+    constants
+        Arguments that have no literal form (dtypes, devices, ...): ``k0, k1, ...``.
+    modules
+        Calls that stay module calls: ``m0, m1, ...``.
+    """
+
+    name: str
+    source: str
+    functions: tuple[str | Callable[..., Any], ...]
+    state_names: tuple[str, ...]
+    weights: tuple[str, ...]
+    constants: tuple[Any, ...]
+    modules: tuple[_Module, ...]
+
+    def bind(self, state: Mapping[str, Tensor], *, device: torch.device | str | None = None) -> LayerFunction:
+        """Attach weights, without a copy, and return the layer as a function.
+
+        Parameters
+        ----------
+        state
+            Tensors by name; at least ``state_names``. They are never written, so read-only shared memory will do, and
+            may live on any one device. Strides are part of the contract: a tensor must have the strides that it has
+            in ``Chain.state``, or results differ in their last bits.
+        device
+            Where tensors that the layer itself creates go. Default: where the state's first tensor is.
+
+        Returns
+        -------
+        LayerFunction
+            From the values at the cut before the layer to those at the cut after it. It does not write its input
+            values. Call it under ``torch.inference_mode()``.
+
+        Raises
+        ------
+        ValueError
+            If a weight is missing in ``state``.
+        """
+        missing = [name for name in self.state_names if name not in state]
+        if missing:
+            raise ValueError(f"layer {self.name!r} needs {missing[0]!r}, which the state given to bind() lacks")
+        if device is None:
+            names = self.state_names or tuple(itertools.islice(state, 1))
+            device = state[names[0]].device if names else torch.device("cpu")
+        namespace: dict[str, Any] = {}
+        exec(_compiled(self.source, f"<odin layer {self.name}>"), namespace)
+        make: Callable[..., LayerFunction] = namespace["make"]
+        return make(
+            *(_resolve(entry) if isinstance(entry, str) else entry for entry in self.functions),
+            *(state[name] for name in self.weights),
+            # a device written into the traced model means "where the model is"
+            *(torch.device(device) if isinstance(entry, torch.device) else entry for entry in self.constants),
+            *(module.attach(state) for module in self.modules),
+        )
+
+
+@dataclass(frozen=True)
+class Program:
+    """All layers' code in order; picklable, without weights."""
+
+    layers: tuple[LayerProgram, ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(source: str, filename: str) -> CodeType:
+    # so that a traceback out of a layer shows its generated line
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    return compile(source, filename, "exec")
+
+
+@functools.lru_cache(maxsize=4096)
+def _resolve(path: str) -> Any:
+    """Import what a dotted path names, taking its longest importable prefix as the module."""
+    parts = path.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        try:
+            target: Any = importlib.import_module(".".join(parts[:split]))
+        except ImportError:
+            continue
+        for attribute in parts[split:]:
+            target = getattr(target, attribute)
+        return target
+    raise ImportError(f"cannot import {path!r}, a function that the model calls")
+
+
+def _function_reference(function: Callable[..., Any]) -> str | Callable[..., Any]:
+    """Return the import path of a function, or the function if none leads back to it."""
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", "")
+    module = getattr(function, "__module__", None)
+    if isinstance(function, torch._ops.OpOverload):
+        candidates = [f"torch.ops.{function.namespace}.{function._schema.name.split('::')[1]}.{function._overloadname}"]
+    elif isinstance(function, torch._ops.OpOverloadPacket):
+        candidates = [f"torch.ops.{function._qualified_op_name.replace('::', '.')}"]
+    elif module == "__main__":  # another process has another __main__; by value if at all (cloudpickle)
+        return function
+    else:
+        short = getattr(function, "__name__", name)
+        candidates = [f"{module}.{name}"] if module else []
+        candidates += [f"{home}.{short}" for home in ("operator", "torch", "torch.nn.functional", "torch._C._nn")]
+    for candidate in candidates:
+        try:
+            if _resolve(candidate) is function:
+                return candidate
+        except (ImportError, AttributeError):
+            continue
+    return function
+
+
+class _Writer:
+    """Collects what one layer's source refers to, each thing under one short name."""
+
+    def __init__(self, entries: Mapping[str, ModuleEntry]) -> None:
+        self._entries = entries
+        self._locals: dict[fx.Node, str] = {}
+        self._functions: dict[Any, str] = {}
+        self._weights: dict[str, str] = {}
+        self._constants: list[Any] = []
+        self._modules: dict[str, str] = {}
+        self.functions: list[str | Callable[..., Any]] = []
+        self.modules: list[_Module] = []
+
+    def local(self, node: fx.Node) -> str:
+        return self._locals.setdefault(node, f"v{len(self._locals)}")
+
+    def weight(self, name: str) -> str:
+        return self._weights.setdefault(name, f"w{len(self._weights)}")
+
+    def function(self, function: Callable[..., Any]) -> str:
+        if function not in self._functions:
+            self._functions[function] = f"f{len(self.functions)}"
+            self.functions.append(_function_reference(function))
+        return self._functions[function]
+
+    def constant(self, value: Any) -> str:
+        self._constants.append(value)
+        return f"k{len(self._constants) - 1}"
+
+    def module(self, path: str) -> str:
+        if path not in self._modules:
+            self._modules[path] = f"m{len(self.modules)}"
+            self.modules.append(_strip(self._entries[path]))
+        return self._modules[path]
+
+    def argument(self, value: Any) -> str:
+        """Write an argument; containers in place, everything without a literal form as a constant."""
+        if isinstance(value, fx.Node):
+            return self.weight(str(value.target)) if value.op == "get_attr" else self.local(value)
+        if value is None or value is Ellipsis or type(value) in (bool, int, str):
+            return repr(value)
+        if type(value) is float and math.isfinite(value):
+            return repr(value)
+        if isinstance(value, slice):
+            return f"slice({', '.join(self.argument(part) for part in (value.start, value.stop, value.step))})"
+        if isinstance(value, tuple) and not hasattr(value, "_fields"):
+            inside = ", ".join(self.argument(item) for item in value)
+            return f"({inside},)" if len(value) == 1 else f"({inside})"
+        if isinstance(value, list):
+            return f"[{', '.join(self.argument(item) for item in value)}]"
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{self.argument(k)}: {self.argument(v)}" for k, v in value.items()) + "}"
+        if isinstance(value, tuple):  # a namedtuple
+            return f"{self.constant(type(value))}({', '.join(self.argument(item) for item in value)})"
+        return self.constant(value)
+
+    def call(self, node: fx.Node) -> str:
+        """Write the right-hand side of a step."""
+        keywords = [f"{key}={self.argument(value)}" for key, value in node.kwargs.items()]
+        if node.op == "call_method":
+            receiver, *rest = node.args
+            arguments = ", ".join([*(self.argument(value) for value in rest), *keywords])
+            return f"{self.argument(receiver)}.{node.target}({arguments})"
+        if node.op == "call_module":
+            callee = self.module(str(node.target))
+        else:
+            assert callable(node.target)
+            if node.target is operator.getitem and not isinstance(node.args[0], (tuple, list)):
+                return f"{self.argument(node.args[0])}[{self.argument(node.args[1])}]"
+            callee = self.function(node.target)
+        return f"{callee}({', '.join([*(self.argument(value) for value in node.args), *keywords])})"
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return tuple(self._weights)
+
+    @property
+    def constants(self) -> tuple[Any, ...]:
+        return tuple(self._constants)
+
+
+def _strip(entry: ModuleEntry) -> _Module:
+    """Take a module's tensors out and note where each belongs."""
+    memo: dict[int, Any] = {}
+    tensors = []
+    for owner_path, owner in entry.module.named_modules(remove_duplicate=False):
+        for attribute, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is None:
+                continue
+            is_parameter = isinstance(tensor, nn.Parameter)
+            meta: Tensor = torch.empty_like(tensor, device="meta")
+            memo.setdefault(id(tensor), nn.Parameter(meta, requires_grad=False) if is_parameter else meta)
+            inside = f"{owner_path}.{attribute}" if owner_path else attribute
+            tensors.append((owner_path, attribute, entry.tensors[inside], is_parameter))
+    return _Module(copy.deepcopy(entry.module, memo), tuple(tensors))
+
+
+def generate(
+    name: str,
+    steps: Sequence[fx.Node],
+    inputs: Sequence[tuple[fx.Node, str]],
+    outputs: Sequence[tuple[fx.Node, str]],
+    modules: Mapping[str, ModuleEntry],
+) -> LayerProgram:
+    """Write the program of one layer.
+
+    Parameters
+    ----------
+    name
+        The layer's name.
+    steps
+        The graph's calls that make up the layer, in order.
+    inputs, outputs
+        Values at the cut before and after, with their kinds (:class:`ValueSpec`).
+    modules
+        What the graph's ``call_module`` nodes refer to.
+
+    Returns
+    -------
+    LayerProgram
+        Its generated function drops each value after its last use.
+    """
+    writer = _Writer(modules)
+    lines = []
+    received = ", ".join(writer.local(node) for node, _ in inputs)
+    if inputs:
+        lines.append(f"({received},) = values")
+    for node, kind in inputs:
+        if kind != "tensor":
+            take_out = writer.function(decoder(kind))
+            lines.append(f"{writer.local(node)} = {take_out}({writer.local(node)})")
+
+    last_use: dict[fx.Node, int] = {}
+    for index, step in enumerate(steps):
+        last_use[step] = index
+        for operand in step.all_input_nodes:
+            if operand.op != "get_attr":
+                last_use[operand] = index
+    kept = {node for node, _ in outputs}
+    for index, step in enumerate(steps):
+        line = f"{writer.local(step)} = {writer.call(step)}  # {module_path(step) or step.name}"
+        lines.append(line)
+        dead = [writer.local(node) for node, last in last_use.items() if last == index and node not in kept]
+        if dead and index + 1 < len(steps):
+            lines.append(f"del {', '.join(dead)}")
+
+    sent = [
+        writer.local(node) if kind == "tensor" else f"{writer.function(encoder(kind))}({writer.argument(node)})"
+        for node, kind in outputs
+    ]
+    lines.append(f"return ({', '.join(sent)}{',' if len(sent) == 1 else ''})")
+
+    parameters = [
+        *(f"f{index}" for index in range(len(writer.functions))),
+        *(f"w{index}" for index in range(len(writer.weights))),
+        *(f"k{index}" for index in range(len(writer.constants))),
+        *(f"m{index}" for index in range(len(writer.modules))),
+    ]
+    body = "\n".join(f"        {line}" for line in lines)
+    source = f"def make({', '.join(parameters)}):\n    def layer(values):\n{body}\n    return layer\n"
+    inside_modules = [entry[2] for module in writer.modules for entry in module.tensors]
+    return LayerProgram(
+        name=name,
+        source=source,
+        functions=tuple(writer.functions),
+        state_names=tuple(dict.fromkeys([*writer.weights, *inside_modules])),
+        weights=writer.weights,
+        constants=writer.constants,
+        modules=tuple(writer.modules),
+    )
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the module in whose forward a node was traced, ``""`` for the model's own."""
+    path = node.meta.get("module_path")
+    return path if isinstance(path, str) else ""
