@@ -33,7 +33,8 @@ from partitioner.plan import Plan
 
 __all__ = ["Balance", "balance", "fluid_bound_hz", "stage_times"]
 
-_SETTLING_PASSES = 8
+_GALLOP = 1.25  # the lower bounds are seldom far off
+_SETTLING_ROUNDS = 8
 
 
 class Balance(NamedTuple):
@@ -92,11 +93,11 @@ def balance(
         evaluates them (arithmetic is exact after rounding to 2**-50 of a stage's total, see
         :mod:`partitioner.costs`).
 
-        Among plans with that bottleneck the choice is deterministic and evens out the rest: from the last
-        stage to the first, the cut that best shares what is left, then each cut in turn is settled between
-        its neighbours (lower maximum of the two stages beside it, then lower sum, then further left) until
-        none moves, at most 8 rounds. So no stage idles beside one that it could relieve. That is not a full
-        lexicographic optimum.
+        Among plans with that bottleneck the choice is deterministic and evens out the rest: from the last stage to
+        the first, the cut that best shares what is left; then rounds in which each cut in turn goes to the best place
+        between its neighbours (lower maximum of the two stages beside it, then lower sum), until two rounds improve
+        nothing, at most 8. So no stage idles beside one that it could relieve. Further than that the other stages
+        are not optimised.
 
     Raises
     ------
@@ -131,6 +132,14 @@ def balance(
     return Balance(Plan(b - a for a, b in pairwise(cuts)), max(stage_s), stage_s)
 
 
+def _next_trial_s(low_s: float, high_s: float, trial_s: float) -> float:
+    """Bottleneck to try next, in [low_s, high_s): bisect, or gallop up from the last one while there is no plan yet."""
+    if high_s == math.inf:
+        return max(low_s, _GALLOP * trial_s)
+    middle_s = low_s + (high_s - low_s) / 2
+    return middle_s if middle_s < high_s else low_s
+
+
 class _Frontier:
     """Lower bound: every cut up to the furthest one reached counts as reachable."""
 
@@ -146,21 +155,19 @@ class _Frontier:
 
     def search(self) -> float:
         """Least bottleneck in seconds at which the frontier gets to the last cut; inf if none does."""
-        reached, high_s = self._advance(math.inf)
-        if not reached:
-            return math.inf
-        low_s = 0.0
+        low_s, high_s = self._costs.lower_bound_s(), math.inf
+        trial_s = _GALLOP * low_s
         while low_s < high_s:
-            middle_s = low_s + (high_s - low_s) / 2
-            reached, bound_s = self._advance(middle_s if middle_s < high_s else low_s)
+            reached, bound_s = self._advance(trial_s)
             if reached:
                 high_s = bound_s
             else:
                 low_s = bound_s
+            trial_s = _next_trial_s(low_s, high_s, trial_s)
         return high_s
 
     def _advance(self, bottleneck_s: float) -> tuple[bool, float]:
-        """Whether the end is reached, and the largest cost used; if not, the next cost that changes anything."""
+        """Whether the end is reached, and the largest cost used; else the next cost that matters."""
         layer_count = self._costs.layer_count
         # A relay of its own price may cost less than the formula: then an empty stage is no obstacle here.
         stays = self._min_layers == 0 and self._costs.relay is not None
@@ -195,14 +202,13 @@ class _Sweep:
         self._costs = costs
         self._min_layers = min_layers
         stages, cuts = costs.stage_count, costs.layer_count + 1
-        self._need: FloatArray = np.empty(
-            (stages, cuts)
-        )  # least cost in units at which stage s can end at cut b
+        # Least cost in units at which stage s can end at cut b.
+        self._need: FloatArray = np.empty((stages, cuts))
         self._reached: NDArray[np.bool_] = np.empty((stages + 1, cuts), dtype=bool)
         self._fluid_s: FloatArray | None = None
 
     def search(self, low_s: float) -> list[int] | None:
-        """Cuts of a plan with the least bottleneck, known to be >= ``low_s``; None if every plan is infinite."""
+        """Cuts of a plan with the least bottleneck (>= ``low_s``); None if every plan is infinite."""
         best: list[int] | None = None
         high_s, trial_s = math.inf, low_s
         while low_s < high_s:
@@ -211,12 +217,7 @@ class _Sweep:
                 high_s = max(self._costs.of_cuts(best))
             else:
                 low_s = self._next_need_s(trial_s)
-            if high_s < math.inf:
-                trial_s = low_s + (high_s - low_s) / 2
-                if not low_s <= trial_s < high_s:
-                    trial_s = low_s
-            else:
-                trial_s = max(low_s, 1.25 * trial_s)  # the lower bound is seldom far off: gallop
+            trial_s = _next_trial_s(low_s, high_s, trial_s)
         return best
 
     def _reaches_end(self, bottleneck_s: float) -> bool:
@@ -246,7 +247,7 @@ class _Sweep:
         return float(np.min(need * costs.unit_s[:, None], where=open_, initial=np.inf))
 
     def _walk_back(self, bottleneck_s: float) -> list[int]:
-        """Cuts of a plan within the bottleneck: each stage, from the last, takes what best shares the rest."""
+        """Cuts of a plan within the bottleneck: from the last on, each stage takes what best shares the rest."""
         costs = self._costs
         fluid_s = self._fluid() if self._fluid_s is None else self._fluid_s
         limits = costs.limits(bottleneck_s)
@@ -277,20 +278,28 @@ class _Sweep:
 
 
 def _settle(costs: StageCosts, cuts: list[int], min_layers: int) -> None:
-    """Move each cut to the best place between its neighbours until none moves; the bottleneck never rises."""
+    """Move each cut to the best place between its neighbours; no round makes the stages less even.
+
+    Rounds alternate between the leftmost and the rightmost of equally good places. Otherwise a stage would stay idle
+    behind a layer that is as slow as the bottleneck: ``0|1|4`` must become ``1|0|4`` before it can become ``1|2|2``.
+    """
     ready, start, relay = costs.ready, costs.start, costs.relay
     units_s, jumps = costs.unit_s.tolist(), costs.jump.tolist()
-    stale = [True] * (costs.stage_count + 1)  # cuts with a neighbour that moved since they were settled
-    for _ in range(_SETTLING_PASSES):
-        if not any(stale[1:-1]):
-            return
-        for stage in range(1, costs.stage_count):
-            if not stale[stage]:
+    # Cuts to look at: at first all, then those with a neighbour that moved or with another place as good.
+    stale = [True] * (costs.stage_count + 1)
+    tied = [False] * (costs.stage_count + 1)
+    quiet_rounds = 0
+    for number in range(_SETTLING_ROUNDS):
+        quiet_rounds += 1
+        leftmost = number % 2 == 0
+        # Rightmost from left to right, leftmost from right to left: so a gap gets through all slow layers in one round.
+        order = range(costs.stage_count - 1, 0, -1) if leftmost else range(1, costs.stage_count)
+        for stage in order:
+            if not (stale[stage] or tied[stage]):
                 continue
-            stale[stage] = False
+            stale[stage] = tied[stage] = False
             first, last = cuts[stage - 1], cuts[stage + 1]
-            # Plain lists: between neighbours lie a handful of layers, for which numpy calls would cost ten
-            # times more.
+            # Plain lists: between neighbours lie a handful of layers, for which numpy calls cost ten times more.
             ends = ready[stage - 1, first : last + 1].tolist()
             starts = start[stage, first : last + 1].tolist()
             origin, end = float(start[stage - 1, first]), float(ready[stage, last])
@@ -300,16 +309,27 @@ def _settle(costs: StageCosts, cuts: list[int], min_layers: int) -> None:
                 left[0], right[-1] = float(relay[stage - 1, first]), float(relay[stage, last])
             left_unit_s, right_unit_s = units_s[stage - 1], units_s[stage]
             left_jump, right_jump = jumps[stage - 1], jumps[stage]
-            best: tuple[float, float] | None = None
-            cut = cuts[stage]
+            old, best_offset = cuts[stage] - first, -1
+            best_larger_s = best_sum_s = old_larger_s = old_sum_s = math.inf
             for offset in range(min_layers, last - first + 1 - min_layers):
                 a, b = left[offset], right[offset]
                 if a >= left_jump or b >= right_jump:
                     continue
                 a, b = a * left_unit_s, b * right_unit_s
-                rank = (a, a + b) if a > b else (b, a + b)
-                if best is None or rank < best:
-                    best, cut = rank, first + offset
-            if cut != cuts[stage]:
-                cuts[stage] = cut
+                larger_s, sum_s = a if a > b else b, a + b
+                if offset == old:
+                    old_larger_s, old_sum_s = larger_s, sum_s
+                if larger_s < best_larger_s or (larger_s == best_larger_s and sum_s < best_sum_s):
+                    best_larger_s, best_sum_s, best_offset = larger_s, sum_s, offset
+                    tied[stage] = False
+                elif larger_s == best_larger_s and sum_s == best_sum_s:
+                    tied[stage] = True
+                    if not leftmost:
+                        best_offset = offset
+            if best_offset != old:
+                if best_larger_s < old_larger_s or best_sum_s < old_sum_s:
+                    quiet_rounds = 0
+                cuts[stage] = first + best_offset
                 stale[stage - 1] = stale[stage + 1] = True
+        if quiet_rounds == 2:  # one in either direction
+            return

@@ -47,9 +47,7 @@ def times_matrix(times_s: ArrayLike, stage_count: int | None = None) -> FloatArr
             f"times_s has shape {times.shape}; give (stages, layers), or (layers,) together with stage_count"
         )
     if stage_count is not None and len(times) != stage_count:
-        raise ValueError(
-            f"times_s has {len(times)} rows, stage_count is {stage_count}; leave stage_count out"
-        )
+        raise ValueError(f"times_s has {len(times)} rows, stage_count is {stage_count}; leave stage_count out")
     if 0 in times.shape:
         raise ValueError(f"times_s has shape {times.shape}; at least one stage and one layer are needed")
     _check_times("times_s", times)
@@ -59,10 +57,8 @@ def times_matrix(times_s: ArrayLike, stage_count: int | None = None) -> FloatArr
 def _check_times(name: str, values: FloatArray) -> None:
     if values.size and not values.min() >= 0:  # also true for nan
         row = np.argwhere(~(values >= 0))[0]
-        raise ValueError(
-            f"{name}{[int(i) for i in row]} is {values[tuple(row)]}; times are seconds >= 0, "
-            "inf for what cannot be run"
-        )
+        where = f"{name}{[int(index) for index in row]}" if len(row) else name
+        raise ValueError(f"{where} is {values[tuple(row)]}; times are seconds >= 0, inf for what cannot be run")
 
 
 def _cut_matrix(name: str, values_s: ArrayLike | None, shape: tuple[int, int]) -> FloatArray:
@@ -134,9 +130,7 @@ class StageCosts:
             if relay is not None:
                 top = np.maximum(top, _finite(relay).max(axis=1))
         if not np.isfinite(top).all():
-            raise ValueError(
-                f"the times of stage {int(np.argmin(np.isfinite(top)))} add up beyond floats; use seconds"
-            )
+            raise ValueError(f"the times of stage {int(np.argmin(np.isfinite(top)))} add up beyond floats; use seconds")
         jumps = np.isinf(times).sum(axis=1)
         jumps = np.where(jumps + np.isinf(send).any(axis=1) + np.isinf(receive).any(axis=1) > 0, jumps + 2, 0)
         bits = _BITS - np.ceil(np.log2(jumps + 1)).astype(np.int64)
@@ -148,11 +142,17 @@ class StageCosts:
             whole = np.rint(np.ldexp(values, -exponent[:, None]))
             return np.where(np.isinf(values), self.jump[:, None], whole)
 
+        fastest_s: FloatArray = times.min(axis=0)
+        self._bound_s: float = max(float(fastest_s.max()), float(fastest_s.sum()) / self.stage_count)
         self.prefix: FloatArray = np.zeros(shape)
         np.cumsum(in_units(times), axis=1, out=self.prefix[:, 1:])
         self.ready: FloatArray = self.prefix + in_units(send)
         self.start: FloatArray = self.prefix - in_units(receive)
         self.relay: FloatArray | None = None if relay is None else in_units(relay)
+
+    def lower_bound_s(self) -> float:
+        """Seconds that no plan's bottleneck is below: each layer on its fastest stage, the largest and the average."""
+        return self._bound_s * (1 - 1e-9)  # rounded times may be a little less
 
     def limits(self, bottleneck_s: float) -> FloatArray:
         """Largest cost of each stage, in its units, that is no more than ``bottleneck_s`` seconds."""
@@ -219,8 +219,10 @@ def stage_times(
 def fluid_bound_hz(times_s: ArrayLike, *, stage_count: int | None = None) -> float:
     """Throughput if work could be divided without granularity and moved at no cost: the physical limit.
 
-    The sum over stages of 1 / (seconds of the whole chain on that stage). A stage that cannot run some layer
-    counts as dead here, although it may run others: for such stages the figure is no upper limit.
+    The sum over stages of 1 / (seconds of the whole chain on that stage). It is a limit where a stage is faster or
+    slower than another by the same factor for all layers, as one core beside another is. Devices with different
+    strengths (a CPU and a GPU) can exceed it, each with the layers that suit it. A stage that cannot run some layer
+    counts as dead.
 
     Parameters
     ----------
