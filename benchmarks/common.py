@@ -119,15 +119,9 @@ def command_line() -> str:
 
 def add_arguments(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     """Add the options that every benchmark has: ``--quick``, ``--rounds``, ``--seed`` and ``--output``."""
-    parser.add_argument(
-        "--quick", action="store_true", help="few rounds, to see that it runs; not for figures"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=rounds, help="interleaved repeats (default %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="order within rounds and inputs (default %(default)s)"
-    )
+    parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs; not for figures")
+    parser.add_argument("--rounds", type=int, default=rounds, help="interleaved repeats (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="order within rounds and inputs (default %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
 
 
@@ -221,9 +215,7 @@ def interleave(
     return kept
 
 
-def timed(
-    call: Callable[[], object], *, clock: Callable[[], float] = time.perf_counter
-) -> Callable[[], float]:
+def timed(call: Callable[[], object], *, clock: Callable[[], float] = time.perf_counter) -> Callable[[], float]:
     """Turn a call into a measurement for :func:`interleave`: the seconds that it took."""
 
     def measure() -> float:

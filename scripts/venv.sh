@@ -17,7 +17,7 @@ find_python() {
         fi
         [ "$candidate" = "${PYTHON:-}" ] && fail "PYTHON=$PYTHON is no Python 3.11 or newer"
     done
-    fail "Python 3.11 or newer is needed, and python3 is $(python3 --version 2>&1 || true);" \
+    fail "Python 3.11 or newer is needed, and python3 is $(python3 --version 2>/dev/null || echo missing);" \
         "install one and name it: PYTHON=/path/to/python3.11 $0"
 }
 
