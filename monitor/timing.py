@@ -83,11 +83,12 @@ def unpack_timings(data: bytes) -> tuple[StageTiming, ...]:
     timings, offset = [], 0
     try:
         while offset < len(data):
-            stage, first, last, *seconds = _FIXED.unpack_from(data, offset)
+            fixed = _FIXED.unpack_from(data, offset)
+            _, first, last, *_ = fixed
             offset += _FIXED.size
             layer_s = struct.unpack_from(f"<{last - first}f", data, offset)
             offset += 4 * (last - first)
-            timings.append(StageTiming(stage, first, last, *seconds, layer_s))
+            timings.append(StageTiming._make((*fixed, layer_s)))
     except struct.error as error:
         raise ValueError(f"timing records end early: {len(data)} bytes, record at byte {offset}") from error
     return tuple(timings)

@@ -77,4 +77,4 @@ class TimelineWindow:
         span_s = timelines[-1].completed_s - timelines[0].completed_s
         # The first completion opens the span, so its own work lies before it.
         share = float(table[1:, 1].sum() / span_s) if span_s > 0 else float("nan")
-        return StageStatistics(len(timings), *(float(value) for value in medians), share=min(share, 1.0))
+        return StageStatistics._make((len(timings), *(float(value) for value in medians), min(share, 1.0)))

@@ -1,9 +1,9 @@
 """Opening a channel: the downstream end listens, the upstream end connects.
 
-A channel is a bounded, ordered, one-way link that carries requests from one stage to the next. Within a machine tensors lie in
-shared memory (:mod:`stages.shm`), between machines they cross TCP (:mod:`stages.tcp`). Either way the sender copies once into a
-slot and blocks while none is free, the receiver reads views and gives the slot back, nobody spins, and the death of either end
-is seen by the other at once, because the kernel closes the socket.
+A channel is a bounded, ordered, one-way link that carries requests from one stage to the next. Within a machine
+tensors lie in shared memory (:mod:`stages.shm`), between machines they cross TCP (:mod:`stages.tcp`). Either way the
+sender copies once into a slot and blocks while none is free, the receiver reads views and gives the slot back, nobody
+spins, and the death of either end is seen by the other at once, because the kernel closes the socket.
 """
 
 from __future__ import annotations
@@ -81,8 +81,10 @@ class Listener:
                 try:
                     connection.settimeout(min(5.0, left_s))
                     _check_same_user(connection)
-                    kind = ShmReceiver if self.address.local else TcpReceiver
-                    receiver = kind(connection, self.address.token)
+                    token = self.address.token
+                    receiver: Receiver = (
+                        ShmReceiver(connection, token) if self.address.local else TcpReceiver(connection, token)
+                    )
                     connection.settimeout(None)
                     return receiver
                 except (OSError, ChannelClosedError):
@@ -94,9 +96,7 @@ class Listener:
         self._socket.close()
 
 
-def connect(
-    address: Address, *, slots: int, slot_nbytes: int, credits: bool = True, timeout_s: float = 30.0
-) -> Sender:
+def connect(address: Address, *, slots: int, slot_nbytes: int, credits: bool = True, timeout_s: float = 30.0) -> Sender:
     """Open the upstream end of a channel.
 
     Parameters

@@ -9,7 +9,16 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-__all__ = ["Device", "DeviceError", "cpu_model", "describe_cores", "parse_devices", "pin_process", "usable_cores"]
+__all__ = [
+    "Device",
+    "DeviceError",
+    "check_cores",
+    "cpu_model",
+    "describe_cores",
+    "parse_devices",
+    "pin_process",
+    "usable_cores",
+]
 
 _TEXT = re.compile(r"(?:(?P<node>[^/\s]+)/)?(?P<kind>cpu|gpu):(?P<first>\d+)(?:-(?P<last>\d+))?")
 
@@ -114,6 +123,17 @@ def describe_cores(cores: Collection[int]) -> str:
     return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in ranges)
 
 
+def check_cores(cores: Collection[int]) -> None:
+    """Raise :class:`DeviceError` if one of ``cores`` is not usable here; the message names those that are."""
+    usable = usable_cores()
+    missing = sorted(set(cores) - set(usable))
+    if missing:
+        raise DeviceError(
+            f"there is no usable core {describe_cores(missing)} on {platform.node()}; "
+            f"usable cores: {describe_cores(usable)}"
+        )
+
+
 def pin_process(cores: Collection[int]) -> None:
     """Bind every thread of this process to ``cores``; threads started later inherit it.
 
@@ -122,12 +142,7 @@ def pin_process(cores: Collection[int]) -> None:
     DeviceError
         If one of the cores is not usable here; the message names those that are.
     """
-    usable = usable_cores()
-    missing = sorted(set(cores) - set(usable))
-    if missing:
-        raise DeviceError(
-            f"there is no core {describe_cores(missing)} on {platform.node()}; usable cores: {describe_cores(usable)}"
-        )
+    check_cores(cores)
     for task in Path("/proc/self/task").iterdir():
         try:
             os.sched_setaffinity(int(task.name), cores)

@@ -1,7 +1,8 @@
 """Leases of cores and GPUs: no two pipelines on a machine get the same one unless both ask to share.
 
-A lease is a lock (``flock``) on a small file per device. The kernel drops it when the process that holds it ends, however it
-ends, so nothing can stay taken by mistake. It covers all pipelines of a machine, in whichever cluster they run.
+A lease is a lock (``flock``) on a small file per device. The kernel drops it when the process that holds it ends,
+however it ends, so nothing can stay taken by mistake. It covers all pipelines of a machine, in whichever cluster they
+run.
 """
 
 from __future__ import annotations
@@ -88,9 +89,7 @@ class Lease:
         self.release()
 
 
-def free_indices(
-    kind: str, indices: Iterable[int], *, directory: Path = DIRECTORY
-) -> Sequence[int]:
+def free_indices(kind: str, indices: Iterable[int], *, directory: Path = DIRECTORY) -> Sequence[int]:
     """Return those of ``indices`` that no pipeline holds now."""
     free = []
     for index in indices:

@@ -12,9 +12,10 @@ import torch
 from stages.slots import SlotMemory
 from stages.wire import Header
 
-__all__ = ["ChannelClosedError", "Hello", "Message", "Receiver", "Sender"]
+__all__ = ["HELLO_NBYTES", "ChannelClosedError", "Hello", "Message", "Receiver", "Sender"]
 
 _HELLO = struct.Struct("<16sIQ?")
+HELLO_NBYTES = _HELLO.size
 
 
 class ChannelClosedError(ConnectionError):
@@ -38,8 +39,6 @@ class Hello(NamedTuple):
     slots: int
     slot_nbytes: int
     credits: bool
-
-    NBYTES = _HELLO.size
 
     def pack(self) -> bytes:
         """Encode."""

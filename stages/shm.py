@@ -8,8 +8,8 @@
       | -- header(slot 1) ------------------------->
       | <------------------------- credit(0) -------  slot 0 may be used again
 
-The memory is a ``memfd``: it has no name and is gone when both ends are, however they end. ``SOCK_SEQPACKET`` keeps message
-boundaries, wakes the other end from the kernel, and reports its death.
+The memory is a ``memfd``: it has no name and is gone when both ends are, however they end. ``SOCK_SEQPACKET`` keeps
+message boundaries, wakes the other end from the kernel, and reports its death.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import torch
 
-from stages.link import ChannelClosedError, Hello, Message
+from stages.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
 from stages.slots import SlotMemory, allocate_memfd
 from stages.wire import Header, Kind, pack, unpack
 
@@ -120,7 +120,7 @@ class ShmReceiver:
     """
 
     def __init__(self, connection: socket.socket, token: bytes) -> None:
-        data, descriptors, _, _ = socket.recv_fds(connection, Hello.NBYTES, 1)
+        data, descriptors, _, _ = socket.recv_fds(connection, HELLO_NBYTES, 1)
         try:
             hello = Hello.unpack(data, token)
             if hello is None or len(descriptors) != 1:

@@ -1,8 +1,8 @@
 """The channel between two machines: header and tensors over one TCP connection.
 
-Each end has a thread and a ring of slots of its own, so that a transfer overlaps with computing: the sender copies into a
-slot and goes on, its thread puts the bytes on the wire; the receiver's thread reads the bytes into a free slot, and stops
-reading while there is none, so that TCP's own flow control holds the sender back.
+Each end has a thread and a ring of slots of its own, so that a transfer overlaps with computing: the sender copies
+into a slot and goes on, its thread puts the bytes on the wire; the receiver's thread reads the bytes into a free
+slot, and stops reading while there is none, so that TCP's own flow control holds the sender back.
 
 Frame: header length ``u32``, header, then the slot's bytes up to the end of the last tensor.
 """
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import torch
 
-from stages.link import ChannelClosedError, Hello, Message
+from stages.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
 from stages.slots import SlotMemory
 from stages.wire import Header, Kind, WireError, pack, unpack
 
@@ -149,7 +149,7 @@ class TcpReceiver:
 
     def __init__(self, connection: socket.socket, token: bytes) -> None:
         tune(connection)
-        data = bytearray(Hello.NBYTES)
+        data = bytearray(HELLO_NBYTES)
         if not _read_exactly(connection, memoryview(data)) or (hello := Hello.unpack(bytes(data), token)) is None:
             raise ChannelClosedError("a stranger knocked: wrong token")
         connection.sendall(b"+")
@@ -193,9 +193,7 @@ class TcpReceiver:
         if header.tensors:
             self.memory.check(header.tensors)
             slot = self._free.get()
-            if slot is None or not _read_exactly(
-                self._connection, self.memory.buffer(slot, _payload_nbytes(header))
-            ):
+            if slot is None or not _read_exactly(self._connection, self.memory.buffer(slot, _payload_nbytes(header))):
                 return None
             header = header._replace(slot=slot)
         # The clocks of two machines cannot be compared: queueing counts from the arrival here.

@@ -27,8 +27,8 @@ class StoredTensor(NamedTuple):
 def store(state: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:
     """Describe tensors as arrays that share their memory where they are dense CPU tensors.
 
-    Put the result into Ray's object store: the arrays are stored out of band, once, and every process of a node reads them
-    in place.
+    Put the result into Ray's object store: the arrays are stored out of band, once, and every process of a node reads
+    them in place.
     """
     stored = {}
     for name, tensor in state.items():

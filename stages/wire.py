@@ -123,7 +123,9 @@ def unpack(data: bytes | memoryview) -> Header:
         fields = _FIXED.unpack_from(data, 0)
         magic, version, kind, request, epoch, deadline_s, sent_s, slot, tensors, timings, error = fields
         if (magic, version) != (MAGIC, VERSION):
-            raise WireError(f"header begins with {magic:#06x} version {version}, expected {MAGIC:#06x} version {VERSION}")
+            raise WireError(
+                f"header begins with {magic:#06x} version {version}, expected {MAGIC:#06x} version {VERSION}"
+            )
         offset, metas = _FIXED.size, []
         for _ in range(tensors):
             dtype, dimensions, start, nbytes = _TENSOR.unpack_from(data, offset)

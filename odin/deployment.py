@@ -1,0 +1,205 @@
+"""The stages of one pipeline as Ray actors: placed, connected, prepared, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from partitioner.plan import Plan
+from stages.actor import StageActor, StageInfo, StageProblem
+from stages.channel import Address, Listener, connect
+from stages.device import Device, DeviceError
+from stages.link import Receiver, Sender
+from stages.weights import StoredTensor
+
+__all__ = ["Deployment"]
+
+_START_TIMEOUT_S = 120.0
+_PING_TIMEOUT_S = 5.0
+_CHANNEL_SLOTS = 2
+"""One slot being computed on, one waiting: more would only add waiting."""
+
+
+class Deployment:
+    """Actors of all stages.
+
+    Parameters
+    ----------
+    placed
+        Device and node id of each stage.
+    program, stored
+        The chain's program and weights; the weights are put into the object store once.
+    label
+        The pipeline's name.
+    share, precision
+        As for :class:`stages.actor.StageActor`.
+
+    Raises
+    ------
+    DeviceError
+        If a device does not exist or is taken.
+    TimeoutError
+        If Ray does not start an actor in time, for lack of free CPUs or GPUs of the cluster.
+    """
+
+    def __init__(
+        self,
+        placed: Sequence[tuple[Device, str]],
+        program: Any,
+        stored: dict[str, StoredTensor],
+        *,
+        label: str,
+        share: bool,
+        precision: str,
+    ) -> None:
+        self._actors: list[Any] = []
+        self._listeners: list[Listener] = []
+        self.infos: tuple[StageInfo, ...] = ()
+        try:
+            for index, (device, node_id) in enumerate(placed):
+                self._actors.append(_create_actor(index, device, node_id, label, share, precision))
+            program_ref, stored_ref = ray.put(program), ray.put(stored)
+            self.infos = self._open(placed, program_ref, stored_ref)
+        except BaseException:
+            self.close()
+            raise
+        # The object lives as long as this reference, or a stage that reads it.
+        self._weights_ref = stored_ref
+
+    def _open(self, placed: Sequence[tuple[Device, str]], program_ref: Any, stored_ref: Any) -> tuple[StageInfo, ...]:
+        calls: list[Any] = [actor.open.remote(program_ref, stored_ref) for actor in self._actors]
+        _, late = ray.wait(calls, num_returns=len(calls), timeout=_START_TIMEOUT_S)
+        if late:
+            waiting = ", ".join(str(placed[calls.index(call)][0]) for call in late)
+            raise TimeoutError(
+                f"Ray did not start the stages on {waiting} within {_START_TIMEOUT_S:.0f} s; the cluster has "
+                f"{ray.available_resources().get('CPU', 0):g} CPUs and "
+                f"{ray.available_resources().get('GPU', 0):g} GPUs free: stop other work there, or pass "
+                "share_devices=True (--share-devices)"
+            )
+        opened: list[StageInfo | StageProblem] = ray.get(calls)
+        infos = []
+        for info in opened:
+            if isinstance(info, StageProblem):
+                raise DeviceError(info.message)
+            infos.append(info)
+        return tuple(infos)
+
+    def profile(
+        self, index: int, inputs: Sequence[torch.Tensor], *, warmup: int, repeats: int
+    ) -> list[tuple[float, ...]]:
+        """Seconds per layer of the whole chain on stage ``index``'s device, one tuple per repeat."""
+        runs: list[tuple[float, ...]] = ray.get(self._actors[index].profile.remote(tuple(inputs), warmup, repeats))
+        return runs
+
+    def connect(
+        self, plan: Plan, *, slot_nbytes: Sequence[int], max_in_flight: int, transport: str
+    ) -> tuple[Sender, Receiver]:
+        """Open all channels and start the stages' loops under epoch 0.
+
+        Parameters
+        ----------
+        plan
+            Layers per stage.
+        slot_nbytes
+            Bytes of a slot of each channel: gateway to stage 0, between stages, last stage to gateway.
+        max_in_flight
+            Slots of the first channel.
+        transport
+            ``"auto"`` (shared memory within a node, TCP between), ``"shm"`` or ``"tcp"``.
+
+        Returns
+        -------
+        (Sender, Receiver)
+            The gateway's two ends.
+        """
+        here = str(ray.get_runtime_context().get_node_id())
+        nodes = [here, *(info.node_id for info in self.infos), here]
+        hosts = [*(info.host for info in self.infos), ray.util.get_node_ip_address()]
+        local = [_is_local(a, b, transport) for a, b in itertools.pairwise(nodes)]
+        listening = ["" if local[i] else hosts[i] for i in range(len(hosts))]
+        addresses: list[Address] = ray.get(
+            [actor.listen.remote(listening[i]) for i, actor in enumerate(self._actors)], timeout=_START_TIMEOUT_S
+        )
+        own = Listener(listening[-1])
+        self._listeners.append(own)
+        addresses.append(own.address)
+        starts = [
+            actor.start.remote(addresses[index + 1], _CHANNEL_SLOTS, slot_nbytes[index + 1], (0, first, last))
+            for index, (actor, (first, last)) in enumerate(zip(self._actors, plan.ranges, strict=True))
+        ]
+        with ThreadPoolExecutor(1) as pool:
+            accepting = pool.submit(own.accept)
+            sender = connect(addresses[0], slots=max_in_flight, slot_nbytes=slot_nbytes[0], credits=False)
+            receiver = accepting.result()
+        ray.get(starts, timeout=_START_TIMEOUT_S)
+        return sender, receiver
+
+    def prepare(self, epoch: int, plan: Plan) -> None:
+        """Make every stage ready for ``epoch``.
+
+        Raises
+        ------
+        ray.exceptions.RayError
+            If a stage is gone or cannot.
+        """
+        ray.get(
+            [
+                actor.prepare.remote(epoch, first, last)
+                for actor, (first, last) in zip(self._actors, plan.ranges, strict=True)
+            ],
+            timeout=_START_TIMEOUT_S,
+        )
+
+    def find_lost(self) -> int | None:
+        """Index of the first stage whose process no longer answers or serves; ``None`` if all do."""
+        calls: list[Any] = [actor.ping.remote() for actor in self._actors]
+        for index, call in enumerate(calls):
+            try:
+                ray.get(call, timeout=_PING_TIMEOUT_S)
+            except (RayActorError, GetTimeoutError):
+                return index
+        return None
+
+    def close(self) -> None:
+        """End all stages and their processes. Idempotent."""
+        for listener in self._listeners:
+            listener.close()
+        actors, self._actors = self._actors, []
+        for actor in actors:
+            with contextlib.suppress(RayError, ValueError, ConnectionError):
+                ray.kill(actor)
+
+
+def _create_actor(index: int, device: Device, node_id: str, label: str, share: bool, precision: str) -> Any:
+    options: dict[str, Any] = {
+        "num_cpus": 0 if share or device.kind == "gpu" else device.threads,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
+        # Control calls must not wait for one another: a long prepare beside a ping.
+        "max_concurrency": 4,
+        "max_restarts": 0,
+    }
+    if device.kind == "gpu":
+        options["num_gpus"] = 0 if share else 1
+        # The stage picks its GPU by number itself; Ray only keeps count.
+        options["runtime_env"] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
+    actor: Any = (
+        ray.remote(StageActor).options(**options).remote(index, str(device), label, share=share, precision=precision)
+    )
+    return actor
+
+
+def _is_local(node: str, other: str, transport: str) -> bool:
+    if transport == "auto":
+        return node == other
+    if transport == "shm" and node != other:
+        raise ValueError("transport='shm' reaches within one node only, and the stages are on several: use 'auto'")
+    return transport == "shm"

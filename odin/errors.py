@@ -1,0 +1,53 @@
+"""What can go wrong while serving, as exceptions of the futures."""
+
+from __future__ import annotations
+
+__all__ = ["DeadlineExceededError", "LayerFailedError", "OdinError", "PipelineClosedError", "StageLostError"]
+
+
+class OdinError(RuntimeError):
+    """Base of the errors that the serving pipeline raises."""
+
+
+class PipelineClosedError(OdinError):
+    """The pipeline was closed before, or while, the request was served."""
+
+
+class LayerFailedError(OdinError):
+    """A layer raised on this request; the stage goes on with the next.
+
+    Attributes
+    ----------
+    where
+        ``layer NAME``, or ``stage I`` if it failed outside the layers.
+    kind, remote_traceback
+        Type name and traceback of the exception in the stage.
+    """
+
+    def __init__(self, where: str, kind: str, message: str, remote_traceback: str) -> None:
+        super().__init__(f"{where} raised {kind}: {message}")
+        self.where = where
+        self.kind = kind
+        self.remote_traceback = remote_traceback
+
+    def __reduce__(self) -> tuple[type[LayerFailedError], tuple[str, str, str, str]]:
+        message = str(self).removeprefix(f"{self.where} raised {self.kind}: ")
+        return LayerFailedError, (self.where, self.kind, message, self.remote_traceback)
+
+
+class DeadlineExceededError(OdinError, TimeoutError):
+    """The request's deadline passed before a stage started on it."""
+
+
+class StageLostError(OdinError):
+    """A stage's process or node is gone; the request may be sent again to a new pipeline.
+
+    Attributes
+    ----------
+    stage
+        Index of the lost stage, or ``None`` if it could not be told which.
+    """
+
+    def __init__(self, message: str, stage: int | None = None) -> None:
+        super().__init__(message)
+        self.stage = stage

@@ -1,0 +1,360 @@
+"""The public face: a CNN served by pinned stages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+import torch
+
+from monitor.window import percentiles_s
+from odin.baselines import best_plan, measure_baselines
+from odin.deployment import Deployment
+from odin.errors import OdinError, StageLostError
+from odin.gateway import Gateway
+from odin.microbatch import join_outputs, split_inputs
+from odin.placement import place
+from odin.ray_runtime import RayRuntime
+from odin.snapshot import PipelineSnapshot, StageSnapshot
+from odin.sources import load_source
+from partitioner.chain import Chain, ValueSpec, build_chain
+from partitioner.plan import Plan
+from partitioner.profile import Profile, ProfileCache
+from stages.device import Device
+from stages.executor import PRECISIONS
+from stages.slots import slot_nbytes_for
+from stages.weights import store
+
+__all__ = ["Pipeline"]
+
+_TRANSPORTS = ("auto", "shm", "tcp")
+
+
+class Pipeline:
+    """A model cut into stages, each pinned to its device, through which requests stream.
+
+    Use it as a context manager; leaving it ends every stage. All methods may be called from any thread.
+
+    Parameters
+    ----------
+    model
+        Name of a model (see :func:`odin.load_source`), an ``nn.Module``, a ``torch.export.ExportedProgram``, or a
+        :class:`partitioner.chain.Chain` made before. A module is not changed.
+    stages
+        One device per stage, in pipeline order: ``["cpu:0", "cpu:1"]``, ``"cpu:0-3,gpu:0"``, ``"NODE/cpu:0"``; or
+        ``"auto"``: every free GPU of the cluster if there is any, else every free core.
+    example_input
+        Tensor, or tuple of tensors for several inputs, with a leading batch dimension. Named models have their own.
+    plan
+        Layers per stage, ``Plan`` or text such as ``"7|11"``. Without it layers are timed on the devices (once, then
+        kept on disk) and balanced exactly.
+    weights
+        File of weights, ``.safetensors`` or ``.pth``.
+    batch
+        Largest micro-batch: a request with a larger leading size is streamed in parts of this size. Default: that of
+        the example input.
+    max_in_flight
+        Micro-batches under way at most; ``submit`` waits beyond that. Default: two per stage and two.
+    address
+        Address of a Ray cluster. Without it an embedded local Ray is started and stopped, unless this process is
+        connected to one already.
+    share_devices
+        Accept cores and GPUs that other pipelines use, if they accept it too, and several stages on one.
+    precision
+        ``"float32"``, or ``"float16"`` / ``"bfloat16"`` for the inside of GPU stages.
+    transport
+        ``"auto"``: shared memory within a node and TCP between nodes; ``"shm"`` or ``"tcp"`` forces one.
+
+    Raises
+    ------
+    ValueError
+        If the model, a device, the plan or an option does not fit; the message names the value and the remedy.
+    ConnectionError, TimeoutError
+        If the cluster cannot be reached, or does not start the stages.
+
+    Examples
+    --------
+    >>> import odin, torch
+    >>> x = torch.randn(1, 3, 224, 224)
+    >>> with odin.Pipeline("resnet50", stages=["cpu:0", "cpu:1"]) as pipe:  # doctest: +SKIP
+    ...     y = pipe(x)
+    """
+
+    def __init__(
+        self,
+        model: str | torch.nn.Module | torch.export.ExportedProgram | Chain,
+        *,
+        stages: str | Sequence[str | Device] = "auto",
+        example_input: Any = None,
+        plan: Plan | str | None = None,
+        weights: str | Path | None = None,
+        batch: int | None = None,
+        max_in_flight: int | None = None,
+        address: str | None = None,
+        share_devices: bool = False,
+        precision: str = "float32",
+        transport: str = "auto",
+    ) -> None:
+        self._lock = threading.Lock()
+        self._closed = False
+        self._epochs = 0
+        self._gateway: Gateway | None = None
+        self._deployment: Deployment | None = None
+        self._runtime: RayRuntime | None = None
+        _check_options(precision=precision, transport=transport, batch=batch, max_in_flight=max_in_flight)
+        if isinstance(model, Chain):
+            self.chain = model
+        else:
+            source = load_source(model, weights=weights, example_input=example_input)
+            self.chain = build_chain(source.model, source.example_args, name=source.name)
+            del source
+        chain = self.chain
+        example_batch = chain.inputs[0].shape[0] if chain.inputs and chain.inputs[0].shape else 1
+        self.batch = batch or example_batch
+        if not chain.dynamic_batch and self.batch != example_batch:
+            raise ValueError(
+                f"batch={self.batch}, but {chain.name} works for leading size {example_batch} only: "
+                f"give an example_input with leading size {self.batch}"
+            )
+        if isinstance(plan, str):
+            plan = Plan.parse(plan)
+        if plan is not None and plan.layer_count != len(chain.layers):
+            raise ValueError(f"plan {plan} spreads {plan.layer_count} layers, {chain.name} has {len(chain.layers)}")
+
+        scale = -(-self.batch // max(1, example_batch))
+        weight_nbytes = sum(tensor.numel() * tensor.element_size() for tensor in chain.state.values())
+        self._runtime = RayRuntime(address=address, weight_nbytes=weight_nbytes)
+        try:
+            placed = place(stages, layer_count=len(chain.layers), share=share_devices)
+            if plan is not None:
+                plan.check_fits(layer_count=len(chain.layers), stage_count=len(placed))
+            self._deployment = Deployment(
+                placed,
+                chain.program,
+                store(chain.state),
+                label=f"pipeline {chain.name} of process {os.getpid()}",
+                share=share_devices,
+                precision=precision,
+            )
+            self.devices = tuple(
+                device._replace(node="" if node == placed[0][1] and len({n for _, n in placed}) == 1 else node[:8])
+                for device, node in placed
+            )
+            self.profiles: tuple[Profile, ...] = ()
+            if plan is None:
+                inputs = example_inputs(chain, self.batch)
+                self.profiles = measure_baselines(
+                    self._deployment, chain, inputs, precision=precision, cache=ProfileCache()
+                )
+                plan = best_plan(
+                    self.profiles,
+                    [scale * nbytes for nbytes in (sum(spec.nbytes for spec in cut) for cut in _cuts(chain))],
+                )
+            slots = max_in_flight or 2 * len(placed) + 2
+            sender, receiver = self._deployment.connect(
+                plan,
+                slot_nbytes=_slot_sizes(chain, stage_count=len(placed), scale=scale),
+                max_in_flight=slots,
+                transport=transport,
+            )
+            self._gateway = Gateway(sender, receiver, plan=plan, describe_loss=self._describe_loss)
+            self.max_in_flight = slots
+        except BaseException:
+            self.close(drain=False)
+            raise
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def __call__(self, *inputs: Any, timeout_s: float | None = None) -> Any:
+        """Serve one request and wait for its result; the model's own output structure."""
+        return self.submit(*inputs, timeout_s=timeout_s).result()
+
+    def submit(self, *inputs: Any, timeout_s: float | None = None) -> Future[Any]:
+        """Send one request; waits while ``max_in_flight`` micro-batches are under way.
+
+        Parameters
+        ----------
+        inputs
+            The model's arguments: tensors like the example's, any leading batch size; they may be changed afterwards.
+        timeout_s
+            Deadline in seconds from now: if a stage's turn comes later, the future fails with
+            :class:`~odin.DeadlineExceededError`.
+
+        Raises
+        ------
+        ValueError
+            If an input's shape, dtype or device does not fit.
+        PipelineClosedError, StageLostError
+            If the pipeline is closed or has lost a stage.
+        """
+        gateway, parts = self._prepare_request(inputs)
+        return join_outputs([gateway.submit(part, timeout_s=timeout_s) for part in parts], self.chain.unpack)
+
+    async def asubmit(self, *inputs: Any, timeout_s: float | None = None) -> Any:
+        """As :meth:`submit`, for ``async`` code: neither waiting for a place nor for the result blocks the loop."""
+        gateway, parts = self._prepare_request(inputs)
+        futures = [await gateway.asubmit(part, timeout_s=timeout_s) for part in parts]
+        return await asyncio.wrap_future(join_outputs(futures, self.chain.unpack))
+
+    def map(self, inputs: Iterable[Any], *, timeout_s: float | None = None) -> Iterator[Any]:
+        """Serve many requests; results in the order of the inputs.
+
+        Lazy: an input is taken from the iterable when there is room for it in the pipeline, so that streams of any
+        length pass in bounded memory. An item is one tensor, or a tuple of tensors for several inputs. The first
+        failure is raised in its place and ends the iteration; what is under way then is finished and dropped.
+        """
+        under_way: deque[Future[Any]] = deque()
+        for item in inputs:
+            arguments = item if isinstance(item, tuple) else (item,)
+            while len(under_way) >= self.max_in_flight or (under_way and under_way[0].done()):
+                yield under_way.popleft().result()
+            under_way.append(self.submit(*arguments, timeout_s=timeout_s))
+        while under_way:
+            yield under_way.popleft().result()
+
+    def _prepare_request(self, inputs: tuple[Any, ...]) -> tuple[Gateway, list[tuple[torch.Tensor, ...]]]:
+        assert self._gateway is not None
+        values = self.chain.layout(self.chain.pack(inputs))
+        return self._gateway, split_inputs(values, batch=self.batch)
+
+    # -- plans ------------------------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """Layers per stage for the next request."""
+        assert self._gateway is not None
+        return self._gateway.plan
+
+    def migrate(self, plan: Plan | str) -> int:
+        """Move to another plan while requests flow; returns its epoch.
+
+        Every stage is prepared first, then requests are tagged with the new epoch from the next one on: nothing is
+        drained, paused, lost or reordered.
+
+        Raises
+        ------
+        ValueError
+            If the plan does not fit; nothing has changed then.
+        StageLostError
+            If a stage is gone.
+        """
+        assert self._gateway is not None
+        assert self._deployment is not None
+        plan = Plan.parse(plan) if isinstance(plan, str) else Plan(plan)
+        plan.check_fits(layer_count=len(self.chain.layers), stage_count=len(self.devices))
+        with self._lock:
+            self._gateway.check_open()
+            # Never used twice, even if preparing fails: a stage may have prepared for it already.
+            self._epochs += 1
+            epoch = self._epochs
+            try:
+                self._deployment.prepare(epoch, plan)
+            except ray.exceptions.RayActorError as error:
+                raise self._describe_loss(None) from error
+            self._gateway.switch(epoch, plan)
+        return epoch
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> PipelineSnapshot:
+        """Return the state at this moment; statistics are over the last 512 micro-batches."""
+        assert self._gateway is not None
+        assert self._deployment is not None
+        gateway, window = self._gateway, self._gateway.window
+        counts, plan = gateway.counts(), gateway.plan
+        p50_s, p95_s, p99_s = percentiles_s(window.latencies_s())
+        stages = tuple(
+            StageSnapshot(info.stage, str(device), info.node_id, info.pid, first, last, window.stage(info.stage))
+            for info, device, (first, last) in zip(self._deployment.infos, self.devices, plan.ranges, strict=True)
+        )
+        return PipelineSnapshot(
+            model=self.chain.name,
+            plan=plan,
+            epoch=gateway.epoch,
+            completed=counts.completed,
+            failed=counts.failed,
+            in_flight=counts.in_flight,
+            max_in_flight=self.max_in_flight,
+            throughput_hz=window.throughput_hz(),
+            latency_p50_s=p50_s,
+            latency_p95_s=p95_s,
+            latency_p99_s=p99_s,
+            stages=stages,
+        )
+
+    def _describe_loss(self, stage: int | None) -> OdinError:
+        deployment = self._deployment
+        if stage is None and deployment is not None:
+            with contextlib.suppress(Exception):
+                stage = deployment.find_lost()
+        if stage is None or deployment is None:
+            return StageLostError("the connection to a stage broke; start a new pipeline", None)
+        info = deployment.infos[stage]
+        return StageLostError(
+            f"stage {stage} ({self.devices[stage]}, process {info.pid}) is gone; start a new pipeline and submit again",
+            stage,
+        )
+
+    # -- end --------------------------------------------------------------------------------------------------------
+
+    def close(self, *, drain: bool = True) -> None:
+        """Finish the requests under way (if ``drain``) and end every stage's process. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            if self._gateway is not None:
+                self._gateway.close(drain=drain)
+        finally:
+            if self._deployment is not None:
+                self._deployment.close()
+            if self._runtime is not None:
+                self._runtime.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(drain=kind is None)
+
+
+def example_inputs(chain: Chain, batch: int) -> tuple[torch.Tensor, ...]:
+    """Inputs like the example's with another leading size, in the prepared layout; ones, for timing."""
+    tensors = []
+    for spec in chain.inputs:
+        shape = (batch, *spec.shape[1:]) if chain.dynamic_batch else spec.shape
+        tensors.append(torch.ones(shape, dtype=getattr(torch, spec.dtype)))
+    return chain.layout(tuple(tensors))
+
+
+def _cuts(chain: Chain) -> list[tuple[ValueSpec, ...]]:
+    """What crosses each of the ``layers + 1`` cuts: the inputs, then each layer's output."""
+    return [chain.inputs, *(layer.output for layer in chain.layers)]
+
+
+def _slot_sizes(chain: Chain, *, stage_count: int, scale: int) -> list[int]:
+    """Bytes of a slot per channel: the first carries inputs, the last outputs, others whatever a plan needs."""
+    cuts = [slot_nbytes_for([scale * spec.nbytes for spec in cut]) for cut in _cuts(chain)]
+    return [cuts[0], *[max(cuts)] * (stage_count - 1), cuts[-1]]
+
+
+def _check_options(*, precision: str, transport: str, batch: int | None, max_in_flight: int | None) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    if transport not in _TRANSPORTS:
+        raise ValueError(f"transport {transport!r} is unknown; choose one of {', '.join(_TRANSPORTS)}")
+    for name, value in (("batch", batch), ("max_in_flight", max_in_flight)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}; it must be at least 1")

@@ -1,0 +1,97 @@
+"""Where stages go: from device texts to nodes of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from stages.actor import NodeDevices, list_node_devices
+from stages.device import Device, DeviceError, describe_cores, parse_devices
+
+__all__ = ["place"]
+
+_LISTING_TIMEOUT_S = 60.0
+
+
+def place(stages: str | Sequence[str | Device], *, layer_count: int, share: bool = False) -> list[tuple[Device, str]]:
+    """Find the node of each stage.
+
+    Parameters
+    ----------
+    stages
+        One device per stage, or ``"auto"``: one stage per free GPU of the cluster if there is any, else one per free
+        core, at most one per layer, those of this node first.
+    layer_count
+        Layers of the chain; more stages than layers are refused.
+    share
+        Accept devices that other pipelines hold.
+
+    Returns
+    -------
+    list of (Device, str)
+        For each stage its device, the node left out, and the node's id.
+
+    Raises
+    ------
+    DeviceError
+        If a node or device does not exist, or a device is named twice without ``share``; the message names what there
+        is.
+    """
+    if stages == "auto":
+        return _place_automatically(layer_count)
+    devices = parse_devices(stages)
+    if len(devices) > layer_count:
+        raise DeviceError(f"{len(devices)} stages for {layer_count} layers: use at most {layer_count} stages")
+    alive = _alive_nodes()
+    placed = [(device._replace(node=""), _find_node(device.node, alive)) for device in devices]
+    seen: dict[tuple[str, str, int], Device] = {}
+    for device, node_id in placed:
+        for index in device.indices:
+            earlier = seen.setdefault((node_id, device.kind, index), device)
+            if earlier is not device and not share:
+                raise DeviceError(
+                    f"two stages are on {device.kind}:{index}; give each its own, or let them share it "
+                    "(share_devices=True, --share-devices)"
+                )
+    return placed
+
+
+def _alive_nodes() -> list[dict[str, object]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _find_node(name: str, alive: Sequence[dict[str, object]]) -> str:
+    """Return the id of the node called ``name``; without a name that of the node on which this process runs."""
+    if not name:
+        return str(ray.get_runtime_context().get_node_id())
+    matches = {
+        str(node["NodeID"])
+        for node in alive
+        if str(node["NodeID"]).startswith(name) or name in (node["NodeManagerAddress"], node["NodeManagerHostname"])
+    }
+    if len(matches) == 1:
+        return matches.pop()
+    there = ", ".join(f"{str(node['NodeID'])[:8]} ({node['NodeManagerAddress']})" for node in alive)
+    problem = "names no node" if not matches else f"names {len(matches)} nodes"
+    raise DeviceError(f"{name!r} {problem} of the cluster; use a node's id, address or host name: {there}")
+
+
+def _place_automatically(layer_count: int) -> list[tuple[Device, str]]:
+    here = _find_node("", ())
+    alive = sorted(_alive_nodes(), key=lambda node: (node["NodeID"] != here, str(node["NodeID"])))
+    listings = [
+        list_node_devices.options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(str(node["NodeID"]), soft=False)
+        ).remote()
+        for node in alive
+    ]
+    nodes: list[NodeDevices] = ray.get(listings, timeout=_LISTING_TIMEOUT_S)
+    gpus = [(Device("gpu", (index,)), node.node_id) for node in nodes for index in node.free_gpus]
+    cores = [(Device("cpu", (index,)), node.node_id) for node in nodes for index in node.free_cores]
+    chosen = (gpus or cores)[:layer_count]
+    if not chosen:
+        there = "; ".join(f"{node.host} has cores {describe_cores(node.cores)}" for node in nodes)
+        raise DeviceError(f"no free core or GPU is left ({there}): close a pipeline, or name devices and share them")
+    return chosen

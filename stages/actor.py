@@ -1,0 +1,246 @@
+"""The Ray actor of a stage: Ray places it and carries control calls; requests never pass through Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import ray
+import torch
+
+from stages.channel import Address, Listener, connect
+from stages.device import Device, DeviceError, check_cores, cpu_model, pin_process, usable_cores
+from stages.executor import Executor, make_executor
+from stages.lease import Lease, free_indices
+from stages.loop import StageLoop
+from stages.weights import StoredTensor, load
+
+__all__ = ["NodeDevices", "StageActor", "StageInfo", "StageProblem", "list_node_devices"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+class StageInfo(NamedTuple):
+    """What a stage tells of itself once its device is set up.
+
+    Attributes
+    ----------
+    device_type
+        Text under which profiles are kept, for example ``cpu x1 Intel(R) Xeon(R) Processor``.
+    """
+
+    stage: int
+    device: str
+    device_type: str
+    pid: int
+    node_id: str
+    host: str
+
+
+class StageProblem(NamedTuple):
+    """Why a stage could not be set up: a failure as a value."""
+
+    kind: str
+    message: str
+
+
+class NodeDevices(NamedTuple):
+    """Devices of a node: usable and free cores, GPU names (index = device number) and free GPUs."""
+
+    node_id: str
+    host: str
+    cpu: str
+    cores: tuple[int, ...]
+    free_cores: tuple[int, ...]
+    gpus: tuple[str, ...]
+    free_gpus: tuple[int, ...]
+
+
+def _node_address() -> str:
+    """IP address under which other nodes of the cluster reach this one."""
+    return str(ray.util.get_node_ip_address())
+
+
+@ray.remote
+def list_node_devices() -> NodeDevices:
+    """List the devices of the node that this task runs on."""
+    context = ray.get_runtime_context()
+    gpus = _gpu_names()
+    cores = usable_cores()
+    return NodeDevices(
+        context.get_node_id(),
+        _node_address(),
+        cpu_model(),
+        cores,
+        tuple(free_indices("cpu", cores)),
+        gpus,
+        tuple(free_indices("gpu", range(len(gpus)))),
+    )
+
+
+def _gpu_names() -> tuple[str, ...]:
+    """Names of the CUDA devices that a stage could use here."""
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+
+
+class StageActor:
+    """One stage in a process of its own.
+
+    Life: ``open`` (device, weights) -> ``profile`` if asked -> ``listen`` -> ``start`` -> ``prepare`` for every later
+    epoch -> ``stop``.
+
+    Parameters
+    ----------
+    index
+        The stage's index in the pipeline.
+    device
+        Text form of the device, without its node.
+    label
+        The pipeline's name, for those who are refused the device.
+    share
+        Accept to share the device.
+    precision
+        ``float32``, or ``float16`` / ``bfloat16`` for the inside of GPU stages.
+    """
+
+    def __init__(self, index: int, device: str, label: str, *, share: bool, precision: str) -> None:
+        self._index = index
+        self._device = Device.parse(device)
+        self._label = label
+        self._share = share
+        self._precision = precision
+        self._lease: Lease | None = None
+        self._executor: Executor | None = None
+        self._layer_count = 0
+        self._listener: Listener | None = None
+        self._loop: StageLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def open(self, program: Any, stored: dict[str, StoredTensor]) -> StageInfo | StageProblem:
+        """Take the device, bind to it, and attach the program to the node's copy of the weights."""
+        try:
+            device_type = self._take_device()
+            self._executor = make_executor(
+                self._device.kind,
+                program.layers,
+                load(stored),
+                index=self._device.indices[0],
+                threads=self._device.threads,
+                precision=self._precision,
+            )
+            self._layer_count = len(program.layers)
+        except (DeviceError, ValueError) as error:
+            return StageProblem(type(error).__name__, str(error))
+        context = ray.get_runtime_context()
+        return StageInfo(
+            self._index,
+            str(self._device),
+            device_type,
+            os.getpid(),
+            context.get_node_id(),
+            _node_address(),
+        )
+
+    def _take_device(self) -> str:
+        kind, indices = self._device.kind, self._device.indices
+        if kind == "gpu":
+            names = _gpu_names()
+            if indices[0] >= len(names):
+                there = ", ".join(f"gpu:{index} {name}" for index, name in enumerate(names)) or "no CUDA device"
+                raise DeviceError(f"there is no {self._device} on this node; it has {there}")
+            self._lease = Lease(self._device, label=self._label, share=self._share)
+            torch.cuda.set_device(indices[0])
+            return f"gpu {names[indices[0]]} {self._precision}"
+        check_cores(indices)
+        self._lease = Lease(self._device, label=self._label, share=self._share)
+        pin_process(indices)
+        torch.set_num_threads(self._device.threads)
+        _run_at_normal_priority()
+        _keep_freed_memory()
+        return f"cpu x{self._device.threads} {cpu_model()}"
+
+    def profile(self, inputs: Sequence[torch.Tensor], warmup: int, repeats: int) -> list[tuple[float, ...]]:
+        """Run the whole chain ``warmup + repeats`` times; seconds per layer of each of the repeats."""
+        executor = self._executor
+        assert executor is not None, "open comes first"
+        torch.set_num_threads(self._device.threads)
+        executor.prepare(0, self._layer_count)
+        values = tuple(inputs)
+        runs = [executor.finish(executor.launch(0, self._layer_count, values)).layer_s for _ in range(warmup + repeats)]
+        return runs[warmup:]
+
+    def listen(self, host: str) -> Address:
+        """Listen for the previous stage: on ``host`` by TCP, or within this machine if it is empty."""
+        self._listener = Listener(host)
+        return self._listener.address
+
+    def start(self, next_address: Address, slots: int, slot_nbytes: int, plan: tuple[int, int, int]) -> None:
+        """Connect to the next stage, accept the previous one, and serve in a thread of this process.
+
+        ``plan`` is the first epoch and the half-open range of layers to run under it.
+        """
+        assert self._listener is not None, "listen comes first"
+        assert self._executor is not None, "open comes first"
+        epoch, first, last = plan
+        # Both at once: the next stage accepts only while it connects onwards itself, and the last one's next is the
+        # gateway, whose own connection ends at stage 0.
+        with ThreadPoolExecutor(1) as pool:
+            accepting = pool.submit(self._listener.accept)
+            sender = connect(next_address, slots=slots, slot_nbytes=slot_nbytes)
+            receiver = accepting.result()
+        self._loop = StageLoop(self._index, self._executor, receiver, sender, epoch=epoch, first=first, last=last)
+        self._thread = threading.Thread(target=self._serve, name=f"odin-stage-{self._index}", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        assert self._loop is not None
+        torch.set_num_threads(self._device.threads)  # OpenMP keeps the number per thread
+        self._loop.run()
+
+    def prepare(self, epoch: int, first: int, last: int) -> None:
+        """Make ready for requests of ``epoch``, which run layers ``[first, last)`` here."""
+        assert self._loop is not None, "start comes first"
+        self._loop.prepare(epoch, first, last)
+
+    def ping(self) -> bool:
+        """Whether the stage still serves."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End the loop, dropping what is under way, and give the device back."""
+        if self._loop is not None:
+            self._loop.stop()
+        if self._thread is not None:
+            self._thread.join(5.0)
+        if self._lease is not None:
+            self._lease.release()
+
+
+def _run_at_normal_priority() -> None:
+    """Undo the niceness that Ray gives its workers, where this user may.
+
+    At Ray's default of 15 a stage gets 3% of its core beside a program of normal priority.
+    """
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep freed memory instead of returning it to the kernel.
+
+    Activations of a few megabytes are allocated and freed for every layer; returned to the kernel each time, every
+    page of them would be faulted in and zeroed again for every request.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+    except (OSError, AttributeError):  # another C library: only slower
+        pass

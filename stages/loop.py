@@ -1,0 +1,208 @@
+"""The stage's loop: receive, compute, hand on; under the plan of each request's epoch.
+
+Migration, seen from one stage (DESIGN: "how a layer moves")::
+
+    control thread                    data thread
+    prepare(e+1, [4, 9))              ... request under e   -> layers [0, 9)
+      executor.prepare                ... request under e
+      ranges[e+1] = [4, 9)            first request of e+1  -> layers [4, 9), forget e
+
+Channels are first-in first-out and every request carries its epoch, so the switch needs no pause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+import traceback
+from typing import Any, NamedTuple
+
+from monitor.timing import StageTiming
+from stages.executor import Executor, LayerError
+from stages.link import ChannelClosedError, Message, Receiver, Sender
+from stages.wire import Failure, Header, Kind
+
+__all__ = ["DEADLINE", "StageLoop"]
+
+DEADLINE = "deadline"
+"""Kind of the failure of a request whose deadline passed before a stage started on it."""
+
+_TRACEBACK_CHARS = 6_000
+
+
+class _Launched(NamedTuple):
+    message: Message
+    ticket: Any
+    first: int
+    last: int
+    queue_s: float
+
+
+class StageLoop:
+    """Serves one stage until its channel closes.
+
+    Parameters
+    ----------
+    index
+        The stage's index in the pipeline.
+    executor
+        Runs the layers.
+    receiver, sender
+        The channels from the previous and to the next stage; closed when the loop ends.
+    epoch, first, last
+        The first epoch and the layers to run under it.
+    """
+
+    def __init__(
+        self, index: int, executor: Executor, receiver: Receiver, sender: Sender, *, epoch: int, first: int, last: int
+    ) -> None:
+        self._index = index
+        self._executor = executor
+        self._receiver = receiver
+        self._sender = sender
+        self._ranges: dict[int, tuple[int, int]] = {}
+        self._newest_seen = epoch
+        self._ranges_lock = threading.Lock()
+        self._transfer_s = 0.0
+        for memory in (receiver.memory, sender.memory):
+            executor.adopt(memory)
+        self.prepare(epoch, first, last)
+
+    def prepare(self, epoch: int, first: int, last: int) -> None:
+        """Make ready for requests of ``epoch``, which run layers ``[first, last)`` here."""
+        with self._ranges_lock:
+            self._executor.prepare(first, last)
+            self._ranges[epoch] = (first, last)
+
+    def run(self) -> None:
+        """Serve until the previous stage says goodbye or either neighbour is gone."""
+        graceful = True
+        try:
+            if self._executor.overlaps:
+                self._run_overlapped()
+            else:
+                while (launched := self._receive_and_launch()) is not None:
+                    self._finish_and_send(launched)
+        except _UpstreamLostError:
+            self._announce_loss()
+        except ChannelClosedError:
+            graceful = False
+        finally:
+            self._sender.close(graceful=graceful)
+            self._receiver.close()
+
+    def stop(self) -> None:
+        """End the loop from another thread, dropping what is under way."""
+        self._receiver.close()
+
+    def _run_overlapped(self) -> None:
+        """Launch one request while the one before is finishing in a second thread."""
+        launched: queue.Queue[_Launched | None] = queue.Queue(maxsize=1)
+        errors: list[BaseException] = []
+
+        def finish_all() -> None:
+            try:
+                while (item := launched.get()) is not None:
+                    self._finish_and_send(item)
+            except BaseException as error:
+                errors.append(error)
+                self._receiver.close()
+                while launched.get() is not None:  # let the other thread run into the closed channel
+                    pass
+
+        finisher = threading.Thread(target=finish_all, name=f"odin-stage-{self._index}-finish", daemon=True)
+        finisher.start()
+        try:
+            while (item := self._receive_and_launch()) is not None:
+                launched.put(item)
+        finally:
+            launched.put(None)
+            finisher.join()
+            if errors:
+                raise errors[0]
+
+    def _receive_and_launch(self) -> _Launched | None:
+        """Receive one message and start on it; ``None`` when the previous stage said goodbye."""
+        try:
+            message = self._receiver.receive()
+        except ChannelClosedError as error:
+            raise _UpstreamLostError from error
+        header = message.header
+        if header.kind is Kind.CLOSE:
+            return None
+        now_s = time.perf_counter()
+        if header.kind is not Kind.REQUEST:
+            return _Launched(message, None, 0, 0, 0.0)
+        try:
+            if time.time() > header.deadline_s:
+                raise TimeoutError(
+                    f"its deadline passed {time.time() - header.deadline_s:.3f} s before this stage's turn"
+                )
+            first, last = self._range_of(header.epoch)
+            ticket = self._executor.launch(first, last, message.tensors)
+            return _Launched(message, ticket, first, last, max(0.0, now_s - header.sent_s))
+        except Exception as error:
+            return _Launched(message, self._failure(error), 0, 0, 0.0)
+
+    def _finish_and_send(self, launched: _Launched) -> None:
+        """Wait for the result and hand it, or the failure, to the next stage."""
+        message, ticket, first, last, queue_s = launched
+        header = message.header
+        if header.kind is not Kind.REQUEST:
+            self._sender.send(header)
+            return
+        try:
+            if isinstance(ticket, Failure):
+                self._sender.send(header._replace(kind=Kind.ERROR, tensors=(), failure=ticket))
+                return
+            try:
+                result = self._executor.finish(ticket)
+                timing = StageTiming(self._index, first, last, queue_s, *result[1:4], self._transfer_s, result.layer_s)
+                handing_s = time.perf_counter()
+                self._sender.send(header._replace(timings=header.timings + timing.pack()), result.values)
+                self._transfer_s = time.perf_counter() - handing_s
+            except ChannelClosedError:
+                raise
+            except Exception as error:  # finishing or handing over failed, for example: too large for a slot
+                self._sender.send(header._replace(kind=Kind.ERROR, tensors=(), failure=self._failure(error)))
+        finally:
+            message.release()
+
+    def _range_of(self, epoch: int) -> tuple[int, int]:
+        layers = self._ranges.get(epoch)
+        if layers is None:
+            raise RuntimeError(
+                f"stage {self._index} was not prepared for epoch {epoch}; it knows {sorted(self._ranges)}"
+            )
+        if epoch > self._newest_seen:
+            self._newest_seen = epoch
+            # While another prepare is under way, forgetting can wait for the next switch.
+            if self._ranges_lock.acquire(blocking=False):
+                try:
+                    self._ranges = {known: span for known, span in self._ranges.items() if known >= epoch}
+                    self._executor.retain(tuple(self._ranges.values()))
+                finally:
+                    self._ranges_lock.release()
+        return layers
+
+    def _announce_loss(self) -> None:
+        with contextlib.suppress(ChannelClosedError):
+            self._sender.send(Header(Kind.LOST, max(0, self._index - 1)))
+
+    def _failure(self, error: Exception) -> Failure:
+        where = f"stage {self._index}"
+        if isinstance(error, LayerError):
+            where, error = f"layer {error.layer}", _cause(error)
+        kind = DEADLINE if isinstance(error, TimeoutError) else type(error).__qualname__
+        text = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:]
+        return Failure(where, kind, str(error), text)
+
+
+class _UpstreamLostError(Exception):
+    """The previous stage is gone without a goodbye."""
+
+
+def _cause(error: LayerError) -> Exception:
+    return error.__cause__ if isinstance(error.__cause__, Exception) else error
