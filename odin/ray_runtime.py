@@ -49,7 +49,7 @@ class RayRuntime:
                 ray.init(address=address, **common)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 raise ConnectionError(
-                    f"no Ray cluster at {address}: {error}; start one with scripts/cluster.sh up, or leave out the address"
+                    f"no Ray cluster at {address}: {error}; start one with scripts/cluster.sh up, or leave it out"
                 ) from error
         else:
             ray.init(

@@ -24,6 +24,7 @@ __all__ = [
     "capture_export",
     "capture_exported_program",
     "capture_fx",
+    "first_line",
     "private_copy",
     "substitute",
     "untraceable",
@@ -181,7 +182,7 @@ def capture_fx(model: nn.Module, example_args: tuple[Any, ...]) -> Captured:
     except Exception as error:
         inside = [path for path, _ in tracer.module_stack.values()]
         module = f", in module {inside[-1]!r}" if inside else ""
-        raise TraceError(f"torch.fx stopped at {_where(error)}{module}: {_first_line(error)}") from error
+        raise TraceError(f"torch.fx stopped at {_where(error)}{module}: {first_line(error)}") from error
     assert tracer.out_spec is not None
     returned = graph.output_node().args[0]
     assert isinstance(returned, (list, tuple))
@@ -214,7 +215,7 @@ def capture_export(model: nn.Module, example_args: tuple[Any, ...]) -> Captured:
         except Exception as error:
             failure = error
     assert failure is not None
-    raise TraceError(f"torch.export stopped at {_where(failure)}: {_first_line(failure)}") from failure
+    raise TraceError(f"torch.export stopped at {_where(failure)}: {first_line(failure)}") from failure
 
 
 def capture_exported_program(exported: torch.export.ExportedProgram, example_args: tuple[Any, ...]) -> Captured:
@@ -358,7 +359,8 @@ def _where(error: BaseException) -> str:
     return f"{frame.filename}:{frame.lineno} ({frame.line})"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 

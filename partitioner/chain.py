@@ -18,6 +18,7 @@ from partitioner.capture import (
     capture_export,
     capture_exported_program,
     capture_fx,
+    first_line,
     private_copy,
     untraceable,
 )
@@ -401,12 +402,12 @@ def _prepare_and_check(subject: _Subject) -> _Prepared:
                 raise
             except Exception as error:
                 # tracing gave a graph that does not run, or one that cannot run in this layout
-                failures.append(f"the graph of {captured.how} fails: {type(error).__name__}: {error}")
+                failures.append(f"the graph of {captured.how} fails: {first_line(error)}")
                 continue
             if isinstance(result, _Prepared):
                 return result
             failures.append(f"the graph of {captured.how} deviates from the model: {result}")
-    raise untraceable(failures)
+    raise untraceable(list(dict.fromkeys(failures)))
 
 
 def _check(captured: Captured, subject: _Subject, channels_last: bool) -> _Prepared | str:

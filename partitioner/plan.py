@@ -38,8 +38,7 @@ class Plan(tuple[int, ...]):
     def __new__(cls, counts: Iterable[int]) -> Self:
         plan = super().__new__(cls, (int(count) for count in counts))
         if not plan:
-            raise ValueError("a plan needs at least one stage: Plan((7, 11)) gives 7 layers to stage 0 and 11 to stage
-            1")
+            raise ValueError("a plan needs at least one stage: Plan((7, 11)) gives 7 layers to stage 0, 11 to stage 1")
         if min(plan) < 0:
             raise ValueError(f"plan {'|'.join(map(str, plan))} has a negative layer count; counts are >= 0")
         return plan

@@ -94,7 +94,7 @@ def _protect_inputs_and_state(captured: Captured, observation: Observation) -> N
                 "share weights that nobody may write. Return the new value instead, or freeze it (eval mode)."
             )
     graph = captured.graph
-    first = next(node for node in graph.nodes if node.op != "placeholder")
+    first = next(node for node in graph.nodes if node.op.startswith("call_"))
     for name in own:
         readers = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
         with graph.inserting_before(first):
@@ -104,7 +104,6 @@ def _protect_inputs_and_state(captured: Captured, observation: Observation) -> N
         for reader in readers:
             reader.replace_all_uses_with(copied)
             graph.erase_node(reader)
-        first = copied.next
     for node in captured.placeholders:
         if observation.seen[node].storages & written:
             users = list(node.users)

@@ -26,7 +26,9 @@ def save(path, image, **options):
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (256, 256), (257, 256), (640, 427), (100, 80), (301, 257)])
-@pytest.mark.parametrize(("resize", "crop"), [(256, (224, 224)), (232, (224, 224)), (64, (96, 80)), ((70, 90), (64, 64))])
+@pytest.mark.parametrize(
+    ("resize", "crop"), [(256, (224, 224)), (232, (224, 224)), (64, (96, 80)), ((70, 90), (64, 64))]
+)
 def test_bit_equal_to_torchvision(size, resize, crop):
     transforms = pytest.importorskip("torchvision.transforms", exc_type=(ImportError, RuntimeError))
     image = photograph(*size)
