@@ -56,7 +56,7 @@ def test_values_are_normalised_per_channel():
 
 
 def test_resize_is_antialiased():
-    # A pattern that changes from pixel to pixel averages to grey; sampled without a filter it would stay black or white.
+    # A pattern that changes from pixel to pixel averages to grey; without a filter it would stay black or white.
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[:, ::2] = 255
     middle = Preprocess(resize=128, crop=(100, 100), mean=(0, 0, 0), std=(1, 1, 1))(Image.fromarray(stripes))
