@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import logging
 import os
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,21 +118,29 @@ def private_copy(model: nn.Module) -> nn.Module:
     writes one. So sharing them is safe and saves a second copy of the weights.
     """
     memo: dict[int, Any] = {}
-    parametrized = any(parametrize.is_parametrized(module) for module in model.modules())
     for module in model.modules():
-        if not parametrized:
-            memo.update((id(p), p) for p in module._parameters.values() if p is not None)
+        memo.update((id(p), p) for p in module._parameters.values() if p is not None)
         # weights computed by hooks (weight_norm) are not leaves, which deepcopy refuses
         memo.update((id(v), v.detach().clone()) for v in vars(module).values() if isinstance(v, Tensor) and v.grad_fn)
     copied = copy.deepcopy(model, memo)
     copied.eval()
-    if parametrized:  # bake weight_norm and the like in: constant in inference
-        for module in copied.modules():
-            if parametrize.is_parametrized(module):
-                assert isinstance(module.parametrizations, nn.ModuleDict)
-                for name in list(module.parametrizations):
-                    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    for module in copied.modules():
+        if parametrize.is_parametrized(module):
+            _bake_parametrizations(module)
     return copied
+
+
+def _bake_parametrizations(module: nn.Module) -> None:
+    """Replace weights that are computed at each access by their values.
+
+    Not ``remove_parametrizations``: it changes the module's class, which the original shares, and its parameters.
+    """
+    assert isinstance(module.parametrizations, nn.ModuleDict)
+    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 class _Tracer(fx.Tracer):
@@ -208,14 +219,31 @@ def capture_export(model: nn.Module, example_args: tuple[Any, ...]) -> Captured:
     failure: Exception | None = None
     for arguments, dynamic_shapes in attempts:
         try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
+            with _quiet_export(), torch.no_grad():
                 exported = torch.export.export(model, arguments, dynamic_shapes=dynamic_shapes)
             return capture_exported_program(exported, example_args)
         except Exception as error:
             failure = error
     assert failure is not None
     raise TraceError(f"torch.export stopped at {_where(failure)}: {first_line(failure)}") from failure
+
+
+@contextlib.contextmanager
+def _quiet_export() -> Iterator[None]:
+    """Keep what export says about an attempt that may fail from the user's screen; the error itself is reported."""
+    names = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export")
+    loggers = [logging.getLogger(name) for name in names]
+    disabled = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    said = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, was_disabled in zip(loggers, disabled, strict=True):
+            logger.disabled = was_disabled
 
 
 def capture_exported_program(exported: torch.export.ExportedProgram, example_args: tuple[Any, ...]) -> Captured:

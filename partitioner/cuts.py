@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,9 +42,9 @@ def choose_cuts(
     latest, so that trivial steps stay with the heavy one before them):
 
     1. cuts that one tensor crosses;
-    2. a layer with more than ``coarse_share`` of the cost is cut further where several tensors cross, as long as they
-       have at most twice the bytes of the largest cut of 1. Pieces smaller than a quarter of ``coarse_share`` are
-       joined again: below that, balance gains less than the extra bytes cost;
+    2. a layer with more than ``coarse_share`` of the cost is cut further where several tensors cross that have at most
+       twice the bytes of the largest cut of 1; if it is still too coarse four times, eight times, any. Pieces smaller
+       than a quarter of ``coarse_share`` are joined again: below that, balance gains less than the extra bytes cost;
     3. a layer with less than ``minimum_share`` of the cost joins its neighbour; the cut with more bytes goes.
 
     Parameters
@@ -69,15 +70,16 @@ def choose_cuts(
     (1,)
     """
     total = sum(costs)
+    legal = [crossing.legal for crossing in crossings]
     single = _cheapest_between(heavy, [c.legal and c.tensors <= 1 for c in crossings], crossings)
+    unit_nbytes = max((crossings[p].nbytes for p in single or range(len(crossings)) if legal[p]), default=0)
     chosen = set(single)
-    limit_nbytes = 2 * max(
-        (crossings[p].nbytes for p in single), default=max((c.nbytes for c in crossings if c.legal), default=0)
-    )
-    allowed = [c.legal and c.nbytes <= limit_nbytes for c in crossings]
-    for first, last in _ranges(single, len(costs)):
-        if sum(costs[first:last]) > coarse_share * total:
-            inside = _cheapest_between(heavy[first:last], allowed[first:last], crossings[first:last])
+    for factor in (2, 4, 8, math.inf):
+        for first, last in _ranges(sorted(chosen), len(costs)):
+            if sum(costs[first:last]) <= coarse_share * total:
+                continue
+            allowed = [legal[p] and crossings[p].nbytes <= factor * unit_nbytes for p in range(first, last)]
+            inside = _cheapest_between(heavy[first:last], allowed, crossings[first:last])
             pieces = _join_small(inside, costs[first:last], crossings[first:last], total * coarse_share / 4)
             chosen.update(first + p for p in pieces)
     return tuple(_join_small(sorted(chosen), costs, crossings, total * minimum_share))

@@ -14,35 +14,36 @@ from partitioner.observe import Observation
 __all__ = ["fold_batch_norms", "folded"]
 
 
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_LINEAR = ("input", "weight", "bias")
+
+
 class _Affine(NamedTuple):
     """An operation with a weight that batch norm after it can be merged into."""
 
-    dimensions: int  # of its result for a batch; 0: any
-    transposed: bool
-    groups_at: int | None  # position of the groups argument
+    dimensions: int  # of its result for a batch
+    order: tuple[str, ...]  # of its arguments
 
 
 _AFFINE: dict[Any, _Affine] = {
-    F.conv1d: _Affine(3, False, 6),
-    F.conv2d: _Affine(4, False, 6),
-    F.conv3d: _Affine(5, False, 6),
-    torch.conv1d: _Affine(3, False, 6),
-    torch.conv2d: _Affine(4, False, 6),
-    torch.conv3d: _Affine(5, False, 6),
-    F.conv_transpose1d: _Affine(3, True, 6),
-    F.conv_transpose2d: _Affine(4, True, 6),
-    F.conv_transpose3d: _Affine(5, True, 6),
-    F.linear: _Affine(2, False, None),
-    torch.ops.aten.conv1d.default: _Affine(3, False, 6),
-    torch.ops.aten.conv2d.default: _Affine(4, False, 6),
-    torch.ops.aten.conv3d.default: _Affine(5, False, 6),
-    torch.ops.aten.conv1d.padding: _Affine(3, False, 6),
-    torch.ops.aten.conv2d.padding: _Affine(4, False, 6),
-    torch.ops.aten.conv3d.padding: _Affine(5, False, 6),
-    torch.ops.aten.conv_transpose1d.default: _Affine(3, True, 6),
-    torch.ops.aten.conv_transpose2d.input: _Affine(4, True, 6),
-    torch.ops.aten.conv_transpose3d.input: _Affine(5, True, 6),
-    torch.ops.aten.linear.default: _Affine(2, False, None),
+    F.conv1d: _Affine(3, _CONV),
+    F.conv2d: _Affine(4, _CONV),
+    F.conv3d: _Affine(5, _CONV),
+    F.conv_transpose1d: _Affine(3, _CONV_TRANSPOSE),
+    F.conv_transpose2d: _Affine(4, _CONV_TRANSPOSE),
+    F.conv_transpose3d: _Affine(5, _CONV_TRANSPOSE),
+    F.linear: _Affine(2, _LINEAR),
+    torch.ops.aten.conv1d.default: _Affine(3, _CONV),
+    torch.ops.aten.conv2d.default: _Affine(4, _CONV),
+    torch.ops.aten.conv3d.default: _Affine(5, _CONV),
+    torch.ops.aten.conv1d.padding: _Affine(3, _CONV),
+    torch.ops.aten.conv2d.padding: _Affine(4, _CONV),
+    torch.ops.aten.conv3d.padding: _Affine(5, _CONV),
+    torch.ops.aten.conv_transpose1d.default: _Affine(3, _CONV_TRANSPOSE),
+    torch.ops.aten.conv_transpose2d.input: _Affine(4, _CONV_TRANSPOSE),
+    torch.ops.aten.conv_transpose3d.input: _Affine(5, _CONV_TRANSPOSE),
+    torch.ops.aten.linear.default: _Affine(2, _LINEAR),
 }
 
 
@@ -97,10 +98,11 @@ def fold_batch_norms(captured: Captured, observation: Observation) -> None:
     for step in captured.steps:
         norm = _as_norm(step)
         affine = _AFFINE.get(norm.value.target) if norm else None
-        if norm is None or affine is None or len(norm.value.users) != 1 or norm.value.kwargs:
+        if norm is None or affine is None or len(norm.value.users) != 1:
             continue
         feeder = norm.value
-        weight, bias = feeder.args[1], feeder.args[2] if len(feeder.args) > 2 else None
+        named = {**dict(zip(affine.order, feeder.args, strict=False)), **feeder.kwargs}
+        source, weight, bias, groups = (named.get(name) for name in ("input", "weight", "bias", "groups"))
         if not _is_weight(weight) or not (bias is None or _is_weight(bias)):
             continue
         assert isinstance(weight, fx.Node)
@@ -110,11 +112,13 @@ def fold_batch_norms(captured: Captured, observation: Observation) -> None:
             continue
         if len(seen.spec.shape) != affine.dimensions:
             continue
-        groups = feeder.args[affine.groups_at] if affine.groups_at and len(feeder.args) > affine.groups_at else 1
-        assert isinstance(groups, int)
         tensors = [state[str(node.target)] if node is not None else None for node in (*norm[1:5], bias)]
         new_weight, new_bias = folded(
-            state[str(weight.target)], *tensors, eps=norm.eps, groups=groups, transposed=affine.transposed
+            state[str(weight.target)],
+            *tensors,
+            eps=norm.eps,
+            groups=groups if isinstance(groups, int) else 1,
+            transposed=affine.order is _CONV_TRANSPOSE,
         )
         state[str(weight.target)] = new_weight
         if bias is not None and uses[str(bias.target)] == 1:
@@ -125,7 +129,8 @@ def fold_batch_norms(captured: Captured, observation: Observation) -> None:
         with graph.inserting_before(feeder):
             bias_node = graph.get_attr(bias_name)
         bias_node.meta["module_path"] = feeder.meta["module_path"]
-        feeder.args = (feeder.args[0], weight, bias_node, *feeder.args[3:])
+        feeder.args = (source, weight, bias_node, *feeder.args[3:])
+        feeder.kwargs = {key: value for key, value in feeder.kwargs.items() if key not in ("input", "weight", "bias")}
         step.replace_all_uses_with(feeder)
         graph.erase_node(step)
 

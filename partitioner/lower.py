@@ -59,8 +59,8 @@ def _batch_norm(m: Any) -> Call | None:
         return None  # normalises by the batch's own statistics
     mean, var = Weight("running_mean"), Weight("running_var")
     momentum = 0.0 if m.momentum is None else m.momentum
-    args = (INPUT, mean, var, _optional(m, "weight"), _optional(m, "bias"), False, momentum, m.eps)
-    return Call(F.batch_norm, args)
+    scale, shift = _optional(m, "weight"), _optional(m, "bias")
+    return Call(torch.batch_norm, (INPUT, scale, shift, mean, var, False, momentum, m.eps, True))
 
 
 def _activation(function: Callable[..., Any], in_place: Callable[..., Any]) -> Callable[[Any], Call | None]:

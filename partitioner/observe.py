@@ -65,7 +65,7 @@ class Observation:
 
     seen: dict[fx.Node, Seen]
     outputs: list[Any] = field(default_factory=list)
-    state_storages: dict[int, str] = field(default_factory=dict)
+    state_storages: dict[int, set[str]] = field(default_factory=dict)
     input_storages: frozenset[int] = frozenset()
     constants: dict[fx.Node, Tensor] = field(default_factory=dict)
 
@@ -122,10 +122,11 @@ def observe(captured: Captured, inputs: Sequence[Tensor], *, count_flops: bool =
     """
     memory = _Storages()
     environment: dict[fx.Node, Any] = {}
+    constants: set[fx.Node] = set()  # known before any input is
     observation = Observation({})
     for name, tensor in captured.state.items():
         for key in memory.of([tensor]):
-            observation.state_storages[key] = name
+            observation.state_storages.setdefault(key, set()).add(name)
     for node, tensor in zip(captured.placeholders, inputs, strict=True):
         environment[node] = tensor
         observation.seen[node] = _describe(tensor, memory)
@@ -133,6 +134,7 @@ def observe(captured: Captured, inputs: Sequence[Tensor], *, count_flops: bool =
     for node in captured.graph.nodes:
         if node.op == "get_attr":
             environment[node] = captured.state[str(node.target)]
+            constants.add(node)
 
     last_use: dict[fx.Node, fx.Node] = {}
     for node in captured.graph.nodes:
@@ -142,13 +144,14 @@ def observe(captured: Captured, inputs: Sequence[Tensor], *, count_flops: bool =
     with torch.no_grad(), counter or contextlib.nullcontext():
         for step in captured.steps:
             flops_before = counter.get_total_flops() if counter else 0
-            seen, result = _run_step(step, captured, environment, memory)
+            seen, result = _run_step(step, captured, environment, constants, memory)
             if counter:
                 seen = replace(seen, flops=counter.get_total_flops() - flops_before)
             observation.seen[step] = seen
             environment[step] = result
             if seen.from_state_only and isinstance(result, Tensor):
                 observation.constants[step] = result
+                constants.add(step)
             for operand in step.all_input_nodes:
                 if last_use[operand] is step and operand.op != "get_attr":
                     del environment[operand]
@@ -159,7 +162,7 @@ def observe(captured: Captured, inputs: Sequence[Tensor], *, count_flops: bool =
 
 
 def _run_step(
-    step: fx.Node, captured: Captured, environment: dict[fx.Node, Any], memory: _Storages
+    step: fx.Node, captured: Captured, environment: dict[fx.Node, Any], constants: set[fx.Node], memory: _Storages
 ) -> tuple[Seen, Any]:
     args = fx.node.map_arg(step.args, lambda node: environment[node])
     kwargs = fx.node.map_arg(step.kwargs, lambda node: environment[node])
@@ -198,7 +201,7 @@ def _run_step(
         dense=described.dense,
         writes=memory.of(written),
         identity_of=untouched,
-        from_state_only=bool(sources) and not written and all(node.op == "get_attr" for node in sources),
+        from_state_only=bool(sources) and not written and all(node in constants for node in sources),
         moved_nbytes=moved,
     )
     return seen, result

@@ -62,7 +62,13 @@ def prepare(
         If the model writes its own buffers or parameters while it runs, or returns something that is neither tensor
         nor number.
     """
+    # tensor constants that a step writes must start every run as they were at capture
+    constants = {name: t.clone() for name, t in captured.state.items() if name not in captured.buffers}
     observation = observe(captured, [tensor.clone() for tensor in inputs])
+    written = observation.writes
+    for key in written & observation.state_storages.keys():
+        for name in observation.state_storages[key] & constants.keys():
+            captured.state[name] = constants[name]
     _protect_inputs_and_state(captured, observation)
     _expand_outputs(captured, observation)
     _fix_literals(captured, observation)
@@ -86,15 +92,18 @@ def prepare(
 def _protect_inputs_and_state(captured: Captured, observation: Observation) -> None:
     """Give steps that write an input or a tensor constant a copy of their own."""
     written = observation.writes
-    own = [observation.state_storages[key] for key in written & observation.state_storages.keys()]
-    for name in own:
-        if name in captured.buffers:
+    own: list[str] = []
+    for names in (observation.state_storages[key] for key in written & observation.state_storages.keys()):
+        for name in names & captured.buffers:
             raise TraceError(
                 f"the model writes its buffer {name!r} while it runs, so its results depend on earlier calls; stages "
                 "share weights that nobody may write. Return the new value instead, or freeze it (eval mode)."
             )
+        if len(names) > 1:  # copies would no longer be views of one another
+            raise RuntimeError(f"constants {sorted(names)} share memory that the model writes")
+        own.extend(names)
     graph = captured.graph
-    first = next(node for node in graph.nodes if node.op.startswith("call_"))
+    first = next((node for node in graph.nodes if node.op.startswith("call_")), graph.output_node())
     for name in own:
         readers = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
         with graph.inserting_before(first):
