@@ -1,0 +1,148 @@
+"""Baselines of a chain on devices of this machine, measured in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from partitioner.chain import Chain
+from partitioner.profile import LayerTimes, Profile, ProfileCache, ProfileKey, device_type, profile_layers
+from stages.allocator import keep_freed_memory
+from stages.device import Device, DeviceError, check_cores, cpu_model, usable_cores
+from stages.executor import PRECISIONS, CudaExecutor
+
+__all__ = ["check_local", "local_devices", "pinned", "profile_local", "type_of"]
+
+_BUDGET_S = 20.0
+
+
+def local_devices(layer_count: int) -> tuple[Device, ...]:
+    """Stages for ``auto``: every GPU of this machine if there is one, else every usable core; at most one per layer."""
+    gpus = [Device("gpu", (index,)) for index in range(torch.cuda.device_count())]
+    return tuple((gpus or [Device("cpu", (core,)) for core in usable_cores()])[:layer_count])
+
+
+def check_local(devices: Sequence[Device]) -> None:
+    """Check that every device is on this machine, exists, and is named once.
+
+    Raises
+    ------
+    DeviceError
+        If not; the message says which and what there is.
+    """
+    seen: set[tuple[str, int]] = set()
+    for device in devices:
+        if device.node:
+            raise DeviceError(
+                f"{device} is on another node: 'odin partition' profiles this machine only; 'odin run' profiles remote "
+                f"devices on their own nodes. Name a device here, such as {device._replace(node='')}"
+            )
+        if device.kind == "cpu":
+            check_cores(device.indices)
+        elif device.indices[0] >= torch.cuda.device_count():
+            names = [f"gpu:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+            raise DeviceError(f"there is no {device} that torch can use here; there is {', '.join(names) or 'no GPU'}")
+        for index in device.indices:
+            if (device.kind, index) in seen:
+                raise DeviceError(f"two stages are on {device.kind}:{index}; baselines hold for a device of one's own")
+            seen.add((device.kind, index))
+
+
+def type_of(device: Device) -> str:
+    """Text under which profiles of a local device are kept, the same that its stage gives."""
+    if device.kind == "gpu":
+        return device_type("gpu", torch.cuda.get_device_name(device.indices[0]))
+    return device_type("cpu", cpu_model(), threads=device.threads)
+
+
+@contextlib.contextmanager
+def pinned(device: Device) -> Iterator[None]:
+    """Bind this process to a CPU device, with as many compute threads as cores; all is as before afterwards."""
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    _bind_threads(device.indices)
+    torch.set_num_threads(device.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        _bind_threads(cores)
+
+
+def _bind_threads(cores: Sequence[int] | set[int]) -> None:
+    # Not stages.device.pin_process: that takes the present binding for all there is; here it changes back and forth.
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # a thread that has ended meanwhile
+            os.sched_setaffinity(int(task.name), cores)
+
+
+def profile_local(
+    chain: Chain,
+    device: Device,
+    inputs: Sequence[torch.Tensor],
+    *,
+    precision: str = "float32",
+    cache: ProfileCache,
+    refresh: bool = False,
+    repeats: int = 10,
+    warmup: int = 2,
+) -> Profile:
+    """Return the baselines of a chain on a local device, from the cache or measured now.
+
+    Parameters
+    ----------
+    chain
+        What is profiled.
+    device
+        Device of this machine; the process is bound to it meanwhile.
+    inputs
+        Input tensors in the chain's layout, leading size as in the pipeline.
+    precision
+        Number format of a GPU; CPUs compute in the model's own.
+    cache, refresh
+        Where profiles are kept; whether to measure although one is there.
+    repeats, warmup
+        Passes timed, at most, and passes before.
+    """
+    shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+    name = type_of(device)
+    batch = int(inputs[0].shape[0]) if inputs and inputs[0].dim() else 1
+
+    def measure() -> Profile:
+        if device.kind == "gpu":
+            times = _measure_gpu(chain, device, inputs, precision=precision, repeats=repeats, warmup=warmup)
+        else:
+            times = _measure_cpu(chain, device, inputs, repeats=repeats, warmup=warmup)
+        return Profile.of(times, device_type=name, batch=batch, torch_version=str(torch.__version__))
+
+    return cache.get(ProfileKey(chain.fingerprint, shapes, precision, name), measure, refresh=refresh)
+
+
+def _measure_cpu(
+    chain: Chain, device: Device, inputs: Sequence[torch.Tensor], *, repeats: int, warmup: int
+) -> LayerTimes:
+    functions = [layer.bind(chain.state) for layer in chain.program.layers]
+
+    def run_layer(index: int, values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return functions[index](values)
+
+    keep_freed_memory()  # as in a stage, else large activations are page-faulted in anew for every layer
+    with pinned(device), torch.inference_mode():
+        return profile_layers(
+            run_layer, tuple(inputs), len(functions), repeats=repeats, warmup=warmup, budget_s=_BUDGET_S
+        )
+
+
+def _measure_gpu(
+    chain: Chain, device: Device, inputs: Sequence[torch.Tensor], *, precision: str, repeats: int, warmup: int
+) -> LayerTimes:
+    layers: Any = chain.program.layers  # stages do not know the chain's classes, only what they can do
+    executor = CudaExecutor(layers, chain.state, index=device.indices[0], dtype=PRECISIONS[precision], sample_every=1)
+    count = len(chain.layers)
+    executor.prepare(0, count)
+    passes = [executor.finish(executor.launch(0, count, tuple(inputs))).layer_s for _ in range(warmup + repeats)]
+    return LayerTimes.of(passes[warmup:])
