@@ -202,11 +202,11 @@ def test_tables():
 
    total   100.00  4.00                       1848    1.20
 
-stage  device     layers  first   last    compute ms  hop ms  total ms
+stage  device     layers  first   last   compute ms  hop ms  total ms
 ────────────────────────────────────────────────────────────────────────────────
-    0  cpu:0           2  layer0  layer1       30.00    0.50     30.50  ████████
-    1  cpu:10-13       0  -       -             0.00    0.50      0.50  ▏
-    2  gpu:0           2  layer2  layer3        2.00    0.50      2.50  ▋
+    0  cpu:0           2  layer0  laye…       30.00    0.50     30.50  ████████
+    1  cpu:10-13       0  -       -            0.00    0.50      0.50  ▏
+    2  gpu:0           2  layer2  laye…        2.00    0.50      2.50  ▋
 
 plan 2|0|2: bottleneck 30.50 ms, predicted 131.15 images/s
 fluid bound 1080.00 images/s, efficiency 12.1%; noise while profiling 4%
