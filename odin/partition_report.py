@@ -169,9 +169,9 @@ def _stages_table(report: PartitionReport) -> Table:
     table.add_column("layers", justify="right", no_wrap=True)
     for header in ("first", "last"):  # the columns that may shrink
         table.add_column(header, overflow="ellipsis")
-    for header in ("compute ms", "hop ms", "total ms"):
+    for header in ("run ms", "hop ms", "total ms"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, width=8)
+    table.add_column("", no_wrap=True, width=6)
     for row in report.stages:
         slowest = row.total_s == max(stage.total_s for stage in report.stages)
         count = row.last - row.first
@@ -184,7 +184,7 @@ def _stages_table(report: PartitionReport) -> Table:
             f"{row.compute_s * 1e3:.2f}",
             f"{row.transfer_s * 1e3:.2f}",
             f"{row.total_s * 1e3:.2f}",
-            _bar(_ratio(row.total_s, report.bottleneck_s), 8),
+            _bar(_ratio(row.total_s, report.bottleneck_s), 6),
             style="bold" if slowest else "",
         )
     return table

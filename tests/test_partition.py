@@ -202,11 +202,11 @@ def test_tables():
 
    total   100.00  4.00                       1848    1.20
 
-stage  device     layers  first   last   compute ms  hop ms  total ms
-────────────────────────────────────────────────────────────────────────────────
-    0  cpu:0           2  layer0  laye…       30.00    0.50     30.50  ████████
-    1  cpu:10-13       0  -       -            0.00    0.50      0.50  ▏
-    2  gpu:0           2  layer2  laye…        2.00    0.50      2.50  ▋
+stage  device     layers  first   last    run ms  hop ms  total ms
+───────────────────────────────────────────────────────────────────────────
+    0  cpu:0           2  layer0  layer1   30.00    0.50     30.50  ██████
+    1  cpu:10-13       0  -       -         0.00    0.50      0.50  ▏
+    2  gpu:0           2  layer2  layer3    2.00    0.50      2.50  ▌
 
 plan 2|0|2: bottleneck 30.50 ms, predicted 131.15 images/s
 fluid bound 1080.00 images/s, efficiency 12.1%; noise while profiling 4%
@@ -220,7 +220,7 @@ def test_long_names_do_not_cost_numbers_at_80_columns():
     lines = rendered(report_of_two_types("features.denseblock1.denselayer16.conv"), 80)
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    for number in ("10.00", "3.21", "462", "30.50", "compute ms", "stage", "cpu:10-13"):
+    for number in ("10.00", "3.21", "462", "30.50", "run ms", "stage", "cpu:10-13"):
         assert number in text
 
 
