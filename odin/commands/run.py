@@ -1,0 +1,269 @@
+"""``odin run``: stream image files through a model cut into stages, one JSON line of results per image.
+
+Exit status: 0 if every image has a result; 1 if any failed (it has a line with the reason, and the others have theirs)
+or the pipeline broke down; 2 for wrong usage; 130 after Ctrl-C. The first Ctrl-C stops feeding and lets what is in
+flight finish, a second one drops it; either way the results so far are whole lines and the summary is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from odin.images import Preprocess, find_images, load_image
+from odin.report import RunReport, RunTally, render_report
+from odin.results import json_line
+from odin.sources import Source, load_source
+from odin.stream import Submits, stream
+from partitioner.chain import build_chain
+
+__all__ = ["add_parser", "run", "run_images"]
+
+FAILURES_SHOWN = 20
+
+
+class ImageKey(NamedTuple):
+    """One image of one pass over the inputs."""
+
+    path: Path
+    repeat: int
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``odin run`` and its options."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "run",
+        help="stream images through a model cut into stages",
+        description="Stream image files through a model cut into stages; one JSON line of results per image.",
+        epilog="Exit status: 0 all images done, 1 some failed or the pipeline broke, 2 wrong usage, 130 interrupted.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="built-in name, torchvision:NAME, timm:NAME, package.module:factory, or a .pt2 file",
+    )
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="image files, or folders to search")
+    parser.add_argument("--output", default="-", metavar="FILE", help="where the JSON lines go; - is standard output")
+    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth; without it weights are random")
+    parser.add_argument("--stages", default="auto", help="auto, or devices joined by commas: cpu:0,cpu:2-3,gpu:0")
+    parser.add_argument("--plan", metavar="COUNTS", help="layers per stage, such as 7|11; default: balanced by profile")
+    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images per request (default 1)")
+    parser.add_argument("--max-in-flight", type=positive, metavar="N", help="most requests under way at a time")
+    parser.add_argument("--precision", help="number format of GPU stages, such as float16")
+    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width that the model gets")
+    parser.add_argument("--top", type=positive, default=5, metavar="K", help="classes per image (default 5)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images found")
+    parser.add_argument("--repeat", type=positive, default=1, metavar="N", help="passes over the images (default 1)")
+    parser.add_argument("--loaders", type=positive, default=2, metavar="N", help="threads that decode (default 2)")
+    parser.add_argument("--address", help="Ray cluster to use; default: one of its own, started and stopped")
+    parser.add_argument("--share-devices", action="store_true", help="allow devices that other pipelines hold")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    import odin.pipeline  # here, so that --help and wrong usage need not wait for Ray
+
+    to_stdout = arguments.output == "-"
+    console = Console(stderr=to_stdout)
+    paths = find_images(arguments.input)[: arguments.limit]
+    source = load_source(arguments.model, weights=arguments.weights, image_size=arguments.image_size)
+    if source.preprocess is None:
+        raise ValueError(
+            f"{source.name}: how to turn image files into its input is not known; prepare tensors yourself and use "
+            "odin.Pipeline"
+        )
+    if source.random_weights:
+        console.print(
+            f"[yellow]{escape(source.name)} has random weights: speed is real, results mean nothing. "
+            "Give trained ones by --weights FILE.[/]"
+        )
+    options: dict[str, Any] = {} if arguments.precision is None else {"precision": arguments.precision}
+    with open_output(arguments.output) as output:
+        console.print(f"cutting {escape(source.name)} and starting its stages ...", style="dim")
+        chain = build_chain(source.model, source.example_args, name=source.name)
+        if arguments.batch > 1 and not chain.dynamic_batch:
+            raise ValueError(f"--batch {arguments.batch}: {source.name} takes only one image at a time; leave it out")
+        with odin.pipeline.Pipeline(
+            chain,
+            stages=arguments.stages if arguments.stages == "auto" else arguments.stages.split(","),
+            plan=arguments.plan,
+            batch=arguments.batch,
+            max_in_flight=arguments.max_in_flight,
+            address=arguments.address,
+            share_devices=arguments.share_devices,
+            **options,
+        ) as pipe:
+            report, error = run_images(
+                pipe,
+                paths,
+                source,
+                output,
+                console,
+                repeat=arguments.repeat,
+                top=arguments.top,
+                window=pipe.snapshot().max_in_flight,
+                batch=arguments.batch,
+                loaders=arguments.loaders,
+                show_progress=not (to_stdout and sys.stdout.isatty()),
+            )
+            console.print(render_report(report, pipe.snapshot(), [layer.name for layer in chain.layers]))
+    if error is not None:
+        console.print(f"[bold red]stopped early:[/] {escape(f'{type(error).__name__}: {error}')}")
+        if isinstance(error, ValueError):
+            raise error
+    if report.interrupted:
+        return 130
+    return 1 if report.failed or error is not None else 0
+
+
+def run_images(
+    pipe: Submits,
+    paths: Sequence[Path],
+    source: Source,
+    output: TextIO,
+    console: Console,
+    *,
+    repeat: int = 1,
+    top: int = 5,
+    window: int,
+    batch: int = 1,
+    loaders: int = 2,
+    show_progress: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[RunReport, Exception | None]:
+    """Stream images through ``pipe`` and write a line for each as its result comes.
+
+    Returns
+    -------
+    RunReport
+        What was done.
+    Exception or None
+        What ended the stream early, if the pipeline stopped taking requests.
+    """
+    preprocess = source.preprocess or Preprocess()
+    keys = (ImageKey(path, number) for number in range(repeat) for path in paths)
+    tally = RunTally()
+    error: Exception | None = None
+    told = False
+    with interruptible() as interrupted, progress_bar(console, show_progress) as progress:
+        task = progress.add_task(source.name, total=len(paths) * repeat)
+        started_s = clock()
+        outcomes = stream(
+            pipe,
+            keys,
+            lambda key: load_image(key.path, preprocess),
+            window=window,
+            batch=batch,
+            loaders=loaders,
+            stop=interrupted.is_set,
+            clock=clock,
+        )
+        try:
+            for outcome in outcomes:
+                number = outcome.key.repeat if repeat > 1 else None
+                line = json_line(outcome, image=outcome.key.path, labels=source.labels, top=top, repeat=number)
+                output.write(line + "\n")
+                output.flush()
+                tally.add(outcome)
+                progress.advance(task)
+                if interrupted.is_set() and not told:
+                    told = True
+                    progress.console.print("[yellow]interrupted:[/] finishing what is in flight; Ctrl-C again drops it")
+                if outcome.error is not None and outcome.key.repeat == 0 and tally.failed <= FAILURES_SHOWN:
+                    more = " (further failures only in the results)" if tally.failed == FAILURES_SHOWN else ""
+                    progress.console.print(f"[red]failed:[/] {escape(f'{outcome.error}')}{more}")
+        except KeyboardInterrupt:  # the second one
+            interrupted.set()
+        except Exception as broken:  # the pipeline takes no more requests: report what it did before
+            error = broken
+        finally:
+            outcomes.close()
+        elapsed_s = clock() - started_s
+    return tally.report(elapsed_s=elapsed_s, interrupted=interrupted.is_set()), error
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event; a second one raises KeyboardInterrupt as usual."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted  # signals belong to the main thread
+        return
+
+    def on_interrupt(_number: int, _frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def open_output(name: str) -> Iterator[TextIO]:
+    """Standard output for ``-``, else the file, emptied; opened before the work so that a bad path fails first."""
+    if name == "-":
+        yield sys.stdout
+        return
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(Path(name).open("w", encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"--output {name}: {error.strerror}") from error
+        yield file
+
+
+class RateColumn(ProgressColumn):
+    """Images per second of late."""
+
+    def render(self, task: Task) -> Text:
+        """Render one bar's rate."""
+        speed = task.finished_speed or task.speed
+        return Text("- images/s" if speed is None else f"{speed:.1f} images/s", style="progress.data.speed")
+
+
+def progress_bar(console: Console, show: bool) -> Progress:
+    """Count, rate, time gone and time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not show,
+    )
+
+
+def positive(text: str) -> int:
+    """Parse an integer >= 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number

@@ -1,0 +1,142 @@
+"""What a run came to, and its rendering: counts, rates, latencies, and a row per stage."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from monitor.window import percentiles_s
+from odin.snapshot import PipelineSnapshot, StageSnapshot
+from odin.stream import Outcome
+
+__all__ = ["RunReport", "RunTally", "render_report"]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A finished or interrupted run, as numbers.
+
+    Attributes
+    ----------
+    completed, failed
+        Images with a result; images without, whether the file or the request was at fault.
+    elapsed_s
+        From the first image's submission to the last outcome.
+    latency_p50_s, latency_p95_s, latency_p99_s
+        From submission to result over all completed images; ``nan`` if there are none.
+    interrupted
+        Whether it was told to stop before its end.
+    """
+
+    completed: int
+    failed: int
+    elapsed_s: float
+    latency_p50_s: float
+    latency_p95_s: float
+    latency_p99_s: float
+    interrupted: bool = False
+
+    @property
+    def throughput_hz(self) -> float:
+        """Completed images per second of the run; ``nan`` if nothing was."""
+        return self.completed / self.elapsed_s if self.completed and self.elapsed_s > 0 else math.nan
+
+
+@dataclass
+class RunTally:
+    """Counts outcomes as they come; eight bytes per image."""
+
+    completed: int = 0
+    failed: int = 0
+    latencies_s: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, outcome: Outcome[Any]) -> None:
+        """Count one outcome."""
+        if outcome.error is not None:
+            self.failed += 1
+            return
+        self.completed += 1
+        if outcome.latency_s is not None:
+            self.latencies_s.append(outcome.latency_s)
+
+    def report(self, *, elapsed_s: float, interrupted: bool = False) -> RunReport:
+        """The run so far, which took ``elapsed_s`` seconds."""
+        p50, p95, p99 = percentiles_s(self.latencies_s)
+        return RunReport(self.completed, self.failed, elapsed_s, p50, p95, p99, interrupted)
+
+
+def render_report(report: RunReport, snapshot: PipelineSnapshot, layer_names: Sequence[str]) -> RenderableType:
+    """Render a run: totals in two lines, then the table of stages.
+
+    Parameters
+    ----------
+    report
+        The run.
+    snapshot
+        The pipeline at its end; stage times are medians over its last requests.
+    layer_names
+        Names of the chain's layers, for the ranges.
+    """
+    totals = Text()
+    totals.append("interrupted: " if report.interrupted else "done: ", style="bold")
+    totals.append(f"{report.completed} image{'' if report.completed == 1 else 's'} in {report.elapsed_s:.1f} s")
+    if report.failed:
+        totals.append(f", {report.failed} failed", style="bold red")
+    totals.append(
+        f"\nthroughput {figure(report.throughput_hz)} images/s, latency p50 {milliseconds(report.latency_p50_s)}"
+    )
+    totals.append(f", p95 {milliseconds(report.latency_p95_s)}, p99 {milliseconds(report.latency_p99_s)}")
+    return Group(totals, stage_table(snapshot, layer_names))
+
+
+def stage_table(snapshot: PipelineSnapshot, layer_names: Sequence[str]) -> Table:
+    """One row per stage: where it is, what it runs, how long it takes and waits."""
+    table = Table(title=f"{snapshot.model}, plan {snapshot.plan}", title_justify="left")
+    for heading in ("stage", "device"):
+        table.add_column(heading)
+    table.add_column("layers", justify="right")
+    table.add_column("from ... to", overflow="fold")
+    for heading in ("time", "share", "queue"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for stage in snapshot.stages:
+        statistics = stage.statistics
+        table.add_row(
+            str(stage.index),
+            stage.device,
+            str(stage.last - stage.first),
+            layer_range(stage, layer_names),
+            milliseconds(statistics.wall_s),
+            "-" if math.isnan(statistics.share) else f"{statistics.share:.0%}",
+            milliseconds(statistics.queue_s),
+        )
+    table.caption = "time, queue: medians over the last requests; share: busy part of the time"
+    table.caption_justify = "left"
+    return table
+
+
+def layer_range(stage: StageSnapshot, layer_names: Sequence[str]) -> str:
+    """First and last layer of a stage by name."""
+    if stage.first == stage.last:
+        return "-"
+    first, last = layer_names[stage.first], layer_names[stage.last - 1]
+    return first if first == last else f"{first} ... {last}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds with three figures, or a dash."""
+    return "-" if math.isnan(seconds) else f"{figure(seconds * 1e3)} ms"
+
+
+def figure(value: float) -> str:
+    """Three significant figures without an exponent."""
+    if math.isnan(value):
+        return "-"
+    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{decimals}f}"
