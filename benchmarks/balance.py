@@ -1,7 +1,7 @@
 """How long the exact balance takes: 152 layers on 52 stages, 1,000 layers on 1,000 stages.
 
-Run it with ``python benchmarks/balance.py [--repeats 15]``. Each problem is new (seeded), so nothing can be reused. CPU time
-is shown beside wall time, because it is what remains comparable while other programs use the cores.
+Run it with ``python benchmarks/balance.py [--repeats 15]``. Each problem is new (seeded), so nothing can be reused.
+CPU time is shown beside wall time, because it is what remains comparable while other programs use the cores.
 """
 
 from __future__ import annotations

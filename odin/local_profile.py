@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,9 +74,13 @@ def pinned(device: Device) -> Iterator[None]:
 
 def _bind_threads(cores: Sequence[int] | set[int]) -> None:
     # Not stages.device.pin_process: that takes the present binding for all there is; here it changes back and forth.
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):  # a thread that has ended meanwhile
-            os.sched_setaffinity(int(task.name), cores)
+    done: set[str] = set()
+    # Again until there are no new ones: a thread not yet bound may have started another meanwhile.
+    while threads := set(os.listdir("/proc/self/task")) - done:
+        for thread in threads:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.sched_setaffinity(int(thread), cores)
+        done |= threads
 
 
 def profile_local(

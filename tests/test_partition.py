@@ -151,8 +151,8 @@ def test_binding_reaches_threads_that_exist_already():
 def test_devices_that_cannot_be_used():
     with pytest.raises(DeviceError, match=r"edge7/cpu:0 is on another node.*'odin run' profiles remote devices"):
         check_local([Device("cpu", (0,), "edge7")])
-    with pytest.raises(DeviceError, match=r"no usable core 99999.*usable cores: "):
-        check_local([Device("cpu", (99999,))])
+    with pytest.raises(DeviceError, match=r"no usable core 9999.*usable cores: "):
+        check_local([Device("cpu", (9999,))])
     with pytest.raises(DeviceError, match=r"there is no gpu:999 that torch can use here; there is "):
         check_local([Device("gpu", (999,))])
     with pytest.raises(DeviceError, match=f"two stages are on cpu:{CORES[0]}"):
@@ -269,7 +269,7 @@ def test_command(factory, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stages", "cpu:99999"], "no usable core 99999"),
+        (["--stages", "cpu:9999"], "no usable core 9999"),
         (["--stages", "node/cpu:0"], "is on another node"),
         (["--stages", "disk:0"], "is not a device"),
         (["--stages", f"cpu:{CORES[0]}", "--plan", "a|b"], "is not a plan"),
