@@ -6,7 +6,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,7 +16,9 @@ from monitor.window import percentiles_s
 from odin.snapshot import PipelineSnapshot, StageSnapshot
 from odin.stream import Outcome
 
-__all__ = ["RunReport", "RunTally", "render_report"]
+__all__ = ["Ending", "RunReport", "RunTally", "render_report"]
+
+Ending = Literal["done", "interrupted", "broken off"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class RunReport:
         From the first image's submission to the last outcome.
     latency_p50_s, latency_p95_s, latency_p99_s
         From submission to result over all completed images; ``nan`` if there are none.
-    interrupted
-        Whether it was told to stop before its end.
+    ending
+        ``"done"``, ``"interrupted"`` by the user, or ``"broken off"`` because the pipeline failed.
     """
 
     completed: int
@@ -41,7 +43,7 @@ class RunReport:
     latency_p50_s: float
     latency_p95_s: float
     latency_p99_s: float
-    interrupted: bool = False
+    ending: Ending = "done"
 
     @property
     def throughput_hz(self) -> float:
@@ -66,10 +68,10 @@ class RunTally:
         if outcome.latency_s is not None:
             self.latencies_s.append(outcome.latency_s)
 
-    def report(self, *, elapsed_s: float, interrupted: bool = False) -> RunReport:
+    def report(self, *, elapsed_s: float, ending: Ending = "done") -> RunReport:
         """The run so far, which took ``elapsed_s`` seconds."""
         p50, p95, p99 = percentiles_s(self.latencies_s)
-        return RunReport(self.completed, self.failed, elapsed_s, p50, p95, p99, interrupted)
+        return RunReport(self.completed, self.failed, elapsed_s, p50, p95, p99, ending)
 
 
 def render_report(report: RunReport, snapshot: PipelineSnapshot, layer_names: Sequence[str]) -> RenderableType:
@@ -85,7 +87,7 @@ def render_report(report: RunReport, snapshot: PipelineSnapshot, layer_names: Se
         Names of the chain's layers, for the ranges.
     """
     totals = Text()
-    totals.append("interrupted: " if report.interrupted else "done: ", style="bold")
+    totals.append(f"{report.ending}: ", style="bold")
     totals.append(f"{report.completed} image{'' if report.completed == 1 else 's'} in {report.elapsed_s:.1f} s")
     if report.failed:
         totals.append(f", {report.failed} failed", style="bold red")

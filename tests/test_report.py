@@ -24,16 +24,16 @@ def test_tally():
         tally.add(Outcome("x", value=1, latency_s=latency_s))
     tally.add(Outcome("x", error=ValueError("no")))
     report = tally.report(elapsed_s=1.5)
-    assert (report.completed, report.failed, report.interrupted) == (3, 1, False)
+    assert (report.completed, report.failed, report.ending) == (3, 1, "done")
     assert (report.throughput_hz, report.latency_p50_s) == (2.0, 0.2)
     assert 0.29 < report.latency_p99_s <= 0.3
 
 
 def test_nothing_done():
-    report = RunTally().report(elapsed_s=0.0, interrupted=True)
+    report = RunTally().report(elapsed_s=0.0, ending="interrupted")
     assert math.isnan(report.throughput_hz)
     assert math.isnan(report.latency_p50_s)
-    assert report.interrupted
+    assert report.ending == "interrupted"
 
 
 def test_rendering():
@@ -57,7 +57,7 @@ def test_rendering():
             StageSnapshot(2, "cpu:2-3", "n", 3, 3, 3, nothing),
         ),
     )
-    report = RunReport(9, 2, 4.5, 0.1234, 0.2, 1.2, interrupted=True)
+    report = RunReport(9, 2, 4.5, 0.1234, 0.2, 1.2, ending="interrupted")
     lines = rendered(render_report(report, snapshot, ["conv1", "layer1.0", "fc"]))
     assert lines == [
         "interrupted: 9 images in 4.5 s, 2 failed",

@@ -90,7 +90,7 @@ def expected_record(source, chain, path, top=5):
 def test_every_image_has_its_line_and_the_broken_one_its_reason(pipe, folder, source):
     report, error, records, printed = run_folder(pipe, folder, source)
     assert error is None
-    assert (report.completed, report.failed, report.interrupted) == (5, 1, False)
+    assert (report.completed, report.failed, report.ending) == (5, 1, "done")
     assert [record["image"] for record in records] == [str(folder / f"{number}.png") for number in range(6)]
     assert set(records[2]) == {"image", "error"}
     assert f"{folder}/2.png: {records[2]['error']}" in printed
@@ -132,7 +132,7 @@ def test_what_the_pipeline_did_before_it_broke_is_kept(pipe, folder, source):
     pipe.before_submit = break_down
     report, error, records, _ = run_folder(pipe, folder, source)
     assert str(error) == "stage 1 is gone"
-    assert (report.completed, report.failed) == (3, 1)
+    assert (report.completed, report.failed, report.ending) == (3, 1, "broken off")
     assert [record["image"][-5:] for record in records] == ["0.png", "1.png", "2.png", "3.png"]
 
 
@@ -146,7 +146,7 @@ def test_interrupt_finishes_what_is_in_flight(pipe, folder, source):
     report, error, records, printed = run_folder(pipe, folder, source, repeat=1000)
     assert signal.getsignal(signal.SIGINT) is before
     assert error is None
-    assert report.interrupted
+    assert report.ending == "interrupted"
     assert (pipe.submitted, report.completed, len(records)) == (3, 3, 4)
     assert "Ctrl-C again drops it" in printed
 
@@ -160,7 +160,7 @@ def test_second_interrupt_drops_what_is_in_flight(pipe, folder, source):
     output = Output()
     report, error = run_images(pipe, sorted(folder.iterdir()), source, output, Console(file=io.StringIO()), window=3)
     assert error is None
-    assert report.interrupted
+    assert report.ending == "interrupted"
     [line] = output.getvalue().splitlines()
     assert json.loads(line)["image"] == str(folder / "0.png")
 

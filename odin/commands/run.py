@@ -33,7 +33,7 @@ from rich.progress import (
 from rich.text import Text
 
 from odin.images import Preprocess, find_images, load_image
-from odin.report import RunReport, RunTally, render_report
+from odin.report import Ending, RunReport, RunTally, render_report
 from odin.results import json_line
 from odin.sources import Source, load_source
 from odin.stream import Submits, stream
@@ -130,10 +130,10 @@ def run(arguments: argparse.Namespace) -> int:
             )
             console.print(render_report(report, pipe.snapshot(), [layer.name for layer in chain.layers]))
     if error is not None:
-        console.print(f"[bold red]stopped early:[/] {escape(f'{type(error).__name__}: {error}')}")
+        console.print(f"[bold red]broken off:[/] {escape(f'{type(error).__name__}: {error}')}")
         if isinstance(error, ValueError):
             raise error
-    if report.interrupted:
+    if report.ending == "interrupted":
         return 130
     return 1 if report.failed or error is not None else 0
 
@@ -201,7 +201,8 @@ def run_images(
         finally:
             outcomes.close()
         elapsed_s = clock() - started_s
-    return tally.report(elapsed_s=elapsed_s, interrupted=interrupted.is_set()), error
+    ending: Ending = "broken off" if error is not None else "interrupted" if interrupted.is_set() else "done"
+    return tally.report(elapsed_s=elapsed_s, ending=ending), error
 
 
 @contextmanager
