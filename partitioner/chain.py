@@ -450,7 +450,8 @@ def _check(captured: Captured, subject: _Subject, channels_last: bool) -> _Prepa
 
 def _results(captured: Captured, outputs: list[Any]) -> list[Any]:
     leaves = pytree.tree_leaves(captured.outcome)
-    return [outputs[leaf.index] if isinstance(leaf, Slot) else leaf for leaf in leaves]
+    # flattened again: a torch.Size is one output of ours and several leaves of the model's
+    return pytree.tree_leaves([outputs[leaf.index] if isinstance(leaf, Slot) else leaf for leaf in leaves])
 
 
 def _deviation(results: list[Any], expected: list[Any]) -> str:

@@ -45,7 +45,7 @@ def choose_cuts(
     2. a layer with more than ``coarse_share`` of the cost is cut further where several tensors cross that have at most
        twice the bytes of the largest cut of 1; if it is still too coarse four times, eight times, any. Pieces smaller
        than a quarter of ``coarse_share`` are joined again: below that, balance gains less than the extra bytes cost;
-    3. a layer with less than ``minimum_share`` of the cost joins its neighbour; the cut with more bytes goes.
+    3. a layer with less than ``minimum_share`` of the cost joins a neighbour; the cut with more bytes goes.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def _cheapest_between(heavy: Sequence[bool], allowed: Sequence[bool], crossings:
 def _join_small(
     cuts: Sequence[int], costs: Sequence[float], crossings: Sequence[Crossing], minimum: float
 ) -> list[int]:
-    """Join the cheapest layer to a neighbour until none costs less than ``minimum``."""
+    """Join the cheapest layer to a neighbour, over the cut with more bytes, until none costs less than ``minimum``."""
     kept = list(cuts)
     sizes = [sum(costs[first:last]) for first, last in _ranges(kept, len(costs))]
     while kept:
@@ -107,7 +107,9 @@ def _join_small(
         if sizes[smallest] >= minimum:
             break
         sides = [side for side in (smallest - 1, smallest) if 0 <= side < len(kept)]
-        gone = max(sides, key=lambda side: (crossings[kept[side]].nbytes, -side))
+        joined = {side: sizes[side] + sizes[side + 1] for side in sides}
+        # a neighbour that is small itself first: else one large layer swallows a row of small ones
+        gone = max(sides, key=lambda side: (joined[side] < 2 * minimum, crossings[kept[side]].nbytes, -joined[side]))
         del kept[gone]
         sizes[gone : gone + 2] = [sizes[gone] + sizes[gone + 1]]
     return kept

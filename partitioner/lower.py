@@ -109,7 +109,7 @@ _RULES: dict[type[nn.Module], Callable[[Any], Call | None]] = {
     nn.Hardsigmoid: _activation(torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_),
     nn.ReLU6: _relu6,
     nn.Sigmoid: lambda m: Call(torch.sigmoid, (INPUT,)),
-    nn.GELU: lambda m: Call(F.gelu, (INPUT,) if m.approximate == "none" else (INPUT, m.approximate)),
+    nn.GELU: lambda m: Call(F.gelu, (INPUT,)) if m.approximate == "none" else None,
     nn.MaxPool1d: _max_pool(torch.max_pool1d),
     nn.MaxPool2d: _max_pool(torch.max_pool2d),
     nn.MaxPool3d: _max_pool(torch.max_pool3d),

@@ -141,8 +141,9 @@ def _expand_outputs(captured: Captured, observation: Observation) -> None:
             parts = [leaf(part(node, operator.getitem, index), item) for index, item in enumerate(value)]
             if isinstance(value, list):
                 return parts
-            is_plain = type(value) is tuple or not hasattr(value, "_fields")
-            return tuple(parts) if is_plain else type(value)(*parts)
+            if hasattr(value, "_fields"):  # a namedtuple
+                return type(value)(*parts)
+            return type(value)(parts)  # a tuple, or one of torch.return_types
         if isinstance(value, dict):
             items = {key: leaf(part(node, operator.getitem, key), item) for key, item in value.items()}
             return items if type(value) is dict else type(value)(items)
