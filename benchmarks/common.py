@@ -47,6 +47,7 @@ __all__ = [
     "report",
     "summarize",
     "timed",
+    "with_quartiles",
     "write_result",
 ]
 
@@ -113,7 +114,7 @@ def cpu_model() -> str:
 def command_line() -> str:
     """The command to type for this measurement: ``python -m benchmarks.NAME ...``."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    program = f"-m {spec.name}" if spec is not None else sys.argv[0]
+    program = f"-m {spec.name.removesuffix('.__main__')}" if spec is not None else sys.argv[0]
     return " ".join(["python", program, *sys.argv[1:]])
 
 
@@ -364,6 +365,11 @@ def milliseconds(value_s: float) -> str:
     """Seconds as milliseconds with three significant digits or one decimal: ``"0.123"``, ``"118.0"``."""
     value_ms = value_s * 1e3
     return f"{value_ms:.1f}" if value_ms >= 10 else f"{value_ms:.3g}"
+
+
+def with_quartiles(figure: Figure, form: Callable[[float], str]) -> str:
+    """Median and quartiles in one cell: ``"118.0 (117.2..119.5)"``."""
+    return f"{form(figure.median)} ({form(figure.low)}..{form(figure.high)})"
 
 
 def mib(nbytes: float) -> str:

@@ -1,0 +1,162 @@
+"""Measure all contenders in turns and print one table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from benchmarks.alternatives.trial import CONTENDERS, Task, Trial
+from benchmarks.common import (
+    Environment,
+    add_arguments,
+    interleave,
+    mib,
+    milliseconds,
+    paired_ratio,
+    report,
+    summarize,
+    with_quartiles,
+    write_result,
+)
+from odin.processes import start_group
+
+TITLES = {
+    "odin": "ODIN, two stages",
+    "torch-eager": "torch, 2 threads, eager",
+    "torch-folded": "torch, 2 threads, folded, NHWC",
+    "ray-serve": "Ray Serve, two replicas",
+    "torch-pipelining": "torch pipelining, gloo",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, and write the file if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser, rounds=5)
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--weights", type=Path, metavar="FILE")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--cores", type=int, nargs=2, default=sorted(os.sched_getaffinity(0))[:2], metavar="CORE")
+    parser.add_argument("--plan", default="", help="the cut (default: the one ODIN finds in the warm-up round)")
+    parser.add_argument("--in-flight", type=int, default=6, help="requests under way, loaded (default %(default)s)")
+    parser.add_argument("--count", type=int, default=200, help="images a round, loaded (default %(default)s)")
+    parser.add_argument("--alone-count", type=int, default=100, help="images a round, one at a time")
+    parser.add_argument("--timeout-s", type=float, default=600.0, help="of one trial (default %(default)s)")
+    arguments = parser.parse_args(argv)
+    if len(set(arguments.cores)) != 2:
+        parser.error("two different cores are needed: --cores A B")
+    if arguments.in_flight < 4:
+        parser.error("--in-flight must be at least 4, or the pipelines run dry")
+    environment = Environment.collect()
+    task = Task(
+        model=arguments.model,
+        weights=str(arguments.weights.absolute()) if arguments.weights else "",
+        cores=(arguments.cores[0], arguments.cores[1]),
+        plan=arguments.plan,
+        in_flight=arguments.in_flight,
+        count=12 if arguments.quick else arguments.count,
+        alone_count=4 if arguments.quick else arguments.alone_count,
+        warmup=2 if arguments.quick else 10,
+    )
+    rounds = 1 if arguments.quick else arguments.rounds
+    names: list[str] = arguments.contenders
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_images(task, folder)
+        if not task.plan and "odin" in names:
+            # One cut for all rounds, and for the static pipeline as well.
+            task = replace(task, plan=run_trial("odin", folder, task, arguments.timeout_s).plan)
+        candidates: dict[str, Callable[[], Trial]] = {
+            name: partial(run_trial, name, folder, task, arguments.timeout_s) for name in names
+        }
+        trials = interleave(candidates, rounds=rounds, warmup=0, seed=arguments.seed)
+    report(
+        f"{task.model} on cores {task.cores[0]} and {task.cores[1]}, {task.in_flight} in flight; "
+        f"median of {rounds} interleaved rounds (quartiles)",
+        ["", "images/s", "of ODIN's", "p50 ms", "p99 ms", "alone p50", "alone p99", "MiB", "without Ray's", "cut"],
+        [row(name, trials) for name in names],
+        environment,
+    )
+    parameters = {"task": task, "rounds": rounds, "seed": arguments.seed}
+    write_result(arguments.output, environment=environment, parameters=parameters, results=trials)
+    return 0
+
+
+def row(name: str, trials: dict[str, list[Trial]]) -> tuple[str, ...]:
+    """One contender's line of the table."""
+
+    def median(value: Callable[[Trial], float]) -> float:
+        return summarize([value(trial) for trial in trials[name]]).median
+
+    throughput_hz = [trial.throughput_hz for trial in trials[name]]
+    reference_hz = [trial.throughput_hz for trial in trials.get("odin", ())]
+    return (
+        TITLES[name],
+        with_quartiles(summarize(throughput_hz), "{:.2f}".format),
+        f"{paired_ratio(throughput_hz, reference_hz).median:.2f}" if reference_hz else "-",
+        milliseconds(median(lambda trial: trial.loaded_p50_s)),
+        milliseconds(median(lambda trial: trial.loaded_p99_s)),
+        milliseconds(median(lambda trial: trial.alone_p50_s)),
+        milliseconds(median(lambda trial: trial.alone_p99_s)),
+        mib(median(lambda trial: trial.memory_nbytes)),
+        mib(median(lambda trial: trial.model_nbytes)),
+        trials[name][0].plan or "-",
+    )
+
+
+def run_trial(name: str, folder: Path, task: Task, timeout_s: float) -> Trial:
+    """Run one contender in a fresh process; RuntimeError with its last words if it fails."""
+    print(f"{TITLES[name]} ...", file=sys.stderr, flush=True)
+    (folder / "task.json").write_text(json.dumps(asdict(task)), encoding="utf-8")
+    threads = len(task.cores) if name.startswith("torch-") and name != "torch-pipelining" else 1
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        group = start_group(
+            [sys.executable, "-m", "benchmarks.alternatives.trial", name, str(folder)],
+            environment={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            output=output,
+        )
+    try:
+        status = psutil.Process(group.leader_pid).wait(timeout_s)
+    except psutil.TimeoutExpired:
+        status = None
+    finally:
+        group.end(grace_s=3.0)  # with whatever the contender left running, which would disturb the next
+    if status != 0:
+        reason = "failed" if status is not None else f"was not done within {timeout_s:.0f} s"
+        raise RuntimeError(f"{name} {reason}:\n{log.read_text(errors='replace')[-5000:]}")
+    return Trial(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def write_images(task: Task, folder: Path) -> None:
+    """Write the photographs as the model wants them, and what the model as it comes makes of them."""
+    import sklearn
+    import torch
+
+    from odin.images import find_images, load_image
+    from odin.sources import load_source
+
+    source = load_source(task.model, weights=task.weights or None)
+    if source.preprocess is None or not isinstance(source.model, torch.nn.Module):
+        raise ValueError(f"{task.model} takes no images: choose a model for them, such as resnet50")
+    photographs = find_images([Path(sklearn.__file__).parent / "datasets" / "images"])
+    images = [load_image(path, source.preprocess) for path in photographs]
+    batch = torch.stack([image.reshape(image.shape[-3:]) for image in images])
+    with torch.inference_mode():
+        expected = source.model(batch)
+    np.save(folder / "images.npy", batch.numpy())
+    np.save(folder / "expected.npy", expected.numpy())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

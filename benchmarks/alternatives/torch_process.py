@@ -1,0 +1,48 @@
+"""One torch process with two threads, as it comes and prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from benchmarks.alternatives.contender import Array, Contender, Setup, from_submit
+from benchmarks.alternatives.models import eager_model, folded_model
+from benchmarks.common import pin_process
+
+__all__ = ["torch_eager", "torch_folded"]
+
+
+@contextmanager
+def torch_eager(setup: Setup) -> Iterator[Contender]:
+    """The model as it comes."""
+    with serving(setup, eager_model(setup.model, setup.weights)) as contender:
+        yield contender
+
+
+@contextmanager
+def torch_folded(setup: Setup) -> Iterator[Contender]:
+    """Folded and channels last."""
+    with serving(setup, folded_model(setup.model, setup.weights)) as contender:
+        yield contender
+
+
+@contextmanager
+def serving(setup: Setup, infer: Callable[[Array], Array]) -> Iterator[Contender]:
+    """One thread that takes requests in turn, its pool of two threads on the two cores."""
+    if torch.get_num_threads() != len(setup.cores):
+        # torch.set_num_threads would hold for this thread alone, not for the one that computes.
+        raise RuntimeError(
+            f"torch has {torch.get_num_threads()} threads: start with OMP_NUM_THREADS={len(setup.cores)}"
+        )
+    with ThreadPoolExecutor(1) as executor:
+
+        def submit(index: int) -> Future[object]:
+            row = index % len(setup.images)
+            return executor.submit(infer, setup.images[row : row + 1])
+
+        submit(0).result()  # makes the pool's threads
+        pin_process(setup.cores)
+        yield Contender(lambda image: executor.submit(infer, image).result(), from_submit(submit), ())

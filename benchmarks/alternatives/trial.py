@@ -1,0 +1,120 @@
+"""One contender, measured once, in a process of its own that leaves nothing behind for the next.
+
+``python -m benchmarks.alternatives.trial CONTENDER FOLDER``: reads ``task.json`` and the images there, writes
+``CONTENDER.json``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.alternatives.contender import Contender, Setup
+from benchmarks.common import process_tree, pss_nbytes
+
+__all__ = ["CONTENDERS", "Task", "Trial", "main"]
+
+# Name -> module and function: each trial imports its own contender only, so that memory is compared fairly.
+CONTENDERS = {
+    "odin": ("odin_pipeline", "odin_pipeline"),
+    "torch-eager": ("torch_process", "torch_eager"),
+    "torch-folded": ("torch_process", "torch_folded"),
+    "ray-serve": ("ray_serve", "ray_serve"),
+    "torch-pipelining": ("torch_pipelining", "torch_pipelining"),
+}
+TOLERANCE = 1e-3  # of the largest output
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to measure: the model, the cores, and how many images at what load."""
+
+    model: str
+    weights: str
+    cores: tuple[int, int]
+    plan: str
+    in_flight: int
+    count: int
+    alone_count: int
+    warmup: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One contender's figures of one round.
+
+    Attributes
+    ----------
+    throughput_hz
+        Images per second, ``in_flight`` at a time.
+    loaded_p50_s, loaded_p99_s
+        Latency at that load.
+    alone_p50_s, alone_p99_s
+        Latency of one image at a time.
+    memory_nbytes
+        PSS of this process and everything it started, Ray's own processes included.
+    model_nbytes
+        PSS of this process and those that hold the model only.
+    plan
+        The cut, if it is cut.
+    """
+
+    throughput_hz: float
+    loaded_p50_s: float
+    loaded_p99_s: float
+    alone_p50_s: float
+    alone_p99_s: float
+    memory_nbytes: int
+    model_nbytes: int
+    plan: str
+
+
+def load_contender(name: str) -> Callable[[Setup], AbstractContextManager[Contender]]:
+    """The function that starts a contender."""
+    module, function = CONTENDERS[name]
+    start: Callable[[Setup], AbstractContextManager[Contender]] = getattr(
+        importlib.import_module(f"benchmarks.alternatives.{module}"), function
+    )
+    return start
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure one contender and write its :class:`Trial`."""
+    name, folder = argv or sys.argv[1:]
+    directory = Path(folder)
+    task = Task(**json.loads((directory / "task.json").read_text(encoding="utf-8")))
+    images, expected = np.load(directory / "images.npy"), np.load(directory / "expected.npy")
+    cores = (task.cores[0], task.cores[1])
+    weights = Path(task.weights) if task.weights else None
+    setup = Setup(task.model, weights, cores, images, task.plan, task.in_flight)
+    with load_contender(name)(setup) as contender:
+        for row in range(len(images)):
+            error = np.abs(contender.infer(images[row : row + 1]) - expected[row]).max() / np.abs(expected[row]).max()
+            if not error <= TOLERANCE:  # NaN is wrong as well
+                raise RuntimeError(f"{name} computes something else: off by {error:.1e} of the largest output")
+        loaded = contender.loop(count=task.count, in_flight=task.in_flight, warmup=max(task.warmup, task.in_flight))
+        alone = contender.loop(count=task.alone_count, in_flight=1, warmup=task.warmup)
+        here = process_tree()
+        trial = Trial(
+            throughput_hz=loaded.throughput_hz,
+            loaded_p50_s=loaded.p50_s,
+            loaded_p99_s=loaded.p99_s,
+            alone_p50_s=alone.p50_s,
+            alone_p99_s=alone.p99_s,
+            memory_nbytes=pss_nbytes({*here, *contender.worker_pids}),
+            model_nbytes=pss_nbytes({here[0], *contender.worker_pids}),
+            plan=contender.plan,
+        )
+    (directory / f"{name}.json").write_text(json.dumps(asdict(trial)), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
