@@ -16,6 +16,7 @@ from typing import Any, Self
 import ray
 import torch
 
+from monitor.timing import RequestTimeline
 from monitor.window import percentiles_s
 from odin.baselines import best_plan, measure_baselines
 from odin.deployment import Deployment
@@ -290,6 +291,11 @@ class Pipeline:
             latency_p99_s=p99_s,
             stages=stages,
         )
+
+    def timelines(self) -> tuple[RequestTimeline, ...]:
+        """Timings of the last 512 finished micro-batches, oldest first, every stage's own measurements included."""
+        assert self._gateway is not None
+        return self._gateway.window.timelines()
 
     def _describe_loss(self, stage: int | None) -> OdinError:
         deployment = self._deployment

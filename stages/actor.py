@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import threading
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
+from stages.allocator import keep_freed_memory
 from stages.channel import Address, Listener, connect
 from stages.device import Device, DeviceError, check_cores, cpu_model, pin_process, usable_cores
 from stages.executor import Executor, make_executor
@@ -21,8 +21,6 @@ from stages.loop import StageLoop
 from stages.weights import StoredTensor, load
 
 __all__ = ["NodeDevices", "StageActor", "StageInfo", "StageProblem", "list_node_devices"]
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class StageInfo(NamedTuple):
@@ -163,7 +161,7 @@ class StageActor:
         pin_process(indices)
         torch.set_num_threads(self._device.threads)
         _run_at_normal_priority()
-        _keep_freed_memory()
+        keep_freed_memory()
         return f"cpu x{self._device.threads} {cpu_model()}"
 
     def profile(self, inputs: Sequence[torch.Tensor], warmup: int, repeats: int) -> list[tuple[float, ...]]:
@@ -230,17 +228,3 @@ def _run_at_normal_priority() -> None:
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, 0)
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep freed memory instead of returning it to the kernel.
-
-    Activations of a few megabytes are allocated and freed for every layer; returned to the kernel each time, every
-    page of them would be faulted in and zeroed again for every request.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-    except (OSError, AttributeError):  # another C library: only slower
-        pass

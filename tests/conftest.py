@@ -1,0 +1,39 @@
+"""Fixtures that several files use: one Ray for the whole run, nothing written outside of temporary folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from odin.ray_runtime import RayRuntime
+from stages.device import usable_cores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ODIN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    # Tests must not fail because somebody serves on this machine; stages inherit this from Ray.
+    patch.setenv("ODIN_LEASE_DIR", str(tmp_path_factory.mktemp("leases")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray that every pipeline of this process uses; started once, since that takes seconds."""
+    torch.set_num_threads(1)
+    runtime = RayRuntime(weight_nbytes=256 * 2**20)
+    yield
+    runtime.close()
+
+
+@pytest.fixture(scope="session")
+def two_cores(ray_session: None) -> list[str]:
+    """Two devices for two stages."""
+    cores = usable_cores()
+    if len(cores) < 2:
+        pytest.skip(f"two stages need two cores; this machine lets us use {len(cores)}")
+    return [f"cpu:{cores[0]}", f"cpu:{cores[1]}"]
