@@ -82,11 +82,7 @@ class Listener:
                     connection.settimeout(min(5.0, left_s))
                     _check_same_user(connection)
                     token = self.address.token
-                    receiver: Receiver = (
-                        ShmReceiver(connection, token) if self.address.local else TcpReceiver(connection, token)
-                    )
-                    connection.settimeout(None)
-                    return receiver
+                    return ShmReceiver(connection, token) if self.address.local else TcpReceiver(connection, token)
                 except (OSError, ChannelClosedError):
                     connection.close()
         raise ChannelClosedError(f"no previous stage connected within {timeout_s:.0f} s")
@@ -120,11 +116,9 @@ def connect(address: Address, *, slots: int, slot_nbytes: int, credits: bool = T
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             connection.settimeout(timeout_s)
             connection.connect(f"\0{address.name}")
-            sender: Sender = ShmSender(connection, hello)
-        else:
-            connection = socket.create_connection((address.host, address.port), timeout=timeout_s)
-            sender = TcpSender(connection, hello)
-        connection.settimeout(None)
+            return ShmSender(connection, hello)
+        connection = socket.create_connection((address.host, address.port), timeout=timeout_s)
+        return TcpSender(connection, hello)
     except BaseException as error:
         if connection is not None:
             connection.close()
@@ -133,7 +127,6 @@ def connect(address: Address, *, slots: int, slot_nbytes: int, credits: bool = T
             where = address.name if address.local else f"{address.host}:{address.port}"
             raise ChannelClosedError(f"cannot connect to the stage at {where}: {error}{remedy}") from error
         raise
-    return sender
 
 
 def _check_same_user(connection: socket.socket) -> None:

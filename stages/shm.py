@@ -6,7 +6,7 @@
       | -- hello + memory descriptor (SCM_RIGHTS) --> maps the same slots
       | -- header(slot 0) ------------------------->  reads slot 0 in place
       | -- header(slot 1) ------------------------->
-      | <------------------------- credit(0) -------  slot 0 may be used again
+      | <------------------------- credits(0) ------  slot 0 may be used again
 
 The memory is a ``memfd``: it has no name and is gone when both ends are, however they end. ``SOCK_SEQPACKET`` keeps
 message boundaries, wakes the other end from the kernel, and reports its death.
@@ -26,11 +26,11 @@ import torch
 
 from stages.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
 from stages.slots import SlotMemory, allocate_memfd
-from stages.wire import Header, Kind, pack, unpack
+from stages.wire import Header, Kind, WireError, pack, unpack
 
 __all__ = ["ShmReceiver", "ShmSender"]
 
-_CREDIT = struct.Struct("<I")
+_CREDIT_NBYTES = 4
 _BUFFER_NBYTES = 256 * 1024
 _GOODBYE_TIMEOUT_S = 5.0
 
@@ -51,12 +51,14 @@ class ShmSender:
         try:
             self.memory = SlotMemory(hello.slots, hello.slot_nbytes, descriptor=descriptor)
             socket.send_fds(connection, [hello.pack()], [descriptor])
-            if connection.recv(1) != b"+":
-                raise ChannelClosedError("the receiver refused the channel: its token is another")
+            answer = connection.recv(1)
         except OSError as error:
             raise ChannelClosedError(f"the receiver refused the channel: {error}") from error
         finally:
             os.close(descriptor)
+        if answer != b"+":
+            raise ChannelClosedError("the receiver refused the channel: its token is another")
+        connection.settimeout(None)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _BUFFER_NBYTES)
         self._connection = connection
         self._credits = hello.credits
@@ -72,6 +74,8 @@ class ShmSender:
                 self._free.appendleft(slot)
                 raise
             self._connection.send(pack(header._replace(slot=slot, tensors=metas, sent_s=time.perf_counter())))
+        except ChannelClosedError:
+            raise
         except OSError as error:
             raise ChannelClosedError(f"the next stage is gone ({error})") from error
         return slot
@@ -90,19 +94,19 @@ class ShmSender:
         return self._free.popleft()
 
     def _read_credit(self, flags: int) -> None:
-        data = self._connection.recv(_CREDIT.size, flags)
+        data = self._connection.recv(_CREDIT_NBYTES * self.memory.slots, flags)
         if not data:
             raise ChannelClosedError("the next stage is gone")
-        self._free.append(_CREDIT.unpack(data)[0])
+        self._free.extend(struct.unpack(f"<{len(data) // _CREDIT_NBYTES}I", data))
 
     def close(self, *, graceful: bool = True) -> None:
         """See :meth:`stages.link.Sender.close`."""
         with contextlib.suppress(OSError):
             if graceful:
+                self._connection.settimeout(_GOODBYE_TIMEOUT_S)
                 self._connection.send(pack(Header(Kind.CLOSE, 0)))
                 # Closing with unread credits would reset the link and lose what the receiver has not read yet.
-                self._connection.settimeout(_GOODBYE_TIMEOUT_S)
-                while self._connection.recv(_CREDIT.size):
+                while self._connection.recv(_CREDIT_NBYTES):
                     pass
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
@@ -130,8 +134,10 @@ class ShmReceiver:
             for descriptor in descriptors:
                 os.close(descriptor)
         connection.send(b"+")
+        connection.settimeout(None)
         self._connection = connection
         self._credits = hello.credits
+        self._given_back: list[int] = []
         self._buffer = memoryview(bytearray(_BUFFER_NBYTES))
 
     def receive(self) -> Message:
@@ -142,13 +148,21 @@ class ShmReceiver:
             raise ChannelClosedError(f"the previous stage is gone ({error})") from error
         if received == 0:
             raise ChannelClosedError("the previous stage is gone")
-        return Message(unpack(self._buffer[:received]), self.memory, self._release)
+        try:
+            header = unpack(self._buffer[:received])
+        except WireError as error:
+            raise ChannelClosedError(f"the previous stage speaks another language ({error})") from error
+        return Message(header, self.memory, self._release)
 
     def _release(self, slot: int) -> None:
         if self._credits:
-            # If the sender is gone, the next receive says so.
+            # Never waits: credits that find the socket full go with the next. The sender has as many to read before
+            # it can be waiting for these. If it is gone, the next receive says so.
+            self._given_back.append(slot)
             with contextlib.suppress(OSError):
-                self._connection.send(_CREDIT.pack(slot))
+                credits = struct.pack(f"<{len(self._given_back)}I", *self._given_back)
+                self._connection.send(credits, socket.MSG_DONTWAIT)
+                self._given_back.clear()
 
     def close(self) -> None:
         """See :meth:`stages.link.Receiver.close`."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from stages.memory import available_nbytes
 from stages.wire import DTYPE_CODES, DTYPES, TensorMeta
 
 __all__ = ["ALIGNMENT", "SlotMemory", "allocate_memfd", "contiguous_strides", "is_dense", "slot_nbytes_for"]
@@ -48,6 +49,11 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the bytes in host memory are the values: not conjugated or negated lazily."""
+    return tensor.device.type == "cpu" and not tensor.is_conj() and not tensor.is_neg()
+
+
 def allocate_memfd(nbytes: int) -> int:
     """Create anonymous shared memory and return its file descriptor.
 
@@ -60,16 +66,24 @@ def allocate_memfd(nbytes: int) -> int:
     MemoryError
         If the memory cannot be reserved; the message names the size.
     """
+    # Asked first: when memory runs out, the kernel rather kills a process than lets a reservation fail.
+    available = available_nbytes()
+    if nbytes > available:
+        raise _cannot_reserve(nbytes, f"{available / 2**20:.1f} MiB are available")
     descriptor = os.memfd_create("odin-channel", os.MFD_CLOEXEC)
     try:
         os.posix_fallocate(descriptor, 0, nbytes)
     except OSError as error:
         os.close(descriptor)
-        raise MemoryError(
-            f"cannot reserve {nbytes / 2**20:.1f} MiB of shared memory for a channel ({error.strerror}): "
-            "free memory, or lower batch or max_in_flight"
-        ) from error
+        raise _cannot_reserve(nbytes, str(error.strerror)) from error
     return descriptor
+
+
+def _cannot_reserve(nbytes: int, reason: str) -> MemoryError:
+    return MemoryError(
+        f"cannot reserve {nbytes / 2**20:.1f} MiB of shared memory for a channel ({reason}): "
+        "free memory, or lower batch or max_in_flight"
+    )
 
 
 class SlotMemory:
@@ -147,11 +161,11 @@ class SlotMemory:
         metas = self.reserve(slot, tensors)
         base = self.address + slot * self.slot_nbytes
         for view, tensor, meta in zip(self.read(slot, metas), tensors, metas, strict=True):
-            if tensor.device.type == "cpu" and tensor.stride() == meta.strides and meta.nbytes > _MEMCPY_NBYTES:
+            if meta.nbytes > _MEMCPY_NBYTES and tensor.stride() == meta.strides and _is_plain(tensor):
                 # memcpy keeps the interpreter free and uses the C library's streaming stores.
                 ctypes.memmove(base + meta.offset, tensor.data_ptr(), meta.nbytes)
             else:
-                view.copy_(tensor)
+                view.copy_(tensor.detach())  # or the ring itself would join the caller's autograd graph
         return metas
 
     def read(self, slot: int, metas: Sequence[TensorMeta]) -> tuple[torch.Tensor, ...]:

@@ -61,10 +61,12 @@ class TcpSender:
         tune(connection)
         try:
             connection.sendall(hello.pack())
-            if connection.recv(1) != b"+":
-                raise ChannelClosedError("the receiver refused the channel: its token is another")
+            answer = connection.recv(1)
         except OSError as error:
             raise ChannelClosedError(f"the receiver refused the channel: {error}") from error
+        if answer != b"+":
+            raise ChannelClosedError("the receiver refused the channel: its token is another")
+        connection.settimeout(None)
         self.memory = SlotMemory(hello.slots, hello.slot_nbytes)
         self._connection = connection
         self._credits = hello.credits
@@ -108,8 +110,8 @@ class TcpSender:
                 nbytes = _payload_nbytes(header)
                 if nbytes:
                     self._connection.sendall(self.memory.buffer(header.slot, nbytes))
-                    if self._credits:
-                        self._free.put(header.slot)
+                if header.tensors and self._credits:  # empty tensors took a slot too
+                    self._free.put(header.slot)
         except OSError as error:
             self._break(f"the next stage is gone ({error})")
 
@@ -132,8 +134,8 @@ class TcpSender:
         self._outgoing.put(None)
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
+        self._thread.join(_GOODBYE_TIMEOUT_S)  # before its descriptor's number can become another file's
         self._connection.close()
-        self._thread.join(_GOODBYE_TIMEOUT_S)
 
 
 class TcpReceiver:
@@ -153,6 +155,7 @@ class TcpReceiver:
         if not _read_exactly(connection, memoryview(data)) or (hello := Hello.unpack(bytes(data), token)) is None:
             raise ChannelClosedError("a stranger knocked: wrong token")
         connection.sendall(b"+")
+        connection.settimeout(None)  # before the thread starts: an idle channel must not time out
         self.memory = SlotMemory(hello.slots, hello.slot_nbytes)
         self._connection = connection
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -204,8 +207,8 @@ class TcpReceiver:
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._free.put(None)
+        self._thread.join(_GOODBYE_TIMEOUT_S)  # before its descriptor's number can become another file's
         self._connection.close()
-        self._thread.join(_GOODBYE_TIMEOUT_S)
 
 
 def _read_exactly(connection: socket.socket, view: memoryview) -> bool:

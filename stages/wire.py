@@ -45,6 +45,9 @@ class Kind(enum.IntEnum):
     LOST = 3  #: the sender's predecessor is gone; ``request`` is the index of the lost stage
 
 
+_KINDS = frozenset(Kind)
+
+
 class TensorMeta(NamedTuple):
     """Where a tensor's bytes lie in its slot and how to read them; ``dtype`` is a wire code, strides in elements."""
 
@@ -133,19 +136,24 @@ def unpack(data: bytes | memoryview) -> Header:
             sizes = struct.unpack_from(f"<{2 * dimensions}q", data, offset)
             offset += 16 * dimensions
             metas.append(TensorMeta(dtype, start, nbytes, sizes[:dimensions], sizes[dimensions:]))
+            if dtype >= len(DTYPES) or min(sizes, default=0) < 0:
+                raise WireError(f"tensor of dtype code {dtype} with sizes and strides {sizes}")
+        if offset + timings + error != len(data):
+            raise WireError(f"header of {len(data)} bytes, {offset + timings + error} expected")
+        if kind not in _KINDS:
+            raise WireError(f"header of unknown kind {kind}")
         timing_bytes = bytes(data[offset : offset + timings])
-        offset += timings
-        failure = _unpack_failure(data, offset) if error else None
-        if offset + error != len(data):
-            raise WireError(f"header of {len(data)} bytes, {offset + error} expected")
+        failure = _unpack_failure(data, offset + timings, error) if error else None
         return Header(Kind(kind), request, epoch, deadline_s, sent_s, slot, tuple(metas), timing_bytes, failure)
     except struct.error as cause:
         raise WireError(f"header of {len(data)} bytes ends early") from cause
 
 
-def _unpack_failure(data: bytes | memoryview, offset: int) -> Failure:
+def _unpack_failure(data: bytes | memoryview, offset: int, nbytes: int) -> Failure:
     lengths = _LENGTHS.unpack_from(data, offset)
     offset += _LENGTHS.size
+    if _LENGTHS.size + sum(lengths) != nbytes:
+        raise WireError(f"failure texts of {lengths} bytes in a field of {nbytes}")
     texts = []
     for length in lengths:
         texts.append(bytes(data[offset : offset + length]).decode("utf-8", "replace"))
