@@ -12,7 +12,6 @@ Channels are first-in first-out and every request carries its epoch, so the swit
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
@@ -66,6 +65,7 @@ class StageLoop:
         self._newest_seen = epoch
         self._ranges_lock = threading.Lock()
         self._transfer_s = 0.0
+        self._stopped = False
         for memory in (receiver.memory, sender.memory):
             executor.adopt(memory)
         self.prepare(epoch, first, last)
@@ -78,24 +78,30 @@ class StageLoop:
 
     def run(self) -> None:
         """Serve until the previous stage says goodbye or either neighbour is gone."""
-        graceful = True
+        graceful = False
         try:
             if self._executor.overlaps:
                 self._run_overlapped()
             else:
                 while (launched := self._receive_and_launch()) is not None:
                     self._finish_and_send(launched)
+            graceful = True
         except _UpstreamLostError:
-            self._announce_loss()
-        except ChannelClosedError:
-            graceful = False
+            if not self._stopped:
+                graceful = self._announce_loss()
+        except ChannelClosedError:  # the next stage is gone; the gateway hears of it from further down
+            pass
         finally:
-            self._sender.close(graceful=graceful)
+            # The receiver first: a graceful goodbye waits until the next stage has closed, and the previous stage
+            # must not wait for that as well.
             self._receiver.close()
+            self._sender.close(graceful=graceful)
 
     def stop(self) -> None:
         """End the loop from another thread, dropping what is under way."""
+        self._stopped = True
         self._receiver.close()
+        self._sender.close(graceful=False)
 
     def _run_overlapped(self) -> None:
         """Launch one request while the one before is finishing in a second thread."""
@@ -137,7 +143,7 @@ class StageLoop:
             return _Launched(message, None, 0, 0, 0.0)
         try:
             if time.time() > header.deadline_s:
-                raise TimeoutError(
+                raise _DeadlineError(
                     f"its deadline passed {time.time() - header.deadline_s:.3f} s before this stage's turn"
                 )
             first, last = self._range_of(header.epoch)
@@ -187,17 +193,24 @@ class StageLoop:
                     self._ranges_lock.release()
         return layers
 
-    def _announce_loss(self) -> None:
-        with contextlib.suppress(ChannelClosedError):
+    def _announce_loss(self) -> bool:
+        try:
             self._sender.send(Header(Kind.LOST, max(0, self._index - 1)))
+        except ChannelClosedError:
+            return False
+        return True
 
     def _failure(self, error: Exception) -> Failure:
         where = f"stage {self._index}"
         if isinstance(error, LayerError):
             where, error = f"layer {error.layer}", _cause(error)
-        kind = DEADLINE if isinstance(error, TimeoutError) else type(error).__qualname__
+        kind = DEADLINE if isinstance(error, _DeadlineError) else type(error).__qualname__
         text = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:]
         return Failure(where, kind, str(error), text)
+
+
+class _DeadlineError(Exception):
+    """The request's deadline passed before this stage's turn."""
 
 
 class _UpstreamLostError(Exception):
