@@ -87,6 +87,7 @@ class Gateway:
         self._permits = sender.memory.slots
         self._completed = self._failed = 0
         self._error: OdinError | None = None
+        self._draining = False
         self._idle = threading.Condition(self._lock)
         self.window = TimelineWindow()
         self._thread = threading.Thread(target=self._receive_all, name="odin-gateway", daemon=True)
@@ -211,13 +212,11 @@ class Gateway:
                     self._fail_all(PipelineClosedError("the pipeline was closed"))
                     return
                 if kind is Kind.LOST:
-                    self._fail_all(self._describe_loss(message.header.request))
+                    self._fail_all(self._why_lost(message.header.request))
                     return
                 self._resolve(message)
         except ChannelClosedError:
-            with self._lock:
-                error = self._error
-            self._fail_all(error or self._describe_loss(None))
+            self._fail_all(self._why_lost(None))
         except BaseException as error:  # a defect of ours must not leave callers waiting
             self._fail_all(OdinError(f"the gateway failed: {error!r}"))
             raise
@@ -240,23 +239,29 @@ class Gateway:
             if not self._pending:
                 self._idle.notify_all()
         if failure is None:
-            timeline = RequestTimeline(
-                header.request, header.epoch, pending.submitted_s, completed_s, unpack_timings(header.timings)
-            )
-            self.window.append(timeline)
-            if self._on_result is not None:
-                self._on_result(timeline)
-            _settle(pending.future, values)
+            try:
+                timings = unpack_timings(header.timings)
+                timeline = RequestTimeline(header.request, header.epoch, pending.submitted_s, completed_s, timings)
+                self.window.append(timeline)
+                if self._on_result is not None:
+                    self._on_result(timeline)
+            finally:  # no longer among the pending: whatever happens here, its caller must not wait for ever
+                _settle(pending.future, values)
         elif failure.kind == DEADLINE:
             _settle(pending.future, DeadlineExceededError(f"{failure.where}: {failure.message}"))
         else:
             _settle(pending.future, LayerFailedError(*failure))
 
+    def _why_lost(self, stage: int | None) -> OdinError:
+        """Return the error for a broken link, which we may have cut ourselves."""
+        with self._lock:
+            error = None if self._draining else self._error
+        return error or self._describe_loss(stage)
+
     def _fail_all(self, error: OdinError) -> None:
-        """Fail everything under way and everything to come with ``error``."""
+        """Fail everything under way, and everything to come unless it fails for an earlier reason."""
         with self._lock:
             self._error = self._error or error
-            error = self._error
             pending, self._pending = list(self._pending.values()), {}
             waiters, self._waiters = list(self._waiters), deque()
             self._failed += len(pending)
@@ -276,13 +281,18 @@ class Gateway:
             for waiter in waiters:
                 waiter.set_exception(self._error)
             if not broken and drain:
-                self._idle.wait_for(lambda: not self._pending, timeout_s)
+                self._draining = True
+                try:
+                    self._idle.wait_for(lambda: not self._pending, timeout_s)
+                finally:
+                    self._draining = False
             graceful = not broken and not self._pending
         self._sender.close(graceful=graceful)
-        if graceful:
+        elsewhere = threading.current_thread() is not self._thread  # and not in a future's callback
+        if graceful and elsewhere:
             self._thread.join(timeout_s)
         self._receiver.close()
-        if threading.current_thread() is not self._thread:
+        if elsewhere:
             self._thread.join(timeout_s)
 
 
