@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -89,6 +91,7 @@ class _RunDelay:
     """Reads how long the calling thread was runnable but not running (Linux ``schedstat``), seconds."""
 
     def __init__(self) -> None:
+        self.thread = threading.get_native_id()
         self._descriptor = -1
         with contextlib.suppress(OSError):
             self._descriptor = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
@@ -134,8 +137,8 @@ class CpuExecutor:
         """Nothing to do: slots are ordinary memory."""
 
     def launch(self, first: int, last: int, values: Values) -> Result:
-        """See :meth:`Executor.launch`. Must always be called from the same thread, whose times are taken."""
-        if self._run_delay is None:
+        """See :meth:`Executor.launch`. The times taken are those of the calling thread."""
+        if self._run_delay is None or self._run_delay.thread != threading.get_native_id():
             self._run_delay = _RunDelay()
         clock, layer_s, index = time.perf_counter, [], first
         delay_s, cpu_s = self._run_delay.read_s(), self._cpu_clock()
@@ -182,7 +185,7 @@ class CudaExecutor:
     index
         CUDA device number.
     dtype
-        Floating-point type on the GPU; values travel between stages as float32 whatever it is.
+        What is float32 elsewhere is of this type on the GPU; values travel between stages as float32.
     sample_every
         Every so many requests events are recorded between layers too; in between, layer times are ``nan``.
     """
@@ -217,7 +220,11 @@ class CudaExecutor:
                 layer = self._layers[index]
                 for name in layer.state_names:
                     if name not in self._resident:
-                        self._resident[name] = self._to_device(self._host[name])
+                        weight = self._to_device(self._host[name])
+                        # Allocated on one stream, read on another: once freed, the memory may be used again only
+                        # after the layers that are under way then.
+                        weight.record_stream(self._stream)
+                        self._resident[name] = weight
                 if index not in self._functions:
                     self._functions[index] = layer.bind({name: self._resident[name] for name in layer.state_names})
         stream.synchronize()
@@ -233,19 +240,22 @@ class CudaExecutor:
 
     def adopt(self, memory: SlotMemory) -> None:
         """Page-lock a ring of slots, so that copies to and from it are asynchronous."""
-        nbytes = memory.slots * memory.slot_nbytes
-        status = torch.cuda.cudart().cudaHostRegister(memory.address, nbytes, 0)
-        if int(status) == 0:  # without it copies are correct, only slower
+        # In a thread of its own: CUDA keeps a failed call's error for the thread's next kernel to report.
+        with ThreadPoolExecutor(1) as pool:
+            pinned = pool.submit(_page_lock, memory, self._device).result()
+        if pinned:  # without it copies are correct, only slower
             self._pinned.append(memory)
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(self._device, dtype, non_blocking=True)
+        # Converted there: a conversion on this side would make the copy a synchronous one from pageable memory.
+        moved = tensor.to(self._device, non_blocking=True)
+        return moved.to(self._dtype) if moved.dtype is torch.float32 else moved
 
     def launch(self, first: int, last: int, values: Values) -> _CudaTicket:
         """See :meth:`Executor.launch`."""
         start_s = time.perf_counter()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        # Waiting for an event spins, unless it is a blocking one.
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True, blocking=True)
         layer_events: list[torch.cuda.Event] = []
         sample = self._launched % self._sample_every == 0
         self._launched += 1
@@ -260,7 +270,7 @@ class CudaExecutor:
                         layer_events.append(torch.cuda.Event(enable_timing=True))
                         layer_events[-1].record()
                 # Back to float32, the type that travels.
-                values = tuple(value.float() if value.is_floating_point() else value for value in values)
+                values = tuple(value.float() if value.dtype is self._dtype else value for value in values)
                 end.record()
             except Exception as error:
                 raise LayerError(self._layers[index].name) from error
@@ -282,6 +292,13 @@ class CudaExecutor:
         )
 
 
+def _page_lock(memory: SlotMemory, device: torch.device) -> bool:
+    """Page-lock the slots for ``device``'s context; ``False`` if the system does not allow it."""
+    with torch.cuda.device(device):
+        status = torch.cuda.cudart().cudaHostRegister(memory.address, memory.slots * memory.slot_nbytes, 0)
+    return int(status) == 0
+
+
 def make_executor(
     kind: str,
     layers: Sequence[LayerProgram],
@@ -291,12 +308,12 @@ def make_executor(
     threads: int = 1,
     precision: str = "float32",
 ) -> Executor:
-    """Return the executor for a device kind, ``"cpu"`` or ``"gpu"``.
+    """Return the executor for a device kind, ``"cpu"`` or ``"gpu"``; a CPU computes in float32 whatever ``precision``.
 
     Raises
     ------
     ValueError
-        If the precision is unknown, or is reduced on a CPU.
+        If the precision is unknown.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
