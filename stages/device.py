@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -20,7 +21,8 @@ __all__ = [
     "usable_cores",
 ]
 
-_TEXT = re.compile(r"(?:(?P<node>[^/\s]+)/)?(?P<kind>cpu|gpu):(?P<first>\d+)(?:-(?P<last>\d+))?")
+_TEXT = re.compile(r"(?:(?P<node>[^/\s]+)/)?(?P<kind>cpu|gpu):(?P<first>[0-9]+)(?:-(?P<last>[0-9]+))?")
+_MAX_INDEX = 65_535
 
 
 class DeviceError(ValueError):
@@ -70,6 +72,8 @@ class Device(NamedTuple):
         last = int(match["last"]) if match["last"] else first
         if last < first:
             raise DeviceError(f"{text!r} counts backwards: write {match['kind']}:{last}-{first}")
+        if last > _MAX_INDEX:
+            raise DeviceError(f"{text!r} names {match['kind']} {last}; numbers go up to {_MAX_INDEX}")
         if match["kind"] == "gpu" and last != first:
             raise DeviceError(f"{text!r} names {last - first + 1} GPUs; a stage runs on one: write one stage for each")
         return cls(match["kind"], tuple(range(first, last + 1)), match["node"] or "")
@@ -143,12 +147,13 @@ def pin_process(cores: Collection[int]) -> None:
         If one of the cores is not usable here; the message names those that are.
     """
     check_cores(cores)
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            os.sched_setaffinity(int(task.name), cores)
-        except ProcessLookupError:  # a thread that has ended meanwhile
-            continue
-    os.sched_setaffinity(0, cores)
+    pinned: set[str] = set()
+    # Again until there are no new ones: a thread not yet bound may have started another meanwhile.
+    while threads := set(os.listdir("/proc/self/task")) - pinned:
+        for thread in threads:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.sched_setaffinity(int(thread), cores)
+        pinned |= threads
 
 
 def cpu_model() -> str:

@@ -32,7 +32,9 @@ def store(state: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:
     """
     stored = {}
     for name, tensor in state.items():
-        source = tensor.detach().cpu()
+        source = tensor.detach().cpu().resolve_conj().resolve_neg()
+        if source.dtype not in DTYPE_CODES:
+            raise ValueError(f"weight {name} is of {source.dtype}, which stages cannot hold; supported: {DTYPES}")
         shape, strides = tuple(source.shape), source.stride()
         if not is_dense(shape, strides):
             source, strides = source.contiguous(), contiguous_strides(shape)
