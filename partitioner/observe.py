@@ -201,7 +201,7 @@ def _run_step(
         dense=described.dense,
         writes=memory.of(written),
         identity_of=untouched,
-        from_state_only=bool(sources) and not written and all(node in constants for node in sources),
+        from_state_only=bool(sources) and all(node in constants for node in sources),
         moved_nbytes=moved,
     )
     return seen, result

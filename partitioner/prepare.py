@@ -192,9 +192,13 @@ def _erase_identities(captured: Captured, observation: Observation) -> None:
 def _precompute(captured: Captured, observation: Observation) -> None:
     """Compute what depends on weights alone (standardised weights, sums of parameters) once."""
     graph = captured.graph
+    order = {node: index for index, node in enumerate(observation.seen)}
+    last_write = {key: order[node] for node, seen in observation.seen.items() for key in seen.writes}
     for step, value in observation.constants.items():
         if step not in observation.seen or not step.users:
             continue
+        if any(last_write.get(key, -1) > order[step] for key in observation.seen[step].storages):
+            continue  # what was kept is not what the step returned, but what a later one made of it
         name = f"{step.name}_constant"
         if value.numel() * value.element_size() > _CONSTANT_LIMIT_NBYTES and not is_dense(value):
             continue  # a broadcast weight, small as it is
@@ -206,13 +210,19 @@ def _precompute(captured: Captured, observation: Observation) -> None:
 
 
 def _remove_unused(captured: Captured, observation: Observation) -> None:
-    """Remove steps that nobody reads and that write nothing (``fx`` itself would also drop in-place methods)."""
-    for node in reversed(captured.graph.nodes):
+    """Remove steps that nobody reads and whose writes nobody reads (``fx`` itself would drop in-place methods)."""
+    present = dict.fromkeys(captured.graph.nodes)
+    for node in reversed(list(present)):
         if node.op in ("placeholder", "output") or node.users:
             continue
-        seen = observation.seen.get(node)
-        if seen is None or not seen.writes:
+        seen = observation.seen
+        writes = seen[node].writes if node in seen else frozenset()
+        if writes & observation.state_storages.keys():  # now of a copy of the constant
+            continue
+        sharing = (other for other in present if other in seen and seen[other].storages & writes)
+        if all(other is node or set(other.users) <= {node} for other in sharing):
             captured.graph.erase_node(node)
+            del present[node]
 
 
 def _lower_modules(captured: Captured) -> None:

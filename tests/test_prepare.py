@@ -168,6 +168,40 @@ def test_view_becomes_reshape_because_channels_last_cannot_be_viewed():
     torch.testing.assert_close(outputs(captured, image())[0], model(image()), rtol=0, atol=1e-6)
 
 
+def test_a_bias_from_weights_alone_is_computed_once_in_place_steps_included():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", torch.randn(5, 2))
+            self.mlp = nn.Sequential(nn.Linear(2, 4), nn.ReLU(inplace=True), nn.Linear(4, 3))
+
+        def forward(self, x):
+            return x + self.mlp(self.table).sum(0).view(3, 1, 1)
+
+    model = seeded(Model)
+    captured = prepared(model, image())
+    assert targets(captured) == ["add"]
+    torch.testing.assert_close(outputs(captured, image())[0], model(image()), rtol=0, atol=0)
+
+
+def test_a_constant_that_is_written_later_is_not_taken_for_its_last_value():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([-1.0, 1.0]))
+
+        def forward(self, x):
+            doubled = self.weight * 2
+            before = x * doubled
+            doubled.relu_()
+            return before + x * doubled
+
+    model = Model().eval()
+    captured = prepared(model, torch.ones(1, 2))
+    for _ in range(2):
+        assert outputs(captured, torch.ones(1, 2))[0].tolist() == [[-2.0, 4.0]]
+
+
 def test_dtypes_and_devices_do_not_stay_values():
     class Model(nn.Module):
         def forward(self, x):
