@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,31 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from partitioner.capture import (
-    Captured,
-    Slot,
-    TraceError,
-    capture_export,
-    capture_exported_program,
-    capture_fx,
-    first_line,
-    private_copy,
-    untraceable,
-)
+from partitioner.agreement import Prepared, Subject, prepare_and_check, tensors_in
+from partitioner.capture import Captured, Slot, TraceError
 from partitioner.cuts import choose_cuts
-from partitioner.liveness import Liveness
 from partitioner.names import layer_names
-from partitioner.observe import observe
-from partitioner.prepare import layout_of, make_outputs_dense, prepare
+from partitioner.prepare import layout_of
 from partitioner.program import LayerProgram, Program, generate, module_path
-from partitioner.values import ValueSpec, decoder, dtype_name, spec_of
+from partitioner.values import ValueSpec, decoder, dtype_name
 
 __all__ = ["Chain", "Layer", "LayerProgram", "Program", "TraceError", "ValueSpec", "build_chain"]
-
-# Static estimate of a step's time: it needs the larger of its arithmetic and its memory traffic. Only ratios matter,
-# and cuts must not depend on the machine or its load, so these are one common CPU core's, not measured ones.
-_FLOPS_PER_S = 100e9
-_BYTES_PER_S = 10e9
 
 
 @dataclass(frozen=True)
@@ -209,10 +193,22 @@ class Chain:
         tuple of Tensor
             What crosses the cut after layer ``last - 1``.
         """
+        if self.released:
+            raise RuntimeError(f"the weights of {self.name} were released; build the chain anew to run it here")
         with torch.inference_mode():
             for function in self._functions[first:last]:
                 values = function(values)
         return values
+
+    @property
+    def released(self) -> bool:
+        """Whether :meth:`release_weights` was called."""
+        return not self._functions
+
+    def release_weights(self) -> None:
+        """Let go of the weights; what describes the chain stays, but it cannot be run here any more."""
+        self.state = {}
+        self._functions = ()
 
     def unpack(self, outputs: tuple[Tensor, ...]) -> Any:
         """Put the flat outputs of the last layer into the structure that the model returns."""
@@ -308,176 +304,16 @@ def build_chain(
     for share_name, share in (("coarse_share", coarse_share), ("minimum_share", minimum_share)):
         if not 0 <= share <= 1:
             raise ValueError(f"{share_name} is a share in [0, 1], got {share}")
-    if not _tensors(example_args):
+    if not tensors_in(example_args):
         raise ValueError(f"example_args hold no tensor: {example_args!r}")
     # outside inference mode: preparation watches tensor versions, which inference tensors do not have
     with torch.inference_mode(False), torch.no_grad():
-        subject = _Subject(model, example_args)
-        prepared = _prepare_and_check(subject)
+        subject = Subject(model, example_args)
+        prepared = prepare_and_check(subject)
         return _cut(prepared, subject, name, coarse_share, minimum_share)
 
 
-class _Subject:
-    """The original model, run for comparison on the example and on the example at another leading size."""
-
-    def __init__(self, model: nn.Module | torch.export.ExportedProgram, example_args: tuple[Any, ...]) -> None:
-        self._function: Callable[..., Any]
-        self.captures: tuple[Callable[[], Captured], ...]
-        if isinstance(model, torch.export.ExportedProgram):
-            exported = model
-            self._function = exported.module()
-            self.captures = (lambda: capture_exported_program(exported, self.args),)
-        elif isinstance(model, nn.Module):
-            module = private_copy(model)
-            self._function = module
-            # each capture its own copy: tracing may leave traces in the module's attributes
-            self.captures = (
-                lambda: capture_fx(private_copy(model), self.args),
-                lambda: capture_export(private_copy(model), self.args),
-            )
-        else:
-            raise ValueError(f"expected a torch.nn.Module or an ExportedProgram, got a {type(model).__name__}")
-        self.args = _copied(example_args)
-        try:
-            self.expected = pytree.tree_leaves(self._function(*_copied(self.args)))
-        except Exception as error:
-            shapes = [tuple(t.shape) for t in _tensors(self.args)]
-            raise ValueError(
-                f"the model fails on its example arguments (tensor shapes {shapes}): {type(error).__name__}: {error}"
-            ) from error
-        self.other_args: tuple[Any, ...] | None = None
-        self.other_expected: list[Any] = []
-        self._try_other_batch()
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        return _tensors(self.args)
-
-    def _try_other_batch(self) -> None:
-        """Run with another leading size, if it is one of samples that do not depend on each other."""
-        inputs = self.inputs
-        if any(not t.ndim or t.shape[0] != inputs[0].shape[0] or not t.shape[0] for t in inputs):
-            return
-        size = inputs[0].shape[0]
-
-        def enlarge(x: Any) -> Any:
-            # one more sample, of other content: with batch statistics the first ones would change
-            return torch.cat([x, x.flip(tuple(range(x.ndim)))[:1]]) if isinstance(x, Tensor) else x
-
-        other = pytree.tree_map(enlarge, self.args)
-        try:
-            results = pytree.tree_leaves(self._function(*_copied(other)))
-        except Exception:
-            return
-        same = [result[:size] if isinstance(result, Tensor) and result.ndim else result for result in results]
-        scales = all(not isinstance(r, Tensor) or (r.ndim and r.shape[0] == size + 1) for r in results)
-        numbers_may_differ = [
-            wanted if isinstance(wanted, Tensor) else result
-            for wanted, result in zip(self.expected, same, strict=False)
-        ]
-        if scales and not _deviation(same, numbers_may_differ):
-            self.other_args, self.other_expected = other, results
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    captured: Captured
-    liveness: Liveness
-    costs: list[float]
-    flops: list[int]
-    moved_nbytes: list[int]
-    channels_last: bool
-    dynamic_batch: bool
-
-
-def _prepare_and_check(subject: _Subject) -> _Prepared:
-    """Capture and prepare in the most optimised way whose results match the original's."""
-    failures: list[str] = []
-    for capture in subject.captures:
-        for fold_batch_norm, channels_last in ((True, True), (True, False), (False, False)):
-            try:
-                captured = capture()
-            except TraceError as error:
-                failures.append(str(error))
-                break
-            try:
-                prepare(captured, subject.inputs, fold_batch_norm=fold_batch_norm, channels_last=channels_last)
-                result = _check(captured, subject, channels_last)
-            except TraceError:
-                raise
-            except Exception as error:
-                # tracing gave a graph that does not run, or one that cannot run in this layout
-                failures.append(f"the graph of {captured.how} fails: {first_line(error)}")
-                continue
-            if isinstance(result, _Prepared):
-                return result
-            failures.append(f"the graph of {captured.how} deviates from the model: {result}")
-    raise untraceable(list(dict.fromkeys(failures)))
-
-
-def _check(captured: Captured, subject: _Subject, channels_last: bool) -> _Prepared | str:
-    """Run the prepared graph on the example and at the other leading size; a text says how results deviate."""
-
-    def arrange(tensors: list[Tensor]) -> list[Tensor]:
-        return [layout_of(t) if channels_last else t.contiguous() for t in tensors]
-
-    observations = [observe(captured, arrange(_copied(subject.inputs)), count_flops=True)]
-    if observations[0].writes & observations[0].state_storages.keys():
-        return "it writes its own constants"
-    deviation = _deviation(_results(captured, observations[0].outputs), subject.expected)
-    if deviation:
-        return deviation
-    if subject.other_args is not None:
-        try:
-            other = observe(captured, arrange(_tensors(_copied(subject.other_args))))
-            if not _deviation(_results(captured, other.outputs), subject.other_expected):
-                observations.append(other)
-        except Exception:  # a constant of the example's size in the graph: that size only
-            pass
-    if make_outputs_dense(captured, observations):
-        return _check(captured, subject, channels_last)
-    seen = [observations[0].seen[step] for step in captured.steps]
-    return _Prepared(
-        captured=captured,
-        liveness=Liveness(captured, observations),
-        costs=[max(entry.flops / _FLOPS_PER_S, entry.moved_nbytes / _BYTES_PER_S) for entry in seen],
-        flops=[entry.flops for entry in seen],
-        moved_nbytes=[entry.moved_nbytes for entry in seen],
-        channels_last=channels_last,
-        dynamic_batch=len(observations) > 1,
-    )
-
-
-def _results(captured: Captured, outputs: list[Any]) -> list[Any]:
-    leaves = pytree.tree_leaves(captured.outcome)
-    # flattened again: a torch.Size is one output of ours and several leaves of the model's
-    return pytree.tree_leaves([outputs[leaf.index] if isinstance(leaf, Slot) else leaf for leaf in leaves])
-
-
-def _deviation(results: list[Any], expected: list[Any]) -> str:
-    """Say how results differ beyond rounding; an empty text if they do not."""
-    if len(results) != len(expected):
-        return f"{len(results)} outputs instead of {len(expected)}"
-    for index, (result, wanted) in enumerate(zip(results, expected, strict=True)):
-        if not isinstance(wanted, Tensor):
-            if result != wanted:
-                return f"output {index} is {result!r} instead of {wanted!r}"
-            continue
-        if not isinstance(result, Tensor) or result.shape != wanted.shape or result.dtype != wanted.dtype:
-            return f"output {index} is {spec_of(result)} instead of {spec_of(wanted)}"
-        if not wanted.is_floating_point():
-            if not torch.equal(result, wanted):
-                return f"output {index} differs"
-            continue
-        tolerance = 1e-4 if wanted.dtype in (torch.float32, torch.float64) else 2e-2
-        scale = wanted[wanted.isfinite()].abs().max().item() if wanted.isfinite().any() else 0.0
-        if not torch.allclose(result, wanted, rtol=0.0, atol=tolerance * scale, equal_nan=True):
-            error = (result - wanted).abs().max().item()
-            return f"output {index} differs by {error:.3g}, at a largest magnitude of {scale:.3g}"
-    return ""
-
-
-def _cut(prepared: _Prepared, subject: _Subject, name: str, coarse_share: float, minimum_share: float) -> Chain:
+def _cut(prepared: Prepared, subject: Subject, name: str, coarse_share: float, minimum_share: float) -> Chain:
     captured, liveness = prepared.captured, prepared.liveness
     steps = captured.steps
     work = prepared.flops if any(prepared.flops) else prepared.moved_nbytes
@@ -523,14 +359,6 @@ def _cut(prepared: _Prepared, subject: _Subject, name: str, coarse_share: float,
         channels_last=prepared.channels_last,
         captured_with=captured.how,
     )
-
-
-def _tensors(args: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
-
-
-def _copied(args: Any) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, args)
 
 
 def _fingerprint(chain: Chain) -> str:
