@@ -27,10 +27,10 @@ from odin.placement import place
 from odin.ray_runtime import RayRuntime
 from odin.snapshot import PipelineSnapshot, StageSnapshot
 from odin.sources import load_source
-from partitioner.chain import Chain, ValueSpec, build_chain
+from partitioner.chain import Chain, build_chain
 from partitioner.plan import Plan
 from partitioner.profile import Profile, ProfileCache
-from stages.device import Device
+from stages.device import Device, parse_devices
 from stages.executor import PRECISIONS
 from stages.slots import slot_nbytes_for
 from stages.weights import store
@@ -49,7 +49,8 @@ class Pipeline:
     ----------
     model
         Name of a model (see :func:`odin.load_source`), an ``nn.Module``, a ``torch.export.ExportedProgram``, or a
-        :class:`partitioner.chain.Chain` made before. A module is not changed.
+        :class:`odin.Chain` made before with :func:`odin.build_chain`. A chain keeps its weights, and can be run here
+        too; otherwise this process lets go of them once the stages have them.
     stages
         One device per stage, in pipeline order: ``["cpu:0", "cpu:1"]``, ``"cpu:0-3,gpu:0"``, ``"NODE/cpu:0"``; or
         ``"auto"``: every free GPU of the cluster if there is any, else every free core.
@@ -64,7 +65,8 @@ class Pipeline:
         Largest micro-batch: a request with a larger leading size is streamed in parts of this size. Default: that of
         the example input.
     max_in_flight
-        Micro-batches under way at most; ``submit`` waits beyond that. Default: two per stage and two.
+        Micro-batches under way at most; ``submit`` waits beyond that. Default: two per stage, one computed and one
+        waiting.
     address
         Address of a Ray cluster. Without it an embedded local Ray is started and stopped, unless this process is
         connected to one already.
@@ -112,26 +114,13 @@ class Pipeline:
         self._deployment: Deployment | None = None
         self._runtime: RayRuntime | None = None
         _check_options(precision=precision, transport=transport, batch=batch, max_in_flight=max_in_flight)
-        if isinstance(model, Chain):
-            self.chain = model
-        else:
-            source = load_source(model, weights=weights, example_input=example_input)
-            self.chain = build_chain(source.model, source.example_args, name=source.name)
-            del source
-        chain = self.chain
-        example_batch = chain.inputs[0].shape[0] if chain.inputs and chain.inputs[0].shape else 1
-        self.batch = batch or example_batch
-        if not chain.dynamic_batch and self.batch != example_batch:
-            raise ValueError(
-                f"batch={self.batch}, but {chain.name} works for leading size {example_batch} only: "
-                f"give an example_input with leading size {self.batch}"
-            )
-        if isinstance(plan, str):
-            plan = Plan.parse(plan)
-        if plan is not None and plan.layer_count != len(chain.layers):
-            raise ValueError(f"plan {plan} spreads {plan.layer_count} layers, {chain.name} has {len(chain.layers)}")
+        plan = Plan.parse(plan) if isinstance(plan, str) else plan
+        stages = stages if stages == "auto" else parse_devices(stages)
+        self.chain = chain = _to_chain(model, weights=weights, example_input=example_input)
+        self.batch = _check_batch(chain, batch)
+        if plan is not None:
+            plan.check_fits(layer_count=len(chain.layers), stage_count=len(plan if stages == "auto" else stages))
 
-        scale = -(-self.batch // max(1, example_batch))
         weight_nbytes = sum(tensor.numel() * tensor.element_size() for tensor in chain.state.values())
         self._runtime = RayRuntime(address=address, weight_nbytes=weight_nbytes)
         try:
@@ -146,29 +135,30 @@ class Pipeline:
                 share=share_devices,
                 precision=precision,
             )
-            self.devices = tuple(
-                device._replace(node="" if node == placed[0][1] and len({n for _, n in placed}) == 1 else node[:8])
-                for device, node in placed
-            )
+            if chain is not model:
+                # The stages have them now; kept here they would be a second copy.
+                chain.release_weights()
+            several_nodes = len({node for _, node in placed}) > 1
+            self.devices = tuple(device._replace(node=node[:8] if several_nodes else "") for device, node in placed)
+            # A cut's bytes grow with the micro-batch.
+            scale = -(-self.batch // _leading_size(chain))
+            cuts = [[scale * spec.nbytes for spec in cut] for cut in (chain.inputs, *(x.output for x in chain.layers))]
             self.profiles: tuple[Profile, ...] = ()
             if plan is None:
-                inputs = example_inputs(chain, self.batch)
-                self.profiles = measure_baselines(
-                    self._deployment, chain, inputs, precision=precision, cache=ProfileCache()
-                )
-                plan = best_plan(
-                    self.profiles,
-                    [scale * nbytes for nbytes in (sum(spec.nbytes for spec in cut) for cut in _cuts(chain))],
-                )
-            slots = max_in_flight or 2 * len(placed) + 2
+                inputs = _example_inputs(chain, self.batch)
+                cache = ProfileCache()
+                self.profiles = measure_baselines(self._deployment, chain, inputs, precision=precision, cache=cache)
+                plan = best_plan(self.profiles, [sum(cut) for cut in cuts])
+            # The first channel carries inputs, the last one outputs, those between whatever a plan may need.
+            slot_nbytes = [slot_nbytes_for(cut) for cut in cuts]
+            self.max_in_flight = max_in_flight or 2 * len(placed)
             sender, receiver = self._deployment.connect(
                 plan,
-                slot_nbytes=_slot_sizes(chain, stage_count=len(placed), scale=scale),
-                max_in_flight=slots,
+                slot_nbytes=[slot_nbytes[0], *[max(slot_nbytes)] * (len(placed) - 1), slot_nbytes[-1]],
+                max_in_flight=self.max_in_flight,
                 transport=transport,
             )
             self._gateway = Gateway(sender, receiver, plan=plan, describe_loss=self._describe_loss)
-            self.max_in_flight = slots
         except BaseException:
             self.close(drain=False)
             raise
@@ -336,24 +326,40 @@ class Pipeline:
         self.close(drain=kind is None)
 
 
-def example_inputs(chain: Chain, batch: int) -> tuple[torch.Tensor, ...]:
-    """Inputs like the example's with another leading size, in the prepared layout; ones, for timing."""
+def _to_chain(model: Any, *, weights: str | Path | None, example_input: Any) -> Chain:
+    if isinstance(model, Chain):
+        for name, value in (("weights", weights), ("example_input", example_input)):
+            if value is not None:
+                raise ValueError(f"{name} does not go with a chain, which has its own; give it to build_chain")
+        if model.released:
+            raise ValueError(f"the weights of {model.name} were released; build the chain anew")
+        return model
+    source = load_source(model, weights=weights, example_input=example_input)
+    return build_chain(source.model, source.example_args, name=source.name)
+
+
+def _leading_size(chain: Chain) -> int:
+    """Leading size of the chain's example input; 1 for inputs without dimensions."""
+    return max(1, chain.inputs[0].shape[0]) if chain.inputs and chain.inputs[0].shape else 1
+
+
+def _check_batch(chain: Chain, batch: int | None) -> int:
+    example = _leading_size(chain)
+    if batch is not None and batch != example and not chain.dynamic_batch:
+        raise ValueError(
+            f"batch={batch}, but {chain.name} works for leading size {example} only: "
+            f"give an example_input with leading size {batch}"
+        )
+    return batch or example
+
+
+def _example_inputs(chain: Chain, batch: int) -> tuple[torch.Tensor, ...]:
+    """Ones like the example's inputs with another leading size, in the prepared layout, for timing."""
     tensors = []
     for spec in chain.inputs:
         shape = (batch, *spec.shape[1:]) if chain.dynamic_batch else spec.shape
         tensors.append(torch.ones(shape, dtype=getattr(torch, spec.dtype)))
     return chain.layout(tuple(tensors))
-
-
-def _cuts(chain: Chain) -> list[tuple[ValueSpec, ...]]:
-    """What crosses each of the ``layers + 1`` cuts: the inputs, then each layer's output."""
-    return [chain.inputs, *(layer.output for layer in chain.layers)]
-
-
-def _slot_sizes(chain: Chain, *, stage_count: int, scale: int) -> list[int]:
-    """Bytes of a slot per channel: the first carries inputs, the last outputs, others whatever a plan needs."""
-    cuts = [slot_nbytes_for([scale * spec.nbytes for spec in cut]) for cut in _cuts(chain)]
-    return [cuts[0], *[max(cuts)] * (stage_count - 1), cuts[-1]]
 
 
 def _check_options(*, precision: str, transport: str, batch: int | None, max_in_flight: int | None) -> None:
