@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,10 @@ from stages.device import Device, DeviceError
 
 __all__ = ["Lease", "free_indices"]
 
-DIRECTORY = Path("/tmp/odin-devices")
+DIRECTORY = Path(os.environ.get("ODIN_LEASE_DIR", "/tmp/odin-devices"))
+"""Locks lie here; every pipeline of a machine must see the same directory."""
+
+_ATTEMPTS, _PATIENCE_S = 10, 0.1
 
 
 def _open(kind: str, index: int, directory: Path) -> int:
@@ -34,6 +38,19 @@ def _open(kind: str, index: int, directory: Path) -> int:
     with contextlib.suppress(PermissionError):
         os.fchmod(descriptor, 0o666)
     return descriptor
+
+
+def _lock(descriptor: int, mode: int) -> None:
+    """Take the lock; ``BlockingIOError`` if somebody keeps it.
+
+    With a moment's patience: who merely looks for free devices holds each one for an instant.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+            return
+        time.sleep(_PATIENCE_S / _ATTEMPTS)
+    fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
 
 
 class Lease:
@@ -61,7 +78,7 @@ class Lease:
             for index in device.indices:
                 descriptor = _open(device.kind, index, directory)
                 self._descriptors.append(descriptor)
-                fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+                _lock(descriptor, mode)
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"pid {os.getpid()}, {label}".encode(), 0)
         except BlockingIOError as error:

@@ -123,7 +123,7 @@ def test_buffer_shows_a_slots_bytes():
 def test_too_large_is_refused_and_leaves_the_slot_as_it_was():
     memory = SlotMemory(1, 256)
     metas = memory.write(0, (torch.ones(64),))
-    with pytest.raises(ValueError, match="320 bytes do not fit a slot of 256.*larger batch"):
+    with pytest.raises(ValueError, match=r"320 bytes do not fit a slot of 256.*larger batch"):
         memory.write(0, (torch.zeros(64), torch.zeros(1)))
     assert memory.read(0, metas)[0].tolist() == [1.0] * 64
 
@@ -146,7 +146,7 @@ def test_a_dtype_without_a_code_is_refused():
     ids=["dtype", "alignment", "beyond the slot", "far away", "size", "stride"],
 )
 def test_descriptions_that_point_outside_are_refused(meta: TensorMeta):
-    with pytest.raises(ValueError, match="outside a slot|reaches beyond"):
+    with pytest.raises(ValueError, match=r"outside a slot|reaches beyond"):
         SlotMemory(1, 128).check((meta,))
 
 
