@@ -13,6 +13,7 @@ from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
 from benchmarks.alternatives.contender import Setup
 from benchmarks.alternatives.torch_pipelining import Answer, Task
+from benchmarks.common import release_memory
 from odin.sources import load_source
 from partitioner.chain import Chain, build_chain
 from partitioner.plan import Plan
@@ -31,24 +32,29 @@ def run_rank(rank: int, setup: Setup, port: int, connection: Connection) -> None
             module, rank, len(setup.cores), torch.device("cpu"), input_args=example_input, output_args=example_output
         )
         schedule = ScheduleGPipe(stage, n_microbatches=1)
+        release_memory()
         token = torch.zeros(1)
-        last = len(setup.cores) - 1
         while True:
             try:
                 task: Task = connection.recv()
             except EOFError:
                 break
             images = [torch.from_numpy(task.images[row : row + 1]) for row in range(len(task.images))]
-            times_s, output = [], None
+            times_s, output, works = [], None, []
             for index in range(task.steps):
                 if rank == 0:
+                    if index >= task.in_flight:  # wait until the one before as many is done
+                        dist.recv(token, src=1)
                     times_s.append(time.perf_counter())
                     schedule.eval(images[index % len(images)])
                 else:
                     output = schedule.eval()
                     times_s.append(time.perf_counter())
-                if task.one_by_one:
-                    dist.broadcast(token, src=last)
+                    if index + task.in_flight < task.steps:
+                        works.append(dist.isend(token, dst=0))
+            for work in works:
+                if work is not None:  # torch's type allows a rank outside the group
+                    work.wait()
             connection.send(Answer(times_s, None if output is None else np.asarray(output.numpy())))
         dist.destroy_process_group()
 

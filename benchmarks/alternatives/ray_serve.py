@@ -24,12 +24,13 @@ class Replica:
         import torch
 
         from benchmarks.alternatives.models import folded_model
-        from benchmarks.common import pin_process
+        from benchmarks.common import pin_process, release_memory
 
         torch.set_num_threads(1)
         self.infer = folded_model(model, weights)
         self.core = claim(cores, Path(claims))
         pin_process([self.core])
+        release_memory()
 
     async def __call__(self, image: Array) -> Array:
         """Serve one image. Async but never awaiting: one is computed at a time, the next waits in the queue."""

@@ -6,8 +6,8 @@ Each step is one image. Rank 0 goes on to the next image once it has handed over
     rank 1:    0 1 2 ...
 
 It has no client: rank 0 takes the images from its own memory and rank 1 keeps the outputs, which is all this library
-offers. The closed loop is worked out from rank 1's completions: with N in flight, a request is submitted when the N-th
-before it completes.
+offers. With N in flight, rank 0 begins an image when rank 1 has told it that the N-th before it is done; a client would
+have submitted it at that moment.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = ["Answer", "Task", "start_rank", "torch_pipelining"]
 
 
 class Task(NamedTuple):
-    """What both ranks do next: ``steps`` of one image each, in turn, one at a time or streaming."""
+    """What both ranks do next: ``steps`` of one image each, in turn, at most ``in_flight`` of them under way."""
 
     images: Array
     steps: int
-    one_by_one: bool
+    in_flight: int
 
 
 class Answer(NamedTuple):
@@ -76,22 +76,13 @@ def torch_pipelining(setup: Setup) -> Iterator[Contender]:
             return begin, end
 
         def infer(image: Array) -> Array:
-            output = step(Task(image, 1, True))[1].output
+            output = step(Task(image, 1, 1))[1].output
             assert output is not None
             return output
 
         def loop(*, count: int, in_flight: int, warmup: int) -> LoadResult:
-            # Streaming, up to three are under way of themselves: one in each rank and one between them.
-            if in_flight in (2, 3):
-                raise ValueError(f"in_flight={in_flight}: this pipeline has 1 or, streaming, at least 4")
-            begin, end = step(Task(setup.images, warmup + count, in_flight == 1))
-            if in_flight == 1:
-                submitted_s = begin.times_s
-            else:
-                submitted_s = [
-                    end.times_s[index - in_flight] if index >= in_flight else begin.times_s[0]
-                    for index in range(warmup + count)
-                ]
+            begin, end = step(Task(setup.images, warmup + count, in_flight))
+            submitted_s = [begin.times_s[0]] * in_flight + end.times_s[:-in_flight]
             latency_s = [done - start for done, start in zip(end.times_s, submitted_s, strict=True)][warmup:]
             start_s = end.times_s[warmup - 1] if warmup else begin.times_s[0]
             return LoadResult(count / (end.times_s[-1] - start_s), tuple(latency_s))

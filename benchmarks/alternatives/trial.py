@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.alternatives.contender import Contender, Setup
-from benchmarks.common import process_tree, pss_nbytes
+from benchmarks.common import process_tree, pss_nbytes, release_memory
 
 __all__ = ["CONTENDERS", "Task", "Trial", "main"]
 
@@ -101,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise RuntimeError(f"{name} computes something else: off by {error:.1e} of the largest output")
         loaded = contender.loop(count=task.count, in_flight=task.in_flight, warmup=max(task.warmup, task.in_flight))
         alone = contender.loop(count=task.alone_count, in_flight=1, warmup=task.warmup)
+        release_memory()
         here = process_tree()
         trial = Trial(
             throughput_hz=loaded.throughput_hz,
