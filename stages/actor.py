@@ -15,7 +15,7 @@ import torch
 from stages.allocator import keep_freed_memory
 from stages.channel import Address, Listener, connect
 from stages.device import Device, DeviceError, check_cores, cpu_model, pin_process, usable_cores
-from stages.executor import Executor, make_executor
+from stages.executor import CudaExecutor, Executor, make_executor
 from stages.lease import Lease, free_indices
 from stages.loop import StageLoop
 from stages.weights import StoredTensor, load
@@ -170,8 +170,12 @@ class StageActor:
         assert executor is not None, "open comes first"
         torch.set_num_threads(self._device.threads)
         executor.prepare(0, self._layer_count)
+        if isinstance(executor, CudaExecutor):
+            executor.sample_every = 1
         values = tuple(inputs)
         runs = [executor.finish(executor.launch(0, self._layer_count, values)).layer_s for _ in range(warmup + repeats)]
+        if isinstance(executor, CudaExecutor):
+            executor.sample_every = CudaExecutor.SAMPLE_EVERY
         return runs[warmup:]
 
     def listen(self, host: str) -> Address:

@@ -34,11 +34,18 @@ PRECISIONS: dict[str, torch.dtype] = {
 class LayerProgram(Protocol):
     """What a stage needs of a layer: it becomes a function of values once given its weights."""
 
-    name: str
-    state_names: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """The layer's name, unique in the chain."""
 
-    def bind(self, state: Mapping[str, torch.Tensor]) -> Callable[[Values], Values]:
-        """Return the layer as a function from the values before it to the values after it."""
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the weights that the layer reads."""
+
+    def bind(
+        self, state: Mapping[str, torch.Tensor], *, device: torch.device | str | None = None
+    ) -> Callable[[Values], Values]:
+        """Return the layer as a function from the values before it to those after it, computing on ``device``."""
 
 
 class LayerError(RuntimeError):
@@ -191,6 +198,7 @@ class CudaExecutor:
     """
 
     overlaps = True
+    SAMPLE_EVERY = 16
 
     def __init__(
         self,
@@ -199,13 +207,13 @@ class CudaExecutor:
         *,
         index: int,
         dtype: torch.dtype = torch.float32,
-        sample_every: int = 16,
+        sample_every: int = SAMPLE_EVERY,
     ) -> None:
         self._layers = layers
         self._host = state
         self._device = torch.device("cuda", index)
         self._dtype = dtype
-        self._sample_every = sample_every
+        self.sample_every = sample_every
         self._launched = 0
         self._resident: dict[str, torch.Tensor] = {}
         self._functions: dict[int, Callable[[Values], Values]] = {}
@@ -226,7 +234,9 @@ class CudaExecutor:
                         weight.record_stream(self._stream)
                         self._resident[name] = weight
                 if index not in self._functions:
-                    self._functions[index] = layer.bind({name: self._resident[name] for name in layer.state_names})
+                    self._functions[index] = layer.bind(
+                        {name: self._resident[name] for name in layer.state_names}, device=self._device
+                    )
         stream.synchronize()
 
     def retain(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -257,7 +267,7 @@ class CudaExecutor:
         # Waiting for an event spins, unless it is a blocking one.
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True, blocking=True)
         layer_events: list[torch.cuda.Event] = []
-        sample = self._launched % self._sample_every == 0
+        sample = self._launched % self.sample_every == 0
         self._launched += 1
         index = first
         with torch.inference_mode(), torch.cuda.stream(self._stream):
