@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from odin.ray_token import use_token
 from stages.device import usable_cores
 
 __all__ = ["RayRuntime"]
@@ -45,6 +46,7 @@ class RayRuntime:
         os.environ.setdefault("RAY_worker_niceness", "0")
         common: dict[str, Any] = {"namespace": "odin", "log_to_driver": False, "logging_level": "ERROR"}
         if address is not None:
+            use_token()
             try:
                 ray.init(address=address, **common)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -100,7 +101,7 @@ def render_report(report: RunReport, snapshot: PipelineSnapshot, layer_names: Se
 
 def stage_table(snapshot: PipelineSnapshot, layer_names: Sequence[str]) -> Table:
     """One row per stage: where it is, what it runs, how long it takes and waits."""
-    table = Table(title=f"{snapshot.model}, plan {snapshot.plan}", title_justify="left")
+    table = Table(title=f"{snapshot.model}, plan {snapshot.plan}", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("stage", "device"):
         table.add_column(heading)
     table.add_column("layers", justify="right")
