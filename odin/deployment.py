@@ -39,6 +39,8 @@ class Deployment:
         The chain's program and weights; the weights are put into the object store once.
     label
         The pipeline's name.
+    batch
+        Leading size of the requests to come, for which weights are packed.
     share, precision
         As for :class:`stages.actor.StageActor`.
 
@@ -57,25 +59,33 @@ class Deployment:
         stored: dict[str, StoredTensor],
         *,
         label: str,
+        batch: int,
         share: bool,
         precision: str,
     ) -> None:
+        self._weights_refs: list[Any] = []
         self._actors: list[Any] = []
         self._listeners: list[Listener] = []
         self.infos: tuple[StageInfo, ...] = ()
         try:
             for index, (device, node_id) in enumerate(placed):
                 self._actors.append(_create_actor(index, device, node_id, label, share, precision))
-            program_ref, stored_ref = ray.put(program), ray.put(stored)
-            self.infos = self._open(placed, program_ref, stored_ref)
+            self.infos = self._open(placed, program, stored, batch)
         except BaseException:
             self.close()
             raise
-        # The object lives as long as this reference, or a stage that reads it.
-        self._weights_ref = stored_ref
 
-    def _open(self, placed: Sequence[tuple[Device, str]], program_ref: Any, stored_ref: Any) -> tuple[StageInfo, ...]:
-        calls: list[Any] = [actor.open.remote(program_ref, stored_ref) for actor in self._actors]
+    def _open(
+        self, placed: Sequence[tuple[Device, str]], program: Any, stored: dict[str, StoredTensor], batch: int
+    ) -> tuple[StageInfo, ...]:
+        program_ref, plain_ref = ray.put(program), ray.put(stored)
+        packed: dict[str, Any] = {}
+        calls: list[Any] = []
+        for actor, (device, node_id) in zip(self._actors, placed, strict=True):
+            if device.kind == "cpu" and node_id not in packed:
+                packed[node_id] = actor.pack.remote(program_ref, plain_ref, batch)
+            weights_ref = packed[node_id] if device.kind == "cpu" else plain_ref
+            calls.append(actor.open.remote(program_ref, weights_ref, batch))
         _, late = ray.wait(calls, num_returns=len(calls), timeout=_START_TIMEOUT_S)
         if late:
             waiting = ", ".join(str(placed[calls.index(call)][0]) for call in late)
@@ -86,6 +96,8 @@ class Deployment:
                 "share_devices=True (--share-devices)"
             )
         opened: list[StageInfo | StageProblem] = ray.get(calls)
+        # Objects live as long as references to them: packed weights per node for CPU stages, plain ones for GPUs.
+        self._weights_refs = [*packed.values(), *([plain_ref] if any(d.kind == "gpu" for d, _ in placed) else [])]
         infos = []
         for info in opened:
             if isinstance(info, StageProblem):

@@ -119,7 +119,7 @@ class Gateway:
         with self._lock:
             self._epoch, self._plan = epoch, plan
 
-    def submit(self, values: Values, *, timeout_s: float | None = None) -> Future[Values]:
+    def submit(self, values: Values, *, timeout_s: float | None = None, keep_nan: bool = False) -> Future[Values]:
         """Send one request, waiting while ``max_in_flight`` are under way.
 
         Parameters
@@ -128,6 +128,8 @@ class Gateway:
             Input tensors in the prepared layout; copied before this returns.
         timeout_s
             Deadline from now, seconds: a stage whose turn comes later fails the request instead of computing.
+        keep_nan
+            The values hold NaN: stages compute in a way that passes it on.
 
         Raises
         ------
@@ -141,9 +143,11 @@ class Gateway:
         except BaseException:
             self._return_permit(permit)
             raise
-        return self._send(values, deadline_s)
+        return self._send(values, deadline_s, keep_nan)
 
-    async def asubmit(self, values: Values, *, timeout_s: float | None = None) -> Future[Values]:
+    async def asubmit(
+        self, values: Values, *, timeout_s: float | None = None, keep_nan: bool = False
+    ) -> Future[Values]:
         """As :meth:`submit`, waiting without blocking the event loop."""
         deadline_s = float("inf") if timeout_s is None else time.time() + timeout_s
         permit = self._request_permit()
@@ -152,7 +156,7 @@ class Gateway:
         except BaseException:
             self._return_permit(permit)
             raise
-        return self._send(values, deadline_s)
+        return self._send(values, deadline_s, keep_nan)
 
     def _request_permit(self) -> Future[None]:
         """Return a future that is done when the caller may send one request; callers are served in order."""
@@ -182,7 +186,7 @@ class Gateway:
         else:
             self._permits += 1
 
-    def _send(self, values: Sequence[torch.Tensor], deadline_s: float) -> Future[Values]:
+    def _send(self, values: Sequence[torch.Tensor], deadline_s: float, keep_nan: bool) -> Future[Values]:
         future: Future[Values] = Future()
         with self._lock:
             if self._error is not None:
@@ -190,7 +194,7 @@ class Gateway:
             request = self._next_request
             submitted_s = self._clock()
             try:
-                header = Header(Kind.REQUEST, request, epoch=self._epoch, deadline_s=deadline_s)
+                header = Header(Kind.REQUEST, request, epoch=self._epoch, deadline_s=deadline_s, keep_nan=keep_nan)
                 slot = self._sender.send(header, values)
             except ChannelClosedError:
                 # Word of the loss arrives from the other end, with the stage's index, and fails this future too.

@@ -128,7 +128,8 @@ def profile_local(
 def _measure_cpu(
     chain: Chain, device: Device, inputs: Sequence[torch.Tensor], *, repeats: int, warmup: int
 ) -> LayerTimes:
-    functions = [layer.bind(chain.state) for layer in chain.program.layers]
+    packed = chain.program.pack(chain.state, batch=inputs[0].shape[0] if inputs[0].dim() else None)
+    functions = [layer.bind(packed) for layer in chain.program.layers]
 
     def run_layer(index: int, values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return functions[index](values)

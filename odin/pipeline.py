@@ -132,6 +132,7 @@ class Pipeline:
                 chain.program,
                 store(chain.state),
                 label=f"pipeline {chain.name} of process {os.getpid()}",
+                batch=self.batch,
                 share=share_devices,
                 precision=precision,
             )
@@ -188,12 +189,17 @@ class Pipeline:
             If the pipeline is closed or has lost a stage.
         """
         gateway, parts = self._prepare_request(inputs)
-        return join_outputs([gateway.submit(part, timeout_s=timeout_s) for part in parts], self.chain.unpack)
+        return join_outputs(
+            [gateway.submit(part, timeout_s=timeout_s, keep_nan=self.chain.holds_nan(part)) for part in parts],
+            self.chain.unpack,
+        )
 
     async def asubmit(self, *inputs: Any, timeout_s: float | None = None) -> Any:
         """As :meth:`submit`, for ``async`` code: neither waiting for a place nor for the result blocks the loop."""
         gateway, parts = self._prepare_request(inputs)
-        futures = [await gateway.asubmit(part, timeout_s=timeout_s) for part in parts]
+        futures = [
+            await gateway.asubmit(part, timeout_s=timeout_s, keep_nan=self.chain.holds_nan(part)) for part in parts
+        ]
         return await asyncio.wrap_future(join_outputs(futures, self.chain.unpack))
 
     def map(self, inputs: Iterable[Any], *, timeout_s: float | None = None) -> Iterator[Any]:

@@ -22,11 +22,11 @@ from partitioner.capture import (
     untraceable,
 )
 from partitioner.liveness import Liveness
-from partitioner.observe import observe
+from partitioner.observe import Observation, observe
 from partitioner.prepare import layout_of, make_outputs_dense, prepare
 from partitioner.values import spec_of
 
-__all__ = ["Prepared", "Subject", "prepare_and_check", "tensors_in"]
+__all__ = ["Prepared", "Subject", "deviation", "prepare_and_check", "tensors_in"]
 
 # Static estimate of a step's time: it needs the larger of its arithmetic and its memory traffic. Only ratios matter,
 # and cuts must not depend on the machine or its load, so these are one common CPU core's, not measured ones.
@@ -93,7 +93,7 @@ class Subject:
             wanted if isinstance(wanted, Tensor) else result
             for wanted, result in zip(self.expected, same, strict=False)
         ]
-        if scales and not _deviation(same, numbers_may_differ):
+        if scales and not deviation(same, numbers_may_differ):
             self.other_args, self.other_expected = other, results
 
 
@@ -102,6 +102,7 @@ class Prepared:
     """A graph that computes what the model does, and what its example run showed per step."""
 
     captured: Captured
+    observation: Observation
     liveness: Liveness
     costs: list[float]
     flops: list[int]
@@ -144,13 +145,13 @@ def _check(captured: Captured, subject: Subject, channels_last: bool) -> Prepare
     observations = [observe(captured, arrange(_copied(subject.inputs)), count_flops=True)]
     if observations[0].writes & observations[0].state_storages.keys():
         return "it writes its own constants"
-    deviation = _deviation(_results(captured, observations[0].outputs), subject.expected)
-    if deviation:
-        return deviation
+    difference = deviation(_results(captured, observations[0].outputs), subject.expected)
+    if difference:
+        return difference
     if subject.other_args is not None:
         try:
             other = observe(captured, arrange(tensors_in(_copied(subject.other_args))))
-            if not _deviation(_results(captured, other.outputs), subject.other_expected):
+            if not deviation(_results(captured, other.outputs), subject.other_expected):
                 observations.append(other)
         except Exception:  # a constant of the example's size in the graph: that size only
             pass
@@ -159,6 +160,7 @@ def _check(captured: Captured, subject: Subject, channels_last: bool) -> Prepare
     seen = [observations[0].seen[step] for step in captured.steps]
     return Prepared(
         captured=captured,
+        observation=observations[0],
         liveness=Liveness(captured, observations),
         costs=[max(entry.flops / _FLOPS_PER_S, entry.moved_nbytes / _BYTES_PER_S) for entry in seen],
         flops=[entry.flops for entry in seen],
@@ -174,7 +176,7 @@ def _results(captured: Captured, outputs: list[Any]) -> list[Any]:
     return pytree.tree_leaves([outputs[leaf.index] if isinstance(leaf, Slot) else leaf for leaf in leaves])
 
 
-def _deviation(results: list[Any], expected: list[Any]) -> str:
+def deviation(results: list[Any], expected: list[Any]) -> str:
     """Say how results differ beyond rounding; an empty text if they do not."""
     if len(results) != len(expected):
         return f"{len(results)} outputs instead of {len(expected)}"

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from partitioner.agreement import Prepared, Subject, prepare_and_check, tensors_in
+from partitioner.agreement import Prepared, Subject, deviation, prepare_and_check, tensors_in
 from partitioner.capture import Captured, Slot, TraceError
 from partitioner.cuts import choose_cuts
+from partitioner.fuse import Packing, fuse, holds_nan
 from partitioner.names import layer_names
 from partitioner.prepare import layout_of
-from partitioner.program import LayerProgram, Program, generate, module_path
+from partitioner.program import LayerFunction, LayerProgram, Program, generate, module_path
 from partitioner.values import ValueSpec, decoder, dtype_name
 
 __all__ = ["Chain", "Layer", "LayerProgram", "Program", "TraceError", "ValueSpec", "build_chain"]
@@ -74,6 +76,8 @@ class Chain:
         Hexadecimal digest of the structure, shapes, dtypes and torch's version; not of the weights' values.
     captured_with
         ``"torch.fx"`` or ``"torch.export"``.
+    released
+        Whether :meth:`release_weights` was called.
     """
 
     def __init__(
@@ -98,7 +102,9 @@ class Chain:
         self.captured_with = captured_with
         self._call = call
         self._channels_last = channels_last
-        self._functions = tuple(layer.bind(state) for layer in program.layers)
+        self.released = False
+        self._functions: tuple[LayerFunction, ...] = ()
+        self._keeping_nan: tuple[LayerFunction, ...] = ()
         self.fingerprint = _fingerprint(self)
 
     def __repr__(self) -> str:
@@ -122,7 +128,8 @@ class Chain:
         ValueError
             If the arguments do not fit (:meth:`pack`).
         """
-        return self.unpack(self.run(self.layout(self.pack(args))))
+        values = self.layout(self.pack(args))
+        return self.unpack(self.run(values, keep_nan=holds_nan(values)))
 
     def pack(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Flatten a call's arguments into the input tensors; nothing is copied.
@@ -178,7 +185,9 @@ class Chain:
             return tuple(layout_of(tensor) for tensor in tensors)
         return tuple(tensor.contiguous() for tensor in tensors)
 
-    def run(self, values: tuple[Tensor, ...], first: int = 0, last: int | None = None) -> tuple[Tensor, ...]:
+    def run(
+        self, values: tuple[Tensor, ...], first: int = 0, last: int | None = None, *, keep_nan: bool = False
+    ) -> tuple[Tensor, ...]:
         """Run the layers ``[first, last)``.
 
         Parameters
@@ -187,6 +196,8 @@ class Chain:
             What crosses the cut before layer ``first``; not written.
         first, last
             Half-open range of layers, by default all.
+        keep_nan
+            Compute in a slower way that passes NaN on everywhere; to be given if the model's inputs hold NaN.
 
         Returns
         -------
@@ -195,20 +206,34 @@ class Chain:
         """
         if self.released:
             raise RuntimeError(f"the weights of {self.name} were released; build the chain anew to run it here")
+        if not self._functions:
+            # Packed as in the stages, so that the bits are theirs; only now, as few chains run where they are built.
+            packed = self.program.pack(self.state)
+            self._functions = tuple(layer.bind(packed) for layer in self.program.layers)
+            self._keeping_nan = tuple(layer.bind(packed, keep_nan=True) for layer in self.program.layers)
         with torch.inference_mode():
-            for function in self._functions[first:last]:
+            for function in (self._keeping_nan if keep_nan else self._functions)[first:last]:
                 values = function(values)
         return values
 
-    @property
-    def released(self) -> bool:
-        """Whether :meth:`release_weights` was called."""
-        return not self._functions
+    def try_plain(self, args: tuple[Any, ...]) -> list[Any]:
+        """Run with plain weights, without packing them, and return the leaves of the result; for checks."""
+        values = self.layout(self.pack(args))
+        with torch.inference_mode():
+            for layer in self.program.layers:
+                values = layer.bind(self.state)(values)
+        return pytree.tree_leaves(self.unpack(values))
 
     def release_weights(self) -> None:
         """Let go of the weights; what describes the chain stays, but it cannot be run here any more."""
+        self.released = True
         self.state = {}
-        self._functions = ()
+        self._functions = self._keeping_nan = ()
+
+    @staticmethod
+    def holds_nan(values: Sequence[Tensor]) -> bool:
+        """Whether input tensors hold NaN, so that :meth:`run` must be told to keep it."""
+        return holds_nan(values)
 
     def unpack(self, outputs: tuple[Tensor, ...]) -> Any:
         """Put the flat outputs of the last layer into the structure that the model returns."""
@@ -310,10 +335,16 @@ def build_chain(
     with torch.inference_mode(False), torch.no_grad():
         subject = Subject(model, example_args)
         prepared = prepare_and_check(subject)
-        return _cut(prepared, subject, name, coarse_share, minimum_share)
+        chain = _cut(prepared, subject, name, coarse_share, minimum_share, fused=prepared.channels_last)
+        if prepared.channels_last and deviation(chain.try_plain(subject.args), subject.expected):
+            # Fusing rewrote the graph, so it is captured anew.
+            chain = _cut(prepare_and_check(subject), subject, name, coarse_share, minimum_share, fused=False)
+        return chain
 
 
-def _cut(prepared: Prepared, subject: Subject, name: str, coarse_share: float, minimum_share: float) -> Chain:
+def _cut(
+    prepared: Prepared, subject: Subject, name: str, coarse_share: float, minimum_share: float, *, fused: bool
+) -> Chain:
     captured, liveness = prepared.captured, prepared.liveness
     steps = captured.steps
     work = prepared.flops if any(prepared.flops) else prepared.moved_nbytes
@@ -326,16 +357,28 @@ def _cut(prepared: Prepared, subject: Subject, name: str, coarse_share: float, m
     paths = [module_path(step) or step.name for step in steps]
     names = layer_names([[(paths[i], heavy[i]) for i in range(first, last)] for first, last in ranges])
 
+    uses: Counter[str] = Counter()
+    for node in captured.graph.nodes:
+        if node.op == "get_attr":
+            uses[str(node.target)] += len(node.users)
+    for entry in captured.modules.values():
+        uses.update(entry.tensors.values())
+
     boundaries = [liveness.inputs, *(liveness.crossing_values(cut) for cut in cuts), liveness.outputs]
     layers, programs = [], []
     for index, (first, last) in enumerate(ranges):
         before, after = boundaries[index], boundaries[index + 1]
+        remaining: list[fx.Node] = list(steps[first:last])
+        packings: list[Packing] = []
+        if fused:
+            remaining, packings = fuse(remaining, frozenset(node for node, _ in after), prepared.observation, uses)
         program = generate(
             names[index],
-            steps[first:last],
+            remaining,
             [(node, spec.kind) for node, spec in before],
             [(node, spec.kind) for node, spec in after],
             captured.modules,
+            packings,
         )
         programs.append(program)
         read = (captured.state[state_name] for state_name in program.state_names)

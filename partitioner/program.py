@@ -32,6 +32,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from partitioner.capture import ModuleEntry
+from partitioner.fuse import KEEPING_NAN, PORTABLE, Packing, pack
+from partitioner.fuse import available as fused_available
 from partitioner.values import decoder, encoder
 
 __all__ = ["LayerFunction", "LayerProgram", "Program", "generate", "module_path"]
@@ -78,6 +80,8 @@ class LayerProgram:
         Arguments that have no literal form (dtypes, devices, ...): ``k0, k1, ...``.
     modules
         Calls that stay module calls: ``m0, m1, ...``.
+    packings
+        Weights that :meth:`Program.pack` may bring into oneDNN's form.
     """
 
     name: str
@@ -87,18 +91,23 @@ class LayerProgram:
     weights: tuple[str, ...]
     constants: tuple[Any, ...]
     modules: tuple[_Module, ...]
+    packings: tuple[Packing, ...] = ()
 
-    def bind(self, state: Mapping[str, Tensor], *, device: torch.device | str | None = None) -> LayerFunction:
+    def bind(
+        self, state: Mapping[str, Tensor], *, device: torch.device | str | None = None, keep_nan: bool = False
+    ) -> LayerFunction:
         """Attach weights, without a copy, and return the layer as a function.
 
         Parameters
         ----------
         state
             Tensors by name; at least ``state_names``. They are never written, so read-only shared memory will do, and
-            may live on any one device. Strides are part of the contract: a tensor must have the strides that it has
-            in ``Chain.state``, or results differ in their last bits.
+            may live on any one device. Those named in ``packings`` may be packed. Strides are part of the contract: a
+            tensor must have the strides that it has in ``Chain.state``, or results differ in their last bits.
         device
             Where tensors that the layer itself creates go. Default: where the state's first tensor is.
+        keep_nan
+            Compute in a slower way that passes NaN on everywhere.
 
         Returns
         -------
@@ -117,11 +126,14 @@ class LayerProgram:
         if device is None:
             names = self.state_names or tuple(itertools.islice(state, 1))
             device = state[names[0]].device if names else torch.device("cpu")
+        portable = torch.device(device).type != "cpu" or not fused_available()
+        instead = PORTABLE if portable else KEEPING_NAN if keep_nan else {}
+        functions = (instead.get(f, f) if isinstance(f, str) else f for f in self.functions)
         namespace: dict[str, Any] = {}
         exec(_compiled(self.source, f"<odin layer {self.name}>"), namespace)
         make: Callable[..., LayerFunction] = namespace["make"]
         return make(
-            *(_resolve(entry) if isinstance(entry, str) else entry for entry in self.functions),
+            *(_resolve(entry) if isinstance(entry, str) else entry for entry in functions),
             *(state[name] for name in self.weights),
             # a device written into the traced model means "where the model is"
             *(torch.device(device) if isinstance(entry, torch.device) else entry for entry in self.constants),
@@ -134,6 +146,24 @@ class Program:
     """All layers' code in order; picklable, without weights."""
 
     layers: tuple[LayerProgram, ...]
+
+    def pack(self, state: Mapping[str, Tensor], *, batch: int | None = None) -> dict[str, Tensor]:
+        """Return the state with convolution weights in the form that this machine's CPU computes with.
+
+        Parameters
+        ----------
+        state
+            All weights by name, plain, in CPU memory.
+        batch
+            Leading size of the inputs to come; by default the example's.
+
+        Returns
+        -------
+        dict
+            Some tensors are opaque (``layout=torch._mkldnn``), the others those given. The sizes are the same, the
+            bits of results may differ from those with plain weights: use one form or the other.
+        """
+        return pack(state, [packing for layer in self.layers for packing in layer.packings], batch=batch)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -284,6 +314,7 @@ def generate(
     inputs: Sequence[tuple[fx.Node, str]],
     outputs: Sequence[tuple[fx.Node, str]],
     modules: Mapping[str, ModuleEntry],
+    packings: Sequence[Packing] = (),
 ) -> LayerProgram:
     """Write the program of one layer.
 
@@ -297,6 +328,8 @@ def generate(
         Values at the cut before and after, with their kinds (:class:`ValueSpec`).
     modules
         What the graph's ``call_module`` nodes refer to.
+    packings
+        Weights of the layer that may be packed, and how.
 
     Returns
     -------
@@ -350,6 +383,7 @@ def generate(
         weights=writer.weights,
         constants=writer.constants,
         modules=tuple(writer.modules),
+        packings=tuple(packings),
     )
 
 

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
-from stages.allocator import keep_freed_memory
+from stages import opaque
+from stages.allocator import keep_freed_memory, release_freed_memory
 from stages.channel import Address, Listener, connect
 from stages.device import Device, DeviceError, check_cores, cpu_model, pin_process, usable_cores
 from stages.executor import CudaExecutor, Executor, make_executor
 from stages.lease import Lease, free_indices
 from stages.loop import StageLoop
-from stages.weights import StoredTensor, load
+from stages.weights import StoredTensor, load, store
 
 __all__ = ["NodeDevices", "StageActor", "StageInfo", "StageProblem", "list_node_devices"]
 
@@ -91,8 +92,8 @@ def _gpu_names() -> tuple[str, ...]:
 class StageActor:
     """One stage in a process of its own.
 
-    Life: ``open`` (device, weights) -> ``profile`` if asked -> ``listen`` -> ``start`` -> ``prepare`` for every later
-    epoch -> ``stop``.
+    Life: ``pack`` on one stage of each node -> ``open`` (device, weights) -> ``profile`` if asked -> ``listen`` ->
+    ``start`` -> ``prepare`` for every later epoch -> ``stop``.
 
     Parameters
     ----------
@@ -121,14 +122,26 @@ class StageActor:
         self._loop: StageLoop | None = None
         self._thread: threading.Thread | None = None
 
-    def open(self, program: Any, stored: dict[str, StoredTensor]) -> StageInfo | StageProblem:
+    def pack(self, program: Any, stored: dict[str, StoredTensor], batch: int) -> dict[str, StoredTensor]:
+        """Return the weights in the form that this node's processors compute with, for all CPU stages of the node."""
+        if not opaque.supported():
+            return stored
+        try:
+            return store(program.pack(load(stored), batch=batch))
+        finally:
+            release_freed_memory()
+
+    def open(self, program: Any, stored: dict[str, StoredTensor], batch: int) -> StageInfo | StageProblem:
         """Take the device, bind to it, and attach the program to the node's copy of the weights."""
         try:
             device_type = self._take_device()
+            state = load(stored)
+            if self._device.kind == "cpu" and not opaque.supported():
+                state = program.pack(state, batch=batch)  # a copy of its own, if it cannot be shared
             self._executor = make_executor(
                 self._device.kind,
                 program.layers,
-                load(stored),
+                state,
                 index=self._device.indices[0],
                 threads=self._device.threads,
                 precision=self._precision,
@@ -155,6 +168,9 @@ class StageActor:
                 raise DeviceError(f"there is no {self._device} on this node; it has {there}")
             self._lease = Lease(self._device, label=self._label, share=self._share)
             torch.cuda.set_device(indices[0])
+            # "float32" means it: TensorFloat-32 has 10 bits of mantissa, and cuDNN uses it unless told otherwise.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
             return f"gpu {names[indices[0]]} {self._precision}"
         check_cores(indices)
         self._lease = Lease(self._device, label=self._label, share=self._share)

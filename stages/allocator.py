@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["keep_freed_memory", "release_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LIMIT_NBYTES = 1 << 30
@@ -22,3 +22,9 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _LIMIT_NBYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _LIMIT_NBYTES)
+
+
+def release_freed_memory() -> None:
+    """Return freed memory to the kernel now, as far as the C library can; for after work that is not repeated."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

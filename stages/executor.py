@@ -43,7 +43,11 @@ class LayerProgram(Protocol):
         """Names of the weights that the layer reads."""
 
     def bind(
-        self, state: Mapping[str, torch.Tensor], *, device: torch.device | str | None = None
+        self,
+        state: Mapping[str, torch.Tensor],
+        *,
+        device: torch.device | str | None = None,
+        keep_nan: bool = False,
     ) -> Callable[[Values], Values]:
         """Return the layer as a function from the values before it to those after it, computing on ``device``."""
 
@@ -81,8 +85,13 @@ class Executor(Protocol):
     def adopt(self, memory: SlotMemory) -> None:
         """Get to know memory that values come from and go to."""
 
-    def launch(self, first: int, last: int, values: Values) -> Any:
+    def launch(self, first: int, last: int, values: Values, *, keep_nan: bool = False) -> Any:
         """Start layers ``[first, last)``; the values must stay untouched until ``finish``.
+
+        Parameters
+        ----------
+        keep_nan
+            Take kernels that pass NaN on, if the fastest do not.
 
         Raises
         ------
@@ -131,6 +140,8 @@ class CpuExecutor:
     def __init__(self, layers: Sequence[LayerProgram], state: Mapping[str, torch.Tensor], *, threads: int = 1) -> None:
         self._names = [layer.name for layer in layers]
         self._functions = [layer.bind(state) for layer in layers]
+        self._layers, self._state = layers, state
+        self._keeping_nan: list[Callable[[Values], Values]] | None = None
         self._cpu_clock = time.thread_time if threads == 1 else time.process_time
         self._run_delay: _RunDelay | None = None
 
@@ -143,8 +154,13 @@ class CpuExecutor:
     def adopt(self, memory: SlotMemory) -> None:
         """Nothing to do: slots are ordinary memory."""
 
-    def launch(self, first: int, last: int, values: Values) -> Result:
+    def launch(self, first: int, last: int, values: Values, *, keep_nan: bool = False) -> Result:
         """See :meth:`Executor.launch`. The times taken are those of the calling thread."""
+        functions = self._functions
+        if keep_nan:
+            if self._keeping_nan is None:
+                self._keeping_nan = [layer.bind(self._state, keep_nan=True) for layer in self._layers]
+            functions = self._keeping_nan
         if self._run_delay is None or self._run_delay.thread != threading.get_native_id():
             self._run_delay = _RunDelay()
         clock, layer_s, index = time.perf_counter, [], first
@@ -153,7 +169,7 @@ class CpuExecutor:
         try:
             with torch.inference_mode():
                 for index in range(first, last):
-                    values = self._functions[index](values)
+                    values = functions[index](values)
                     before_s, now_s = now_s, clock()
                     layer_s.append(now_s - before_s)
         except Exception as error:
@@ -261,8 +277,8 @@ class CudaExecutor:
         moved = tensor.to(self._device, non_blocking=True)
         return moved.to(self._dtype) if moved.dtype is torch.float32 else moved
 
-    def launch(self, first: int, last: int, values: Values) -> _CudaTicket:
-        """See :meth:`Executor.launch`."""
+    def launch(self, first: int, last: int, values: Values, *, keep_nan: bool = False) -> _CudaTicket:
+        """See :meth:`Executor.launch`. The kernels that run on GPUs keep NaN anyway."""
         start_s = time.perf_counter()
         # Waiting for an event spins, unless it is a blocking one.
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True, blocking=True)

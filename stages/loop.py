@@ -147,7 +147,8 @@ class StageLoop:
                     f"its deadline passed {time.time() - header.deadline_s:.3f} s before this stage's turn"
                 )
             first, last = self._range_of(header.epoch)
-            ticket = self._executor.launch(first, last, message.tensors)
+            special = {"keep_nan": True} if header.keep_nan else {}
+            ticket = self._executor.launch(first, last, message.tensors, **special)
             return _Launched(message, ticket, first, last, max(0.0, now_s - header.sent_s))
         except Exception as error:
             return _Launched(message, self._failure(error), 0, 0, 0.0)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from stages.opaque import attach, detach, is_packed
 from stages.slots import contiguous_strides, is_dense
 from stages.wire import DTYPE_CODES, DTYPES
 
@@ -16,12 +17,23 @@ __all__ = ["StoredTensor", "load", "store"]
 
 
 class StoredTensor(NamedTuple):
-    """A tensor's bytes as a 1-D ``uint8`` array with what is needed to read them; ``dtype`` is a wire code."""
+    """A tensor as a 1-D array of bytes with what is needed to read it.
+
+    Attributes
+    ----------
+    dtype
+        Code on the wire.
+    strides
+        In elements; none for a packed tensor.
+    form
+        oneDNN's description of a packed tensor (:mod:`stages.opaque`); empty for a plain one.
+    """
 
     data: np.ndarray[Any, np.dtype[np.uint8]]
     dtype: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    form: bytes = b""
 
 
 def store(state: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:
@@ -32,6 +44,10 @@ def store(state: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:
     """
     stored = {}
     for name, tensor in state.items():
+        if is_packed(tensor):
+            data, form = detach(tensor)
+            stored[name] = StoredTensor(data, DTYPE_CODES[tensor.dtype], tuple(tensor.shape), (), form)
+            continue
         source = tensor.detach().cpu().resolve_conj().resolve_neg()
         if source.dtype not in DTYPE_CODES:
             raise ValueError(f"weight {name} is of {source.dtype}, which stages cannot hold; supported: {DTYPES}")
@@ -49,7 +65,10 @@ def load(stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
     with warnings.catch_warnings():
         # PyTorch has no read-only tensors and warns of arrays that are; stages never write weights.
         warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
-        for name, (data, dtype, shape, strides) in stored.items():
+        for name, (data, dtype, shape, strides, form) in stored.items():
+            if form:
+                state[name] = attach(data, form, shape)
+                continue
             flat = torch.from_numpy(data) if data.size else torch.empty(0, dtype=torch.uint8)
             state[name] = flat.view(DTYPES[dtype]).as_strided(shape, strides)
     return state

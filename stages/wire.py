@@ -2,7 +2,7 @@
 
 Layout, little-endian, no padding::
 
-    magic u16 | version u8 | kind u8 | request u64 | epoch u32 | deadline f64 | sent f64 | slot u32
+    magic u16 | version u8 | kind u8 | keep NaN u8 | request u64 | epoch u32 | deadline f64 | sent f64 | slot u32
     tensors u16 | timings u32 | error u32                                          (byte counts for the last two)
     per tensor: dtype u8 | dimensions u8 | offset u64 | bytes u64 | shape i64 x d | strides i64 x d
     timings: records of monitor.timing, one appended by each stage
@@ -20,7 +20,7 @@ import torch
 __all__ = ["DTYPES", "DTYPE_CODES", "Failure", "Header", "Kind", "TensorMeta", "WireError", "pack", "unpack"]
 
 MAGIC, VERSION = 0x0D14, 1
-_FIXED = struct.Struct("<HBBQIddIHII")
+_FIXED = struct.Struct("<HBB?QIddIHII")
 _TENSOR = struct.Struct("<BBQQ")
 _LENGTHS = struct.Struct("<IIII")
 
@@ -80,6 +80,8 @@ class Header(NamedTuple):
         Slot of the channel that holds the tensors.
     timings
         Records of :mod:`monitor.timing`, oldest first, not decoded on the way.
+    keep_nan
+        The inputs hold NaN, which the fastest kernels would lose: stages take those that keep it.
     """
 
     kind: Kind
@@ -91,6 +93,7 @@ class Header(NamedTuple):
     tensors: tuple[TensorMeta, ...] = ()
     timings: bytes = b""
     failure: Failure | None = None
+    keep_nan: bool = False
 
 
 def pack(header: Header) -> bytes:
@@ -101,8 +104,8 @@ def pack(header: Header) -> bytes:
         error = _LENGTHS.pack(*map(len, texts)) + b"".join(texts)
     parts = [
         _FIXED.pack(
-            MAGIC, VERSION, header.kind, header.request, header.epoch, header.deadline_s, header.sent_s, header.slot,
-            len(header.tensors), len(header.timings), len(error),
+            MAGIC, VERSION, header.kind, header.keep_nan, header.request, header.epoch, header.deadline_s,
+            header.sent_s, header.slot, len(header.tensors), len(header.timings), len(error),
         )
     ]  # fmt: skip
     for meta in header.tensors:
@@ -124,7 +127,7 @@ def unpack(data: bytes | memoryview) -> Header:
     """
     try:
         fields = _FIXED.unpack_from(data, 0)
-        magic, version, kind, request, epoch, deadline_s, sent_s, slot, tensors, timings, error = fields
+        magic, version, kind, keep_nan, request, epoch, deadline_s, sent_s, slot, tensors, timings, error = fields
         if (magic, version) != (MAGIC, VERSION):
             raise WireError(
                 f"header begins with {magic:#06x} version {version}, expected {MAGIC:#06x} version {VERSION}"
@@ -144,7 +147,9 @@ def unpack(data: bytes | memoryview) -> Header:
             raise WireError(f"header of unknown kind {kind}")
         timing_bytes = bytes(data[offset : offset + timings])
         failure = _unpack_failure(data, offset + timings, error) if error else None
-        return Header(Kind(kind), request, epoch, deadline_s, sent_s, slot, tuple(metas), timing_bytes, failure)
+        return Header(
+            Kind(kind), request, epoch, deadline_s, sent_s, slot, tuple(metas), timing_bytes, failure, keep_nan
+        )
     except struct.error as cause:
         raise WireError(f"header of {len(data)} bytes ends early") from cause
 

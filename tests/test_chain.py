@@ -57,12 +57,13 @@ def test_family(family):
     # layer by layer, from a shipped program, over copies as a wire makes them, each layer run twice
     program = pickle.loads(pickle.dumps(chain.program))
     state = {name: tensor.clone() for name, tensor in chain.state.items()}
+    packed = program.pack(state)
     inputs = chain.layout(chain.pack(arguments()))
     whole = chain.run(inputs)
     values = inputs
     with torch.inference_mode():
         for layer, code in zip(chain.layers, program.layers, strict=True):
-            function = code.bind(state)
+            function = code.bind(packed)
             kept = tuple(value.clone() for value in values)
             produced = function(values)
             assert_same_bits(values, kept)

@@ -118,7 +118,7 @@ def garbled(offset: int, layout: str, value: int) -> bytes:
     return bytes(data)
 
 
-FIRST_TENSOR = struct.calcsize("<HBBQIddIHII")
+FIRST_TENSOR = struct.calcsize("<HBB?QIddIHII")
 FAILURE = len(pack(FULL._replace(failure=None)))
 
 

@@ -65,7 +65,8 @@ class Stage(torch.nn.Module):
     def __init__(self, chain: Chain, first: int, last: int) -> None:
         super().__init__()
         layers = chain.program.layers[first:last]
-        state = {name: chain.state[name] for layer in layers for name in layer.state_names}
+        packed = chain.program.pack(chain.state)
+        state = {name: packed[name] for layer in layers for name in layer.state_names}
         self.steps = [layer.bind(state) for layer in layers]
         self.is_first = first == 0
         self.is_last = last == len(chain.layers)
