@@ -1,14 +1,16 @@
 """How much memory stages take together: weights once per node, whatever the number of stages.
 
-Proportional set size (PSS) counts a page that n processes map 1/n to each, so that sums are true. What k stages hold
-of a model, beyond what k stages of a tiny model hold, is divided by one copy of the model's weights; Ray's own
-processes, which map the object store too, are counted in. ``python -m benchmarks.memory``
+Proportional set size (PSS) counts a page that n processes map 1/n to each, so that sums are true. Weights lie in Ray's
+object store; what it holds more than with a tiny model is divided by one copy of the model's weights. Slots of channels
+and each stage's working memory (activations, scratch) are shown beside it, and the fixed cost of all processes, Ray's
+own among them. Every stage has run every layer before. ``python -m benchmarks.memory``
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,22 +23,37 @@ from stages.device import usable_cores
 TARGET = 1.15
 
 
+class Memory(NamedTuple):
+    """PSS in bytes of all stages and Ray's processes: the object store, the channels' slots, everything, and one stage."""
+
+    store_nbytes: int
+    channels_nbytes: int
+    total_nbytes: int
+
+
 class Row(NamedTuple):
-    """Bytes: PSS of stages and of Ray's processes with the model, and the same with a tiny model."""
+    """A pipeline with a model, and the same with a tiny model, whose memory is the processes' fixed cost."""
 
     model: str
     stages: int
     weights_nbytes: int
-    pss_nbytes: int
-    fixed_nbytes: int
+    memory: Memory
+    fixed: Memory
 
     @property
     def copies(self) -> float:
-        """What the stages hold beyond their fixed cost, in copies of the weights."""
-        return (self.pss_nbytes - self.fixed_nbytes) / self.weights_nbytes
+        """Copies of the weights: what the object store holds more than with the tiny model."""
+        return (self.memory.store_nbytes - self.fixed.store_nbytes) / self.weights_nbytes
+
+    @property
+    def working_nbytes(self) -> float:
+        """Working memory per stage: activations and scratch, neither weights nor slots."""
+        shared = self.memory.store_nbytes + self.memory.channels_nbytes
+        fixed = self.fixed.total_nbytes - self.fixed.store_nbytes - self.fixed.channels_nbytes
+        return (self.memory.total_nbytes - shared - fixed) / self.stages
 
 
-def family_pss_nbytes(pipe: odin.Pipeline, x: torch.Tensor) -> int:
+def family_memory(pipe: odin.Pipeline, x: torch.Tensor) -> Memory:
     """PSS of all processes under this one, the stages among them, after every stage has run every layer."""
     layers, stages = pipe.plan.layer_count, len(pipe.plan)
     home = pipe.plan
@@ -46,7 +63,26 @@ def family_pss_nbytes(pipe: odin.Pipeline, x: torch.Tensor) -> int:
     pipe.migrate(home)
     for _ in pipe.map(x for _ in range(20)):
         pass
-    return pss_nbytes(pid for pid in process_tree() if pid != process_tree()[0])
+    pids = process_tree()  # this process too: the object store and the slots are mapped here as well
+    by_mapping = [mapped_nbytes(pid) for pid in pids]
+    store, channels = (sum(part) for part in zip(*by_mapping, strict=True))
+    return Memory(store, channels, store + channels + pss_nbytes(pids[1:]) - sum(sum(part) for part in by_mapping[1:]))
+
+
+def mapped_nbytes(pid: int) -> tuple[int, int]:
+    """PSS of a process's mappings of Ray's object store, and of channels."""
+    found = {"plasma": 0, "memfd:odin-channel": 0}
+    current = ""
+    try:
+        lines = Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0, 0
+    for line in lines:
+        if "-" in line.split(" ", 1)[0]:
+            current = next((name for name in found if name in line), "")
+        elif current and line.startswith("Pss:"):
+            found[current] += int(line.split()[1]) * 1024
+    return found["plasma"], found["memfd:odin-channel"]
 
 
 def main() -> int:
@@ -65,22 +101,24 @@ def main() -> int:
     for count in arguments.stages:
         stages = [f"cpu:{cores[index % len(cores)]}" for index in range(count)]
         with odin.Pipeline(tiny, stages=stages, example_input=x, share_devices=True) as pipe:
-            fixed_nbytes = family_pss_nbytes(pipe, x)
+            fixed = family_memory(pipe, x)
         for model in arguments.models:
             with odin.Pipeline(model, stages=stages, share_devices=True) as pipe:
                 weights_nbytes = sum(layer.parameter_nbytes for layer in pipe.chain.layers)
-                rows.append(Row(model, count, weights_nbytes, family_pss_nbytes(pipe, x), fixed_nbytes))
+                rows.append(Row(model, count, weights_nbytes, family_memory(pipe, x), fixed))
     report(
-        f"Memory of all stages and Ray's processes, MiB; target: at most {TARGET} copies",
-        ["", "stages", "one copy", "PSS", "PSS with a tiny model", "copies"],
+        f"Memory in MiB; target: at most {TARGET} copies of the weights, whatever the number of stages",
+        ["", "stages", "weights", "object store", "copies", "slots", "working, per stage", "fixed, all processes"],
         [
             [
                 row.model,
                 str(row.stages),
                 mib(row.weights_nbytes),
-                mib(row.pss_nbytes),
-                mib(row.fixed_nbytes),
+                mib(row.memory.store_nbytes),
                 f"{row.copies:.3f}",
+                mib(row.memory.channels_nbytes),
+                mib(row.working_nbytes),
+                mib(row.fixed.total_nbytes),
             ]
             for row in rows
         ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,11 +14,12 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from partitioner.plan import Plan
+from stages import opaque
 from stages.actor import StageActor, StageInfo, StageProblem
 from stages.channel import Address, Listener, connect
 from stages.device import Device, DeviceError
 from stages.link import Receiver, Sender
-from stages.weights import StoredTensor
+from stages.weights import store
 
 __all__ = ["Deployment"]
 
@@ -35,8 +36,8 @@ class Deployment:
     ----------
     placed
         Device and node id of each stage.
-    program, stored
-        The chain's program and weights; the weights are put into the object store once.
+    program, state
+        The chain's program and plain weights, which are put into the object store once for each node.
     label
         The pipeline's name.
     batch
@@ -56,7 +57,7 @@ class Deployment:
         self,
         placed: Sequence[tuple[Device, str]],
         program: Any,
-        stored: dict[str, StoredTensor],
+        state: Mapping[str, torch.Tensor],
         *,
         label: str,
         batch: int,
@@ -70,16 +71,22 @@ class Deployment:
         try:
             for index, (device, node_id) in enumerate(placed):
                 self._actors.append(_create_actor(index, device, node_id, label, share, precision))
-            self.infos = self._open(placed, program, stored, batch)
+            self.infos = self._open(placed, program, state, batch)
         except BaseException:
             self.close()
             raise
 
     def _open(
-        self, placed: Sequence[tuple[Device, str]], program: Any, stored: dict[str, StoredTensor], batch: int
+        self, placed: Sequence[tuple[Device, str]], program: Any, state: Mapping[str, torch.Tensor], batch: int
     ) -> tuple[StageInfo, ...]:
-        program_ref, plain_ref = ray.put(program), ray.put(stored)
+        here = ray.get_runtime_context().get_node_id()
+        program_ref = ray.put(program)
         packed: dict[str, Any] = {}
+        if opaque.supported() and any(device.kind == "cpu" and node_id == here for device, node_id in placed):
+            packed[here] = ray.put(store(program.pack(state, batch=batch)))
+        # GPU stages take plain weights, and on another node the first CPU stage packs them for that node's processor.
+        elsewhere = any(device.kind == "gpu" or node_id not in packed for device, node_id in placed)
+        plain_ref = ray.put(store(state)) if elsewhere else None
         calls: list[Any] = []
         for actor, (device, node_id) in zip(self._actors, placed, strict=True):
             if device.kind == "cpu" and node_id not in packed:

@@ -33,7 +33,6 @@ from partitioner.profile import Profile, ProfileCache
 from stages.device import Device, parse_devices
 from stages.executor import PRECISIONS
 from stages.slots import slot_nbytes_for
-from stages.weights import store
 
 __all__ = ["Pipeline"]
 
@@ -130,7 +129,7 @@ class Pipeline:
             self._deployment = Deployment(
                 placed,
                 chain.program,
-                store(chain.state),
+                chain.state,
                 label=f"pipeline {chain.name} of process {os.getpid()}",
                 batch=self.batch,
                 share=share_devices,

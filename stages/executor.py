@@ -161,6 +161,8 @@ class CpuExecutor:
             if self._keeping_nan is None:
                 self._keeping_nan = [layer.bind(self._state, keep_nan=True) for layer in self._layers]
             functions = self._keeping_nan
+        if first == last:  # passes on what it got
+            return Result(values, 0.0, 0.0, 0.0, ())
         if self._run_delay is None or self._run_delay.thread != threading.get_native_id():
             self._run_delay = _RunDelay()
         clock, layer_s, index = time.perf_counter, [], first

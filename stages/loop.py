@@ -29,6 +29,7 @@ DEADLINE = "deadline"
 """Kind of the failure of a request whose deadline passed before a stage started on it."""
 
 _TRACEBACK_CHARS = 6_000
+_NEVER = float("inf")
 
 
 class _Launched(NamedTuple):
@@ -142,7 +143,7 @@ class StageLoop:
         if header.kind is not Kind.REQUEST:
             return _Launched(message, None, 0, 0, 0.0)
         try:
-            if time.time() > header.deadline_s:
+            if header.deadline_s < _NEVER and time.time() > header.deadline_s:
                 raise _DeadlineError(
                     f"its deadline passed {time.time() - header.deadline_s:.3f} s before this stage's turn"
                 )

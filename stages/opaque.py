@@ -48,10 +48,10 @@ def supported() -> bool:
 
 
 def detach(tensor: torch.Tensor) -> tuple[Bytes, bytes]:
-    """Return a copy of a packed tensor's bytes, and the description of their form."""
-    nbytes: int = torch.ops.mkldnn._nbytes(tensor)
-    data = np.empty(nbytes, np.uint8)
-    ctypes.memmove(data.ctypes.data, torch.ops.mkldnn.data_ptr(tensor), nbytes)
+    """Return a packed tensor's bytes, which keep it alive, and the description of their form; nothing is copied."""
+    memory = (ctypes.c_uint8 * torch.ops.mkldnn._nbytes(tensor)).from_address(torch.ops.mkldnn.data_ptr(tensor))
+    memory._tensor = tensor  # the array's memory is the tensor's
+    data = np.frombuffer(memory, np.uint8)
     return data, torch.ops.mkldnn._get_mkldnn_serialized_md(tensor).numpy().tobytes()
 
 

@@ -62,7 +62,7 @@ class ShmSender:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _BUFFER_NBYTES)
         self._connection = connection
         self._credits = hello.credits
-        self._free = deque(range(hello.slots))
+        self._free = deque(reversed(range(hello.slots)))
 
     def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
         """See :meth:`stages.link.Sender.send`."""
@@ -71,7 +71,7 @@ class ShmSender:
             try:
                 metas = self.memory.write(slot, tensors)
             except BaseException:
-                self._free.appendleft(slot)
+                self._free.append(slot)
                 raise
             self._connection.send(pack(header._replace(slot=slot, tensors=metas, sent_s=time.perf_counter())))
         except ChannelClosedError:
@@ -85,16 +85,13 @@ class ShmSender:
         self._free.append(slot)
 
     def _take_slot(self) -> int:
-        if self._credits:
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    self._read_credit(socket.MSG_DONTWAIT)
-            while not self._free:
-                self._read_credit(0)
-        return self._free.popleft()
+        while self._credits and not self._free:
+            self._read_credits()
+        # The slot that was free last is the one most likely still in a cache.
+        return self._free.pop()
 
-    def _read_credit(self, flags: int) -> None:
-        data = self._connection.recv(_CREDIT_NBYTES * self.memory.slots, flags)
+    def _read_credits(self) -> None:
+        data = self._connection.recv(_CREDIT_NBYTES * self.memory.slots)
         if not data:
             raise ChannelClosedError("the next stage is gone")
         self._free.extend(struct.unpack(f"<{len(data) // _CREDIT_NBYTES}I", data))

@@ -114,7 +114,7 @@ def test_without_credits_the_sender_decides_which_slot_is_free(kind: str):
             message.release()
         sender.release(2)
         sender.release(0)
-        assert [sender.send(request(n), (numbers(n),)) for n in (3, 4)] == [2, 0]
+        assert {sender.send(request(n), (numbers(n),)) for n in (3, 4)} == {0, 2}
         # slot 1 was never given back: its input is still there
         assert torch.equal(sender.memory.read(1, messages[1].header.tensors)[0], numbers(1))
 
