@@ -24,7 +24,7 @@ TARGET = 1.15
 
 
 class Memory(NamedTuple):
-    """PSS in bytes of all stages and Ray's processes: the object store, the channels' slots, everything, and one stage."""
+    """PSS in bytes of this process, all stages and Ray: the object store, the channels' slots, and everything."""
 
     store_nbytes: int
     channels_nbytes: int

@@ -70,7 +70,7 @@ def check(
         cuts = sorted(generator.randint(0, layers) for _ in range(stages - 1))
         bounds = [0, *cuts, layers]
         pipe.migrate(odin.Plan(last - first for first, last in itertools.pairwise(bounds)))
-        for _ in range(generator.randint(1, 3)):
+        for _ in range(generator.randint(1, 2)):
             future = pipe.submit(inputs[requests % len(inputs)])
             future.add_done_callback(partial(lambda number, _: finished.append(number), requests))
             under_way.append((requests, future))
