@@ -114,16 +114,18 @@ class Pipeline:
         self._runtime: RayRuntime | None = None
         _check_options(precision=precision, transport=transport, batch=batch, max_in_flight=max_in_flight)
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
-        stages = stages if stages == "auto" else parse_devices(stages)
+        devices = None if stages == "auto" else parse_devices(stages)
         self.chain = chain = _to_chain(model, weights=weights, example_input=example_input)
         self.batch = _check_batch(chain, batch)
         if plan is not None:
-            plan.check_fits(layer_count=len(chain.layers), stage_count=len(plan if stages == "auto" else stages))
+            plan.check_fits(layer_count=len(chain.layers), stage_count=len(devices or plan))
 
         weight_nbytes = sum(tensor.numel() * tensor.element_size() for tensor in chain.state.values())
+        if devices is None or any(device.kind == "gpu" for device in devices):
+            weight_nbytes *= 2  # packed for CPU stages, plain for GPU stages
         self._runtime = RayRuntime(address=address, weight_nbytes=weight_nbytes)
         try:
-            placed = place(stages, layer_count=len(chain.layers), share=share_devices)
+            placed = place(devices or "auto", layer_count=len(chain.layers), share=share_devices)
             if plan is not None:
                 plan.check_fits(layer_count=len(chain.layers), stage_count=len(placed))
             self._deployment = Deployment(

@@ -27,7 +27,8 @@ class RayRuntime:
     address
         ``HOST:PORT`` of a cluster's head, ``"auto"`` for one running on this machine, or ``None``.
     weight_nbytes
-        Bytes that the object store of an embedded Ray must hold.
+        Bytes of weights that the object store of an embedded Ray must hold; it gets a quarter more, for packed forms
+        are a little larger.
 
     Raises
     ------
@@ -58,7 +59,7 @@ class RayRuntime:
                 address="local",
                 num_cpus=len(usable_cores()),
                 include_dashboard=False,
-                object_store_memory=_MIN_STORE_NBYTES + int(1.1 * weight_nbytes),
+                object_store_memory=_MIN_STORE_NBYTES + int(1.25 * weight_nbytes),
                 **common,
             )
         self._owned = True
