@@ -21,6 +21,7 @@ from monitor.timing import RequestTimeline, unpack_timings
 from monitor.window import TimelineWindow
 from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError
 from partitioner.plan import Plan
+from partitioner.single import copied
 from stages.link import ChannelClosedError, Message, Receiver, Sender
 from stages.loop import DEADLINE
 from stages.wire import Header, Kind
@@ -229,7 +230,7 @@ class Gateway:
         header = message.header
         failure = header.failure
         # The slot is the last stage's: what leaves the pipeline is a copy.
-        values = tuple(tensor.clone() for tensor in message.tensors) if failure is None else ()
+        values = tuple(copied(tensor) for tensor in message.tensors) if failure is None else ()
         message.release()
         completed_s = self._clock()
         with self._lock:

@@ -15,10 +15,11 @@ from torch.utils import _pytree as pytree
 from partitioner.agreement import Prepared, Subject, deviation, prepare_and_check, tensors_in
 from partitioner.capture import Captured, Slot, TraceError
 from partitioner.cuts import choose_cuts
-from partitioner.fuse import Packing, fuse, holds_nan
+from partitioner.fuse import Packing, fuse
 from partitioner.names import layer_names
 from partitioner.prepare import layout_of
 from partitioner.program import LayerFunction, LayerProgram, Program, generate, module_path
+from partitioner.single import copied, holds_nan
 from partitioner.values import ValueSpec, decoder, dtype_name
 
 __all__ = ["Chain", "Layer", "LayerProgram", "Program", "TraceError", "ValueSpec", "build_chain"]
@@ -183,7 +184,9 @@ class Chain:
         """Bring input tensors into the memory layout of the prepared model; no copy where they have it already."""
         if self._channels_last:
             return tuple(layout_of(tensor) for tensor in tensors)
-        return tuple(tensor.contiguous() for tensor in tensors)
+        return tuple(
+            tensor if tensor.is_contiguous() else copied(tensor, torch.contiguous_format) for tensor in tensors
+        )
 
     def run(
         self, values: tuple[Tensor, ...], first: int = 0, last: int | None = None, *, keep_nan: bool = False

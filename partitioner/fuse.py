@@ -20,7 +20,7 @@ from torch import Tensor, fx
 
 from partitioner.observe import Observation
 
-__all__ = ["KEEPING_NAN", "PORTABLE", "Packing", "available", "fuse", "holds_nan", "pack"]
+__all__ = ["KEEPING_NAN", "PORTABLE", "Packing", "available", "fuse", "pack"]
 
 _CONV2D = (F.conv2d, torch.ops.aten.conv2d.default)
 _CONV2D_ORDER = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -313,11 +313,6 @@ _IN_PLACE: dict[str, Callable[..., Tensor]] = {
     "swish": torch._C._nn.silu_,
     "hardswish": torch._C._nn.hardswish_,
 }
-
-
-def holds_nan(values: Sequence[Tensor]) -> bool:
-    """Whether one of the tensors holds NaN (or infinities of both signs): their sum, which is cheap, then is NaN."""
-    return any(tensor.is_floating_point() and bool(tensor.sum().isnan()) for tensor in values)
 
 
 _FUSED = (

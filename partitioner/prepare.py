@@ -14,6 +14,7 @@ from partitioner.capture import Captured, Slot, TraceError, substitute
 from partitioner.fold import fold_batch_norms
 from partitioner.lower import INPUT, Weight, lowered
 from partitioner.observe import Observation, is_dense, observe
+from partitioner.single import copied
 
 __all__ = ["layout_of", "make_outputs_dense", "prepare"]
 
@@ -25,7 +26,8 @@ def layout_of(tensor: Tensor) -> Tensor:
 
     Channels last for images and volumes (4-D, 5-D) of floating point numbers or bytes; anything else contiguous.
     """
-    return tensor.contiguous(memory_format=_memory_format(tensor))
+    memory_format = _memory_format(tensor)
+    return tensor if tensor.is_contiguous(memory_format=memory_format) else copied(tensor, memory_format)
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

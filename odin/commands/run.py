@@ -83,7 +83,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    import torch
+
     import odin.pipeline  # here, so that --help and wrong usage need not wait for Ray
+
+    torch.set_num_threads(1)  # this process feeds; the cores are the stages'
 
     to_stdout = arguments.output == "-"
     console = Console(stderr=to_stdout)
