@@ -19,6 +19,7 @@ from stages.actor import StageActor, StageInfo, StageProblem
 from stages.channel import Address, Listener, connect
 from stages.device import Device, DeviceError
 from stages.link import Receiver, Sender
+from stages.threads import compute_threads
 from stages.weights import store
 
 __all__ = ["Deployment"]
@@ -81,17 +82,21 @@ class Deployment:
     ) -> tuple[StageInfo, ...]:
         here = ray.get_runtime_context().get_node_id()
         program_ref = ray.put(program)
-        packed: dict[str, Any] = {}
-        if opaque.supported() and any(device.kind == "cpu" and node_id == here for device, node_id in placed):
-            packed[here] = ray.put(store(program.pack(state, batch=batch)))
-        # GPU stages take plain weights, and on another node the first CPU stage packs them for that node's processor.
-        elsewhere = any(device.kind == "gpu" or node_id not in packed for device, node_id in placed)
+        # The packed form depends on the processor and on the number of threads.
+        packed: dict[tuple[str, int], Any] = {}
+        if opaque.supported():
+            for threads in {device.threads for device, node in placed if device.kind == "cpu" and node == here}:
+                with compute_threads(threads):
+                    packed[here, threads] = ray.put(store(program.pack(state, batch=batch)))
+        # GPU stages take plain weights, and on another node the first CPU stage packs them.
+        elsewhere = any(device.kind == "gpu" or (node, device.threads) not in packed for device, node in placed)
         plain_ref = ray.put(store(state)) if elsewhere else None
         calls: list[Any] = []
-        for actor, (device, node_id) in zip(self._actors, placed, strict=True):
-            if device.kind == "cpu" and node_id not in packed:
-                packed[node_id] = actor.pack.remote(program_ref, plain_ref, batch)
-            weights_ref = packed[node_id] if device.kind == "cpu" else plain_ref
+        for actor, (device, node) in zip(self._actors, placed, strict=True):
+            form = (node, device.threads)
+            if device.kind == "cpu" and form not in packed:
+                packed[form] = actor.pack.remote(program_ref, plain_ref, batch)
+            weights_ref = packed[form] if device.kind == "cpu" else plain_ref
             calls.append(actor.open.remote(program_ref, weights_ref, batch))
         _, late = ray.wait(calls, num_returns=len(calls), timeout=_START_TIMEOUT_S)
         if late:

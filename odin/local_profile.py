@@ -14,6 +14,7 @@ from partitioner.profile import LayerTimes, Profile, ProfileCache, ProfileKey, d
 from stages.allocator import keep_freed_memory
 from stages.device import Device, DeviceError, check_cores, cpu_model, usable_cores
 from stages.executor import PRECISIONS, CudaExecutor
+from stages.threads import compute_threads
 
 __all__ = ["check_local", "local_devices", "pinned", "profile_local", "type_of"]
 
@@ -128,7 +129,8 @@ def profile_local(
 def _measure_cpu(
     chain: Chain, device: Device, inputs: Sequence[torch.Tensor], *, repeats: int, warmup: int
 ) -> LayerTimes:
-    packed = chain.program.pack(chain.state, batch=inputs[0].shape[0] if inputs[0].dim() else None)
+    with compute_threads(device.threads):
+        packed = chain.program.pack(chain.state, batch=inputs[0].shape[0] if inputs[0].dim() else None)
     functions = [layer.bind(packed) for layer in chain.program.layers]
 
     def run_layer(index: int, values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

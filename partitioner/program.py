@@ -160,8 +160,10 @@ class Program:
         Returns
         -------
         dict
-            Some tensors are opaque (``layout=torch._mkldnn``), the others those given. The sizes are the same, the
-            bits of results may differ from those with plain weights: use one form or the other.
+            Some tensors are opaque (``layout=torch._mkldnn``), the others those given. The form depends on the number
+            of threads that PyTorch computes with (``torch.get_num_threads``): pack under the number that will run.
+            The sizes are the same, the bits of results may differ from those with plain weights: use one form or the
+            other.
         """
         return pack(state, [packing for layer in self.layers for packing in layer.packings], batch=batch)
 

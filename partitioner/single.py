@@ -1,8 +1,7 @@
 """Work on input and output tensors by the calling thread alone.
 
-PyTorch spreads even a copy of a small image over all cores, and its threads then spin for a while in wait for more.
-In the process that feeds a pipeline that takes the cores from the stages: two threads that convert one image per
-request made a ResNet50 on two cores three times slower. NumPy uses one thread.
+PyTorch spreads even a copy of a small image over all cores, and its threads then spin for a while in wait for more. The
+process that feeds a pipeline should leave the cores to the stages. NumPy uses one thread.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from stages.device import Device, DeviceError, check_cores, cpu_model, pin_proce
 from stages.executor import CudaExecutor, Executor, make_executor
 from stages.lease import Lease, free_indices
 from stages.loop import StageLoop
+from stages.threads import compute_threads
 from stages.weights import StoredTensor, load, store
 
 __all__ = ["NodeDevices", "StageActor", "StageInfo", "StageProblem", "list_node_devices"]
@@ -127,7 +128,8 @@ class StageActor:
         if not opaque.supported():
             return stored
         try:
-            return store(program.pack(load(stored), batch=batch))
+            with compute_threads(self._device.threads):
+                return store(program.pack(load(stored), batch=batch))
         finally:
             release_freed_memory()
 
@@ -137,7 +139,8 @@ class StageActor:
             device_type = self._take_device()
             state = load(stored)
             if self._device.kind == "cpu" and not opaque.supported():
-                state = program.pack(state, batch=batch)  # a copy of its own, if it cannot be shared
+                with compute_threads(self._device.threads):
+                    state = program.pack(state, batch=batch)  # a copy of its own, if it cannot be shared
             self._executor = make_executor(
                 self._device.kind,
                 program.layers,
