@@ -12,7 +12,7 @@ import torch
 from partitioner.chain import Chain
 from partitioner.profile import LayerTimes, Profile, ProfileCache, ProfileKey, device_type, profile_layers
 from stages.allocator import keep_freed_memory
-from stages.device import Device, DeviceError, check_cores, cpu_model, usable_cores
+from stages.device import Device, DeviceError, bind_threads, check_cores, cpu_model, usable_cores
 from stages.executor import PRECISIONS, CudaExecutor
 from stages.threads import compute_threads
 
@@ -63,25 +63,14 @@ def type_of(device: Device) -> str:
 @contextlib.contextmanager
 def pinned(device: Device) -> Iterator[None]:
     """Bind this process to a CPU device, with as many compute threads as cores; all is as before afterwards."""
-    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    _bind_threads(device.indices)
-    torch.set_num_threads(device.threads)
+    cores = os.sched_getaffinity(0)
+    # Not pin_process, which takes the present binding for all there is: here it changes back and forth.
+    bind_threads(device.indices)
     try:
-        yield
+        with compute_threads(device.threads):
+            yield
     finally:
-        torch.set_num_threads(threads)
-        _bind_threads(cores)
-
-
-def _bind_threads(cores: Sequence[int] | set[int]) -> None:
-    # Not stages.device.pin_process: that takes the present binding for all there is; here it changes back and forth.
-    done: set[str] = set()
-    # Again until there are no new ones: a thread not yet bound may have started another meanwhile.
-    while threads := set(os.listdir("/proc/self/task")) - done:
-        for thread in threads:
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                os.sched_setaffinity(int(thread), cores)
-        done |= threads
+        bind_threads(cores)
 
 
 def profile_local(

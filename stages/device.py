@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 __all__ = [
     "Device",
     "DeviceError",
+    "bind_threads",
     "check_cores",
     "cpu_model",
     "describe_cores",
@@ -147,13 +148,18 @@ def pin_process(cores: Collection[int]) -> None:
         If one of the cores is not usable here; the message names those that are.
     """
     check_cores(cores)
-    pinned: set[str] = set()
+    bind_threads(cores)
+
+
+def bind_threads(cores: Collection[int]) -> None:
+    """Bind every thread of this process, whatever it was bound to before."""
+    bound: set[str] = set()
     # Again until there are no new ones: a thread not yet bound may have started another meanwhile.
-    while threads := set(os.listdir("/proc/self/task")) - pinned:
+    while threads := set(os.listdir("/proc/self/task")) - bound:
         for thread in threads:
             with contextlib.suppress(ProcessLookupError):  # it has ended
                 os.sched_setaffinity(int(thread), cores)
-        pinned |= threads
+        bound |= threads
 
 
 def cpu_model() -> str:
