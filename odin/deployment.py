@@ -185,6 +185,8 @@ class Deployment:
 
     def find_lost(self) -> int | None:
         """Index of the first stage whose process no longer answers or serves; ``None`` if all do."""
+        if not ray.is_initialized():  # a call now would start a Ray of its own
+            return None
         calls: list[Any] = [actor.ping.remote() for actor in self._actors]
         for index, call in enumerate(calls):
             try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import threading
+import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -112,6 +114,7 @@ class Pipeline:
         self._gateway: Gateway | None = None
         self._deployment: Deployment | None = None
         self._runtime: RayRuntime | None = None
+        self._at_exit = _close_at_exit(self)
         _check_options(precision=precision, transport=transport, batch=batch, max_in_flight=max_in_flight)
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
         devices = None if stages == "auto" else parse_devices(stages)
@@ -315,6 +318,7 @@ class Pipeline:
             if self._closed:
                 return
             self._closed = True
+        atexit.unregister(self._at_exit)
         try:
             if self._gateway is not None:
                 self._gateway.close(drain=drain)
@@ -331,6 +335,18 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close(drain=kind is None)
+
+
+def _close_at_exit(pipeline: Pipeline) -> Callable[[], None]:
+    """Close a forgotten pipeline when the program ends, before Ray, which its stages need, is shut down."""
+    reference = weakref.ref(pipeline)
+
+    def close() -> None:
+        if (forgotten := reference()) is not None:
+            forgotten.close(drain=False)
+
+    atexit.register(close)
+    return close
 
 
 def _to_chain(model: Any, *, weights: str | Path | None, example_input: Any) -> Chain:
