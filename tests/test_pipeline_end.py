@@ -19,12 +19,14 @@ from stages.device import usable_cores
 pytestmark = pytest.mark.ray
 
 DRIVER = """
-import json, os, sys, time
+import json, os, signal, sys, time
 import psutil, torch
 import odin
 from small_pipelines import images, small_chain
 
 if __name__ == "__main__":
+    # A shell without job control starts what runs in its background with Ctrl-C ignored, and so its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     chain, stages = small_chain(), sys.argv[1].split(",")
     pipe = odin.Pipeline(chain, stages=stages)
     futures = [pipe.submit(x) for x in images(3)]
