@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partitioner.balance import balance
+from stages.device import cpu_model
 
 LIMITS_S = {(152, 52): 5e-3, (1000, 1000): 1.0}
 CASES = ("no transfer", "transfer", "transfer per stage", "heavy-tailed transfer", "min_layers=1", "half dead")
@@ -37,14 +38,6 @@ def problem(
     shape = (stages, layers + 1) if case == "transfer per stage" else (layers + 1,)
     transfer = {name: random.lognormal(0.0, spread, shape) * 3e-4 for name in ("send_s", "receive_s")}
     return times_s, transfer, int(case == "min_layers=1")
-
-
-def cpu_model() -> str:
-    """Name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main() -> int:

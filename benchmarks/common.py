@@ -31,6 +31,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from stages.device import cpu_model
+
 __all__ = [
     "Environment",
     "Figure",
@@ -100,18 +102,6 @@ class Environment:
             f"Python {self.python}, {versions}; {self.date}; load before {self.load_average:.2f}\n"
             f"{self.command}"
         )
-
-
-def cpu_model() -> str:
-    """Name of the first core's CPU model as the kernel has it, or what the platform module knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def command_line() -> str:

@@ -36,7 +36,7 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-from stages.channel import Listener, connect
+from stages.channel import Listener, open_ends
 from stages.executor import CpuExecutor
 from stages.loop import StageLoop
 from stages.wire import Header, Kind
@@ -61,16 +61,9 @@ def relay(pipe: Connection, core: int, host: str, slot_nbytes: int) -> None:
     torch.set_num_threads(1)
     listener = Listener(host)
     pipe.send(listener.address)
-    sender = None
     next_address = pipe.recv()
     pin_process([core])
-    # The next one accepts only after it has connected onwards, so this end must not wait for its own predecessor first.
-    import concurrent.futures
-
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        accepting = pool.submit(listener.accept)
-        sender = connect(next_address, slots=SLOTS, slot_nbytes=slot_nbytes)
-        receiver = accepting.result()
+    sender, receiver = open_ends(listener, next_address, slots=SLOTS, slot_nbytes=slot_nbytes)
     StageLoop(0, CpuExecutor([], {}), receiver, sender, epoch=0, first=0, last=0).run()
 
 
@@ -92,12 +85,7 @@ def odin_hops(x: torch.Tensor, cores: list[int], host: str) -> Iterator[tuple[Tr
         own = Listener(host)
         for pipe, address in zip(pipes, [*addresses[1:], own.address], strict=True):
             pipe.send(address)
-        import concurrent.futures
-
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            accepting = pool.submit(own.accept)
-            sender = connect(addresses[0], slots=SLOTS, slot_nbytes=nbytes)
-            receiver = accepting.result()
+        sender, receiver = open_ends(own, addresses[0], slots=SLOTS, slot_nbytes=nbytes)
         stack.callback(receiver.close)
         stack.callback(sender.close)
 

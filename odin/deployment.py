@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -16,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from partitioner.plan import Plan
 from stages import opaque
 from stages.actor import StageActor, StageInfo, StageProblem
-from stages.channel import Address, Listener, connect
+from stages.channel import Address, Listener, open_ends
 from stages.device import Device, DeviceError
 from stages.link import Receiver, Sender
 from stages.threads import compute_threads
@@ -160,10 +159,7 @@ class Deployment:
             actor.start.remote(addresses[index + 1], _CHANNEL_SLOTS, slot_nbytes[index + 1], (0, first, last))
             for index, (actor, (first, last)) in enumerate(zip(self._actors, plan.ranges, strict=True))
         ]
-        with ThreadPoolExecutor(1) as pool:
-            accepting = pool.submit(own.accept)
-            sender = connect(addresses[0], slots=max_in_flight, slot_nbytes=slot_nbytes[0], credits=False)
-            receiver = accepting.result()
+        sender, receiver = open_ends(own, addresses[0], slots=max_in_flight, slot_nbytes=slot_nbytes[0], credits=False)
         ray.get(starts, timeout=_START_TIMEOUT_S)
         return sender, receiver
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import ray
@@ -14,7 +13,7 @@ import torch
 
 from stages import opaque
 from stages.allocator import keep_freed_memory, release_freed_memory
-from stages.channel import Address, Listener, connect
+from stages.channel import Address, Listener, open_ends
 from stages.device import Device, DeviceError, check_cores, cpu_model, pin_process, usable_cores
 from stages.executor import CudaExecutor, Executor, make_executor
 from stages.lease import Lease, free_indices
@@ -210,12 +209,7 @@ class StageActor:
         assert self._listener is not None, "listen comes first"
         assert self._executor is not None, "open comes first"
         epoch, first, last = plan
-        # Both at once: the next stage accepts only while it connects onwards itself, and the last one's next is the
-        # gateway, whose own connection ends at stage 0.
-        with ThreadPoolExecutor(1) as pool:
-            accepting = pool.submit(self._listener.accept)
-            sender = connect(next_address, slots=slots, slot_nbytes=slot_nbytes)
-            receiver = accepting.result()
+        sender, receiver = open_ends(self._listener, next_address, slots=slots, slot_nbytes=slot_nbytes)
         self._loop = StageLoop(self._index, self._executor, receiver, sender, epoch=epoch, first=first, last=last)
         self._thread = threading.Thread(target=self._serve, name=f"odin-stage-{self._index}", daemon=True)
         self._thread.start()

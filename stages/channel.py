@@ -13,13 +13,14 @@ import secrets
 import socket
 import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from stages.link import ChannelClosedError, Hello, Receiver, Sender
 from stages.shm import ShmReceiver, ShmSender
 from stages.tcp import TcpReceiver, TcpSender
 
-__all__ = ["Address", "Listener", "connect"]
+__all__ = ["Address", "Listener", "connect", "open_ends"]
 
 _TOKEN_NBYTES = 16
 
@@ -127,6 +128,24 @@ def connect(address: Address, *, slots: int, slot_nbytes: int, credits: bool = T
             where = address.name if address.local else f"{address.host}:{address.port}"
             raise ChannelClosedError(f"cannot connect to the stage at {where}: {error}{remedy}") from error
         raise
+
+
+def open_ends(
+    listener: Listener, next_address: Address, *, slots: int, slot_nbytes: int, credits: bool = True
+) -> tuple[Sender, Receiver]:
+    """Connect to the next in the ring of stages and gateway, and accept the previous one, both at once.
+
+    Each accepts only while it connects onwards itself, so one after the other would wait in a circle.
+
+    Raises
+    ------
+    ChannelClosedError
+        As :func:`connect` and :meth:`Listener.accept`.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        accepting = pool.submit(listener.accept)
+        sender = connect(next_address, slots=slots, slot_nbytes=slot_nbytes, credits=credits)
+        return sender, accepting.result()
 
 
 def _check_same_user(connection: socket.socket) -> None:
