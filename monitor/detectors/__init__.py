@@ -1,0 +1,1 @@
+"""Detectors of change in the stages' slowdown, one per file."""

@@ -1,0 +1,1 @@
+"""Policies: when and where layers move; pure, the same objects live and in simulation."""

@@ -1,0 +1,127 @@
+"""What a policy is told, and what it answers.
+
+The same policy objects run live and in simulation: a policy sees each finished request as an :class:`Observation` and
+answers with a :class:`Decision` or nothing. It does no input or output, reads no clock and starts no thread.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitioner.plan import Plan
+
+__all__ = ["Decision", "Observation", "Policy", "Setting"]
+
+FloatArray = NDArray[np.float64]
+
+
+class Setting(NamedTuple):
+    """What does not change while a pipeline runs.
+
+    Attributes
+    ----------
+    plan
+        The plan that serving starts with.
+    baseline_s
+        Seconds of each layer on each stage's device with nothing else running, shape (stages, layers).
+    send_s, receive_s
+        Seconds to send, to receive, what crosses each cut, shape (layers + 1,).
+    intensity
+        Arithmetic intensity of each layer, floating-point operations per byte of weights, inputs and outputs, shape
+        (layers,): low for memory-bound layers. ``nan`` where unknown.
+    """
+
+    plan: Plan
+    baseline_s: FloatArray
+    send_s: FloatArray
+    receive_s: FloatArray
+    intensity: FloatArray
+
+    @property
+    def stage_count(self) -> int:
+        """Stages of the pipeline."""
+        return int(self.baseline_s.shape[0])
+
+    @property
+    def layer_count(self) -> int:
+        """Layers of the chain."""
+        return int(self.baseline_s.shape[1])
+
+
+class Observation(NamedTuple):
+    """One finished request, as the gateway saw it.
+
+    Attributes
+    ----------
+    request
+        How many requests have finished, this one included: 1, 2, ...
+    plan
+        The plan that the request ran under; after a decision, requests under the plan before it still finish.
+    stage_s
+        Wall seconds that each stage spent in its layers, shape (stages,); 0.0 for a stage without layers.
+    layer_s
+        Seconds of each layer on the stage that ran it, shape (layers,); ``nan`` where it was not measured.
+    interval_s
+        Seconds since the request before it finished; ``nan`` for the first.
+    changed
+        Whether a change of the stage's slowdown, up or down, was detected with this request, shape (stages,).
+    age
+        Requests since the stage's last detected change is estimated to have begun, this one included, shape (stages,):
+        so many of the latest observations belong to the present conditions.
+    noise
+        Standard deviation of the logarithm of the stage's time when nothing changes, shape (stages,).
+    true_s
+        True seconds of each layer on each device at this moment, shape (stages, layers): known in simulation only.
+    """
+
+    request: int
+    plan: Plan
+    stage_s: FloatArray
+    layer_s: FloatArray
+    interval_s: float
+    changed: NDArray[np.bool_]
+    age: NDArray[np.int64]
+    noise: FloatArray
+    true_s: FloatArray | None = None
+
+
+class Decision(NamedTuple):
+    """The plan to move to.
+
+    Attributes
+    ----------
+    plan
+        Layers per stage for requests from now on.
+    kind
+        ``move`` to a plan that is expected to be better, ``trial`` of one to see how it does, ``settle`` for the best
+        plan tried, ``undo`` of a move that did harm, ``probe`` of a stage that has not been seen for long.
+    why
+        The reason in a few words, for the log.
+    predicted_s
+        Bottleneck seconds per request that are expected under the plan; ``nan`` for policies that do not predict.
+    """
+
+    plan: Plan
+    kind: Literal["move", "trial", "settle", "undo", "probe"]
+    why: str
+    predicted_s: float = float("nan")
+
+
+class Policy(Protocol):
+    """Observations in, plan or nothing out."""
+
+    @property
+    def name(self) -> str:
+        """Text form that :func:`partitioner.policies.make_policy` reads back, such as ``odin:alpha=10``."""
+
+    def start(self, setting: Setting) -> None:
+        """Forget everything and get ready for a pipeline; called before the first observation."""
+
+    def decide(self, observation: Observation) -> Decision | None:
+        """Take one finished request in; answer with a plan other than the present one, or nothing.
+
+        A decision is carried out at once: requests submitted later run under the new plan.
+        """
