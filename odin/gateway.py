@@ -60,6 +60,8 @@ class Gateway:
         Called once when a stage is lost, with its index if known; returns the error for all affected futures.
     on_result
         Called in the receiving thread with each finished request's timeline.
+    on_failure
+        Called with the number of each request that failed, and why.
     clock
         Monotonic seconds.
     """
@@ -72,12 +74,14 @@ class Gateway:
         plan: Plan,
         describe_loss: Callable[[int | None], OdinError],
         on_result: Callable[[RequestTimeline], None] | None = None,
+        on_failure: Callable[[int, OdinError], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._sender = sender
         self._receiver = receiver
         self._describe_loss = describe_loss
         self._on_result = on_result
+        self._on_failure = on_failure
         self._clock = clock
         self._lock = threading.Lock()
         self._plan = plan
@@ -103,6 +107,11 @@ class Gateway:
     def epoch(self) -> int:
         """The epoch that the next request gets."""
         return self._epoch
+
+    @property
+    def lost(self) -> OdinError | None:
+        """Why the pipeline broke; ``None`` while it serves, and after it was closed."""
+        return None if isinstance(self._error, PipelineClosedError) else self._error
 
     def counts(self) -> GatewayCounts:
         """Requests finished, failed and under way."""
@@ -252,10 +261,13 @@ class Gateway:
                     self._on_result(timeline)
             finally:  # no longer among the pending: whatever happens here, its caller must not wait for ever
                 _settle(pending.future, values)
-        elif failure.kind == DEADLINE:
-            _settle(pending.future, DeadlineExceededError(f"{failure.where}: {failure.message}"))
         else:
-            _settle(pending.future, LayerFailedError(*failure))
+            late = failure.kind == DEADLINE
+            self._fail(
+                header.request,
+                pending,
+                DeadlineExceededError(f"{failure.where}: {failure.message}") if late else LayerFailedError(*failure),
+            )
 
     def _why_lost(self, stage: int | None) -> OdinError:
         """Return the error for a broken link, which we may have cut ourselves."""
@@ -267,14 +279,21 @@ class Gateway:
         """Fail everything under way, and everything to come unless it fails for an earlier reason."""
         with self._lock:
             self._error = self._error or error
-            pending, self._pending = list(self._pending.values()), {}
+            pending, self._pending = self._pending, {}
             waiters, self._waiters = list(self._waiters), deque()
             self._failed += len(pending)
             self._idle.notify_all()
-        for item in pending:
-            _settle(item.future, error)
+        for request, item in pending.items():
+            self._fail(request, item, error)
         for waiter in waiters:
             waiter.set_exception(error)
+
+    def _fail(self, request: int, pending: _Pending, error: OdinError) -> None:
+        try:
+            if self._on_failure is not None:
+                self._on_failure(request, error)
+        finally:
+            _settle(pending.future, error)
 
     def close(self, *, drain: bool = True, timeout_s: float = 60.0) -> None:
         """Refuse new requests, let those under way finish (if ``drain``), and close both channels. Idempotent."""
