@@ -304,7 +304,7 @@ def from_json(line: str) -> Event:
         values = json.loads(line)
         make = _KINDS[values.pop("event")]
         return _READERS.get(make, _read_plain)(make, values)  # type: ignore[no-any-return]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"not an event of an ODIN log: {line[:80]!r} ({error!r})") from error
 
 
@@ -317,13 +317,21 @@ def _read_plain(make: Any, values: dict[str, Any]) -> Any:
             values[field.name] = math.nan
         elif isinstance(value, list):
             values[field.name] = tuple(value)
+        elif not isinstance(value, _PLAIN.get(str(field.type), object)):
+            raise TypeError(f"{field.name} is {value!r}, not {field.type}")
     return make(**values)
+
+
+_PLAIN: dict[str, Any] = {"int": int, "float": (int, float), "str": str}
 
 
 def _read_run(make: Any, values: dict[str, Any]) -> Any:
     if values.get("version") != VERSION or values.get("format") != FORMAT:
         raise ValueError(f"format {values.get('format')!r} version {values.get('version')!r}, not {FORMAT} {VERSION}")
-    values["stages"] = [StageDescription(**{**s, "baseline_s": tuple(s["baseline_s"])}) for s in values["stages"]]
+    values["stages"] = [
+        StageDescription(**{**s, "baseline_s": tuple(math.nan if b is None else b for b in s["baseline_s"])})
+        for s in values["stages"]
+    ]
     return _read_plain(make, values)
 
 

@@ -1,0 +1,196 @@
+"""The rows of stages: columns for the width there is, the disturbed ones first where not all fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from monitor.narrate import cause, factor, seconds
+from monitor.pipeline_view import PipelineView, StageView
+from monitor.sparkline import Glyphs
+from monitor.textfit import clean, fit, pad
+
+__all__ = ["STYLES", "bar", "stage_lines"]
+
+STYLES = {"quiet": "green", "disturbed": "yellow", "empty": "dim", "lost": "bold red"}
+_LEAST_BAR = 8
+_WIDEST_BAR = 64
+_DEVICE_WIDTH = 14
+
+
+class _Column(NamedTuple):
+    """A column right of the bar; ``rank`` says which ones go first where the width does not do for all."""
+
+    heading: str
+    width: int
+    rank: int
+    cell: Callable[[StageView, Glyphs], str]
+    left: bool = False
+
+
+def _time(stage: StageView, _: Glyphs) -> str:
+    return {"empty": "empty", "lost": "lost"}.get(stage.state) or seconds(stage.time_s)
+
+
+def _slowdown(stage: StageView, _: Glyphs) -> str:
+    return ("! " if stage.state == "disturbed" else "") + ("-" if stage.state == "lost" else factor(stage.slowdown))
+
+
+def _busy(stage: StageView, _: Glyphs) -> str:
+    return "-" if math.isnan(stage.utilisation) else f"{stage.utilisation:.0%}"
+
+
+def _busy_bar(stage: StageView, glyphs: Glyphs) -> str:
+    return "" if math.isnan(stage.utilisation) else bar(0, stage.utilisation, 1, 6, glyphs)
+
+
+_COLUMNS = (
+    _Column("time", 8, 2, _time),
+    _Column("alone", 8, 4, lambda stage, _: seconds(stage.reference_s) if stage.reference_s > 0 else "-"),
+    _Column("slowdown", 8, 1, _slowdown),
+    _Column("queue", 8, 5, lambda stage, _: seconds(stage.queue_s)),
+    _Column("busy", 4, 3, _busy),
+    _Column("", 6, 6, _busy_bar, left=True),
+    _Column("state", 9, 7, lambda stage, _: stage.state, left=True),
+)
+_CAUSE_WIDTH = 34
+_CAUSE_FROM = 130
+"""From this width on the cause has a column; below, a line of its own."""
+_NAMES_WIDTH = 24
+_NAMES_FROM = 170
+
+
+def stage_lines(view: PipelineView, *, width: int, height: int, glyphs: Glyphs) -> list[Text]:
+    """At most ``height`` lines, each at most ``width`` wide: a heading if there is room, and a row per stage.
+
+    A disturbed stage has its cause beside it, or below it if that fits. If there are more stages than lines, the
+    disturbed and lost ones are kept, then the first ones, and a last line tells how many are hidden.
+    """
+    if height <= 0:
+        return []
+    stages, heading = view.stages, height > min(len(view.stages), 2)
+    room = height - heading
+    shown, hidden = _choose(stages, room)
+    wide = width >= _CAUSE_FROM
+    below = not wide and len(shown) + sum(_cause(stage) != "" for stage in shown) + bool(hidden) <= room
+    layout = _Layout(view, width, glyphs)
+    lines = [layout.heading()] if heading else []
+    for stage in shown:
+        lines.append(layout.row(stage))
+        if below and _cause(stage):
+            remark = Text(f"{glyphs.below} {stage.state}: {clean(_cause(stage), glyphs)}", style=STYLES[stage.state])
+            lines.append(fit(Text(" " * layout.bar_at).append_text(remark), width, glyphs))
+    if hidden:
+        lines.append(fit(Text(f" {glyphs.ellipsis} {_count(hidden)}", style="dim"), width, glyphs))
+    return lines[:height]
+
+
+def bar(first: float, last: float, total: float, width: int, glyphs: Glyphs) -> str:
+    """Cells of which ``[first, last)`` of ``total`` are filled, to half a cell; at least a half if it is not empty."""
+    if total <= 0 or width <= 0:
+        return glyphs.free * max(0, width)
+    begin, end = round(2 * width * first / total), round(2 * width * last / total)
+    if last > first and end == begin:
+        begin, end = (begin, begin + 1) if begin < 2 * width else (begin - 1, begin)
+    halves = [begin <= half < end for half in range(2 * width)]
+    kinds = {
+        (True, True): glyphs.held,
+        (False, True): glyphs.half_right,
+        (True, False): glyphs.half_left,
+        (False, False): glyphs.free,
+    }
+    return "".join(kinds[halves[2 * cell], halves[2 * cell + 1]] for cell in range(width))
+
+
+def _choose(stages: Sequence[StageView], room: int) -> tuple[list[StageView], list[StageView]]:
+    if len(stages) <= room:
+        return list(stages), []
+    order = {"lost": 0, "disturbed": 1}
+
+    def urgency(stage: StageView) -> tuple[int, float, int]:
+        slowdown = 0.0 if math.isnan(stage.slowdown) or stage.state != "disturbed" else stage.slowdown
+        return order.get(stage.state, 2), -slowdown, stage.stage
+
+    ranked = sorted(stages, key=urgency)
+    shown = {stage.stage for stage in ranked[: max(0, room - 1)]}
+    return [s for s in stages if s.stage in shown], [s for s in stages if s.stage not in shown]
+
+
+def _count(hidden: Sequence[StageView]) -> str:
+    counts = {state: sum(stage.state == state for stage in hidden) for state in STYLES}
+    words = [f"{count} {state}" for state, count in counts.items() if count]
+    return f"{len(hidden)} more: " + (", ".join(words) if len(words) > 1 else f"all {hidden[0].state}")
+
+
+def _cause(stage: StageView) -> str:
+    if stage.interference:
+        return cause(stage.interference, stage.culprits, stage.note)
+    return "cause not known yet" if stage.state == "disturbed" else ""
+
+
+class _Layout:
+    """Which columns fit, and how wide the bar is then."""
+
+    def __init__(self, view: PipelineView, width: int, glyphs: Glyphs) -> None:
+        self._view, self._width, self._glyphs = view, width, glyphs
+        self._index_width = len(str(len(view.stages) - 1))
+        longest = max(cell_len(clean(stage.device, glyphs)) for stage in view.stages)
+        self._device_width = min(longest, _DEVICE_WIDTH if width >= 60 else 7)
+        self.bar_at = 1 + self._index_width + 1 + self._device_width + 2
+        left = width - self.bar_at - 1
+        self._causes = _CAUSE_WIDTH if width >= _CAUSE_FROM else 0
+        self._names = _NAMES_WIDTH if width >= _NAMES_FROM else 0
+        left -= sum(2 + extra for extra in (self._causes, self._names) if extra)
+        chosen: list[_Column] = []
+        for column in sorted(_COLUMNS, key=lambda column: column.rank):
+            needed = sum(2 + each.width for each in (*chosen, column))
+            if left - needed >= (_LEAST_BAR if column.rank <= 3 else 20):
+                chosen.append(column)
+        self._columns = [column for column in _COLUMNS if column in chosen]
+        self._bar_width = max(0, min(_WIDEST_BAR, left - sum(2 + column.width for column in chosen)))
+        self._causes += max(0, left - sum(2 + column.width for column in chosen) - self._bar_width) * bool(self._causes)
+
+    def heading(self) -> Text:
+        line = pad(Text(" stage"), self.bar_at)
+        layers = f"layers 0-{self._view.layer_count - 1}"
+        line.append((layers if len(layers) <= self._bar_width else "layers")[: self._bar_width].ljust(self._bar_width))
+        if self._names:
+            line.append("  " + "from ... to".ljust(self._names))
+        for column in self._columns:
+            line.append("  " + (column.heading.ljust if column.left else column.heading.rjust)(column.width))
+        if self._causes:
+            line.append("  cause")
+        line.stylize("dim")
+        return fit(line, self._width, self._glyphs)
+
+    def row(self, stage: StageView) -> Text:
+        glyphs, style = self._glyphs, STYLES[stage.state]
+        line = Text(f" {stage.stage:>{self._index_width}} ", style="")
+        line.append_text(pad(fit(Text(clean(stage.device, glyphs)), self._device_width, glyphs), self._device_width))
+        line.append("  ")
+        held = bar(stage.first, stage.last, self._view.layer_count, self._bar_width, glyphs)
+        for is_free, cells in groupby(held, key=lambda cell: cell == glyphs.free):
+            line.append("".join(cells), style="dim" if is_free else style)
+        if self._names:
+            names = fit(Text(clean(_names(self._view, stage), glyphs)), self._names, glyphs)
+            line.append("  ").append_text(pad(names, self._names))
+        for column in self._columns:
+            text = column.cell(stage, glyphs)
+            line.append("  ")
+            cell = (text.ljust if column.left else text.rjust)(column.width)
+            line.append(cell, style=style if column.heading in ("slowdown", "state", "") else "")
+        if self._causes:
+            line.append("  " + clean(_cause(stage), glyphs), style=style)
+        return fit(line, self._width, glyphs)
+
+
+def _names(view: PipelineView, stage: StageView) -> str:
+    if stage.first == stage.last:
+        return "-"
+    first, last = view.layers[stage.first], view.layers[stage.last - 1]
+    return first if first == last else f"{first} ... {last}"
