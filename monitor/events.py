@@ -138,11 +138,12 @@ class Attributed:
     Attributes
     ----------
     interference
-        ``CPU share``, ``memory``, ``GPU``, ``throttling`` or ``unknown``.
+        ``CPU share``, ``throttling``, ``memory``, ``core speed`` or ``memory or core speed``, joined by ``" + "`` if
+        several; or ``GPU``, ``unknown``. See :mod:`monitor.attribution`.
     culprits
         Who does it, worst first; empty if unknown.
     note
-        Why something is unknown; empty otherwise.
+        Why something is unknown, or what else takes the device; may be empty.
     """
 
     kind: ClassVar[str] = "attribution"
