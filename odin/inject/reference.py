@@ -1,0 +1,62 @@
+"""A model that runs alone on a core, to see what loads do to it.
+
+    python -m odin.inject.reference MODEL DEVICE
+
+It answers a line of JSON with the layers' names, then for every line with a number so many passes through the chain,
+as lists of the layers' seconds, and ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import torch
+
+from odin.local_profile import pinned
+from odin.sources import load_source
+from partitioner.chain import build_chain
+from stages.allocator import keep_freed_memory
+from stages.device import Device
+from stages.threads import compute_threads
+
+
+def main(model: str, device_text: str) -> None:
+    """Serve passes until the input ends."""
+    device = Device.parse(device_text)
+    source = load_source(model)
+    chain = build_chain(source.model, source.example_args, name=source.name)
+    with compute_threads(device.threads):
+        packed = chain.program.pack(chain.state)
+    functions = [layer.bind(packed) for layer in chain.program.layers]
+    inputs = chain.layout(chain.pack(source.example_args))
+    keep_freed_memory()
+    with pinned(device), torch.inference_mode():
+        say({"ready": [layer.name for layer in chain.layers], "torch": str(torch.__version__)})
+        for line in sys.stdin:
+            passes = []
+            for _ in range(int(line)):
+                values, seconds, before_s = inputs, [], time.perf_counter()
+                for function in functions:
+                    values = function(values)
+                    after_s = time.perf_counter()
+                    seconds.append(after_s - before_s)
+                    before_s = after_s
+                passes.append(seconds)
+            say({"passes": passes})
+
+
+def say(message: dict[str, object]) -> None:
+    """Write a message to who asks."""
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except ValueError as error:  # no such model, no such core
+        say({"error": str(error)})
+    except BrokenPipeError:
+        pass  # who asked is gone
