@@ -233,6 +233,7 @@ class CudaExecutor:
         self._dtype = dtype
         self.sample_every = sample_every
         self._launched = 0
+        self._finished_s = 0.0
         self._resident: dict[str, torch.Tensor] = {}
         self._functions: dict[int, Callable[[Values], Values]] = {}
         self._pinned: list[SlotMemory] = []
@@ -311,9 +312,12 @@ class CudaExecutor:
         layer_s = tuple(a.elapsed_time(b) * 1e-3 for a, b in itertools.pairwise(stamps))
         if not layer_s:
             layer_s = (float("nan"),) * ticket.layer_count
+        # Launched while the request before was computing: its own time begins when that one ended.
+        now_s, begin_s = time.perf_counter(), max(ticket.start_s, self._finished_s)
+        self._finished_s = now_s
         return Result(
             ticket.values,
-            wall_s=time.perf_counter() - ticket.start_s,
+            wall_s=now_s - begin_s,
             cpu_s=ticket.begin.elapsed_time(ticket.end) * 1e-3,
             run_delay_s=0.0,
             layer_s=layer_s,
