@@ -61,7 +61,7 @@ def main() -> int:
     plans: dict[str, str] = {}
     x = torch.randn(1, 3, 224, 224)
     for model in arguments.models:
-        with odin.Pipeline(model, stages=stages) as pipe:
+        with odin.Pipeline(model, stages=stages, policy="static") as pipe:
             measure(pipe, x, count)
             results[model] = [measure(pipe, x, count) for _ in range(rounds)]
             plans[model] = str(pipe.plan)

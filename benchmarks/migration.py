@@ -163,7 +163,7 @@ def main() -> int:
         source = odin.load_source(model)
         chain = odin.build_chain(source.model, source.example_args, name=model)
         expected = [chain(x) for x in inputs]
-        with odin.Pipeline(chain, stages=stages) as pipe:
+        with odin.Pipeline(chain, stages=stages, policy="static") as pipe:
             plan = pipe.plan
             correctness = check(pipe, inputs, expected, arguments.migrations)
             pipe.migrate(plan)

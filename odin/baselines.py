@@ -1,19 +1,22 @@
-"""Baseline times of a chain on the stages' devices, and the plan that balances them."""
+"""Baseline times of a chain on the stages' devices, and what policies are told of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from odin.deployment import Deployment
 from partitioner.balance import balance
 from partitioner.chain import Chain
 from partitioner.plan import Plan
+from partitioner.policies import Setting
 from partitioner.profile import LayerTimes, Profile, ProfileCache, ProfileKey
 from partitioner.transfer import measure_transfer
 
-__all__ = ["best_plan", "measure_baselines"]
+__all__ = ["arithmetic_intensity", "measure_baselines", "pipeline_setting"]
 
 _WARMUP, _REPEATS = 2, 7
 
@@ -47,8 +50,10 @@ def measure_baselines(
     return tuple(profiles[info.device_type] for info in deployment.infos)
 
 
-def best_plan(profiles: Sequence[Profile], cut_nbytes: Sequence[int]) -> Plan:
-    """Return the plan with the least bottleneck for these baselines.
+def pipeline_setting(
+    profiles: Sequence[Profile], chain: Chain, cut_nbytes: Sequence[int], *, plan: Plan | None = None
+) -> Setting:
+    """Return what policies are told of a pipeline; without a plan its plan is the one with the least bottleneck.
 
     Parameters
     ----------
@@ -58,8 +63,23 @@ def best_plan(profiles: Sequence[Profile], cut_nbytes: Sequence[int]) -> Plan:
         Bytes that cross each of the ``layers + 1`` cuts, the model's input and output among them.
     """
     transfer = measure_transfer()
-    return balance(
-        [profile.layer_s for profile in profiles],
-        send_s=transfer.send_s(cut_nbytes),
-        receive_s=transfer.receive_s(cut_nbytes),
-    ).plan
+    baseline_s = np.array([profile.layer_s for profile in profiles])
+    send_s, receive_s = transfer.send_s(cut_nbytes), transfer.receive_s(cut_nbytes)
+    if plan is None:
+        plan = balance(baseline_s, send_s=send_s, receive_s=receive_s).plan
+    return Setting(plan, baseline_s, send_s, receive_s, arithmetic_intensity(chain))
+
+
+def arithmetic_intensity(chain: Chain) -> NDArray[np.float64]:
+    """Floating-point operations of each layer per byte of its weights, inputs and outputs, shape (layers,).
+
+    The x-axis of the roofline model (Williams, Waterman and Patterson, CACM 2009): layers with a low one wait for
+    memory rather than for arithmetic.
+    """
+    read_nbytes = [sum(spec.nbytes for spec in chain.inputs), *(layer.output_nbytes for layer in chain.layers[:-1])]
+    return np.array(
+        [
+            layer.flops / max(1, layer.parameter_nbytes + read + layer.output_nbytes)
+            for layer, read in zip(chain.layers, read_nbytes, strict=True)
+        ]
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from monitor.surroundings import Surroundings
 from partitioner.plan import Plan
 from stages import opaque
 from stages.actor import StageActor, StageInfo, StageProblem
@@ -21,10 +24,14 @@ from stages.link import Receiver, Sender
 from stages.threads import compute_threads
 from stages.weights import store
 
-__all__ = ["Deployment"]
+__all__ = ["ACTOR_PREFIX", "Deployment"]
+
+ACTOR_PREFIX = "odin-pipeline-"
+"""Of the name of each pipeline's first stage in the cluster."""
 
 _START_TIMEOUT_S = 120.0
 _PING_TIMEOUT_S = 5.0
+_LOOK_TIMEOUT_S = 10.0
 _CHANNEL_SLOTS = 2
 """One slot being computed on, one waiting: more would only add waiting."""
 
@@ -191,6 +198,21 @@ class Deployment:
                 return index
         return None
 
+    def look(self, stage: int, own_pids: Sequence[int]) -> Surroundings:
+        """Let a stage see who shares its device; takes about half a second.
+
+        Raises
+        ------
+        ray.exceptions.RayError
+            If the stage is gone or does not answer.
+        """
+        report: Surroundings = ray.get(self._actors[stage].look.remote(tuple(own_pids)), timeout=_LOOK_TIMEOUT_S)
+        return report
+
+    def announce(self, status: Any) -> None:
+        """Tell the first stage where the gateway answers questions, for members of the cluster who ask it."""
+        ray.get(self._actors[0].set_status.remote((os.getpid(), status)), timeout=_PING_TIMEOUT_S)
+
     def close(self) -> None:
         """End all stages and their processes. Idempotent."""
         for listener in self._listeners:
@@ -209,6 +231,8 @@ def _create_actor(index: int, device: Device, node_id: str, label: str, share: b
         "max_concurrency": 4,
         "max_restarts": 0,
     }
+    if index == 0:  # by this name "odin top" on another node finds the pipeline
+        options["name"] = f"{ACTOR_PREFIX}{uuid.uuid4().hex[:12]}"
     if device.kind == "gpu":
         options["num_gpus"] = 0 if share else 1
         # The stage picks its GPU by number itself; Ray only keeps count.

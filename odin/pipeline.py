@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,9 +19,12 @@ from typing import Any, Self
 import ray
 import torch
 
+from monitor.events import Event, LoadChanged, StageDescription
+from monitor.surroundings import Surroundings, look_around
 from monitor.timing import RequestTimeline
+from monitor.view import PipelineView
 from monitor.window import percentiles_s
-from odin.baselines import best_plan, measure_baselines
+from odin.baselines import measure_baselines, pipeline_setting
 from odin.deployment import Deployment
 from odin.errors import OdinError, StageLostError
 from odin.gateway import Gateway
@@ -29,8 +33,10 @@ from odin.placement import place
 from odin.ray_runtime import RayRuntime
 from odin.snapshot import PipelineSnapshot, StageSnapshot
 from odin.sources import load_source
+from odin.supervision import Recorder, Supervision
 from partitioner.chain import Chain, build_chain
 from partitioner.plan import Plan
+from partitioner.policies import Policy, make_policy
 from partitioner.profile import Profile, ProfileCache
 from stages.device import Device, parse_devices
 from stages.executor import PRECISIONS
@@ -60,6 +66,14 @@ class Pipeline:
     plan
         Layers per stage, ``Plan`` or text such as ``"7|11"``. Without it layers are timed on the devices (once, then
         kept on disk) and balanced exactly.
+    policy
+        When and where layers move: ``"predictive"`` (ODIN's own), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
+        :class:`~partitioner.policies.Policy`; or ``"static"``: never, except by :meth:`migrate`.
+    log
+        File to which every event of the run is appended, one JSON line each; see :mod:`monitor.eventlog`.
+    on_event
+        Called with every event as it happens, from the pipeline's own threads; see :mod:`monitor.events`. Keep it
+        short: it holds up the decisions, though no request.
     weights
         File of weights, ``.safetensors`` or ``.pth``.
     batch
@@ -100,6 +114,9 @@ class Pipeline:
         stages: str | Sequence[str | Device] = "auto",
         example_input: Any = None,
         plan: Plan | str | None = None,
+        policy: Policy | str = "static",
+        log: str | Path | None = None,
+        on_event: Callable[[Event], None] | None = None,
         weights: str | Path | None = None,
         batch: int | None = None,
         max_in_flight: int | None = None,
@@ -112,16 +129,20 @@ class Pipeline:
         self._closed = False
         self._epochs = 0
         self._gateway: Gateway | None = None
+        self._recorder: Recorder | None = None
+        self._supervision: Supervision | None = None
         self._deployment: Deployment | None = None
         self._runtime: RayRuntime | None = None
         self._at_exit = _close_at_exit(self)
         _check_options(precision=precision, transport=transport, batch=batch, max_in_flight=max_in_flight)
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
+        policy = make_policy(policy) if isinstance(policy, str) else policy
         devices = None if stages == "auto" else parse_devices(stages)
         self.chain = chain = _to_chain(model, weights=weights, example_input=example_input)
         self.batch = _check_batch(chain, batch)
         if plan is not None:
             plan.check_fits(layer_count=len(chain.layers), stage_count=len(devices or plan))
+        self._recorder = Recorder(log, on_event)  # before anything is started: the file may not be writable
 
         weight_nbytes = sum(tensor.numel() * tensor.element_size() for tensor in chain.state.values())
         if devices is None or any(device.kind == "gpu" for device in devices):
@@ -148,22 +169,49 @@ class Pipeline:
             # A cut's bytes grow with the micro-batch.
             scale = -(-self.batch // _leading_size(chain))
             cuts = [[scale * spec.nbytes for spec in cut] for cut in (chain.inputs, *(x.output for x in chain.layers))]
-            self.profiles: tuple[Profile, ...] = ()
-            if plan is None:
-                inputs = _example_inputs(chain, self.batch)
-                cache = ProfileCache()
-                self.profiles = measure_baselines(self._deployment, chain, inputs, precision=precision, cache=cache)
-                plan = best_plan(self.profiles, [sum(cut) for cut in cuts])
+            self.profiles: tuple[Profile, ...] = measure_baselines(
+                self._deployment,
+                chain,
+                _example_inputs(chain, self.batch),
+                precision=precision,
+                cache=ProfileCache(),
+            )
+            setting = pipeline_setting(self.profiles, chain, [sum(cut) for cut in cuts], plan=plan)
             # The first channel carries inputs, the last one outputs, those between whatever a plan may need.
             slot_nbytes = [slot_nbytes_for(cut) for cut in cuts]
             self.max_in_flight = max_in_flight or 2 * len(placed)
             sender, receiver = self._deployment.connect(
-                plan,
+                setting.plan,
                 slot_nbytes=[slot_nbytes[0], *[max(slot_nbytes)] * (len(placed) - 1), slot_nbytes[-1]],
                 max_in_flight=self.max_in_flight,
                 transport=transport,
             )
-            self._gateway = Gateway(sender, receiver, plan=plan, describe_loss=self._describe_loss)
+            self._supervision = Supervision(
+                model=chain.name,
+                layers=[layer.name for layer in chain.layers],
+                stages=[
+                    StageDescription(str(device), info.node_id, info.pid, profile.layer_s)
+                    for device, info, profile in zip(self.devices, self._deployment.infos, self.profiles, strict=True)
+                ],
+                max_in_flight=self.max_in_flight,
+                batch=self.batch,
+                setting=setting,
+                policy=policy,
+                migrate=lambda plan: self._switch(plan)[0],
+                look=self._look,
+                recorder=self._recorder,
+                host=str(ray.util.get_node_ip_address()) if address is not None else "",
+            )
+            self._gateway = Gateway(
+                sender,
+                receiver,
+                plan=setting.plan,
+                describe_loss=self._describe_loss,
+                on_result=self._supervision.on_result,
+                on_failure=self._supervision.on_failure,
+            )
+            if self._supervision.remote_status is not None:
+                self._deployment.announce(self._supervision.remote_status)
         except BaseException:
             self.close(drain=False)
             raise
@@ -239,7 +287,7 @@ class Pipeline:
         """Move to another plan while requests flow; returns its epoch.
 
         Every stage is prepared first, then requests are tagged with the new epoch from the next one on: nothing is
-        drained, paused, lost or reordered.
+        drained, paused, lost or reordered. With a policy other than ``static`` layers may move again at once.
 
         Raises
         ------
@@ -248,10 +296,18 @@ class Pipeline:
         StageLostError
             If a stage is gone.
         """
-        assert self._gateway is not None
-        assert self._deployment is not None
+        assert self._supervision is not None
         plan = Plan.parse(plan) if isinstance(plan, str) else Plan(plan)
         plan.check_fits(layer_count=len(self.chain.layers), stage_count=len(self.devices))
+        epoch, prepare_s = self._switch(plan)
+        self._supervision.on_migration(epoch, plan, prepare_s)
+        return epoch
+
+    def _switch(self, plan: Plan) -> tuple[int, float]:
+        """Carry a migration out; returns the epoch, and the seconds it took."""
+        assert self._gateway is not None
+        assert self._deployment is not None
+        begin_s = time.perf_counter()
         with self._lock:
             self._gateway.check_open()
             # Never used twice, even if preparing fails: a stage may have prepared for it already.
@@ -262,7 +318,18 @@ class Pipeline:
             except ray.exceptions.RayActorError as error:
                 raise self._describe_loss(None) from error
             self._gateway.switch(epoch, plan)
-        return epoch
+        return epoch, time.perf_counter() - begin_s
+
+    @property
+    def policy(self) -> str:
+        """Who decides when layers move, in the form that can be set; setting it takes effect with the next request."""
+        assert self._supervision is not None
+        return self._supervision.policy.name
+
+    @policy.setter
+    def policy(self, policy: Policy | str) -> None:
+        assert self._supervision is not None
+        self._supervision.set_policy(make_policy(policy) if isinstance(policy, str) else policy)
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -292,10 +359,30 @@ class Pipeline:
             stages=stages,
         )
 
+    def view(self) -> PipelineView:
+        """Return what ``odin top`` shows at this moment: stages, slowdowns and their causes, rates, recent events."""
+        assert self._supervision is not None
+        return self._supervision.view()
+
+    def note_load(self, event: LoadChanged) -> None:
+        """Put a load that this program injects beside the pipeline into the view and the log."""
+        assert self._supervision is not None
+        self._supervision.note_load(event)
+
     def timelines(self) -> tuple[RequestTimeline, ...]:
         """Timings of the last 512 finished micro-batches, oldest first, every stage's own measurements included."""
         assert self._gateway is not None
         return self._gateway.window.timelines()
+
+    def _look(self, stage: int) -> Surroundings:
+        """Look around where a stage runs; in this process if it is on this machine, to take none of its core's time."""
+        deployment = self._deployment
+        assert deployment is not None
+        info, device = deployment.infos[stage], self.devices[stage]
+        own = [os.getpid(), *(other.pid for other in deployment.infos if other.node_id == info.node_id)]
+        if device.kind == "cpu" and info.node_id == ray.get_runtime_context().get_node_id():
+            return look_around(device.kind, device.indices, stage_pid=info.pid, own_pids=own)
+        return deployment.look(stage, own)
 
     def _describe_loss(self, stage: int | None) -> OdinError:
         deployment = self._deployment
@@ -320,13 +407,28 @@ class Pipeline:
             self._closed = True
         atexit.unregister(self._at_exit)
         try:
+            if self._supervision is not None:
+                self._supervision.stop_deciding()
             if self._gateway is not None:
                 self._gateway.close(drain=drain)
         finally:
+            if self._supervision is not None:
+                self._supervision.close(**self._ending())
+            elif self._recorder is not None:
+                self._recorder.close()
             if self._deployment is not None:
                 self._deployment.close()
             if self._runtime is not None:
                 self._runtime.close()
+
+    def _ending(self) -> dict[str, Any]:
+        """Why the run ended and what it came to, for the log."""
+        if self._gateway is None:
+            return {"reason": "the pipeline did not start", "completed": 0, "failed": 0}
+        counts = self._gateway.counts()
+        lost = self._gateway.lost
+        reason = "closed" if lost is None else str(lost)
+        return {"reason": reason, "completed": counts.completed, "failed": counts.failed}
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs ODIN into .venv and streams two real photographs, again and again, through ResNet50 cut into two stages
-# on two cores (one stage where there is one core). Arguments go to "odin run", the last one wins:
-#   scripts/quickstart.sh --repeat 500 --stages cpu:0,cpu:3 --weights resnet50.pth
+# Installs ODIN into .venv and shows what it does, in two minutes: ResNet50 on two cores at full speed; a load arrives on
+# one of them and throughput falls; layers move and it comes back; the load leaves and the layers go home. Arguments go
+# to "odin demo", the last one wins:
+#   scripts/quickstart.sh vgg16 --stages cpu:0,cpu:3 --load membw@cpu:3x2 --log run.jsonl
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/venv.sh
@@ -10,6 +11,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ensure_venv demo
 photographs=$(.venv/bin/python -c 'import pathlib, sklearn; print(pathlib.Path(sklearn.__file__).parent / "datasets/images")')
 stages=$(.venv/bin/python -c 'import os; print(",".join(f"cpu:{core}" for core in sorted(os.sched_getaffinity(0))[:2]))')
-set -- run resnet50 --input "$photographs" --repeat 50 --stages "$stages" --output results.jsonl "$@"
+case "${1:-}" in "" | -*) set -- resnet50 "$@" ;; esac
+model=$1
+shift
+set -- demo "$model" --input "$photographs" --stages "$stages" "$@"
 echo "== odin $*"
 exec .venv/bin/odin "$@"

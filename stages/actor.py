@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
+from monitor.surroundings import Surroundings, look_around
 from stages import opaque
 from stages.allocator import keep_freed_memory, release_freed_memory
 from stages.channel import Address, Listener, open_ends
@@ -118,6 +119,7 @@ class StageActor:
         self._lease: Lease | None = None
         self._executor: Executor | None = None
         self._layer_count = 0
+        self._status: Any = None
         self._listener: Listener | None = None
         self._loop: StageLoop | None = None
         self._thread: threading.Thread | None = None
@@ -223,6 +225,21 @@ class StageActor:
         """Make ready for requests of ``epoch``, which run layers ``[first, last)`` here."""
         assert self._loop is not None, "start comes first"
         self._loop.prepare(epoch, first, last)
+
+    def look(self, own_pids: Sequence[int]) -> Surroundings:
+        """Look around on this machine: who shares the device; takes part of a second."""
+        indices: Sequence[int | str] = self._device.indices
+        if self._device.kind == "gpu":  # CUDA may number devices otherwise than the driver does
+            indices = [f"GPU-{torch.cuda.get_device_properties(int(index)).uuid}" for index in indices]
+        return look_around(self._device.kind, indices, stage_pid=os.getpid(), own_pids=own_pids)
+
+    def set_status(self, status: Any) -> None:
+        """Keep where the pipeline answers what its state is, for those who ask the cluster."""
+        self._status = status
+
+    def status(self) -> Any:
+        """Where the pipeline answers; ``None`` if it does not."""
+        return self._status
 
     def ping(self) -> bool:
         """Whether the stage still serves."""

@@ -24,7 +24,7 @@ def chain() -> odin.Chain:
 
 @pytest.fixture(scope="module")
 def pipe(two_cores: list[str], chain: odin.Chain) -> Iterator[odin.Pipeline]:
-    with odin.Pipeline(chain, stages=two_cores) as pipe:
+    with odin.Pipeline(chain, stages=two_cores, policy="static") as pipe:
         yield pipe
 
 

@@ -38,7 +38,7 @@ def chain() -> odin.Chain:
 
 
 def test_large_requests_are_served_in_micro_batches(two_cores, chain):
-    with odin.Pipeline(chain, stages=two_cores, batch=4, plan=all_plans(len(chain.layers))[2]) as pipe:
+    with odin.Pipeline(chain, stages=two_cores, batch=4, plan=all_plans(len(chain.layers))[2], policy="static") as pipe:
         x = torch.cat(images(11))
         expected = torch.cat([chain(part) for part in x.split(4)])
         assert torch.equal(pipe(x), expected)

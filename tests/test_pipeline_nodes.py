@@ -19,15 +19,15 @@ pytestmark = [
 ]
 
 SERVE = """
-import json, os, random, signal, sys
+import json, os, random, signal, subprocess, sys
 import torch
 import odin
 from small_pipelines import PROMPT_S, all_plans, images, small_chain
 
 if __name__ == "__main__":
-    address, stages = sys.argv[1], sys.argv[2].split(",")
+    address, stages, elsewhere = sys.argv[1], sys.argv[2].split(","), sys.argv[3]
     chain, plans = small_chain(), random.Random(0)
-    with odin.Pipeline(chain, stages=stages, address=address) as pipe:
+    with odin.Pipeline(chain, stages=stages, address=address, policy="static") as pipe:
         inputs, futures = images(60), []
         for number, x in enumerate(inputs):
             if number % 5 == 0:
@@ -36,6 +36,11 @@ if __name__ == "__main__":
         equal = [torch.equal(future.result(PROMPT_S), chain(x)) for x, future in zip(inputs, futures)]
         infos = pipe.snapshot().stages
         queues = [[t.queue_s for t in timeline.stages] for timeline in pipe.timelines()]
+        noted = pipe._look(1).report.note  # carried out by the far stage
+        top = subprocess.run(
+            ["ip", "netns", "exec", elsewhere, sys.executable, "-m", "odin.cli", "top", "--address", address, "--json"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100,
+        )
         os.kill(infos[1].pid, signal.SIGKILL)  # namespaces share processes, so the far stage can be killed from here
         try:
             list(pipe.map(images(100)))
@@ -48,6 +53,8 @@ if __name__ == "__main__":
         "devices": [info.device for info in infos],
         "queue_s": [min(map(min, queues)), max(map(max, queues))],
         "lost": lost,
+        "noted": noted,
+        "top": [top.stdout, top.stderr],
     }))
 """
 
@@ -76,13 +83,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
 def test_stages_on_two_nodes_serve_migrate_and_fail_as_on_one(cluster):
     first, second = usable_cores()[:2]
     stages = f"{cluster.head.ip}/cpu:{first},{cluster.member.ip}/cpu:{second}"
-    done = cluster.python(SERVE, cluster.address, stages)
+    done = cluster.python(SERVE, cluster.address, stages, cluster.member.name)
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["equal"] == [True] * 60
     assert len(set(seen["nodes"])) == 2
     assert [device.partition("/")[2] for device in seen["devices"]] == [f"cpu:{first}", f"cpu:{second}"]
     assert 0.0 <= seen["queue_s"][0] <= seen["queue_s"][1] < 60.0  # each on its own machine's clock
+    assert isinstance(seen["noted"], str)
+    shown, problem = seen["top"]
+    assert shown, problem
+    view = json.loads(shown)  # asked from the other machine
+    assert (view["model"], view["completed"]) == ("residual", 60)
+    assert [stage["node_id"] for stage in view["stages"]] == seen["nodes"]
     assert "stage 1" in seen["lost"]
     assert "is gone" in seen["lost"]
 

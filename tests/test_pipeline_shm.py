@@ -37,7 +37,7 @@ if __name__ == "__main__":
                           nn.Flatten(), nn.Linear(16 * 48 * 48, 256)).eval()
     x = torch.randn(1, 4, 512, 512)
     chain = odin.build_chain(model, (x,))
-    with odin.Pipeline(chain, stages=[f"cpu:{core}" for core in usable_cores()[:2]]) as pipe:
+    with odin.Pipeline(chain, stages=[f"cpu:{core}" for core in usable_cores()[:2]], policy="static") as pipe:
         for plan in ("1|2", "2|1", "0|3"):
             pipe.migrate(plan)
             assert torch.equal(pipe(x), chain(x))

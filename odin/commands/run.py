@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, TextIO
@@ -32,6 +32,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from monitor.live import live_panel
 from odin.images import Preprocess, find_images, load_image
 from odin.report import Ending, RunReport, RunTally, render_report
 from odin.results import json_line
@@ -77,6 +78,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images found")
     parser.add_argument("--repeat", type=positive, default=1, metavar="N", help="passes over the images (default 1)")
     parser.add_argument("--loaders", type=positive, default=2, metavar="N", help="threads that decode (default 2)")
+    parser.add_argument(
+        "--policy", default="predictive", help="when layers move: predictive (default), odin:alpha=10, lls, static"
+    )
+    parser.add_argument("--live", action="store_true", help="show stages and events while it runs, as odin top does")
+    parser.add_argument("--log", metavar="FILE", help="keep every event, for odin replay")
     parser.add_argument("--address", help="Ray cluster to use; default: one of its own, started and stopped")
     parser.add_argument("--share-devices", action="store_true", help="allow devices that other pipelines hold")
 
@@ -113,25 +119,28 @@ def run(arguments: argparse.Namespace) -> int:
             chain,
             stages=arguments.stages if arguments.stages == "auto" else arguments.stages.split(","),
             plan=arguments.plan,
+            policy=arguments.policy,
+            log=arguments.log,
             batch=arguments.batch,
             max_in_flight=arguments.max_in_flight,
             address=arguments.address,
             share_devices=arguments.share_devices,
             **options,
         ) as pipe:
-            report, error = run_images(
-                pipe,
-                paths,
-                source,
-                output,
-                console,
-                repeat=arguments.repeat,
-                top=arguments.top,
-                window=pipe.snapshot().max_in_flight,
-                batch=arguments.batch,
-                loaders=arguments.loaders,
-                show_progress=not (to_stdout and sys.stdout.isatty()),
-            )
+            with live_panel(pipe.view, console) if arguments.live else nullcontext():
+                report, error = run_images(
+                    pipe,
+                    paths,
+                    source,
+                    output,
+                    console,
+                    repeat=arguments.repeat,
+                    top=arguments.top,
+                    window=pipe.snapshot().max_in_flight,
+                    batch=arguments.batch,
+                    loaders=arguments.loaders,
+                    show_progress=not arguments.live and not (to_stdout and sys.stdout.isatty()),
+                )
             console.print(render_report(report, pipe.snapshot(), [layer.name for layer in chain.layers]))
     if error is not None:
         console.print(f"[bold red]broken off:[/] {escape(f'{type(error).__name__}: {error}')}")

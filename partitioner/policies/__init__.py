@@ -1,1 +1,22 @@
 """Policies: when and where layers move; pure, the same objects live and in simulation."""
+
+from partitioner.policies.base import Decision, Observation, Policy, Setting
+from partitioner.policies.lls import LlsPolicy
+from partitioner.policies.odin import OdinPolicy
+from partitioner.policies.oracle import DelayedOraclePolicy, OraclePolicy
+from partitioner.policies.registry import POLICIES, make_policy
+from partitioner.policies.static import StaticPolicy
+
+__all__ = [
+    "POLICIES",
+    "Decision",
+    "DelayedOraclePolicy",
+    "LlsPolicy",
+    "Observation",
+    "OdinPolicy",
+    "OraclePolicy",
+    "Policy",
+    "Setting",
+    "StaticPolicy",
+    "make_policy",
+]

@@ -1,0 +1,155 @@
+"""Watching the stages: from each finished request's times to slowdowns, and to when they change.
+
+Sample of stage i::
+
+    x_i = ln(stage_s_i / reference_i)        reference_i = sum over its layers l of baseline_s[i, l] * relative[l]
+
+``relative[l]`` is how layer l's time compares with its baseline, against its stage as a whole, learned while nothing
+disturbs the stage. Without it every error of a baseline would look like a change of slowdown when the layer moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from monitor.detectors.base import Detector
+from monitor.detectors.cusum import CusumDetector
+
+__all__ = ["SlowdownChange", "StageWatch"]
+
+FloatArray = NDArray[np.float64]
+
+_LEAST_S = 1e-9
+"""For layers that take no time that a clock can see."""
+_LEARNING_RATE = 0.05
+_REFRESH = 16
+"""Requests between recomputations of the reference; it changes slowly."""
+
+
+class SlowdownChange(NamedTuple):
+    """A stage's slowdown changed.
+
+    Attributes
+    ----------
+    state
+        ``onset`` (undisturbed before), ``end`` (undisturbed now) or ``change`` (disturbed before and now).
+    slowdown
+        Time now / undisturbed time.
+    age
+        Requests since it began, as far as can be told, the present one included.
+    """
+
+    stage: int
+    state: Literal["onset", "change", "end"]
+    slowdown: float
+    age: int
+
+
+class StageWatch:
+    """Feeds a detector with the stages' times, and tells its changes.
+
+    Parameters
+    ----------
+    baseline_s
+        Seconds of each layer on each stage's device with nothing else running, shape (stages, layers).
+    detector
+        One stream per stage; default :class:`~monitor.detectors.CusumDetector`.
+
+    Raises
+    ------
+    ValueError
+        If the baselines are no matrix of seconds.
+    """
+
+    def __init__(self, baseline_s: ArrayLike, detector: Detector | None = None) -> None:
+        given_s = np.asarray(baseline_s, dtype=np.float64)
+        if given_s.ndim != 2 or not (given_s >= 0).all():
+            raise ValueError(f"baseline_s of shape {given_s.shape}: give seconds >= 0, shape (stages, layers)")
+        self._baseline_s = np.maximum(given_s, _LEAST_S)
+        stages, layers = self._baseline_s.shape
+        self.detector: Detector = CusumDetector(stages) if detector is None else detector
+        self._rows = np.arange(stages)
+        self._relative = np.ones(layers)
+        self._prefix_s = np.zeros((stages, layers + 1))
+        self._cuts: tuple[int, ...] = ()
+        self._first: NDArray[np.int64] = np.zeros(stages, dtype=np.int64)
+        self._last: NDArray[np.int64] = np.zeros(stages, dtype=np.int64)
+        self._owner: NDArray[np.int64] = np.zeros(layers, dtype=np.int64)
+        self._since_refresh = 0
+        self._refresh()
+
+    @property
+    def reference_s(self) -> FloatArray:
+        """Seconds that each stage's layers take by their references, before its stage's own undisturbed level."""
+        reference_s: FloatArray = self._prefix_s[self._rows, self._last] - self._prefix_s[self._rows, self._first]
+        return reference_s
+
+    def update(self, cuts: Sequence[int], stage_s: FloatArray, layer_s: FloatArray) -> list[SlowdownChange]:
+        """Take one finished request.
+
+        Parameters
+        ----------
+        cuts
+            The plan's stages + 1 cuts, from 0 to the number of layers.
+        stage_s
+            Wall seconds of each stage in its layers, shape (stages,).
+        layer_s
+            Seconds of each layer, shape (layers,); ``nan`` where not measured.
+
+        Returns
+        -------
+        list of SlowdownChange
+            Mostly empty.
+        """
+        cuts = tuple(cuts)
+        if cuts != self._cuts:
+            self._adopt(cuts)
+        was_disturbed = self.detector.disturbed.copy()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = stage_s / self.reference_s
+            x = np.log(ratio)
+        x[~np.isfinite(x)] = np.nan  # empty stages
+        self.detector.update(x)
+        self._learn(ratio, layer_s, was_disturbed)
+        if not (self.detector.changed.any() or (was_disturbed != self.detector.disturbed).any()):
+            return []
+        return self._changes(was_disturbed)
+
+    def _adopt(self, cuts: tuple[int, ...]) -> None:
+        if self._cuts:
+            self.detector.rebase()
+        self._cuts = cuts
+        self._first, self._last = np.array(cuts[:-1]), np.array(cuts[1:])
+        self._owner = np.repeat(self._rows, self._last - self._first)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        np.cumsum(self._baseline_s * self._relative, axis=1, out=self._prefix_s[:, 1:])
+        self._since_refresh = 0
+
+    def _learn(self, ratio: FloatArray, layer_s: FloatArray, disturbed: NDArray[np.bool_]) -> None:
+        """Bring ``relative`` nearer to what undisturbed stages show."""
+        owner = self._owner
+        share = layer_s / (self._baseline_s[owner, np.arange(len(owner))] * ratio[owner])
+        # A hiccup within one layer must not count more than a large error of its baseline would.
+        known = (share > 0.25) & (share < 4.0) & ~disturbed[owner]
+        self._relative[known] += _LEARNING_RATE * (share[known] - self._relative[known])
+        self._since_refresh += 1
+        if self._since_refresh >= _REFRESH:
+            self._refresh()
+
+    def _changes(self, was_disturbed: NDArray[np.bool_]) -> list[SlowdownChange]:
+        detector = self.detector
+        changes = []
+        for stage in np.flatnonzero(detector.changed | (was_disturbed != detector.disturbed)).tolist():
+            before, now = bool(was_disturbed[stage]), bool(detector.disturbed[stage])
+            if not (before or now):  # a change between two undisturbed levels, such as a new, lower one
+                continue
+            state: Literal["onset", "change", "end"] = "change" if before and now else "onset" if now else "end"
+            slowdown = float(np.exp(detector.level[stage]))
+            changes.append(SlowdownChange(stage, state, slowdown, int(detector.age[stage])))
+        return changes

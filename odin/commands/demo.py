@@ -1,0 +1,91 @@
+"""``odin demo``: see a load arrive beside a stage, the layers move, throughput come back, and the layers go home.
+
+Exit status: 0 done; 1 if the pipeline or the load broke; 2 for wrong usage; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from monitor.events import Event
+from monitor.narrate import narrate
+from odin.images import find_images, load_image
+from odin.inject.load import Load
+from odin.sources import load_source
+from partitioner.chain import build_chain
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``odin demo`` and its options."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "demo",
+        help="watch a load arrive and the layers move",
+        description="Stream images through a pipeline, disturb one of its stages, and watch the layers move.",
+    )
+    parser.add_argument("model", nargs="?", default="resnet50", metavar="MODEL", help="default: %(default)s")
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="image files, or folders to search")
+    parser.add_argument("--stages", default="auto", metavar="DEVICES", help="such as cpu:0,cpu:1 (default: all free)")
+    parser.add_argument("--policy", default="predictive", help="who moves layers (default: %(default)s)")
+    parser.add_argument(
+        "--load", metavar="LOAD", help="what arrives, such as cpu@cpu:1 (the last stage's core) or membw@cpu:1x2"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="stretch all phases (default: 1, 80 s)")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="keep the events; odin replay FILE plays them again")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demonstration; returns the exit status."""
+    import torch
+
+    from monitor.live import live_panel
+    from odin.demo import Phase, Recording, phases, render_demo, run_phases
+    from odin.inject.injector import Injector
+    from odin.pipeline import Pipeline
+
+    if arguments.scale <= 0:
+        raise ValueError(f"--scale {arguments.scale:g} leaves no time; give a number above 0")
+    torch.set_num_threads(1)  # this process feeds; the cores are the stages'
+    console = Console()
+    paths = find_images(arguments.input)
+    source = load_source(arguments.model)
+    if source.preprocess is None:
+        raise ValueError(f"{source.name}: how to turn image files into its input is not known; take another model")
+    inputs = [load_image(path, source.preprocess) for path in paths]
+    console.print(f"cutting {escape(source.name)} and starting its stages ...", style="dim")
+    chain = build_chain(source.model, source.example_args, name=source.name)
+    recording = Recording()
+    told: list[str] = []  # devices, once they are known
+
+    def on_event(event: Event) -> None:
+        recording(event)
+        if not console.is_terminal and told and (text := narrate(event, told)):
+            console.print(f"   {text}", markup=False, highlight=False, soft_wrap=True)
+
+    with ExitStack() as stack:
+        pipe = stack.enter_context(
+            Pipeline(chain, stages=arguments.stages, policy=arguments.policy, log=arguments.log, on_event=on_event)
+        )
+        devices = [str(device) for device in pipe.devices]
+        told += devices
+        load = Load.parse(arguments.load or f"cpu@{devices[-1]}")
+        injector = stack.enter_context(Injector(on_event=pipe.note_load))
+        handle = injector.start(load, idle=True)
+
+        def announce(phase: Phase) -> None:
+            console.print(f"[bold]== {phase.name}[/] ({phase.seconds:.0f} s, policy {phase.policy})", highlight=False)
+
+        script = phases(arguments.policy, scale=arguments.scale)
+        with live_panel(pipe.view, console):
+            report = run_phases(pipe, inputs, handle, recording, script, on_phase=announce)
+    console.print(render_demo(report, devices))
+    if arguments.log is not None:
+        console.print(f"odin replay {arguments.log} plays it again", style="dim", highlight=False)
+    return 0

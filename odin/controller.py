@@ -1,0 +1,289 @@
+"""The controller: sees every finished request, asks the policy, moves layers, and checks what came of it.
+
+::
+
+    gateway thread          controller thread                                   investigating thread
+    request done  ------->  record -> watch (detector) -> policy.decide
+                              |            |                  |
+                              |            onset ------------------------------> who shares the device, and how
+                              |                               move -> prepare -> switch -> (8 requests later) verified
+
+Nothing here is in a request's way: the gateway hands timelines over through a queue.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import queue
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from monitor.events import (
+    Event,
+    PlanChanged,
+    PlanVerified,
+    PolicyChanged,
+    RequestDone,
+    RequestFailed,
+    SlowdownChanged,
+)
+from monitor.timing import RequestTimeline, StageTiming
+from monitor.watch import StageWatch
+from odin.errors import OdinError
+from partitioner.plan import Plan
+from partitioner.policies import Decision, Observation, Policy, Setting, StaticPolicy
+
+__all__ = ["Controller", "Investigate", "Migrate"]
+
+Migrate = Callable[[Plan], int]
+"""Moves the pipeline to a plan and returns the epoch."""
+
+Investigate = Callable[[int, Sequence[StageTiming], Callable[[], Sequence[StageTiming]]], None]
+"""Told of a disturbed stage, with its timings before, and a way to get those since; returns at once."""
+
+_VERIFY_REQUESTS = 8
+_TIMINGS_KEPT = 64
+_LONGEST_STRIDE = 1000
+_RATE = 0.05
+"""Weight of the newest value in the running means of the controller's own cost."""
+
+
+class _Verification(NamedTuple):
+    epoch: int
+    plan: tuple[int, ...]
+    predicted_hz: float
+    stage_s: list[list[float]]
+
+
+class Controller:
+    """Joins watch, policy and migration; runs in a thread of its own.
+
+    Parameters
+    ----------
+    setting
+        What policies are told at the start.
+    policy
+        Decides.
+    migrate
+        Carries a decision out.
+    emit
+        Takes every event; called from several threads.
+    investigate
+        Finds out who disturbs a stage.
+    watch
+        Default: one with the default detector.
+    budget
+        Share of one core that deciding may take: with very fast models not every request is looked at. (Recording
+        them, for counts and the log, is not part of it.)
+    clock, cpu_clock
+        Monotonic seconds; CPU seconds of the calling thread.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        policy: Policy,
+        migrate: Migrate,
+        emit: Callable[[Event], None],
+        investigate: Investigate | None = None,
+        watch: StageWatch | None = None,
+        budget: float = 0.01,
+        clock: Callable[[], float] = time.perf_counter,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._setting = setting
+        self._migrate = migrate
+        self._emit = emit
+        self._investigate = investigate
+        self._watch = watch or StageWatch(setting.baseline_s)
+        self._budget = budget
+        self._clock, self._cpu_clock = clock, cpu_clock
+        self._policy = policy
+        self._plan = setting.plan
+        self._finished = 0
+        self._last_completed_s = math.nan
+        self._last_seen_s = math.nan
+        self._cost_s = self._interval_s = math.nan
+        self._until_next = self._passed_over = 0
+        self._recent: list[deque[StageTiming]] = [deque(maxlen=_TIMINGS_KEPT) for _ in range(setting.stage_count)]
+        self._verification: _Verification | None = None
+        policy.start(setting)
+        self._queue: queue.SimpleQueue[RequestTimeline | Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="odin-controller", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look at requests."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Decide nothing more; returns once what is under way has ended. Idempotent."""
+        self._queue.put(None)
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    @property
+    def policy(self) -> Policy:
+        """Who decides."""
+        return self._policy
+
+    def set_policy(self, policy: Policy) -> None:
+        """Let another policy decide from the next request on."""
+
+        def change() -> None:
+            policy.start(self._setting._replace(plan=self._plan))
+            self._policy = policy
+            self._emit(PolicyChanged(self._clock(), policy.name))
+
+        self._queue.put(change)
+
+    def on_result(self, timeline: RequestTimeline) -> None:
+        """Hand over a finished request; does not wait."""
+        self._queue.put(timeline)
+
+    def on_failure(self, request: int, error: OdinError) -> None:
+        """Hand over a failed request; does not wait."""
+        event = RequestFailed(self._clock(), request, f"{type(error).__name__}: {error}")
+        self._queue.put(lambda: self._emit(event))
+
+    def on_migration(self, epoch: int, plan: Plan, prepare_s: float) -> None:
+        """Hand over that the user moved layers; does not wait."""
+        now_s = self._clock()
+        decision = Decision(plan, "move", "asked for")
+
+        def moved() -> None:
+            self._moved(epoch, decision, "migrate", now_s, prepare_s)
+
+        self._queue.put(moved)
+
+    # -- the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if callable(item):
+                item()
+            else:
+                self.step(item)
+
+    def step(self, timeline: RequestTimeline) -> None:
+        """Take one finished request."""
+        self._emit(RequestDone(timeline.completed_s, timeline))
+        self._finished += 1
+        if self._until_next > 0:
+            self._until_next -= 1
+            return
+        begin_s = self._cpu_clock()
+        self._look(timeline)
+        self._keep_to_budget(self._cpu_clock() - begin_s, timeline.completed_s)
+
+    def _look(self, timeline: RequestTimeline) -> None:
+        stages = timeline.stages
+        plan = Plan(timing.last - timing.first for timing in stages)
+        stage_s = np.array([timing.wall_s for timing in stages])
+        layer_s = np.fromiter(itertools.chain.from_iterable(timing.layer_s for timing in stages), np.float64)
+        if len(plan) != self._setting.stage_count or len(layer_s) != self._setting.layer_count:
+            return  # a stage did not tell: an older record, or one cut short
+        detector = self._watch.detector
+        changes = self._watch.update([0, *(timing.last for timing in stages)], stage_s, layer_s)
+        for change in changes:
+            self._emit(
+                SlowdownChanged(
+                    timeline.completed_s, change.stage, timeline.request, change.age, change.slowdown, change.state
+                )
+            )
+            if change.state != "end" and self._investigate is not None:
+                self._send_investigator(change.stage, change.age, timeline)
+        for stage, timing in enumerate(stages):
+            self._recent[stage].append(timing)
+        self._verify(timeline.epoch, stages)
+        observation = Observation(
+            self._finished,
+            plan,
+            stage_s,
+            layer_s,
+            timeline.completed_s - self._last_completed_s,
+            detector.changed,
+            detector.age,
+            detector.noise,
+        )
+        self._last_completed_s = timeline.completed_s
+        try:
+            decision = self._policy.decide(observation)
+        except Exception as error:
+            warnings.warn(f"policy {self._policy.name} raised {error!r}; layers stay where they are", stacklevel=1)
+            self._policy = StaticPolicy()
+            self._emit(PolicyChanged(self._clock(), self._policy.name))
+            return
+        if decision is not None and decision.plan != self._plan:
+            self._carry_out(decision)
+
+    def _keep_to_budget(self, cost_s: float, completed_s: float) -> None:
+        """Look at every n-th request, so that looking takes no more than its share of a core."""
+        interval_s = completed_s - self._last_seen_s
+        self._last_seen_s = completed_s
+        if math.isnan(interval_s):
+            return
+        interval_s /= 1 + self._passed_over
+        if math.isnan(self._cost_s):
+            self._cost_s, self._interval_s = cost_s, interval_s
+        self._cost_s += _RATE * (cost_s - self._cost_s)
+        self._interval_s += _RATE * (interval_s - self._interval_s)
+        allowed_s = self._budget * self._interval_s
+        stride = math.ceil(self._cost_s / allowed_s) if allowed_s > 0 else _LONGEST_STRIDE
+        self._until_next = self._passed_over = min(max(stride, 1), _LONGEST_STRIDE) - 1
+
+    # -- moves ------------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, decision: Decision) -> None:
+        decided_s = self._clock()
+        try:
+            epoch = self._migrate(decision.plan)
+        except OdinError:  # closed, or a stage is gone: the requests' futures tell
+            return
+        self._moved(epoch, decision, decision.kind, decided_s, self._clock() - decided_s)
+
+    def _moved(self, epoch: int, decision: Decision, kind: str, decided_s: float, prepare_s: float) -> None:
+        predicted_hz = 1 / decision.predicted_s if decision.predicted_s > 0 else math.nan
+        before, after = tuple(self._plan), tuple(decision.plan)
+        self._plan = decision.plan
+        self._emit(
+            PlanChanged(decided_s, self._finished, epoch, before, after, kind, decision.why, predicted_hz, prepare_s)
+        )
+        steady = kind != "trial"  # trials are judged by the policy that makes them
+        self._verification = _Verification(epoch, after, predicted_hz, []) if steady else None
+
+    def _verify(self, epoch: int, stages: Sequence[StageTiming]) -> None:
+        """Tell what a plan came to once a few requests have run under it."""
+        verification = self._verification
+        if verification is None or epoch != verification.epoch:
+            return
+        verification.stage_s.append([timing.wall_s + timing.transfer_s for timing in stages])
+        if len(verification.stage_s) < _VERIFY_REQUESTS:
+            return
+        self._verification = None
+        # A hand-over that waits for a slower stage takes as long as that stage: the maximum stays what it is.
+        slowest_s = float(np.mean(verification.stage_s, axis=0).max())
+        self._emit(
+            PlanVerified(self._clock(), epoch, verification.plan, verification.predicted_hz, 1 / max(slowest_s, 1e-9))
+        )
+
+    def _send_investigator(self, stage: int, age: int, timeline: RequestTimeline) -> None:
+        assert self._investigate is not None
+        recent = self._recent[stage]
+        since = timeline.stages[stage]
+        disturbed = max(0, age - 1)
+        before = tuple(recent)[: len(recent) - disturbed]
+
+        def now() -> Sequence[StageTiming]:
+            # Those after the ones before, read in another thread: a snapshot.
+            kept = tuple(recent)
+            return kept[kept.index(since) :] if since in kept else kept
+
+        self._investigate(stage, before, now)

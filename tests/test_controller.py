@@ -1,0 +1,200 @@
+"""The controller, step by step, with policies whose every decision is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from monitor.events import PlanChanged, PlanVerified, PolicyChanged, RequestDone, SlowdownChanged
+from monitor.timing import RequestTimeline, StageTiming
+from monitor.watch import StageWatch
+from odin.controller import Controller
+from odin.errors import PipelineClosedError
+from partitioner.plan import Plan
+from partitioner.policies import Decision, Setting, StaticPolicy
+
+LAYERS = 4
+SETTING = Setting(Plan((2, 2)), np.ones((2, LAYERS)), np.zeros(LAYERS + 1), np.zeros(LAYERS + 1), np.ones(LAYERS))
+
+
+class Scripted:
+    """Decides what it is told to, at the request it is told to."""
+
+    name = "scripted"
+
+    def __init__(self, **decisions):
+        self.decisions = {int(key[1:]): value for key, value in decisions.items()}
+        self.seen = []
+        self.started = []
+
+    def start(self, setting):
+        self.started.append(setting)
+
+    def decide(self, observation):
+        self.seen.append(observation)
+        decision = self.decisions.get(observation.request)
+        if isinstance(decision, Exception):
+            raise decision
+        return decision
+
+
+class Bench:
+    """A controller with a clock that the test turns."""
+
+    def __init__(self, policy, *, cost_s=0.0, investigate=None, **options):
+        self.events, self.moved, self.now_s, self.cpu_s = [], [], 0.0, 0.0
+        self.cost_s = cost_s
+        self.request = 0
+        self.controller = Controller(
+            SETTING, policy=policy, migrate=self.migrate, emit=self.events.append, investigate=investigate,
+            watch=StageWatch(SETTING.baseline_s), clock=lambda: self.now_s, cpu_clock=self.cpu_clock, **options,
+        )  # fmt: skip
+
+    def migrate(self, plan):
+        self.moved.append(plan)
+        self.now_s += 0.25
+        return len(self.moved)
+
+    def cpu_clock(self):
+        self.cpu_s += self.cost_s
+        return self.cpu_s
+
+    def run(self, count=1, *, plan=(2, 2), epoch=0, slowdown=(1.0, 1.0), interval_s=2.0):
+        for _ in range(count):
+            self.request += 1
+            self.now_s += interval_s
+            stages, first = [], 0
+            for stage, layers in enumerate(plan):
+                layer_s = (slowdown[stage],) * layers
+                timing = StageTiming(stage, first, first + layers, 0.0, sum(layer_s), sum(layer_s), 0.0, 0.5, layer_s)
+                stages.append(timing)
+                first += layers
+            timeline = RequestTimeline(self.request, epoch, self.now_s - 4.0, self.now_s, tuple(stages))
+            self.controller.step(timeline)
+
+    def of(self, kind):
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def test_a_policy_sees_each_request_as_it_was():
+    policy = Scripted()
+    bench = Bench(policy)
+    bench.run(2, slowdown=(1.0, 1.5))
+    bench.run(1, plan=(4, 0), slowdown=(1.0, 1.0))
+    assert [s.plan for s in policy.started] == [Plan((2, 2))]
+    first, second, third = policy.seen
+    assert (first.request, first.plan, second.interval_s) == (1, Plan((2, 2)), 2.0)
+    assert np.isnan(first.interval_s)
+    assert first.stage_s.tolist() == [2.0, 3.0]
+    assert first.layer_s.tolist() == [1.0, 1.0, 1.5, 1.5]
+    assert first.true_s is None
+    assert (third.plan, third.stage_s.tolist()) == (Plan((4, 0)), [4.0, 0.0])
+    assert len(bench.of(RequestDone)) == 3
+
+
+def test_a_decision_is_carried_out_recorded_and_verified():
+    bench = Bench(Scripted(r2=Decision(Plan((3, 1)), "move", "because", 3.0)))
+    bench.run(2)
+    assert bench.moved == [Plan((3, 1))]
+    (changed,) = bench.of(PlanChanged)
+    assert (changed.before, changed.after, changed.epoch, changed.request) == ((2, 2), (3, 1), 1, 2)
+    assert (changed.decision, changed.why, changed.at_s, changed.prepare_s) == ("move", "because", 4.0, 0.25)
+    assert changed.predicted_hz == pytest.approx(1 / 3)
+    bench.run(3)  # still under the old plan
+    bench.run(7, plan=(3, 1), epoch=1)
+    assert bench.of(PlanVerified) == []
+    bench.run(1, plan=(3, 1), epoch=1)
+    (verified,) = bench.of(PlanVerified)
+    assert (verified.plan, verified.epoch) == ((3, 1), 1)
+    assert verified.measured_hz == pytest.approx(1 / 3.5)  # three layers and half a second to hand over
+    bench.run(20, plan=(3, 1), epoch=1)
+    assert len(bench.of(PlanVerified)) == 1
+
+
+def test_trials_are_not_verified():
+    bench = Bench(Scripted(r1=Decision(Plan((3, 1)), "trial", "look")))
+    bench.run(1)
+    bench.run(20, plan=(3, 1), epoch=1)
+    assert len(bench.of(PlanChanged)) == 1
+    assert bench.of(PlanVerified) == []
+
+
+def test_a_decision_for_the_present_plan_is_nothing():
+    bench = Bench(Scripted(r1=Decision(Plan((2, 2)), "move", "because")))
+    bench.run(3)
+    assert bench.moved == []
+
+
+def test_a_slowdown_is_told_and_investigated_with_timings_before_and_since():
+    asked = []
+    bench = Bench(StaticPolicy(), investigate=lambda stage, before, now: asked.append((stage, before, now)))
+    bench.run(60)
+    bench.run(6, slowdown=(1.0, 2.0))
+    (told,) = bench.of(SlowdownChanged)
+    assert (told.stage, told.state) == (1, "onset")
+    assert 61 <= told.request <= 64
+    assert told.slowdown == pytest.approx(2.0, rel=0.1)
+    ((stage, before, now),) = asked
+    assert stage == 1
+    assert {timing.wall_s for timing in before} == {2.0}
+    assert {timing.wall_s for timing in now()} == {4.0}
+    bench.run(10)
+    assert [event.state for event in bench.of(SlowdownChanged)] == ["onset", "end"]
+    assert len(asked) == 1
+
+
+def test_a_policy_that_raises_does_not_end_the_run():
+    bench = Bench(Scripted(r2=ZeroDivisionError("oops")))
+    with pytest.warns(UserWarning, match=r"policy scripted raised ZeroDivisionError\('oops'\)"):
+        bench.run(4)
+    assert bench.controller.policy.name == "static"
+    assert [event.policy for event in bench.of(PolicyChanged)] == ["static"]
+    assert len(bench.of(RequestDone)) == 4
+
+
+def test_a_pipeline_that_closes_meanwhile_is_no_error():
+    bench = Bench(Scripted(r1=Decision(Plan((3, 1)), "move", "because")))
+
+    def closed(plan):
+        raise PipelineClosedError("closed")
+
+    bench.controller._migrate = closed
+    bench.run(2)
+    assert bench.of(PlanChanged) == []
+
+
+def test_looking_stays_within_its_budget():
+    policy = Scripted()
+    bench = Bench(policy, cost_s=0.1, budget=0.01)  # a tenth of a second's work for requests two seconds apart
+    bench.run(2000)
+    assert len(bench.of(RequestDone)) == 2000
+    spent = len(policy.seen) * 0.1 / (2000 * 2.0)
+    assert 0.005 < spent < 0.012
+
+
+def test_with_slow_requests_every_one_is_looked_at():
+    policy = Scripted()
+    Bench(policy, cost_s=0.001).run(500)
+    bench = Bench(policy, cost_s=0.001)
+    bench.run(500)
+    assert len(policy.seen) == 1000
+
+
+def test_the_thread_takes_requests_policies_and_moves_in_their_order():
+    bench = Bench(StaticPolicy())
+    policy = Scripted()
+    controller = bench.controller
+    controller.start()
+    stages = tuple(StageTiming(i, 2 * i, 2 * i + 2, 0.0, 2.0, 2.0, 0.0, 0.0, (1.0, 1.0)) for i in range(2))
+    controller.on_result(RequestTimeline(1, 0, 0.0, 1.0, stages))
+    controller.on_migration(5, Plan((1, 3)), 0.125)
+    controller.set_policy(policy)
+    controller.on_result(RequestTimeline(2, 0, 0.0, 3.0, stages))
+    controller.on_failure(3, PipelineClosedError("closed"))
+    controller.close()
+    controller.close()
+    kinds = [event.kind for event in bench.events]
+    assert kinds == ["request", "plan", "policy", "request", "failure"]
+    assert bench.of(PlanChanged)[0].decision == "migrate"
+    assert policy.started[0].plan == Plan((1, 3))
+    assert [observation.request for observation in policy.seen] == [2]
