@@ -1,0 +1,102 @@
+"""What a policy costs while nothing happens: needless moves, and throughput against ``static``, in turns.
+
+``python -m benchmarks.quiet``
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+import odin
+from benchmarks.common import Environment, add_arguments, paired_ratio, report, summarize, with_quartiles, write_result
+from benchmarks.feeding import Feeder, Recorder
+from monitor.events import PlanChanged, SlowdownChanged
+from stages.device import usable_cores
+
+
+class Stretch(NamedTuple):
+    """A stretch without load."""
+
+    throughput_hz: float
+    requests: int
+    moves: int
+    alarms: int
+    plan: str
+
+
+def passed(recorder: Recorder, end_s: float) -> bool:
+    """Whether a request has finished after ``end_s``."""
+    return recorder.timelines(-1)[0].completed_s >= end_s
+
+
+def main() -> int:
+    """Measure and print; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, rounds=5)
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--policy", default="predictive")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of each stretch (default %(default)s)")
+    parser.add_argument("--log", metavar="FILE", help="keep the events, as traces for benchmarks.detection")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds, arguments.seconds = 1, 10.0
+    environment = Environment.collect()
+    torch.set_num_threads(1)
+    recorder = Recorder()
+    stages = [f"cpu:{core}" for core in usable_cores()[:2]]
+    kept: dict[str, list[Stretch]] = {arguments.policy: [], "static": []}
+    with odin.Pipeline(
+        arguments.model, stages=stages, policy=arguments.policy, on_event=recorder, log=arguments.log
+    ) as pipe:
+        home = pipe.plan
+        with Feeder(pipe, torch.randn(1, 3, 224, 224), recorder) as feeder:
+            feeder.wait(64)
+            order = random.Random(arguments.seed)
+            for _ in range(arguments.rounds):
+                for policy in order.sample(sorted(kept), 2):
+                    pipe.policy = policy
+                    if policy == "static":
+                        pipe.migrate(home)
+                    feeder.wait(8)
+                    begin, begin_s = recorder.finished, recorder.timelines(-1)[0].completed_s
+                    feeder.wait_until(partial(passed, recorder, begin_s + arguments.seconds))
+                    stretch = Stretch(
+                        recorder.throughput_hz(begin),
+                        recorder.finished - begin,
+                        len(recorder.of(PlanChanged, since_s=begin_s)),
+                        sum(event.state == "onset" for event in recorder.of(SlowdownChanged, since_s=begin_s)),
+                        str(pipe.plan),
+                    )
+                    print(policy, stretch, file=sys.stderr)
+                    kept[policy].append(stretch)
+    static_hz = [stretch.throughput_hz for stretch in kept["static"]]
+    rows = [
+        [
+            policy,
+            f"{sum(s.requests for s in stretches)}",
+            f"{sum(s.moves for s in stretches)}",
+            f"{sum(s.alarms for s in stretches)}",
+            with_quartiles(summarize([s.throughput_hz for s in stretches]), lambda value: f"{value:.2f}"),
+            with_quartiles(paired_ratio([s.throughput_hz for s in stretches], static_hz), lambda v: f"{v:.3f}"),
+            " ".join(s.plan for s in stretches),
+        ]
+        for policy, stretches in kept.items()
+    ]
+    report(
+        f"{arguments.model} without load, {arguments.rounds} x {arguments.seconds:.0f} s each in turns; home {home}",
+        ["", "requests", "moves", "onsets seen", "images/s", "of static", "plans at the ends"],
+        rows,
+        environment,
+    )
+    write_result(arguments.output, environment=environment, parameters=vars(arguments), results=kept)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""How fast a pipeline answers when a load arrives on one of its cores, and when it leaves.
+
+Requests are counted as they finish, from the moment the load begins (or ends) to work.
+``python -m benchmarks.reaction``
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+
+import odin
+from benchmarks.common import Environment, add_arguments, report, summarize, with_quartiles, write_result
+from benchmarks.feeding import Feeder, Recorder
+from monitor.events import LoadChanged, PlanChanged, SlowdownChanged
+from odin.inject.injector import Handle, Injector
+from odin.inject.load import Load
+from stages.device import usable_cores
+
+
+class Answer(NamedTuple):
+    """The answer to one load that came and went.
+
+    Attributes
+    ----------
+    detected
+        Requests finished from its arrival until it was detected; ``None``: not within the time.
+    moved
+        Requests finished from its arrival until requests entered the new plan; ``None``: no move.
+    switch_requests
+        From the decision until the first request entered the new plan, in mean times between requests.
+    moves, plans
+        Plan changes while it was there, and the plans.
+    returned
+        Requests from its end until layers were where they had been before; ``None``: not within the time.
+    recovered
+        Throughput from the 20th request after its end on, of that before its arrival.
+    """
+
+    detected: int | None
+    moved: int | None
+    switch_requests: float | None
+    moves: int
+    plans: str
+    end_detected: int | None
+    returned: int | None
+    moves_back: int
+    recovered: float
+
+
+def answer(feeder: Feeder, handle: Handle, *, before: int, during: int, after: int) -> Answer:
+    """Let the load come and go once."""
+    recorder = feeder.recorder
+    feeder.wait(before // 2)
+    undisturbed_hz, _ = feeder.measure(before)
+    home = feeder.pipe.plan
+    handle.set_intensity(1.0)
+    arrived_s = recorder.of(LoadChanged)[-1].at_s
+    arrived = recorder.finished_by(arrived_s)
+    feeder.wait(during)
+    handle.set_intensity(0.0)
+    left_s = recorder.of(LoadChanged)[-1].at_s
+    left = recorder.finished_by(left_s)
+    feeder.wait(after)
+
+    onsets = [e for e in recorder.of(SlowdownChanged, since_s=arrived_s) if e.at_s < left_s and e.state == "onset"]
+    ends = [e for e in recorder.of(SlowdownChanged, since_s=left_s) if e.state == "end"]
+    moves = [e for e in recorder.of(PlanChanged, since_s=arrived_s) if e.at_s < left_s]
+    back = recorder.of(PlanChanged, since_s=left_s)
+    home_again = [e for e in back if e.after == tuple(home)]
+    switch_requests = None
+    if moves:
+        first = moves[0]
+        later = [t for t in recorder.timelines(arrived) if t.epoch >= first.epoch]
+        interval_s = during / (left_s - arrived_s)
+        switch_requests = (later[0].submitted_s - first.at_s) * interval_s if later else None
+    return Answer(
+        recorder.finished_by(onsets[0].at_s) - arrived if onsets else None,
+        recorder.finished_by(moves[0].at_s + moves[0].prepare_s) - arrived if moves else None,
+        switch_requests,
+        len(moves),
+        " ".join("|".join(map(str, move.after)) for move in moves),
+        recorder.finished_by(ends[0].at_s) - left if ends else None,
+        recorder.finished_by(home_again[0].at_s) - left if home_again else None,
+        len(back),
+        recorder.throughput_hz(left + 20, left + after) / undisturbed_hz,
+    )
+
+
+def figures(values: Sequence[float | None]) -> str:
+    """Median and quartiles of those that there are, and how many are missing."""
+    known = [float(value) for value in values if value is not None]
+    text = with_quartiles(summarize(known), lambda value: f"{value:.3g}") if known else "-"
+    missing = len(values) - len(known)
+    return f"{text}, {missing} never" if missing else text
+
+
+def main() -> int:
+    """Measure and print; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, rounds=20)
+    core = usable_cores()[:2][-1]
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--load", default=f"cpu@cpu:{core}", help="default: %(default)s")
+    parser.add_argument("--policy", default="predictive")
+    parser.add_argument("--before", type=int, default=48, help="undisturbed requests (default %(default)s)")
+    parser.add_argument("--during", type=int, default=60, help="requests under the load (default %(default)s)")
+    parser.add_argument("--after", type=int, default=70, help="requests after it (default %(default)s)")
+    arguments = parser.parse_args()
+    rounds = 2 if arguments.quick else arguments.rounds
+    environment = Environment.collect()
+    torch.set_num_threads(1)
+    recorder = Recorder()
+    stages = [f"cpu:{core}" for core in usable_cores()[:2]]
+    answers: list[Answer] = []
+    with ExitStack() as stack:
+        pipe = stack.enter_context(
+            odin.Pipeline(arguments.model, stages=stages, policy=arguments.policy, on_event=recorder)
+        )
+        injector = stack.enter_context(Injector(on_event=pipe.note_load))
+        handle = injector.start(Load.parse(arguments.load), idle=True)
+        feeder = stack.enter_context(Feeder(pipe, torch.randn(1, 3, 224, 224), recorder))
+        feeder.wait(64)
+        for number in range(rounds):
+            one = answer(
+                feeder, handle, before=arguments.before, during=arguments.during, after=arguments.after + number % 7
+            )
+            print(one, file=sys.stderr)
+            answers.append(one)
+    rows = [
+        ["onset: detected after, requests", figures([a.detected for a in answers]), ""],
+        ["onset: new plan after, requests", figures([a.moved for a in answers]), "10"],
+        ["decision to first request of the new plan, requests", figures([a.switch_requests for a in answers]), "2"],
+        ["moves while it lasted", figures([a.moves for a in answers]), ""],
+        ["end: detected after, requests", figures([a.end_detected for a in answers]), ""],
+        ["end: home after, requests", figures([a.returned for a in answers]), "20"],
+        ["moves afterwards", figures([a.moves_back for a in answers]), ""],
+        ["end: throughput from the 20th request on, of before", figures([a.recovered for a in answers]), "0.97"],
+    ]
+    report(
+        f"{arguments.model}, {arguments.policy}, {rounds} times {arguments.load}",
+        ["", "median (quartiles)", "target"],
+        rows,
+        environment,
+    )
+    write_result(arguments.output, environment=environment, parameters=vars(arguments), results=answers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

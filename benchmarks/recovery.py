@@ -1,0 +1,206 @@
+"""Throughput under a co-located load: each policy against the best of all plans, swept under the same load.
+
+A load arrives on the core of one of two stages. Every policy starts from the undisturbed plan, reacts, and is measured
+once its layers have come to rest; in rounds, so that the drift of a shared host cancels. ``oracle`` is the plan that
+did best under the same load in the same run: plans are tried from the undisturbed one on both ways until throughput has
+fallen by a quarter, and the best few are measured again in every round.
+``python -m benchmarks.recovery``
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import odin
+from benchmarks.common import (
+    Environment,
+    add_arguments,
+    interleave,
+    paired_ratio,
+    percentile,
+    report,
+    summarize,
+    with_quartiles,
+    write_result,
+)
+from benchmarks.feeding import Feeder, Recorder
+from monitor.events import LoadChanged, PlanChanged
+from monitor.timing import RequestTimeline
+from odin.inject.injector import Injector
+from odin.inject.load import Load
+from stages.device import usable_cores
+
+POLICIES = ("predictive", "odin:alpha=10", "odin:alpha=2", "lls", "static")
+_FINALISTS = 3
+_FAR_WORSE = 0.75
+
+
+class Trial(NamedTuple):
+    """One policy, or one plan, under the load.
+
+    Attributes
+    ----------
+    fluid_bound_hz
+        Sum over devices of 1 / (whole-model time on that device as slow as it was meanwhile).
+    moves
+        Plan changes from the load's arrival until the measurement.
+    settled
+        Requests from the load's arrival until the last of these.
+    """
+
+    throughput_hz: float
+    fluid_bound_hz: float
+    p99_s: float
+    plan: str
+    moves: int
+    settled: int
+
+
+def fluid_bound_hz(pipe: odin.Pipeline, timelines: list[RequestTimeline]) -> float:
+    """The physical limit, from what each stage's layers took compared with their baselines."""
+    bound = 0.0
+    for stage, profile in enumerate(pipe.profiles):
+        timings = [t.stages[stage] for t in timelines if t.stages[stage].last > t.stages[stage].first]
+        if timings:
+            ratio = np.mean([t.wall_s / sum(profile.layer_s[t.first : t.last]) for t in timings])
+            bound += 1.0 / (float(ratio) * profile.total_s)
+    return bound
+
+
+def measure(feeder: Feeder, count: int, begin_s: float) -> Trial:
+    """Measure what runs now; the load arrived at ``begin_s``."""
+    throughput_hz, timelines = feeder.measure(count)
+    moves = feeder.recorder.of(PlanChanged, since_s=begin_s)
+    settled = feeder.recorder.finished_by(moves[-1].at_s) - feeder.recorder.finished_by(begin_s) if moves else 0
+    return Trial(
+        throughput_hz,
+        fluid_bound_hz(feeder.pipe, timelines),
+        percentile([timeline.latency_s for timeline in timelines], 0.99),
+        str(feeder.pipe.plan),
+        len(moves),
+        settled,
+    )
+
+
+def sweep(feeder: Feeder, home: odin.Plan, count: int) -> list[odin.Plan]:
+    """Try splits between two stages under the present load, from ``home`` both ways until far worse; best first."""
+    rates: dict[odin.Plan, float] = {}
+    layers = home.layer_count
+    for firsts in (range(home[0], layers + 1), range(home[0] - 1, -1, -1)):
+        for first in firsts:
+            plan = odin.Plan((first, layers - first))
+            feeder.pipe.migrate(plan)
+            feeder.wait(feeder.pipe.max_in_flight + 1)
+            rates[plan] = feeder.measure(count)[0]
+            if rates[plan] < _FAR_WORSE * max(rates.values()):
+                break
+    return sorted(rates, key=lambda plan: -rates[plan])
+
+
+def recover(model: str, load: Load, arguments: argparse.Namespace) -> dict[str, list[Trial]]:
+    """All trials of one model under one load; keys are policies, ``oracle`` and ``undisturbed``."""
+    stages = [f"cpu:{core}" for core in usable_cores()[:2]]
+    recorder = Recorder()
+    x = torch.randn(1, 3, 224, 224)
+    with ExitStack() as stack:
+        pipe = stack.enter_context(odin.Pipeline(model, stages=stages, policy="static", on_event=recorder))
+        home = pipe.plan
+        injector = stack.enter_context(Injector(on_event=pipe.note_load))
+        feeder = stack.enter_context(Feeder(pipe, x, recorder))
+
+        def go_home() -> None:
+            pipe.policy = "static"
+            pipe.migrate(home)
+            feeder.wait(arguments.rest)
+
+        def undisturbed() -> Trial:
+            go_home()
+            return measure(feeder, arguments.count, feeder.recorder.timelines(-1)[0].completed_s)
+
+        def under_load(policy: str, plan: odin.Plan | None) -> Trial:
+            go_home()
+            pipe.policy = policy
+            handle = injector.start(load)
+            begin_s = recorder.of(LoadChanged)[-1].at_s
+            try:
+                if plan is not None:
+                    pipe.migrate(plan)
+                feeder.settle(least=arguments.settle, quiet=arguments.quiet_requests, most=arguments.most)
+                return measure(feeder, arguments.count, begin_s)
+            finally:
+                handle.stop()
+
+        feeder.wait(2 * arguments.rest)
+        handle = injector.start(load)
+        finalists = sweep(feeder, home, arguments.sweep_count)[:_FINALISTS]
+        handle.stop()
+        print(f"{model} under {load}: home {home}, best plans {', '.join(map(str, finalists))}", file=sys.stderr)
+        candidates: dict[str, Callable[[], Trial]] = {"undisturbed": undisturbed}
+        for policy in POLICIES:
+            candidates[policy] = partial(under_load, policy, None)
+        for plan in finalists:
+            candidates[f"plan {plan}"] = partial(under_load, "static", plan)
+        return interleave(candidates, rounds=arguments.rounds, warmup=0, seed=arguments.seed)
+
+
+def main() -> int:
+    """Measure and print; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, rounds=5)
+    core = usable_cores()[:2][-1]
+    parser.add_argument("--models", nargs="+", default=["resnet50", "vgg16"])
+    parser.add_argument("--load", default=f"program@cpu:{core} stress-ng --cpu 1", help="default: %(default)s")
+    parser.add_argument("--count", type=int, default=60, help="requests per measurement (default %(default)s)")
+    parser.add_argument("--sweep-count", type=int, default=12, help="requests per plan of the sweep")
+    parser.add_argument("--rest", type=int, default=24, help="undisturbed requests before each load arrives")
+    parser.add_argument("--settle", type=int, default=40, help="requests to react, at least (default %(default)s)")
+    parser.add_argument("--quiet-requests", type=int, default=24, help="without a move before measuring")
+    parser.add_argument("--most", type=int, default=250, help="requests to react, at most (default %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds, arguments.count, arguments.sweep_count, arguments.settle = 1, 12, 3, 20
+    environment = Environment.collect()
+    torch.set_num_threads(1)
+    load = Load.parse(arguments.load)
+    results = {model: recover(model, load, arguments) for model in arguments.models}
+    for model, trials in results.items():
+        plans = {name: t for name, t in trials.items() if name.startswith("plan ")}
+        best = max(plans, key=lambda name: summarize([trial.throughput_hz for trial in plans[name]]).median)
+        oracle_hz = [trial.throughput_hz for trial in plans[best]]
+        rows = []
+        for name, kept in trials.items():
+            rate_hz = [trial.throughput_hz for trial in kept]
+            bound = [trial.throughput_hz / trial.fluid_bound_hz for trial in kept]
+            seen = sorted({trial.plan for trial in kept}, key=[trial.plan for trial in kept].count, reverse=True)
+            rows.append(
+                [
+                    f"{name} (oracle)" if name == best else name,
+                    with_quartiles(summarize(rate_hz), lambda value: f"{value:.2f}"),
+                    with_quartiles(paired_ratio(rate_hz, oracle_hz), lambda value: f"{value:.3f}"),
+                    f"{summarize(bound).median:.3f}",
+                    f"{summarize([trial.p99_s for trial in kept]).median * 1e3:.0f}",
+                    f"{summarize([float(trial.moves) for trial in kept]).median:.0f}",
+                    f"{summarize([float(trial.settled) for trial in kept]).median:.0f}",
+                    " ".join(seen[:3]),
+                ]
+            )
+        report(
+            f"{model} under {load}; target: predictive >= 0.97 of the oracle",
+            ["", "images/s", "of the oracle", "of fluid bound", "p99 ms", "moves", "requests to settle", "plans"],
+            rows,
+            environment,
+        )
+    write_result(arguments.output, environment=environment, parameters=vars(arguments), results=results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
