@@ -114,7 +114,7 @@ class Pipeline:
         stages: str | Sequence[str | Device] = "auto",
         example_input: Any = None,
         plan: Plan | str | None = None,
-        policy: Policy | str = "static",
+        policy: Policy | str = "predictive",
         log: str | Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         weights: str | Path | None = None,

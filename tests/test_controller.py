@@ -128,11 +128,11 @@ def test_a_decision_for_the_present_plan_is_nothing():
 def test_a_slowdown_is_told_and_investigated_with_timings_before_and_since():
     asked = []
     bench = Bench(StaticPolicy(), investigate=lambda stage, before, now: asked.append((stage, before, now)))
-    bench.run(60)
-    bench.run(6, slowdown=(1.0, 2.0))
+    bench.run(80)
+    bench.run(30, slowdown=(1.0, 2.0))
     (told,) = bench.of(SlowdownChanged)
     assert (told.stage, told.state) == (1, "onset")
-    assert 61 <= told.request <= 64
+    assert 81 <= told.request <= 84
     assert told.slowdown == pytest.approx(2.0, rel=0.1)
     ((stage, before, now),) = asked
     assert stage == 1
