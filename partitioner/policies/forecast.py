@@ -1,0 +1,95 @@
+"""What plans are expected to take, and how sure that is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitioner.plan import Plan
+from partitioner.policies.base import Setting
+
+__all__ = ["Estimate", "Forecast"]
+
+FloatArray = NDArray[np.float64]
+
+
+class Forecast(NamedTuple):
+    """What a plan is expected to take.
+
+    Attributes
+    ----------
+    stage_s
+        Seconds of each stage per request, transfers included, shape (stages,).
+    error
+        Standard deviation of the logarithm of ``stage_s`` that comes from noise, shape (stages,).
+    doubt
+        The same for what is inferred: layers that the stage has not run under these conditions, shape (stages,).
+    """
+
+    plan: Plan
+    stage_s: FloatArray
+    error: FloatArray
+    doubt: FloatArray
+
+    @property
+    def bottleneck_s(self) -> float:
+        """Seconds per request."""
+        return float(self.stage_s.max())
+
+    @property
+    def bottleneck_error(self) -> float:
+        """Largest error among the stages that are, or nearly are, the slowest."""
+        return float(self.error[self._slow].max())
+
+    @property
+    def bottleneck_doubt(self) -> float:
+        """Largest doubt among them."""
+        return float(self.doubt[self._slow].max())
+
+    def is_like(self, other: Forecast, near: float) -> bool:
+        """Whether no stage's time differs by more than ``near`` of the bottleneck."""
+        return bool((np.abs(self.stage_s - other.stage_s) <= near * other.stage_s.max()).all())
+
+    @property
+    def _slow(self) -> NDArray[np.bool_]:
+        slow: NDArray[np.bool_] = self.stage_s >= 0.9 * self.stage_s.max()
+        return slow
+
+
+class Estimate(NamedTuple):
+    """Times of all layers on all stages under the present conditions.
+
+    Attributes
+    ----------
+    times_s
+        Seconds, shape (stages, layers); ``inf`` where the baseline is.
+    level
+        Logarithm of time over baseline, what is the layers' own taken out, shape (stages,).
+    slope
+        What is added to it per unit of memory-boundness, shape (stages,).
+    level_variance
+        Of ``level``, shape (stages,).
+    layer_variance
+        Of the logarithm of each time given the level, for layers not seen there now, shape (stages, layers).
+    """
+
+    times_s: FloatArray
+    level: FloatArray
+    slope: FloatArray
+    level_variance: FloatArray
+    layer_variance: FloatArray
+
+    def forecast(self, plan: Plan, setting: Setting) -> Forecast:
+        """Seconds of each stage under a plan."""
+        cuts = np.cumsum([0, *plan])
+        first, last = cuts[:-1], cuts[1:]
+        holder = np.repeat(np.arange(len(plan)), plan)
+        layers = np.arange(len(holder))
+        times_s = self.times_s[holder, layers]
+        stage_s = np.bincount(holder, weights=times_s, minlength=len(plan))
+        variance = np.bincount(holder, weights=times_s**2 * self.layer_variance[holder, layers], minlength=len(plan))
+        error = np.where(stage_s > 0, np.sqrt(self.level_variance), 0.0)
+        doubt = np.sqrt(variance) / np.where(stage_s > 0, stage_s, 1.0)
+        return Forecast(plan, stage_s + setting.receive_s[first] + setting.send_s[last], error, doubt)

@@ -1,0 +1,296 @@
+"""The slowdown model: from observed times to what every layer would take on every stage now, and how sure that is.
+
+Stage i, layer l, in seconds::
+
+    ln time[i, l] = ln baseline[i, l] + level[i] + slope[i] * bound[l] + own[i, l]
+
+- ``level``, ``slope``: the stage's *present conditions*, fitted to the samples since its last detected change only.
+  ``bound[l]`` is how memory-bound a layer is (minus the logarithm of its arithmetic intensity, standardised): another
+  program may slow memory-bound layers more than others. A ridge pulls the slope to 0.
+- ``own``: what is the layer's own business, mostly the error of its baseline. It outlasts changes of conditions. Its
+  prior is what earlier conditions left, else what stages with the same kind of device showed, else 0; the layer's own
+  samples, as far as they outweigh their noise, draw the prediction to what was measured. So layers that a stage holds
+  are predicted by their own times, and all others by those times of theirs that were seen elsewhere.
+
+At last each stage's row is scaled so that the times of what it ran add up to what was measured: *arithmetic* means of
+whole stages, since throughput follows these under bursty loads too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitioner.policies.base import Observation, Setting
+from partitioner.policies.forecast import Estimate
+from partitioner.policies.segments import LEAST_NOISE, LEAST_S, Segments
+
+__all__ = ["SlowdownModel"]
+
+FloatArray = NDArray[np.float64]
+
+_OWN_SD = 0.15
+"""How far a baseline is off, as a standard deviation of the logarithm, before anything was seen."""
+_SHARED_SD = 0.08
+"""The same where a stage of the same kind has run the layer."""
+_LASTING_SD = 0.03
+"""How much ``own`` may differ from one set of conditions to the next."""
+_SLOPE_SD = 0.3
+_LAYER_NOISE = 1.5
+"""Noise of one layer over that of its stage."""
+_LONG_RUN_INDEPENDENT = 16
+"""Samples that an average over quickly changing conditions counts as."""
+_KNOWN_LEVELS = 4
+_LEAST_TO_RECUR = 4
+"""Levels kept per stage (the calm one and the latest others), and the samples that they take."""
+_RECURRING_SD = 0.03
+"""How well a level that returns is expected to agree with the level then."""
+_NEAR = 1.5
+"""Standard errors within which a level is taken for one seen before."""
+_CALM = 0.08
+"""A level that is no more than this above the lowest one seen is undisturbed."""
+_UNNOTICED = 32
+_UNNOTICED_ERRORS = 6.0
+"""Standard errors by which so many latest requests must be off to be new conditions without a detected change."""
+
+
+class SlowdownModel:
+    """Learns from finished requests.
+
+    Parameters
+    ----------
+    setting
+        Baselines and what kind of layers there are.
+
+    Attributes
+    ----------
+    segments
+        What was observed under each stage's present conditions.
+    calm_level
+        Lowest level that each stage has shown, shape (stages,); ``nan`` before its conditions have changed.
+    level_before
+        Level under the conditions before the present ones, shape (stages,); ``nan`` if there were none.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        baseline_s = np.maximum(setting.baseline_s, LEAST_S)
+        self._possible = np.isfinite(baseline_s)
+        baseline_s = np.where(self._possible, baseline_s, LEAST_S)
+        self._baseline_s, self._log_baseline = baseline_s, np.log(baseline_s)
+        self._bound = _memory_boundness(setting.intensity)
+        self._kinds = _kinds(self._log_baseline)
+        stages = len(baseline_s)
+        self._all = np.arange(stages)
+        self.segments = Segments(baseline_s, setting.plan)
+
+        self._own = np.zeros(baseline_s.shape)
+        self._own_variance = np.full(baseline_s.shape, _OWN_SD**2)
+        self._ever_seen = np.zeros(baseline_s.shape, dtype=bool)
+        self.calm_level: FloatArray = np.full(stages, np.nan)
+        self.level_before: FloatArray = np.full(stages, np.nan)
+        self._calm_slope = np.zeros(stages)
+        self._known_levels = np.full((stages, _KNOWN_LEVELS), np.nan)
+        self._segments_ended = np.zeros(stages, dtype=np.int64)
+
+    # -- samples in -------------------------------------------------------------------------------------------------
+
+    def take(self, observation: Observation) -> None:
+        """Take one finished request in."""
+        ages = {int(stage): max(1, int(observation.age[stage])) for stage in np.flatnonzero(observation.changed)}
+        if observation.plan != self.segments.plan:
+            back = self.segments.adopt(observation.plan, observation.request)
+            self._share_own()
+            ages = dict.fromkeys(back, 1) | ages
+        self.segments.add(observation)
+        if ages:
+            self._restart(ages)
+
+    def restart_drifted(self) -> None:
+        """Begin new segments where the latest requests differ clearly though no change was detected."""
+        old = self.segments.samples > 2 * _UNNOTICED
+        if old.any():
+            off = old & (np.abs(self.segments.drift(_UNNOTICED)) > _UNNOTICED_ERRORS)
+            self._restart({int(stage): _UNNOTICED for stage in np.flatnonzero(off)})
+
+    def _restart(self, ages: dict[int, int]) -> None:
+        """Begin new segments with each stage's latest ``age`` samples; what the old ones taught is kept."""
+        tails = {stage: self.segments.cut(stage, age) for stage, age in ages.items()}
+        samples = self.segments.samples
+        self._remember(np.array([stage for stage in ages if samples[stage] >= 1], dtype=np.int64), samples)
+        for stage, tail in tails.items():
+            self.segments.begin(stage, tail)
+
+    # -- what lasts -------------------------------------------------------------------------------------------------
+
+    def _remember(self, rows: NDArray[np.int64], samples: FloatArray) -> None:
+        """Keep what segments that end have taught about their layers, and their level."""
+        if not len(rows):
+            return
+        fit = self._fit(rows)
+        seen = self.segments.seen[rows] > 0
+        self._own[rows] = np.where(seen, fit.own, self._own[rows])
+        self._own_variance[rows] = np.where(seen, fit.own_variance + _LASTING_SD**2, self._own_variance[rows])
+        self._ever_seen[rows] |= seen
+        self.level_before[rows] = fit.level
+        calmer = ~(fit.level >= self.calm_level[rows])
+        self.calm_level[rows[calmer]], self._calm_slope[rows[calmer]] = fit.level[calmer], fit.slope[calmer]
+
+        self._known_levels[rows, 0] = self.calm_level[rows]
+        sure = samples[rows] >= _LEAST_TO_RECUR
+        column = self._segments_ended[rows[sure]] % (_KNOWN_LEVELS - 1) + 1
+        self._known_levels[rows[sure], column] = fit.level[sure]
+        self._segments_ended[rows[sure]] += 1
+
+    def _share_own(self) -> None:
+        """Before layers come to stages that never ran them: keep what is expected of them there."""
+        own, variance = self._shared(self._fit(self._all))
+        fill = ~(self._ever_seen | (self.segments.seen > 0))
+        self._own, self._own_variance = np.where(fill, own, self._own), np.where(fill, variance, self._own_variance)
+
+    def _shared(self, fit: _Fit) -> tuple[FloatArray, FloatArray]:
+        """``own`` and its variance, stages having learned from those of the same kind of device what they never ran."""
+        known = self._ever_seen | (self.segments.seen > 0)
+        own, variance = fit.own, fit.own_variance
+        weight = np.where(known, 1.0 / (variance + _LASTING_SD**2), 0.0)
+        for same in self._kinds:
+            total = weight[same].sum(axis=0)
+            # A prior at 0 keeps one noisy sample from being taken for the truth.
+            mean = (weight[same] * own[same]).sum(axis=0) / (total + 1.0 / _OWN_SD**2)
+            fill = same[:, None] & ~known & (total > 0)
+            own, variance = np.where(fill, mean, own), np.where(fill, _SHARED_SD**2, variance)
+        return own, variance
+
+    # -- estimates out ----------------------------------------------------------------------------------------------
+
+    @property
+    def calm(self) -> bool:
+        """Whether no stage is above the lowest level it has shown."""
+        self.segments.file()
+        level = self._fit(self._all).level
+        return bool((np.nan_to_num(level - self.calm_level) < _CALM).all())
+
+    def rose(self, stage: int) -> bool:
+        """Whether a stage is slower under its present conditions than before them; also if that is not known."""
+        self.segments.file()
+        level: FloatArray = self._fit(np.array([stage])).level
+        return not level[0] <= self.level_before[stage]
+
+    def estimate(self) -> Estimate:
+        """What every layer would take on every stage now."""
+        self.segments.file()
+        fit = self._fit(self._all)
+        samples = self.segments.samples
+        known, level = samples > 0, fit.level
+        if not known.all() and known.any():
+            # A stage that never had layers is taken to be as much above its baselines as the others when undisturbed.
+            level = np.where(known, level, np.median(np.fmin(self.calm_level, level)[known]))
+        level_variance = np.where(known, self.segments.spread**2 / np.maximum(samples, 1.0), _OWN_SD**2)
+        shift, level_variance = self._recurring(level, level_variance)
+        level = level + shift
+
+        own, own_variance = self._shared(fit)
+        times_s = np.exp(self._log_baseline + level[:, None] + np.outer(fit.slope, self._bound) + own)
+        tilted = fit.slope_variance[:, None] * (self._bound - fit.bound[:, None]) ** 2
+        return Estimate(
+            np.where(self._possible, times_s, np.inf),
+            level,
+            fit.slope,
+            level_variance,
+            np.where(self.segments.held > 0, 0.0, own_variance + tilted),
+        )
+
+    def _recurring(self, level: FloatArray, variance: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Draw levels toward ones seen before, as far as they are near; the shift and the variance left."""
+        distance = self._known_levels - level[:, None]
+        nearest = np.argmin(np.where(np.isnan(distance), np.inf, np.abs(distance)), axis=1)
+        distance = distance[np.arange(len(level)), nearest]
+        near = np.abs(distance) < _NEAR * np.sqrt(variance)  # nan is not
+        trust = np.where(near, variance / (variance + _RECURRING_SD**2), 0.0)
+        return np.where(near, distance, 0.0) * trust, variance * (1.0 - trust)
+
+    def in_the_long_run(self, estimate: Estimate) -> Estimate:
+        """Replace the present conditions by their average over the latest requests, changes included."""
+        long_run, variance = self.segments.long_run()
+        factor = np.nan_to_num(long_run / self.segments.ratio(), nan=1.0)
+        return estimate._replace(
+            times_s=estimate.times_s * factor[:, None],
+            level=estimate.level + np.log(factor),
+            level_variance=variance / _LONG_RUN_INDEPENDENT,
+        )
+
+    def undisturbed(self, estimate: Estimate, stage: int) -> Estimate:
+        """Replace one stage's conditions by the calmest that it has shown."""
+        if np.isnan(self.calm_level[stage]):
+            return estimate
+        change = self.calm_level[stage] - estimate.level[stage]
+        change = change + (self._calm_slope[stage] - estimate.slope[stage]) * self._bound
+        times_s = estimate.times_s.copy()
+        times_s[stage] *= np.exp(change)
+        return estimate._replace(times_s=times_s)
+
+    def _fit(self, rows: NDArray[np.int64]) -> _Fit:
+        """Weighted least squares of the segments' layer means, then the layers' own part by its share of variance."""
+        seen, bound = self.segments.seen[rows], self._bound
+        has = seen > 0
+        own, own_variance, log_baseline = self._own[rows], self._own_variance[rows], self._log_baseline[rows]
+        count = np.where(has, seen, 1.0)
+        log_ratio = np.where(has, np.log(np.maximum(self.segments.layer_s[rows], LEAST_S) / count) - log_baseline, 0.0)
+        spread = self.segments.spread[rows, None]
+        noise_variance = ((_LAYER_NOISE * spread) ** 2 + LEAST_NOISE**2) / count
+
+        # Long layers count more: the level is that of the stage's time, not of its number of layers.
+        baseline_s = self._baseline_s[rows] * has
+        share = baseline_s * has.sum(axis=1, keepdims=True) / np.maximum(baseline_s.sum(axis=1, keepdims=True), LEAST_S)
+        weight = share / (own_variance + noise_variance)
+        y = np.where(has, log_ratio - own, 0.0)
+        total = np.maximum(weight.sum(axis=1), 1e-300)
+        centre = weight @ bound / total
+        mean = (weight * y).sum(axis=1) / total
+        off = bound - centre[:, None]
+        precision = (weight * off * off).sum(axis=1) + 1.0 / _SLOPE_SD**2
+        slope = (weight * off * y).sum(axis=1) / precision
+        level = np.where(has.any(axis=1), mean - slope * centre, np.nan_to_num(self.level_before[rows]))
+
+        residual = np.where(has, y - level[:, None] - np.outer(slope, bound), 0.0)
+        own = own + residual * own_variance / (own_variance + noise_variance)
+        kept = np.where(has, own_variance * noise_variance / (own_variance + noise_variance), own_variance)
+
+        # Whole stages must add up to what was measured, in the arithmetic mean.
+        predicted_s = (
+            self.segments.held[rows] * np.exp(log_baseline + level[:, None] + np.outer(slope, bound) + own)
+        ).sum(axis=1)
+        stage_s = self.segments.stage_s[rows]
+        measured = (stage_s > 0) & (predicted_s > 0)
+        level = level + np.log(np.where(measured, stage_s, 1.0) / np.where(measured, predicted_s, 1.0))
+        return _Fit(level, slope, own, kept, centre, 1.0 / precision)
+
+
+class _Fit(NamedTuple):
+    """Parameters of some stages; ``bound`` is where the slope turns, the mean memory-boundness of their layers."""
+
+    level: FloatArray
+    slope: FloatArray
+    own: FloatArray
+    own_variance: FloatArray
+    bound: FloatArray
+    slope_variance: FloatArray
+
+
+def _memory_boundness(intensity: FloatArray) -> FloatArray:
+    """Minus the logarithm of the arithmetic intensity, centred, with standard deviation 1; 0 where unknown."""
+    bound = np.zeros(len(intensity))
+    known = np.isfinite(intensity) & (intensity > 0)
+    if known.any():
+        value = -np.log(intensity[known])
+        spread = float(value.std())
+        bound[known] = (value - value.mean()) / spread if spread > 1e-6 else 0.0
+    return bound
+
+
+def _kinds(log_baseline: FloatArray) -> list[NDArray[np.bool_]]:
+    """Groups of stages whose baselines differ by no more than a factor, each a mask of shape (stages,)."""
+    profile = np.round(log_baseline - log_baseline.mean(axis=1, keepdims=True), 6)
+    numbers = np.unique(profile, axis=0, return_inverse=True)[1].reshape(-1)
+    return [numbers == number for number in range(int(numbers.max()) + 1)]
