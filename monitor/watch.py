@@ -16,8 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monitor.detectors.base import Detector
-from monitor.detectors.cusum import CusumDetector
+from monitor.detectors import CusumDetector, Detector
 
 __all__ = ["SlowdownChange", "StageWatch"]
 

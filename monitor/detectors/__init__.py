@@ -1,1 +1,11 @@
-"""Detectors of change in the stages' slowdown, one per file."""
+"""Detectors of change in the stages' slowdown, one per file.
+
+``page_hinkley`` and ``adwin`` need the package ``river`` (``pip install 'odin-pipeline[compare]'``) and are imported
+from their own files.
+"""
+
+from monitor.detectors.base import Detector
+from monitor.detectors.cusum import CusumDetector
+from monitor.detectors.threshold import ThresholdDetector
+
+__all__ = ["CusumDetector", "Detector", "ThresholdDetector"]

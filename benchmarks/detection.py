@@ -1,0 +1,390 @@
+"""How soon detectors see a slowdown, and how often they see one that is not there, against Lorden's bound.
+
+Delay: requests from the onset to the one that detects it, that one included; 1 is the least there is. Missed: not seen
+within 100 requests. False alarms: changes reported in undisturbed streams, per 10,000 requests of a stream; the return
+from a false alarm is not another. The bound is ln(ARL) / KL: the least worst-case mean delay, asymptotically, at a mean
+of ARL = 10,000 requests between false alarms (Lorden 1971), KL being ln(slowdown)^2 / (2 sigma^2) for log-normal noise.
+
+Every round draws new streams from the seed and the round's number; all detectors see the same ones (those of ``river``,
+which take a sample at a time, the first few of them), calibrate on 500 undisturbed requests, then get 100 slowed down
+and 100 as before. Times of recorded traces (event logs of undisturbed runs) are slowed down in the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import Environment, add_arguments, report, write_result
+from monitor.detectors import CusumDetector, Detector, ThresholdDetector
+from monitor.detectors.adwin import AdwinDetector
+from monitor.detectors.page_hinkley import PageHinkleyDetector
+from monitor.events import RequestDone, RunStarted, from_json
+
+FloatArray = NDArray[np.float64]
+Make = Callable[[int], Detector]
+
+ARL = 10_000
+SLOWDOWNS = (1.1, 1.25, 1.5, 2.0, 3.0)
+CALIBRATION = 500
+LIMIT = 100
+QUIET = 4_000
+TARGET = 1.5
+
+
+class Contender(NamedTuple):
+    """A detector and how many streams of a round it is given."""
+
+    make: Make
+    streams: int
+
+
+class Delay(NamedTuple):
+    """Onsets and ends of one slowdown: mean requests until they were seen (``nan`` if none was), shares missed."""
+
+    slowdown: float
+    onset: float
+    missed: float
+    end: float
+    end_missed: float
+    bound: float
+
+    @property
+    def ratio(self) -> float:
+        """Mean delay of the onset over the least there is."""
+        return self.onset / max(1.0, self.bound)
+
+
+class Row(NamedTuple):
+    """One detector under one kind of noise."""
+
+    detector: str
+    noise: str
+    false_alarms: float
+    undisturbed: int
+    delays: tuple[Delay, ...]
+
+
+# ---------------------------------------------------------------- what is measured
+def least_delay(slowdown: float, sigma: float, *, arl: float = ARL) -> float:
+    """ln(ARL) / KL, requests; sigma is the standard deviation of the logarithm of times."""
+    return math.log(arl) * 2 * sigma**2 / math.log(slowdown) ** 2
+
+
+def false_alarms(detector: Detector, samples: FloatArray, *, skip: int, moves: Iterable[int] = ()) -> int:
+    """Changes reported in undisturbed samples, (requests, streams), after the first ``skip``; ends do not count.
+
+    Before each request in ``moves`` the layers change: the detector is told.
+    """
+    count = 0
+    rebased = frozenset(moves)
+    for request, x in enumerate(samples):
+        if request in rebased:
+            detector.rebase()
+        before = detector.disturbed
+        detector.update(x)
+        if request >= skip:
+            count += int((detector.changed & ~(before & ~detector.disturbed)).sum())
+    return count
+
+
+class Sightings(NamedTuple):
+    """Per stream, requests until onset and end were seen; 0 if not within the limit. ``nan`` where none could be:
+    the stream was thought disturbed before, or not at the end.
+    """
+
+    onset: FloatArray
+    end: FloatArray
+
+
+def sightings(detector: Detector, samples: FloatArray, slowdown: float, *, calibration: int, limit: int) -> Sightings:
+    """Slow ``limit`` requests down after ``calibration``, and see.
+
+    Parameters
+    ----------
+    samples
+        Undisturbed log slowdowns, at least calibration + 2 limit of them, (requests, streams).
+    """
+    for x in samples[:calibration]:
+        detector.update(x)
+    onset = np.where(detector.disturbed, np.nan, 0.0)
+    for delay, x in enumerate(samples[calibration : calibration + limit], start=1):
+        detector.update(x + math.log(slowdown))
+        onset[(onset == 0) & detector.disturbed] = delay
+    end = np.where(detector.disturbed, 0.0, np.nan)
+    for delay, x in enumerate(samples[calibration + limit : calibration + 2 * limit], start=1):
+        detector.update(x)
+        end[(end == 0) & ~detector.disturbed] = delay
+    return Sightings(onset, end)
+
+
+def to_delay(slowdown: float, seen: Sequence[Sightings], bound: float) -> Delay:
+    """Means over all streams of all rounds."""
+    onset, onset_missed = _mean_and_missed(np.concatenate([s.onset for s in seen]))
+    end, end_missed = _mean_and_missed(np.concatenate([s.end for s in seen]))
+    return Delay(slowdown, onset, onset_missed, end, end_missed, bound)
+
+
+def _mean_and_missed(delays: FloatArray) -> tuple[float, float]:
+    possible = delays[~np.isnan(delays)]
+    seen = possible[possible > 0]
+    mean = float(seen.mean()) if len(seen) else math.nan
+    return mean, 1 - len(seen) / len(possible) if len(possible) else math.nan
+
+
+# ---------------------------------------------------------------- what it is measured on
+class Noise(NamedTuple):
+    """A kind of noise: (generator, requests, streams) to log slowdowns, (requests, streams); and its sigma."""
+
+    draw: Callable[[np.random.Generator, int, int], FloatArray]
+    sigma: float
+
+
+def log_normal(cv: float) -> Noise:
+    """Times with a coefficient of variation of ``cv``."""
+    sigma = math.sqrt(math.log1p(cv**2))
+    return Noise(lambda random, requests, streams: random.normal(0.0, sigma, (requests, streams)), sigma)
+
+
+def with_hiccups(cv: float, *, share: float = 0.005) -> Noise:
+    """Of the times, ``share`` are longer by a factor of 1.4 to 3, one at a time."""
+    plain = log_normal(cv)
+
+    def draw(random: np.random.Generator, requests: int, streams: int) -> FloatArray:
+        samples = plain.draw(random, requests, streams)
+        hit = random.random(samples.shape) < share
+        samples[hit] += np.log(random.uniform(1.4, 3.0, int(hit.sum())))
+        return samples
+
+    return Noise(draw, plain.sigma)
+
+
+def drifting(cv: float, *, ratio: float = 1.2, requests_each_way: int = 1000) -> Noise:
+    """All streams alike grow slower by ``ratio`` within so many requests, and faster again within as many."""
+    plain = log_normal(cv)
+
+    def draw(random: np.random.Generator, requests: int, streams: int) -> FloatArray:
+        phase = np.arange(requests) % (2 * requests_each_way) / requests_each_way
+        level = math.log(ratio) * np.minimum(phase, 2 - phase)
+        return plain.draw(random, requests, streams) + level[:, None]
+
+    return Noise(draw, plain.sigma)
+
+
+class Trace(NamedTuple):
+    """A recorded run: log slowdowns, (requests, stages), and the requests before which layers moved."""
+
+    name: str
+    samples: FloatArray
+    moves: tuple[int, ...]
+
+
+def read_trace(path: Path) -> Trace:
+    """Read an event log: its requests, in order of completion, each stage's time over that of its layers' baseline.
+
+    Without baselines in the log, a stage's time is held against the median of its times with the same layers.
+
+    Raises
+    ------
+    ValueError
+        If there are no requests in it, or a line is no event.
+    """
+    baseline_s: Mapping[int, tuple[float, ...]] = {}
+    requests: list[RequestDone] = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            # By the text first: reading all of a long log's other events takes as long as its requests.
+            if '"event":"request"' not in line and '"event":"run"' not in line:
+                continue
+            try:
+                event = from_json(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            if isinstance(event, RunStarted):
+                baseline_s = {index: stage.baseline_s for index, stage in enumerate(event.stages)}
+            elif isinstance(event, RequestDone):
+                requests.append(event)
+    if not requests:
+        raise ValueError(f"{path} holds no requests: give the event log of a run, such as odin run --log FILE writes")
+    stages = 1 + max(timing.stage for request in requests for timing in request.timeline.stages)
+    samples = np.full((len(requests), stages), np.nan)
+    layers = np.zeros((len(requests), stages, 2), dtype=np.int64)
+    for index, request in enumerate(requests):
+        for timing in request.timeline.stages:
+            layers[index, timing.stage] = timing.first, timing.last
+            usual_s = math.fsum(baseline_s.get(timing.stage, ())[timing.first : timing.last])
+            if timing.last > timing.first and timing.wall_s > 0:
+                samples[index, timing.stage] = math.log(timing.wall_s / (usual_s if usual_s > 0 else 1.0))
+    if not baseline_s:
+        for stage in range(stages):
+            for held in np.unique(layers[:, stage], axis=0):
+                same = (layers[:, stage] == held).all(axis=1) & ~np.isnan(samples[:, stage])
+                samples[same, stage] -= np.median(samples[same, stage]) if same.any() else 0.0
+    moved = (layers[1:] != layers[:-1]).any(axis=(1, 2))
+    return Trace(path.stem, samples, tuple(int(index) + 1 for index in np.flatnonzero(moved)))
+
+
+def cuttings(trace: Trace, *, count: int, length: int, random: np.random.Generator) -> FloatArray:
+    """``count`` pieces of every stage's samples without a move in them, from anywhere, (length, count * stages).
+
+    Raises
+    ------
+    ValueError
+        If no piece of that length is without a move.
+    """
+    moved = np.zeros(len(trace.samples) + 1, dtype=np.int64)
+    moved[np.array(trace.moves, dtype=np.int64) + 1] = 1
+    before = np.cumsum(moved)
+    starts = [
+        start
+        for start in range(len(trace.samples) - length + 1)
+        if before[start + length] == before[start + 1]  # a move before its first request does no harm
+    ]
+    if not starts:
+        raise ValueError(f"trace {trace.name}: no {length} requests in a row under one plan; record a longer run")
+    pieces = [trace.samples[start : start + length] for start in random.choice(starts, count)]
+    return np.concatenate(pieces, axis=1)
+
+
+# ---------------------------------------------------------------- measuring
+def measure(
+    name: str, contender: Contender, kind: str, noise: Noise, *, rounds: int, seed: int, quiet: int, slow: bool
+) -> Row:
+    """One detector under one kind of noise; every detector of the same round gets the same samples."""
+    alarms, seen = 0, {slowdown: list[Sightings]() for slowdown in (SLOWDOWNS if slow else ())}
+    for round_index in range(rounds):
+        random = np.random.default_rng([seed, round_index])
+        samples = noise.draw(random, CALIBRATION + quiet, contender.streams)
+        alarms += false_alarms(contender.make(contender.streams), samples, skip=CALIBRATION)
+        for slowdown, sighted in seen.items():
+            samples = noise.draw(random, CALIBRATION + 2 * LIMIT, contender.streams)
+            detector = contender.make(contender.streams)
+            sighted.append(sightings(detector, samples, slowdown, calibration=CALIBRATION, limit=LIMIT))
+    undisturbed = rounds * quiet * contender.streams
+    delays = tuple(to_delay(slowdown, s, least_delay(slowdown, noise.sigma)) for slowdown, s in seen.items())
+    return Row(name, kind, alarms / undisturbed * 10_000, undisturbed, delays)
+
+
+def measure_trace(name: str, contender: Contender, trace: Trace, *, rounds: int, seed: int) -> Row:
+    """One detector on one recorded trace; the bound takes the noise for normal, by its median absolute deviation."""
+    skip = min(CALIBRATION, len(trace.samples) // 4)
+    stages = trace.samples.shape[1]
+    alarms = false_alarms(contender.make(stages), trace.samples, skip=skip, moves=trace.moves)
+    undisturbed = int((~np.isnan(trace.samples[skip:])).sum())
+    middle = np.nanmedian(trace.samples, axis=0)
+    sigma = 1.4826 * float(np.nanmedian(np.abs(trace.samples - middle)))
+    count = max(1, contender.streams // stages)
+    delays = []
+    for slowdown in SLOWDOWNS:
+        seen = []
+        for round_index in range(rounds):
+            random = np.random.default_rng([seed, round_index])
+            samples = cuttings(trace, count=count, length=CALIBRATION + 2 * LIMIT, random=random)
+            detector = contender.make(samples.shape[1])
+            seen.append(sightings(detector, samples, slowdown, calibration=CALIBRATION, limit=LIMIT))
+        delays.append(to_delay(slowdown, seen, least_delay(slowdown, sigma)))
+    kind = f"{trace.name} (sigma {sigma:.3f})"
+    return Row(name, kind, alarms / max(1, undisturbed) * 10_000, undisturbed, tuple(delays))
+
+
+# ---------------------------------------------------------------- showing
+def show(kind: str, rows: Sequence[Row], environment: Environment) -> None:
+    """Print one kind of noise: a table of onsets, one of ends."""
+    for title, end in (("onset", False), ("end", True)):
+        if not rows[0].delays and end:
+            continue
+        columns = ["detector", "false/10,000", *(f"x{delay.slowdown:g}" for delay in rows[0].delays)]
+        cells = [
+            [row.detector, f"{row.false_alarms:.2f}", *(cell(delay, end=end) for delay in row.delays)] for row in rows
+        ]
+        if rows[0].delays:
+            cells.append(["ln(ARL) / KL", f"{10_000 / ARL:.2f}", *(f"{delay.bound:.2f}" for delay in rows[0].delays)])
+            title = f"mean delay of the {title} in requests, over max(1, bound), missed"
+        else:
+            title = "no onset, no end"
+        report(f"{kind}: {title}", columns, cells, environment)
+
+
+def cell(delay: Delay, *, end: bool) -> str:
+    """``"4.20 1.14x 3.0%"``: mean delay, over the least there is, and missed if any; ``-`` where there is none."""
+    mean, missed = (delay.end, delay.end_missed) if end else (delay.onset, delay.missed)
+    text = "-" if math.isnan(mean) else f"{mean:.2f} {mean / max(1.0, delay.bound):.2f}x"
+    if math.isnan(missed):
+        return "-"
+    return text if missed == 0 else f"{text} {missed:.1%}" if missed < 0.1 else f"{text} {missed:.0%}"
+
+
+def verdict(rows: Iterable[Row], *, noise: str, detector: str) -> str:
+    """Whether the target holds, in a line."""
+    (row,) = (row for row in rows if (row.noise, row.detector) == (noise, detector))
+    worst = max((delay for delay in row.delays if delay.slowdown >= 1.25), key=lambda delay: delay.ratio)
+    holds = worst.ratio <= TARGET and row.false_alarms <= 1.0
+    return (
+        f"target ({detector}, {noise}, slowdown >= 1.25): within {TARGET}x of max(1, bound) at <= 1 false alarm per "
+        f"10,000: {'holds' if holds else 'DOES NOT HOLD'}; worst {worst.ratio:.2f}x at x{worst.slowdown:g}, "
+        f"{row.false_alarms:.2f} false alarms"
+    )
+
+
+def main() -> int:
+    """Measure and print; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, rounds=4)
+    parser.add_argument("--traces", nargs="+", type=Path, default=[], metavar="FILE", help="logs of undisturbed runs")
+    arguments = parser.parse_args()
+    rounds, quiet = (1, 1000) if arguments.quick else (arguments.rounds, QUIET)
+    if rounds < 1:
+        parser.error(f"--rounds {rounds}: at least one round is needed")
+    try:
+        traces = [read_trace(path) for path in arguments.traces]
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    many, few = (100, 8) if arguments.quick else (400, 16)
+    contenders = {
+        "CUSUM": Contender(lambda streams: CusumDetector(streams, arl=ARL), many),
+        "threshold 20 %": Contender(ThresholdDetector, many),
+    }
+    if importlib.util.find_spec("river") is not None:
+        contenders["Page-Hinkley (river)"] = Contender(PageHinkleyDetector, few)
+        contenders["ADWIN (river)"] = Contender(AdwinDetector, few)
+    else:
+        print("without river's detectors, which are not installed: pip install 'odin-pipeline[compare]'")
+    kinds = {f"CV {cv:.0%}": (log_normal(cv), True) for cv in (0.05, 0.1, 0.2)}
+    kinds["CV 5%, 0.5% hiccups of x1.4 to x3"] = (with_hiccups(0.05), True)
+    for cv in (0.05, 0.1):
+        kinds[f"CV {cv:.0%}, drift of 20% each way in 1,000 requests"] = (drifting(cv), False)
+
+    environment = Environment.collect(("numpy", "river"))
+    results: list[Row] = []
+    for kind, (noise, slow) in kinds.items():
+        rows = [
+            measure(name, contender, kind, noise, rounds=rounds, seed=arguments.seed, quiet=quiet, slow=slow)
+            for name, contender in contenders.items()
+        ]
+        show(kind, rows, environment)
+        results += rows
+    for trace in traces:
+        try:
+            rows = [
+                measure_trace(name, contender, trace, rounds=rounds, seed=arguments.seed)
+                for name, contender in contenders.items()
+            ]
+        except ValueError as error:
+            parser.error(str(error))
+        show(rows[0].noise, rows, environment)
+        results += rows
+    print(verdict(results, noise="CV 10%", detector="CUSUM"))
+    write_result(arguments.output, environment=environment, parameters=vars(arguments), results=results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,383 @@
+"""Self-calibrated two-sided CUSUM over stretches of constant level: the default detector.
+
+A stream of log slowdowns is taken for segments, each of constant level m and variance v. Within a segment every
+sample is held against m by a bank of CUSUM recursions (``bank.py``), which says when the segment ends. Around that:
+
+- m is the mean of the segment's samples before the present one, n of them, and uncertain: so a residual has variance
+  v (1 + 1/n), times what persistence of the noise adds. Such recursive residuals of one segment are independent.
+- The evidence of one sample is at most -ln(p), p being the calibrated probability of an outlier (``noise.py``): one
+  sample is enough where hiccups are not known, two or three in a row where they are.
+- After an alarm the next segment begins at the most likely time of the change: where the mean of the samples since then
+  stands out most, sqrt(n) |mean - m| at its largest. (Page's last zero is that for a shift of exactly d.)
+- The undisturbed level and its noise adapt slowly while undisturbed, and are frozen while disturbed. A disturbed
+  segment learns a noise of its own: under loads that come in bursts times vary by tens of percent, and that is no news.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from monitor.detectors.bank import CusumBank
+from monitor.detectors.history import History, samples_since_change
+from monitor.detectors.noise import NoiseCalibration
+
+__all__ = ["CusumDetector"]
+
+FloatArray = NDArray[np.float64]
+
+_HISTORY = 128
+_BLOCK = 32
+"""Noise is calibrated, and a decayed disturbance noticed, every so many updates."""
+_SHORT = 16
+"""A disturbance of no more outlying samples was a hiccup: calibration takes them in."""
+_LEARN = 8
+"""Samples from which a level is learned at first and after a rebase."""
+_MEMORY = 96
+"""Samples over which a level is averaged at most: how slow a drift must be to be followed."""
+_AFTER_END = 64
+"""Samples that the undisturbed level is worth when it is seen again: meanwhile it may have drifted."""
+_OWN_DEVIATION = 0.3
+_OWN_WEIGHT = 2.0
+"""What is expected of a disturbed segment's own noise before it has been seen, and how many samples that is worth."""
+_BURST = 2.0
+"""Logarithm of the most by which times vary within a segment; what is beyond (a dead stage) is not noise."""
+_DROP = 2.5
+_DROP_SAMPLES = 4
+"""Further evidence, and samples, that a level below the undisturbed one takes: nothing is urgent about it."""
+_PROVISIONAL = 32
+"""Samples that a new, lower undisturbed level must last before the one before it is given up."""
+_LIMIT = 20.0
+"""Logarithms beyond this are cut off, infinity among them."""
+
+
+class CusumDetector:
+    """Self-calibrated two-sided CUSUMs for several streams at once; see the module's text for the method.
+
+    A level below the undisturbed one becomes the undisturbed one (serving may have begun under interference), for good
+    once it has lasted. No change is reported within the first eight samples.
+
+    Parameters
+    ----------
+    streams
+        How many streams, at least 1.
+    arl
+        Least mean number of samples between false alarms of a stream, both directions and all shifts together.
+    shifts
+        Slowdown ratios that the bank looks for, above 1 and ascending; larger ones are seen as the last.
+    minimum
+        A change of level by a smaller ratio is drift: never an alarm, followed slowly.
+    surprise
+        A jump by a larger ratio after :meth:`rebase` is an alarm all the same.
+
+    Raises
+    ------
+    ValueError
+        If an option is outside its range.
+
+    References
+    ----------
+    Page (1954), Continuous inspection schemes. Huber (1965), A robust version of the probability ratio test. Lorden
+    (1971), Procedures for reacting to a change in distribution. Moustakides (1986), Optimal stopping times for
+    detecting changes in distributions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> random, detector = np.random.default_rng(0), CusumDetector(2)
+    >>> for request in range(600):
+    ...     detector.update(random.normal(0.0, 0.1, 2) + np.log([1.0, 2.0 if request >= 500 else 1.0]))
+    ...     if detector.changed.any():
+    ...         print(request, detector.disturbed, detector.age)
+    500 [False  True] [501   1]
+    >>> np.exp(detector.level).round(1)
+    array([1., 2.])
+    """
+
+    def __init__(
+        self,
+        streams: int,
+        *,
+        arl: float = 10_000,
+        shifts: Sequence[float] = (1.1, 1.25, 1.5, 2.0, 3.0),
+        minimum: float = 1.08,
+        surprise: float = 1.5,
+    ) -> None:
+        if streams < 1:
+            raise ValueError(f"streams={streams}: a detector watches at least one stream")
+        if not 100 <= arl < math.inf:
+            raise ValueError(f"arl={arl}: mean samples between false alarms, from 100; 10,000 is usual")
+        if not shifts or not all(1.0 < low < high for low, high in zip(shifts, (*shifts[1:], math.inf), strict=True)):
+            raise ValueError(f"shifts={tuple(shifts)}: ratios above 1, ascending, such as (1.1, 1.5, 2)")
+        if not 1.0 < minimum <= surprise < math.inf:
+            raise ValueError(f"minimum={minimum}, surprise={surprise}: ratios above 1, the first no larger")
+        self._minimum, self._surprise = math.log(minimum), math.log(surprise)
+        self._bank = CusumBank(streams, shifts=[math.log(shift) for shift in shifts], arl=arl)
+        self._noise = NoiseCalibration(streams, outlier_memory=arl)
+        self._samples = History(_HISTORY, streams)  # of the present segment
+        self._residuals = History(_BLOCK, streams)  # undisturbed ones, for calibration
+
+        # The present segment, and what is undisturbed.
+        self._mean = np.zeros(streams)
+        self._count = np.ones(streams)
+        self._variance = self._noise.variance.copy()
+        self._base = np.zeros(streams)
+        self._disturbed = np.zeros(streams, dtype=np.bool_)
+        self._any_disturbed = False
+        self._changed = np.zeros(streams, dtype=np.bool_)
+        self._age = np.zeros(streams, dtype=np.int64)
+        self._own_prior = np.full(streams, _OWN_DEVIATION**2)
+        self._former_base = np.zeros(streams)  # undisturbed level before the last drop ...
+        self._provisional = np.zeros(streams)  # ... which counts until the present one has lasted so long
+        self._to_learn = np.full(streams, _LEARN)
+        self._learning = True
+        self._known = np.zeros(streams, dtype=np.bool_)
+
+        # Memory to compute in.
+        self._ones = np.ones(streams)
+        self._valid = np.ones(streams, dtype=np.bool_)
+        self._winsor, self._spread, self._r, self._a = np.zeros((4, streams))
+        self._refresh()
+
+    @property
+    def changed(self) -> NDArray[np.bool_]:
+        """Whether a change was detected with the last update, (streams,)."""
+        return self._changed.copy()
+
+    @property
+    def disturbed(self) -> NDArray[np.bool_]:
+        """Whether the stream is above its undisturbed level now, (streams,)."""
+        return self._disturbed.copy()
+
+    @property
+    def level(self) -> FloatArray:
+        """Logarithm of the slowdown, (streams,); 0.0 while undisturbed.
+
+        Of mean times, which is what throughput is made of: if logarithms vary by variance v, the mean time is
+        exp(mean + v / 2), as of a log-normal distribution. So half the variance that the disturbance adds counts.
+        """
+        usual = self._noise.variance
+        # Less the part of the segment's variance that was only expected, not seen.
+        added = self._variance - usual - (self._own_prior - usual) * _OWN_WEIGHT / (self._count + _OWN_WEIGHT - 1)
+        return np.where(self._disturbed, self._mean - self._base + added / 2, 0.0)
+
+    @property
+    def age(self) -> NDArray[np.int64]:
+        """Samples since the last detected change is estimated to have begun, the last one included, (streams,)."""
+        return self._age.copy()
+
+    @property
+    def noise(self) -> FloatArray:
+        """Standard deviation of undisturbed samples, outliers apart, (streams,)."""
+        return np.sqrt(self._noise.variance)
+
+    def update(self, x: ArrayLike) -> None:
+        """Take one sample of every stream, shape (streams,); ``nan`` where there is none.
+
+        Raises
+        ------
+        ValueError
+            If there is not one sample per stream.
+        """
+        x = np.asarray(x, dtype=np.float64)
+        if x.shape != self._mean.shape:
+            raise ValueError(f"samples of shape {x.shape} for {len(self._mean)} streams: give one each, nan for none")
+        sample, residual = self._samples.advance(), self._residuals.advance()
+        sample[...] = x
+        r, a, weight = self._r, self._a, self._ones
+        np.subtract(sample, self._mean, out=r)
+        residual[...] = r
+        if not np.logical_and.reduce(np.isfinite(r, out=self._valid)) or self._learning:
+            weight = self._take_exceptions(sample, residual)
+        if self._any_disturbed:
+            residual[self._disturbed] = np.nan
+            self._learn_own_noise(weight)
+        self._changed[...] = False
+        self._age += self._valid
+
+        # 1 / (v (1 + 1/n))
+        np.divide(self._spread, self._count, out=a)
+        a += self._spread
+        np.divide(weight, a, out=a)
+        alarm = self._bank.add(r, a)
+
+        # m moves toward the sample by 1 / n of what is between them.
+        np.minimum(r, self._winsor, out=r)
+        np.maximum(r, -self._winsor, out=r)
+        self._count += weight
+        np.minimum(self._count, _MEMORY, out=a)
+        np.divide(weight, a, out=a)
+        a *= r
+        self._mean += a
+
+        if alarm:
+            for stream in self._bank.alarms():
+                self._examine(int(stream))
+        if self._learning:
+            for stream in np.flatnonzero(self._valid & (self._to_learn > 0)):
+                self._learn_level(int(stream))
+            self._learning = bool(self._to_learn.any())
+        if self._residuals.newest == _BLOCK - 1:
+            self._calibrate()
+
+    def rebase(self) -> None:
+        """Expect a jump that is no interference: the stages hold other layers from the next sample on.
+
+        The median of the next eight samples is the present level; a disturbed stream stays disturbed above the same
+        undisturbed level, an undisturbed one has its undisturbed level there. Only a jump by more than ``surprise``,
+        seen in the median of at least three samples, is an alarm.
+        """
+        self._samples.clear()
+        self._residuals.clear()
+        self._bank.evidence[...] = 0.0
+        self._provisional[...] = 0.0
+        self._to_learn[...] = _LEARN
+        self._learning = True
+
+    # ------------------------------------------------------------ every update, or every block of them
+    def _take_exceptions(self, sample: FloatArray, residual: FloatArray) -> FloatArray:
+        """Set apart what is no sample, is infinite or comes while a level is learned; returns who counts, as 1.0."""
+        np.greater(sample, -np.inf, out=self._valid)  # nan is not; a time of 0 s was not measured
+        sample[~self._valid] = np.nan
+        np.clip(sample, -_LIMIT, _LIMIT, out=sample)
+        np.subtract(sample, self._mean, out=residual)
+        self._r[...] = np.where(self._valid, residual, 0.0)  # with weight 0: leaves everything as it is
+        learning = self._to_learn > 0
+        residual[learning] = np.nan
+        return (self._valid & ~learning).astype(np.float64)
+
+    def _learn_own_noise(self, weight: FloatArray) -> None:
+        """A disturbed segment's variance, from residuals against the mean before each: n / (n + 1) r^2."""
+        square = np.square(self._r)
+        np.minimum(square, _BURST**2, out=square)
+        square *= self._count / (self._count + 1.0)
+        square -= self._variance
+        square *= weight
+        square *= self._disturbed
+        square /= self._count + _OWN_WEIGHT
+        self._variance += square
+        np.multiply(self._variance, self._noise.inflation, out=self._spread)
+
+    def _calibrate(self) -> None:
+        self._noise.learn(self._residuals.rows)
+        if self._any_disturbed:
+            # No sum sees a level that sinks with its own estimate, after a hiccup that was taken for an onset.
+            low = self._mean - self._base < self._minimum / 2
+            for stream in np.flatnonzero(self._disturbed & (self._count >= _LEARN) & low):
+                self._end(int(stream))
+                self._changed[stream] = True
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """What follows from the segments' states and from calibration."""
+        self._any_disturbed = bool(self._disturbed.any())
+        np.copyto(self._variance, self._noise.variance, where=~self._disturbed)
+        np.multiply(self._variance, self._noise.inflation, out=self._spread)
+        usual = np.maximum(3 * np.sqrt(self._variance), self._minimum)
+        np.copyto(self._winsor, np.where(self._disturbed, np.inf, usual))
+        self._bank.censor(self._variance, self._noise.evidence_limit)
+
+    # ------------------------------------------------------------ seldom, for one stream
+    def _examine(self, stream: int) -> None:
+        """The evidence for a change is there: since when, and is it one?"""
+        evidence = self._bank.evidence[:, :, stream]
+        upward = evidence[0].max() >= evidence[1].max()
+        samples = self._samples.of(stream)
+        count = samples_since_change((samples - self._mean[stream]) * (1 if upward else -1))
+        below = not upward and not self._disturbed[stream]
+        if below and (count < _DROP_SAMPLES or evidence.max() < self._bank.threshold + _DROP):
+            return
+        recent = samples[-count:]
+        step = float(recent.mean()) - self._before(stream, recent)
+        if abs(step) < self._minimum and not self._disturbed[stream]:
+            evidence /= 2  # drift, or a change that will look larger with more samples
+            return
+        self._change(stream, recent)
+
+    def _change(self, stream: int, recent: FloatArray) -> None:
+        """Begin a new segment with the samples that it has so far."""
+        count, mean, before = len(recent), float(recent.mean()), float(self._mean[stream])
+        disturbed, changed = bool(self._disturbed[stream]), True
+        self._bank.evidence[:, :, stream] = 0.0
+        if not disturbed and mean <= before:
+            self._lower(stream, recent)
+        else:
+            provisional = not disturbed and self._count[stream] < self._provisional[stream]
+            if not disturbed:
+                self._base[stream] = self._former_base[stream] if provisional else before
+            uncertainty = 3 * math.sqrt(self._noise.variance[stream] / count)
+            near = mean - self._base[stream] < max(self._minimum, uncertainty)
+            if near and (disturbed or provisional):
+                self._end(stream)
+                self._samples.keep(stream, count)
+            else:
+                changed = not disturbed or abs(mean - before) >= self._minimum
+                self._disturb(stream, recent)
+        self._residuals.drop(stream, count)
+        if changed:
+            self._changed[stream] = True
+            self._age[stream] = count
+        self._refresh()
+
+    def _lower(self, stream: int, recent: FloatArray) -> None:
+        """An undisturbed level below the one before."""
+        self._former_base[stream] = self._mean[stream]
+        self._provisional[stream] = min(self._count[stream], _PROVISIONAL)
+        self._begin(stream, recent)
+        self._base[stream] = self._mean[stream]
+        self._noise.doubt(stream)
+
+    def _before(self, stream: int, recent: FloatArray) -> float:
+        """The level before these samples: it has moved toward them meanwhile, which is undone."""
+        share = 1 - (1 - 1 / min(self._count[stream], _MEMORY)) ** min(len(recent), _MEMORY // 2)
+        return float((self._mean[stream] - share * recent.mean()) / (1 - share))
+
+    def _begin(self, stream: int, recent: FloatArray) -> None:
+        self._mean[stream] = recent.mean()
+        self._count[stream] = len(recent)
+        self._samples.keep(stream, len(recent))
+
+    def _disturb(self, stream: int, recent: FloatArray) -> None:
+        """A disturbed segment; what is known of its noise is that of the one before, if that was a moment ago."""
+        if self._disturbed[stream]:
+            self._own_prior[stream] = self._variance[stream]
+        elif self._age[stream] >= _AFTER_END:
+            self._own_prior[stream] = _OWN_DEVIATION**2
+        self._disturbed[stream] = True
+        self._provisional[stream] = 0.0
+        self._begin(stream, recent)
+        squares = float(np.square(recent - recent.mean()).sum())
+        self._variance[stream] = (_OWN_WEIGHT * self._own_prior[stream] + squares) / (_OWN_WEIGHT + len(recent) - 1)
+
+    def _end(self, stream: int) -> None:
+        """Back at the undisturbed level."""
+        apart = self._samples.of(stream) - self._base[stream]
+        outlying = int((np.abs(apart) > 4 * self.noise[stream]).sum())
+        if self._disturbed[stream] and self._age[stream] < _HISTORY and outlying <= _SHORT:
+            self._noise.excuse(stream, apart)  # it was a hiccup, which calibration should know of
+        if self._disturbed[stream]:
+            self._own_prior[stream] = max(_OWN_DEVIATION**2, self._variance[stream])
+        self._disturbed[stream] = False
+        self._provisional[stream] = 0.0
+        self._mean[stream] = self._base[stream]
+        self._count[stream] = _AFTER_END
+
+    def _learn_level(self, stream: int) -> None:
+        """One more sample from which to learn a level, at first or after a rebase."""
+        self._to_learn[stream] -= 1
+        samples = self._samples.of(stream)
+        level = float(np.median(samples))
+        if self._known[stream] and len(samples) >= 3 and abs(level - self._mean[stream]) > self._surprise:
+            self._to_learn[stream] = 0
+            self._change(stream, samples)
+        elif not self._to_learn[stream]:
+            if not self._known[stream]:
+                self._noise.start(stream, samples)
+                self._known[stream] = True
+            self._mean[stream], self._count[stream] = level, len(samples)
+            if not self._disturbed[stream]:
+                self._base[stream] = level
+            self._refresh()

@@ -1,0 +1,61 @@
+"""The last samples of several streams: a ring that is written a row at a time and read a stream at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["History", "samples_since_change"]
+
+FloatArray = NDArray[np.float64]
+
+
+def samples_since_change(deviations: FloatArray) -> int:
+    """How many of the last samples most likely belong to a level above zero, at least 1.
+
+    The maximum likelihood estimate for a shift of unknown size: where the mean since then, times the root of how many
+    samples it is of, is largest. ``deviations`` are samples minus the level before, oldest first, at least one.
+    """
+    sums = np.cumsum(deviations[::-1])
+    return int(np.argmax(sums / np.sqrt(np.arange(1, len(sums) + 1)))) + 1
+
+
+class History:
+    """A ring of rows; ``nan`` marks what is missing or forgotten.
+
+    Attributes
+    ----------
+    rows
+        Shape (capacity, streams).
+    newest
+        Index of the row last written.
+    """
+
+    def __init__(self, capacity: int, streams: int) -> None:
+        self.rows: FloatArray = np.full((capacity, streams), np.nan)
+        self.newest = capacity - 1
+
+    def advance(self) -> FloatArray:
+        """The row to write next, (streams,): the oldest one's place, still with its old content."""
+        self.newest = (self.newest + 1) % len(self.rows)
+        row: FloatArray = self.rows[self.newest]
+        return row
+
+    def of(self, stream: int) -> FloatArray:
+        """What is remembered of one stream, oldest first, gaps closed."""
+        column = np.roll(self.rows[:, stream], -self.newest - 1)
+        return column[~np.isnan(column)]
+
+    def keep(self, stream: int, count: int) -> None:
+        """Forget all of one stream but its ``count`` newest samples."""
+        newest_first = (self.newest - np.arange(len(self.rows))) % len(self.rows)
+        written = newest_first[~np.isnan(self.rows[newest_first, stream])]
+        self.rows[written[count:], stream] = np.nan
+
+    def drop(self, stream: int, count: int) -> None:
+        """Forget the last ``count`` rows of one stream."""
+        self.rows[(self.newest - np.arange(min(count, len(self.rows)))) % len(self.rows), stream] = np.nan
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.rows[...] = np.nan

@@ -1,0 +1,97 @@
+"""A plain threshold on a single stage time: what the paper's approach to detection amounts to."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["ThresholdDetector"]
+
+FloatArray = NDArray[np.float64]
+
+
+class ThresholdDetector:
+    """A change is a stage time that is off its reference by more than a ratio; it then is the reference.
+
+    This is a reconstruction: Soomro, Papadopoulou and Pericas (Euro-Par 2023) watch the stages' execution times and
+    start to explore when they change; published descriptions give no rule beyond that.
+
+    Parameters
+    ----------
+    streams
+        How many streams, at least 1.
+    ratio
+        Change of time that counts, as a part of the reference: 0.2 is 20 % longer, or as much shorter (1 / 1.2).
+
+    Raises
+    ------
+    ValueError
+        If an option is outside its range.
+    """
+
+    def __init__(self, streams: int, *, ratio: float = 0.2) -> None:
+        if streams < 1:
+            raise ValueError(f"streams={streams}: a detector watches at least one stream")
+        if not 0.0 < ratio < math.inf:
+            raise ValueError(f"ratio={ratio}: part of the reference time, such as 0.2 for 20 %")
+        self._tolerance = math.log1p(ratio)
+        self._reference: FloatArray = np.full(streams, np.nan)
+        self._undisturbed: FloatArray = np.full(streams, np.inf)
+        self._changed = np.zeros(streams, dtype=np.bool_)
+        self._age = np.zeros(streams, dtype=np.int64)
+        self._rebased = np.zeros(streams, dtype=np.bool_)
+
+    @property
+    def changed(self) -> NDArray[np.bool_]:
+        """Whether a change was detected with the last update, (streams,)."""
+        return self._changed.copy()
+
+    @property
+    def disturbed(self) -> NDArray[np.bool_]:
+        """Whether the reference is above the undisturbed one by more than the ratio, (streams,)."""
+        return self._reference - self._undisturbed > self._tolerance
+
+    @property
+    def level(self) -> FloatArray:
+        """Reference minus undisturbed reference where disturbed, else 0.0, (streams,)."""
+        return np.where(self.disturbed, self._reference - self._undisturbed, 0.0)
+
+    @property
+    def age(self) -> NDArray[np.int64]:
+        """Samples since the last detected change, that one included, (streams,)."""
+        return self._age.copy()
+
+    @property
+    def noise(self) -> FloatArray:
+        """The logarithm of what is tolerated, (streams,): it has no estimate of noise."""
+        return np.full(len(self._reference), self._tolerance)
+
+    def update(self, x: ArrayLike) -> None:
+        """Take one sample of every stream, shape (streams,); ``nan`` where there is none.
+
+        Raises
+        ------
+        ValueError
+            If there is not one sample per stream.
+        """
+        x = np.asarray(x, dtype=np.float64)
+        if x.shape != self._reference.shape:
+            raise ValueError(f"samples of shape {x.shape} for {len(self._age)} streams: give one each, nan for none")
+        valid = x > -np.inf
+        self._age += valid
+        self._changed = valid & (np.abs(x - self._reference) > self._tolerance) & ~self._rebased
+        self._age[self._changed] = 1
+        renewed = valid & (self._changed | self._rebased | np.isnan(self._reference))
+        # An undisturbed stream's jump after a rebase is no interference: its undisturbed level jumps as well.
+        jumps = renewed & self._rebased & ~self.disturbed
+        self._undisturbed[jumps] = x[jumps]
+        self._reference[renewed] = x[renewed]
+        lower = self._undisturbed - self._reference > self._tolerance
+        self._undisturbed[lower] = self._reference[lower]
+        self._rebased &= ~valid
+
+    def rebase(self) -> None:
+        """Take the next sample of each stream as its reference, whatever it is."""
+        self._rebased[...] = True
