@@ -111,6 +111,7 @@ def main() -> int:
     parser.add_argument("--before", type=int, default=48, help="undisturbed requests (default %(default)s)")
     parser.add_argument("--during", type=int, default=60, help="requests under the load (default %(default)s)")
     parser.add_argument("--after", type=int, default=70, help="requests after it (default %(default)s)")
+    parser.add_argument("--log", metavar="FILE", help="keep the events")
     arguments = parser.parse_args()
     rounds = 2 if arguments.quick else arguments.rounds
     environment = Environment.collect()
@@ -120,7 +121,7 @@ def main() -> int:
     answers: list[Answer] = []
     with ExitStack() as stack:
         pipe = stack.enter_context(
-            odin.Pipeline(arguments.model, stages=stages, policy=arguments.policy, on_event=recorder)
+            odin.Pipeline(arguments.model, stages=stages, policy=arguments.policy, on_event=recorder, log=arguments.log)
         )
         injector = stack.enter_context(Injector(on_event=pipe.note_load))
         handle = injector.start(Load.parse(arguments.load), idle=True)

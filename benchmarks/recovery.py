@@ -38,8 +38,8 @@ from odin.inject.injector import Injector
 from odin.inject.load import Load
 from stages.device import usable_cores
 
-POLICIES = ("predictive", "odin:alpha=10", "odin:alpha=2", "lls", "static")
-_FINALISTS = 3
+POLICIES = ("predictive", "odin:alpha=10", "lls", "static")
+_FINALISTS = 2
 _FAR_WORSE = 0.75
 
 

@@ -57,6 +57,10 @@ class StageWatch:
         Seconds of each layer on each stage's device with nothing else running, shape (stages, layers).
     detector
         One stream per stage; default :class:`~monitor.detectors.CusumDetector`.
+    notable
+        Slowdown from which a stage is told to be disturbed, > 1; it ends below 1 + half of what is above 1. Smaller
+        ones are mostly the stages' effect on each other, through shared caches, memory and hyper-threads. They count
+        for the detector, and so for policies, all the same.
     warmup
         Requests at the beginning that are not looked at: while the pipeline fills, stages run beside idle ones, which
         on cores that share a cache or are hyper-threads makes them faster than they will be. Default: 8, and 4 more
@@ -68,13 +72,24 @@ class StageWatch:
         If the baselines are no matrix of seconds.
     """
 
-    def __init__(self, baseline_s: ArrayLike, detector: Detector | None = None, *, warmup: int | None = None) -> None:
+    def __init__(
+        self,
+        baseline_s: ArrayLike,
+        detector: Detector | None = None,
+        *,
+        notable: float = 1.3,
+        warmup: int | None = None,
+    ) -> None:
         given_s = np.asarray(baseline_s, dtype=np.float64)
         if given_s.ndim != 2 or not (given_s >= 0).all():
             raise ValueError(f"baseline_s of shape {given_s.shape}: give seconds >= 0, shape (stages, layers)")
         self._baseline_s = np.maximum(given_s, _LEAST_S)
         stages, layers = self._baseline_s.shape
         self.detector: Detector = CusumDetector(stages) if detector is None else detector
+        if not notable > 1:
+            raise ValueError(f"notable is {notable}; it is a slowdown above 1, such as 1.3")
+        self._onset_level, self._end_level = np.log(notable), np.log((1 + notable) / 2)
+        self._told: NDArray[np.bool_] = np.zeros(stages, dtype=np.bool_)
         self._warmup = 8 + 4 * stages if warmup is None else warmup
         self._rows = np.arange(stages)
         self._relative = np.ones(layers)
@@ -85,6 +100,11 @@ class StageWatch:
         self._owner: NDArray[np.int64] = np.zeros(layers, dtype=np.int64)
         self._since_refresh = 0
         self._refresh()
+
+    @property
+    def disturbed(self) -> NDArray[np.bool_]:
+        """Which stages are told to be disturbed now, shape (stages,)."""
+        return self._told.copy()
 
     @property
     def reference_s(self) -> FloatArray:
@@ -115,16 +135,16 @@ class StageWatch:
         if self._warmup > 0:
             self._warmup -= 1
             return []
-        was_disturbed = self.detector.disturbed.copy()
+        disturbed = self.detector.disturbed
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = stage_s / self.reference_s
             x = np.log(ratio)
         x[~np.isfinite(x)] = np.nan  # empty stages
         self.detector.update(x)
-        self._learn(ratio, layer_s, was_disturbed)
-        if not (self.detector.changed.any() or (was_disturbed != self.detector.disturbed).any()):
+        self._learn(ratio, layer_s, disturbed)
+        if not (self._told.any() or self.detector.disturbed.any()):
             return []
-        return self._changes(was_disturbed)
+        return self._changes()
 
     def _adopt(self, cuts: tuple[int, ...]) -> None:
         if self._cuts:
@@ -149,14 +169,14 @@ class StageWatch:
         if self._since_refresh >= _REFRESH:
             self._refresh()
 
-    def _changes(self, was_disturbed: NDArray[np.bool_]) -> list[SlowdownChange]:
-        detector = self.detector
+    def _changes(self) -> list[SlowdownChange]:
+        level, age, before = self.detector.level, self.detector.age, self._told
+        now = np.where(before, level >= self._end_level, level >= self._onset_level) & self.detector.disturbed
+        self._told = now
         changes = []
-        for stage in np.flatnonzero(detector.changed | (was_disturbed != detector.disturbed)).tolist():
-            before, now = bool(was_disturbed[stage]), bool(detector.disturbed[stage])
-            if not (before or now):  # a change between two undisturbed levels, such as a new, lower one
-                continue
-            state: Literal["onset", "change", "end"] = "change" if before and now else "onset" if now else "end"
-            slowdown = float(np.exp(detector.level[stage]))
-            changes.append(SlowdownChange(stage, state, slowdown, int(detector.age[stage])))
+        for stage in np.flatnonzero((before != now) | (before & self.detector.changed)).tolist():
+            state: Literal["onset", "change", "end"] = "onset" if not before[stage] else "change"
+            if not now[stage]:
+                state = "end"
+            changes.append(SlowdownChange(stage, state, float(np.exp(level[stage])), int(age[stage])))
         return changes

@@ -75,6 +75,22 @@ def test_changes_are_told_with_their_state():
     assert told[5] == [SlowdownChange(1, "end", pytest.approx(1.0), 3)]
 
 
+def test_small_slowdowns_are_for_the_policy_only():
+    detector = Scripted()
+    detector.script = {
+        2: {"changed": [False, True], "disturbed": [False, True], "level": [0.0, np.log(1.2)], "age": [2, 1]},
+        3: {"level": [0.0, np.log(1.35)], "age": [3, 2]},  # no further alarm: the level has only become clearer
+        4: {"level": [0.0, np.log(1.2)], "age": [4, 3]},
+        5: {"level": [0.0, np.log(1.1)], "age": [5, 4]},
+    }
+    watch = StageWatch(BASELINE_S, detector, warmup=0, notable=1.3)
+    told = [watch.update(*times([0, 2, 4], [1.0, 1.0])) for _ in range(6)]
+    assert [[change.state for change in changes] for changes in told] == [[], [], ["onset"], [], ["end"], []]
+    assert told[2][0].age == 2
+    with pytest.raises(ValueError, match="notable is 1"):
+        StageWatch(BASELINE_S, detector, notable=1.0)
+
+
 def test_a_change_between_undisturbed_levels_is_not_told():
     detector = Scripted()
     detector.script = {1: {"changed": [True, False]}}
