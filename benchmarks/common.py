@@ -37,6 +37,7 @@ __all__ = [
     "Environment",
     "Figure",
     "LoadResult",
+    "StealMeter",
     "add_arguments",
     "closed_loop",
     "interleave",
@@ -361,6 +362,27 @@ def release_memory() -> None:
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library has no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class StealMeter:
+    """Part of the cores' time that a virtual machine's host gave to others, since this was made or last read.
+
+    The kernel's ``steal`` of /proc/stat over all its time: 0.0 on a machine of one's own.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._read()
+
+    def share(self) -> float:
+        """Part of the time since the last call, 0 to 1."""
+        before, self._before = self._before, self._read()
+        total = self._before[1] - before[1]
+        return (self._before[0] - before[0]) / total if total else 0.0
+
+    @staticmethod
+    def _read() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+        return fields[7], sum(fields)
 
 
 # ---------------------------------------------------------------- how it is shown and kept

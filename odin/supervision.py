@@ -16,7 +16,7 @@ from odin.errors import OdinError
 from odin.investigator import Investigator, Look
 from odin.status import RemoteStatus, StatusServer
 from partitioner.plan import Plan
-from partitioner.policies import Policy, Setting
+from partitioner.policies import DelayedOraclePolicy, OraclePolicy, Policy, Setting
 from stages.device import Device
 
 __all__ = ["Recorder", "Supervision"]
@@ -92,6 +92,8 @@ class Supervision:
         host: str = "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        check_live(policy, setting)
+        self._setting = setting
         self._clock = clock
         self._closed = False
         self._recorder = recorder
@@ -134,7 +136,14 @@ class Supervision:
         return self._controller.policy
 
     def set_policy(self, policy: Policy) -> None:
-        """Let another policy decide from the next request on."""
+        """Let another policy decide from the next request on.
+
+        Raises
+        ------
+        ValueError
+            If it cannot decide for a live pipeline.
+        """
+        check_live(policy, self._setting)
         self._controller.set_policy(policy)
 
     def on_migration(self, epoch: int, plan: Plan, prepare_s: float) -> None:
@@ -163,3 +172,14 @@ class Supervision:
         self._recorder.emit(RunEnded(self._clock(), reason, completed, failed))
         self._recorder.close()
         self._status.close()
+
+
+def check_live(policy: Policy, setting: Setting) -> None:
+    """Raise ``ValueError`` if a policy needs what only a simulation knows, or would try too many plans."""
+    if isinstance(policy, DelayedOraclePolicy):
+        raise ValueError(
+            f"policy {policy.name} needs the true times of all layers, which only a simulation knows; live, "
+            "'oracle' tries all plans"
+        )
+    if isinstance(policy, OraclePolicy):
+        policy.check_sweep(setting)

@@ -120,6 +120,10 @@ def test_the_policy_can_be_changed_while_serving(two_cores, chain):
         wait_for(lambda: pipe.policy == "odin:alpha=2")
         with pytest.raises(ValueError, match="there is no policy 'best'"):
             pipe.policy = "best"
+        with pytest.raises(ValueError, match="only a simulation knows"):
+            pipe.policy = "delayed-oracle"
+        with pytest.raises(ValueError, match="11 plans, a live sweep may have 5"):
+            pipe.policy = "oracle:limit=5"
         assert pipe.policy == "odin:alpha=2"
     assert [event.policy for event in told if isinstance(event, PolicyChanged)] == ["odin:alpha=2"]
 

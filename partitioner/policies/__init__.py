@@ -4,6 +4,7 @@ from partitioner.policies.base import Decision, Observation, Policy, Setting
 from partitioner.policies.lls import LlsPolicy
 from partitioner.policies.odin import OdinPolicy
 from partitioner.policies.oracle import DelayedOraclePolicy, OraclePolicy
+from partitioner.policies.predictive import PredictivePolicy
 from partitioner.policies.registry import POLICIES, make_policy
 from partitioner.policies.static import StaticPolicy
 
@@ -16,6 +17,7 @@ __all__ = [
     "OdinPolicy",
     "OraclePolicy",
     "Policy",
+    "PredictivePolicy",
     "Setting",
     "StaticPolicy",
     "make_policy",

@@ -6,7 +6,7 @@
                move if   gain > ln(1 + min_gain)   and   gain > z * error   and   following changes pays (pursuit.py)
 
 ``z`` is ``certainty`` for the first move after a detected change (the detector has already ruled noise out), one more
-after each further move, and twice ``certainty`` when nothing was detected. Under the new plan:
+after each further move, and one and a half times ``certainty`` when nothing was detected. Under the new plan:
 
     first request     what the old plan had come to under these conditions is put down
     ``verify`` later  slower than that: undo, and no such move for a while, twice as long each time
@@ -38,7 +38,7 @@ __all__ = ["PredictivePolicy"]
 
 FloatArray = NDArray[np.float64]
 
-_LONGEST_PAUSE = 64
+_LONGEST_PAUSE = 32
 """Requests between two looks when all is quiet."""
 _LEAST_SAMPLES = 2
 """Of the new conditions before layers move: a single request may be a hiccup."""
@@ -87,7 +87,7 @@ class PredictivePolicy:
     min_gain
         Least predicted gain in throughput for which layers move, 0.03 is 3%.
     certainty
-        Standard errors by which the gain must exceed 0 after a detected change; twice as many without one.
+        Standard errors by which the gain must exceed 0 after a detected change; half as many again without one.
     verify
         Requests under a new plan after which it is compared with the old one.
     cooldown
@@ -284,7 +284,9 @@ class PredictivePolicy:
 
     def _certainty_now(self, estimate: Estimate, *, fresh: bool) -> float:
         """Standard errors to ask for: more without a detected change, and if it could be a false alarm."""
-        if not fresh or (self._moves_since_news == 0 and not self._is_no_false_alarm(estimate)):
+        if not fresh:
+            return 1.5 * self.certainty
+        if self._moves_since_news == 0 and not self._is_no_false_alarm(estimate):
             return 2 * self.certainty
         return min(self.certainty + self._moves_since_news, 2 * self.certainty)
 
