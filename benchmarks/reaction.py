@@ -166,8 +166,8 @@ def main() -> int:
         ["end: throughput from the 20th request on, of before", figures([a.recovered for a in kept]), "0.97"],
     ]
     report(
-        f"{arguments.model}, {arguments.policy}, {len(kept)} times {arguments.load} ({stolen} {arguments.most_steal:.0%} "
-        f"of the cores; median {percentile(steal, 0.5):.1%})",
+        f"{arguments.model}, {arguments.policy}, {len(kept)} times {arguments.load} ({stolen} "
+        f"{arguments.most_steal:.0%} of the cores; median {percentile(steal, 0.5):.1%})",
         ["", "median (quartiles)", "target"],
         rows,
         environment,

@@ -50,9 +50,8 @@ Investigate = Callable[[int, Sequence[StageTiming], Callable[[], Sequence[StageT
 
 _VERIFY_REQUESTS = 8
 _TIMINGS_KEPT = 64
-_LONGEST_STRIDE = 1000
-_RATE = 0.05
-"""Weight of the newest value in the running means of the controller's own cost."""
+_CREDIT_S = 0.25
+"""CPU seconds that may be spent ahead of the budget, so that in the midst of things every request is looked at."""
 
 
 class _Verification(NamedTuple):
@@ -80,8 +79,8 @@ class Controller:
     watch
         Default: one with the default detector.
     budget
-        Share of one core that deciding may take: with very fast models not every request is looked at. (Recording
-        them, for counts and the log, is not part of it.)
+        Share of one core that deciding may take in the long run: with very fast models not every request is looked at.
+        (Recording them, for counts and the log, is not part of it.)
     clock, cpu_clock
         Monotonic seconds; CPU seconds of the calling thread.
     """
@@ -111,8 +110,7 @@ class Controller:
         self._finished = 0
         self._last_completed_s = math.nan
         self._last_seen_s = math.nan
-        self._cost_s = self._interval_s = math.nan
-        self._until_next = self._passed_over = 0
+        self._debt_s = 0.0
         self._recent: list[deque[StageTiming]] = [deque(maxlen=_TIMINGS_KEPT) for _ in range(setting.stage_count)]
         self._verification: _Verification | None = None
         policy.start(setting)
@@ -176,12 +174,14 @@ class Controller:
         """Take one finished request."""
         self._emit(RequestDone(timeline.completed_s, timeline))
         self._finished += 1
-        if self._until_next > 0:
-            self._until_next -= 1
+        if self._last_seen_s < timeline.completed_s:
+            self._debt_s = max(0.0, self._debt_s - self._budget * (timeline.completed_s - self._last_seen_s))
+        self._last_seen_s = timeline.completed_s
+        if self._debt_s > _CREDIT_S:
             return
         begin_s = self._cpu_clock()
         self._look(timeline)
-        self._keep_to_budget(self._cpu_clock() - begin_s, timeline.completed_s)
+        self._debt_s += self._cpu_clock() - begin_s
 
     def _look(self, timeline: RequestTimeline) -> None:
         stages = timeline.stages
@@ -223,21 +223,6 @@ class Controller:
             return
         if decision is not None and decision.plan != self._plan:
             self._carry_out(decision)
-
-    def _keep_to_budget(self, cost_s: float, completed_s: float) -> None:
-        """Look at every n-th request, so that looking takes no more than its share of a core."""
-        interval_s = completed_s - self._last_seen_s
-        self._last_seen_s = completed_s
-        if math.isnan(interval_s):
-            return
-        interval_s /= 1 + self._passed_over
-        if math.isnan(self._cost_s):
-            self._cost_s, self._interval_s = cost_s, interval_s
-        self._cost_s += _RATE * (cost_s - self._cost_s)
-        self._interval_s += _RATE * (interval_s - self._interval_s)
-        allowed_s = self._budget * self._interval_s
-        stride = math.ceil(self._cost_s / allowed_s) if allowed_s > 0 else _LONGEST_STRIDE
-        self._until_next = self._passed_over = min(max(stride, 1), _LONGEST_STRIDE) - 1
 
     # -- moves ------------------------------------------------------------------------------------------------------
 
