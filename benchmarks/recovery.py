@@ -1,9 +1,9 @@
 """Throughput under a co-located load: each policy against the best of all plans, swept under the same load.
 
-A load arrives on the core of one of two stages. Every policy starts from the undisturbed plan, reacts, and is measured
-once its layers have come to rest; in rounds, so that the drift of a shared host cancels. ``oracle`` is the plan that
-did best under the same load in the same run: plans are tried from the undisturbed one on both ways until throughput has
-fallen by a quarter, and the best few are measured again in every round.
+A load arrives on the core of one of two stages. Every policy starts from the undisturbed plan and reacts; once its
+layers have come to rest, its plan and the oracle's take turns under the same load, so that the drift of a shared host
+cancels. The oracle's plan is the one that did best under this load in the same run: plans are tried from the undisturbed one on
+both ways until throughput has fallen by a quarter, and those within reach of the best once more in reverse order.
 ``python -m benchmarks.recovery``
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
@@ -40,29 +39,35 @@ from odin.inject.load import Load
 from stages.device import usable_cores
 
 POLICIES = ("predictive", "odin:alpha=10", "lls", "static")
-_FINALISTS = 3
 _FAR_WORSE = 0.75
 
 
 class Trial(NamedTuple):
-    """One policy, or one plan, under the load.
+    """One policy under the load.
 
     Attributes
     ----------
+    plan
+        What it came to.
+    throughput_hz, oracle_hz
+        Under that plan, and under the oracle's, in turns; the same measurement if they are the same plan.
     fluid_bound_hz
         Sum over devices of 1 / (whole-model time on that device as slow as it was meanwhile).
+    p99_s
+        Latency under the plan.
     moves
-        Plan changes from the load's arrival until the measurement.
+        Plan changes from the load's arrival until it came to rest.
     settled
         Requests from the load's arrival until the last of these.
     steal
         Part of the cores' time that the host of a virtual machine took during the measurement.
     """
 
+    plan: str
     throughput_hz: float
+    oracle_hz: float
     fluid_bound_hz: float
     p99_s: float
-    plan: str
     moves: int
     settled: int
     steal: float
@@ -79,21 +84,33 @@ def fluid_bound_hz(pipe: odin.Pipeline, timelines: list[RequestTimeline]) -> flo
     return bound
 
 
-def measure(feeder: Feeder, count: int, begin_s: float) -> Trial:
-    """Measure what runs now; the load arrived at ``begin_s``."""
-    steal = StealMeter()
-    throughput_hz, timelines = feeder.measure(count)
-    stolen = steal.share()
-    moves = feeder.recorder.of(PlanChanged, since_s=begin_s)
-    settled = feeder.recorder.finished_by(moves[-1].at_s) - feeder.recorder.finished_by(begin_s) if moves else 0
+def compare(feeder: Feeder, oracle: odin.Plan, begin_s: float, *, turns: int, count: int) -> Trial:
+    """Measure the present plan and the oracle's in turns; the load arrived at ``begin_s``."""
+    pipe, recorder = feeder.pipe, feeder.recorder
+    moves = recorder.of(PlanChanged, since_s=begin_s)
+    settled = recorder.finished_by(moves[-1].at_s) - recorder.finished_by(begin_s) if moves else 0
+    steal, plan = StealMeter(), pipe.plan
+    pipe.policy = "static"
+    seconds = dict.fromkeys({plan, oracle}, 0.0)
+    kept: list[RequestTimeline] = []
+    for turn in range(turns):
+        pair = (plan, oracle) if turn % 2 == 0 else (oracle, plan)
+        for candidate in dict.fromkeys(pair):  # once, if they are the same
+            if pipe.plan != candidate:
+                pipe.migrate(candidate)
+                feeder.wait(pipe.max_in_flight + 1)
+            rate_hz, timelines = feeder.measure(count)
+            seconds[candidate] += 1 / rate_hz
+            kept += timelines if candidate == plan else []
     return Trial(
-        throughput_hz,
-        fluid_bound_hz(feeder.pipe, timelines),
-        percentile([timeline.latency_s for timeline in timelines], 0.99),
-        str(feeder.pipe.plan),
+        str(plan),
+        turns / seconds[plan],
+        turns / seconds[oracle],
+        fluid_bound_hz(pipe, kept),
+        percentile([timeline.latency_s for timeline in kept], 0.99),
         len(moves),
         settled,
-        stolen,
+        steal.share(),
     )
 
 
@@ -123,7 +140,7 @@ def sweep(feeder: Feeder, home: odin.Plan, count: int) -> list[odin.Plan]:
 
 
 def recover(model: str, load: Load, arguments: argparse.Namespace) -> dict[str, list[Trial]]:
-    """All trials of one model under one load; keys are policies, ``oracle`` and ``undisturbed``."""
+    """All trials of one model under one load, by policy."""
     stages = [f"cpu:{core}" for core in usable_cores()[:2]]
     recorder = Recorder()
     x = torch.randn(1, 3, 224, 224)
@@ -138,33 +155,29 @@ def recover(model: str, load: Load, arguments: argparse.Namespace) -> dict[str, 
             pipe.migrate(home)
             feeder.wait(arguments.rest)
 
-        def undisturbed() -> Trial:
-            go_home()
-            return measure(feeder, arguments.count, feeder.recorder.timelines(-1)[0].completed_s)
-
-        def under_load(policy: str, plan: odin.Plan | None) -> Trial:
+        def under_load(policy: str) -> Trial:
             go_home()
             pipe.policy = policy
             handle = injector.start(load)
             begin_s = recorder.of(LoadChanged)[-1].at_s
             try:
-                if plan is not None:
-                    pipe.migrate(plan)
                 feeder.settle(least=arguments.settle, quiet=arguments.quiet_requests, most=arguments.most)
-                return measure(feeder, arguments.count, begin_s)
+                return compare(feeder, oracle, begin_s, turns=arguments.turns, count=arguments.count)
             finally:
                 handle.stop()
 
         feeder.wait(2 * arguments.rest)
+        undisturbed_hz, _ = feeder.measure(2 * arguments.count)
         handle = injector.start(load)
-        finalists = sweep(feeder, home, arguments.sweep_count)[:_FINALISTS]
+        best = sweep(feeder, home, arguments.sweep_count)
         handle.stop()
-        print(f"{model} under {load}: home {home}, best plans {', '.join(map(str, finalists))}", file=sys.stderr)
-        candidates: dict[str, Callable[[], Trial]] = {"undisturbed": undisturbed}
-        for policy in POLICIES:
-            candidates[policy] = partial(under_load, policy, None)
-        for plan in finalists:
-            candidates[f"plan {plan}"] = partial(under_load, "static", plan)
+        oracle = best[0]
+        print(
+            f"{model} under {load}: home {home} {undisturbed_hz:.2f}/s undisturbed, best plans "
+            f"{', '.join(map(str, best))}",
+            file=sys.stderr,
+        )
+        candidates = {policy: partial(under_load, policy) for policy in POLICIES}
         return interleave(candidates, rounds=arguments.rounds, warmup=0, seed=arguments.seed)
 
 
@@ -175,7 +188,10 @@ def main() -> int:
     core = usable_cores()[:2][-1]
     parser.add_argument("--models", nargs="+", default=["resnet50", "vgg16"])
     parser.add_argument("--load", default=f"program@cpu:{core} stress-ng --cpu 1", help="default: %(default)s")
-    parser.add_argument("--count", type=int, default=60, help="requests per measurement (default %(default)s)")
+    parser.add_argument(
+        "--turns", type=int, default=4, help="of the policy's plan and the oracle's (default %(default)s)"
+    )
+    parser.add_argument("--count", type=int, default=24, help="requests per turn (default %(default)s)")
     parser.add_argument("--sweep-count", type=int, default=12, help="requests per plan of the sweep")
     parser.add_argument("--rest", type=int, default=24, help="undisturbed requests before each load arrives")
     parser.add_argument("--settle", type=int, default=40, help="requests to react, at least (default %(default)s)")
@@ -189,17 +205,14 @@ def main() -> int:
     load = Load.parse(arguments.load)
     results = {model: recover(model, load, arguments) for model in arguments.models}
     for model, trials in results.items():
-        plans = {name: t for name, t in trials.items() if name.startswith("plan ")}
-        best = max(plans, key=lambda name: summarize([trial.throughput_hz for trial in plans[name]]).median)
-        oracle_hz = [trial.throughput_hz for trial in plans[best]]
         rows = []
         for name, kept in trials.items():
-            rate_hz = [trial.throughput_hz for trial in kept]
+            rate_hz, oracle_hz = [trial.throughput_hz for trial in kept], [trial.oracle_hz for trial in kept]
             bound = [trial.throughput_hz / trial.fluid_bound_hz for trial in kept]
             seen = sorted({trial.plan for trial in kept}, key=[trial.plan for trial in kept].count, reverse=True)
             rows.append(
                 [
-                    f"{name} (oracle)" if name == best else name,
+                    name,
                     with_quartiles(summarize(rate_hz), lambda value: f"{value:.2f}"),
                     with_quartiles(paired_ratio(rate_hz, oracle_hz), lambda value: f"{value:.3f}"),
                     f"{summarize(bound).median:.3f}",
@@ -207,7 +220,7 @@ def main() -> int:
                     f"{summarize([float(trial.moves) for trial in kept]).median:.0f}",
                     f"{summarize([float(trial.settled) for trial in kept]).median:.0f}",
                     f"{max(trial.steal for trial in kept):.0%}",
-                    " ".join(seen[:3]),
+                    " ".join(seen),
                 ]
             )
         report(

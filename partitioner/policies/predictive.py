@@ -9,7 +9,9 @@
 after each further move, and one and a half times ``certainty`` when nothing was detected. Under the new plan:
 
     first request     what the old plan had come to under these conditions is put down
-    ``verify`` later  slower than that: undo, and no such move for a while, twice as long each time
+    ``verify`` later  slower than predicted: from now on a move must promise as much more (stages that share caches,
+                      memory or a physical core are faster beside an idle one, which a better plan leaves less idle)
+                      slower than the old plan: undo, and no such move for a while, twice as long each time
                       otherwise: the measured times of the moved layers have corrected the model
 
 A stage that holds nothing tells nothing. If it would help were it undisturbed, it gets a layer for one request now and
@@ -55,6 +57,8 @@ _PATIENCE = 4
 _RESTLESS_PAUSE = 32
 _MOST_ON_THEIR_WAY = 2
 """Plans decided that no request has finished under yet."""
+_OPTIMISM_RATE, _MOST_OPTIMISM = 0.25, 0.15
+"""How fast predictions that are not met are learned from, and how much gain they cost at most (logarithms)."""
 _WAIT_FOR_OTHERS = 2
 _SUSPICIOUS = 3.0
 """Standard errors by which a stage's latest requests must be off for its own alarm to be awaited."""
@@ -66,6 +70,7 @@ class _Check:
 
     before: Plan
     after: Plan
+    predicted_s: float
     calm: bool
     before_s: float = math.nan
     error: float = math.nan
@@ -136,6 +141,7 @@ class PredictivePolicy:
         # What came of moves.
         self._check: _Check | None = None
         self._failures = 0
+        self._optimism = 0.0
         self._backoff_until = 0
         self._banned: set[Plan] = set()
         # Stages without layers.
@@ -300,11 +306,13 @@ class PredictivePolicy:
         if best.plan == present.plan:
             return False
         gain = math.log(present.bottleneck_s / best.bottleneck_s)
-        least = self.min_gain / 2 if fresh and best.plan == self._home else self.min_gain
+        least = math.log1p(self.min_gain / 2 if fresh and best.plan == self._home else self.min_gain)
         if best.plan == self._home:  # known to be good, as a rule
             z = z / 2
+        else:
+            least += self._optimism
         noise = math.hypot(present.bottleneck_error, best.bottleneck_error)
-        return gain > math.log1p(least) and gain > z * noise and gain > min(z, 1.0) * best.bottleneck_doubt
+        return gain > least and gain > z * noise and gain > min(z, 1.0) * best.bottleneck_doubt
 
     def _pays(self) -> bool:
         """Whether conditions are expected to last: as a rule they have, or these have lasted for some time already."""
@@ -340,7 +348,7 @@ class PredictivePolicy:
 
     def _move(self, present: Forecast, best: Forecast) -> Decision:
         calm = self._request - self._news_at > _LONGEST_PAUSE and self._model.calm
-        self._check = _Check(present.plan, best.plan, calm=calm)
+        self._check = _Check(present.plan, best.plan, best.bottleneck_s, calm=calm)
         self._moves_since_news += 1
         self._resting_until = self._request + 10 * _LONGEST_PAUSE  # until requests finish under the new plan
         slowest = int(np.argmax(present.stage_s))
@@ -365,6 +373,8 @@ class PredictivePolicy:
         slowest = int(np.argmax(stage_s))
         error = math.hypot(check.error, self._model.segments.spread[slowest] / math.sqrt(max(samples[slowest], 1.0)))
         gain = math.log(check.before_s / stage_s[slowest])
+        missed = math.log(stage_s[slowest] / check.predicted_s)
+        self._optimism = min(max(0.0, self._optimism + _OPTIMISM_RATE * (missed - self._optimism)), _MOST_OPTIMISM)
         if gain < -max(self.min_gain / 2, self.certainty * error):
             self._failures += 1
             wait = min(_FIRST_BACKOFF << (self._failures - 1), _LAST_BACKOFF)
