@@ -9,8 +9,8 @@
 after each further move, and one and a half times ``certainty`` when nothing was detected. Under the new plan:
 
     first request     what the old plan had come to under these conditions is put down
-    ``verify`` later  slower than predicted: from now on a move must promise as much more (stages that share caches,
-                      memory or a physical core are faster beside an idle one, which a better plan leaves less idle)
+    ``verify`` later  slower than predicted: from now on leaving the home plan must promise as much more (stages that
+                      share caches or a core are faster beside an idle one, and a better plan leaves them less idle)
                       slower than the old plan: undo, and no such move for a while, twice as long each time
                       otherwise: the measured times of the moved layers have corrected the model
 
@@ -309,7 +309,7 @@ class PredictivePolicy:
         least = math.log1p(self.min_gain / 2 if fresh and best.plan == self._home else self.min_gain)
         if best.plan == self._home:  # known to be good, as a rule
             z = z / 2
-        else:
+        elif present.plan == self._home:  # away from it, corrections are not held up
             least += self._optimism
         noise = math.hypot(present.bottleneck_error, best.bottleneck_error)
         return gain > least and gain > z * noise and gain > min(z, 1.0) * best.bottleneck_doubt
