@@ -2,8 +2,9 @@
 
 A load arrives on the core of one of two stages. Every policy starts from the undisturbed plan and reacts; once its
 layers have come to rest, its plan and the oracle's take turns under the same load, so that the drift of a shared host
-cancels. The oracle's plan is the one that did best under this load in the same run: plans are tried from the undisturbed one on
-both ways until throughput has fallen by a quarter, and those within reach of the best once more in reverse order.
+cancels. The oracle's plan is the one that did best under this load in the same run: plans are tried from the
+undisturbed one on both ways until throughput has fallen by a quarter, and those within reach of the best once more in
+reverse order.
 ``python -m benchmarks.recovery``
 """
 
