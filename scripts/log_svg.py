@@ -35,6 +35,7 @@ def main() -> int:
     console.print(render(builder.view(end_s), width=WIDTH, height=HEIGHT, keys="q quit   p pause"))
     # Leading spaces as they are: some renderers drop the non-breaking ones.
     picture = console.export_svg(title="odin top").replace("&#160;", " ")
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(picture.replace("<svg class", '<svg xml:space="preserve" class'), encoding="utf-8")
     return 0
 
