@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from monitor.surroundings import Surroundings
@@ -191,12 +191,15 @@ class Deployment:
         if not ray.is_initialized():  # a call now would start a Ray of its own
             return None
         calls: list[Any] = [actor.ping.remote() for actor in self._actors]
+        answered, _ = ray.wait(calls, num_returns=len(calls), timeout=_PING_TIMEOUT_S)
+        # The dead first: on a busy machine one that lives may be slow to answer.
         for index, call in enumerate(calls):
-            try:
-                ray.get(call, timeout=_PING_TIMEOUT_S)
-            except (RayActorError, GetTimeoutError):
-                return index
-        return None
+            if call in answered:
+                try:
+                    ray.get(call)
+                except RayActorError:
+                    return index
+        return next((index for index, call in enumerate(calls) if call not in answered), None)
 
     def look(self, stage: int, own_pids: Sequence[int]) -> Surroundings:
         """Let a stage see who shares its device; takes about half a second.
