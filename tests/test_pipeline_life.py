@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from concurrent.futures import wait
@@ -96,6 +97,15 @@ def test_a_killed_first_stage_is_named(two_cores, chain):
             list(pipe.map(images(100)))
 
 
+def living(pids):
+    """Those that live at this moment; one may end between any two looks at it."""
+    processes = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes.append(psutil.Process(pid))
+    return processes
+
+
 def test_after_close_submitting_is_an_error_and_no_process_is_left(two_cores, chain):
     with odin.Pipeline(chain, stages=two_cores) as pipe:
         pids = [stage.pid for stage in pipe.snapshot().stages]
@@ -104,7 +114,7 @@ def test_after_close_submitting_is_an_error_and_no_process_is_left(two_cores, ch
     with pytest.raises(odin.PipelineClosedError):
         pipe.submit(images(1)[0])
     pipe.close()
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], PROMPT_S)
+    _, alive = psutil.wait_procs(living(pids), PROMPT_S)
     assert alive == []
     with odin.Pipeline(chain, stages=two_cores):  # the cores are free again
         pass
