@@ -402,7 +402,7 @@ def report_cpu_while_sending(answer: Connection, address: Address, ahead: int) -
 
 
 IDLE_S = 1.0
-IDLE_CPU_S = 0.4  # work at either end included; one that spins uses nearly all of IDLE_S, even where the host takes its share
+IDLE_CPU_S = 0.4  # with the work before and after; one that spins uses nearly all of IDLE_S
 
 
 @both_kinds
