@@ -33,6 +33,10 @@ _SETTLE_S = 2.0
 """Beginning of a phase that its throughput leaves out."""
 
 
+_LEAST_S = 3.0
+"""Seconds that a throughput must at least be of."""
+
+
 class Phase(NamedTuple):
     """A stretch of the demonstration."""
 
@@ -195,6 +199,8 @@ def _report(recording: Recording, spans: Sequence[tuple[Phase, float, float]]) -
         plans = (plan, *(move.after for move in moves))
         plan = plans[-1]
         settled_s = max([begin_s, *(move.at_s for move in moves)]) + _SETTLE_S
+        if end_s - settled_s < _LEAST_S:  # it moved to the last: then of the whole phase
+            settled_s = begin_s + _SETTLE_S
         results.append(_result(phase, plan, events, settled_s))
         if phase.loaded != loaded:
             reactions.append(_reaction(phase, events, plans))
