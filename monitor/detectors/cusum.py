@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from monitor.detectors.bank import CusumBank
 from monitor.detectors.history import History, samples_since_change
 from monitor.detectors.noise import NoiseCalibration
+from monitor.detectors.streams import Streams
 
 __all__ = ["CusumDetector"]
 
@@ -54,7 +55,7 @@ _LIMIT = 20.0
 """Logarithms beyond this are cut off, infinity among them."""
 
 
-class CusumDetector:
+class CusumDetector(Streams):
     """Self-calibrated two-sided CUSUMs for several streams at once; see the module's text for the method.
 
     A level below the undisturbed one becomes the undisturbed one (serving may have begun under interference), for good
@@ -106,8 +107,7 @@ class CusumDetector:
         minimum: float = 1.08,
         surprise: float = 1.5,
     ) -> None:
-        if streams < 1:
-            raise ValueError(f"streams={streams}: a detector watches at least one stream")
+        super().__init__(streams)
         if not 100 <= arl < math.inf:
             raise ValueError(f"arl={arl}: mean samples between false alarms, from 100; 10,000 is usual")
         if not shifts or not all(1.0 < low < high for low, high in zip(shifts, (*shifts[1:], math.inf), strict=True)):
@@ -127,8 +127,6 @@ class CusumDetector:
         self._base = np.zeros(streams)
         self._disturbed = np.zeros(streams, dtype=np.bool_)
         self._any_disturbed = False
-        self._changed = np.zeros(streams, dtype=np.bool_)
-        self._age = np.zeros(streams, dtype=np.int64)
         self._own_prior = np.full(streams, _OWN_DEVIATION**2)
         self._former_base = np.zeros(streams)  # undisturbed level before the last drop ...
         self._provisional = np.zeros(streams)  # ... which counts until the present one has lasted so long
@@ -141,11 +139,6 @@ class CusumDetector:
         self._valid = np.ones(streams, dtype=np.bool_)
         self._winsor, self._spread, self._r, self._a = np.zeros((4, streams))
         self._refresh()
-
-    @property
-    def changed(self) -> NDArray[np.bool_]:
-        """Whether a change was detected with the last update, (streams,)."""
-        return self._changed.copy()
 
     @property
     def disturbed(self) -> NDArray[np.bool_]:
@@ -165,11 +158,6 @@ class CusumDetector:
         return np.where(self._disturbed, self._mean - self._base + added / 2, 0.0)
 
     @property
-    def age(self) -> NDArray[np.int64]:
-        """Samples since the last detected change is estimated to have begun, the last one included, (streams,)."""
-        return self._age.copy()
-
-    @property
     def noise(self) -> FloatArray:
         """Standard deviation of undisturbed samples, outliers apart, (streams,)."""
         return np.sqrt(self._noise.variance)
@@ -182,9 +170,7 @@ class CusumDetector:
         ValueError
             If there is not one sample per stream.
         """
-        x = np.asarray(x, dtype=np.float64)
-        if x.shape != self._mean.shape:
-            raise ValueError(f"samples of shape {x.shape} for {len(self._mean)} streams: give one each, nan for none")
+        x = self._checked(x)
         sample, residual = self._samples.advance(), self._residuals.advance()
         sample[...] = x
         r, a, weight = self._r, self._a, self._ones

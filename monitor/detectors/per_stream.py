@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monitor.detectors.history import History, samples_since_change
+from monitor.detectors.streams import Streams
 
 __all__ = ["DriftDetector", "PerStreamDetector", "river_drift"]
 
@@ -45,7 +46,7 @@ def river_drift() -> Any:
         ) from error
 
 
-class PerStreamDetector:
+class PerStreamDetector(Streams):
     """Says by one drift detector per stream that there is a change; what it is, follows from means before and after.
 
     Parameters
@@ -62,8 +63,7 @@ class PerStreamDetector:
     """
 
     def __init__(self, streams: int, make: Callable[[], DriftDetector]) -> None:
-        if streams < 1:
-            raise ValueError(f"streams={streams}: a detector watches at least one stream")
+        super().__init__(streams)
         self._make = make
         self._detectors = [make() for _ in range(streams)]
         self._samples = History(_HISTORY, streams)
@@ -73,13 +73,6 @@ class PerStreamDetector:
         self._squares = np.zeros(streams)  # of undisturbed deviations
         self._usual = np.zeros(streams)  # how many those are
         self._disturbed = np.zeros(streams, dtype=np.bool_)
-        self._changed = np.zeros(streams, dtype=np.bool_)
-        self._age = np.zeros(streams, dtype=np.int64)
-
-    @property
-    def changed(self) -> NDArray[np.bool_]:
-        """Whether a change was detected with the last update, (streams,)."""
-        return self._changed.copy()
 
     @property
     def disturbed(self) -> NDArray[np.bool_]:
@@ -90,11 +83,6 @@ class PerStreamDetector:
     def level(self) -> FloatArray:
         """Mean since the last change minus the mean while undisturbed, where disturbed, else 0.0, (streams,)."""
         return np.where(self._disturbed, self._mean - self._base, 0.0)
-
-    @property
-    def age(self) -> NDArray[np.int64]:
-        """Samples since the last detected change is estimated to have begun, the last one included, (streams,)."""
-        return self._age.copy()
 
     @property
     def noise(self) -> FloatArray:
@@ -109,9 +97,7 @@ class PerStreamDetector:
         ValueError
             If there is not one sample per stream.
         """
-        x = np.asarray(x, dtype=np.float64)
-        if x.shape != self._mean.shape:
-            raise ValueError(f"samples of shape {x.shape} for {len(self._mean)} streams: give one each, nan for none")
+        x = self._checked(x)
         finite = np.isfinite(x)  # an infinite sample would stay in their sums for ever
         self._samples.advance()[...] = np.where(finite, x, np.nan)
         self._changed[...] = False

@@ -7,12 +7,14 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monitor.detectors.streams import Streams
+
 __all__ = ["ThresholdDetector"]
 
 FloatArray = NDArray[np.float64]
 
 
-class ThresholdDetector:
+class ThresholdDetector(Streams):
     """A change is a stage time that is off its reference by more than a ratio; it then is the reference.
 
     This is a reconstruction: Soomro, Papadopoulou and Pericas (Euro-Par 2023) watch the stages' execution times and
@@ -32,21 +34,13 @@ class ThresholdDetector:
     """
 
     def __init__(self, streams: int, *, ratio: float = 0.2) -> None:
-        if streams < 1:
-            raise ValueError(f"streams={streams}: a detector watches at least one stream")
+        super().__init__(streams)
         if not 0.0 < ratio < math.inf:
             raise ValueError(f"ratio={ratio}: part of the reference time, such as 0.2 for 20 %")
         self._tolerance = math.log1p(ratio)
         self._reference: FloatArray = np.full(streams, np.nan)
         self._undisturbed: FloatArray = np.full(streams, np.inf)
-        self._changed = np.zeros(streams, dtype=np.bool_)
-        self._age = np.zeros(streams, dtype=np.int64)
         self._rebased = np.zeros(streams, dtype=np.bool_)
-
-    @property
-    def changed(self) -> NDArray[np.bool_]:
-        """Whether a change was detected with the last update, (streams,)."""
-        return self._changed.copy()
 
     @property
     def disturbed(self) -> NDArray[np.bool_]:
@@ -57,11 +51,6 @@ class ThresholdDetector:
     def level(self) -> FloatArray:
         """Reference minus undisturbed reference where disturbed, else 0.0, (streams,)."""
         return np.where(self.disturbed, self._reference - self._undisturbed, 0.0)
-
-    @property
-    def age(self) -> NDArray[np.int64]:
-        """Samples since the last detected change, that one included, (streams,)."""
-        return self._age.copy()
 
     @property
     def noise(self) -> FloatArray:
@@ -76,9 +65,7 @@ class ThresholdDetector:
         ValueError
             If there is not one sample per stream.
         """
-        x = np.asarray(x, dtype=np.float64)
-        if x.shape != self._reference.shape:
-            raise ValueError(f"samples of shape {x.shape} for {len(self._age)} streams: give one each, nan for none")
+        x = self._checked(x)
         valid = x > -np.inf
         self._age += valid
         self._changed = valid & (np.abs(x - self._reference) > self._tolerance) & ~self._rebased
