@@ -12,13 +12,14 @@ import contextlib
 import os
 import secrets
 import socket
-import struct
 import threading
 from collections.abc import Callable
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+
+from stages.peer import is_trusted, peer_user
 
 __all__ = ["RemoteStatus", "StatusClient", "StatusServer", "local_pipelines"]
 
@@ -28,7 +29,6 @@ _JOIN_S = 2.0
 _LARGEST_NBYTES = 64 * 2**20
 _LISTENING = "00010000"
 """Flags of a listening socket in /proc/net/unix; accepted connections bear the same name."""
-_CREDENTIALS = struct.Struct("iII")
 
 
 class RemoteStatus(NamedTuple):
@@ -198,10 +198,7 @@ def _listen_locally() -> Any:
 def _same_user(connection: Connection) -> bool:
     """Whether the peer of a local connection is this user or root; TCP peers have shown the key."""
     with socket.socket(fileno=os.dup(connection.fileno())) as peer:
-        if peer.family != socket.AF_UNIX:
-            return True
-        _, user, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        return user in (0, os.geteuid())
+        return is_trusted(peer_user(peer))
 
 
 def _wake(address: str | tuple[str, int]) -> None:

@@ -8,15 +8,14 @@ spins, and the death of either end is seen by the other at once, because the ker
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
-import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from stages.link import ChannelClosedError, Hello, Receiver, Sender
+from stages.peer import is_trusted, peer_user
 from stages.shm import ShmReceiver, ShmSender
 from stages.tcp import TcpReceiver, TcpSender
 
@@ -150,9 +149,6 @@ def open_ends(
 
 def _check_same_user(connection: socket.socket) -> None:
     """Refuse another user's process on a Unix socket; the memory it would map is ours."""
-    if connection.family != socket.AF_UNIX:
-        return
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, user, _ = struct.unpack("3i", credentials)
-    if user not in (os.getuid(), 0):
+    user = peer_user(connection)
+    if not is_trusted(user):
         raise ChannelClosedError(f"a process of user {user} knocked")
