@@ -31,6 +31,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from monitor.procfs import ProcFs
 from stages.device import cpu_model
 
 __all__ = [
@@ -380,9 +381,9 @@ class StealMeter:
         return (self._before[0] - before[0]) / total if total else 0.0
 
     @staticmethod
-    def _read() -> tuple[int, int]:
-        fields = [int(field) for field in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
-        return fields[7], sum(fields)
+    def _read() -> tuple[float, float]:
+        cores = ProcFs().cores().values()
+        return sum(core.steal_s for core in cores), sum(core.total_s for core in cores)
 
 
 # ---------------------------------------------------------------- how it is shown and kept

@@ -37,6 +37,7 @@ from monitor.events import LoadChanged, PlanChanged
 from monitor.timing import RequestTimeline
 from odin.inject.injector import Injector
 from odin.inject.load import Load
+from partitioner.balance import fluid_bound_hz
 from stages.device import usable_cores
 
 POLICIES = ("predictive", "odin:alpha=10", "lls", "static")
@@ -74,15 +75,15 @@ class Trial(NamedTuple):
     steal: float
 
 
-def fluid_bound_hz(pipe: odin.Pipeline, timelines: list[RequestTimeline]) -> float:
-    """The physical limit, from what each stage's layers took compared with their baselines."""
-    bound = 0.0
+def bound_hz(pipe: odin.Pipeline, timelines: list[RequestTimeline]) -> float:
+    """The fluid bound, from what each stage's layers took compared with their baselines; without empty stages."""
+    times_s = []
     for stage, profile in enumerate(pipe.profiles):
         timings = [t.stages[stage] for t in timelines if t.stages[stage].last > t.stages[stage].first]
         if timings:
             ratio = np.mean([t.wall_s / sum(profile.layer_s[t.first : t.last]) for t in timings])
-            bound += 1.0 / (float(ratio) * profile.total_s)
-    return bound
+            times_s.append(ratio * np.array(profile.layer_s))
+    return fluid_bound_hz(times_s)
 
 
 def compare(feeder: Feeder, oracle: odin.Plan, begin_s: float, *, turns: int, count: int) -> Trial:
@@ -107,7 +108,7 @@ def compare(feeder: Feeder, oracle: odin.Plan, begin_s: float, *, turns: int, co
         str(plan),
         turns / seconds[plan],
         turns / seconds[oracle],
-        fluid_bound_hz(pipe, kept),
+        bound_hz(pipe, kept),
         percentile([timeline.latency_s for timeline in kept], 0.99),
         len(moves),
         settled,

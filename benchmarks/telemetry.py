@@ -31,6 +31,7 @@ from benchmarks.common import (
     write_result,
 )
 from benchmarks.feeding import Feeder, Recorder
+from monitor.events import RequestDone
 from monitor.timing import RequestTimeline, StageTiming, unpack_timings
 from stages.device import usable_cores
 from stages.executor import CpuExecutor
@@ -101,8 +102,7 @@ def gateway_side(model: str, rounds: int, seconds: float, seed: int, folder: Pat
             return Gateway(recorder.throughput_hz(begin), share)
 
         def count(timeline: RequestTimeline) -> None:
-            recorder._completed_s.append(timeline.completed_s)
-            recorder._timelines.append(timeline)
+            recorder(RequestDone(timeline.completed_s, timeline))
 
         def seen_and_counted(timeline: RequestTimeline) -> None:
             seen(timeline)

@@ -91,7 +91,7 @@ class StageWatch:
         self._onset_level, self._end_level = np.log(notable), np.log((1 + notable) / 2)
         self._told: NDArray[np.bool_] = np.zeros(stages, dtype=np.bool_)
         self._warmup = 8 + 4 * stages if warmup is None else warmup
-        self._rows = np.arange(stages)
+        self._rows, self._layers = np.arange(stages), np.arange(layers)
         self._relative = np.ones(layers)
         self._prefix_s = np.zeros((stages, layers + 1))
         self._cuts: tuple[int, ...] = ()
@@ -100,11 +100,6 @@ class StageWatch:
         self._owner: NDArray[np.int64] = np.zeros(layers, dtype=np.int64)
         self._since_refresh = 0
         self._refresh()
-
-    @property
-    def disturbed(self) -> NDArray[np.bool_]:
-        """Which stages are told to be disturbed now, shape (stages,)."""
-        return self._told.copy()
 
     @property
     def reference_s(self) -> FloatArray:
@@ -161,7 +156,7 @@ class StageWatch:
     def _learn(self, ratio: FloatArray, layer_s: FloatArray, disturbed: NDArray[np.bool_]) -> None:
         """Bring ``relative`` nearer to what undisturbed stages show."""
         owner = self._owner
-        share = layer_s / (self._baseline_s[owner, np.arange(len(owner))] * ratio[owner])
+        share = layer_s / (self._baseline_s[owner, self._layers] * ratio[owner])
         # A hiccup within one layer must not count more than a large error of its baseline would.
         known = (share > 0.25) & (share < 4.0) & ~disturbed[owner]
         self._relative[known] += _LEARNING_RATE * (share[known] - self._relative[known])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,15 +33,13 @@ class Recorder:
     """
 
     def __init__(self, log: str | Path | None, on_event: Callable[[Event], None] | None = None) -> None:
-        self._lock = threading.Lock()
         self._on_event = on_event
         self._log = None if log is None else EventLog(log)
         self._builder = ViewBuilder()
 
     def emit(self, event: Event) -> None:
         """Take one event; from any thread."""
-        with self._lock:
-            self._builder.apply(event)
+        self._builder.apply(event)
         if self._log is not None:
             self._log.append(event)
         if self._on_event is not None:
@@ -50,8 +47,7 @@ class Recorder:
 
     def view(self, now_s: float) -> PipelineView:
         """Return the state as of ``now_s`` on the events' clock."""
-        with self._lock:
-            return self._builder.view(now_s)
+        return self._builder.view(now_s)
 
     def close(self) -> None:
         """Write what is left to write. Idempotent."""
