@@ -15,12 +15,24 @@ from channels import PROMPT_S, child, listen, numbers, pair, request
 
 from stages.channel import Address
 from stages.link import ChannelClosedError, Hello
-from stages.tcp import TcpReceiver, TcpSender
+from stages.tcp import TcpReceiver, TcpSender, tune
 from stages.wire import Header, Kind, TensorMeta, pack
 
 BLOCKED_S = 0.2
 BIG = 4 * 2**20
-"""Numbers in a tensor that no socket buffer takes whole."""
+"""Numbers in a tensor that no socket buffer takes whole, once it has been kept small."""
+
+
+@pytest.fixture
+def small_buffers(monkeypatch):
+    """Socket buffers of 64 KiB: left to itself a kernel lets them grow to some 32 MiB, as much as it has to spare."""
+
+    def tune_and_limit(connection: socket.socket) -> None:
+        tune(connection)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            connection.setsockopt(socket.SOL_SOCKET, option, 2**16)
+
+    monkeypatch.setattr("stages.tcp.tune", tune_and_limit)
 
 
 def test_the_receiver_has_memory_of_its_own():
@@ -31,7 +43,7 @@ def test_the_receiver_has_memory_of_its_own():
         assert torch.equal(message.tensors[0], numbers(0))
 
 
-def test_a_full_ring_at_the_receiver_holds_the_sender_back():
+def test_a_full_ring_at_the_receiver_holds_the_sender_back(small_buffers):
     sent: list[int] = []
     third = threading.Event()
     with pair("tcp", slots=1, slot_nbytes=4 * BIG) as (sender, receiver), ThreadPoolExecutor(1) as pool:
