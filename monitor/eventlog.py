@@ -68,7 +68,7 @@ class EventLog:
         self.path = Path(path)
         self._later = later
         self._lock = threading.Lock()
-        self._waiting: list[str] = []
+        self._waiting: list[Event] = []  # encoded together: by then serving has pushed the code out of the caches
         self._error = ""
         self._descriptor: int | None = _open(self.path, append=append)
 
@@ -79,11 +79,10 @@ class EventLog:
 
     def append(self, event: Event) -> None:
         """Write one event. Never raises because of the file, and does nothing after :meth:`close`."""
-        line = to_json(event) + "\n"
         with self._lock:
             if self._descriptor is None:
                 return
-            self._waiting.append(line)
+            self._waiting.append(event)
             if not isinstance(event, RequestDone):
                 self._write()
             elif len(self._waiting) == 1:
@@ -105,7 +104,7 @@ class EventLog:
     def _write(self) -> None:
         if self._descriptor is None or not self._waiting:
             return
-        data = "".join(self._waiting).encode()
+        data = "".join(f"{to_json(event)}\n" for event in self._waiting).encode()
         self._waiting.clear()
         written = 0
         try:

@@ -278,9 +278,12 @@ def to_json(event: Event) -> str:
             value = [dataclasses.asdict(item) for item in value]
         values[field.name] = value
     try:
-        return json.dumps(values, separators=(",", ":"), allow_nan=False)
+        return _ENCODER.encode(values)
     except ValueError:  # seldom: only then look for what JSON has no word for
-        return json.dumps(_without_nan(values), separators=(",", ":"))
+        return _ENCODER.encode(_without_nan(values))
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 def _without_nan(value: Any) -> Any:

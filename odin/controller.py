@@ -107,6 +107,8 @@ class Controller:
         self._clock, self._cpu_clock = clock, cpu_clock
         self._policy = policy
         self._plan = setting.plan
+        self._seen_cuts: tuple[int, ...] = ()
+        self._seen_plan = setting.plan
         self._finished = 0
         self._last_completed_s = math.nan
         self._last_seen_s = math.nan
@@ -185,13 +187,16 @@ class Controller:
 
     def _look(self, timeline: RequestTimeline) -> None:
         stages = timeline.stages
-        plan = Plan(timing.last - timing.first for timing in stages)
         stage_s = np.array([timing.wall_s for timing in stages])
         layer_s = np.fromiter(itertools.chain.from_iterable(timing.layer_s for timing in stages), np.float64)
-        if len(plan) != self._setting.stage_count or len(layer_s) != self._setting.layer_count:
+        if len(stages) != self._setting.stage_count or len(layer_s) != self._setting.layer_count:
             return  # a stage did not tell: an older record, or one cut short
+        cuts = (0, *(timing.last for timing in stages))
+        if cuts != self._seen_cuts:
+            self._seen_cuts, self._seen_plan = cuts, Plan(timing.last - timing.first for timing in stages)
+        plan = self._seen_plan
         detector = self._watch.detector
-        changes = self._watch.update([0, *(timing.last for timing in stages)], stage_s, layer_s)
+        changes = self._watch.update(cuts, stage_s, layer_s)
         for change in changes:
             self._emit(
                 SlowdownChanged(
