@@ -10,28 +10,23 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.detection import (
+from benchmarks.detection import Row, Trace, cell, cuttings, measure_trace, read_trace, verdict
+from monitor.detectors import CusumDetector
+from monitor.events import LoadChanged, RequestDone, RunStarted, StageDescription, to_json
+from monitor.timing import RequestTimeline, StageTiming
+from odin.simulator.detection import (
     Contender,
     Delay,
-    Row,
     Sightings,
-    Trace,
-    cell,
-    cuttings,
+    detection_points,
     drifting,
     false_alarms,
     least_delay,
     log_normal,
-    measure_trace,
-    read_trace,
     sightings,
     to_delay,
-    verdict,
     with_hiccups,
 )
-from monitor.detectors import CusumDetector
-from monitor.events import LoadChanged, RequestDone, RunStarted, StageDescription, to_json
-from monitor.timing import RequestTimeline, StageTiming
 
 NAN = math.nan
 
@@ -98,6 +93,17 @@ def test_means_and_misses_over_rounds():
     nobody = to_delay(1.5, [Sightings(np.array([NAN]), np.array([0.0]))], 2.0)
     assert math.isnan(nobody.onset)
     assert nobody.end_missed == 1.0
+
+
+def test_points_for_the_report_are_what_the_benchmark_counts():
+    point, slow = detection_points(
+        "cusum", Contender(CusumDetector, 20), noise_cv=0.1, quiet=500, slowdowns=(1.25, 3.0), seed=3
+    )
+    assert (point.detector, point.noise_cv, point.slowdown) == ("cusum", 0.1, 1.25)
+    assert point.bound == pytest.approx(least_delay(1.25, log_normal(0.1).sigma))
+    assert 1.0 < point.delay < 2 * point.bound
+    assert slow.delay < 1.5
+    assert (slow.missed, slow.false_alarms) == (0.0, 0.0)
 
 
 def test_cells():
