@@ -210,11 +210,14 @@ class Results:
     validations: tuple[Validation, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def to_json(self) -> str:
+        """What the file holds, in one line."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **_encode(self)}, allow_nan=False)
+
     def write(self, path: str | Path) -> Path:
         """Write the file, whole or not at all; ``.gz`` at the end of the name compresses it."""
         path = Path(path)
-        text = json.dumps({"format": FORMAT, "version": VERSION, **_encode(self)}, allow_nan=False)
-        data = (text + "\n").encode()
+        data = (self.to_json() + "\n").encode()
         _write_whole(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
         return path
 
