@@ -1,86 +1,91 @@
-"""Policies by their text form, such as ``odin:alpha=10``."""
+"""Policies by their text form: ``odin:alpha=10``, ``mypkg:MyPolicy``, or the name that a distribution offers."""
 
 from __future__ import annotations
 
-import inspect
-from importlib import import_module
-from typing import Any
+from partitioner.named import Family
+from partitioner.policies.base import Decision, Observation, Policy, Setting
 
-from partitioner.policies.base import Policy
+__all__ = ["ENTRY_POINT_GROUP", "POLICIES", "GivenPolicy", "make_policy", "policy_names"]
 
-__all__ = ["POLICIES", "make_policy"]
+ENTRY_POINT_GROUP = "odin.policies"
+"""Entry points by which installed distributions offer policies of their own."""
 
-# Imported when asked for. Keyword-only parameters with a number, a truth value or a text as default can be set.
-_CLASSES = {
-    "static": "partitioner.policies.static:StaticPolicy",
-    "lls": "partitioner.policies.lls:LlsPolicy",
-    "odin": "partitioner.policies.odin:OdinPolicy",
-    "predictive": "partitioner.policies.predictive:PredictivePolicy",
-    "oracle": "partitioner.policies.oracle:OraclePolicy",
-    "delayed-oracle": "partitioner.policies.oracle:DelayedOraclePolicy",
-}
-_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_FAMILY = Family(
+    kind="policy",
+    group=ENTRY_POINT_GROUP,
+    builtin={
+        "static": "partitioner.policies.static:StaticPolicy",
+        "lls": "partitioner.policies.lls:LlsPolicy",
+        "odin": "partitioner.policies.odin:OdinPolicy",
+        "predictive": "partitioner.policies.predictive:PredictivePolicy",
+        "oracle": "partitioner.policies.oracle:OraclePolicy",
+        "delayed-oracle": "partitioner.policies.oracle:DelayedOraclePolicy",
+    },
+    properties=("name",),
+    methods={"start": 1, "decide": 1},
+)
 
-POLICIES = tuple(_CLASSES)
-"""Names that :func:`make_policy` knows."""
+POLICIES = tuple(_FAMILY.builtin)
+"""Built-in names that :func:`make_policy` knows."""
+
+
+class GivenPolicy:
+    """A policy of somebody's own under the text that it was made from, so that the name shown can be given again.
+
+    Attributes
+    ----------
+    name
+        The text.
+    policy
+        What decides.
+    """
+
+    def __init__(self, name: str, policy: Policy) -> None:
+        self.name = name
+        self.policy = policy
+
+    def start(self, setting: Setting) -> None:
+        """Forget everything and get ready for a pipeline."""
+        self.policy.start(setting)
+
+    def decide(self, observation: Observation) -> Decision | None:
+        """Take one finished request in; answer as the policy does."""
+        return self.policy.decide(observation)
+
+
+def policy_names() -> tuple[str, ...]:
+    """All names that :func:`make_policy` knows: built-in ones, then those that installed distributions offer."""
+    return _FAMILY.names()
 
 
 def make_policy(text: str) -> Policy:
-    """Make a policy from its text form: ``NAME`` or ``NAME:parameter=value,parameter=value``.
+    """Make a policy from its text form.
+
+    ``NAME`` or ``NAME:parameter=value,parameter=value`` for those built in and those of the entry-point group
+    ``odin.policies``; ``module:Class``, with or without ``:parameter=value,...``, for any class that has ``name``,
+    ``start`` and ``decide``. :mod:`partitioner.named` has the grammar.
+
+    Returns
+    -------
+    Policy
+        Its ``name`` can be given to this function again. For a policy that is not built in and calls itself otherwise,
+        a :class:`GivenPolicy`.
 
     Raises
     ------
     ValueError
-        If there is no such policy or parameter, or the value is not one it can have; says what there is.
+        If there is no such policy or parameter, the value is not one it can have, or the class cannot be imported or
+        is no policy; says what there is and what to do.
 
     Examples
     --------
     >>> make_policy("odin:alpha=2").name
     'odin:alpha=2'
     """
-    name, colon, rest = text.partition(":")
-    name = name.strip()
-    if name not in _CLASSES:
-        raise ValueError(f"there is no policy {name!r}; choose one of {', '.join(POLICIES)}")
-    module, _, attribute = _CLASSES[name].partition(":")
-    make = getattr(import_module(module), attribute)
-    values = _values(text, rest, _defaults(make)) if colon else {}
-    try:
-        policy: Policy = make(**values)
-    except ValueError as error:
-        raise ValueError(f"policy {text!r}: {error}") from error
-    return policy
-
-
-def _defaults(make: Any) -> dict[str, Any]:
-    """Parameters that text can set, with their default values."""
-    parameters = inspect.signature(make).parameters.values()
-    return {p.name: p.default for p in parameters if isinstance(p.default, bool | int | float | str)}
-
-
-def _values(text: str, rest: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    has = f"it has {', '.join(f'{key}={value}' for key, value in defaults.items())}" if defaults else "it has none"
-    values: dict[str, Any] = {}
-    for part in rest.split(","):
-        key, equals, written = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise ValueError(f"policy {text!r}: {part.strip()!r} is not parameter=value; {has}")
-        if key not in defaults:
-            raise ValueError(f"policy {text!r} has no parameter {key!r}; {has}")
-        if key in values:
-            raise ValueError(f"policy {text!r} sets {key!r} twice; leave one out")
-        values[key] = _convert(text, key, written, defaults[key])
-    return values
-
-
-def _convert(text: str, key: str, written: str, default: Any) -> Any:
-    """Read the value as what its default is."""
-    if isinstance(default, bool):
-        if written.lower() not in _TRUTH:
-            raise ValueError(f"policy {text!r}: {key} is {written!r}; write true or false")
-        return _TRUTH[written.lower()]
-    try:
-        return type(default)(written)
-    except ValueError as error:
-        kind = "a whole number" if isinstance(default, int) else "a number"
-        raise ValueError(f"policy {text!r}: {key} is {written!r}; write {kind}, such as {default}") from error
+    policy: Policy = _FAMILY.make(text)
+    if not isinstance(policy.name, str) or not policy.name:
+        raise ValueError(f"policy {text!r} is called {policy.name!r}; its name must be a text with something in it")
+    text = text.strip()
+    if _FAMILY.is_builtin(text) or policy.name == text:
+        return policy
+    return GivenPolicy(text, policy)
