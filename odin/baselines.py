@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from odin.deployment import Deployment
 from partitioner.balance import balance
 from partitioner.chain import Chain
+from partitioner.intensity import arithmetic_intensity
 from partitioner.plan import Plan
 from partitioner.policies import Setting
 from partitioner.profile import LayerTimes, Profile, ProfileCache, ProfileKey
 from partitioner.transfer import measure_transfer
 
-__all__ = ["arithmetic_intensity", "measure_baselines", "pipeline_setting"]
+__all__ = ["measure_baselines", "pipeline_setting"]
 
 _WARMUP, _REPEATS = 2, 7
 
@@ -68,18 +68,3 @@ def pipeline_setting(
     if plan is None:
         plan = balance(baseline_s, send_s=send_s, receive_s=receive_s).plan
     return Setting(plan, baseline_s, send_s, receive_s, arithmetic_intensity(chain))
-
-
-def arithmetic_intensity(chain: Chain) -> NDArray[np.float64]:
-    """Floating-point operations of each layer per byte of its weights, inputs and outputs, shape (layers,).
-
-    The x-axis of the roofline model (Williams, Waterman and Patterson, CACM 2009): layers with a low one wait for
-    memory rather than for arithmetic.
-    """
-    read_nbytes = [sum(spec.nbytes for spec in chain.inputs), *(layer.output_nbytes for layer in chain.layers[:-1])]
-    return np.array(
-        [
-            layer.flops / max(1, layer.parameter_nbytes + read + layer.output_nbytes)
-            for layer, read in zip(chain.layers, read_nbytes, strict=True)
-        ]
-    )

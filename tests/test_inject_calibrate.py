@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 
+import psutil
 import pytest
 from loads import a_core, alive, family
 
-from odin.inject.calibrate import Reference, calibrate, measure_effects
+from odin.inject.calibrate import calibrate, measure_effects
 from odin.inject.calibration import Calibration, Effect, calibration_path, load_calibrations, store_calibration
-from odin.inject.load import LoadError, LoadFailedError
+from odin.inject.injector import Injector
+from odin.inject.load import Load, LoadError, LoadFailedError
+from odin.inject.measure import Reference, measure_load
+from odin.inject.named import named_load
+from odin.inject.sizes import buffer_nbytes
 from stages.device import Device, DeviceError, cpu_model
 
 CPU1 = Device("cpu", (1,))
@@ -20,28 +25,31 @@ SLOWDOWN = {"cpu-50": (2.0, 3.0), "membw-100": (2.0, 6.0)}
 class FakeWorld:
     """A model of two layers whose passes take as long as the load that is there says, and who starts loads."""
 
+    pids = ()
+
     def __init__(self, *, dies=()):
-        self.load, self.noted, self.dies, self.drift = "", [], dies, 1.0
+        self.now, self.noted, self.dies, self.drift, self.stopped = "", [], dies, 1.0, 0
 
     # the model
     def run(self, count):
-        self.noted.append((self.load, count))
-        first, second = SLOWDOWN.get(self.load, (1.0, 1.0))
+        self.noted.append((self.now, count))
+        first, second = SLOWDOWN.get(self.now, (1.0, 1.0))
         return [[first * self.drift * (1 + 0.5 * (number % 2)), second * self.drift] for number in range(count)]
 
     # the loads
     def start(self, load, *, name="", idle=False):
         assert idle
         self.drift *= 2  # the machine grows slower and slower
-        self.name, self.running, self.ended, self.load = name, True, "process 1 was killed", ""
+        self.name, self.running, self.ended, self.now, self.load = name, True, "process 1 was killed", "", load
         return self
 
     def set_intensity(self, intensity):
-        self.load = self.name
+        self.now = self.name if intensity else ""
         self.running = self.name not in self.dies
 
     def stop(self):
-        self.load = ""
+        self.now = ""
+        self.stopped += 1
 
 
 def test_each_load_is_compared_with_the_time_just_before_it():
@@ -59,14 +67,43 @@ def test_each_load_is_compared_with_the_time_just_before_it():
     assert alone_s == pytest.approx((2.25 * 4 + 2.25 * 8) / 2, rel=0.3)
     assert [(done, total) for _, done, total in told] == [(0, 4), (1, 4), (2, 4), (3, 4)]
     assert sorted(name for name, _, _ in told) == ["cpu-50", "cpu-50", "membw-100", "membw-100"]
-    # alone, two passes to settle, under load
-    assert world.noted[:3] == [("", 4), (told[0][0], 2), (told[0][0], 4)]
+    # two passes to settle, alone, two to settle, under load
+    assert world.noted[:4] == [("", 2), ("", 4), (told[0][0], 2), (told[0][0], 4)]
 
 
 def test_a_load_that_dies_is_no_measurement():
     world = FakeWorld(dies=("cpu-50",))
     with pytest.raises(LoadFailedError, match=r"cpu@cpu:1\*0\.5: process 1 was killed"):
         measure_effects(world, world, CPU1, ["cpu-50"], rounds=1, passes=3)
+    assert world.stopped == 1
+
+
+@pytest.mark.parametrize("name", ["cpu-50", "membw-100"])
+def test_passes_alone_may_follow(name):
+    world = FakeWorld()
+    found = measure_load(world, world, named_load(name, CPU1), name=name, alone=3, loaded=5, after=2, settle=1)
+    assert world.noted == [("", 1), ("", 3), (name, 1), (name, 5), ("", 1), ("", 2)]
+    assert [len(passes) for passes in found] == [3, 5, 2]
+    assert found.loaded[0] == [2.0 * SLOWDOWN[name][0], 2.0 * SLOWDOWN[name][1]]
+    assert found.after[0] == [2.0, 2.0]
+    assert world.stopped == 1
+
+
+def test_arrays_are_there_before_anything_is_measured():
+    seen = []
+    with Injector() as injector:
+
+        class Looks:
+            def run(self, count):
+                (handle,) = injector.handles
+                seen.append((handle.intensity, psutil.Process(handle.pids[0]).memory_info().rss))
+                return [[1.0]] * count
+
+        load = Load("membw", Device("cpu", (a_core(),)), 0.25)
+        measure_load(Looks(), injector, load, name="m", alone=1, loaded=1)
+    assert [intensity for intensity, _ in seen] == [0.0, 0.0, 0.25, 0.25]
+    assert seen[0][1] >= 0.9 * buffer_nbytes(load)
+    assert seen[3][1] <= 1.1 * seen[0][1]
 
 
 # ---------------------------------------------------------------- keeping

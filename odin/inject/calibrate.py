@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import random
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Protocol, Self
 
 from odin.inject.calibration import Calibration, Effect
 from odin.inject.injector import Injector, check_local_device
-from odin.inject.load import LoadError, LoadFailedError
+from odin.inject.measure import SETTLE_PASSES, Passes, Reference, RunsPasses, measure_load
 from odin.inject.named import NAMED, named_load
 from odin.inject.play import Starts
 from stages.device import Device, DeviceError, cpu_model
 
-__all__ = ["Reference", "calibrate", "measure_effects"]
-
-Passes = list[list[float]]
-"""Passes through a chain, each the seconds of all layers."""
+__all__ = ["calibrate", "measure_effects"]
 
 _ROUNDS, _PASSES_S = 5, 1.5
 _QUICK_ROUNDS, _QUICK_PASSES_S = 1, 0.7
 _LEAST_PASSES, _MOST_PASSES = 3, 100
-_SETTLE_PASSES = 2
-
-
-class RunsPasses(Protocol):
-    """What is disturbed."""
-
-    def run(self, count: int) -> Passes:
-        """Run ``count`` passes."""
 
 
 def calibrate(
@@ -76,7 +60,7 @@ def calibrate(
         reference = stack.enter_context(Reference(model, device))
         injector = stack.enter_context(Injector())
         rounds, budget_s = (_QUICK_ROUNDS, _QUICK_PASSES_S) if quick else (_ROUNDS, _PASSES_S)
-        reference.run(_SETTLE_PASSES)
+        reference.run(SETTLE_PASSES)
         alone_s = statistics.median(map(sum, reference.run(_LEAST_PASSES)))
         passes = min(_MOST_PASSES, max(_LEAST_PASSES, round(budget_s / alone_s)))
         effects, alone_s = measure_effects(
@@ -127,14 +111,7 @@ def measure_effects(
         for position, name in enumerate(shuffled):
             notify(name, number * len(names) + position, rounds * len(names))
             load = named_load(name, device)
-            handle = injector.start(load, name=name, idle=True)
-            alone = reference.run(passes)
-            handle.set_intensity(load.intensity)
-            reference.run(_SETTLE_PASSES)
-            disturbed = reference.run(passes)
-            if not handle.running:
-                raise LoadFailedError(f"{load}: {handle.ended}")
-            handle.stop()
+            alone, disturbed, _ = measure_load(reference, injector, load, name=name, alone=passes, loaded=passes)
             alone_s = statistics.median(map(sum, alone))
             layer_alone_s = [statistics.median(seconds) for seconds in zip(*alone, strict=True)]
             all_alone_s += map(sum, alone)
@@ -149,75 +126,3 @@ def measure_effects(
         by_layer = tuple(statistics.median(values) for values in zip(*layer_ratios[name], strict=True))
         effects.append(Effect(name, median, low, high, by_layer))
     return tuple(effects), statistics.median(all_alone_s)
-
-
-class Reference:
-    """A process that runs a model on cores of its own; a context manager.
-
-    Attributes
-    ----------
-    layers
-        Names of the model's layers.
-    torch_version
-        The PyTorch that runs them.
-
-    Raises
-    ------
-    LoadError
-        If there is no such model.
-    LoadFailedError
-        If the process ended.
-    """
-
-    def __init__(self, model: str, device: Device) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "odin.inject.reference", model, str(device)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for the process that measures
-        )
-        try:
-            answer = self._read()
-            if "error" in answer:
-                raise LoadError(str(answer["error"]))
-            self.layers: tuple[str, ...] = tuple(answer["ready"])
-            self.torch_version = str(answer["torch"])
-        except BaseException:
-            self.close()
-            raise
-
-    def run(self, count: int) -> Passes:
-        """Run ``count`` passes through the model; returns each one's seconds per layer."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(f"{count}\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise LoadFailedError(f"the process that runs the model has ended: {error}") from error
-        passes: Passes = self._read()["passes"]
-        return passes
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()  # it holds nothing that needs an orderly end
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise LoadFailedError(f"the process that runs the model ended with status {self._process.wait()}")
-        message: dict[str, Any] = json.loads(line)
-        return message

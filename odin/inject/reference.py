@@ -2,8 +2,8 @@
 
     python -m odin.inject.reference MODEL DEVICE
 
-It answers a line of JSON with the layers' names, then for every line with a number so many passes through the chain,
-as lists of the layers' seconds, and ends when its standard input does.
+It answers a line of JSON with the chain's description, then for every line with a number so many passes through the
+chain, as lists of the layers' seconds, and ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 
 from odin.local_profile import pinned
 from odin.sources import load_source
-from partitioner.chain import build_chain
+from partitioner.chain import Chain, build_chain
+from partitioner.intensity import arithmetic_intensity
 from stages.allocator import keep_freed_memory
 from stages.device import Device
 from stages.threads import compute_threads
@@ -33,7 +34,7 @@ def main(model: str, device_text: str) -> None:
     inputs = chain.layout(chain.pack(source.example_args))
     keep_freed_memory()
     with pinned(device), torch.inference_mode():
-        say({"ready": [layer.name for layer in chain.layers], "torch": str(torch.__version__)})
+        say(describe(chain))
         for line in sys.stdin:
             passes = []
             for _ in range(int(line)):
@@ -45,6 +46,17 @@ def main(model: str, device_text: str) -> None:
                     before_s = after_s
                 passes.append(seconds)
             say({"passes": passes})
+
+
+def describe(chain: Chain) -> dict[str, object]:
+    """What who asks is told of the chain."""
+    return {
+        "ready": [layer.name for layer in chain.layers],
+        "torch": str(torch.__version__),
+        "fingerprint": chain.fingerprint,
+        "intensity": arithmetic_intensity(chain).tolist(),
+        "cut_nbytes": [sum(spec.nbytes for spec in chain.inputs), *(layer.output_nbytes for layer in chain.layers)],
+    }
 
 
 def say(message: dict[str, object]) -> None:
