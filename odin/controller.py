@@ -138,7 +138,13 @@ class Controller:
         """Let another policy decide from the next request on."""
 
         def change() -> None:
-            policy.start(self._setting._replace(plan=self._plan))
+            try:
+                policy.start(self._setting._replace(plan=self._plan))
+            except Exception as error:
+                warnings.warn(
+                    f"policy {policy.name} raised {error!r} at its start; {self._policy.name} goes on", stacklevel=1
+                )
+                return
             self._policy = policy
             self._emit(PolicyChanged(self._clock(), policy.name))
 
@@ -196,7 +202,12 @@ class Controller:
             self._seen_cuts, self._seen_plan = cuts, Plan(timing.last - timing.first for timing in stages)
         plan = self._seen_plan
         detector = self._watch.detector
-        changes = self._watch.update(cuts, stage_s, layer_s)
+        try:
+            changes = self._watch.update(cuts, stage_s, layer_s)
+        except Exception as error:
+            warnings.warn(f"detector {type(detector).__name__} raised {error!r}; cusum takes its place", stacklevel=1)
+            self._watch = StageWatch(self._setting.baseline_s)
+            detector, changes = self._watch.detector, []
         for change in changes:
             self._emit(
                 SlowdownChanged(
@@ -221,6 +232,8 @@ class Controller:
         self._last_completed_s = timeline.completed_s
         try:
             decision = self._policy.decide(observation)
+            if decision is not None:
+                decision.plan.check_fits(layer_count=self._setting.layer_count, stage_count=self._setting.stage_count)
         except Exception as error:
             warnings.warn(f"policy {self._policy.name} raised {error!r}; layers stay where they are", stacklevel=1)
             self._policy = StaticPolicy()

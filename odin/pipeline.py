@@ -19,6 +19,7 @@ from typing import Any, Self
 import ray
 import torch
 
+from monitor.detectors import Detector
 from monitor.events import Event, LoadChanged, StageDescription
 from monitor.surroundings import Surroundings, look_around
 from monitor.timing import RequestTimeline
@@ -29,6 +30,7 @@ from odin.deployment import Deployment
 from odin.errors import OdinError, StageLostError
 from odin.gateway import Gateway
 from odin.microbatch import join_outputs, split_inputs
+from odin.options import check_batch, check_options, leading_size
 from odin.placement import place
 from odin.ray_runtime import RayRuntime
 from odin.snapshot import PipelineSnapshot, StageSnapshot
@@ -39,12 +41,9 @@ from partitioner.plan import Plan
 from partitioner.policies import Policy, make_policy
 from partitioner.profile import Profile, ProfileCache
 from stages.device import Device, parse_devices
-from stages.executor import PRECISIONS
 from stages.slots import slot_nbytes_for
 
 __all__ = ["Pipeline"]
-
-_TRANSPORTS = ("auto", "shm", "tcp")
 
 
 class Pipeline:
@@ -68,7 +67,11 @@ class Pipeline:
         kept on disk) and balanced exactly.
     policy
         When and where layers move: ``"predictive"`` (ODIN's own), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
-        :class:`~partitioner.policies.Policy`; or ``"static"``: never, except by :meth:`migrate`.
+        :class:`~partitioner.policies.Policy` or ``"module:Class"`` of one; or ``"static"``: never, except by
+        :meth:`migrate`.
+    detector
+        What tells that a stage's slowdown has changed: ``"cusum"``, ``"threshold:ratio=0.2"``, ``"page-hinkley"``,
+        ``"adwin"``, ``"module:Class"``, or a :class:`~monitor.detectors.Detector` with one stream per stage.
     log
         File to which every event of the run is appended, one JSON line each; see :mod:`monitor.eventlog`.
     on_event
@@ -115,6 +118,7 @@ class Pipeline:
         example_input: Any = None,
         plan: Plan | str | None = None,
         policy: Policy | str = "predictive",
+        detector: Detector | str = "cusum",
         log: str | Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         weights: str | Path | None = None,
@@ -134,12 +138,14 @@ class Pipeline:
         self._deployment: Deployment | None = None
         self._runtime: RayRuntime | None = None
         self._at_exit = _close_at_exit(self)
-        _check_options(precision=precision, transport=transport, batch=batch, max_in_flight=max_in_flight)
+        check_options(
+            precision=precision, transport=transport, batch=batch, max_in_flight=max_in_flight, detector=detector
+        )
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
         policy = make_policy(policy) if isinstance(policy, str) else policy
         devices = None if stages == "auto" else parse_devices(stages)
         self.chain = chain = _to_chain(model, weights=weights, example_input=example_input)
-        self.batch = _check_batch(chain, batch)
+        self.batch = check_batch(chain, batch)
         if plan is not None:
             plan.check_fits(layer_count=len(chain.layers), stage_count=len(devices or plan))
         self._recorder = Recorder(log, on_event)  # before anything is started: the file may not be writable
@@ -167,7 +173,7 @@ class Pipeline:
             several_nodes = len({node for _, node in placed}) > 1
             self.devices = tuple(device._replace(node=node[:8] if several_nodes else "") for device, node in placed)
             # A cut's bytes grow with the micro-batch.
-            scale = -(-self.batch // _leading_size(chain))
+            scale = -(-self.batch // leading_size(chain))
             cuts = [[scale * spec.nbytes for spec in cut] for cut in (chain.inputs, *(x.output for x in chain.layers))]
             self.profiles: tuple[Profile, ...] = measure_baselines(
                 self._deployment,
@@ -197,6 +203,7 @@ class Pipeline:
                 batch=self.batch,
                 setting=setting,
                 policy=policy,
+                detector=detector,
                 migrate=lambda plan: self._switch(plan)[0],
                 look=self._look,
                 recorder=self._recorder,
@@ -463,21 +470,6 @@ def _to_chain(model: Any, *, weights: str | Path | None, example_input: Any) -> 
     return build_chain(source.model, source.example_args, name=source.name)
 
 
-def _leading_size(chain: Chain) -> int:
-    """Leading size of the chain's example input; 1 for inputs without dimensions."""
-    return max(1, chain.inputs[0].shape[0]) if chain.inputs and chain.inputs[0].shape else 1
-
-
-def _check_batch(chain: Chain, batch: int | None) -> int:
-    example = _leading_size(chain)
-    if batch is not None and batch != example and not chain.dynamic_batch:
-        raise ValueError(
-            f"batch={batch}, but {chain.name} works for leading size {example} only: "
-            f"give an example_input with leading size {batch}"
-        )
-    return batch or example
-
-
 def _example_inputs(chain: Chain, batch: int) -> tuple[torch.Tensor, ...]:
     """Ones like the example's inputs with another leading size, in the prepared layout, for timing."""
     tensors = []
@@ -485,13 +477,3 @@ def _example_inputs(chain: Chain, batch: int) -> tuple[torch.Tensor, ...]:
         shape = (batch, *spec.shape[1:]) if chain.dynamic_batch else spec.shape
         tensors.append(torch.ones(shape, dtype=getattr(torch, spec.dtype)))
     return chain.layout(tuple(tensors))
-
-
-def _check_options(*, precision: str, transport: str, batch: int | None, max_in_flight: int | None) -> None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-    if transport not in _TRANSPORTS:
-        raise ValueError(f"transport {transport!r} is unknown; choose one of {', '.join(_TRANSPORTS)}")
-    for name, value in (("batch", batch), ("max_in_flight", max_in_flight)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}; it must be at least 1")

@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from monitor.detectors import Detector
+from monitor.detectors.registry import make_detector
 from monitor.eventlog import EventLog
 from monitor.events import Event, LoadChanged, RunEnded, RunStarted, StageDescription
 from monitor.timing import RequestTimeline
 from monitor.view import PipelineView, ViewBuilder
+from monitor.watch import StageWatch
 from odin.controller import Controller, Migrate
 from odin.errors import OdinError
 from odin.investigator import Investigator, Look
@@ -64,6 +67,8 @@ class Supervision:
         What the log's first record says; see :class:`monitor.events.RunStarted`.
     setting, policy, migrate
         For the controller.
+    detector
+        For its watch: the object, or its text form.
     look
         For the investigator: who shares a stage's device.
     recorder
@@ -85,10 +90,12 @@ class Supervision:
         migrate: Migrate,
         look: Look,
         recorder: Recorder,
+        detector: Detector | str = "cusum",
         host: str = "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_live(policy, setting)
+        watch = make_watch(detector, setting)
         self._setting = setting
         self._clock = clock
         self._closed = False
@@ -101,6 +108,7 @@ class Supervision:
             migrate=migrate,
             emit=self._recorder.emit,
             investigate=self._investigator.investigate,
+            watch=watch,
             clock=clock,
         )
         self._recorder.emit(
@@ -179,3 +187,16 @@ def check_live(policy: Policy, setting: Setting) -> None:
         )
     if isinstance(policy, OraclePolicy):
         policy.check_sweep(setting)
+
+
+def make_watch(detector: Detector | str, setting: Setting) -> StageWatch:
+    """Make what watches the stages; ``ValueError`` if the detector is none, or is one for other than their number."""
+    stages = setting.stage_count
+    if isinstance(detector, str):
+        detector = make_detector(detector, stages)
+    if len(detector.changed) != stages:
+        raise ValueError(
+            f"the detector has {len(detector.changed)} streams, the pipeline {stages} stages; make it for {stages}, or "
+            "give its text, such as 'cusum' or 'module:Class'"
+        )
+    return StageWatch(setting.baseline_s, detector)

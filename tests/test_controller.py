@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from monitor.detectors import CusumDetector
 from monitor.events import PlanChanged, PlanVerified, PolicyChanged, RequestDone, SlowdownChanged
 from monitor.timing import RequestTimeline, StageTiming
 from monitor.watch import StageWatch
@@ -41,13 +42,14 @@ class Scripted:
 class Bench:
     """A controller with a clock that the test turns."""
 
-    def __init__(self, policy, *, cost_s=0.0, investigate=None, **options):
+    def __init__(self, policy, *, cost_s=0.0, investigate=None, watch=None, **options):
         self.events, self.moved, self.now_s, self.cpu_s = [], [], 0.0, 0.0
         self.cost_s = cost_s
         self.request = 0
+        watch = watch or StageWatch(SETTING.baseline_s)
         self.controller = Controller(
             SETTING, policy=policy, migrate=self.migrate, emit=self.events.append, investigate=investigate,
-            watch=StageWatch(SETTING.baseline_s), clock=lambda: self.now_s, cpu_clock=self.cpu_clock, **options,
+            watch=watch, clock=lambda: self.now_s, cpu_clock=self.cpu_clock, **options,
         )  # fmt: skip
 
     def migrate(self, plan):
@@ -199,3 +201,48 @@ def test_the_thread_takes_requests_policies_and_moves_in_their_order():
     assert bench.of(PlanChanged)[0].decision == "migrate"
     assert policy.started[0].plan == Plan((1, 3))
     assert [observation.request for observation in policy.seen] == [2]
+
+
+@pytest.mark.parametrize("answer", [Decision(Plan((3, 3)), "move", "one too many"), Plan((3, 1)), "3|1"])
+def test_an_answer_that_cannot_be_carried_out_is_the_policys_error(answer):
+    bench = Bench(Scripted(r2=answer))
+    with pytest.warns(UserWarning, match=r"policy scripted raised .*; layers stay where they are"):
+        bench.run(4)
+    assert bench.moved == []
+    assert bench.controller.policy.name == "static"
+    assert len(bench.of(RequestDone)) == 4
+
+
+def test_a_policy_that_cannot_start_leaves_the_one_before():
+    class NoStart(Scripted):
+        name = "no-start"
+
+        def start(self, setting):
+            raise ValueError("three stages at least")
+
+    before = Scripted()
+    bench = Bench(before)
+    bench.controller.set_policy(NoStart())
+    with pytest.warns(UserWarning, match=r"policy no-start raised ValueError\(.*at its start; scripted goes on"):
+        bench.controller._queue.get()()
+    bench.run(1)
+    assert bench.controller.policy is before
+    assert len(before.seen) == 1
+    assert bench.of(PolicyChanged) == []
+
+
+def test_a_detector_that_raises_gives_way_to_cusum():
+    class Broken(CusumDetector):
+        def update(self, x):
+            super().update(x)
+            if self.age[0] == 30:
+                raise ZeroDivisionError("oops")
+
+    policy = Scripted()
+    bench = Bench(policy, watch=StageWatch(SETTING.baseline_s, Broken(2)))
+    with pytest.warns(UserWarning, match=r"detector Broken raised ZeroDivisionError\('oops'\); cusum takes its place"):
+        bench.run(80)
+    bench.run(80)
+    bench.run(20, slowdown=(1.0, 2.0))
+    assert [observation.request for observation in policy.seen] == list(range(1, 181))
+    assert [(event.stage, event.state) for event in bench.of(SlowdownChanged)] == [(1, "onset")]

@@ -32,6 +32,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from monitor.detectors.registry import detector_names
 from monitor.live import live_panel
 from odin.images import Preprocess, find_images, load_image
 from odin.report import Ending, RunReport, RunTally, render_report
@@ -39,6 +40,7 @@ from odin.results import json_line
 from odin.sources import Source, load_source
 from odin.stream import Submits, stream
 from partitioner.chain import build_chain
+from partitioner.policies import policy_names
 
 __all__ = ["add_parser", "run", "run_images"]
 
@@ -79,7 +81,16 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--repeat", type=positive, default=1, metavar="N", help="passes over the images (default 1)")
     parser.add_argument("--loaders", type=positive, default=2, metavar="N", help="threads that decode (default 2)")
     parser.add_argument(
-        "--policy", default="predictive", help="when layers move: predictive (default), odin:alpha=10, lls, static"
+        "--policy",
+        default="predictive",
+        help=f"when layers move: {', '.join(policy_names())}, with parameters as in odin:alpha=10, or module:Class of "
+        "your own (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--detector",
+        default="cusum",
+        help=f"what tells that a stage has become slower or faster: {', '.join(detector_names())}, with parameters as "
+        "in threshold:ratio=0.3, or module:Class of your own (default: %(default)s)",
     )
     parser.add_argument("--live", action="store_true", help="show stages and events while it runs, as odin top does")
     parser.add_argument("--log", metavar="FILE", help="keep every event, for odin replay")
@@ -120,6 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
             stages=arguments.stages if arguments.stages == "auto" else arguments.stages.split(","),
             plan=arguments.plan,
             policy=arguments.policy,
+            detector=arguments.detector,
             log=arguments.log,
             batch=arguments.batch,
             max_in_flight=arguments.max_in_flight,

@@ -5,13 +5,14 @@ from partitioner.policies.lls import LlsPolicy
 from partitioner.policies.odin import OdinPolicy
 from partitioner.policies.oracle import DelayedOraclePolicy, OraclePolicy
 from partitioner.policies.predictive import PredictivePolicy
-from partitioner.policies.registry import POLICIES, make_policy
+from partitioner.policies.registry import POLICIES, GivenPolicy, make_policy, policy_names
 from partitioner.policies.static import StaticPolicy
 
 __all__ = [
     "POLICIES",
     "Decision",
     "DelayedOraclePolicy",
+    "GivenPolicy",
     "LlsPolicy",
     "Observation",
     "OdinPolicy",
@@ -21,4 +22,5 @@ __all__ = [
     "Setting",
     "StaticPolicy",
     "make_policy",
+    "policy_names",
 ]

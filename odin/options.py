@@ -1,0 +1,43 @@
+"""What can be told wrong about a pipeline's options before anything is started."""
+
+from __future__ import annotations
+
+from monitor.detectors import Detector
+from monitor.detectors.registry import make_detector
+from partitioner.chain import Chain
+from stages.executor import PRECISIONS
+
+__all__ = ["check_batch", "check_options", "leading_size"]
+
+_TRANSPORTS = ("auto", "shm", "tcp")
+
+
+def check_options(
+    *, precision: str, transport: str, batch: int | None, max_in_flight: int | None, detector: Detector | str
+) -> None:
+    """Raise ``ValueError`` if an option has a value that no pipeline can have."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    if transport not in _TRANSPORTS:
+        raise ValueError(f"transport {transport!r} is unknown; choose one of {', '.join(_TRANSPORTS)}")
+    for name, value in (("batch", batch), ("max_in_flight", max_in_flight)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}; it must be at least 1")
+    if isinstance(detector, str):
+        make_detector(detector, 1)  # how many stages there are is not known yet
+
+
+def leading_size(chain: Chain) -> int:
+    """Leading size of the chain's example input; 1 for inputs without dimensions."""
+    return max(1, chain.inputs[0].shape[0]) if chain.inputs and chain.inputs[0].shape else 1
+
+
+def check_batch(chain: Chain, batch: int | None) -> int:
+    """Return the largest micro-batch: what was asked for, else the example's; ``ValueError`` if it does not work."""
+    example = leading_size(chain)
+    if batch is not None and batch != example and not chain.dynamic_batch:
+        raise ValueError(
+            f"batch={batch}, but {chain.name} works for leading size {example} only: "
+            f"give an example_input with leading size {batch}"
+        )
+    return batch or example
