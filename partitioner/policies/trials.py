@@ -121,6 +121,12 @@ class TrialPolicy(ABC):
             raise ValueError(f"trial is {trial}; a plan is judged by at least 1 request")
         self.trial = trial
         self._setting: Setting | None = None
+        self._running: Trial | None = None
+
+    @property
+    def exploring(self) -> bool:
+        """Whether a plan is being judged, the present one at the beginning included."""
+        return self._running is not None
 
     @property
     @abstractmethod
@@ -141,7 +147,7 @@ class TrialPolicy(ABC):
         self._setting = setting
         self._plans = PlansInFlight(setting.plan)
         self._recent: deque[Observation] = deque(maxlen=self.trial)
-        self._running: Trial | None = None
+        self._running = None
 
     def decide(self, observation: Observation) -> Decision | None:
         """Take one finished request in; answer with the next plan to try, the one to stay with, or nothing."""

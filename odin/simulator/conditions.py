@@ -1,0 +1,142 @@
+"""True times as they change: what interference makes of the world, as a run goes on."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odin.simulator.interference import Interference
+from odin.simulator.noise import ALONE
+from odin.simulator.world import World
+
+__all__ = ["DEAD_S", "Conditions", "DeviceTimes"]
+
+FloatArray = NDArray[np.float64]
+
+DEAD_S = 1000.0
+"""What a layer takes at most: on a dead device, whose times are infinite, requests still finish one day."""
+
+
+class _Row:
+    """A device's times under some scenarios."""
+
+    __slots__ = ("prefix_s", "scenario", "true_s")
+
+    def __init__(self, true_s: FloatArray, scenario: str) -> None:
+        self.true_s = true_s
+        self.scenario = scenario
+        self.prefix_s = np.concatenate([[0.0], np.cumsum(np.minimum(true_s, DEAD_S))])
+
+
+class Conditions:
+    """The conditions at one moment, which only moves on.
+
+    Parameters
+    ----------
+    world, interference
+        What is true, and what disturbs it.
+
+    Attributes
+    ----------
+    true_s
+        True seconds of each layer on each device, shape (devices, layers); ``inf`` for what never ends. Read-only.
+    prefix_s
+        Seconds of the layers before each cut, no layer taking more than :data:`DEAD_S`, shape (devices, layers + 1).
+    scenarios
+        Disturbed device -> the scenarios on it, the one that began last last.
+    number
+        How many changes there have been.
+    next_edge
+        When they change next; infinite if they do not.
+
+    Raises
+    ------
+    ValueError
+        If a device is none of the world's, or a scenario's effect is not known.
+    """
+
+    def __init__(self, world: World, interference: Interference) -> None:
+        if interference.events and max(event.device for event in interference.events) >= world.device_count:
+            worst = max(interference.events, key=lambda event: event.device)
+            raise ValueError(f"{worst} is on device {worst.device}; the world has {world.device_count}, counted from 0")
+        self._world = world
+        self._rows: dict[tuple[int, tuple[str, ...]], _Row] = {}
+        devices = sorted({event.device for event in interference.events})
+        self._changes = sorted(
+            (edge, device, active)
+            for device in devices
+            for edge, active in zip(*interference.on_device(device), strict=True)
+        )
+        self.number = 0
+        self.scenarios: dict[int, tuple[str, ...]] = {}
+        rows = [self.row(device, ()) for device in range(world.device_count)]
+        self.true_s: FloatArray = np.array([row.true_s for row in rows])
+        self.true_s.setflags(write=False)
+        self.prefix_s: FloatArray = np.array([row.prefix_s for row in rows])
+        self.next_edge = self._changes[0][0] if self._changes else math.inf
+
+    def row(self, device: int, active: tuple[str, ...]) -> _Row:
+        """Times of a device under some scenarios."""
+        row = self._rows.get((device, active))
+        if row is None:
+            true_s = self._world.baseline_s[device] * self._world.effect(active)
+            row = self._rows[device, active] = _Row(true_s, active[-1] if active else ALONE)
+        return row
+
+    def advance(self, to: float) -> bool:
+        """Go on to a later moment, a request's number or a time; returns whether anything has changed."""
+        if to < self.next_edge:
+            return False
+        true_s = self.true_s.copy()
+        changes, place = self._changes, self.number
+        while place < len(changes) and changes[place][0] <= to:
+            _, device, active = changes[place]
+            row = self.row(device, active)
+            true_s[device], self.prefix_s[device] = row.true_s, row.prefix_s
+            if active:
+                self.scenarios[device] = active
+            else:
+                self.scenarios.pop(device, None)
+            place += 1
+        self.number = place
+        self.next_edge = changes[place][0] if place < len(changes) else math.inf
+        true_s.setflags(write=False)
+        self.true_s = true_s
+        return True
+
+
+class DeviceTimes:
+    """How long a device takes for layers when that changes while it works.
+
+    A layer that was half done when conditions changed needs half of its new time from then on.
+    """
+
+    def __init__(self, conditions: Conditions, interference: Interference, device: int) -> None:
+        self._edges_s, active = interference.on_device(device)
+        rows = [conditions.row(device, ()), *(conditions.row(device, scenarios) for scenarios in active)]
+        self._layers_s = [np.minimum(row.true_s, DEAD_S).tolist() for row in rows]
+        self._scenarios = [row.scenario for row in rows]
+
+    def scenario_at(self, at_s: float) -> str:
+        """Scenario on the device."""
+        return self._scenarios[bisect_right(self._edges_s, at_s)]
+
+    def run(self, first: int, last: int, begin_s: float, factor: float) -> list[float]:
+        """Seconds of each of some layers that are begun with at a time, all multiplied by a factor of noise."""
+        place = bisect_right(self._edges_s, begin_s)
+        taken_s, at_s = [], begin_s
+        for layer in range(first, last):
+            before_s, left = at_s, 1.0
+            while True:
+                layer_s = self._layers_s[place][layer] * factor
+                edge_s = self._edges_s[place] if place < len(self._edges_s) else math.inf
+                if at_s + left * layer_s <= edge_s:
+                    at_s += left * layer_s
+                    break
+                left = max(0.0, left - (edge_s - at_s) / layer_s)
+                at_s, place = edge_s, place + 1
+            taken_s.append(at_s - before_s)
+        return taken_s

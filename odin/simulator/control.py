@@ -1,0 +1,139 @@
+"""What ``odin/controller.py`` does with each finished request, in simulated time."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monitor.watch import StageWatch
+from partitioner.plan import Plan
+from partitioner.policies.base import Decision, Observation, Policy, Setting
+from partitioner.policies.static import StaticPolicy
+
+__all__ = ["Control", "Switch"]
+
+FloatArray = NDArray[np.float64]
+
+_EXPLORES = ("trial", "probe")
+
+
+class Switch:
+    """Requests submitted at or after ``at_s`` run under another plan."""
+
+    __slots__ = ("at_s", "plan", "trial")
+
+    def __init__(self, at_s: float, plan: Plan, trial: bool) -> None:
+        self.at_s, self.plan, self.trial = at_s, plan, trial
+
+
+class Control:
+    """Watch, policy and migration: one request at a time, in the order in which they finish.
+
+    As live: while a migration is prepared the next finished requests wait to be looked at, and a policy that raises is
+    replaced by ``static``. Looking and deciding themselves take no simulated time.
+
+    Parameters
+    ----------
+    setting
+        What policies are told at the start.
+    policy
+        Decides.
+    watch
+        None: no changes are detected.
+    prepare_s
+        Seconds from a decision to the first request that can be submitted under the new plan.
+
+    Attributes
+    ----------
+    exploring
+        Whether a plan is being tried out: the last decision was of kind ``trial`` or ``probe`` and, if the policy has
+        a property ``exploring``, that still says so.
+    free_s
+        When the latest migration was, or will be, prepared.
+    switches
+        Those that no request has been submitted after yet.
+    decisions
+        (requests finished, decision), those that were carried out.
+    changes
+        (requests finished, stage), changes detected.
+    """
+
+    def __init__(self, setting: Setting, policy: Policy, watch: StageWatch | None, *, prepare_s: float) -> None:
+        self._setting, self._policy, self._watch, self._prepare_s = setting, policy, watch, prepare_s
+        self._plan = self._steady = setting.plan
+        self.exploring = False
+        self._finished = 0
+        self._last_completed_s = float("nan")
+        stages = setting.stage_count
+        self._unchanged: NDArray[np.bool_] = np.zeros(stages, dtype=np.bool_)
+        self._noise = np.zeros(stages)
+        self.free_s = 0.0
+        self.switches: deque[Switch] = deque()
+        self.decisions: list[tuple[int, Decision]] = []
+        self.changes: list[tuple[int, int]] = []
+        policy.start(setting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody looks at finished requests."""
+        return self._watch is None and type(self._policy) is StaticPolicy
+
+    def look(
+        self,
+        plan: Plan,
+        cuts: tuple[int, ...],
+        stage_s: FloatArray,
+        layer_s: FloatArray,
+        true_s: FloatArray,
+        completed_s: float,
+        now_s: float,
+    ) -> None:
+        """Take one finished request, at the time ``now_s``."""
+        self._finished += 1
+        if self._watch is not None:
+            self._watch.update(cuts, stage_s, layer_s)
+            detector = self._watch.detector
+            changed, age, noise = detector.changed, detector.age, detector.noise
+            if changed.any():
+                self.changes.extend((self._finished, stage) for stage in np.flatnonzero(changed).tolist())
+        else:
+            changed, noise = self._unchanged, self._noise
+            age = np.full(len(plan), self._finished)
+        observation = Observation(
+            self._finished,
+            plan,
+            stage_s,
+            layer_s,
+            completed_s - self._last_completed_s,
+            changed,
+            age,
+            noise,
+            true_s,
+        )
+        self._last_completed_s = completed_s
+        try:
+            decision = self._policy.decide(observation)
+        except Exception as error:
+            warnings.warn(f"policy {self._policy.name} raised {error!r}; layers stay where they are", stacklevel=1)
+            self._policy = StaticPolicy()
+            return
+        if decision is not None and decision.plan != self._plan:
+            self._carry_out(decision, now_s)
+        elif self.exploring and not getattr(self._policy, "exploring", True):
+            # The plan tried last was the best: it stays without another decision.
+            self.exploring, self._steady = False, self._plan
+            self.switches.append(Switch(now_s, self._plan, False))
+
+    def _carry_out(self, decision: Decision, now_s: float) -> None:
+        decision.plan.check_fits(layer_count=self._setting.layer_count, stage_count=self._setting.stage_count)
+        self._plan = decision.plan
+        # Kind "probe" is the way back from a visit as well.
+        self.exploring = decision.kind in _EXPLORES and decision.plan != self._steady
+        if not self.exploring:
+            self._steady = decision.plan
+        self.free_s = now_s + self._prepare_s
+        self.switches.append(Switch(self.free_s, decision.plan, self.exploring))
+        self.decisions.append((self._finished, decision))

@@ -1,0 +1,113 @@
+"""Requests through a line of stages with finite buffers, exactly: one pass over the stages per request.
+
+What stage s does with request r, as in ``stages/loop.py``: it receives and computes once the request has come and
+the request before has left, waits for a slot of the next stage, and copies the result there. A slot is taken from
+then until the next stage has sent its own result on. With w = receive + compute, x = send, and D[r, s] the time at
+which request r has left stage s::
+
+    D[r, s] = max( max(D[r, s-1], D[r-1, s]) + w[r, s],  D[r - slots, s+1] ) + x[s]
+
+With A[r, s] = sum over stages up to s of w + x this is a running maximum, which is one call for all stages::
+
+    D[r, s] - A[r, s] = max over t <= s of  max( D[r-1, t] - A[r, t-1],  D[r - slots, t+1] + x[t] - A[r, t] )
+
+with the time of entry in place of D[r, -1] - A[r, -1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Line"]
+
+FloatArray = NDArray[np.float64]
+
+Serve = Callable[[int, float], float]
+"""From a stage and the time at which it begins with a request to the time at which it has computed it."""
+
+
+class Line:
+    """A line of stages that requests pass in order.
+
+    Parameters
+    ----------
+    stages
+        How many, at least 1.
+    slots
+        Places between neighbouring stages, at least 1, the one of the request that is computed on among them.
+
+    Raises
+    ------
+    ValueError
+        If there is no stage or no slot.
+    """
+
+    def __init__(self, stages: int, *, slots: int = 2) -> None:
+        if stages < 1 or slots < 1:
+            raise ValueError(f"{stages} stages with {slots} slots between: both are at least 1")
+        self.stages, self.slots = stages, slots
+        self._left_s: FloatArray = np.full((slots, stages), -np.inf)  # when requests left each stage, the latest last
+        self._row = slots
+        self._before: FloatArray = np.empty((0, stages))
+        self._through = self._handed = self._before
+        self._receive_s: FloatArray = np.empty(stages)
+        self._send_s = self._receive_s
+        self._start, self._slot = np.empty(stages), np.empty(stages - 1)
+
+    def load(self, busy_s: FloatArray, receive_s: FloatArray, send_s: FloatArray) -> None:
+        """Prepare the next requests to pass.
+
+        Parameters
+        ----------
+        busy_s
+            Seconds that each of them is computed on by each stage, shape (requests, stages), finite.
+        receive_s, send_s
+            Seconds that each stage spends to receive, to send, shape (stages,).
+        """
+        requests = len(busy_s)
+        left_s = np.empty((requests + self.slots, self.stages))
+        left_s[: self.slots] = self._left_s[self._row - self.slots : self._row]
+        self._left_s, self._row = left_s, self.slots
+        work_s = busy_s + (receive_s + send_s)
+        self._through = np.cumsum(work_s, axis=1)
+        self._before = self._through - work_s
+        self._handed = (self._through - send_s)[:, :-1]
+        self._receive_s, self._send_s = receive_s, send_s
+
+    def step(self, index: int, entry_s: float) -> float:
+        """Let the loaded request ``index`` pass, which is the next one; returns when it has left the last stage."""
+        row, left_s, start = self._row, self._left_s, self._start
+        self._row = row + 1
+        np.subtract(left_s[row - 1], self._before[index], out=start)
+        if self.stages > 1:
+            slot = self._slot
+            np.subtract(left_s[row - self.slots, 1:], self._handed[index], out=slot)
+            np.maximum(start[:-1], slot, out=start[:-1])
+        if start[0] < entry_s:
+            start[0] = entry_s
+        np.maximum.accumulate(start, out=start)
+        left = left_s[row]
+        np.add(start, self._through[index], out=left)
+        return float(left[-1])
+
+    def undo(self) -> None:
+        """Take the last step back."""
+        self._row -= 1
+
+    def walk(self, entry_s: float, serve: Serve) -> float:
+        """Let the next request pass whose times depend on when stages begin with it; returns when it has left."""
+        row, left_s = self._row, self._left_s
+        self._row = row + 1
+        before = left_s[row - 1].tolist()
+        free = [*left_s[row - self.slots, 1:].tolist(), -np.inf]
+        at_s, left = entry_s, []
+        receive_s, send_s = self._receive_s.tolist(), self._send_s.tolist()
+        for stage in range(self.stages):
+            done_s = serve(stage, max(at_s, before[stage]) + receive_s[stage])
+            at_s = max(done_s, free[stage]) + send_s[stage]
+            left.append(at_s)
+        left_s[row] = left
+        return at_s
