@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import textwrap
 from pathlib import Path
@@ -177,6 +178,8 @@ def test_what_is_shown_can_be_given_again(mine):
     policy.start("setting")
     assert policy.policy.started == ["setting"]
     assert policy.decide("seen") == "seen"
+    assert (policy.step, hasattr(policy, "exploring")) == (2, False)  # as the policy itself
+    assert copy.deepcopy(policy).policy.step == 2
     own = make_policy("mine:Exact")
     assert own.name == "mine:Exact"
     assert type(own).__name__ == "Exact"  # it calls itself so: the object itself

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from partitioner.named import Family
 from partitioner.policies.base import Decision, Observation, Policy, Setting
 
@@ -51,6 +53,12 @@ class GivenPolicy:
     def decide(self, observation: Observation) -> Decision | None:
         """Take one finished request in; answer as the policy does."""
         return self.policy.decide(observation)
+
+    def __getattr__(self, attribute: str) -> Any:
+        """What else the policy has, such as ``exploring``."""
+        if attribute == "policy":  # not there yet: a copy is being made
+            raise AttributeError(attribute)
+        return getattr(self.policy, attribute)
 
 
 def policy_names() -> tuple[str, ...]:
