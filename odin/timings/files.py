@@ -168,6 +168,7 @@ def _format(table: TimingTable) -> str:
         name: [float(f"{value:.5g}") if math.isfinite(value) else None for value in getattr(table, name)]
         for name in _NUMBERS
     }
+    header["quick"] = table.quick
     header["unit"] = "microseconds"
     header["rows"] = sum(len(block.layer_s) for block in table.blocks)
     out = io.StringIO()
@@ -210,7 +211,7 @@ def _parse(text: str) -> TimingTable:
     values |= {name: int(header[name]) for name in _COUNTS}
     for name in _NUMBERS:
         values[name] = np.array([math.nan if x is None else x for x in header[name]], dtype=np.float64)
-    return TimingTable(**values, blocks=tuple(blocks))
+    return TimingTable(**values, quick=bool(header["quick"]), blocks=tuple(blocks))
 
 
 def _blocks(text: str, layer_count: int) -> Iterator[tuple[str, int, FloatArray]]:

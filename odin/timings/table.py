@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from odin.timings.estimate import estimate_slowdown, pass_slowdowns
+
 __all__ = ["ALONE", "Block", "TimingTable"]
 
 FloatArray = NDArray[np.float64]
@@ -72,6 +74,8 @@ class TimingTable:
         All passes, in order of time.
     rounds, passes, passes_alone
         How often each scenario was measured; passes of a block under a scenario, and of one alone.
+    quick
+        Whether it was a trial, with few passes: not for conclusions.
     seed
         Of the order of scenarios.
     fingerprint
@@ -100,6 +104,7 @@ class TimingTable:
     rounds: int
     passes: int
     passes_alone: int
+    quick: bool = False
     seed: int = 0
     fingerprint: str = ""
 
@@ -161,28 +166,18 @@ class TimingTable:
         return np.asarray(np.median(self.passes_s(), axis=0))
 
     def slowdown(self, scenario: str) -> FloatArray:
-        """Slowdown of each layer under a scenario, shape (layers,).
+        """Slowdown of each layer under a scenario, shape (layers,); see :mod:`odin.timings.estimate`.
 
-        The median over rounds of (median of the passes under load / median of those alone just before and after).
-        A layer that takes no time alone counts as not slowed down. 1 for :data:`ALONE`.
+        Passes under load are compared with those alone just before and after. The layers' times add up to those of
+        the round with the median slowdown. 1 for :data:`ALONE`.
         """
         if scenario == ALONE:
             return np.ones(self.layer_count)
-        ratios = []
-        for loaded_s, alone_s in self._compared(scenario):
-            before_s = np.median(alone_s, axis=0)
-            after_s = np.median(loaded_s, axis=0)
-            ratios.append(np.divide(after_s, before_s, out=np.ones(self.layer_count), where=before_s > 0))
-        return np.asarray(np.median(ratios, axis=0))
+        return estimate_slowdown(self._compared(scenario), self.baseline_s())
 
     def round_slowdowns(self, scenario: str) -> FloatArray:
-        """Slowdown of a whole pass in each round, median / median, in order of time, shape (rounds,)."""
-        return np.array(
-            [
-                np.median(loaded_s.sum(axis=1)) / np.median(alone_s.sum(axis=1))
-                for loaded_s, alone_s in self._compared(scenario)
-            ]
-        )
+        """Slowdown of a whole pass in each round, mean / mean, in order of time, shape (rounds,)."""
+        return pass_slowdowns(self._compared(scenario))
 
     def spread(self, scenario: str) -> tuple[float, float, float]:
         """Quartiles of the slowdown of single passes: each one's seconds / the median alone around its block."""
