@@ -8,31 +8,30 @@ candidates are compared within each round (:func:`paired_ratio`), where the drif
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, is_dataclass
-from datetime import UTC, datetime
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
-from monitor.procfs import ProcFs
-from stages.device import cpu_model
+from odin.bench.machine import (
+    Environment,
+    StealMeter,
+    pin_process,
+    process_tree,
+    pss_nbytes,
+    release_memory,
+)
+from odin.feeding import keep_in_flight
 
 __all__ = [
     "Environment",
@@ -59,58 +58,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-
-# ---------------------------------------------------------------- where and how it was measured
-@dataclass(frozen=True)
-class Environment:
-    """Where a result comes from; :meth:`collect` reads it, ``str`` gives the lines under a table."""
-
-    cpu_model: str
-    cores: int
-    memory_nbytes: int
-    system: str
-    python: str
-    versions: dict[str, str]
-    load_average: float
-    date: str
-    command: str
-
-    @classmethod
-    def collect(cls, packages: Iterable[str] = ("torch", "ray", "numpy")) -> Environment:
-        """Read this machine's description; packages that are not installed are left out of ``versions``."""
-        versions = {}
-        for package in packages:
-            try:
-                versions[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return cls(
-            cpu_model=cpu_model(),
-            cores=len(os.sched_getaffinity(0)),
-            memory_nbytes=psutil.virtual_memory().total,
-            system=f"{platform.system()} {platform.release()}",
-            python=platform.python_version(),
-            versions=versions,
-            load_average=os.getloadavg()[0],
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=command_line(),
-        )
-
-    def __str__(self) -> str:
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return (
-            f"{self.cpu_model}, {self.cores} cores, {self.memory_nbytes / 2**30:.0f} GiB, {self.system}, "
-            f"Python {self.python}, {versions}; {self.date}; load before {self.load_average:.2f}\n"
-            f"{self.command}"
-        )
-
-
-def command_line() -> str:
-    """The command to type for this measurement: ``python -m benchmarks.NAME ...``."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    program = f"-m {spec.name.removesuffix('.__main__')}" if spec is not None else sys.argv[0]
-    return " ".join(["python", program, *sys.argv[1:]])
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, rounds: int) -> None:
@@ -272,28 +219,23 @@ def closed_loop(
     if count < 1 or in_flight < 1:
         raise ValueError(f"count={count}, in_flight={in_flight}: both must be at least 1")
     total = warmup + count
-    slots = threading.Semaphore(in_flight)
     completed_s = [0.0] * total
     submitted_s = [0.0] * total
     failures: list[BaseException] = []
 
-    def done(index: int, future: Future[Any]) -> None:
-        completed_s[index] = clock()
-        error = future.exception()
+    def on_done(index: int, begin_s: float, end_s: float, error: BaseException | None) -> None:
+        submitted_s[index], completed_s[index] = begin_s, end_s
         if error is not None:
             failures.append(error)
-        slots.release()
 
     begin = clock()
-    for index in range(total):
-        slots.acquire()
-        if failures:
-            slots.release()
-            break
-        submitted_s[index] = clock()
-        submit(index).add_done_callback(partial(done, index))
-    for _ in range(in_flight):
-        slots.acquire()
+    keep_in_flight(
+        submit,
+        in_flight=in_flight,
+        more=lambda index: index < total and not failures,
+        on_done=on_done,
+        clock=clock,
+    )
     if failures:
         raise failures[0]
     if warmup:
@@ -312,78 +254,6 @@ def pinned(cores: Iterable[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def pin_process(cores: Iterable[int], pid: int | None = None) -> None:
-    """Bind every thread that a process has now (and those they start later) to ``cores``.
-
-    ``sched_setaffinity`` takes one thread, and torch's pool threads exist by the time a model has run once.
-    """
-    wanted = set(cores)
-    for task in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
-        try:
-            os.sched_setaffinity(int(task.name), wanted)
-        except ProcessLookupError:  # the thread ended in between
-            continue
-
-
-def process_tree(pid: int | None = None) -> tuple[int, ...]:
-    """Process ids of ``pid`` (default: this process) and everything it started that still lives."""
-    try:
-        root = psutil.Process(pid)
-        return (root.pid, *(child.pid for child in root.children(recursive=True)))
-    except psutil.NoSuchProcess:
-        return ()
-
-
-def pss_nbytes(pids: Iterable[int]) -> int:
-    """Resident bytes of the processes together, a page that n processes map counted 1/n each (Linux PSS).
-
-    Sums ``Pss`` of ``/proc/PID/smaps_rollup`` (kernel documentation, filesystems/proc). A process that has
-    ended counts nothing. Unlike the sum of RSS, shared weights are counted once.
-    """
-    total = 0
-    for pid in pids:
-        try:
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        for line in text.splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
-                break
-    return total
-
-
-def release_memory() -> None:
-    """Give back what building a model left behind: unreachable cycles, and heap that glibc keeps for later.
-
-    Otherwise memory figures compare how models were built rather than what serving them takes.
-    """
-    gc.collect()
-    with suppress(OSError, AttributeError):  # another C library has no malloc_trim
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-class StealMeter:
-    """Part of the cores' time that a virtual machine's host gave to others, since this was made or last read.
-
-    The kernel's ``steal`` of /proc/stat over all its time: 0.0 on a machine of one's own.
-    """
-
-    def __init__(self) -> None:
-        self._before = self._read()
-
-    def share(self) -> float:
-        """Part of the time since the last call, 0 to 1."""
-        before, self._before = self._before, self._read()
-        total = self._before[1] - before[1]
-        return (self._before[0] - before[0]) / total if total else 0.0
-
-    @staticmethod
-    def _read() -> tuple[float, float]:
-        cores = ProcFs().cores().values()
-        return sum(core.steal_s for core in cores), sum(core.total_s for core in cores)
 
 
 # ---------------------------------------------------------------- how it is shown and kept

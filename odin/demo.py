@@ -8,11 +8,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,10 +24,11 @@ from rich.text import Text
 from monitor.events import Attributed, Event, LoadChanged, PlanChanged, RequestDone, SlowdownChanged
 from monitor.narrate import cause, figure, plan_text, seconds
 from monitor.window import percentiles_s
+from odin.feeding import Feeder, Recorder
 from odin.inject.injector import Handle
 from odin.pipeline import Pipeline
 
-__all__ = ["DemoReport", "Phase", "Recording", "phases", "render_demo", "run_phases"]
+__all__ = ["DemoReport", "Phase", "phases", "render_demo", "run_phases"]
 
 _SETTLE_S = 2.0
 """Beginning of a phase that its throughput leaves out."""
@@ -109,25 +110,11 @@ def phases(policy: str, *, scale: float = 1.0) -> tuple[Phase, ...]:
     )
 
 
-class Recording:
-    """Keeps the events of a pipeline; its ``on_event``."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def __call__(self, event: Event) -> None:
-        self.events.append(event)
-
-    def between(self, begin_s: float, end_s: float) -> list[Event]:
-        """Events from ``begin_s`` up to ``end_s``."""
-        return [event for event in tuple(self.events) if begin_s <= event.at_s < end_s]
-
-
 def run_phases(
     pipe: Pipeline,
     inputs: Sequence[Any],
     load: Handle,
-    recording: Recording,
+    recording: Recorder,
     script: Iterable[Phase],
     *,
     on_phase: Callable[[Phase], None] = lambda phase: None,
@@ -148,43 +135,34 @@ def run_phases(
     OdinError
         If the pipeline broke.
     """
-    over = threading.Event()
-    failures: list[BaseException] = []
-
-    def feed() -> None:
-        try:
-            for _ in pipe.map(itertools.takewhile(lambda _: not over.is_set(), itertools.cycle(inputs))):
-                pass
-        except BaseException as error:
-            failures.append(error)
-
-    feeder = threading.Thread(target=feed, name="odin-demo-feeder", daemon=True)
-    feeder.start()
+    feeder = Feeder(lambda index: submit(pipe, inputs[index % len(inputs)]), in_flight=pipe.max_in_flight)
     spans: list[tuple[Phase, float, float]] = []
-    try:
+    with feeder, ExitStack() as stack:
+        stack.callback(load.set_intensity, 0.0)
         for phase in script:
             on_phase(phase)
             begin_s = clock()
             if pipe.policy != phase.policy:
                 pipe.policy = phase.policy
             load.set_intensity(1.0 if phase.loaded else 0.0)
-            while clock() - begin_s < phase.seconds and feeder.is_alive():
+            while clock() - begin_s < phase.seconds and feeder.alive:
                 sleep(min(0.2, phase.seconds))
             spans.append((phase, begin_s, clock()))
             if load.ended:
                 raise ChildProcessError(f"the load ended by itself: {load.ended}")
-            if failures:
+            if feeder.error is not None:
                 break
-    finally:
-        over.set()
-        load.set_intensity(0.0)
-        feeder.join()
-    if failures:
-        raise failures[0]
+    if feeder.error is not None:
+        raise feeder.error
     return _report(recording, spans)
 
 
-def _report(recording: Recording, spans: Sequence[tuple[Phase, float, float]]) -> DemoReport:
+def submit(pipe: Pipeline, item: Any) -> Future[Any]:
+    """Submit one input: a tensor, or a tuple of several."""
+    return pipe.submit(*item) if isinstance(item, tuple) else pipe.submit(item)
+
+
+def _report(recording: Recorder, spans: Sequence[tuple[Phase, float, float]]) -> DemoReport:
     results, reactions = [], []
     slowdown: SlowdownChanged | None = None
     found: Attributed | None = None

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from benchmarks.common import LoadResult, closed_loop
+from odin.bench.server import Array, Server, Setup
 
-__all__ = ["Contender", "Loop", "Setup", "from_submit"]
-
-Array = npt.NDArray[np.float32]
-
-
-class Setup(NamedTuple):
-    """What every contender gets.
-
-    Attributes
-    ----------
-    model
-        Name for :func:`odin.sources.load_source`; its weights are the same in every process.
-    weights
-        File of weights, or None for the seeded random ones.
-    cores
-        The two cores to compute on.
-    images
-        ``(n, 3, height, width)``, preprocessed.
-    plan
-        The cut, as text; empty lets ODIN find it.
-    in_flight
-        Bound on requests under way, in the loaded loop.
-    """
-
-    model: str
-    weights: Path | None
-    cores: tuple[int, int]
-    images: Array
-    plan: str
-    in_flight: int
+__all__ = ["Array", "Contender", "Loop", "Setup", "serving"]
 
 
 class Loop(Protocol):
@@ -72,6 +40,8 @@ class Contender(NamedTuple):
     plan: str = ""
 
 
-def from_submit(submit: Callable[[int], Future[object]]) -> Loop:
-    """The loop of a contender that takes requests one by one and answers with futures."""
-    return partial(closed_loop, submit)
+@contextmanager
+def serving(start: Callable[[Setup], AbstractContextManager[Server]], setup: Setup) -> Iterator[Contender]:
+    """A contender that takes requests one by one and answers with futures."""
+    with start(setup) as server:
+        yield Contender(server.infer, partial(closed_loop, server.submit), server.worker_pids, server.plan)

@@ -12,22 +12,23 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.alternatives.contender import Contender, Setup
+from benchmarks.alternatives.contender import Contender, Setup, serving
 from benchmarks.common import process_tree, pss_nbytes, release_memory
 
 __all__ = ["CONTENDERS", "Task", "Trial", "main"]
 
 # Name -> module and function: each trial imports its own contender only, so that memory is compared fairly.
 CONTENDERS = {
-    "odin": ("odin_pipeline", "odin_pipeline"),
-    "torch-eager": ("torch_process", "torch_eager"),
-    "torch-folded": ("torch_process", "torch_folded"),
-    "ray-serve": ("ray_serve", "ray_serve"),
-    "torch-pipelining": ("torch_pipelining", "torch_pipelining"),
+    "odin": ("odin.bench.pipeline_server", "default_pipeline"),
+    "torch-eager": ("odin.bench.torch_process", "torch_eager"),
+    "torch-folded": ("odin.bench.torch_process", "torch_folded"),
+    "ray-serve": ("odin.bench.ray_serve", "ray_serve"),
+    "torch-pipelining": ("benchmarks.alternatives.torch_pipelining", "torch_pipelining"),
 }
 TOLERANCE = 1e-3  # of the largest output
 
@@ -79,10 +80,8 @@ class Trial:
 def load_contender(name: str) -> Callable[[Setup], AbstractContextManager[Contender]]:
     """The function that starts a contender."""
     module, function = CONTENDERS[name]
-    start: Callable[[Setup], AbstractContextManager[Contender]] = getattr(
-        importlib.import_module(f"benchmarks.alternatives.{module}"), function
-    )
-    return start
+    start = getattr(importlib.import_module(module), function)
+    return start if module.startswith("benchmarks.") else partial(serving, start)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from monitor.live import live_panel
-    from odin.demo import Phase, Recording, phases, render_demo, run_phases
+    from odin.demo import Phase, phases, render_demo, run_phases
+    from odin.feeding import Recorder
     from odin.inject.injector import Injector
     from odin.pipeline import Pipeline
 
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = [load_image(path, source.preprocess) for path in paths]
     console.print(f"cutting {escape(source.name)} and starting its stages ...", style="dim")
     chain = build_chain(source.model, source.example_args, name=source.name)
-    recording = Recording()
+    recording = Recorder()
     told: list[str] = []  # devices, once they are known
 
     def on_event(event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Two single-core Ray Serve replicas of the prepared model, called through a handle (no HTTP)."""
+"""Single-core Ray Serve replicas of the prepared model, called through a handle (no HTTP)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.alternatives.contender import Array, Contender, Setup, from_submit
+from odin.bench.server import Array, Server, Setup
 
 __all__ = ["ray_serve"]
 
@@ -23,8 +23,8 @@ class Replica:
     def __init__(self, model: str, weights: Path | None, cores: tuple[int, ...], claims: str) -> None:
         import torch
 
-        from benchmarks.alternatives.models import folded_model
-        from benchmarks.common import pin_process, release_memory
+        from odin.bench.machine import pin_process, release_memory
+        from odin.bench.plain_models import folded_model
 
         torch.set_num_threads(1)
         self.infer = folded_model(model, weights)
@@ -53,11 +53,13 @@ def claim(cores: tuple[int, ...], folder: Path) -> int:
 
 
 @contextmanager
-def ray_serve(setup: Setup) -> Iterator[Contender]:
+def ray_serve(setup: Setup) -> Iterator[Server]:
     """Start Ray and Serve with one replica per core; two requests may be with a replica, one computing, one waiting."""
     import ray
     from ray import serve
 
+    # As for ODIN's stages: at Ray's nice 15, a program beside a replica would take nearly all of its core.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(num_cpus=len(setup.cores) + 1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")  # type: ignore[arg-type]
     try:
         with tempfile.TemporaryDirectory() as claims, ThreadPoolExecutor(setup.in_flight) as executor:
@@ -81,7 +83,7 @@ def ray_serve(setup: Setup) -> Iterator[Contender]:
             replicas: set[tuple[int, int]] = set()
             while len(replicas) < len(setup.cores):  # the router chooses, so ask until each has answered
                 replicas.add(tuple(handle.whoami.remote().result()))
-            yield Contender(infer, from_submit(submit), tuple(pid for pid, _ in sorted(replicas)))
+            yield Server(infer, submit, tuple(pid for pid, _ in sorted(replicas)))
             serve.shutdown()
     finally:
         ray.shutdown()

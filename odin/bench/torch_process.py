@@ -1,4 +1,4 @@
-"""One torch process with two threads, as it comes and prepared."""
+"""One torch process with a thread for each core, as it comes and prepared."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.alternatives.contender import Array, Contender, Setup, from_submit
-from benchmarks.alternatives.models import eager_model, folded_model
-from benchmarks.common import pin_process
+from odin.bench.machine import pin_process
+from odin.bench.plain_models import eager_model, folded_model
+from odin.bench.server import Array, Server, Setup
 
 __all__ = ["torch_eager", "torch_folded"]
 
 
 @contextmanager
-def torch_eager(setup: Setup) -> Iterator[Contender]:
+def torch_eager(setup: Setup) -> Iterator[Server]:
     """The model as it comes."""
-    with serving(setup, eager_model(setup.model, setup.weights)) as contender:
-        yield contender
+    with serving(setup, eager_model(setup.model, setup.weights)) as server:
+        yield server
 
 
 @contextmanager
-def torch_folded(setup: Setup) -> Iterator[Contender]:
+def torch_folded(setup: Setup) -> Iterator[Server]:
     """Folded and channels last."""
-    with serving(setup, folded_model(setup.model, setup.weights)) as contender:
-        yield contender
+    with serving(setup, folded_model(setup.model, setup.weights)) as server:
+        yield server
 
 
 @contextmanager
-def serving(setup: Setup, infer: Callable[[Array], Array]) -> Iterator[Contender]:
-    """One thread that takes requests in turn, its pool of two threads on the two cores."""
+def serving(setup: Setup, infer: Callable[[Array], Array]) -> Iterator[Server]:
+    """One thread that takes requests in turn, its pool with a thread for each core."""
     if torch.get_num_threads() != len(setup.cores):
         # torch.set_num_threads would hold for this thread alone, not for the one that computes.
         raise RuntimeError(
@@ -45,4 +45,4 @@ def serving(setup: Setup, infer: Callable[[Array], Array]) -> Iterator[Contender
 
         submit(0).result()  # makes the pool's threads
         pin_process(setup.cores)
-        yield Contender(lambda image: executor.submit(infer, image).result(), from_submit(submit), ())
+        yield Server(lambda image: executor.submit(infer, image).result(), submit, ())

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.fx.experimental.optimization import fuse
 
-from benchmarks.alternatives.contender import Array
+from odin.bench.server import Array
 from odin.sources import load_source
 
 __all__ = ["eager_model", "folded_model"]
