@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,14 @@ def test_policy_and_detector_together():
             moves.append((request, str(plan)))
     assert [plan for _, plan in moves] == ["4|5|3", "4|6|2", "5|5|2"]
     assert 300 < moves[0][0] < 310
+
+
+def test_what_the_documentation_shows_is_so():
+    text = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+    shown = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert shown
+    for code in shown:
+        exec(code, {})
 
 
 # --- where they go in ------------------------------------------------------------------------------------------------
