@@ -31,6 +31,7 @@ __all__ = [
     "merge",
     "now",
     "read_results",
+    "write_whole",
 ]
 
 _Item = TypeVar("_Item")
@@ -218,7 +219,7 @@ class Results:
         """Write the file, whole or not at all; ``.gz`` at the end of the name compresses it."""
         path = Path(path)
         data = (self.to_json() + "\n").encode()
-        _write_whole(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+        write_whole(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
         return path
 
 
@@ -341,7 +342,7 @@ def _decode(value: Any, kind: Any) -> Any:
     return kind(value)
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write under another name first, so that nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)

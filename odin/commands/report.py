@@ -1,0 +1,69 @@
+"""``odin report``: results of simulated and live evaluations as one HTML page, Markdown tables, figures.
+
+Exit status: 0; 1 if a file cannot be read or written; 2 for wrong usage, files that hold no results, no matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``odin report`` and its options."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "report",
+        help="tables and figures of evaluations",
+        description="Make a report of what odin simulate and odin bench found (--output): one HTML file that needs "
+        "nothing else, Markdown tables, single figures. Figures need matplotlib: pip install 'odin-pipeline[report]'.",
+    )
+    parser.add_argument(
+        "results", nargs="+", type=Path, metavar="RESULTS", help="files of odin simulate and odin bench"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="HTML (default: report.html, if nothing else is asked)"
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="texts and tables, and links to --figures")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="each figure as SVG and PNG")
+    parser.add_argument("--title", default="Evaluation of ODIN", metavar="TEXT", help="default: %(default)s")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    from odin.evaluation.results import read_results, write_whole
+    from odin.evaluation.sections import make_report
+
+    output = arguments.output
+    if output is None and arguments.markdown is None and arguments.figures is None:
+        output = Path("report.html")
+    try:
+        report = make_report([read_results(path) for path in arguments.results], title=arguments.title)
+        written, figures = [], {}
+        if output is not None:
+            from odin.evaluation.html import html
+
+            write_whole(output, html(report).encode())
+            written.append(output)
+        if arguments.figures is not None:
+            from odin.evaluation.figures import save
+
+            for plot in report.plots:
+                paths = save(plot, arguments.figures)
+                written += paths
+                figures[plot.slug] = paths[0]
+        if arguments.markdown is not None:
+            from odin.evaluation.markdown import markdown
+
+            text = markdown(report, figures=figures, beside=arguments.markdown.parent)
+            write_whole(arguments.markdown, text.encode())
+            written.append(arguments.markdown)
+    except OSError as error:
+        print(f"odin report: {error}", file=sys.stderr)
+        return 1
+    for path in written:
+        print(path)
+    return 0

@@ -1,0 +1,191 @@
+"""Figures as SVG, for a page that is light or dark, wide or narrow, and as files; matplotlib is imported only here."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from odin.evaluation.results import Results
+from odin.evaluation.style import GRID, INK, Look
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["NARROW", "WIDE", "Layout", "Plot", "ReportError", "legend", "new_figure", "panels", "save", "svg"]
+
+
+class ReportError(ValueError):
+    """The report cannot be made."""
+
+
+class Layout(NamedTuple):
+    """The room for a figure."""
+
+    name: str
+    width_in: float
+    columns: int
+    size_pt: float
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it is for a telephone's width."""
+        return self.columns == 1
+
+
+WIDE = Layout("wide", 9.2, 3, 9.0)
+NARROW = Layout("narrow", 3.75, 1, 8.0)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure to draw.
+
+    Attributes
+    ----------
+    slug
+        Its name as a file and on the page.
+    title, caption
+        What it shows, and what is seen.
+    draw
+        Draws it into a layout.
+    sources
+        What its data came from.
+    """
+
+    slug: str
+    title: str
+    caption: str
+    draw: Callable[[Layout], Figure]
+    sources: tuple[Results, ...] = ()
+
+
+@contextmanager
+def _rules(layout: Layout) -> Iterator[None]:
+    """Matplotlib's settings while a figure is drawn and written."""
+    try:
+        from matplotlib import rc_context
+    except ImportError as error:
+        raise ReportError("figures need matplotlib: pip install 'odin-pipeline[report]'") from error
+    size = layout.size_pt
+    settings: dict[str, Any] = {
+        "svg.fonttype": "path",  # looks the same wherever it is opened
+        "svg.hashsalt": "odin",
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
+        "font.size": size,
+        "axes.titlesize": size,
+        "axes.labelsize": size,
+        "xtick.labelsize": size - 1,
+        "ytick.labelsize": size - 1,
+        "legend.fontsize": size - 0.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.5,
+        "axes.linewidth": 0.7,
+        "xtick.major.width": 0.7,
+        "ytick.major.width": 0.7,
+        "xtick.minor.width": 0.5,
+        "ytick.minor.width": 0.5,
+        "lines.markersize": 4.0,
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+    }
+    colors = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    settings.update(dict.fromkeys(colors, INK))
+    rules: Any = settings  # their names change from version to version
+    with rc_context(rules):
+        yield
+
+
+def new_figure(layout: Layout, height_in: float) -> Figure:
+    """An empty figure that sees to it that nothing overlaps."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(layout.width_in, height_in), layout="constrained")
+
+
+def panels(
+    layout: Layout,
+    count: int,
+    *,
+    height_in: float,
+    columns: int | None = None,
+    legend_rows: int = 0,
+    share_y: bool = True,
+) -> tuple[Figure, list[Axes]]:
+    """Panels beside and below each other, with room for a legend on top."""
+    across = min(count, columns or layout.columns)
+    down = -(-count // across)
+    figure = new_figure(layout, down * height_in + legend_rows * layout.size_pt / 72 * 1.7 + 0.1)
+    grid = figure.subplots(down, across, squeeze=False, sharey=share_y)
+    found = [axes for row in grid for axes in row]
+    for axes in found[count:]:
+        axes.set_visible(False)
+    for at in range(count - across, count):  # the lowest of each column
+        found[at].tick_params(labelbottom=True)
+    return figure, found[:count]
+
+
+def legend(figure: Figure, layout: Layout, looks: Sequence[tuple[str, Look]], *, lines: bool = True) -> None:
+    """One legend for all panels, on top."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [
+        Line2D([], [], color=look.color, marker=look.marker, linestyle=look.dash, linewidth=look.width, label=name)
+        if lines
+        else Patch(color=look.color, label=name)
+        for name, look in looks
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=2 if layout.narrow else min(len(handles), 7),
+        handlelength=3.2 if lines else 1.2,
+        columnspacing=1.4,
+        borderaxespad=0.0,
+    )
+
+
+def svg(plot: Plot, layout: Layout) -> str:
+    """The figure as an element of a page: text in the page's colour, identifiers that no other figure has."""
+    text = _render(plot, layout, "svg").decode()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    own = f"{plot.slug}-{layout.name}-"
+    text = re.sub(r'\bid="', f'id="{own}', text)
+    text = re.sub(r'href="#', f'href="#{own}', text)
+    text = text.replace("url(#", f"url(#{own}")
+    text = text.replace(INK, "currentColor").replace(GRID, "var(--grid)")
+    label = plot.title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def save(plot: Plot, folder: Path) -> tuple[Path, Path]:
+    """Write the figure as SVG and PNG, on white; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / f"{plot.slug}.svg", folder / f"{plot.slug}.png"
+    for path in paths:
+        path.write_bytes(_render(plot, WIDE, path.suffix[1:], facecolor="white"))
+    return paths
+
+
+def _render(plot: Plot, layout: Layout, kind: str, **options: Any) -> bytes:
+    with _rules(layout):
+        figure = plot.draw(layout)
+        file = io.BytesIO()
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(file, format=kind, dpi=160, metadata=metadata, **options)
+    return file.getvalue()

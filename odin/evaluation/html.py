@@ -1,0 +1,114 @@
+"""The report as one HTML file: no scripts, nothing loaded; light or dark, wide, narrow or on paper."""
+
+from __future__ import annotations
+
+from html import escape
+
+from odin.evaluation.figures import NARROW, WIDE, Plot, svg
+from odin.evaluation.markdown import origin
+from odin.evaluation.sections import Report, Section
+from odin.evaluation.tables import code, html_table
+
+__all__ = ["html"]
+
+_CSS = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1a1d21; --faint: #5d656e; --grid: #d9dcdf; --tint: #f4f5f6;
+  --accent: #b34f00; }
+@media screen and (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e4e6e8; --faint: #9aa3ab;
+  --grid: #363c42; --tint: #1d2125; --accent: #ff9a55; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Liberation Sans", Arial, sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0.5rem 0 1rem; }
+h2 { font-size: 1.3rem; margin: 2.6rem 0 0.8rem; padding-bottom: 0.2rem; border-bottom: 1px solid var(--grid); }
+nav { font-size: 0.9rem; line-height: 1.9; }
+nav a { margin-right: 1.1em; white-space: nowrap; }
+a { color: var(--accent); }
+code { font: 0.86em/1.4 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  background: var(--tint); padding: 0.1em 0.3em; border-radius: 3px; overflow-wrap: anywhere; }
+figure { margin: 1.4rem 0 2rem; }
+figure svg { display: block; width: 100%; height: auto; }
+figure .wide svg { max-width: 60rem; }
+figure .narrow { display: none; }
+figure .narrow svg { max-width: 26rem; margin: 0 auto; }
+figcaption, caption { font-size: 0.86rem; color: var(--faint); text-align: left; line-height: 1.45; }
+figcaption b, caption b { color: var(--ink); }
+figcaption { margin-top: 0.5rem; }
+.origin { display: block; margin-top: 0.25rem; font-size: 0.93em; }
+.scroll { overflow-x: auto; margin: 1.2rem 0 1.6rem; }
+table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; min-width: 60%; }
+caption { caption-side: bottom; padding-top: 0.5rem; }
+thead th { border-top: 1.5px solid var(--ink); border-bottom: 1px solid var(--ink); vertical-align: bottom;
+  text-align: right; font-weight: 600; padding: 0.3rem 0.6rem; max-width: 9rem; }
+thead th.label, tbody th { text-align: left; }
+tbody th { font-weight: 400; white-space: nowrap; padding: 0.18rem 0.6rem; }
+tbody td { text-align: right; white-space: nowrap; padding: 0.18rem 0.6rem; }
+tbody tr:last-child > * { border-bottom: 1.5px solid var(--ink); }
+tbody tr:nth-child(even) { background: var(--tint); }
+tr.ours th { font-weight: 600; color: var(--accent); }
+tr.yardstick { font-style: italic; color: var(--faint); }
+details { margin: 1rem 0; }
+summary { cursor: pointer; color: var(--accent); font-size: 0.92rem; }
+.table { max-width: 100%; }
+footer { margin-top: 3rem; font-size: 0.86rem; color: var(--faint); }
+@media screen and (max-width: 47rem) {
+  body { padding: 0.8rem 0.8rem 3rem; }
+  h1 { font-size: 1.5rem; }
+  figure .wide { display: none; }
+  figure .narrow { display: block; }
+}
+@media print {
+  :root { color-scheme: light; }
+  body { max-width: none; padding: 0; font-size: 10.5pt; }
+  nav { display: none; }
+  h2 { break-after: avoid; }
+  figure, tr, .scroll { break-inside: avoid; }
+  .scroll { overflow: visible; }
+  table { font-size: 8pt; }
+  thead th, tbody th, tbody td { padding: 0.1rem 0.35rem; }
+  a { color: inherit; }
+}
+"""
+
+
+def html(report: Report) -> str:
+    """The whole page."""
+    links = "".join(f'<a href="#{section.slug}">{escape(section.title)}</a> ' for section in report.sections)
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(report.title)}</title>",
+            f"<style>{_CSS}</style></head><body>",
+            f"<h1>{escape(report.title)}</h1>",
+            f'<nav aria-label="Sections">{links}<a href="#made">How it was made</a></nav>',
+            *map(_section, report.sections),
+            '<section id="made"><h2>How it was made</h2><ul>',
+            *(f"<li>{code(origin(source))}</li>" for source in report.sources),
+            "</ul></section></body></html>",
+            "",
+        ]
+    )
+
+
+def _section(section: Section) -> str:
+    parts = [f'<section id="{section.slug}"><h2>{escape(section.title)}</h2>']
+    if section.slug == "notes":
+        parts.append(f"<ul>{''.join(f'<li>{code(text)}</li>' for text in section.texts)}</ul>")
+    else:
+        parts += [f"<p>{code(text)}</p>" for text in section.texts]
+    parts += [html_table(table) for table in section.tables if not table.folded]
+    parts += map(_figure, section.plots)
+    parts += [html_table(table) for table in section.tables if table.folded]
+    return "\n".join([*parts, "</section>"])
+
+
+def _figure(plot: Plot) -> str:
+    """Twice: as wide screens and paper have it, and as a telephone has it; the style sheet shows one of them."""
+    origins = "".join(f'<span class="origin">{code(origin(source))}</span>' for source in plot.sources)
+    return (
+        f'<figure id="figure-{plot.slug}"><div class="wide">{svg(plot, WIDE)}</div>'
+        f'<div class="narrow">{svg(plot, NARROW)}</div>'
+        f"<figcaption><b>{escape(plot.title)}.</b> {code(plot.caption)}{origins}</figcaption></figure>"
+    )

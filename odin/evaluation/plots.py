@@ -1,0 +1,205 @@
+"""The figures over policies: latency distributions, heat maps, service levels, scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from odin.evaluation.figures import Layout, legend, new_figure, panels
+from odin.evaluation.results import QUANTILES, SLO_LEVELS, Cell
+from odin.evaluation.standing import Place, Standing, mean, order_policies, pooled_quantiles
+from odin.evaluation.style import INK, LOSS, Look
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["below_peak", "draw_cdfs", "draw_heat", "draw_scaling", "draw_slo"]
+
+Looks = Mapping[str, Look]
+Groups = Mapping[str, Sequence[Cell]]
+"""Cells by the panel's title."""
+
+
+def _line(
+    axes: Axes, x: Sequence[float], y: Sequence[float], look: Look, *, marks: Sequence[int] | None = None
+) -> None:
+    axes.plot(
+        x,
+        y,
+        color=look.color,
+        linestyle=look.dash,
+        linewidth=look.width,
+        marker=look.marker,
+        markevery=marks,
+        markersize=4.5 if look.width > 2 else 4.0,
+        markeredgewidth=0.9 if look.marker in "+x" else 0.4,
+        zorder=4 if look.width > 2 else 3,
+    )
+
+
+def _legend_rows(layout: Layout, looks: Looks) -> int:
+    return -(-len(looks) // (2 if layout.narrow else 7))
+
+
+def _by_policy(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    return {p: [cell for cell in cells if cell.policy == p] for p in order_policies(cell.policy for cell in cells)}
+
+
+def draw_cdfs(layout: Layout, groups: Groups, looks: Looks) -> Figure:
+    """Latency distributions, a panel per group, logarithmic in latency."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+
+    rows = _legend_rows(layout, looks)
+    figure, found = panels(layout, len(groups), height_in=2.6, legend_rows=rows)
+    for axes, (title, cells) in zip(found, groups.items(), strict=True):
+        spread: list[float] = []
+        for at, (policy, own) in enumerate(reversed(_by_policy(cells).items())):
+            latency_ms = pooled_quantiles(own) * 1e3
+            if np.isfinite(latency_ms).all():
+                first = 5 + 3 * at % 20  # markers side by side, not on top of each other
+                _line(axes, list(latency_ms), QUANTILES, looks[policy], marks=[*range(first, 96, 20), 99])
+                spread += [latency_ms[0], latency_ms[-1]]
+        axes.set_title(title)
+        axes.set_xscale("log")
+        wide = max(spread) / min(spread) > 30 if spread else True
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("latency, ms")
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axes in found[:: 1 if layout.narrow else layout.columns]:
+        axes.set_ylabel("requests answered within")
+    legend(figure, layout, list(looks.items()))
+    return figure
+
+
+def below_peak(cells: Sequence[Cell]) -> np.ndarray:
+    """Mean share of requests below each service level, shape (levels,); nan if no cell tells."""
+    told = [cell.below_peak for cell in cells if cell.below_peak]
+    return np.mean(told, axis=0) if told else np.full(len(SLO_LEVELS), np.nan)
+
+
+def draw_slo(layout: Layout, groups: Groups, looks: Looks) -> Figure:
+    """Share of requests below each share of the peak throughput, a panel per group."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, found = panels(layout, len(groups), height_in=2.6, legend_rows=_legend_rows(layout, looks))
+    for axes, (title, cells) in zip(found, groups.items(), strict=True):
+        for policy, own in reversed(_by_policy(cells).items()):
+            _line(axes, SLO_LEVELS, list(below_peak(own)), looks[policy])
+        axes.set_title(title)
+        axes.set_xlabel("throughput level, share of peak")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_xticks(SLO_LEVELS[1::2])
+        axes.set_ylim(bottom=0)
+    for axes in found[:: 1 if layout.narrow else layout.columns]:
+        axes.set_ylabel("requests below the level")
+    legend(figure, layout, list(looks.items()))
+    return figure
+
+
+def draw_heat(
+    layout: Layout,
+    places: Mapping[Place, Mapping[str, Standing]],
+    policies: Sequence[str],
+    value: Callable[[Standing], float],
+    looks: Looks,
+    label: str,
+) -> Figure:
+    """Period x duration for each policy and model, annotated, all in one colour scale."""
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    models = sorted({place.model for place in places})
+    periods = sorted({place.period for place in places})
+    durations = sorted({place.duration for place in places})
+    values = [value(found[policy]) for found in places.values() for policy in policies if policy in found]
+    finite = [number for number in values if np.isfinite(number)]
+    scale = Normalize(np.floor(min(finite) * 20) / 20 - (min(finite) > 0.9) * 0.05, max(1.0, *finite))
+    colors = LinearSegmentedColormap.from_list("loss", LOSS)
+    if layout.narrow:
+        shown, across = [(policy, model) for model in models for policy in policies], 2
+    else:
+        shown = [(policy, model) for policy in policies for model in models]
+        across = len(models) if len(models) in (3, 4) else min(4, len(shown))
+    height = 0.27 * len(periods) + 0.62
+    down = -(-len(shown) // across)
+    figure = new_figure(layout, down * height + 0.75)
+    grid = figure.subplots(down, across, squeeze=False)
+    flat = [axes for row in grid for axes in row]
+    for axes in flat[len(shown) :]:
+        axes.set_visible(False)
+    mesh = None
+    for at, (policy, model) in enumerate(shown):
+        axes = flat[at]
+        cells = np.full((len(periods), len(durations)), np.nan)
+        for place, found in places.items():
+            if place.model == model and policy in found:
+                cells[periods.index(place.period), durations.index(place.duration)] = value(found[policy])
+        mesh = axes.pcolormesh(cells, cmap=colors, norm=scale, edgecolors="#ffffff", linewidth=1.0)
+        for row, column in np.argwhere(np.isfinite(cells)):
+            dark = float(np.dot(colors(scale(cells[row, column]))[:3], (0.3, 0.59, 0.11))) < 0.5
+            text = f"{cells[row, column]:.3f}"
+            color = "#ffffff" if dark else "#000001"
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, size=layout.size_pt - 1)
+        axes.set_title(policy, color=looks[policy].color, weight="bold" if looks[policy].width > 2 else "normal", pad=3)
+        axes.set_title(model, loc="right", pad=3, size=layout.size_pt - 1)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_xticks(np.arange(len(durations)) + 0.5, [f"{number:g}" for number in durations])
+        axes.set_yticks(np.arange(len(periods)) + 0.5, [f"{number:g}" for number in periods])
+        if at % across == 0:
+            axes.set_ylabel("period")
+        if at >= len(shown) - across:
+            axes.set_xlabel("duration")
+    assert mesh is not None
+    bar = figure.colorbar(
+        mesh, ax=flat, location="bottom", aspect=50 if not layout.narrow else 25, shrink=0.6, pad=0.01
+    )
+    bar.set_label(label)
+    bar.outline.set_linewidth(0.5)
+    return figure
+
+
+def draw_scaling(
+    layout: Layout,
+    places: Mapping[Place, Mapping[str, Standing]],
+    cells: Sequence[Cell],
+    looks: Looks,
+    references: Sequence[tuple[str, Callable[[Standing], float], Callable[[Cell], float]]],
+) -> Figure:
+    """Ratios over devices, a panel per reference: means as lines, least to most of the cells as bands."""
+    figure, found = panels(
+        layout,
+        len(references),
+        height_in=3.0,
+        columns=2 if not layout.narrow else 1,
+        legend_rows=_legend_rows(layout, looks),
+    )
+    counts = sorted({place.devices for place in places})
+    for axes, (label, of_standing, of_cell) in zip(found, references, strict=True):
+        for policy in reversed(order_policies(policy for group in places.values() for policy in group)):
+            means, lows, highs = [], [], []
+            for count in counts:
+                own = [group[policy] for place, group in places.items() if place.devices == count and policy in group]
+                told = [of_cell(c) for c in cells if c.devices == count and c.policy == policy]
+                told = [number for number in told if np.isfinite(number)]
+                means.append(mean(of_standing(standing) for standing in own))
+                lows.append(min(told, default=np.nan))
+                highs.append(max(told, default=np.nan))
+            look = looks[policy]
+            if np.isfinite(means).any():
+                axes.fill_between(counts, lows, highs, color=look.color, alpha=0.13, linewidth=0)
+                _line(axes, counts, means, look)
+        axes.axhline(1.0, color=INK, linewidth=0.6)
+        axes.set_title(label)
+        axes.set_xlabel("devices")
+        axes.set_xticks(counts)
+    found[0].set_ylabel("throughput ratio")
+    legend(figure, layout, list(looks.items()))
+    return figure

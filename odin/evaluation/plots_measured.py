@@ -1,0 +1,198 @@
+"""The figures of runs: throughput over time, live bars, detection delays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odin.evaluation.figures import Layout, legend, new_figure, panels
+from odin.evaluation.measured import LIVE_VALUES
+from odin.evaluation.results import Cell, DetectionPoint, Timeline
+from odin.evaluation.standing import bootstrap, order_policies
+from odin.evaluation.style import DEVICES, INK, Look
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["POINTS", "draw_detection", "draw_live", "draw_timelines", "thinned"]
+
+POINTS = 500
+"""Points that a line over time has at most: more than a page can show."""
+_LABELLED = 8
+
+FloatArray = NDArray[np.float64]
+
+
+def thinned(at_s: Sequence[float], values: Sequence[float], points: int = POINTS) -> tuple[FloatArray, FloatArray]:
+    """Means of neighbours, so that at most so many points are left; what is not finite is left out."""
+    x, y = np.asarray(at_s, dtype=float), np.asarray(values, dtype=float)
+    kept = np.isfinite(x) & np.isfinite(y)
+    x, y = x[kept], y[kept]
+    if x.size <= points:
+        return x, y
+    parts = np.linspace(0, x.size, points + 1).astype(int)
+    counts = np.diff(parts)
+    return np.add.reduceat(x, parts[:-1]) / counts, np.add.reduceat(y, parts[:-1]) / counts
+
+
+def draw_timelines(layout: Layout, timelines: Sequence[Timeline], looks: Mapping[str, Look]) -> Figure:
+    """Throughput over time, a panel per policy; below each the interference, a lane per device."""
+    devices = sorted({event[2] for timeline in timelines for event in timeline.interference})
+    lane = min(0.13, 0.8 / max(1, len(devices)))
+    heights = [1.02, max(0.02, lane * len(devices))] * len(timelines)
+    figure = new_figure(layout, sum(heights) + 0.31 * len(timelines) + 0.45)
+    rows = figure.subplots(len(heights), 1, height_ratios=heights, sharex=True, squeeze=False)[:, 0]
+    engine: Any = figure.get_layout_engine()
+    engine.set(hspace=0.01, h_pad=0.015)
+    top = max(max(_finite(t.throughput_hz), default=0.0) for t in timelines)
+    top = max([top, *(t.peak_hz for t in timelines if np.isfinite(t.peak_hz))]) * 1.28
+    end_s = max(max(_finite(t.at_s), default=1.0) for t in timelines)
+    for at, timeline in enumerate(timelines):
+        axes, lanes = rows[2 * at], rows[2 * at + 1]
+        look = looks[timeline.policy]
+        x, y = thinned(timeline.at_s, timeline.throughput_hz)
+        if np.isfinite(timeline.peak_hz):
+            axes.axhline(timeline.peak_hz, color=INK, linewidth=0.7, linestyle=(0, (1, 2)))
+        axes.plot(x, y, color=look.color, linewidth=1.3, zorder=3)
+        shown = timeline.changes
+        times = [time_s for time_s, _ in shown]
+        axes.plot(
+            times, [top * 0.96] * len(times), "v", color=INK, markersize=4.0 if len(times) < 60 else 2.5, zorder=4
+        )
+        if len(times) <= 30:
+            axes.vlines(times, 0, top * 0.94, color=INK, linewidth=0.6, alpha=0.6, zorder=2)
+        _label_changes(axes, timeline, end_s=end_s, top=top, layout=layout)
+        axes.set_ylim(0, top)
+        axes.set_xlim(0, end_s)
+        axes.set_title(timeline.policy, color=look.color, weight="bold" if look.width > 2 else "normal", pad=3)
+        changes = f"{len(times)} plan change{'s' if len(times) != 1 else ''}"
+        rate = f"mean {np.mean(y):.3g}/s, " if y.size else ""
+        axes.set_title(f"{rate}{changes}", loc="right", pad=3, size=layout.size_pt - 1)
+        axes.tick_params(labelbottom=False)
+        for start_s, stop_s, device, _ in timeline.interference:
+            color = DEVICES[devices.index(device) % len(DEVICES)]
+            axes.axvspan(start_s, min(stop_s, end_s), color=color, alpha=0.16, linewidth=0, zorder=0)
+        _draw_lanes(lanes, timeline, devices, end_s=end_s, layout=layout)
+        lanes.tick_params(labelbottom=at == len(timelines) - 1, bottom=at == len(timelines) - 1)
+    rows[-1].set_xlabel("seconds" + (" (lanes: devices under interference)" if devices else ""))
+    figure.supylabel("throughput, requests/s", size=layout.size_pt)
+    return figure
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if np.isfinite(value)]
+
+
+def _label_changes(axes: Axes, timeline: Timeline, *, end_s: float, top: float, layout: Layout) -> None:
+    """The new plan beside each mark, where there is room for all of them."""
+    size = layout.size_pt - 2.5
+    if not timeline.changes or len(timeline.changes) > _LABELLED:
+        return
+    widths_s = [
+        (len(label) * 0.62 + 1.5) * size / 72 / (layout.width_in * 0.9) * end_s for _, label in timeline.changes
+    ]
+    begins = [time_s for time_s, _ in timeline.changes]
+    if any(b + w > n for b, w, n in zip(begins, widths_s, [*begins[1:], end_s], strict=True)):
+        return
+    for (time_s, label), width_s in zip(timeline.changes, widths_s, strict=True):
+        axes.text(time_s + width_s * 0.12, top * 0.955, label, size=size, va="center", zorder=4)
+
+
+def _draw_lanes(lanes: Axes, timeline: Timeline, devices: Sequence[int], *, end_s: float, layout: Layout) -> None:
+    size = layout.size_pt - 2.5
+    lanes.grid(visible=False)
+    lanes.spines["left"].set_visible(False)
+    lanes.set_ylim(len(devices) - 0.5 if devices else 0.5, -0.5)
+    shown = list(range(len(devices))) if len(devices) <= 6 else []
+    lanes.set_yticks(shown, [str(devices[at]) for at in shown], size=size)
+    lanes.tick_params(axis="y", length=0, pad=2)
+    for start_s, stop_s, device, label in timeline.interference:
+        at = devices.index(device)
+        stop_s = min(stop_s, end_s)
+        lanes.barh(at, stop_s - start_s, left=start_s, height=0.8, color=DEVICES[at % len(DEVICES)], linewidth=0)
+        room_in = (stop_s - start_s) / end_s * layout.width_in * 0.9
+        if shown and len(label) * 0.62 * size / 72 < room_in:
+            lanes.text((start_s + stop_s) / 2, at, label, size=size, ha="center", va="center_baseline", color="#ffffff")
+
+
+def draw_live(layout: Layout, cells: Sequence[Cell], looks: Mapping[str, Look]) -> Figure:
+    """Medians as bars with bootstrapped intervals, a panel per quantity."""
+    policies = order_policies(cell.policy for cell in cells)
+    shown = [
+        (name, [bootstrap(value(cell) for cell in cells if cell.policy == policy) for policy in policies], form)
+        for name, value, _, form in LIVE_VALUES
+    ]
+    shown = [(name, values, form) for name, values, form in shown if any(np.isfinite(value[0]) for value in values)]
+    figure, found = panels(layout, len(shown), height_in=0.24 * len(policies) + 0.6)
+    for axes, (name, values, form) in zip(found, shown, strict=True):
+        most = max(np.nanmax(value) for value in values if np.isfinite(value[0]))
+        for at, (policy, (middle, low, high)) in enumerate(zip(policies, values, strict=True)):
+            if not np.isfinite(middle):
+                axes.text(0, at, " not measured", va="center", size=layout.size_pt - 2)
+                continue
+            look = looks[policy]
+            axes.barh(at, middle, height=0.68, color=look.color, alpha=1.0 if look.width > 2 else 0.7)
+            end = middle
+            if np.isfinite(low):
+                axes.errorbar(middle, at, xerr=[[middle - low], [high - middle]], color=INK, linewidth=1, capsize=2)
+                end = high
+            axes.text(end + most * 0.03, at, f"{middle:{form}}", va="center", size=layout.size_pt - 1.5)
+        axes.set_title(name)
+        axes.set_xlim(0, most * 1.3 if most > 0 else 1)
+        axes.set_yticks(range(len(policies)), policies)
+        axes.set_ylim(len(policies) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+    for label in (label for axes in found for label in axes.get_yticklabels() if label.get_text() == "predictive"):
+        label.set_fontweight("bold")
+    return figure
+
+
+def draw_detection(layout: Layout, points: Sequence[DetectionPoint]) -> Figure:
+    """Delay over slowdown, a panel per noise, beside the least delay that there can be."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    detectors = sorted({point.detector for point in points}, key=lambda name: ("cusum" not in name.lower(), name))
+    marks = dict(zip(detectors, _detector_looks(len(detectors)), strict=True))
+    noises = sorted({point.noise_cv for point in points})
+    bound = Look(INK, "", (0, (4, 2)), 1.0)
+    shown = [*marks.items(), ("bound", bound)]
+    rows = -(-len(shown) // (2 if layout.narrow else 7))
+    figure, found = panels(layout, len(noises), height_in=2.5, legend_rows=rows)
+    for axes, noise in zip(found, noises, strict=True):
+        for detector in reversed(detectors):
+            own = sorted((p for p in points if (p.detector, p.noise_cv) == (detector, noise)), key=lambda p: p.slowdown)
+            x = [point.slowdown for point in own]
+            look = marks[detector]
+            axes.plot(x, [p.bound for p in own], color=INK, linestyle=bound.dash, linewidth=bound.width, zorder=2)
+            axes.plot(
+                x,
+                [p.delay for p in own],
+                color=look.color,
+                marker=look.marker,
+                linestyle=look.dash,
+                linewidth=look.width,
+                zorder=3,
+            )
+        axes.set_title(f"noise {noise:.0%}")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.axhline(1.0, color=INK, linewidth=0.5)
+        axes.set_xlabel("slowdown")
+    for axes in found[:: 1 if layout.narrow else layout.columns]:
+        axes.set_ylabel("observations until the alarm")
+    legend(figure, layout, shown)
+    return figure
+
+
+def _detector_looks(count: int) -> list[Look]:
+    colors = ("#d55e00", "#0072b2", "#009e73", "#b0508c", "#a68a00", "#56b4e9", "#7a5c3a")
+    dashes = ("-", (0, (3, 1.2)), (0, (5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (1.2, 1.2)), (0, (8, 2)), (0, (2, 2)))
+    markers = "os^vDPX"
+    return [Look(colors[at % 7], markers[at % 7], dashes[at % 7], 2.2 if at == 0 else 1.4) for at in range(count)]

@@ -1,0 +1,159 @@
+"""Tables of numbers, as Markdown and as HTML; the best of each column, or row, is bold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Literal
+
+__all__ = ["Better", "Row", "Table", "Value", "code", "html_table", "markdown_table"]
+
+Better = Literal["high", "low", ""]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number and how it is printed; nan prints as a dash."""
+
+    number: float
+    text: str
+
+    @classmethod
+    def of(cls, number: float, form: str = ".3f", *, extra: str = "") -> Value:
+        """Print by a format, with something behind it."""
+        return cls(number, "-" if math.isnan(number) else f"{number:{form}}{extra}")
+
+
+Row = tuple[str | Value, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes
+    ----------
+    title, caption
+        What it is about, and how to read it.
+    columns
+        Their names; the first ``labels`` columns are text.
+    rows
+        As many texts or values each.
+    better
+        Of each column that holds numbers, whether high or low ones are better. One for all where ``best_by`` is row.
+    yardsticks
+        Rows (columns where ``best_by`` is row) out of competition.
+    best_by
+        Whether the best of each column or of each row is bold.
+    folded
+        Shown on demand only, in HTML.
+    """
+
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    better: tuple[Better, ...] = ()
+    yardsticks: frozenset[int] = frozenset()
+    labels: int = 1
+    best_by: Literal["column", "row"] = "column"
+    folded: bool = False
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"table {self.title!r}: give {len(self.columns)} values in each row")
+
+    def without_empty(self) -> Table:
+        """The same without columns that hold no number at all."""
+        kept = [at for at in range(len(self.columns)) if at < self.labels or any(_number(row[at]) for row in self.rows)]
+        better, yardsticks = self.better, self.yardsticks
+        if self.best_by == "row":
+            yardsticks = frozenset(kept.index(at) for at in yardsticks if at in kept)
+        elif better:
+            better = tuple(better[at - self.labels] for at in kept if at >= self.labels)
+        rows = tuple(tuple(row[at] for at in kept) for row in self.rows)
+        columns = tuple(self.columns[at] for at in kept)
+        return replace(self, columns=columns, rows=rows, better=better, yardsticks=yardsticks)
+
+    def best(self) -> frozenset[tuple[int, int]]:
+        """Row and column of what is bold: those that print like the best. Nothing where all print alike."""
+        lines: list[list[tuple[int, int]]]
+        if not self.better:
+            return frozenset()
+        columns = range(self.labels, len(self.columns))
+        if self.best_by == "column":
+            rows = [at for at in range(len(self.rows)) if at not in self.yardsticks]
+            lines = [[(row, column) for row in rows] for column in columns]
+            wanted: Sequence[Better] = self.better
+        else:
+            lines = [[(row, at) for at in columns if at not in self.yardsticks] for row in range(len(self.rows))]
+            wanted = self.better[:1] * len(lines)
+        found: set[tuple[int, int]] = set()
+        for line, better in zip(lines, wanted, strict=True):
+            values = [(place, value) for place in line if isinstance(value := self.rows[place[0]][place[1]], Value)]
+            values = [(place, value) for place, value in values if math.isfinite(value.number)]
+            if better and values:
+                first = (max if better == "high" else min)(values, key=lambda item: item[1].number)[1].text
+                best = {place for place, value in values if value.text == first}
+                found |= best if len(best) < len(values) else set()
+        return frozenset(found)
+
+
+def _number(cell: str | Value) -> bool:
+    return isinstance(cell, Value) and not math.isnan(cell.number)
+
+
+def _text(cell: str | Value) -> str:
+    return cell if isinstance(cell, str) else cell.text
+
+
+def markdown_table(table: Table) -> str:
+    """The table for a Markdown file, with its title before and its caption behind."""
+
+    def clean(text: str) -> str:
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    best = table.best()
+    side = ["---" if at < table.labels else "---:" for at in range(len(table.columns))]
+    lines = [f"**{table.title}**", "", _line([clean(column) for column in table.columns]), _line(side)]
+    for at, row in enumerate(table.rows):
+        texts = [clean(_text(cell)) for cell in row]
+        if table.best_by == "column" and at in table.yardsticks:
+            texts[0] = f"*{texts[0]}*"
+        lines.append(_line([f"**{text}**" if (at, column) in best else text for column, text in enumerate(texts)]))
+    return "\n".join([*lines, "", table.caption, ""])
+
+
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def html_table(table: Table) -> str:
+    """The table as HTML; captions may hold `code`, nothing else is marked up."""
+    best = table.best()
+    lines = [f"<table><caption><b>{escape(table.title)}.</b> {code(table.caption)}</caption>", "<thead><tr>"]
+    lines += [
+        f'<th scope="col"{" class=label" if at < table.labels else ""}>{escape(column)}</th>'
+        for at, column in enumerate(table.columns)
+    ]
+    lines.append("</tr></thead><tbody>")
+    for at, row in enumerate(table.rows):
+        lines.append('<tr class="yardstick">' if table.best_by == "column" and at in table.yardsticks else "<tr>")
+        for column, cell in enumerate(row):
+            text = escape(_text(cell))
+            if column < table.labels:
+                lines.append(f'<th scope="row">{text}</th>')
+            else:
+                lines.append(f"<td><b>{text}</b></td>" if (at, column) in best else f"<td>{text}</td>")
+        lines.append("</tr>")
+    lines.append("</tbody></table>")
+    whole = f'<div class="scroll">{"".join(lines)}</div>'
+    return f"<details><summary>{escape(table.title)}</summary>{whole}</details>" if table.folded else whole
+
+
+def code(text: str) -> str:
+    """Escaped for HTML, what stands between backticks as code."""
+    parts = escape(text).split("`")
+    return "".join(f"<code>{part}</code>" if at % 2 else part for at, part in enumerate(parts))
