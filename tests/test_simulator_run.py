@@ -1,0 +1,426 @@
+"""Simulated runs: closed forms, what policies are told, when their plans take effect, exploration, seeds."""
+
+import math
+
+import numpy as np
+import pytest
+
+from monitor.timing import RequestTimeline, StageTiming
+from odin.controller import Controller
+from odin.simulator import Event, Interference, LogNormalNoise, World, simulate
+from odin.timings import synthetic_timings
+from partitioner.balance import balance
+from partitioner.plan import Plan
+from partitioner.policies import Decision, make_policy
+
+EVEN = World.of(np.full((2, 4), 0.5))
+
+
+class Scripted:
+    """Answers the n-th observation as told, and keeps all of them."""
+
+    name = "scripted"
+
+    def __init__(self, answers=()):
+        self.answers = dict(answers)
+
+    def start(self, setting):
+        self.setting, self.seen = setting, []
+
+    def decide(self, observation):
+        self.seen.append(observation)
+        answer = self.answers.get(observation.request)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def move(plan, kind="move"):
+    return Decision(Plan(plan), kind, "scripted")
+
+
+def plans_of(run):
+    return [str(run.plans[index]) for index in run.plan_index]
+
+
+# -- closed forms ---------------------------------------------------------------------------------------------------
+
+
+def test_closed_loop_of_a_deterministic_pipeline():
+    """In flight N requests, the slowest stage takes T: from then on one every T seconds, each N T under way."""
+    world = World.of([[1.0, 1.0, 1.0]] * 2)
+
+    run = simulate(world, make_policy("static"), requests=50, plan=Plan((1, 2)), in_flight=5)
+
+    np.testing.assert_allclose(np.diff(run.finished_s), 2.0)
+    np.testing.assert_allclose(run.finished_s[0], 3.0)
+    np.testing.assert_allclose(run.latency_s[5:], 5 * 2.0)
+    np.testing.assert_allclose(run.true_bottleneck_s, 2.0)
+    assert run.peak_hz == 0.5
+    assert run.throughput_hz == pytest.approx(50 / (3.0 + 49 * 2.0))
+
+
+def test_too_few_in_flight_leave_stages_idle():
+    run = simulate(EVEN, make_policy("static"), requests=20, in_flight=1)
+
+    np.testing.assert_allclose(np.diff(run.finished_s), 2.0)
+    np.testing.assert_array_equal(run.submitted_s[1:], run.finished_s[:-1])
+
+
+def test_transfers_are_part_of_the_stages_and_of_the_way_in_and_out():
+    world = World.of(np.full((2, 2), 1.0), send_s=[0.1, 0.2, 0.4], receive_s=[0.01, 0.02, 0.04])
+
+    run = simulate(world, make_policy("static"), requests=30, plan=Plan((1, 1)))
+
+    first_s, second_s = 0.01 + 1.0 + 0.2, 0.02 + 1.0 + 0.4
+    assert run.finished_s[0] == pytest.approx(0.1 + first_s + second_s + 0.04)
+    np.testing.assert_allclose(np.diff(run.finished_s), second_s)
+    np.testing.assert_allclose(run.true_bottleneck_s, second_s)
+
+
+def test_mean_wait_of_an_m_d_1_queue():
+    """Pollaczek and Khinchine: utilisation 0.7 and service time 1 make rho / (2 (1 - rho)) of waiting."""
+    world = World.of([[1.0]])
+
+    run = simulate(
+        world, make_policy("static"), requests=150_000, arrivals="poisson:0.7", detector="none", in_flight=1000, seed=5
+    )
+
+    assert run.latency_s.mean() - 1.0 == pytest.approx(0.7 / (2 * 0.3), rel=0.04)
+    np.testing.assert_allclose(run.submitted_s, run.arrived_s)
+
+
+def test_a_full_gateway_lets_arrivals_wait_and_drops_none():
+    world = World.of([[1.0]])
+
+    many = simulate(world, make_policy("static"), requests=500, arrivals="poisson:0.9", in_flight=100, seed=1)
+    few = simulate(world, make_policy("static"), requests=500, arrivals="poisson:0.9", in_flight=2, seed=1)
+
+    np.testing.assert_array_equal(few.arrived_s, many.arrived_s)
+    np.testing.assert_allclose(few.finished_s, many.finished_s)
+    np.testing.assert_array_equal(few.submitted_s[2:], np.maximum(few.arrived_s[2:], few.finished_s[:-2]))
+
+
+@pytest.mark.parametrize("devices", [1, 1000])
+def test_any_number_of_devices(devices):
+    world = World.of(np.full((devices, 7), 1.0), slowdown={"x": 3.0})
+
+    run = simulate(
+        world, make_policy("static"), requests=30, interference=Interference((Event(devices - 1, "x", 5, 9),))
+    )
+
+    assert sum(run.plans[0]) == 7
+    assert (np.diff(run.finished_s) >= -1e-12).all()
+    np.testing.assert_allclose(run.finished_s[0], 7.0)
+
+
+# -- migration ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("prepare_s", "first"), [(0.0, 14), (0.001, 15), (1.0, 15), (1.001, 16), (2.5, 17)])
+def test_a_decision_reaches_the_first_request_submitted_after_it_was_prepared(prepare_s, first):
+    """One request per second; 10 finishes, its permit goes to 14 at that moment, and then the decision is made."""
+    run = simulate(EVEN, Scripted({10: move((3, 1))}), requests=30, in_flight=4, prepare_s=prepare_s)
+
+    assert plans_of(run) == ["2|2"] * (first - 1) + ["3|1"] * (31 - first)
+    assert run.decisions == ((10, move((3, 1))),)
+
+
+def test_the_controller_looks_at_nothing_while_it_prepares():
+    """Decided at 10, prepared for 2.5 requests: the decision at 11 comes as late, and is prepared as long."""
+    policy = Scripted({10: move((3, 1)), 11: move((1, 3))})
+
+    run = simulate(EVEN, policy, requests=40, in_flight=4, prepare_s=2.5)
+
+    plans = plans_of(run)
+    assert plans.index("3|1") + 1 == 17
+    assert run.submitted_s[plans.index("1|3")] - run.finished_s[9] >= 5.0
+    assert [observation.request for observation in policy.seen] == list(range(1, 41))
+
+
+def test_a_plan_in_force_is_no_decision_and_one_that_does_not_fit_an_error():
+    assert simulate(EVEN, Scripted({5: move((2, 2))}), requests=10).decisions == ()
+    with pytest.raises(ValueError, match="3 stages"):
+        simulate(EVEN, Scripted({5: move((2, 1, 1))}), requests=10)
+
+
+def test_a_policy_that_raises_becomes_static():
+    policy = Scripted({4: RuntimeError("no idea"), 6: move((1, 3))})
+
+    with pytest.warns(UserWarning, match="no idea"):
+        run = simulate(EVEN, policy, requests=20)
+
+    assert run.decisions == ()
+    assert len(policy.seen) == 4
+
+
+# -- what policies are told -----------------------------------------------------------------------------------------
+
+
+def test_observations_are_those_of_the_live_controller():
+    """The timelines that live stages would have sent, through the live controller: the same observations."""
+    table = synthetic_timings(9, seed=3)
+    world = World.from_timings(table, devices=3)
+    answers = {40: move((1, 4, 4)), 90: move((0, 5, 4)), 140: move((3, 3, 3))}
+    interference = Interference.periodic(
+        devices=3, scenarios=table.scenarios, period=50, duration=30, length=220, seed=1
+    )
+    simulated = Scripted(answers)
+    run = simulate(world, simulated, requests=220, plan=Plan((3, 3, 3)), interference=interference, seed=7)
+
+    live, moved = Scripted(answers), []
+    controller = Controller(
+        world.setting(Plan((3, 3, 3))),
+        policy=live,
+        migrate=lambda plan: moved.append(plan) or len(moved),
+        emit=lambda event: None,
+        budget=1e9,
+    )
+    for index, seen in enumerate(simulated.seen):
+        timings = tuple(
+            StageTiming(stage, first, last, 0.0, seen.stage_s[stage], 0.0, 0.0, 0.0, tuple(seen.layer_s[first:last]))
+            for stage, (first, last) in enumerate(seen.plan.ranges)
+        )
+        controller.step(RequestTimeline(index, 0, run.submitted_s[index], run.finished_s[index], timings))
+
+    assert [str(plan) for plan in moved] == [str(decision.plan) for _, decision in run.decisions]
+    assert len(live.seen) == len(simulated.seen) == 220
+    assert any(observation.changed.any() for observation in live.seen)
+    for ours, theirs in zip(simulated.seen, live.seen, strict=True):
+        assert (ours.request, ours.plan) == (theirs.request, theirs.plan)
+        for field in ("stage_s", "layer_s", "interval_s", "changed", "age", "noise"):
+            np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field), err_msg=field)
+    assert {request for request, _ in run.changes} == {o.request for o in live.seen if o.changed.any()}
+
+
+def test_a_stage_tells_what_its_layers_took_and_nothing_if_it_has_none():
+    policy = Scripted()
+
+    simulate(World.of([[1.0, 2.0, 4.0]] * 3), policy, requests=5, plan=Plan((2, 0, 1)))
+
+    np.testing.assert_array_equal(policy.seen[0].stage_s, [3.0, 0.0, 4.0])
+    np.testing.assert_array_equal(policy.seen[0].layer_s, [1.0, 2.0, 4.0])
+    assert math.isnan(policy.seen[0].interval_s)
+    assert policy.seen[1].interval_s == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(("truth", "first"), [("now", 6), ("finished", 10)])
+def test_true_times_are_those_of_the_next_request_or_of_the_finished_one(truth, first):
+    """Four in flight: with the answer of request 6 request 10 comes in, which is the first one disturbed."""
+    world = World.of(np.full((2, 4), 0.5), slowdown={"x": [2.0, 2.0, 3.0, 3.0]})
+    interference = Interference((Event(1, "x", 10, 20),))
+    policy = Scripted()
+
+    simulate(world, policy, requests=30, in_flight=4, interference=interference, truth=truth)
+
+    disturbed = [o.request for o in policy.seen if (o.true_s != 0.5).any()]
+    assert disturbed == list(range(first, first + 10))
+    np.testing.assert_array_equal(policy.seen[first].true_s, [[0.5] * 4, [1.0, 1.0, 1.5, 1.5]])
+
+
+# -- interference and noise -----------------------------------------------------------------------------------------
+
+
+def test_requests_run_under_the_conditions_of_their_number():
+    world = World.of(np.full((2, 4), 0.5), slowdown={"x": 2.0, "y": 4.0, "z": math.inf})
+    interference = Interference((Event(0, "x", 5, 8), Event(1, "y", 7, 9), Event(0, "z", 12, 13)))
+    policy = Scripted()
+
+    run = simulate(world, policy, requests=15, interference=interference, best=True)
+
+    factors = np.ones((16, 2))
+    factors[5:8, 0], factors[7:9, 1] = 2.0, 4.0
+    found = np.array([o.stage_s for o in policy.seen])
+    np.testing.assert_allclose(np.delete(found, 11, axis=0), np.delete(factors[1:], 11, axis=0))
+    np.testing.assert_allclose(np.delete(run.true_bottleneck_s, 11), np.delete(factors[1:].max(axis=1), 11))
+    assert found[11].tolist() == [2000.0, 1.0]  # dead, and yet it finishes one day
+    assert run.best_bottleneck_s is not None
+    best = balance(np.full((2, 4), 0.5) * [[2.0], [4.0]]).bottleneck_s
+    assert run.best_bottleneck_s[[0, 6, 11]].tolist() == [1.0, best, 2.0]
+
+
+def test_a_dead_device_loses_its_layers_to_a_policy_that_knows():
+    world = World.of(np.full((3, 6), 0.1), slowdown={"dead": math.inf})
+    interference = Interference((Event(1, "dead", 20, 10**6),))
+
+    run = simulate(world, make_policy("oracle"), requests=60, interference=interference, prepare_s=0.0)
+
+    assert plans_of(run)[:19] == ["2|2|2"] * 19
+    assert {plan.split("|")[1] for plan in plans_of(run)[19:]} == {"0"}
+    assert run.finished_s[-1] < 100
+
+
+def test_conditions_that_change_in_the_midst_of_a_layer():
+    """By seconds: what is half done takes half of its new time from then on."""
+    world = World.of([[1.0]], slowdown={"x": 2.0})
+    interference = Interference((Event(0, "x", 0.5, 2.5),), "seconds")
+    policy = Scripted()
+
+    run = simulate(world, policy, requests=4, interference=interference, in_flight=1)
+
+    np.testing.assert_allclose(run.finished_s, [1.5, 3.0, 4.0, 5.0])
+    np.testing.assert_allclose([o.stage_s[0] for o in policy.seen], [1.5, 1.5, 1.0, 1.0])
+    np.testing.assert_allclose([o.layer_s[0] for o in policy.seen], [1.5, 1.5, 1.0, 1.0])
+    np.testing.assert_allclose(run.true_bottleneck_s, [1.0, 2.0, 1.0, 1.0])
+
+
+def test_seconds_and_requests_agree_where_nothing_is_under_way_when_conditions_change():
+    table = synthetic_timings(6)
+    world = World.from_timings(table, devices=2, noise=LogNormalNoise(0.1))
+    calm = simulate(world, make_policy("static"), requests=200, in_flight=1, seed=2)
+    by_requests = Interference((Event(1, "cpu-50", 50, 80), Event(0, "membw-100", 60, 120)))
+    slow = simulate(world, make_policy("static"), requests=200, in_flight=1, interference=by_requests, seed=2)
+    times = [Event(e.device, e.scenario, slow.submitted_s[int(e.start) - 1], slow.submitted_s[int(e.end) - 1])
+             for e in by_requests.events]  # fmt: skip
+
+    by_seconds = simulate(
+        world, make_policy("static"), requests=200, in_flight=1, interference=Interference(tuple(times), "seconds"),
+        seed=2,
+    )  # fmt: skip
+
+    np.testing.assert_allclose(by_seconds.finished_s, slow.finished_s)
+    np.testing.assert_allclose(by_seconds.true_bottleneck_s, slow.true_bottleneck_s)
+    assert slow.finished_s[-1] > calm.finished_s[-1]
+
+
+def test_the_work_of_a_pipeline_is_conserved_when_conditions_change_by_seconds():
+    """Alternating twofold slowdown of all devices: as much work is done as the undisturbed parts of time allow."""
+    world = World.of(np.full((3, 3), 0.7), slowdown={"x": 2.0})
+    events = [Event(d, "x", t, t + 1.3) for d in range(3) for t in np.arange(0.4, 150, 2.6)]
+
+    run = simulate(world, make_policy("static"), requests=60, interference=Interference(tuple(events), "seconds"))
+
+    def work_until(at_s):
+        slow_s = sum(max(0.0, min(at_s, t + 1.3) - t) for t in np.arange(0.4, 150, 2.6))
+        return at_s - slow_s / 2
+
+    np.testing.assert_allclose([work_until(t) for t in run.finished_s], 0.7 * (3 + np.arange(60)))
+
+
+@pytest.mark.parametrize("unit", ["requests", "seconds"])
+def test_noise_does_not_depend_on_the_policy(unit):
+    table = synthetic_timings(8)
+    world = World.from_timings(table, devices=2)
+    events = (Event(1, "cpu-50", 20, 60), Event(0, "membw-75", 40, 50))
+    interference = Interference(events, "requests") if unit == "requests" else None
+    still, moving = Scripted(), Scripted({request: move((request % 8, 8 - request % 8)) for request in range(3, 95, 7)})
+
+    first = simulate(world, still, requests=100, plan=Plan((4, 4)), interference=interference, seed=4)
+    simulate(world, moving, requests=100, plan=Plan((4, 4)), interference=interference, seed=4)
+
+    def factors(policy):
+        rows = []
+        for index, seen in enumerate(policy.seen, 1):
+            true_s = world.baseline_s.copy()
+            for event in interference.events if interference else ():
+                if event.start <= index < event.end:
+                    true_s[event.device] *= world.slowdown[event.scenario]
+            sums = [true_s[stage, a:b].sum() for stage, (a, b) in enumerate(seen.plan.ranges)]
+            rows.append(np.divide(seen.stage_s, sums, out=np.full(2, np.nan), where=np.array(sums) > 0))
+        return np.array(rows)
+
+    one, other = factors(still), factors(moving)
+    both = np.isfinite(one) & np.isfinite(other)
+    assert both.mean() > 0.7
+    assert one[both].std() > 0.005
+    np.testing.assert_allclose(one[both], other[both])
+    assert len(set(first.plan_index.tolist())) == 1
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another():
+    world = World.from_timings(synthetic_timings(8), devices=2)
+
+    def finished_s(seed):
+        return simulate(world, make_policy("predictive"), requests=1500, arrivals="poisson:20", seed=seed).finished_s
+
+    np.testing.assert_array_equal(finished_s(1), finished_s(1))
+    assert (finished_s(1) != finished_s(2)).all()
+
+
+# -- exploration ----------------------------------------------------------------------------------------------------
+
+
+def test_serial_trials_let_one_request_through_at_a_time():
+    answers = {20: move((3, 1), "trial"), 30: move((1, 3), "trial"), 40: move((2, 2), "settle")}
+    run = simulate(EVEN, Scripted(answers), requests=70, in_flight=4, serial_trials=True, prepare_s=0.1)
+
+    plans = plans_of(run)
+    tried = np.flatnonzero(run.trial)
+    assert {plans[index] for index in tried} == {"3|1", "1|3"}
+    assert tried[0] == plans.index("3|1")
+    assert (run.submitted_s[tried] >= run.finished_s[tried - 1]).all()
+    np.testing.assert_allclose((run.finished_s - run.submitted_s)[tried], 2.0)
+    # Each goes once the controller has looked at the one before: so no request is lost to a plan that was judged.
+    assert plans.index("1|3") + 1 == 31
+    assert plans.index("2|2", 30) + 1 == 41
+    assert not run.trial[40:].any()
+    np.testing.assert_allclose(np.diff(run.finished_s)[45:], 1.0)
+    np.testing.assert_allclose(np.diff(run.finished_s)[31:39], 2.0)  # two stages, one after the other
+
+
+def test_trials_serve_requests_unless_they_are_serial():
+    answers = {20: move((3, 1), "trial"), 30: move((2, 2), "settle")}
+
+    run = simulate(EVEN, Scripted(answers), requests=50, in_flight=4, prepare_s=0.0)
+
+    assert np.flatnonzero(run.trial).tolist() == list(range(23, 33))
+    np.testing.assert_allclose(np.diff(run.finished_s)[24:32], 1.5)
+
+
+def test_the_way_back_from_a_visit_is_no_trial():
+    answers = {10: move((3, 1), "probe"), 11: move((2, 2), "probe")}
+
+    run = simulate(EVEN, Scripted(answers), requests=30, in_flight=4, prepare_s=0.0)
+
+    assert np.flatnonzero(run.trial).tolist() == [13]
+
+
+class Exploring(Scripted):
+    """Says itself when it is done: with the 20th observation."""
+
+    @property
+    def exploring(self):
+        return len(self.seen) < 20
+
+
+def test_a_plan_that_stays_after_its_trial_is_no_trial_any_more():
+    policy = Exploring({10: move((3, 1), "trial")})
+
+    run = simulate(EVEN, policy, requests=60, in_flight=4, prepare_s=0.0, serial_trials=True)
+
+    assert np.flatnonzero(run.trial).tolist() == list(range(13, 20))
+    assert plans_of(run)[-1] == "3|1"
+    np.testing.assert_allclose(np.diff(run.finished_s)[30:], 1.5)
+
+
+def test_the_policies_that_explore_say_when_they_are_done():
+    table = synthetic_timings(12)
+    world = World.from_timings(table, devices=3, noise="none")
+    interference = Interference((Event(1, "cpu-100x4", 200, 10**6),))
+
+    run = simulate(world, make_policy("odin:alpha=2"), requests=500, interference=interference)
+
+    assert run.trial[200:].any()
+    assert not run.trial[-50:].any()
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"requests": 0}, "at least 1"),
+        ({"in_flight": 0}, "at least 1"),
+        ({"prepare_s": -1.0}, "0 or more"),
+        ({"truth": "later"}, "neither"),
+        ({"plan": Plan((1, 1))}, "2 layers"),
+        ({"arrivals": "often"}, "write closed"),
+        ({"detector": "crystal ball"}, "crystal ball"),
+        ({"interference": Interference((Event(2, "x", 1, 2),))}, "counted from 0"),
+        ({"interference": Interference((Event(1, "x", 1, 2),))}, "no slowdown"),
+    ],
+)
+def test_says_what_does_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        simulate(EVEN, make_policy("static"), **{"requests": 10, **options})
