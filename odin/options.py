@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from monitor.detectors import Detector
-from monitor.detectors.registry import make_detector
+from odin.detectors import make_detector
 from partitioner.chain import Chain
 from stages.executor import PRECISIONS
 

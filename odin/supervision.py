@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from monitor.detectors import Detector
-from monitor.detectors.registry import make_detector
 from monitor.eventlog import EventLog
 from monitor.events import Event, LoadChanged, RunEnded, RunStarted, StageDescription
 from monitor.timing import RequestTimeline
 from monitor.view import PipelineView, ViewBuilder
 from monitor.watch import StageWatch
 from odin.controller import Controller, Migrate
+from odin.detectors import make_detector
 from odin.errors import OdinError
 from odin.investigator import Investigator, Look
 from odin.status import RemoteStatus, StatusServer

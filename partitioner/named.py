@@ -9,9 +9,6 @@
 colon is a NAME if it is built in or an entry point of the group, else a MODULE, found as ``import`` finds it or in the
 current directory. Built-in names come before entry points, entry points before modules. Parameters with a number, a
 truth value or a text as default can be set; VALUE is read as what the default is, and may hold colons but no comma.
-
-``partitioner`` and ``monitor`` import nothing of each other and name their objects alike: this file is in both, and a
-test holds the two copies equal.
 """
 
 from __future__ import annotations

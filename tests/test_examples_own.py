@@ -15,8 +15,8 @@ from small_pipelines import images, small_chain
 
 import odin
 from monitor.detectors import CusumDetector
-from monitor.detectors.registry import make_detector
 from monitor.watch import StageWatch
+from odin.detectors import make_detector
 from odin.options import check_options
 from odin.supervision import make_watch
 from partitioner.plan import Plan

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import monitor.named
-import partitioner.named
 from monitor.detectors import CusumDetector, ThresholdDetector
 from monitor.detectors.adwin import AdwinDetector
 from monitor.detectors.page_hinkley import PageHinkleyDetector
-from monitor.detectors.registry import DETECTORS, detector_names, make_detector
+from odin.detectors import DETECTORS, detector_names, make_detector
 from partitioner.policies import POLICIES, LlsPolicy, make_policy
 from partitioner.policies.registry import GivenPolicy, policy_names
 
@@ -128,10 +126,6 @@ def site(folder, monkeypatch):
     site.mkdir()
     monkeypatch.syspath_prepend(site)
     return site
-
-
-def test_both_packages_have_the_same_grammar():
-    assert Path(partitioner.named.__file__).read_bytes() == Path(monitor.named.__file__).read_bytes()
 
 
 # --- classes of one's own --------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from monitor.detectors.registry import detector_names
 from monitor.live import live_panel
+from odin.detectors import detector_names
 from odin.images import Preprocess, find_images, load_image
 from odin.report import Ending, RunReport, RunTally, render_report
 from odin.results import json_line

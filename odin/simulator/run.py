@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.detectors.registry import make_detector
 from monitor.watch import StageWatch
+from odin.detectors import make_detector
 from odin.simulator.arrivals import Arrivals
 from odin.simulator.conditions import Conditions
 from odin.simulator.control import Control

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from monitor.detectors.base import Detector
-from monitor.named import Family
+from partitioner.named import Family
 
 __all__ = ["DETECTORS", "ENTRY_POINT_GROUP", "detector_names", "make_detector"]
 
@@ -44,7 +44,8 @@ def make_detector(text: str, streams: int) -> Detector:
 
     ``NAME`` or ``NAME:parameter=value,parameter=value`` for those built in and those of the entry-point group
     ``odin.detectors``; ``module:Class``, with or without ``:parameter=value,...``, for any class that is made from the
-    number of streams and has the members of :class:`~monitor.detectors.Detector`. :mod:`monitor.named` has the grammar.
+    number of streams and has the members of :class:`~monitor.detectors.Detector`. The grammar is in
+    :mod:`partitioner.named`.
 
     Parameters
     ----------
