@@ -413,7 +413,7 @@ def test_the_policies_that_explore_say_when_they_are_done():
         ({"requests": 0}, "at least 1"),
         ({"in_flight": 0}, "at least 1"),
         ({"prepare_s": -1.0}, "0 or more"),
-        ({"truth": "later"}, "neither"),
+        ({"truth": "later"}, "none of now"),
         ({"plan": Plan((1, 1))}, "2 layers"),
         ({"arrivals": "often"}, "write closed"),
         ({"detector": "crystal ball"}, "crystal ball"),

@@ -87,7 +87,7 @@ class Control:
         cuts: tuple[int, ...],
         stage_s: FloatArray,
         layer_s: FloatArray,
-        true_s: FloatArray,
+        true_s: FloatArray | None,
         completed_s: float,
         now_s: float,
     ) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,12 @@ from odin.simulator.queueing import Line
 from odin.simulator.world import World
 from partitioner.plan import Plan
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Truth"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+Truth = Literal["now", "finished", "hidden"]
 
 _FIRST_CHUNK, _LARGEST_CHUNK = 16, 512
 
@@ -82,19 +85,19 @@ class Engine:
         in_flight: int,
         slots: int,
         serial_trials: bool,
-        true_now: bool,
+        truth: Truth,
         seed: int,
     ) -> None:
         self.control = control
         self._world, self._requests, self._interference = world, requests, interference
-        self._in_flight, self._serial, self._true_now = in_flight, serial_trials, true_now
+        self._in_flight, self._serial, self._truth = in_flight, serial_trials, truth
         self._clients = arrivals.clients or in_flight
         self._coming_s = arrivals.times_s(requests, np.random.default_rng([seed, 2]))
         self._random = np.random.default_rng([seed, 1])
         self._line = Line(world.device_count, slots=slots)
         self._conditions = Conditions(world, interference)
         self._by_seconds = interference.unit == "seconds" and bool(interference.events)
-        self._now = Conditions(world, interference) if self._by_seconds and true_now else self._conditions
+        self._now = Conditions(world, interference) if self._by_seconds and truth == "now" else self._conditions
         self._devices: dict[int, DeviceTimes] = {}
         self._layouts: dict[Plan, _Layout] = {}
         self.plans: list[Plan] = []
@@ -286,8 +289,12 @@ class Engine:
             chunk = self._chunks[0]
             index = self._looked - chunk.begin
             self._looked += 1
-            if self._by_seconds and self._true_now:
-                self._now.advance(now_s)
-            true_s = self._now.true_s if self._true_now else chunk.true_s
+            true_s: FloatArray | None = None
+            if self._truth == "now":
+                if self._by_seconds:
+                    self._now.advance(now_s)
+                true_s = self._now.true_s
+            elif self._truth == "finished":
+                true_s = chunk.true_s
             layout = chunk.layout
             control.look(layout.plan, layout.cuts, chunk.stage_s[index], chunk.layer_s[index], true_s, done_s, now_s)

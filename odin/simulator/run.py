@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,12 @@ from odin.detectors import make_detector
 from odin.simulator.arrivals import Arrivals
 from odin.simulator.conditions import Conditions
 from odin.simulator.control import Control
-from odin.simulator.engine import Engine
+from odin.simulator.engine import Engine, Truth
 from odin.simulator.interference import Interference
 from odin.simulator.world import World
 from partitioner.balance import balance
 from partitioner.plan import Plan
-from partitioner.policies.base import Decision, Policy
+from partitioner.policies.base import Decision, Policy, Setting
 
 __all__ = ["PREPARE_S", "Run", "simulate"]
 
@@ -98,7 +99,8 @@ def simulate(
     serial_trials: bool = False,
     prepare_s: float = PREPARE_S,
     best: bool = False,
-    truth: str = "now",
+    truth: Truth = "now",
+    told: Setting | None = None,
     seed: int = 0,
 ) -> Run:
     """Let a pipeline serve requests under interference, with the policy that would serve live.
@@ -131,7 +133,10 @@ def simulate(
         Also find the best plan for all conditions that there were.
     truth
         What ``Observation.true_s`` tells oracles: ``now``, the times of the request that is submitted next, or
-        ``finished``, those of the request that has just been answered.
+        ``finished``, those of the request that has just been answered; ``hidden``: nothing, as live.
+    told
+        What policy and watch are told of layers and transfers, if that is not the truth: a profile. Its plan is the
+        one to begin with, unless ``plan`` is given.
     seed
         Of noise and arrivals, which do not depend on the policy.
 
@@ -158,14 +163,18 @@ def simulate(
         raise ValueError(f"in_flight={in_flight}: at least 1")
     if not 0 <= prepare_s < math.inf:
         raise ValueError(f"prepare_s={prepare_s}: seconds, 0 or more")
-    if truth not in ("now", "finished"):
-        raise ValueError(f"truth={truth!r} is neither 'now' nor 'finished'")
+    if truth not in get_args(Truth):
+        raise ValueError(f"truth={truth!r} is none of {', '.join(get_args(Truth))}")
     interference = interference or Interference()
     arrivals = Arrivals.parse(arrivals) if isinstance(arrivals, str) else arrivals
-    setting = world.setting(plan)
+    setting = world.setting(plan or (told and told.plan))
+    if told is not None:
+        if told.baseline_s.shape != world.baseline_s.shape:
+            raise ValueError(f"told of {told.baseline_s.shape} stages and layers, where {world.baseline_s.shape} are")
+        setting = told._replace(plan=setting.plan)
     watch = None
     if detector != "none":
-        watch = StageWatch(world.baseline_s, make_detector(detector, world.device_count))
+        watch = StageWatch(setting.baseline_s, make_detector(detector, world.device_count))
     engine = Engine(
         world,
         Control(setting, policy, watch, prepare_s=prepare_s),
@@ -176,7 +185,7 @@ def simulate(
         in_flight=in_flight or 2 * world.device_count,
         slots=slots,
         serial_trials=serial_trials,
-        true_now=truth == "now",
+        truth=truth,
         seed=seed,
     )
     engine.run()
