@@ -172,7 +172,7 @@ def test_outcomes_come_in_any_order_to_the_same_results():
 def test_a_row_per_policy_is_the_mean_of_its_cells():
     table = policy_table("t", [cell(), cell(period=2, throughput_hz=14.0, trials_per_event=NAN, below_peak=())])
     assert rows(table) == [
-        ["predictive", "12", "0.600", "-", "-", "-", "250", "500", "12.5%", "3.00", "1.50", "25.0%", "35.0%", "45.0%"]
+        ["predictive", "12.0", "0.600", "-", "-", "-", "250", "500", "12.5%", "3.00", "1.50", "25.0%", "35.0%", "45.0%"]
     ]
     assert math.isnan(mean_of([cell()], lambda c: c.of_static))
 
@@ -236,7 +236,7 @@ def test_scaling_is_against_the_delayed_oracle():
     assert rows(scaling_table(cells)) == [
         ["lls", "0.750", "-"],
         ["delayed-oracle", "1.000", "1.000"],
-        ["delayed-oracle, images/s", "40", "520"],
+        ["delayed-oracle, images/s", "40.0", "520"],
     ]
 
 

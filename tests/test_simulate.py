@@ -10,7 +10,7 @@ import pytest
 
 from odin.cli import main
 from odin.commands import simulate as command
-from odin.evaluation.results import read_results
+from odin.evaluation.results import Validation, read_results
 from odin.simulator.study import (
     Contestant,
     DetectionJob,
@@ -222,7 +222,9 @@ def test_a_scenario_file_by_its_devices(capsys, table, tmp_path):
         (("paper", "--period", "3"), "--period means nothing with paper, only with a model"),
         (("paper", "--output", "nowhere/r.json"), "there is no folder nowhere"),
         (("TABLE", "--scenario", "nowhere.toml"), "cannot read the scenario nowhere.toml"),
-        (("TABLE", "--like", "log.jsonl"), "--like log.jsonl tells the model"),
+        (("paper", "--like", "log.jsonl"), "paper and --like are two things"),
+        (("--like", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--like", "log.jsonl", "--policy", "lls"), "--policy means nothing with --like"),
     ],
 )
 def test_wrong_usage_names_value_and_remedy(capsys, table, words, message):
@@ -230,6 +232,29 @@ def test_wrong_usage_names_value_and_remedy(capsys, table, words, message):
     assert (status, out) == (2, "")
     assert err.startswith("odin simulate: ")
     assert message in err
+
+
+def test_live_runs_beside_their_simulations(capsys, monkeypatch, table, tmp_path):
+    asked = []
+
+    def validate(path, *, table, detector, seeds):
+        asked.append((path, None if table is None else table.model, detector, seeds))
+        return Validation(f"run {len(asked)}", "lls", 10.0, 10.4, 0.2, 0.25)
+
+    monkeypatch.setattr(command, "validate", validate)
+    output = tmp_path / "r.json"
+    words = ("--like", "a.jsonl", "b.jsonl", "--repeats", "2", "--detector", "threshold", "--output", str(output))
+    status, out, _ = simulate(capsys, *words)
+    assert status == 0
+    for text in ("run 1", "run 2", "10.0", "10.4", "+4.0%", "200", "250", "+25.0%"):
+        assert f" {text} " in out
+    assert [item.name for item in read_results(output).validations] == ["run 1", "run 2"]
+    assert simulate(capsys, table, "--like", "c.jsonl")[0] == 0
+    assert asked == [
+        ("a.jsonl", None, "threshold", 2),
+        ("b.jsonl", None, "threshold", 2),
+        ("c.jsonl", "synthetic-12", "cusum", 5),
+    ]
 
 
 def test_what_is_done_is_kept_on_ctrl_c(capsys, monkeypatch, table, tmp_path):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import os
 import platform
 import shlex
 import sys
@@ -24,7 +23,9 @@ from odin.evaluation.results import Results, now
 from odin.simulator.metrics import REFERENCES
 from odin.simulator.paper import DEVICES, REQUESTS, gather, paper_notes, paper_study
 from odin.simulator.study import Contestant, Job, Outcome, RunJob, Setup, StudyError, run_jobs
-from odin.simulator.summary import policy_table, render_study
+from odin.simulator.summary import policy_table, render_study, validation_table
+from odin.simulator.validate import validate
+from odin.timings import load_timings
 from stages.device import cpu_model, usable_cores
 
 __all__ = ["add_parser", "run"]
@@ -36,9 +37,10 @@ _OPTIONS = {
         *("detector", "noise", "serial_trials", "repeats", "jobs", *_COMMON),
     ),
     "paper": ("policy", "requests", "repeats", "scaling_repeats", "model", "scaling", "quick", "jobs", *_COMMON),
-    "--like": ("policy", *_COMMON),
+    "--like": ("detector", "repeats", "output", "json"),
 }
 """Which options mean something for what is to be done."""
+_LIKE_SEEDS = 5
 _DEFAULT_POLICIES = ("lls", "odin:alpha=10", "predictive")
 
 
@@ -56,7 +58,12 @@ def add_parser(subparsers: Any) -> None:
         metavar="MODEL|TABLE|paper",
         help="model whose timings are shipped (default resnet50), a file of odin record, or paper",
     )
-    parser.add_argument("--like", metavar="LOG", help="simulate what an event log of a live run tells, and compare")
+    parser.add_argument(
+        "--like",
+        nargs="+",
+        metavar="LOG",
+        help="simulate live runs from their event logs, and compare; loads do what a given TABLE says, or the log",
+    )
     parser.add_argument(
         "--policy", action="append", metavar="POLICY", help="static, lls, odin:alpha=2, module:Class; may be repeated"
     )
@@ -75,7 +82,9 @@ def add_parser(subparsers: Any) -> None:
     how.add_argument("--noise", help="measured (default), lognormal:CV, none")
     how.add_argument("--serial-trials", action="store_true", help="one request at a time while a policy explores")
     how.add_argument("--seed", type=int, metavar="N", help="of noise and events (default 0)")
-    how.add_argument("--repeats", type=int, metavar="N", help="with seeds SEED, SEED + 1, .. (default 1; paper: 3)")
+    how.add_argument(
+        "--repeats", type=int, metavar="N", help="with seeds SEED, SEED + 1, .. (default 1; paper 3; --like 5)"
+    )
     how.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core for the paper, else 1)")
     how.add_argument("--output", type=Path, metavar="FILE.json", help="keep the results, for odin report")
     how.add_argument("--json", action="store_true", help="print the results as JSON instead of tables")
@@ -99,8 +108,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_usage(arguments: argparse.Namespace) -> str:
     """Return what is to be done, after a look at whether the options fit it."""
     mode = "--like" if arguments.like is not None else "paper" if arguments.what == "paper" else "a model"
-    if mode == "--like" and arguments.what is not None:
-        raise StudyError(f"--like {arguments.like} tells the model: leave {arguments.what!r} out")
+    if mode == "--like" and arguments.what == "paper":
+        raise StudyError("paper and --like are two things: leave one of them out")
     for option in sorted({option for options in _OPTIONS.values() for option in options}):
         if getattr(arguments, option) not in (None, False) and option not in _OPTIONS[mode]:
             fits = " or ".join(name for name, options in _OPTIONS.items() if option in options)
@@ -168,7 +177,13 @@ def _paper(arguments: argparse.Namespace) -> int:
 
 
 def _like(arguments: argparse.Namespace) -> int:
-    raise StudyError("--like is not there yet")
+    table = None if arguments.what is None else load_timings(arguments.what)
+    found = tuple(
+        validate(path, table=table, detector=arguments.detector or "cusum", seeds=arguments.repeats or _LIKE_SEEDS)
+        for path in arguments.like
+    )
+    _tell(arguments, Results(_command(), now(), _environment(), validations=found), validation_table(found))
+    return 0
 
 
 def _speeds(text: str | None) -> tuple[float, ...]:
@@ -214,15 +229,21 @@ def _progress(total: int) -> Iterator[Any]:
 
 def _results(outcomes: Sequence[Outcome], notes: tuple[str, ...] = ()) -> Results:
     cells, timelines, detections = gather(outcomes)
-    environment = {
+    return Results(_command(), now(), _environment(), cells, timelines, detections, notes=notes)
+
+
+def _command() -> str:
+    return shlex.join(["odin", *sys.argv[1:]])
+
+
+def _environment() -> dict[str, str]:
+    return {
         "cpu": cpu_model(),
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(len(usable_cores())),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "numpy": importlib.metadata.version("numpy"),
     }
-    command = shlex.join(["odin", *sys.argv[1:]])
-    return Results(command, now(), environment, cells, timelines, detections, notes=notes)
 
 
 def _tell(arguments: argparse.Namespace, results: Results, tables: RenderableType) -> None:

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from odin.evaluation.results import SLO_LEVELS, Cell
+from odin.evaluation.results import SLO_LEVELS, Cell, Validation
 
 __all__ = [
     "GOALS",
@@ -26,6 +26,7 @@ __all__ = [
     "ranking",
     "render_study",
     "scaling_table",
+    "validation_table",
     "worst_cells",
     "worst_table",
 ]
@@ -42,6 +43,7 @@ _CAPTION = (
     "of ..: throughput over that; trials, changes of plan: per event; <50%: share of requests below half the peak"
 )
 _PAPER_GAIN = "about 15..20% better"
+_HZ_WITHIN, _P99_WITHIN = 0.05, 0.15
 _ORDER = ("static", "lls", "odin", "predictive", "delayed-oracle", "oracle")
 
 
@@ -120,7 +122,11 @@ def _percent(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    """Three digits, all of those before the point."""
+    if math.isnan(value):
+        return "-"
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.3g}" if value < 1 else f"{value:.{digits}f}"
 
 
 _COLUMNS: dict[str, tuple[Figure, Callable[[float], str]]] = {
@@ -217,6 +223,37 @@ def scaling_table(cells: Sequence[Cell]) -> Table:
     table.add_section()
     table.add_row("delayed-oracle, images/s", *(_number(mean_of(some, _of("throughput_hz"))) for some in best))
     return table
+
+
+def validation_table(validations: Sequence[Validation]) -> Table:
+    """Live runs beside their simulations; medians of the simulations."""
+    table = Table(
+        title=f"live and simulated; to be within {_HZ_WITHIN:.0%} in throughput, {_P99_WITHIN:.0%} in p99 latency",
+        title_justify="left",
+    )
+    columns = ("run", "policy", "live images/s", "simulated", "differs by", "live p99 ms", "simulated", "differs by")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index > 1 else "left")
+    for name, policy, live_hz, simulated_hz, live_s, simulated_s in map(_values, validations):
+        table.add_row(
+            name,
+            policy,
+            _number(live_hz),
+            _number(simulated_hz),
+            _differs(simulated_hz / live_hz - 1, _HZ_WITHIN),
+            _number(1e3 * live_s),
+            _number(1e3 * simulated_s),
+            _differs(simulated_s / live_s - 1, _P99_WITHIN),
+        )
+    return table
+
+
+def _values(item: Validation) -> tuple[str, str, float, float, float, float]:
+    return item.name, item.policy, item.live_hz, item.simulated_hz, item.live_p99_s, item.simulated_p99_s
+
+
+def _differs(value: float, within: float) -> Text:
+    return Text(f"{value:+.1%}", style="" if abs(value) <= within else "bold red")
 
 
 def render_study(cells: Sequence[Cell], policies: Iterable[str]) -> RenderableType:
