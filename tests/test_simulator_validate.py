@@ -154,7 +154,7 @@ def test_what_loads_do_may_come_from_a_table(tmp_path):
 
 
 def test_only_what_comes_before_another_policy_counts(tmp_path):
-    write_run(tmp_path / "run.jsonl", world_of(), requests=200)
+    write_run(tmp_path / "run.jsonl", world_of(), requests=200, spans=((1.0, 3.0),))
     whole = read_live_run(tmp_path / "run.jsonl")
     with EventLog(tmp_path / "run.jsonl", append=True) as log:
         log.append(PolicyChanged(ORIGIN_S + whole.finished_s[149] + 1e-6, "odin:alpha=2"))

@@ -104,6 +104,7 @@ class Engine:
         self._block_begin = -BLOCK
         self._drawn: NDArray[np.generic] = np.empty((0, 0))
         self._factors: FloatArray = np.empty((0, 0))
+        self._disturbed_factors: dict[tuple[int, str], FloatArray] = {}
         self._layout, self._trying = self._layout_of(plan), False
         self._chunks: deque[_Chunk] = deque()  # those with requests that are not looked at yet
         self._latest_s = 0.0
@@ -231,8 +232,7 @@ class Engine:
         if conditions.scenarios:
             factors = factors.copy()
             for device, scenarios in conditions.scenarios.items():
-                column = drawn[:, device : device + 1]
-                factors[:, device] = self._world.noise.factors(column, scenarios[-1])[:, 0]
+                factors[:, device] = self._factors_under(device, scenarios[-1])[rows]
         stages = np.arange(len(layout.plan))
         prefix_s = conditions.prefix_s
         usual_s = prefix_s[stages, layout.last] - prefix_s[stages, layout.first]
@@ -263,6 +263,15 @@ class Engine:
             self._drawn = noise.draw(self._random, requests=BLOCK, devices=devices)
             self._block_begin += BLOCK
         self._factors = noise.factors(self._drawn, ALONE)
+        self._disturbed_factors.clear()
+
+    def _factors_under(self, device: int, scenario: str) -> FloatArray:
+        """Noise of a device under a scenario in the present block, shape (requests,)."""
+        factors = self._disturbed_factors.get((device, scenario))
+        if factors is None:
+            factors = self._world.noise.factors(self._drawn[:, device], scenario)
+            self._disturbed_factors[device, scenario] = factors
+        return factors
 
     def _layout_of(self, plan: Plan) -> _Layout:
         layout = self._layouts.get(plan)
