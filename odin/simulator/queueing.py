@@ -25,6 +25,8 @@ __all__ = ["Line"]
 
 FloatArray = NDArray[np.float64]
 
+_add, _subtract, _maximum, _accumulate = np.add, np.subtract, np.maximum, np.maximum.accumulate  # called often
+
 Serve = Callable[[int, float], float]
 """From a stage and the time at which it begins with a request to the time at which it has computed it."""
 
@@ -50,12 +52,14 @@ class Line:
             raise ValueError(f"{stages} stages with {slots} slots between: both are at least 1")
         self.stages, self.slots = stages, slots
         self._left_s: FloatArray = np.full((slots, stages), -np.inf)  # when requests left each stage, the latest last
+        self._left_next_s = self._left_s[:, 1:]
         self._row = slots
         self._before: FloatArray = np.empty((0, stages))
         self._through = self._handed = self._before
         self._receive_s: FloatArray = np.empty(stages)
         self._send_s = self._receive_s
         self._start, self._slot = np.empty(stages), np.empty(stages - 1)
+        self._handing = self._start[:-1]
 
     def load(self, busy_s: FloatArray, receive_s: FloatArray, send_s: FloatArray) -> None:
         """Prepare the next requests to pass.
@@ -70,7 +74,7 @@ class Line:
         requests = len(busy_s)
         left_s = np.empty((requests + self.slots, self.stages))
         left_s[: self.slots] = self._left_s[self._row - self.slots : self._row]
-        self._left_s, self._row = left_s, self.slots
+        self._left_s, self._left_next_s, self._row = left_s, left_s[:, 1:], self.slots
         work_s = busy_s + (receive_s + send_s)
         self._through = np.cumsum(work_s, axis=1)
         self._before = self._through - work_s
@@ -81,17 +85,18 @@ class Line:
         """Let the loaded request ``index`` pass, which is the next one; returns when it has left the last stage."""
         row, left_s, start = self._row, self._left_s, self._start
         self._row = row + 1
-        np.subtract(left_s[row - 1], self._before[index], out=start)
+        _subtract(left_s[row - 1], self._before[index], start)
         if self.stages > 1:
-            slot = self._slot
-            np.subtract(left_s[row - self.slots, 1:], self._handed[index], out=slot)
-            np.maximum(start[:-1], slot, out=start[:-1])
-        if start[0] < entry_s:
+            slot, handing = self._slot, self._handing
+            _subtract(self._left_next_s[row - self.slots], self._handed[index], slot)
+            _maximum(handing, slot, out=handing)
+        if start.item(0) < entry_s:
             start[0] = entry_s
-        np.maximum.accumulate(start, out=start)
+        _accumulate(start, 0, None, start)
         left = left_s[row]
-        np.add(start, self._through[index], out=left)
-        return float(left[-1])
+        _add(start, self._through[index], left)
+        left_last_s: float = left.item(-1)
+        return left_last_s
 
     def undo(self) -> None:
         """Take the last step back."""

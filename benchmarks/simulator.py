@@ -1,0 +1,112 @@
+"""What a simulated request costs: the simulator's own part, the watch with its detector, the policy.
+
+Three runs of each case, interleaved over rounds, of which each adds a part: no detector and ``static``, the detector
+and ``static``, the detector and the policy. Times are CPU seconds of this process. ``python -m benchmarks.simulator``
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from benchmarks.common import Environment, add_arguments, interleave, report, summarize, with_quartiles, write_result
+from odin.simulator import Interference, World, simulate
+from odin.timings import synthetic_timings
+from partitioner.policies import make_policy
+
+CASES = ((4_000, 4), (1_000_000, 52))
+QUICK = ((1_000, 4), (5_000, 52))
+TARGETS_S = {(4_000, 4): 0.5, (1_000_000, 52): 60.0}
+
+
+class Cost(NamedTuple):
+    """One case; microseconds of CPU time per request, but for ``whole_s``."""
+
+    requests: int
+    devices: int
+    engine_us: float
+    watch_us: float
+    policy_us: float
+    whole_s: float
+
+
+def measure(
+    requests: int, devices: int, *, layers: int, policy: str, period: int, rounds: int, seed: int
+) -> list[Cost]:
+    """Measure one case, round by round."""
+    table = synthetic_timings(layers)
+    world = World.from_timings(table, devices=devices)
+    interference = Interference.periodic(
+        devices=devices, scenarios=table.scenarios, period=period, duration=period, length=requests, seed=seed
+    )
+
+    def run(name: str, detector: str) -> Callable[[], float]:
+        def cpu_s() -> float:
+            begin_s = time.process_time()
+            simulate(
+                world, make_policy(name), requests=requests, interference=interference, detector=detector, seed=seed
+            )
+            return time.process_time() - begin_s
+
+        return cpu_s
+
+    kept = interleave(
+        {"engine": run("static", "none"), "watch": run("static", "cusum"), "policy": run(policy, "cusum")},
+        rounds=rounds,
+        warmup=1 if requests <= 10_000 else 0,
+        seed=seed,
+    )
+    scale = 1e6 / requests
+    return [
+        Cost(requests, devices, engine_s * scale, (watch_s - engine_s) * scale, (whole_s - watch_s) * scale, whole_s)
+        for engine_s, watch_s, whole_s in zip(kept["engine"], kept["watch"], kept["policy"], strict=True)
+    ]
+
+
+def main() -> int:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulator", description=__doc__)
+    parser.add_argument("--policy", default="predictive", help="the policy (default %(default)s)")
+    parser.add_argument(
+        "--period", type=int, default=100, help="requests from one event to the next, and of each (default %(default)s)"
+    )
+    add_arguments(parser, rounds=3)
+    args = parser.parse_args()
+    rounds = 1 if args.quick else args.rounds
+    environment = Environment.collect(("numpy",))
+    costs = {
+        case: measure(
+            *case,
+            layers=18 if case[1] < 18 else 108,
+            policy=args.policy,
+            period=args.period,
+            rounds=rounds,
+            seed=args.seed,
+        )
+        for case in (QUICK if args.quick else CASES)
+    }
+    rows = []
+    for case, measured in costs.items():
+        figures = [
+            with_quartiles(summarize([getattr(cost, name) for cost in measured]), form.format)
+            for name, form in (
+                ("engine_us", "{:.1f}"),
+                ("watch_us", "{:.1f}"),
+                ("policy_us", "{:.1f}"),
+                ("whole_s", "{:.2f}"),
+            )
+        ]
+        target_s = TARGETS_S.get(case)
+        rows.append([f"{case[0]:,}", str(case[1]), *figures, "" if target_s is None else f"{target_s:g} s"])
+    columns = ["requests", "devices", "simulator, us", "watch, us", f"{args.policy}, us", "whole run, s", "target"]
+    report(f"A simulated request, events every {args.period} requests", columns, rows, environment)
+    results = [cost for measured in costs.values() for cost in measured]
+    write_result(args.output, environment=environment, parameters=vars(args), results=results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
