@@ -39,7 +39,10 @@ _FIRST_CHUNK, _LARGEST_CHUNK = 16, 512
 class _Layout:
     """What follows from a plan alone."""
 
-    __slots__ = ("cuts", "first", "holder", "last", "number", "plan", "receive_s", "send_s", "transfer_s")
+    __slots__ = (
+        *("plan", "number", "cuts", "first", "last", "holder", "receive_s", "send_s", "transfer_s"),
+        *("before", "behind", "places"),
+    )
 
     def __init__(self, plan: Plan, number: int, world: World) -> None:
         self.plan, self.number = plan, number
@@ -49,6 +52,11 @@ class _Layout:
         self.holder = np.repeat(np.arange(len(plan)), plan)
         self.receive_s, self.send_s = world.receive_s[self.first], world.send_s[self.last]
         self.transfer_s = self.receive_s + self.send_s
+        # Where what belongs to the plan is in flat arrays: by stages and cuts, and by stages and layers.
+        stages, layers = np.arange(len(plan)), np.arange(len(self.holder))
+        self.before = stages * (len(layers) + 1) + self.first
+        self.behind = stages * (len(layers) + 1) + self.last
+        self.places = self.holder * len(layers) + layers
 
 
 @dataclass
@@ -233,15 +241,12 @@ class Engine:
             factors = factors.copy()
             for device, scenarios in conditions.scenarios.items():
                 factors[:, device] = self._factors_under(device, scenarios[-1])[rows]
-        stages = np.arange(len(layout.plan))
-        prefix_s = conditions.prefix_s
-        usual_s = prefix_s[stages, layout.last] - prefix_s[stages, layout.first]
+        usual_s = conditions.prefix_s.take(layout.behind) - conditions.prefix_s.take(layout.before)
         stage_s = usual_s * factors
         if self.control.idle:
             layer_s = np.empty((end - request, 0))
         else:
-            layers = np.arange(len(layout.holder))
-            layer_s = np.minimum(conditions.true_s[layout.holder, layers], DEAD_S) * factors[:, layout.holder]
+            layer_s = np.minimum(conditions.true_s.take(layout.places), DEAD_S) * factors.take(layout.holder, axis=1)
         self._line.load(stage_s, layout.receive_s, layout.send_s)
         chunk = _Chunk(
             request,
@@ -252,7 +257,7 @@ class Engine:
             layer_s=layer_s,
             true_s=conditions.true_s,
             conditions_number=conditions.number,
-            bottleneck_s=float((usual_s + layout.transfer_s).max()),
+            bottleneck_s=max((usual_s + layout.transfer_s).tolist()),
         )
         self._chunks.append(chunk)
         return chunk

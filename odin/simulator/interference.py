@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
@@ -123,10 +124,16 @@ class Interference:
 
     def on_device(self, device: int) -> tuple[tuple[float, ...], tuple[tuple[str, ...], ...]]:
         """When what is on a device changes, and the scenarios on it from then on, the one that began first first."""
-        own = [event for event in self.events if event.device == device]
+        own = deque(event for event in self.events if event.device == device)
         edges = sorted({edge for event in own for edge in (event.start, event.end) if edge < math.inf})
-        active = tuple(tuple(event.scenario for event in own if event.start <= edge < event.end) for edge in edges)
-        return tuple(edges), active
+        now: list[Event] = []
+        active = []
+        for edge in edges:
+            now = [event for event in now if event.end > edge]
+            while own and own[0].start <= edge:
+                now.append(own.popleft())
+            active.append(tuple(event.scenario for event in now))
+        return tuple(edges), tuple(active)
 
 
 def scenario_text(kind: str, intensity: float, processes: float) -> str:

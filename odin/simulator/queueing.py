@@ -76,7 +76,7 @@ class Line:
         left_s[: self.slots] = self._left_s[self._row - self.slots : self._row]
         self._left_s, self._left_next_s, self._row = left_s, left_s[:, 1:], self.slots
         work_s = busy_s + (receive_s + send_s)
-        self._through = np.cumsum(work_s, axis=1)
+        self._through = np.add.accumulate(work_s, 1)
         self._before = self._through - work_s
         self._handed = (self._through - send_s)[:, :-1]
         self._receive_s, self._send_s = receive_s, send_s
