@@ -234,6 +234,17 @@ def test_wrong_usage_names_value_and_remedy(capsys, table, words, message):
     assert message in err
 
 
+def test_what_is_done_is_kept_when_a_policy_fails(capsys, table, tmp_path):
+    output = tmp_path / "r.json"
+    words = (table, "--requests", "50", "--policy", "tests.test_simulate:Raising", "--output", str(output))
+    status, out, err = simulate(capsys, *words)
+    assert status == 2
+    assert "broken off after 3 of 4 runs" in err
+    assert "tests.test_simulate:Raising on" in err.splitlines()[-1]
+    assert len(read_results(output).cells) == 3
+    assert "│ static " in out
+
+
 def test_live_runs_beside_their_simulations(capsys, monkeypatch, table, tmp_path):
     asked = []
 

@@ -148,11 +148,11 @@ def _single(arguments: argparse.Namespace) -> int:
         for repeat in range(arguments.repeats or 1)
         for contestant in dict.fromkeys((*references, *asked))
     ]
-    outcomes, interrupted = _do(jobs, processes=arguments.jobs or 1)
+    outcomes, ended = _do(jobs, processes=arguments.jobs or 1)
     results = _results(outcomes)
     title = str(setup) + (f", {arguments.repeats} repeats" if arguments.repeats else "")
     _tell(arguments, results, policy_table(title, results.cells))
-    return _ended(jobs, outcomes, interrupted)
+    return _ended(jobs, outcomes, ended)
 
 
 def _paper(arguments: argparse.Namespace) -> int:
@@ -167,13 +167,13 @@ def _paper(arguments: argparse.Namespace) -> int:
         quick=arguments.quick,
     )
     jobs = study.jobs()
-    outcomes, interrupted = _do(jobs, processes=arguments.jobs or len(usable_cores()))
+    outcomes, ended = _do(jobs, processes=arguments.jobs or len(usable_cores()))
     notes = paper_notes(study)
     if len(outcomes) < len(jobs):
         notes = (f"Broken off after {len(outcomes)} of {len(jobs)} runs.", *notes)
     results = _results(outcomes, notes)
     _tell(arguments, results, render_study(results.cells, study.own))
-    return _ended(jobs, outcomes, interrupted)
+    return _ended(jobs, outcomes, ended)
 
 
 def _like(arguments: argparse.Namespace) -> int:
@@ -193,8 +193,8 @@ def _speeds(text: str | None) -> tuple[float, ...]:
         raise StudyError(f"--speeds {text!r}: write one factor per device, such as 1,1,0.5,0.5") from None
 
 
-def _do(jobs: Sequence[Job], *, processes: int) -> tuple[list[Outcome], bool]:
-    """Do jobs with a progress bar; what is done by then, and whether Ctrl-C ended it."""
+def _do(jobs: Sequence[Job], *, processes: int) -> tuple[list[Outcome], BaseException | None]:
+    """Do jobs with a progress bar: what is done by then, and what ended it early, Ctrl-C or a run that failed."""
     outcomes: list[Outcome] = []
     steps = run_jobs(jobs, processes=processes)
     try:
@@ -202,13 +202,13 @@ def _do(jobs: Sequence[Job], *, processes: int) -> tuple[list[Outcome], bool]:
             for _, outcome in steps:
                 outcomes.append(outcome)
                 advance()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StudyError) as ended:
         if not outcomes:
             raise
-        return outcomes, True
+        return outcomes, ended
     finally:
         steps.close()
-    return outcomes, False
+    return outcomes, None
 
 
 @contextmanager
@@ -265,8 +265,8 @@ def _tell(arguments: argparse.Namespace, results: Results, tables: RenderableTyp
         console.print(Text(note, style="dim"))
 
 
-def _ended(jobs: Sequence[Job], outcomes: Sequence[Outcome], interrupted: bool) -> int:
-    if interrupted:
+def _ended(jobs: Sequence[Job], outcomes: Sequence[Outcome], ended: BaseException | None) -> int:
+    if ended is not None:
         print(f"odin simulate: broken off after {len(outcomes)} of {len(jobs)} runs", file=sys.stderr)
-        return 130
+        raise ended
     return 0

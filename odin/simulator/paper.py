@@ -20,6 +20,7 @@ from odin.simulator.metrics import paired
 from odin.simulator.study import Contestant, DetectionJob, Job, Outcome, RunJob, Setup, Stretch, StudyError
 from odin.simulator.summary import PAPER
 from odin.timings import TimingsError, TimingTable, load_timings, shipped_timings
+from odin.timings.files import file_name
 
 __all__ = [
     "DEVICES",
@@ -205,10 +206,11 @@ def _load(names: Sequence[str]) -> dict[str, TimingTable]:
         if not tables[name].scenarios:
             raise TimingsError(f"{name} was recorded without scenarios; record it with odin record --scenarios paper12")
     if missing:
-        records = "; ".join(f"odin record {name} --scenarios paper12" for name in missing)
+        places = [f"timings/{file_name(name)}" if name in missing else name for name in names]
+        files = " ".join(f"--model {place}" for place in places)
         raise StudyError(
-            f"no timings of {', '.join(missing)} are shipped: record them on a quiet machine ({records}) and name the "
-            "files by --model FILE, once for each"
+            f"no timings of {', '.join(missing)} are shipped: record them on a machine that does nothing else by "
+            f"odin record {' '.join(missing)} --scenarios paper12, then odin simulate paper {files}"
         )
     by_model: dict[str, str] = {}
     for name, table in tables.items():

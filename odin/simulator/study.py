@@ -132,6 +132,8 @@ class Setup:
             )
         if self.stages and len(self.stages) != self.devices:
             raise StudyError(f"{len(self.stages)} names of stages for {self.devices} devices; give one per device")
+        if self.detector != "none":
+            make_detector(self.detector, self.devices)
         if self.speeds and len(self.speeds) != self.devices:
             raise StudyError(f"{len(self.speeds)} speeds for {self.devices} devices; give one per device")
 
