@@ -220,6 +220,22 @@ def test_measured_noise_under_a_scenario_is_that_of_the_scenario():
     assert np.mean(noise.factors(drawn, "cpu-50") > np.exp(0.6)) == pytest.approx(0.5, abs=0.05)
 
 
+def test_noise_of_a_table_leaves_mean_slowdowns_as_they_are():
+    class Recorded:
+        scenarios = ("cpu-50",)
+
+        def residuals(self, scenario=ALONE):
+            return np.array([-0.1, 0.0, 0.2]) if scenario == ALONE else np.array([-0.7, 0.0, 0.0, 1.5])
+
+    noise = MeasuredNoise.of_table(Recorded())
+    places = np.arange(12)[:, None]
+
+    alone, loaded = noise.factors(places, ALONE), noise.factors(places, "cpu-50")
+    np.testing.assert_allclose(alone[:3, 0], np.exp([-0.1, 0.0, 0.2]))
+    assert loaded.mean() == pytest.approx(alone.mean())
+    assert loaded.max() / loaded.min() == pytest.approx(np.exp(2.2))
+
+
 @pytest.mark.parametrize("text", ["loud", "lognormal", "lognormal:-1", "measured"])
 def test_noise_that_makes_no_sense(text):
     with pytest.raises(ValueError, match="lognormal:"):

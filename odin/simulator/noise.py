@@ -116,8 +116,16 @@ class MeasuredNoise:
 
     @classmethod
     def of_table(cls, table: NoiseSource) -> MeasuredNoise:
-        """Noise of all scenarios of a timing table."""
-        return cls({scenario: table.residuals(scenario) for scenario in (ALONE, *table.scenarios)})
+        """Noise of all scenarios of a timing table.
+
+        Its slowdowns are ratios of means, its residuals are about medians: residuals under load are shifted so that
+        load changes the mean by the slowdown and by nothing else.
+        """
+        residuals = {scenario: table.residuals(scenario) for scenario in (ALONE, *table.scenarios)}
+        means = {scenario: float(np.exp(values).mean()) for scenario, values in residuals.items()}
+        return cls(
+            {scenario: values + np.log(means[ALONE] / means[scenario]) for scenario, values in residuals.items()}
+        )
 
     def draw(self, random: np.random.Generator, *, requests: int, devices: int) -> NDArray[Any]:
         """Places in a recording; they count on beyond its end, and begin anew there."""
