@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
-COMMANDS = ("run", "demo", "top", "replay", "inject", "partition", "record", "simulate", "report", "cluster")
+COMMANDS = ("run", "demo", "top", "replay", "inject", "partition", "record", "simulate", "report", "bench", "cluster")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -117,13 +117,15 @@ class ProcessGroup:
         return f"{MARK_VARIABLE}={self.mark}".encode() in environment.split(b"\0")
 
 
-def start_group(command: Iterable[str], *, environment: Mapping[str, str], output: IO[bytes]) -> ProcessGroup:
+def start_group(
+    command: Iterable[str], *, environment: Mapping[str, str], output: IO[bytes], stdin: int = subprocess.DEVNULL
+) -> ProcessGroup:
     """Start ``command`` in a session of its own, detached from this terminal, its output in ``output``."""
     mark = uuid.uuid4().hex
     process = psutil.Popen(
         list(command),
         env={**environment, MARK_VARIABLE: mark},
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
