@@ -34,7 +34,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    from odin.evaluation.results import read_results, write_whole
+    from odin.evaluation.files import write_whole
+    from odin.evaluation.results import read_results
     from odin.evaluation.sections import make_report
 
     output = arguments.output

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from odin.evaluation.results import Results
-from odin.evaluation.style import GRID, INK, Look
+from odin.evaluation.style import DARK, GRID, INK, Look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,11 +109,11 @@ def _rules(layout: Layout) -> Iterator[None]:
         yield
 
 
-def new_figure(layout: Layout, height_in: float) -> Figure:
+def new_figure(layout: Layout, height_in: float, *, width_in: float | None = None) -> Figure:
     """An empty figure that sees to it that nothing overlaps."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(layout.width_in, height_in), layout="constrained")
+    return Figure(figsize=(width_in or layout.width_in, height_in), layout="constrained")
 
 
 def panels(
@@ -122,13 +122,15 @@ def panels(
     *,
     height_in: float,
     columns: int | None = None,
-    legend_rows: int = 0,
+    entries: Sequence[str] = (),
     share_y: bool = True,
 ) -> tuple[Figure, list[Axes]]:
-    """Panels beside and below each other, with room for a legend on top."""
+    """Panels beside and below each other, with room for a legend of these entries on top."""
     across = min(count, columns or layout.columns)
     down = -(-count // across)
-    figure = new_figure(layout, down * height_in + legend_rows * layout.size_pt / 72 * 1.7 + 0.1)
+    width_in = layout.width_in if layout.narrow or across > 1 else 0.62 * layout.width_in
+    rows = -(-len(entries) // _legend_columns(width_in, layout, entries)) if entries else 0
+    figure = new_figure(layout, down * height_in + rows * layout.size_pt / 72 * 1.7 + 0.1, width_in=width_in)
     grid = figure.subplots(down, across, squeeze=False, sharey=share_y)
     found = [axes for row in grid for axes in row]
     for axes in found[count:]:
@@ -136,6 +138,12 @@ def panels(
     for at in range(count - across, count):  # the lowest of each column
         found[at].tick_params(labelbottom=True)
     return figure, found[:count]
+
+
+def _legend_columns(width_in: float, layout: Layout, entries: Sequence[str]) -> int:
+    """How many there is room for beside each other."""
+    letter_in = 0.62 * layout.size_pt / 72
+    return max(1, min(len(entries), int(width_in / (letter_in * max(map(len, entries)) + 5.5 * layout.size_pt / 72))))
 
 
 def legend(figure: Figure, layout: Layout, looks: Sequence[tuple[str, Look]], *, lines: bool = True) -> None:
@@ -152,7 +160,7 @@ def legend(figure: Figure, layout: Layout, looks: Sequence[tuple[str, Look]], *,
     figure.legend(
         handles=handles,
         loc="outside upper left",
-        ncols=2 if layout.narrow else min(len(handles), 7),
+        ncols=_legend_columns(figure.get_figwidth(), layout, [name for name, _ in looks]),
         handlelength=3.2 if lines else 1.2,
         columnspacing=1.4,
         borderaxespad=0.0,
@@ -169,8 +177,12 @@ def svg(plot: Plot, layout: Layout) -> str:
     text = re.sub(r'href="#', f'href="#{own}', text)
     text = text.replace("url(#", f"url(#{own}")
     text = text.replace(INK, "currentColor").replace(GRID, "var(--grid)")
+    for color in DARK:
+        text = text.replace(color, f"var(--c{color[1:]}, {color})")
+    points = re.search(r'\bwidth="([0-9.]+)pt"', text)
+    most_in = float(points[1]) / 72 * (1.3 if layout.narrow else 1.07) if points else layout.width_in
     label = plot.title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" style="max-width:{most_in:.2f}in" ', 1)
 
 
 def save(plot: Plot, folder: Path) -> tuple[Path, Path]:

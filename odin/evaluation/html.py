@@ -6,7 +6,8 @@ from html import escape
 
 from odin.evaluation.figures import NARROW, WIDE, Plot, svg
 from odin.evaluation.markdown import origin
-from odin.evaluation.sections import Report, Section
+from odin.evaluation.story import Report, Section
+from odin.evaluation.style import DARK
 from odin.evaluation.tables import code, html_table
 
 __all__ = ["html"]
@@ -15,7 +16,7 @@ _CSS = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1a1d21; --faint: #5d656e; --grid: #d9dcdf; --tint: #f4f5f6;
   --accent: #b34f00; }
 @media screen and (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e4e6e8; --faint: #9aa3ab;
-  --grid: #363c42; --tint: #1d2125; --accent: #ff9a55; } }
+  --grid: #363c42; --tint: #1d2125; --accent: #ff9a55; DARK } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Liberation Sans", Arial, sans-serif; }
@@ -28,41 +29,40 @@ code { font: 0.86em/1.4 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans M
   background: var(--tint); padding: 0.1em 0.3em; border-radius: 3px; overflow-wrap: anywhere; }
 figure { margin: 1.4rem 0 2rem; }
 figure svg { display: block; width: 100%; height: auto; }
-figure .wide svg { max-width: 60rem; }
 figure .narrow { display: none; }
-figure .narrow svg { max-width: 26rem; margin: 0 auto; }
-figcaption, caption { font-size: 0.86rem; color: var(--faint); text-align: left; line-height: 1.45; }
-figcaption b, caption b { color: var(--ink); }
+figcaption { font-size: 0.86rem; color: var(--faint); text-align: left; line-height: 1.45; }
+figcaption b { color: var(--ink); }
 figcaption { margin-top: 0.5rem; }
 .origin { display: block; margin-top: 0.25rem; font-size: 0.93em; }
-.scroll { overflow-x: auto; margin: 1.2rem 0 1.6rem; }
-table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; min-width: 60%; }
-caption { caption-side: bottom; padding-top: 0.5rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; min-width: 60%; }
 thead th { border-top: 1.5px solid var(--ink); border-bottom: 1px solid var(--ink); vertical-align: bottom;
-  text-align: right; font-weight: 600; padding: 0.3rem 0.6rem; max-width: 9rem; }
+  text-align: right; font-weight: 600; padding: 0.3rem 0.5rem; max-width: 9rem; }
 thead th.label, tbody th { text-align: left; }
-tbody th { font-weight: 400; white-space: nowrap; padding: 0.18rem 0.6rem; }
-tbody td { text-align: right; white-space: nowrap; padding: 0.18rem 0.6rem; }
+tbody th { font-weight: 400; white-space: nowrap; padding: 0.18rem 0.5rem; }
+tbody td { text-align: right; white-space: nowrap; padding: 0.18rem 0.5rem; }
+td small { font-size: 0.86em; color: var(--faint); }
+td small.below { display: block; line-height: 1.2; }
 tbody tr:last-child > * { border-bottom: 1.5px solid var(--ink); }
 tbody tr:nth-child(even) { background: var(--tint); }
-tr.ours th { font-weight: 600; color: var(--accent); }
+tr.ours th:first-child { font-weight: 600; color: var(--accent); }
 tr.yardstick { font-style: italic; color: var(--faint); }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: var(--accent); font-size: 0.92rem; }
-.table { max-width: 100%; }
-footer { margin-top: 3rem; font-size: 0.86rem; color: var(--faint); }
 @media screen and (max-width: 47rem) {
   body { padding: 0.8rem 0.8rem 3rem; }
   h1 { font-size: 1.5rem; }
   figure .wide { display: none; }
   figure .narrow { display: block; }
 }
+@page { margin: 15mm; }
 @media print {
   :root { color-scheme: light; }
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   nav { display: none; }
   h2 { break-after: avoid; }
-  figure, tr, .scroll { break-inside: avoid; }
+  figure, tr { break-inside: avoid; }
+  figure svg { max-height: 7.4in; margin: 0 auto; }
   .scroll { overflow: visible; }
   table { font-size: 8pt; }
   thead th, tbody th, tbody td { padding: 0.1rem 0.35rem; }
@@ -73,6 +73,7 @@ footer { margin-top: 3rem; font-size: 0.86rem; color: var(--faint); }
 
 def html(report: Report) -> str:
     """The whole page."""
+    dark = " ".join(f"--c{light[1:]}: {color};" for light, color in DARK.items())
     links = "".join(f'<a href="#{section.slug}">{escape(section.title)}</a> ' for section in report.sections)
     return "\n".join(
         [
@@ -80,7 +81,7 @@ def html(report: Report) -> str:
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(report.title)}</title>",
-            f"<style>{_CSS}</style></head><body>",
+            f"<style>{_CSS.replace('DARK', dark)}</style></head><body>",
             f"<h1>{escape(report.title)}</h1>",
             f'<nav aria-label="Sections">{links}<a href="#made">How it was made</a></nav>',
             *map(_section, report.sections),

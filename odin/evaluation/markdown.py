@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from odin.evaluation.results import Results
-from odin.evaluation.sections import Report
+from odin.evaluation.story import Report
 from odin.evaluation.tables import markdown_table
 
 __all__ = ["markdown", "origin"]

@@ -31,7 +31,7 @@ def live_table(cells: Iterable[Cell], title: str) -> Table:
 
     def interval(policy: str, value: Callable[[Cell], float], form: str) -> Value:
         middle, low, high = bootstrap(value(cell) for cell in cells if cell.policy == policy)
-        return Value.of(middle, form, extra="" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]")
+        return Value.of(middle, form, extra="" if math.isnan(low) else f"[{low:{form}}, {high:{form}}]")
 
     rows: tuple[Row, ...] = tuple(
         (
@@ -89,7 +89,7 @@ def validation_table(found: Iterable[Validation], title: str) -> Table:
 
     def off(simulated: float, live: float, most: float) -> Value:
         error = simulated / live - 1 if live > 0 else math.nan
-        return Value.of(error * 100, "+.1f", extra="" if abs(error) <= most else " (missed)")
+        return Value.of(error * 100, "+.1f", extra="" if abs(error) <= most else "(missed)")
 
     rows: tuple[Row, ...] = tuple(
         (

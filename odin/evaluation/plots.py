@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,10 +40,6 @@ def _line(
     )
 
 
-def _legend_rows(layout: Layout, looks: Looks) -> int:
-    return -(-len(looks) // (2 if layout.narrow else 7))
-
-
 def _by_policy(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     return {p: [cell for cell in cells if cell.policy == p] for p in order_policies(cell.policy for cell in cells)}
 
@@ -52,8 +48,7 @@ def draw_cdfs(layout: Layout, groups: Groups, looks: Looks) -> Figure:
     """Latency distributions, a panel per group, logarithmic in latency."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-    rows = _legend_rows(layout, looks)
-    figure, found = panels(layout, len(groups), height_in=2.6, legend_rows=rows)
+    figure, found = panels(layout, len(groups), height_in=2.6, entries=list(looks))
     for axes, (title, cells) in zip(found, groups.items(), strict=True):
         spread: list[float] = []
         for at, (policy, own) in enumerate(reversed(_by_policy(cells).items())):
@@ -87,7 +82,7 @@ def draw_slo(layout: Layout, groups: Groups, looks: Looks) -> Figure:
     """Share of requests below each share of the peak throughput, a panel per group."""
     from matplotlib.ticker import PercentFormatter
 
-    figure, found = panels(layout, len(groups), height_in=2.6, legend_rows=_legend_rows(layout, looks))
+    figure, found = panels(layout, len(groups), height_in=2.6, entries=list(looks))
     for axes, (title, cells) in zip(found, groups.items(), strict=True):
         for policy, own in reversed(_by_policy(cells).items()):
             _line(axes, SLO_LEVELS, list(below_peak(own)), looks[policy])
@@ -121,12 +116,18 @@ def draw_heat(
     finite = [number for number in values if np.isfinite(number)]
     scale = Normalize(np.floor(min(finite) * 20) / 20 - (min(finite) > 0.9) * 0.05, max(1.0, *finite))
     colors = LinearSegmentedColormap.from_list("loss", LOSS)
-    if layout.narrow:
-        shown, across = [(policy, model) for model in models for policy in policies], 2
+    shown: list[tuple[str, str] | None]
+    if layout.narrow:  # each model begins a line
+        shown, across = [], 2
+        for model in models:
+            shown += [*((policy, model) for policy in policies), *([None] * (len(policies) % 2))]
     else:
         shown = [(policy, model) for policy in policies for model in models]
         across = len(models) if len(models) in (3, 4) else min(4, len(shown))
-    height = 0.27 * len(periods) + 0.62
+    # policy and model beside each other, or where there is no room, the model above the policy
+    letters = max(len(policy) for policy in policies) + max(len(model) for model in models) + 2
+    apart = len(models) > 1 and letters * 0.64 * layout.size_pt / 72 > layout.width_in / across - 0.35
+    height = 0.27 * len(periods) + 0.62 + 0.16 * apart
     down = -(-len(shown) // across)
     figure = new_figure(layout, down * height + 0.75)
     grid = figure.subplots(down, across, squeeze=False)
@@ -134,20 +135,26 @@ def draw_heat(
     for axes in flat[len(shown) :]:
         axes.set_visible(False)
     mesh = None
-    for at, (policy, model) in enumerate(shown):
+    for at, pair in enumerate(shown):
         axes = flat[at]
+        if pair is None:
+            axes.set_visible(False)
+            continue
+        policy, model = pair
         cells = np.full((len(periods), len(durations)), np.nan)
         for place, found in places.items():
             if place.model == model and policy in found:
                 cells[periods.index(place.period), durations.index(place.duration)] = value(found[policy])
         mesh = axes.pcolormesh(cells, cmap=colors, norm=scale, edgecolors="#ffffff", linewidth=1.0)
         for row, column in np.argwhere(np.isfinite(cells)):
-            dark = float(np.dot(colors(scale(cells[row, column]))[:3], (0.3, 0.59, 0.11))) < 0.5
+            linear = np.array(colors(scale(cells[row, column]))[:3]) ** 2.2
             text = f"{cells[row, column]:.3f}"
-            color = "#ffffff" if dark else "#000001"
+            color = "#ffffff" if linear @ (0.2126, 0.7152, 0.0722) < 0.18 else "#000001"  # whichever contrasts more
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, size=layout.size_pt - 1)
-        axes.set_title(policy, color=looks[policy].color, weight="bold" if looks[policy].width > 2 else "normal", pad=3)
-        axes.set_title(model, loc="right", pad=3, size=layout.size_pt - 1)
+        name = f"{model}\n{policy}" if apart else policy
+        axes.set_title(name, color=looks[policy].color, weight="bold" if looks[policy].width > 2 else "normal", pad=3)
+        if len(models) > 1 and not apart:
+            axes.set_title(model, loc="right", pad=3, size=layout.size_pt - 1)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
@@ -155,13 +162,15 @@ def draw_heat(
         axes.set_yticks(np.arange(len(periods)) + 0.5, [f"{number:g}" for number in periods])
         if at % across == 0:
             axes.set_ylabel("period")
-        if at >= len(shown) - across:
+        if not any(shown[at + across :: across]):
             axes.set_xlabel("duration")
     assert mesh is not None
     bar = figure.colorbar(
         mesh, ax=flat, location="bottom", aspect=50 if not layout.narrow else 25, shrink=0.6, pad=0.01
     )
     bar.set_label(label)
+    solids: Any = bar.solids
+    solids.set(rasterized=False, edgecolor="face")
     bar.outline.set_linewidth(0.5)
     return figure
 
@@ -173,13 +182,13 @@ def draw_scaling(
     looks: Looks,
     references: Sequence[tuple[str, Callable[[Standing], float], Callable[[Cell], float]]],
 ) -> Figure:
-    """Ratios over devices, a panel per reference: means as lines, least to most of the cells as bands."""
+    """Ratios over devices, a panel per reference: means as lines, least to most of the repeats as bands."""
     figure, found = panels(
         layout,
         len(references),
         height_in=3.0,
         columns=2 if not layout.narrow else 1,
-        legend_rows=_legend_rows(layout, looks),
+        entries=list(looks),
     )
     counts = sorted({place.devices for place in places})
     for axes, (label, of_standing, of_cell) in zip(found, references, strict=True):
@@ -187,14 +196,14 @@ def draw_scaling(
             means, lows, highs = [], [], []
             for count in counts:
                 own = [group[policy] for place, group in places.items() if place.devices == count and policy in group]
-                told = [of_cell(c) for c in cells if c.devices == count and c.policy == policy]
-                told = [number for number in told if np.isfinite(number)]
+                told = _by_repeat([c for c in cells if c.devices == count and c.policy == policy], of_cell)
                 means.append(mean(of_standing(standing) for standing in own))
                 lows.append(min(told, default=np.nan))
                 highs.append(max(told, default=np.nan))
             look = looks[policy]
             if np.isfinite(means).any():
-                axes.fill_between(counts, lows, highs, color=look.color, alpha=0.13, linewidth=0)
+                if lows != highs:
+                    axes.fill_between(counts, lows, highs, color=look.color, alpha=0.13, linewidth=0)
                 _line(axes, counts, means, look)
         axes.axhline(1.0, color=INK, linewidth=0.6)
         axes.set_title(label)
@@ -203,3 +212,10 @@ def draw_scaling(
     found[0].set_ylabel("throughput ratio")
     legend(figure, layout, list(looks.items()))
     return figure
+
+
+def _by_repeat(cells: Sequence[Cell], value: Callable[[Cell], float]) -> list[float]:
+    """Each repeat's mean over its settings."""
+    repeats = sorted({cell.repeat for cell in cells})
+    means = [mean(value(cell) for cell in cells if cell.repeat == repeat) for repeat in repeats]
+    return [number for number in means if np.isfinite(number)]

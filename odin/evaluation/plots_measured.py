@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from odin.evaluation.figures import Layout, legend, new_figure, panels
+from odin.evaluation.figures import Layout, legend, panels
 from odin.evaluation.measured import LIVE_VALUES
 from odin.evaluation.results import Cell, DetectionPoint, Timeline
 from odin.evaluation.standing import bootstrap, order_policies
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["POINTS", "draw_detection", "draw_live", "draw_timelines", "thinned"]
+__all__ = ["POINTS", "draw_detection", "draw_live", "draw_timelines", "mean_hz", "thinned"]
 
 POINTS = 500
 """Points that a line over time has at most: more than a page can show."""
@@ -39,20 +39,26 @@ def thinned(at_s: Sequence[float], values: Sequence[float], points: int = POINTS
     return np.add.reduceat(x, parts[:-1]) / counts, np.add.reduceat(y, parts[:-1]) / counts
 
 
+def mean_hz(timeline: Timeline) -> float:
+    """Mean throughput over the time shown; the mean of the points alone would favour where requests are quick.
+
+    A point's throughput holds since the point before it. nan if there is none.
+    """
+    at_s, rate_hz = np.asarray(timeline.at_s, dtype=float), np.asarray(timeline.throughput_hz, dtype=float)
+    since_s = np.diff(at_s, prepend=0.0)
+    kept = np.isfinite(rate_hz) & (since_s > 0)
+    return float(np.average(rate_hz[kept], weights=since_s[kept])) if kept.any() else float("nan")
+
+
 def draw_timelines(layout: Layout, timelines: Sequence[Timeline], looks: Mapping[str, Look]) -> Figure:
     """Throughput over time, a panel per policy; below each the interference, a lane per device."""
     devices = sorted({event[2] for timeline in timelines for event in timeline.interference})
-    lane = min(0.13, 0.8 / max(1, len(devices)))
-    heights = [1.02, max(0.02, lane * len(devices))] * len(timelines)
-    figure = new_figure(layout, sum(heights) + 0.31 * len(timelines) + 0.45)
-    rows = figure.subplots(len(heights), 1, height_ratios=heights, sharex=True, squeeze=False)[:, 0]
-    engine: Any = figure.get_layout_engine()
-    engine.set(hspace=0.01, h_pad=0.015)
+    figure, rows = _stacked(layout, len(timelines), lanes_in=min(0.13 * len(devices), 0.8))
     top = max(max(_finite(t.throughput_hz), default=0.0) for t in timelines)
     top = max([top, *(t.peak_hz for t in timelines if np.isfinite(t.peak_hz))]) * 1.28
     end_s = max(max(_finite(t.at_s), default=1.0) for t in timelines)
     for at, timeline in enumerate(timelines):
-        axes, lanes = rows[2 * at], rows[2 * at + 1]
+        axes, lanes = rows[at]
         look = looks[timeline.policy]
         x, y = thinned(timeline.at_s, timeline.throughput_hz)
         if np.isfinite(timeline.peak_hz):
@@ -70,17 +76,42 @@ def draw_timelines(layout: Layout, timelines: Sequence[Timeline], looks: Mapping
         axes.set_xlim(0, end_s)
         axes.set_title(timeline.policy, color=look.color, weight="bold" if look.width > 2 else "normal", pad=3)
         changes = f"{len(times)} plan change{'s' if len(times) != 1 else ''}"
-        rate = f"mean {np.mean(y):.3g}/s, " if y.size else ""
+        rate = f"mean {mean_hz(timeline):.3g}/s, " if y.size else ""
         axes.set_title(f"{rate}{changes}", loc="right", pad=3, size=layout.size_pt - 1)
-        axes.tick_params(labelbottom=False)
+        axes.tick_params(labelbottom=False, length=2)
         for start_s, stop_s, device, _ in timeline.interference:
             color = DEVICES[devices.index(device) % len(DEVICES)]
             axes.axvspan(start_s, min(stop_s, end_s), color=color, alpha=0.16, linewidth=0, zorder=0)
         _draw_lanes(lanes, timeline, devices, end_s=end_s, layout=layout)
-        lanes.tick_params(labelbottom=at == len(timelines) - 1, bottom=at == len(timelines) - 1)
-    rows[-1].set_xlabel("seconds" + (" (lanes: devices under interference)" if devices else ""))
-    figure.supylabel("throughput, requests/s", size=layout.size_pt)
+        last = at == len(timelines) - 1
+        lanes.tick_params(labelbottom=last, bottom=last)
+        lanes.spines["bottom"].set_visible(last)
+    rows[-1][1].set_xlabel("seconds")
+    figure.text(0.005, 0.5, "throughput, requests/s", rotation="vertical", va="center", size=layout.size_pt)
     return figure
+
+
+def _stacked(layout: Layout, count: int, *, lanes_in: float) -> tuple[Figure, list[tuple[Axes, Axes]]]:
+    """Panels of the same size below each other, lanes close to each; made by hand, as all of it is known."""
+    from matplotlib.figure import Figure
+
+    left_in, right_in, title_in, panel_in, gap_in, bottom_in = 0.72, 0.12, 0.24, 0.95, 0.05, 0.42
+    lanes_in = max(lanes_in, 0.02)
+    each_in = title_in + panel_in + gap_in + lanes_in + 0.06
+    height_in = count * each_in + bottom_in
+    figure = Figure(figsize=(layout.width_in, height_in))
+    width = (layout.width_in - left_in - right_in) / layout.width_in
+
+    def place(bottom_in: float, own_in: float, share: Axes | None) -> Axes:
+        where = (left_in / layout.width_in, bottom_in / height_in, width, own_in / height_in)
+        return figure.add_axes(where, sharex=share)
+
+    found: list[tuple[Axes, Axes]] = []
+    for at in range(count):
+        top_in = height_in - at * each_in - title_in
+        axes = place(top_in - panel_in, panel_in, found[0][0] if found else None)
+        found.append((axes, place(top_in - panel_in - gap_in - lanes_in, lanes_in, axes)))
+    return figure, found
 
 
 def _finite(values: Sequence[float]) -> list[float]:
@@ -108,19 +139,22 @@ def _draw_lanes(lanes: Axes, timeline: Timeline, devices: Sequence[int], *, end_
     lanes.spines["left"].set_visible(False)
     lanes.set_ylim(len(devices) - 0.5 if devices else 0.5, -0.5)
     shown = list(range(len(devices))) if len(devices) <= 6 else []
-    lanes.set_yticks(shown, [str(devices[at]) for at in shown], size=size)
+    lanes.set_yticks(shown, [f"device {devices[at]}" for at in shown], size=size)
     lanes.tick_params(axis="y", length=0, pad=2)
     for start_s, stop_s, device, label in timeline.interference:
         at = devices.index(device)
         stop_s = min(stop_s, end_s)
-        lanes.barh(at, stop_s - start_s, left=start_s, height=0.8, color=DEVICES[at % len(DEVICES)], linewidth=0)
+        width_s = max(stop_s - start_s - end_s * 0.001, 0.0)  # those that follow at once are apart
+        lanes.barh(at, width_s, left=start_s, height=0.8, color=DEVICES[at % len(DEVICES)], linewidth=0)
         room_in = (stop_s - start_s) / end_s * layout.width_in * 0.9
-        if shown and len(label) * 0.62 * size / 72 < room_in:
+        if shown and (len(label) + 1) * 0.66 * size / 72 < room_in:
             lanes.text((start_s + stop_s) / 2, at, label, size=size, ha="center", va="center_baseline", color="#ffffff")
 
 
 def draw_live(layout: Layout, cells: Sequence[Cell], looks: Mapping[str, Look]) -> Figure:
     """Medians as bars with bootstrapped intervals, a panel per quantity."""
+    from matplotlib.ticker import MaxNLocator
+
     policies = order_policies(cell.policy for cell in cells)
     shown = [
         (name, [bootstrap(value(cell) for cell in cells if cell.policy == policy) for policy in policies], form)
@@ -143,6 +177,7 @@ def draw_live(layout: Layout, cells: Sequence[Cell], looks: Mapping[str, Look]) 
             axes.text(end + most * 0.03, at, f"{middle:{form}}", va="center", size=layout.size_pt - 1.5)
         axes.set_title(name)
         axes.set_xlim(0, most * 1.3 if most > 0 else 1)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_yticks(range(len(policies)), policies)
         axes.set_ylim(len(policies) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
@@ -162,8 +197,7 @@ def draw_detection(layout: Layout, points: Sequence[DetectionPoint]) -> Figure:
     noises = sorted({point.noise_cv for point in points})
     bound = Look(INK, "", (0, (4, 2)), 1.0)
     shown = [*marks.items(), ("bound", bound)]
-    rows = -(-len(shown) // (2 if layout.narrow else 7))
-    figure, found = panels(layout, len(noises), height_in=2.5, legend_rows=rows)
+    figure, found = panels(layout, len(noises), height_in=2.5, entries=[name for name, _ in shown])
     for axes, noise in zip(found, noises, strict=True):
         for detector in reversed(detectors):
             own = sorted((p for p in points if (p.detector, p.noise_cv) == (detector, noise)), key=lambda p: p.slowdown)

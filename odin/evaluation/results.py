@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
@@ -16,6 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from odin.evaluation.files import write_whole
 
 __all__ = [
     "FORMAT",
@@ -31,7 +30,6 @@ __all__ = [
     "merge",
     "now",
     "read_results",
-    "write_whole",
 ]
 
 _Item = TypeVar("_Item")
@@ -340,18 +338,3 @@ def _decode(value: Any, kind: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float if kind is float else kind):
         raise TypeError(f"{value!r:.40} where a value of type {kind.__name__} belongs")
     return kind(value)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write under another name first, so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)  # mkstemp lets only its owner read
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

@@ -67,8 +67,8 @@ class Standing(NamedTuple):
 
 
 def base_name(policy: str) -> str:
-    """A policy's name without its parameters."""
-    return policy.partition(":")[0]
+    """A policy's name without its parameters and remarks."""
+    return policy.partition(":")[0].partition(" ")[0]
 
 
 def is_yardstick(policy: str) -> bool:
@@ -79,11 +79,12 @@ def is_yardstick(policy: str) -> bool:
 def order_policies(policies: Iterable[str]) -> tuple[str, ...]:
     """Ours first, the yardsticks last, those nobody here knows before them; each once."""
 
-    def rank(policy: str) -> tuple[float, list[tuple[float, str]]]:
+    def rank(policy: str) -> tuple[float, str, list[tuple[float, str]]]:
         name = base_name(policy)
         place = float(_ORDER.index(name)) if name in _ORDER else _ORDER.index("oracle") - 0.5
-        parts = (part.partition("=") for part in policy.split(","))
-        return place, [(float(v), k) if v.replace(".", "", 1).isdigit() else (-1.0, k + v) for k, _, v in parts]
+        text, _, remark = policy.partition(" ")
+        parts = (part.partition("=") for part in text.split(","))
+        return place, remark, [(float(v), k) if v.replace(".", "", 1).isdigit() else (-1.0, k + v) for k, _, v in parts]
 
     return tuple(sorted(dict.fromkeys(policies), key=rank))
 

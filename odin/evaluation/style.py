@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from odin.evaluation.standing import base_name, is_yardstick, order_policies
 
-__all__ = ["DEVICES", "GRID", "INK", "LOSS", "Look", "looks"]
+__all__ = ["DARK", "DEVICES", "GRID", "INK", "LOSS", "Look", "looks"]
 
 INK = "#0a0b0c"
 """Text, axes, yardsticks. The page replaces it by the colour of its text, light or dark."""
@@ -27,6 +27,18 @@ class Look(NamedTuple):
     dash: Any  # as matplotlib takes it
     width: float
 
+
+DARK = {
+    "#0072b2": "#4aa8e0",
+    "#b0508c": "#d983b8",
+    "#009e73": "#2cc298",
+    "#d55e00": "#f07a1f",
+    "#6a51a3": "#a08be0",
+    "#7a5c3a": "#b8966b",
+    "#1b7837": "#4cb26a",
+    "#c51b7d": "#f06bb5",
+}
+"""What the page shows in place of colours that are hard to see on a dark ground."""
 
 # Okabe and Ito's colours, the yellow darkened. The dashes are in units of the line's width.
 _KNOWN = {

@@ -15,15 +15,16 @@ Better = Literal["high", "low", ""]
 
 @dataclass(frozen=True)
 class Value:
-    """A number and how it is printed; nan prints as a dash."""
+    """A number, how it is printed, and what stands behind it; nan prints as a dash."""
 
     number: float
     text: str
+    extra: str = ""
 
     @classmethod
     def of(cls, number: float, form: str = ".3f", *, extra: str = "") -> Value:
-        """Print by a format, with something behind it."""
-        return cls(number, "-" if math.isnan(number) else f"{number:{form}}{extra}")
+        """Print by a format."""
+        return cls(number, "-") if math.isnan(number) else cls(number, f"{number:{form}}", extra)
 
 
 Row = tuple[str | Value, ...]
@@ -105,8 +106,8 @@ def _number(cell: str | Value) -> bool:
     return isinstance(cell, Value) and not math.isnan(cell.number)
 
 
-def _text(cell: str | Value) -> str:
-    return cell if isinstance(cell, str) else cell.text
+def _texts(cell: str | Value) -> tuple[str, str]:
+    return (cell, "") if isinstance(cell, str) else (cell.text, cell.extra)
 
 
 def markdown_table(table: Table) -> str:
@@ -119,7 +120,7 @@ def markdown_table(table: Table) -> str:
     side = ["---" if at < table.labels else "---:" for at in range(len(table.columns))]
     lines = [f"**{table.title}**", "", _line([clean(column) for column in table.columns]), _line(side)]
     for at, row in enumerate(table.rows):
-        texts = [clean(_text(cell)) for cell in row]
+        texts = [clean(" ".join(filter(None, _texts(cell)))) for cell in row]
         if table.best_by == "column" and at in table.yardsticks:
             texts[0] = f"*{texts[0]}*"
         lines.append(_line([f"**{text}**" if (at, column) in best else text for column, text in enumerate(texts)]))
@@ -133,23 +134,28 @@ def _line(texts: Sequence[str]) -> str:
 def html_table(table: Table) -> str:
     """The table as HTML; captions may hold `code`, nothing else is marked up."""
     best = table.best()
-    lines = [f"<table><caption><b>{escape(table.title)}.</b> {code(table.caption)}</caption>", "<thead><tr>"]
+    lines = ["<table><thead><tr>"]
     lines += [
         f'<th scope="col"{" class=label" if at < table.labels else ""}>{escape(column)}</th>'
         for at, column in enumerate(table.columns)
     ]
     lines.append("</tr></thead><tbody>")
     for at, row in enumerate(table.rows):
-        lines.append('<tr class="yardstick">' if table.best_by == "column" and at in table.yardsticks else "<tr>")
+        kind = "yardstick" if table.best_by == "column" and at in table.yardsticks else ""
+        kind = "ours" if str(row[0]).startswith("predictive") else kind
+        lines.append(f'<tr class="{kind}">' if kind else "<tr>")
         for column, cell in enumerate(row):
-            text = escape(_text(cell))
+            text, extra = map(escape, _texts(cell))
             if column < table.labels:
                 lines.append(f'<th scope="row">{text}</th>')
             else:
-                lines.append(f"<td><b>{text}</b></td>" if (at, column) in best else f"<td>{text}</td>")
+                text = f"<b>{text}</b>" if (at, column) in best else text
+                below = ' class="below"' if extra.startswith("[") else ""  # intervals are wide
+                lines.append(f"<td>{text}{f' <small{below}>{extra}</small>' if extra else ''}</td>")
         lines.append("</tr>")
     lines.append("</tbody></table>")
-    whole = f'<div class="scroll">{"".join(lines)}</div>'
+    caption = f"<figcaption><b>{escape(table.title)}.</b> {code(table.caption)}</figcaption>"
+    whole = f'<figure class="table"><div class="scroll">{"".join(lines)}</div>{caption}</figure>'
     return f"<details><summary>{escape(table.title)}</summary>{whole}</details>" if table.folded else whole
 
 
