@@ -106,7 +106,7 @@ def test_a_job_keeps_a_stretch(table):
     assert [event[3] for event in line.interference] == [
         event.scenario
         for event in make_run(RunJob(setup, Contestant("oracle"), 0)).interference.events
-        if event.start <= 40
+        if event.start < 40
     ]
 
 

@@ -84,13 +84,12 @@ def test_every_move_is_a_change_and_trials_are_those_that_leave_the_plan_before(
     assert count_changes(A, [decision(B), decision(C, "probe"), decision(B, "probe"), decision(A, "undo")]) == (4, 1)
 
 
-def test_an_event_that_begins_after_the_last_request_is_none():
-    events = (Event(0, "x", 1, 3), Event(1, "y", 4, 9), Event(0, "z", 5, 6))
+def test_an_event_that_begins_with_the_last_request_is_none():
+    events = (Event(0, "x", 1, 3), Event(1, "y", 3, 9), Event(0, "z", 4, 6))
     run = made_run([1.0, 2.0, 3.0, 4.0], interference=Interference(events))
     assert [event.scenario for event in seen_events(run)] == ["x", "y"]
-    # the last of four requests was submitted at 3 s
-    run = made_run([1.0, 2.0, 3.0, 4.0], interference=Interference(events, "seconds"))
-    assert [event.scenario for event in seen_events(run)] == ["x"]
+    run = made_run([1.0, 2.0, 3.0, 3.5], interference=Interference(events, "seconds"))
+    assert [event.scenario for event in seen_events(run)] == ["x", "y"]
 
 
 # ---------------------------------------------------------------- cells
@@ -161,11 +160,11 @@ def test_a_timeline_is_a_stretch_in_its_own_seconds():
     assert line.throughput_hz == (1.0, 1.0, 1.0)
     assert line.latency_s == pytest.approx((0.4, 0.5, 0.6))
     assert line.changes == ((1.0, "1|3"),)
-    # request 4 is submitted at 12.7 s, before the stretch begins at 13 s; request 6 at 14.5 s
-    assert line.interference == ((0.0, pytest.approx(1.5), 1, "y"),)
+    # the stretch begins when request 4 is answered, at 13 s; request 6 is at 15 s
+    assert line.interference == ((0.0, pytest.approx(2.0), 1, "y"),)
     whole = to_timeline(run, study="grid", model="m", policy="p", title="t")
     assert [span[3] for span in whole.interference] == ["x", "y", "z"]
-    assert whole.interference[2][:2] == (pytest.approx(6.3), 8.0)
+    assert whole.interference[2][:2] == (7.0, 8.0)
     assert whole.changes == ((1.0, "3|1"), (4.0, "1|3"))
     with pytest.raises(ValueError, match="too few"):
         to_timeline(run, study="grid", model="m", policy="p", title="t", first=8)

@@ -9,7 +9,6 @@ from monitor.timing import RequestTimeline, StageTiming
 from odin.controller import Controller
 from odin.simulator import Event, Interference, LogNormalNoise, World, simulate
 from odin.timings import synthetic_timings
-from partitioner.balance import balance
 from partitioner.plan import Plan
 from partitioner.policies import Decision, make_policy
 
@@ -204,9 +203,9 @@ def test_a_stage_tells_what_its_layers_took_and_nothing_if_it_has_none():
     assert policy.seen[1].interval_s == pytest.approx(4.0)
 
 
-@pytest.mark.parametrize(("truth", "first"), [("now", 6), ("finished", 10)])
-def test_true_times_are_those_of_the_next_request_or_of_the_finished_one(truth, first):
-    """Four in flight: with the answer of request 6 request 10 comes in, which is the first one disturbed."""
+@pytest.mark.parametrize(("truth", "first"), [("now", 10), ("finished", 14)])
+def test_true_times_are_those_of_the_moment_or_of_the_finished_request(truth, first):
+    """Four in flight: with the 10th answer request 14 comes in, the first one submitted under the disturbance."""
     world = World.of(np.full((2, 4), 0.5), slowdown={"x": [2.0, 2.0, 3.0, 3.0]})
     interference = Interference((Event(1, "x", 10, 20),))
     policy = Scripted()
@@ -221,22 +220,28 @@ def test_true_times_are_those_of_the_next_request_or_of_the_finished_one(truth, 
 # -- interference and noise -----------------------------------------------------------------------------------------
 
 
-def test_requests_run_under_the_conditions_of_their_number():
-    world = World.of(np.full((2, 4), 0.5), slowdown={"x": 2.0, "y": 4.0, "z": math.inf})
-    interference = Interference((Event(0, "x", 5, 8), Event(1, "y", 7, 9), Event(0, "z", 12, 13)))
+def test_conditions_change_for_all_requests_under_way_when_so_many_have_been_answered():
+    """Two stages of 1 s, stage 0 twice as slow from the 5th answer, at 6 s, to the 8th, at 11 s.
+
+    ::
+
+        stage 0    7: 6 to 8 s    8: 8 to 10    9: 10 to 11.5, half of it as slow    10: 11.5 to 12.5
+        answered   6: 7           7: 9          8: 11                                9: 12.5
+    """
+    world = World.of(np.full((2, 4), 0.5), slowdown={"x": 2.0, "z": math.inf})
+    interference = Interference((Event(0, "x", 5, 8), Event(1, "z", 12, 13)))
     policy = Scripted()
 
     run = simulate(world, policy, requests=15, interference=interference, best=True)
 
-    factors = np.ones((16, 2))
-    factors[5:8, 0], factors[7:9, 1] = 2.0, 4.0
-    found = np.array([o.stage_s for o in policy.seen])
-    np.testing.assert_allclose(np.delete(found, 11, axis=0), np.delete(factors[1:], 11, axis=0))
-    np.testing.assert_allclose(np.delete(run.true_bottleneck_s, 11), np.delete(factors[1:].max(axis=1), 11))
-    assert found[11].tolist() == [2000.0, 1.0]  # dead, and yet it finishes one day
-    assert run.best_bottleneck_s is not None
-    best = balance(np.full((2, 4), 0.5) * [[2.0], [4.0]]).bottleneck_s
-    assert run.best_bottleneck_s[[0, 6, 11]].tolist() == [1.0, best, 2.0]
+    stage_s = np.ones((15, 2))
+    stage_s[[6, 7, 8], 0] = 2.0, 2.0, 1.5
+    stage_s[12, 1] = 2000.0  # dead, and yet it finishes one day
+    np.testing.assert_allclose([o.stage_s for o in policy.seen], stage_s)
+    np.testing.assert_allclose(run.finished_s[:12], [2, 3, 4, 5, 6, 7, 9, 11, 12.5, 13.5, 14.5, 15.5])
+    # with four in flight, requests 9 to 11 were submitted meanwhile
+    np.testing.assert_allclose(run.true_bottleneck_s, [1.0] * 8 + [2.0] * 3 + [1.0] * 4)
+    np.testing.assert_allclose(run.best_bottleneck_s, [1.0] * 8 + [1.5] * 3 + [1.0] * 4)
 
 
 def test_a_dead_device_loses_its_layers_to_a_policy_that_knows():
@@ -245,9 +250,9 @@ def test_a_dead_device_loses_its_layers_to_a_policy_that_knows():
 
     run = simulate(world, make_policy("oracle"), requests=60, interference=interference, prepare_s=0.0)
 
-    assert plans_of(run)[:19] == ["2|2|2"] * 19
-    assert {plan.split("|")[1] for plan in plans_of(run)[19:]} == {"0"}
-    assert run.finished_s[-1] < 100
+    assert plans_of(run)[:25] == ["2|2|2"] * 25  # five of them stay behind on the dead device
+    assert {plan.split("|")[1] for plan in plans_of(run)[25:]} == {"0"}
+    assert run.finished_s[-1] - run.finished_s[24] < 100
 
 
 def test_conditions_that_change_in_the_midst_of_a_layer():
@@ -270,7 +275,7 @@ def test_seconds_and_requests_agree_where_nothing_is_under_way_when_conditions_c
     calm = simulate(world, make_policy("static"), requests=200, in_flight=1, seed=2)
     by_requests = Interference((Event(1, "cpu-50", 50, 80), Event(0, "membw-100", 60, 120)))
     slow = simulate(world, make_policy("static"), requests=200, in_flight=1, interference=by_requests, seed=2)
-    times = [Event(e.device, e.scenario, slow.submitted_s[int(e.start) - 1], slow.submitted_s[int(e.end) - 1])
+    times = [Event(e.device, e.scenario, slow.finished_s[int(e.start) - 1], slow.finished_s[int(e.end) - 1])
              for e in by_requests.events]  # fmt: skip
 
     by_seconds = simulate(
@@ -309,6 +314,7 @@ def test_noise_does_not_depend_on_the_policy(unit):
     simulate(world, moving, requests=100, plan=Plan((4, 4)), interference=interference, seed=4)
 
     def factors(policy):
+        """Noise of each request and stage; nan for those during which conditions changed."""
         rows = []
         for index, seen in enumerate(policy.seen, 1):
             true_s = world.baseline_s.copy()
@@ -316,12 +322,15 @@ def test_noise_does_not_depend_on_the_policy(unit):
                 if event.start <= index < event.end:
                     true_s[event.device] *= world.slowdown[event.scenario]
             sums = [true_s[stage, a:b].sum() for stage, (a, b) in enumerate(seen.plan.ranges)]
-            rows.append(np.divide(seen.stage_s, sums, out=np.full(2, np.nan), where=np.array(sums) > 0))
+            steady = (
+                all(not 0 <= index - edge <= 4 for e in events for edge in (e.start, e.end)) or interference is None
+            )
+            rows.append(np.divide(seen.stage_s, sums, out=np.full(2, np.nan), where=steady & (np.array(sums) > 0)))
         return np.array(rows)
 
     one, other = factors(still), factors(moving)
     both = np.isfinite(one) & np.isfinite(other)
-    assert both.mean() > 0.7
+    assert both.mean() > 0.65
     assert one[both].std() > 0.005
     np.testing.assert_allclose(one[both], other[both])
     assert len(set(first.plan_index.tolist())) == 1

@@ -38,9 +38,14 @@ class Conditions:
     ----------
     world, interference
         What is true, and what disturbs it.
+    known
+        Whether moments are what the interference says; else they are numbers of requests, and :meth:`settle` says when
+        each came.
 
     Attributes
     ----------
+    settled_s
+        Numbers of requests of which it is known when they came, and when, seconds.
     true_s
         True seconds of each layer on each device, shape (devices, layers); ``inf`` for what never ends. Read-only.
     prefix_s
@@ -58,7 +63,7 @@ class Conditions:
         If a device is none of the world's, or a scenario's effect is not known.
     """
 
-    def __init__(self, world: World, interference: Interference) -> None:
+    def __init__(self, world: World, interference: Interference, *, known: bool = True) -> None:
         if interference.events and max(event.device for event in interference.events) >= world.device_count:
             worst = max(interference.events, key=lambda event: event.device)
             raise ValueError(f"{worst} is on device {worst.device}; the world has {world.device_count}, counted from 0")
@@ -70,13 +75,30 @@ class Conditions:
             for device in devices
             for edge, active in zip(*interference.on_device(device), strict=True)
         )
+        self._moments = [edge if known else math.inf for edge, _, _ in self._changes]
+        self._unsettled = len(self._changes) if known else 0
+        self.settled_s: dict[float, float] = {}
         self.number = 0
         self.scenarios: dict[int, tuple[str, ...]] = {}
         rows = [self.row(device, ()) for device in range(world.device_count)]
         self.true_s: FloatArray = np.array([row.true_s for row in rows])
         self.true_s.setflags(write=False)
         self.prefix_s: FloatArray = np.array([row.prefix_s for row in rows])
-        self.next_edge = self._changes[0][0] if self._changes else math.inf
+        self.next_edge = self._moments[0] if self._moments else math.inf
+
+    @property
+    def next_unsettled(self) -> float:
+        """Number of requests of which it must be said next when it came; infinite if there is none."""
+        return self._changes[self._unsettled][0] if self._unsettled < len(self._changes) else math.inf
+
+    def settle(self, at_s: float) -> None:
+        """Say when :attr:`next_unsettled` came."""
+        requests = self.next_unsettled
+        self.settled_s[requests] = at_s
+        while self.next_unsettled == requests:
+            self._moments[self._unsettled] = at_s
+            self._unsettled += 1
+        self.next_edge = self._moments[self.number]
 
     def row(self, device: int, active: tuple[str, ...]) -> _Row:
         """Times of a device under some scenarios."""
@@ -87,12 +109,12 @@ class Conditions:
         return row
 
     def advance(self, to: float) -> bool:
-        """Go on to a later moment, a request's number or a time; returns whether anything has changed."""
+        """Go on to a later moment; returns whether anything has changed."""
         if to < self.next_edge:
             return False
         true_s = self.true_s.copy()
-        changes, place = self._changes, self.number
-        while place < len(changes) and changes[place][0] <= to:
+        changes, moments, place = self._changes, self._moments, self.number
+        while place < len(changes) and moments[place] <= to:
             _, device, active = changes[place]
             row = self.row(device, active)
             true_s[device], self.prefix_s[device] = row.true_s, row.prefix_s
@@ -102,7 +124,7 @@ class Conditions:
                 self.scenarios.pop(device, None)
             place += 1
         self.number = place
-        self.next_edge = changes[place][0] if place < len(changes) else math.inf
+        self.next_edge = moments[place] if place < len(changes) else math.inf
         true_s.setflags(write=False)
         self.true_s = true_s
         return True
@@ -115,10 +137,19 @@ class DeviceTimes:
     """
 
     def __init__(self, conditions: Conditions, interference: Interference, device: int) -> None:
-        self._edges_s, active = interference.on_device(device)
+        edges, active = interference.on_device(device)
+        self._edges = list(edges)
+        counted = interference.unit == "requests"
+        self._edges_s = [conditions.settled_s.get(edge, math.inf) if counted else edge for edge in edges]
         rows = [conditions.row(device, ()), *(conditions.row(device, scenarios) for scenarios in active)]
         self._layers_s = [np.minimum(row.true_s, DEAD_S).tolist() for row in rows]
         self._scenarios = [row.scenario for row in rows]
+
+    def settle(self, requests: float, at_s: float) -> None:
+        """Say when so many requests had been answered."""
+        place = bisect_right(self._edges, requests) - 1
+        if place >= 0 and self._edges[place] == requests:
+            self._edges_s[place] = at_s
 
     def scenario_at(self, at_s: float) -> str:
         """Scenario on the device."""

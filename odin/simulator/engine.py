@@ -103,9 +103,9 @@ class Engine:
         self._coming_s = arrivals.times_s(requests, np.random.default_rng([seed, 2]))
         self._random = np.random.default_rng([seed, 1])
         self._line = Line(world.device_count, slots=slots)
-        self._conditions = Conditions(world, interference)
-        self._by_seconds = interference.unit == "seconds" and bool(interference.events)
-        self._now = Conditions(world, interference) if self._by_seconds and truth == "now" else self._conditions
+        known = interference.unit == "seconds"
+        self._conditions = Conditions(world, interference, known=known)
+        self._now = Conditions(world, interference, known=known) if truth == "now" else self._conditions
         self._devices: dict[int, DeviceTimes] = {}
         self._layouts: dict[Plan, _Layout] = {}
         self.plans: list[Plan] = []
@@ -128,6 +128,8 @@ class Engine:
     def run(self) -> None:
         """Serve all requests, and let the controller look at the last ones."""
         size = _FIRST_CHUNK
+        while self._conditions.next_unsettled <= 0:
+            self._settle(0.0)
         while (request := len(self.finished_s)) < self._requests:
             moved = self._serve(request, size)
             size = _FIRST_CHUNK if moved else min(2 * size, _LARGEST_CHUNK)
@@ -143,8 +145,8 @@ class Engine:
         control, line, in_flight, clients = self.control, self._line, self._in_flight, self._clients
         chunk: _Chunk | None = None
         begin = end = request
-        edge_s = math.inf
         moved = False
+        conditions = self._conditions
         while True:
             if coming_s is not None:
                 arrives_s = float(coming_s[request])
@@ -155,8 +157,6 @@ class Engine:
                 at_s = finished_s[request - in_flight]
             if at_s < self._latest_s:  # behind one that had to wait
                 at_s = self._latest_s
-            if chunk is None and not self._by_seconds:
-                self._conditions.advance(request + 1)  # which the controller may be told
             if request > self._looked:
                 if self._serial:
                     at_s = self._wait_for_trials(request, at_s)
@@ -166,23 +166,24 @@ class Engine:
             while control.switches and control.switches[0].at_s <= at_s:
                 switch = control.switches.popleft()
                 self._layout, self._trying, moved = self._layout_of(switch.plan), switch.trial, True
-            if self._by_seconds and self._conditions.advance(at_s) and chunk is not None:
+            if conditions.advance(at_s) and chunk is not None:
                 break
             if chunk is None:
                 chunk = self._prepare(request, size)
                 end = chunk.end
-                edge_s = self._conditions.next_edge if self._by_seconds else math.inf
                 moved = False
             elif moved:
                 break
             left_s = line.step(request - begin, at_s + entering_s)
-            if left_s > edge_s:
+            if left_s > conditions.next_edge:
                 line.undo()
                 left_s = self._walk(chunk, request - begin, at_s + entering_s)
             arrived_s.append(arrives_s)
             submitted_s.append(at_s)
             finished_s.append(left_s + leaving_s)
             request += 1
+            while request >= conditions.next_unsettled:
+                self._settle(finished_s[-1])
             if request == end:
                 break
         assert chunk is not None
@@ -192,6 +193,14 @@ class Engine:
         self.conditions_number[begin:request] = chunk.conditions_number
         self.bottleneck_s[begin:request] = chunk.bottleneck_s
         return moved
+
+    def _settle(self, at_s: float) -> None:
+        """What was to change when so many requests had been answered as now have been changes at this moment."""
+        requests = self._conditions.next_unsettled
+        for conditions in {self._conditions, self._now}:
+            conditions.settle(at_s)
+        for device in self._devices.values():
+            device.settle(requests, at_s)
 
     def _wait_for_trials(self, request: int, at_s: float) -> float:
         """When a request goes if those under trial plans go alone, each once the controller is done with the last."""
@@ -233,8 +242,6 @@ class Engine:
             self._draw(request // BLOCK * BLOCK)
         conditions, layout = self._conditions, self._layout
         end = min(request + size, self._block_begin + BLOCK, self._requests)
-        if not self._by_seconds and conditions.next_edge < end + 1:
-            end = max(request + 1, math.ceil(conditions.next_edge) - 1)
         rows = slice(request - self._block_begin, end - self._block_begin)
         drawn, factors = self._drawn[rows], self._factors[rows]
         if conditions.scenarios:
@@ -259,7 +266,8 @@ class Engine:
             conditions_number=conditions.number,
             bottleneck_s=max((usual_s + layout.transfer_s).tolist()),
         )
-        self._chunks.append(chunk)
+        if not self.control.idle:
+            self._chunks.append(chunk)
         return chunk
 
     def _draw(self, begin: int) -> None:
@@ -305,8 +313,7 @@ class Engine:
             self._looked += 1
             true_s: FloatArray | None = None
             if self._truth == "now":
-                if self._by_seconds:
-                    self._now.advance(now_s)
+                self._now.advance(now_s)
                 true_s = self._now.true_s
             elif self._truth == "finished":
                 true_s = chunk.true_s

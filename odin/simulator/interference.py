@@ -16,7 +16,7 @@ __all__ = ["Event", "Interference"]
 
 
 class Event(NamedTuple):
-    """A scenario on a device over the half-open ``[start, end)``; requests are counted from 1."""
+    """A scenario on a device over the half-open ``[start, end)``."""
 
     device: int
     scenario: str
@@ -33,7 +33,9 @@ class Interference:
     events
         In order of their start.
     unit
-        What starts and ends are: numbers of requests as they are submitted, or seconds from the run's beginning.
+        What starts and ends are: seconds from the run's beginning; or numbers of requests that have been answered, so
+        that each event disturbs as many requests under every policy. Either way it is a moment, and from then on the
+        device is as slow for whatever request it is working on.
 
     Raises
     ------

@@ -115,13 +115,11 @@ def count_changes(start: Plan, decisions: Iterable[Decision]) -> tuple[int, int]
 
 
 def seen_events(run: Run) -> tuple[Event, ...]:
-    """Interference events that began before the run's last request was submitted."""
-    in_requests = run.interference.unit == "requests"
-    end = len(run.submitted_s) if in_requests else float(run.submitted_s[-1]) if len(run.submitted_s) else 0.0
-    # The first request has index 1: an event that starts at request n + 1 never was.
-    return tuple(
-        event for event in run.interference.events if (event.start <= end if in_requests else event.start < end)
-    )
+    """Interference events that began before the run's last request was answered."""
+    if not len(run.finished_s):
+        return ()
+    end = len(run.finished_s) if run.interference.unit == "requests" else float(run.finished_s[-1])
+    return tuple(event for event in run.interference.events if event.start < end)
 
 
 def to_cell(
@@ -254,13 +252,12 @@ def to_timeline(
 
 
 def _span_s(run: Run, event: Event) -> tuple[float, float]:
-    """Seconds from and to which an event lasts; one in requests begins and ends as they are submitted."""
+    """Seconds from and to which an event lasts; one in requests begins and ends as they are answered."""
     if run.interference.unit == "seconds":
         return event.start, event.end
-    last_s = float(run.finished_s[-1])
 
-    def submitted_s(request: float) -> float:
-        index = math.ceil(request) - 1  # the first request has index 1
-        return float(run.submitted_s[max(0, index)]) if index < len(run.submitted_s) else last_s
+    def answered_s(requests: float) -> float:
+        count = min(math.ceil(requests), len(run.finished_s))
+        return float(run.finished_s[count - 1]) if count > 0 else 0.0
 
-    return submitted_s(event.start), submitted_s(event.end)
+    return answered_s(event.start), answered_s(event.end)

@@ -132,8 +132,8 @@ def simulate(
     best
         Also find the best plan for all conditions that there were.
     truth
-        What ``Observation.true_s`` tells oracles: ``now``, the times of the request that is submitted next, or
-        ``finished``, those of the request that has just been answered; ``hidden``: nothing, as live.
+        What ``Observation.true_s`` tells oracles: ``now``, the times at that moment, or ``finished``, those at which
+        the request that has just been answered was submitted; ``hidden``: nothing, as live.
     told
         What policy and watch are told of layers and transfers, if that is not the truth: a profile. Its plan is the
         one to begin with, unless ``plan`` is given.

@@ -290,10 +290,9 @@ def run_jobs(jobs: Sequence[Job], *, processes: int) -> Generator[tuple[Job, Out
             "a process of the study was killed, perhaps for want of memory; take fewer by --jobs"
         ) from error
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - before:
             process.kill()
-            process.join()
+        pool.shutdown(wait=True, cancel_futures=True)  # its own thread waits for them
 
 
 def _through(
