@@ -141,6 +141,23 @@ def test_policies_keep_their_look_and_look_different() -> None:
     assert max(many, key=lambda policy: many[policy].width) == "predictive"
 
 
+def test_legends_fit() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    grids = [
+        synthetic_grid(POLICIES, repeats=1),
+        synthetic_grid(("odin:alpha=2 (serial)", "lls (serial)", *POLICIES), repeats=1),
+    ]
+    for plot in (next(p for p in make_report([grid]).plots if p.slug == "latency-grid") for grid in grids):
+        for layout in (WIDE, NARROW):
+            drawn: list[Figure] = []
+            keep = replace(plot, draw=lambda size, draw=plot.draw, drawn=drawn: drawn.append(draw(size)) or drawn[0])
+            svg(keep, layout)
+            box = drawn[0].legends[0].get_window_extent(FigureCanvasAgg(drawn[0]).get_renderer())
+            assert 0 <= box.x0 < box.x1 <= drawn[0].bbox.x1
+
+
 def test_lines_are_thinned_to_means() -> None:
     x, y = thinned([0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 3.0, float("nan"), 5.0, float("inf")], points=2)
     assert (list(x), list(y)) == ([0.0, 2.0], [1.0, 4.0])

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -141,9 +142,15 @@ def panels(
 
 
 def _legend_columns(width_in: float, layout: Layout, entries: Sequence[str]) -> int:
-    """How many there is room for beside each other."""
-    letter_in = 0.62 * layout.size_pt / 72
-    return max(1, min(len(entries), int(width_in / (letter_in * max(map(len, entries)) + 5.5 * layout.size_pt / 72))))
+    """How many there is room for beside each other; matplotlib fills them one after the other."""
+    letter_in, handle_in = 0.62 * layout.size_pt / 72, 4.3 * layout.size_pt / 72
+    for count in range(len(entries), 1, -1):
+        each, more = divmod(len(entries), count)
+        starts = [at * each + min(at, more) for at in range(count + 1)]
+        letters = sum(max(map(len, entries[first:last])) for first, last in pairwise(starts))
+        if letters * letter_in + count * handle_in <= width_in:
+            return count
+    return 1
 
 
 def legend(figure: Figure, layout: Layout, looks: Sequence[tuple[str, Look]], *, lines: bool = True) -> None:
