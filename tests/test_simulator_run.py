@@ -303,6 +303,26 @@ def test_the_work_of_a_pipeline_is_conserved_when_conditions_change_by_seconds()
 
 
 @pytest.mark.parametrize("unit", ["requests", "seconds"])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_devices_corrected_one_by_one_come_to_the_same_as_all_in_turn(monkeypatch, unit, slots):
+    table = synthetic_timings(12)
+    world = World.from_timings(table, devices=6, speeds=[1, 2, 1, 1, 3, 1])
+    made = Interference.periodic(devices=6, scenarios=table.scenarios, period=3, duration=7, length=300, seed=2)
+    scale = 1.0 if unit == "requests" else 0.03
+    events = tuple(event._replace(start=event.start * scale, end=event.end * scale) for event in made.events)
+    answers = {request: move((2, 2, request % 3, 4 - request % 3, 0, 4)) for request in range(5, 280, 9)}
+
+    def observed(few):
+        monkeypatch.setattr("odin.simulator.engine._FEW", few)
+        policy = Scripted(answers)
+        run = simulate(world, policy, requests=300, interference=Interference(events, unit), slots=slots, seed=3)
+        return run.finished_s, np.array([o.stage_s for o in policy.seen]), np.array([o.layer_s for o in policy.seen])
+
+    for one_by_one, in_turn in zip(observed(1.0), observed(0.0), strict=True):
+        np.testing.assert_allclose(one_by_one, in_turn, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("unit", ["requests", "seconds"])
 def test_noise_does_not_depend_on_the_policy(unit):
     table = synthetic_timings(8)
     world = World.from_timings(table, devices=2)

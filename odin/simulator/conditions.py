@@ -100,6 +100,14 @@ class Conditions:
             self._unsettled += 1
         self.next_edge = self._moments[self.number]
 
+    def changing(self, until: float) -> set[int]:
+        """Devices whose conditions change up to a later moment."""
+        devices, place = set(), self.number
+        while place < len(self._changes) and self._moments[place] <= until:
+            devices.add(self._changes[place][1])
+            place += 1
+        return devices
+
     def row(self, device: int, active: tuple[str, ...]) -> _Row:
         """Times of a device under some scenarios."""
         row = self._rows.get((device, active))

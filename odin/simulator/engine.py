@@ -34,6 +34,8 @@ IntArray = NDArray[np.int64]
 Truth = Literal["now", "finished", "hidden"]
 
 _FIRST_CHUNK, _LARGEST_CHUNK = 16, 512
+_FEW = 0.3
+"""Part of the devices up to which they are better corrected one by one when they change beneath a request."""
 
 
 class _Layout:
@@ -176,8 +178,7 @@ class Engine:
                 break
             left_s = line.step(request - begin, at_s + entering_s)
             if left_s > conditions.next_edge:
-                line.undo()
-                left_s = self._walk(chunk, request - begin, at_s + entering_s)
+                left_s = self._correct(chunk, request - begin, at_s + entering_s, left_s)
             arrived_s.append(arrives_s)
             submitted_s.append(at_s)
             finished_s.append(left_s + leaving_s)
@@ -216,23 +217,40 @@ class Engine:
                 return at_s
             at_s = later_s
 
-    def _walk(self, chunk: _Chunk, index: int, entry_s: float) -> float:
-        """Let a request pass during which conditions change, and correct what is told of it."""
-        first, last = chunk.layout.first.tolist(), chunk.layout.last.tolist()
+    def _correct(self, chunk: _Chunk, index: int, entry_s: float, left_s: float) -> float:
+        """What becomes of the last step, during which conditions change: correct what is told of the request, too.
 
-        def serve(stage: int, begin_s: float) -> float:
-            device = self._devices.get(stage)
-            if device is None:
-                device = self._devices[stage] = DeviceTimes(self._conditions, self._interference, stage)
-            drawn = chunk.drawn[index : index + 1, stage : stage + 1]
-            factor = float(self._world.noise.factors(drawn, device.scenario_at(begin_s))[0, 0])
-            taken_s = device.run(first[stage], last[stage], begin_s, factor)
-            chunk.stage_s[index, stage] = sum(taken_s)
-            if not self.control.idle:
-                chunk.layer_s[index, first[stage] : last[stage]] = taken_s
-            return begin_s + sum(taken_s)
+        Devices in their order: what one takes longer comes too late for those before it, and may bring those after it
+        into conditions that are still to come.
+        """
+        done: set[int] = set()
+        while devices := self._conditions.changing(left_s) - done:
+            if not done and len(devices) > _FEW * self._line.stages:
+                self._line.undo()
+                return self._line.walk(
+                    entry_s, lambda stage, begin_s: begin_s + self._take(chunk, index, stage, begin_s)
+                )
+            device = min(devices)
+            done.add(device)
+            before_s = chunk.stage_s.item(index, device)
+            added_s = self._take(chunk, index, device, self._line.began_s(device, entry_s)) - before_s
+            if added_s != 0.0:
+                left_s = self._line.lengthen(index, device, added_s, entry_s)
+        return left_s
 
-        return self._line.walk(entry_s, serve)
+    def _take(self, chunk: _Chunk, index: int, stage: int, begin_s: float) -> float:
+        """Seconds that a stage computes on a request which it begins at a time; they are what is told of it."""
+        device = self._devices.get(stage)
+        if device is None:
+            device = self._devices[stage] = DeviceTimes(self._conditions, self._interference, stage)
+        factor = float(self._world.noise.factors(chunk.drawn[index, stage : stage + 1], device.scenario_at(begin_s))[0])
+        first, last = chunk.layout.cuts[stage : stage + 2]
+        layer_s = device.run(first, last, begin_s, factor)
+        taken_s = sum(layer_s)
+        chunk.stage_s[index, stage] = taken_s
+        if not self.control.idle:
+            chunk.layer_s[index, first:last] = layer_s
+        return taken_s
 
     # -- what is prepared -------------------------------------------------------------------------------------------
 

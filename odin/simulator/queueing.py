@@ -102,6 +102,20 @@ class Line:
         """Take the last step back."""
         self._row -= 1
 
+    def began_s(self, stage: int, entry_s: float) -> float:
+        """When a stage began to compute on the request of the last step."""
+        came_s = entry_s if stage == 0 else self._left_s.item(self._row - 1, stage - 1)
+        began_s: float = max(came_s, self._left_s.item(self._row - 2, stage)) + self._receive_s.item(stage)
+        return began_s
+
+    def lengthen(self, index: int, stage: int, added_s: float, entry_s: float) -> float:
+        """Take the last step again, a stage computing so much longer; returns when the request has left."""
+        self._row -= 1
+        self._through[index, stage:] += added_s
+        self._before[index, stage + 1 :] += added_s
+        self._handed[index, stage:] += added_s
+        return self.step(index, entry_s)
+
     def walk(self, entry_s: float, serve: Serve) -> float:
         """Let the next request pass whose times depend on when stages begin with it; returns when it has left."""
         row, left_s = self._row, self._left_s
