@@ -150,6 +150,7 @@ def test_the_first_two_cores_or_those_named(monkeypatch):
         (["--scenario", "x.toml", "--period", "3"], "--period means nothing with --scenario"),
         (["--scenario", "no-such.toml"], "no-such.toml"),
         (["--repeats", "0"], "--repeats 0"),
+        (["--in-flight", "0"], "--in-flight 0: give at least 1"),
         (["--output", "/no/such/folder/x.json"], "there is no folder /no/such/folder"),
         (["--output", "/tmp"], "/tmp is a folder"),
         (["--stages", "cpu:0,cpu:0"], "at least two different"),

@@ -174,4 +174,4 @@ def serve_problem() -> str:
     )
     if found.returncode == 0:
         return ""
-    return (found.stderr.strip().splitlines() or ["it cannot be imported"])[-1]
+    return (found.stderr.strip().splitlines() or ["no reason is told"])[-1].partition(". ")[0]

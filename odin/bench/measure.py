@@ -186,6 +186,8 @@ def _check(feeder: Feeder, problems: Sequence[BaseException] = ()) -> None:
     if feeder.error is not None:
         raise RuntimeError(f"requests are not answered any more: {feeder.error!r}") from feeder.error
     if problems:
+        if isinstance(problems[0], ValueError):  # there can be no such load here
+            raise problems[0]
         raise RuntimeError(f"the loads could not be played: {problems[0]}") from problems[0]
 
 

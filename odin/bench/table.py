@@ -27,7 +27,7 @@ def live_table(runs: Sequence[Run]) -> RenderableType:
     model = ", ".join(dict.fromkeys(cell.model for cell in cells))
     repeats = len({cell.repeat for cell in cells})
     served = _table(
-        f"{model} live, {repeats} repeats" + (": medians (95% confidence)" if repeats > 1 else ""),
+        f"{model} live, " + (f"{repeats} repeats: medians (95% confidence)" if repeats > 1 else "one repeat"),
         ("images/s", "of static", "undisturbed", "p50", "p99", "lost", *(f"< {level:.0%}" for level in _SHOWN_LEVELS)),
     )
     took = _table("What it took", ("changes/event", "exploring", "MiB", "without Ray's MiB", "steal, most"))

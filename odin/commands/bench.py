@@ -163,6 +163,8 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, option)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{option} {value:g} is not a positive number of seconds")
+    if arguments.in_flight is not None and arguments.in_flight < 1:
+        raise ValueError(f"--in-flight {arguments.in_flight}: give at least 1; 2 per core keep all cores busy")
     for name in arguments.load or ():
         check_name(name)
     if arguments.weights is not None and not arguments.weights.is_file():
