@@ -61,19 +61,24 @@ def by_events(entries_s, busy_s, receive_s, send_s, slots):
     return left_s
 
 
-def run_line(entries_s, busy_s, receive_s, send_s, slots, chunks, walked=()):
-    """Let requests pass a line, loaded in chunks of the given sizes, some of them by ``walk``."""
+def run_line(entries_s, busy_s, receive_s, send_s, slots, chunks, late=None):
+    """Let requests pass a line, loaded in chunks of the given sizes; ``late`` stages' times become known afterwards."""
     requests, stages = busy_s.shape
     line, left_s, begin = Line(stages, slots=slots), [], 0
+    late = late or {}
+    known_s = busy_s.copy()
+    for request, stage in late.items():
+        known_s[request, stage] = 0.0
     sizes = itertools.cycle(chunks)
     while begin < requests:
         end = min(requests, begin + next(sizes))
-        line.load(busy_s[begin:end], receive_s, send_s)
+        line.load(known_s[begin:end], receive_s, send_s)
         for request in range(begin, end):
             at_s = line.step(request - begin, entries_s[request])
-            if request in walked:
-                line.undo()
-                at_s = line.walk(entries_s[request], lambda stage, t, r=request: t + busy_s[r, stage])
+            if request in late:
+                stage = late[request]
+                at_s = line.lengthen(request - begin, stage, busy_s[request, stage], entries_s[request])
+            assert at_s == line.left_s[-1]
             left_s.append(at_s)
         begin = end
     return np.array(left_s)
@@ -94,18 +99,18 @@ def cases(draw):
     entries_s = np.cumsum(numbers(requests)) * draw(st.sampled_from([0.0, 0.5, 1.5]))
     slots = draw(st.integers(1, 3))
     chunks = draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
-    walked = set(draw(st.lists(st.integers(0, requests - 1), max_size=5)))
-    return entries_s, busy_s, numbers(stages), numbers(stages), slots, chunks, walked
+    late = draw(st.dictionaries(st.integers(0, requests - 1), st.integers(0, stages - 1), max_size=5))
+    return entries_s, busy_s, numbers(stages), numbers(stages), slots, chunks, late
 
 
 @given(cases())
 @settings(max_examples=300, deadline=None)
 def test_equals_an_event_simulation(case):
-    entries_s, busy_s, receive_s, send_s, slots, chunks, walked = case
+    entries_s, busy_s, receive_s, send_s, slots, chunks, late = case
 
     expected_s = by_events(entries_s, busy_s, receive_s, send_s, slots)
 
-    found_s = run_line(entries_s, busy_s, receive_s, send_s, slots, chunks, walked)
+    found_s = run_line(entries_s, busy_s, receive_s, send_s, slots, chunks, late)
     np.testing.assert_allclose(found_s, expected_s[:, -1], rtol=1e-12, atol=1e-9)
 
 
@@ -130,6 +135,16 @@ def test_a_stage_waits_for_a_slot_of_the_next_before_it_begins_another():
     assert left_s == [11.0, 21.0, 21.0]
     assert by_events(np.zeros(3), busy_s, np.zeros(2), np.zeros(2), 1)[:, 0].tolist() == [1.0, 11.0, 21.0]
     assert by_events(np.zeros(3), busy_s, np.zeros(2), np.zeros(2), 2)[:, 0].tolist() == [1.0, 2.0, 11.0]
+
+
+def test_when_a_stage_began():
+    line = Line(2)
+    line.load(np.array([[1.0, 5.0], [1.0, 5.0]]), np.array([0.1, 0.2]), np.array([0.3, 0.0]))
+
+    line.step(0, 7.0)
+    assert (line.began_s(0, 7.0), line.began_s(1, 7.0)) == pytest.approx((7.1, 8.4 + 0.2))
+    line.step(1, 7.0)
+    assert (line.began_s(0, 7.0), line.began_s(1, 7.0)) == pytest.approx((8.4 + 0.1, 8.4 + 5.2 + 0.2))
 
 
 @pytest.mark.parametrize(("stages", "slots"), [(0, 2), (2, 0)])

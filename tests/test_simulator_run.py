@@ -302,24 +302,58 @@ def test_the_work_of_a_pipeline_is_conserved_when_conditions_change_by_seconds()
     np.testing.assert_allclose([work_until(t) for t in run.finished_s], 0.7 * (3 + np.arange(60)))
 
 
+def integrated(world, interference, run, slots):
+    """When requests leave, stage by stage and layer by layer from the run's submissions, plans and moments alone."""
+    stages = world.device_count
+    moments = {0.0: 0.0, **{index + 1.0: at_s for index, at_s in enumerate(run.finished_s)}}
+
+    def moment(edge):
+        return edge if interference.unit == "seconds" else moments.get(edge, math.inf)
+
+    events = [(e.device, moment(e.start), moment(e.end), world.slowdown[e.scenario]) for e in interference.events]
+    edges_s = sorted({edge for _, start, end, _ in events for edge in (start, end)})
+
+    def done(stage, layer, at_s):
+        left = 1.0
+        while True:
+            factor = 1 + sum(f[layer] - 1 for device, a, b, f in events if device == stage and a <= at_s < b)
+            next_s = min((edge for edge in edges_s if edge > at_s), default=math.inf)
+            needed_s = left * factor * world.baseline_s[stage, layer]
+            if at_s + needed_s <= next_s:
+                return at_s + needed_s
+            left -= (next_s - at_s) / (factor * world.baseline_s[stage, layer])
+            at_s = next_s
+
+    left_s = np.full((len(run.finished_s) + slots, stages + 1), -math.inf)  # the gateway takes results at once
+    for index, number in enumerate(run.plan_index):
+        row, at_s = index + slots, run.submitted_s[index] + world.send_s[0]
+        for stage, (first, last) in enumerate(run.plans[number].ranges):
+            at_s = max(at_s, left_s[row - 1, stage]) + world.receive_s[first]
+            for layer in range(first, last):
+                at_s = done(stage, layer, at_s)
+            at_s = max(at_s, left_s[row - slots, stage + 1]) + world.send_s[last]
+            left_s[row, stage] = at_s
+    return left_s[slots:, stages - 1] + world.receive_s[-1]
+
+
 @pytest.mark.parametrize("unit", ["requests", "seconds"])
 @pytest.mark.parametrize("slots", [1, 2])
-def test_devices_corrected_one_by_one_come_to_the_same_as_all_in_turn(monkeypatch, unit, slots):
+@pytest.mark.parametrize(("period", "duration"), [(3, 7), (40, 30)])
+def test_equals_layer_by_layer_integration(unit, slots, period, duration):
     table = synthetic_timings(12)
-    world = World.from_timings(table, devices=6, speeds=[1, 2, 1, 1, 3, 1])
-    made = Interference.periodic(devices=6, scenarios=table.scenarios, period=3, duration=7, length=300, seed=2)
+    world = World.from_timings(table, devices=6, speeds=[1, 2, 1, 1, 3, 1], noise="none")
+    made = Interference.periodic(
+        devices=6, scenarios=table.scenarios, period=period, duration=duration, length=150, seed=2
+    )
     scale = 1.0 if unit == "requests" else 0.03
     events = tuple(event._replace(start=event.start * scale, end=event.end * scale) for event in made.events)
-    answers = {request: move((2, 2, request % 3, 4 - request % 3, 0, 4)) for request in range(5, 280, 9)}
+    interference = Interference(events, unit)
+    answers = {request: move((2, 2, request % 3, 4 - request % 3, 0, 4)) for request in range(5, 140, 10)}
 
-    def observed(few):
-        monkeypatch.setattr("odin.simulator.engine._FEW", few)
-        policy = Scripted(answers)
-        run = simulate(world, policy, requests=300, interference=Interference(events, unit), slots=slots, seed=3)
-        return run.finished_s, np.array([o.stage_s for o in policy.seen]), np.array([o.layer_s for o in policy.seen])
+    run = simulate(world, Scripted(answers), requests=150, interference=interference, slots=slots)
 
-    for one_by_one, in_turn in zip(observed(1.0), observed(0.0), strict=True):
-        np.testing.assert_allclose(one_by_one, in_turn, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(run.finished_s, integrated(world, interference, run, slots), rtol=1e-12, atol=1e-10)
+    assert len(run.plans) > 3
 
 
 @pytest.mark.parametrize("unit", ["requests", "seconds"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from odin.simulator.interference import Interference
 from odin.simulator.noise import ALONE
 from odin.simulator.world import World
 
-__all__ = ["DEAD_S", "Conditions", "DeviceTimes"]
+__all__ = ["DEAD_S", "Conditions"]
 
 FloatArray = NDArray[np.float64]
 
@@ -44,8 +43,6 @@ class Conditions:
 
     Attributes
     ----------
-    settled_s
-        Numbers of requests of which it is known when they came, and when, seconds.
     true_s
         True seconds of each layer on each device, shape (devices, layers); ``inf`` for what never ends. Read-only.
     prefix_s
@@ -77,7 +74,6 @@ class Conditions:
         )
         self._moments = [edge if known else math.inf for edge, _, _ in self._changes]
         self._unsettled = len(self._changes) if known else 0
-        self.settled_s: dict[float, float] = {}
         self.number = 0
         self.scenarios: dict[int, tuple[str, ...]] = {}
         rows = [self.row(device, ()) for device in range(world.device_count)]
@@ -94,19 +90,10 @@ class Conditions:
     def settle(self, at_s: float) -> None:
         """Say when :attr:`next_unsettled` came."""
         requests = self.next_unsettled
-        self.settled_s[requests] = at_s
         while self.next_unsettled == requests:
             self._moments[self._unsettled] = at_s
             self._unsettled += 1
         self.next_edge = self._moments[self.number]
-
-    def changing(self, until: float) -> set[int]:
-        """Devices whose conditions change up to a later moment."""
-        devices, place = set(), self.number
-        while place < len(self._changes) and self._moments[place] <= until:
-            devices.add(self._changes[place][1])
-            place += 1
-        return devices
 
     def row(self, device: int, active: tuple[str, ...]) -> _Row:
         """Times of a device under some scenarios."""
@@ -136,46 +123,3 @@ class Conditions:
         true_s.setflags(write=False)
         self.true_s = true_s
         return True
-
-
-class DeviceTimes:
-    """How long a device takes for layers when that changes while it works.
-
-    A layer that was half done when conditions changed needs half of its new time from then on.
-    """
-
-    def __init__(self, conditions: Conditions, interference: Interference, device: int) -> None:
-        edges, active = interference.on_device(device)
-        self._edges = list(edges)
-        counted = interference.unit == "requests"
-        self._edges_s = [conditions.settled_s.get(edge, math.inf) if counted else edge for edge in edges]
-        rows = [conditions.row(device, ()), *(conditions.row(device, scenarios) for scenarios in active)]
-        self._layers_s = [np.minimum(row.true_s, DEAD_S).tolist() for row in rows]
-        self._scenarios = [row.scenario for row in rows]
-
-    def settle(self, requests: float, at_s: float) -> None:
-        """Say when so many requests had been answered."""
-        place = bisect_right(self._edges, requests) - 1
-        if place >= 0 and self._edges[place] == requests:
-            self._edges_s[place] = at_s
-
-    def scenario_at(self, at_s: float) -> str:
-        """Scenario on the device."""
-        return self._scenarios[bisect_right(self._edges_s, at_s)]
-
-    def run(self, first: int, last: int, begin_s: float, factor: float) -> list[float]:
-        """Seconds of each of some layers that are begun with at a time, all multiplied by a factor of noise."""
-        place = bisect_right(self._edges_s, begin_s)
-        taken_s, at_s = [], begin_s
-        for layer in range(first, last):
-            before_s, left = at_s, 1.0
-            while True:
-                layer_s = self._layers_s[place][layer] * factor
-                edge_s = self._edges_s[place] if place < len(self._edges_s) else math.inf
-                if at_s + left * layer_s <= edge_s:
-                    at_s += left * layer_s
-                    break
-                left = max(0.0, left - (edge_s - at_s) / layer_s)
-                at_s, place = edge_s, place + 1
-            taken_s.append(at_s - before_s)
-        return taken_s

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odin.simulator.arrivals import Arrivals
-from odin.simulator.conditions import DEAD_S, Conditions, DeviceTimes
+from odin.simulator.conditions import Conditions
 from odin.simulator.control import Control
 from odin.simulator.interference import Interference
 from odin.simulator.noise import ALONE, BLOCK
 from odin.simulator.queueing import Line
+from odin.simulator.serving import Serving
 from odin.simulator.world import World
 from partitioner.plan import Plan
 
@@ -34,8 +35,6 @@ IntArray = NDArray[np.int64]
 Truth = Literal["now", "finished", "hidden"]
 
 _FIRST_CHUNK, _LARGEST_CHUNK = 16, 512
-_FEW = 0.3
-"""Part of the devices up to which they are better corrected one by one when they change beneath a request."""
 
 
 class _Layout:
@@ -99,7 +98,7 @@ class Engine:
         seed: int,
     ) -> None:
         self.control = control
-        self._world, self._requests, self._interference = world, requests, interference
+        self._world, self._requests = world, requests
         self._in_flight, self._serial, self._truth = in_flight, serial_trials, truth
         self._clients = arrivals.clients or in_flight
         self._coming_s = arrivals.times_s(requests, np.random.default_rng([seed, 2]))
@@ -108,7 +107,7 @@ class Engine:
         known = interference.unit == "seconds"
         self._conditions = Conditions(world, interference, known=known)
         self._now = Conditions(world, interference, known=known) if truth == "now" else self._conditions
-        self._devices: dict[int, DeviceTimes] = {}
+        self._serving = Serving(self._conditions, interference)
         self._layouts: dict[Plan, _Layout] = {}
         self.plans: list[Plan] = []
         self._block_begin = -BLOCK
@@ -177,8 +176,8 @@ class Engine:
             elif moved:
                 break
             left_s = line.step(request - begin, at_s + entering_s)
-            if left_s > conditions.next_edge:
-                left_s = self._correct(chunk, request - begin, at_s + entering_s, left_s)
+            if left_s > self._serving.next_s and self._correct(chunk, request - begin, at_s + entering_s):
+                left_s, end = line.left_s.item(-1), request + 1
             arrived_s.append(arrives_s)
             submitted_s.append(at_s)
             finished_s.append(left_s + leaving_s)
@@ -200,8 +199,7 @@ class Engine:
         requests = self._conditions.next_unsettled
         for conditions in {self._conditions, self._now}:
             conditions.settle(at_s)
-        for device in self._devices.values():
-            device.settle(requests, at_s)
+        self._serving.settle(requests, at_s)
 
     def _wait_for_trials(self, request: int, at_s: float) -> float:
         """When a request goes if those under trial plans go alone, each once the controller is done with the last."""
@@ -217,40 +215,30 @@ class Engine:
                 return at_s
             at_s = later_s
 
-    def _correct(self, chunk: _Chunk, index: int, entry_s: float, left_s: float) -> float:
-        """What becomes of the last step, during which conditions change: correct what is told of the request, too.
+    def _correct(self, chunk: _Chunk, index: int, entry_s: float) -> bool:
+        """Correct the last step, and what is told of the request, if conditions change beneath it: do they?
 
         Devices in their order: what one takes longer comes too late for those before it, and may bring those after it
         into conditions that are still to come.
         """
+        line, serving = self._line, self._serving
         done: set[int] = set()
-        while devices := self._conditions.changing(left_s) - done:
-            if not done and len(devices) > _FEW * self._line.stages:
-                self._line.undo()
-                return self._line.walk(
-                    entry_s, lambda stage, begin_s: begin_s + self._take(chunk, index, stage, begin_s)
-                )
-            device = min(devices)
-            done.add(device)
-            before_s = chunk.stage_s.item(index, device)
-            added_s = self._take(chunk, index, device, self._line.began_s(device, entry_s)) - before_s
-            if added_s != 0.0:
-                left_s = self._line.lengthen(index, device, added_s, entry_s)
-        return left_s
-
-    def _take(self, chunk: _Chunk, index: int, stage: int, begin_s: float) -> float:
-        """Seconds that a stage computes on a request which it begins at a time; they are what is told of it."""
-        device = self._devices.get(stage)
-        if device is None:
-            device = self._devices[stage] = DeviceTimes(self._conditions, self._interference, stage)
-        factor = float(self._world.noise.factors(chunk.drawn[index, stage : stage + 1], device.scenario_at(begin_s))[0])
-        first, last = chunk.layout.cuts[stage : stage + 2]
-        layer_s = device.run(first, last, begin_s, factor)
-        taken_s = sum(layer_s)
-        chunk.stage_s[index, stage] = taken_s
-        if not self.control.idle:
-            chunk.layer_s[index, first:last] = layer_s
-        return taken_s
+        while devices := serving.changed(line.left_s) - done:
+            stage = min(devices)
+            done.add(stage)
+            begin_s = line.began_s(stage, entry_s)
+            scenario = serving.scenario_at(stage, begin_s)
+            factor = float(self._world.noise.factors(chunk.drawn[index, stage : stage + 1], scenario)[0])
+            first, last = chunk.layout.cuts[stage : stage + 2]
+            layer_s = serving.take(stage, first, last, begin_s, factor)
+            added_s = sum(layer_s) - chunk.stage_s.item(index, stage)
+            chunk.stage_s[index, stage] += added_s
+            if not self.control.idle:
+                chunk.layer_s[index, first:last] = layer_s
+            line.lengthen(index, stage, added_s, entry_s)
+        for stage in done:
+            serving.catch_up(stage, line.left_s.item(stage))
+        return bool(done)
 
     # -- what is prepared -------------------------------------------------------------------------------------------
 
@@ -258,20 +246,20 @@ class Engine:
         """Draw noise, and compute everything that does not depend on when requests come."""
         if request >= self._block_begin + BLOCK:
             self._draw(request // BLOCK * BLOCK)
-        conditions, layout = self._conditions, self._layout
+        conditions, serving, layout = self._conditions, self._serving, self._layout
         end = min(request + size, self._block_begin + BLOCK, self._requests)
         rows = slice(request - self._block_begin, end - self._block_begin)
         drawn, factors = self._drawn[rows], self._factors[rows]
-        if conditions.scenarios:
+        if serving.scenarios:
             factors = factors.copy()
-            for device, scenarios in conditions.scenarios.items():
-                factors[:, device] = self._factors_under(device, scenarios[-1])[rows]
-        usual_s = conditions.prefix_s.take(layout.behind) - conditions.prefix_s.take(layout.before)
-        stage_s = usual_s * factors
+            for device, scenario in serving.scenarios.items():
+                factors[:, device] = self._factors_under(device, scenario)[rows]
+        stage_s = (serving.prefix_s.take(layout.behind) - serving.prefix_s.take(layout.before)) * factors
         if self.control.idle:
             layer_s = np.empty((end - request, 0))
         else:
-            layer_s = np.minimum(conditions.true_s.take(layout.places), DEAD_S) * factors.take(layout.holder, axis=1)
+            layer_s = serving.layers_s.take(layout.places) * factors.take(layout.holder, axis=1)
+        usual_s = conditions.prefix_s.take(layout.behind) - conditions.prefix_s.take(layout.before)
         self._line.load(stage_s, layout.receive_s, layout.send_s)
         chunk = _Chunk(
             request,

@@ -16,8 +16,6 @@ with the time of entry in place of D[r, -1] - A[r, -1].
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,9 +24,6 @@ __all__ = ["Line"]
 FloatArray = NDArray[np.float64]
 
 _add, _subtract, _maximum, _accumulate = np.add, np.subtract, np.maximum, np.maximum.accumulate  # called often
-
-Serve = Callable[[int, float], float]
-"""From a stage and the time at which it begins with a request to the time at which it has computed it."""
 
 
 class Line:
@@ -98,9 +93,11 @@ class Line:
         left_last_s: float = left.item(-1)
         return left_last_s
 
-    def undo(self) -> None:
-        """Take the last step back."""
-        self._row -= 1
+    @property
+    def left_s(self) -> FloatArray:
+        """When the request of the last step has left each stage, shape (stages,)."""
+        row: FloatArray = self._left_s[self._row - 1]
+        return row
 
     def began_s(self, stage: int, entry_s: float) -> float:
         """When a stage began to compute on the request of the last step."""
@@ -115,18 +112,3 @@ class Line:
         self._before[index, stage + 1 :] += added_s
         self._handed[index, stage:] += added_s
         return self.step(index, entry_s)
-
-    def walk(self, entry_s: float, serve: Serve) -> float:
-        """Let the next request pass whose times depend on when stages begin with it; returns when it has left."""
-        row, left_s = self._row, self._left_s
-        self._row = row + 1
-        before = left_s[row - 1].tolist()
-        free = [*left_s[row - self.slots, 1:].tolist(), -np.inf]
-        at_s, left = entry_s, []
-        receive_s, send_s = self._receive_s.tolist(), self._send_s.tolist()
-        for stage in range(self.stages):
-            done_s = serve(stage, max(at_s, before[stage]) + receive_s[stage])
-            at_s = max(done_s, free[stage]) + send_s[stage]
-            left.append(at_s)
-        left_s[row] = left
-        return at_s
