@@ -5,6 +5,7 @@ import pytest
 
 from partitioner.plan import Plan
 from partitioner.policies.base import Observation, Setting
+from partitioner.policies.held import Holdings
 from partitioner.policies.slowdown import SlowdownModel
 
 LAYERS = 12
@@ -168,7 +169,7 @@ def test_stages_add_up_to_what_was_measured_whether_or_not_layers_were(measured)
     estimate = feed.give(feed.setting.baseline_s * 1.5, requests=40, measured=measured)
     stage_s, samples = feed.model.segments.under_present_plan()
     assert samples.tolist() == [40, 40]
-    forecast = estimate.forecast(feed.setting.plan, feed.setting)
+    forecast = estimate.forecast(Holdings(feed.setting).of(feed.setting.plan))
     assert forecast.stage_s == pytest.approx(stage_s, rel=1e-9)
 
 
@@ -184,31 +185,31 @@ def test_bursts_count_by_their_arithmetic_mean_and_widen_the_error():
     estimate = feed.model.estimate()
     mean = (11 * 4 + 10) / 21
     plan = feed.setting.plan
-    assert estimate.forecast(plan, feed.setting).stage_s[1] == pytest.approx(base[1, 6:].sum() * mean)
-    assert estimate.level_variance[1] > 100 * steady.level_variance[1]
+    assert estimate.forecast(Holdings(feed.setting).of(plan)).stage_s[1] == pytest.approx(base[1, 6:].sum() * mean)
+    assert estimate.level_error[1] > 10 * steady.level_error[1]
 
 
 def test_forecast_adds_transfers_and_doubts_only_what_it_has_not_seen():
     setting = make_setting(send_s=0.25, receive_s=0.5)
     feed = Feed(setting, noise=0.1)
     estimate = feed.give(setting.baseline_s, requests=30)
-    present = estimate.forecast(Plan((6, 6)), setting)
+    present = estimate.forecast(Holdings(setting).of(Plan((6, 6))))
     stage_s, _ = feed.model.segments.under_present_plan()
     assert present.stage_s == pytest.approx(stage_s + 0.75)
     assert present.doubt.tolist() == [0.0, 0.0]
-    moved = estimate.forecast(Plan((8, 4)), setting)
+    moved = estimate.forecast(Holdings(setting).of(Plan((8, 4))))
     assert moved.doubt[0] > 0 == moved.doubt[1]
-    empty = estimate.forecast(Plan((12, 0)), setting)
+    empty = estimate.forecast(Holdings(setting).of(Plan((12, 0))))
     assert empty.stage_s[1] == 0.75
     assert empty.error[1] == 0.0
 
 
 def test_error_shrinks_with_samples():
     feed = Feed(make_setting(), noise=0.1)
-    few = feed.give(feed.setting.baseline_s, requests=4).level_variance
-    many = feed.give(feed.setting.baseline_s, requests=396).level_variance
-    assert (many < few / 50).all()
-    assert many == pytest.approx([0.01 / 400] * 2, rel=0.3)
+    few = feed.give(feed.setting.baseline_s, requests=4).level_error
+    many = feed.give(feed.setting.baseline_s, requests=396).level_error
+    assert (many < few / 7).all()
+    assert many**2 == pytest.approx([0.01 / 400] * 2, rel=0.3)
 
 
 def test_a_stage_that_was_empty_for_long_is_judged_by_its_new_samples():
@@ -249,7 +250,7 @@ def test_a_level_seen_before_is_recognised():
     stage_s, _ = feed.model.segments.under_present_plan()
     off = abs(np.log(stage_s[1] / base[1, 6:].sum()))
     assert abs(estimate.level[1] - calm) < off / 3
-    assert estimate.level_variance[1] < 0.1**2 / 2 / 3
+    assert estimate.level_error[1] ** 2 < 0.1**2 / 2 / 3
 
 
 def test_an_undetected_change_is_found_in_the_end():

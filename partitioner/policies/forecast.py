@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partitioner.plan import Plan
-from partitioner.policies.base import Setting
+from partitioner.policies.held import Held
 
 __all__ = ["Estimate", "Forecast"]
 
@@ -69,8 +69,8 @@ class Estimate(NamedTuple):
         Logarithm of time over baseline, what is the layers' own taken out, shape (stages,).
     slope
         What is added to it per unit of memory-boundness, shape (stages,).
-    level_variance
-        Of ``level``, shape (stages,).
+    level_error
+        Standard deviation of ``level``, shape (stages,).
     layer_variance
         Of the logarithm of each time given the level, for layers not seen there now, shape (stages, layers).
     """
@@ -78,18 +78,15 @@ class Estimate(NamedTuple):
     times_s: FloatArray
     level: FloatArray
     slope: FloatArray
-    level_variance: FloatArray
+    level_error: FloatArray
     layer_variance: FloatArray
 
-    def forecast(self, plan: Plan, setting: Setting) -> Forecast:
+    def forecast(self, held: Held) -> Forecast:
         """Seconds of each stage under a plan."""
-        cuts = np.cumsum([0, *plan])
-        first, last = cuts[:-1], cuts[1:]
-        holder = np.repeat(np.arange(len(plan)), plan)
-        layers = np.arange(len(holder))
-        times_s = self.times_s[holder, layers]
-        stage_s = np.bincount(holder, weights=times_s, minlength=len(plan))
-        variance = np.bincount(holder, weights=times_s**2 * self.layer_variance[holder, layers], minlength=len(plan))
-        error = np.where(stage_s > 0, np.sqrt(self.level_variance), 0.0)
+        stages, at = len(self.level), (held.holder, held.layers)
+        times_s = self.times_s[at]
+        stage_s = np.bincount(held.holder, times_s, stages)
+        variance = np.bincount(held.holder, times_s * times_s * self.layer_variance[at], stages)
+        error = np.where(stage_s > 0, self.level_error, 0.0)
         doubt = np.sqrt(variance) / np.where(stage_s > 0, stage_s, 1.0)
-        return Forecast(plan, stage_s + setting.receive_s[first] + setting.send_s[last], error, doubt)
+        return Forecast(held.plan, stage_s + held.transfer_s, error, doubt)

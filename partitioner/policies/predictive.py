@@ -14,6 +14,9 @@ after each further move, and one and a half times ``certainty`` when nothing was
                       slower than the old plan: undo, and no such move for a while, twice as long each time
                       otherwise: the measured times of the moved layers have corrected the model
 
+While changes come often (unrest.py) one does not wait: jumps.py finds them with the request that shows them, layers
+move on any gain that is worth it, and no move is judged, since the next change comes before that could be.
+
 A stage that holds nothing tells nothing. If it would help were it undisturbed, it gets a layer for one request now and
 then, half as often each time.
 """
@@ -21,19 +24,21 @@ then, half as often each time.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.balance import balance
 from partitioner.plan import Plan
 from partitioner.policies.base import Decision, Observation, Setting
 from partitioner.policies.forecast import Estimate, Forecast
+from partitioner.policies.held import Holdings
 from partitioner.policies.in_flight import PlansInFlight
+from partitioner.policies.jumps import Jumps
+from partitioner.policies.planner import Planner
 from partitioner.policies.pursuit import Pursuit
 from partitioner.policies.slowdown import SlowdownModel
+from partitioner.policies.unrest import Unrest
+from partitioner.policies.verdict import Check, Verdicts
 from partitioner.policies.visits import Visits, with_one_layer
 
 __all__ = ["PredictivePolicy"]
@@ -49,39 +54,18 @@ _NO_FALSE_ALARM = 5.0
 _FIRST_LOOK = 8
 _NEWS = 32
 """Requests for which a detected change is news."""
-_FIRST_BACKOFF, _LAST_BACKOFF = 16, 65_536
-_FORGIVEN = 3
-"""Moves that did harm, one after the other, after which only a change long after a move ends the backoff."""
 _PATIENCE = 4
 """What has lasted that many times as long as a move takes to be felt is expected to last that long again."""
 _RESTLESS_PAUSE = 32
 _MOST_ON_THEIR_WAY = 2
 """Plans decided that no request has finished under yet."""
-_OPTIMISM_RATE, _MOST_OPTIMISM = 0.25, 0.15
-"""How fast predictions that are not met are learned from, and how much gain they cost at most (logarithms)."""
+_RESTLESS_CERTAINTY = 0.5
+"""Standard errors to ask for while changes come often: a move in vain costs less than one that comes late."""
+_CORRECTED = 512
+"""Requests for which a new home plan is on probation: if changes turn out to come often, it was made in error."""
 _WAIT_FOR_OTHERS = 2
 _SUSPICIOUS = 3.0
 """Standard errors by which a stage's latest requests must be off for its own alarm to be awaited."""
-
-
-@dataclass
-class _Check:
-    """A move whose outcome is awaited; what was before is nan until the first request under the new plan."""
-
-    before: Plan
-    after: Plan
-    predicted_s: float
-    calm: bool
-    before_s: float = math.nan
-    error: float = math.nan
-
-
-class _Solved(NamedTuple):
-    """What balance answered, and for which times."""
-
-    present: Forecast
-    best: Forecast
-    level: FloatArray
 
 
 class PredictivePolicy:
@@ -125,10 +109,15 @@ class PredictivePolicy:
         """Forget everything and get ready for a pipeline."""
         setting.plan.check_fits(layer_count=setting.layer_count, stage_count=setting.stage_count)
         self._setting = setting
-        self._model = SlowdownModel(setting)
-        self._pursuit = Pursuit(setting)
+        self._holdings = Holdings(setting)
+        self._model = SlowdownModel(setting, self._holdings)
+        self._pursuit = Pursuit(setting, self._holdings)
         self._plans = PlansInFlight(setting.plan)
-        self._home = setting.plan
+        self._planner = Planner(setting, self._holdings, near=self.min_gain / 2)
+        self._former_home = setting.plan
+        self._corrected_at = -_CORRECTED
+        self._unrest = Unrest(setting)
+        self._jumps = Jumps(setting.stage_count, self._holdings)
         self._request = 0
         self._next_look = _FIRST_LOOK
         self._next_restless_look = 0
@@ -139,14 +128,9 @@ class PredictivePolicy:
         self._moves_since_news = 0
         self._waited = 0
         # What came of moves.
-        self._check: _Check | None = None
-        self._failures = 0
-        self._optimism = 0.0
-        self._backoff_until = 0
-        self._banned: set[Plan] = set()
+        self._verdicts = Verdicts()
         # Stages without layers.
         self._visits = Visits()
-        self._solved: _Solved | None = None
 
     def decide(self, observation: Observation) -> Decision | None:
         """Take one finished request in; answer with the plan to move to, or nothing.
@@ -162,9 +146,11 @@ class PredictivePolicy:
             return None
         self._request = observation.request
         self._follow(observation.plan)
+        if self._unrest.awake(self._request):
+            observation = self._see_jumps(observation)
         self._model.take(observation)
         self._pursuit.take(observation.stage_s, observation.plan, self._request)
-        if observation.changed.any():
+        if np.count_nonzero(observation.changed):
             self._hear(observation)
         decision = self._answer()
         if decision is not None:
@@ -175,10 +161,10 @@ class PredictivePolicy:
 
     def _follow(self, plan: Plan) -> None:
         """See which plan requests finish under."""
-        plans, check = self._plans, self._check
+        plans, check = self._plans, self._verdicts.awaited
         if plan != plans.running and check is not None and plan == check.after and math.isnan(check.before_s):
             # All that will be seen of the old plan under these conditions has been seen.
-            before = self._forecast(self._model.estimate(), check.before)
+            before = self._planner.forecast(self._model.estimate(), check.before)
             check.before_s, check.error = before.bottleneck_s, before.bottleneck_error
         decided = plans.decided
         lag = plans.saw(plan, self._request)
@@ -186,28 +172,46 @@ class PredictivePolicy:
             self._pursuit.felt(lag - 1)
             self._resting_until = self._request + self.cooldown
         elif plans.decided != decided:  # not what was decided here
-            self._check = None
+            self._verdicts.awaited = None
             self._visits.abandon()
             self._resting_until = self._request
 
+    def _see_jumps(self, observation: Observation) -> Observation:
+        """Look closely; while changes come often, jumps found here are the detected changes."""
+        found = self._jumps.take(observation, hazard=self._unrest.hazard)
+        if self._unrest.active or found:
+            since = self._plans.since
+            foreign = any(since <= 1 or abs(self._request - age + 1 - since) > 1 for age in found.values())
+            was_active = self._unrest.active
+            self._unrest.count(self._request, int(foreign))
+            self._pursuit.expect(self._unrest.rate)
+            if self._unrest.active and not was_active and self._request - self._corrected_at < _CORRECTED:
+                self._settle_at(self._former_home)
+        if not self._unrest.active:
+            return observation
+        changed, age = np.zeros(len(observation.changed), dtype=np.bool_), observation.age.copy()
+        for stage, samples in found.items():
+            changed[stage], age[stage] = True, samples
+        return observation._replace(changed=changed, age=age)
+
     def _hear(self, observation: Observation) -> None:
         """Stages have changed. What begins with a new plan of ours may be that plan's own effect."""
+        if self._unrest.wake(self._request):
+            self._jumps.begin()
         since = self._plans.since
         for stage in np.flatnonzero(observation.changed).tolist():
             began = self._request - int(observation.age[stage]) + 1
-            with_plan = since > 1 and abs(began - since) <= 1
-            if with_plan and self._check is not None and self._model.rose(stage):
+            with_plan = since > 1 and abs(began - since) <= 1 and not self._unrest.active
+            if with_plan and self._verdicts.awaited is not None and self._model.rose(stage):
                 continue  # the verdict will tell whether the plan does harm
             if self._moves_since_news or self._request - self._news_at > _NEWS:
                 self._news.clear()
             self._news.add(stage)
             self._news_at = self._next_look = self._request
             self._moves_since_news = self._waited = 0
-            self._check = None
+            self._verdicts.awaited = None
             if not with_plan:
-                self._banned.clear()
-                if self._failures <= _FORGIVEN or began > since + self.verify:
-                    self._backoff_until = 0
+                self._verdicts.conditions_changed(long_after_move=began > since + self.verify)
 
     # -- what to do -------------------------------------------------------------------------------------------------
 
@@ -216,7 +220,7 @@ class PredictivePolicy:
             return Decision(plan, "probe", "one request is enough")
         if (stage := self._visits.heard(self._plans.running)) is not None:
             return self._judge_visit(stage)
-        if self._check is not None and (decision := self._verdict(self._check)) is not None:
+        if (check := self._verdicts.awaited) is not None and (decision := self._verdict(check)) is not None:
             return decision
         return self._look() if self._request >= self._next_look else None
 
@@ -226,22 +230,24 @@ class PredictivePolicy:
         self._next_look = self._request + self._pause(fresh=fresh)
         if self._request < self._resting_until and not self._is_news:
             return None
-        if self._is_news and self._news_age < _LEAST_SAMPLES:
+        restless = self._unrest.active
+        if self._is_news and self._news_age < _LEAST_SAMPLES and not restless:
             return None
-        if self._request < self._backoff_until:
+        if self._request < self._verdicts.still_until:
             return self._go_home(self._model.in_the_long_run(self._model.estimate()))
         if not fresh:
             self._model.restart_drifted()
         estimate = self._model.estimate()
-        present = self._forecast(estimate, self._plans.decided)
-        best = self._best(estimate, present)
+        present = self._planner.forecast(estimate, self._plans.decided)
+        best = self._planner.best(estimate, present, self._verdicts.banned)
         if fresh:
             self._pursuit.follow(best.plan, self._request)
         if not self._exceeds_noise(present, best, z=self._certainty_now(estimate, fresh=fresh), fresh=fresh):
             return self._visit(estimate, present)
         if fresh and not self._pays():
             return self._look_at_long_run(estimate)
-        if self._plans.on_their_way >= _MOST_ON_THEIR_WAY or (self._is_news and self._others_are_suspicious()):
+        too_many = self._plans.on_their_way >= _MOST_ON_THEIR_WAY
+        if not restless and (too_many or (self._is_news and self._others_are_suspicious())):
             self._next_look = self._request + 1
             return None
         return self._move(present, best)
@@ -262,34 +268,10 @@ class PredictivePolicy:
         pause = min(max(1, int(youngest) // (4 if fresh else 2)), _LONGEST_PAUSE)
         return max(1, min(pause, self._visits.next_due - self._request))
 
-    def _forecast(self, estimate: Estimate, plan: Plan) -> Forecast:
-        assert self._setting is not None
-        return estimate.forecast(plan, self._setting)
-
-    def _best(self, estimate: Estimate, present: Forecast) -> Forecast:
-        """The best plan: the home plan if it is about as good, the last answer if the times are about the same."""
-        solved, near = self._solved, self.min_gain / 2
-        if solved is not None and solved.present.plan == present.plan and solved.best.plan not in self._banned:
-            best = self._forecast(estimate, solved.best.plan)
-            same = np.abs(estimate.level - solved.level).max() <= near
-            if same and present.is_like(solved.present, near) and best.is_like(solved.best, near):
-                return best
-        best = self._prefer_home(estimate, self._forecast(estimate, self._balance(estimate)))
-        if best.plan in self._banned:
-            best = present
-        self._solved = _Solved(present, best, estimate.level)
-        return best
-
-    def _prefer_home(self, estimate: Estimate, best: Forecast) -> Forecast:
-        home = self._forecast(estimate, self._home)
-        return home if home.bottleneck_s <= best.bottleneck_s * (1 + self.min_gain / 2) else best
-
-    def _balance(self, estimate: Estimate) -> Plan:
-        assert self._setting is not None
-        return balance(estimate.times_s, send_s=self._setting.send_s, receive_s=self._setting.receive_s).plan
-
     def _certainty_now(self, estimate: Estimate, *, fresh: bool) -> float:
         """Standard errors to ask for: more without a detected change, and if it could be a false alarm."""
+        if self._unrest.active:
+            return _RESTLESS_CERTAINTY
         if not fresh:
             return 1.5 * self.certainty
         if self._moves_since_news == 0 and not self._is_no_false_alarm(estimate):
@@ -300,17 +282,17 @@ class PredictivePolicy:
         """Whether a stage's level has changed by more than the noise that makes false alarms."""
         news = list(self._news)
         change = np.abs(estimate.level - self._model.level_before)[news]
-        return bool((change > _NO_FALSE_ALARM * np.sqrt(estimate.level_variance[news])).any())
+        return bool((change > _NO_FALSE_ALARM * estimate.level_error[news]).any())
 
     def _exceeds_noise(self, present: Forecast, best: Forecast, *, z: float, fresh: bool) -> bool:
         if best.plan == present.plan:
             return False
         gain = math.log(present.bottleneck_s / best.bottleneck_s)
-        least = math.log1p(self.min_gain / 2 if fresh and best.plan == self._home else self.min_gain)
-        if best.plan == self._home:  # known to be good, as a rule
+        least = math.log1p(self.min_gain / 2 if fresh and best.plan == self._planner.home else self.min_gain)
+        if best.plan == self._planner.home:  # known to be good, as a rule
             z = z / 2
-        elif present.plan == self._home:  # away from it, corrections are not held up
-            least += self._optimism
+        elif present.plan == self._planner.home:  # away from it, corrections are not held up
+            least += self._verdicts.optimism
         noise = math.hypot(present.bottleneck_error, best.bottleneck_error)
         return gain > least and gain > z * noise and gain > min(z, 1.0) * best.bottleneck_doubt
 
@@ -324,17 +306,20 @@ class PredictivePolicy:
         if (decision := self._go_home(average)) is not None or self._request < self._next_restless_look:
             return decision
         self._next_restless_look = self._request + _RESTLESS_PAUSE
-        present = self._forecast(average, self._plans.decided)
-        best = self._prefer_home(average, self._forecast(average, self._balance(average)))
+        present = self._planner.forecast(average, self._plans.decided)
+        best = self._planner.at_home_if_as_good(average, self._planner.solve(average))
         return self._move(present, best) if self._exceeds_noise(present, best, z=self.certainty, fresh=False) else None
 
     def _go_home(self, average: Estimate) -> Decision | None:
         """In doubt, be at home, unless the present plan is better on average."""
-        present, home = self._forecast(average, self._plans.decided), self._forecast(average, self._home)
+        present, home = (
+            self._planner.forecast(average, self._plans.decided),
+            self._planner.forecast(average, self._planner.home),
+        )
         if not self._exceeds_noise(present, home, z=0.0, fresh=False):
             return None
         decision = self._move(present, home)
-        self._check = None  # no prediction for the present conditions that could be checked
+        self._verdicts.awaited = None  # no prediction for the present conditions that could be checked
         return decision
 
     def _others_are_suspicious(self) -> bool:
@@ -348,7 +333,8 @@ class PredictivePolicy:
 
     def _move(self, present: Forecast, best: Forecast) -> Decision:
         calm = self._request - self._news_at > _LONGEST_PAUSE and self._model.calm
-        self._check = _Check(present.plan, best.plan, best.bottleneck_s, calm=calm)
+        check = Check(present.plan, best.plan, best.bottleneck_s, calm=calm)
+        self._verdicts.awaited = None if self._unrest.active else check
         self._moves_since_news += 1
         self._resting_until = self._request + 10 * _LONGEST_PAUSE  # until requests finish under the new plan
         slowest = int(np.argmax(present.stage_s))
@@ -358,37 +344,35 @@ class PredictivePolicy:
 
     # -- what came of it --------------------------------------------------------------------------------------------
 
-    def _verdict(self, check: _Check) -> Decision | None:
+    def _verdict(self, check: Check) -> Decision | None:
         """Undo a move that did harm."""
-        assert self._setting is not None
         if self._plans.running != check.after or self._plans.decided != check.after:
             return None
-        stage_s, samples = self._model.segments.under_present_plan()
-        held = np.array(check.after) > 0
-        if samples[held].min() < self.verify:
+        held, segments = self._holdings.of(check.after), self._model.segments
+        stage_s, samples = segments.under_present_plan()
+        if samples[held.has].min() < self.verify:
             return None
-        self._check = None
-        cuts = np.cumsum([0, *check.after])
-        stage_s = stage_s + self._setting.receive_s[cuts[:-1]] + self._setting.send_s[cuts[1:]]
+        stage_s = stage_s + held.transfer_s
         slowest = int(np.argmax(stage_s))
-        error = math.hypot(check.error, self._model.segments.spread[slowest] / math.sqrt(max(samples[slowest], 1.0)))
-        gain = math.log(check.before_s / stage_s[slowest])
-        missed = math.log(stage_s[slowest] / check.predicted_s)
-        self._optimism = min(max(0.0, self._optimism + _OPTIMISM_RATE * (missed - self._optimism)), _MOST_OPTIMISM)
-        if gain < -max(self.min_gain / 2, self.certainty * error):
-            self._failures += 1
-            wait = min(_FIRST_BACKOFF << (self._failures - 1), _LAST_BACKOFF)
-            self._backoff_until = self._request + wait
-            self._banned.add(check.after)
-            self._solved = None
+        error = math.hypot(check.error, segments.spread[slowest] / math.sqrt(max(samples[slowest], 1.0)))
+        gain = self._verdicts.judge(
+            check,
+            slowest_s=float(stage_s[slowest]),
+            error=self.certainty * error,
+            least=self.min_gain / 2,
+            request=self._request,
+        )
+        if gain is not None:
             self._visits.moved(check.after, check.before, self._request)
             return Decision(check.before, "undo", f"{math.expm1(gain):+.0%} measured", check.before_s)
-        if gain > 0:
-            self._failures //= 2
-        if check.calm:
-            self._home = check.after  # a correction of the baselines
-            self._pursuit.settle(self._home)
+        if check.calm:  # a correction of the baselines
+            self._former_home, self._corrected_at = self._planner.home, self._request
+            self._settle_at(check.after)
         return None
+
+    def _settle_at(self, home: Plan) -> None:
+        self._planner.home = home
+        self._pursuit.settle(home)
 
     # -- stages without layers --------------------------------------------------------------------------------------
 
@@ -399,10 +383,10 @@ class PredictivePolicy:
             return None
         self._visits.postpone(stage, self._request)
         calm = self._model.undisturbed(estimate, stage)
-        would_be = self._forecast(calm, self._balance(calm))
+        would_be = self._planner.solve(calm)
         if would_be.plan[stage] == 0 or present.bottleneck_s < would_be.bottleneck_s * (1 + self.min_gain):
             return None
-        ways = (self._forecast(estimate, plan) for plan in with_one_layer(present.plan, stage))
+        ways = (self._planner.forecast(estimate, plan) for plan in with_one_layer(present.plan, stage))
         least = min(ways, key=lambda way: way.stage_s[stage])
         self._visits.begin(stage, least.plan, present.plan, self._request)
         return Decision(least.plan, "probe", f"is stage {stage} still slow?", least.bottleneck_s)
@@ -410,8 +394,8 @@ class PredictivePolicy:
     def _judge_visit(self, stage: int) -> Decision | None:
         """The stage has run a layer: if that changes the best plan, move."""
         estimate = self._model.estimate()
-        present = self._forecast(estimate, self._plans.decided)
-        best = self._best(estimate, present)
+        present = self._planner.forecast(estimate, self._plans.decided)
+        best = self._planner.best(estimate, present, self._verdicts.banned)
         if best.plan[stage] > 0 and self._exceeds_noise(present, best, z=0.0, fresh=True):
             if self._exceeds_noise(present, best, z=self.certainty / 2, fresh=True):
                 return self._move(present, best)

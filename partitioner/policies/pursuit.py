@@ -2,13 +2,15 @@
 
 A move is felt late: requests already in the pipeline finish under the old plan. Where conditions last no longer than
 that, every move comes when it is over, and staying would have been better. Both can be judged whatever is really done,
-since each request tells every stage's present slowdown ``rho``::
+since each request tells every stage's present slowdown ``rho``: two lines of stages are simulated, in which a request
+takes ``rho_i * reference_i(plan) + transfer_i(plan)`` on stage i, one under the home plan, one under the follower's,
+which is in force ``lag`` requests late::
 
-    time(plan) = max over stages i of  mean over about ``lag`` requests of  rho_i * reference_i(plan) + transfer_i(plan)
-    record     = running mean of  time(home plan) - time(follower's plan, in force ``lag`` requests late)
+    record     = running mean of  what a request takes longer in the home plan's line
 
-The inner mean is what the queues between the stages do: they even out what is short. The record is taken while the two
-plans differ, in units of the home plan's undisturbed time. Following pays while it is positive.
+The record is taken while the two plans differ, in units of the home plan's undisturbed time. Following pays while it is
+positive. It cannot fall below minus its ``doubt``, and pays again when it is above that: so one bad stretch is soon
+forgiven. The doubt doubles each time that following is resumed and soon given up again.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from partitioner.plan import Plan
 from partitioner.policies.base import Setting
+from partitioner.policies.held import Held, Holdings
 
 __all__ = ["Pursuit"]
 
@@ -29,9 +32,13 @@ _LEAST_S = 1e-9
 _RATE = 1.0 / 64
 _CREDIT = 0.1
 """Until shown otherwise, following pays."""
-_RESUME = 0.05
-"""Record at which following begins to pay again."""
-_MOST = 2.0
+_LEAST_DOUBT, _MOST_DOUBT = 0.05, 0.4
+_TRIED = 256
+"""Requests before which following is given up soon; after each so many of following doubt is halved."""
+_MOST_CREDIT = 0.5
+_FEW, _MARGIN = 3.0, 0.03
+"""Changes while a move is on its way; by how much better the record must be for each that is more."""
+_MOST = 8.0
 """No single request counts more than this."""
 _LAG_RATE = 0.2
 
@@ -47,17 +54,18 @@ class Pursuit:
         Requests that finish under the old plan after a decision.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        self._setting = setting
-        finite_s = np.where(np.isfinite(setting.baseline_s), setting.baseline_s, 0.0)
-        self._prefix_s = np.concatenate([np.zeros((setting.stage_count, 1)), np.cumsum(finite_s, axis=1)], axis=1)
+    def __init__(self, setting: Setting, holdings: Holdings) -> None:
+        self._holdings = holdings
         self._rho = np.ones(setting.stage_count)
-        self._home = self._follower = self._arrange(setting.plan)
-        self._unit_s = max(float((self._home[1] + self._home[2]).max()), _LEAST_S)
-        self._coming: deque[tuple[int, tuple[Plan, FloatArray, FloatArray]]] = deque()
-        self._home_s = self._follower_s = self._home[1]
+        self._home = self._follower = holdings.of(setting.plan)
+        self._apart = False
+        self._unit_s = max(float((self._home.reference_s + self._home.transfer_s).max()), _LEAST_S)
+        self._coming: deque[tuple[int, Held]] = deque()
+        self._lines = _TwoLines(setting.stage_count)
         self._apart_until = 0
         self._record = _CREDIT
+        self._doubt, self._margin = _LEAST_DOUBT, 0.0
+        self._since = -_TRIED
         self.pays = True
         self.lag = 2.0 * setting.stage_count
 
@@ -65,40 +73,83 @@ class Pursuit:
         """Take note that ``lag`` requests after a decision finished under the old plan."""
         self.lag += _LAG_RATE * (lag - self.lag)
 
+    def expect(self, rate: float) -> None:
+        """Take note of how many changes come per request: more than a few until a move is felt make it pay less."""
+        self._margin = _MARGIN * max(0.0, rate * self.lag - _FEW)
+
     def settle(self, home: Plan) -> None:
         """Take note of another home plan."""
-        self._home = self._arrange(home)
+        self._home = self._holdings.of(home)
+        self._apart = self._follower.plan != home
 
     def follow(self, plan: Plan, request: int) -> None:
         """Let the follower move to what is predicted to be best now."""
-        if plan != (self._coming[-1][1] if self._coming else self._follower)[0]:
-            self._coming.append((request + round(self.lag) + 1, self._arrange(plan)))
+        if plan != (self._coming[-1][1] if self._coming else self._follower).plan:
+            self._coming.append((request + round(self.lag) + 1, self._holdings.of(plan)))
 
     def take(self, stage_s: FloatArray, plan: Plan, request: int) -> None:
         """Take the seconds of each stage under a plan, shape (stages,)."""
         while self._coming and self._coming[0][0] <= request:
             self._follower = self._coming.popleft()[1]
-        apart = self._follower[0] != self._home[0]
-        if not apart and request > self._apart_until:
+            self._apart = self._follower.plan != self._home.plan
+        if not self._apart and request > self._apart_until:
             return
-        reference_s = self._arrange(plan)[1]
-        np.divide(stage_s, reference_s, out=self._rho, where=reference_s > 0)
+        held = self._holdings.of(plan)
+        np.divide(stage_s, held.reference_s, out=self._rho, where=held.reference_s > 0)
         if request > self._apart_until:
-            self._home_s = self._follower_s = self._stage_times(self._home)
-        if apart:
+            self._lines = _TwoLines(len(plan))
+        if self._apart:
             self._apart_until = request + 2 * round(self.lag)
-        rate = 2.0 / (2.0 + self.lag)
-        self._home_s = self._home_s + rate * (self._stage_times(self._home) - self._home_s)
-        self._follower_s = self._follower_s + rate * (self._stage_times(self._follower) - self._follower_s)
-        saved = float(self._home_s.max() - self._follower_s.max()) / self._unit_s
-        self._record += _RATE * (min(max(saved, -_MOST), _MOST) - self._record)
-        self.pays = self._record > (0.0 if self.pays else _RESUME)
+        busy_s = np.array([self._stage_times(self._home), self._stage_times(self._follower)])
+        home_s, follower_s = self._lines.take(busy_s, in_flight=max(1, round(self.lag) + 1))
+        saved = (home_s - follower_s) / self._unit_s
+        record = self._record + _RATE * (min(max(saved, -_MOST), _MOST) - self._record)
+        self._record = min(max(record, -self._doubt), _MOST_CREDIT)
+        self._judge(request)
 
-    def _stage_times(self, arranged: tuple[Plan, FloatArray, FloatArray]) -> FloatArray:
-        return self._rho * arranged[1] + arranged[2]
+    def _judge(self, request: int) -> None:
+        """Does it pay?"""
+        if self.pays:
+            if self._record <= self._margin:
+                self.pays = False
+                if request - self._since < _TRIED:
+                    self._doubt = min(2 * self._doubt, _MOST_DOUBT)
+            elif request - self._since >= _TRIED:
+                self._since = request
+                self._doubt = max(self._doubt / 2, _LEAST_DOUBT)
+        elif self._record >= self._doubt + self._margin:
+            self.pays = True
+            self._since = request
 
-    def _arrange(self, plan: Plan) -> tuple[Plan, FloatArray, FloatArray]:
-        cuts = np.cumsum([0, *plan])
-        stages = np.arange(len(plan))
-        reference_s = self._prefix_s[stages, cuts[1:]] - self._prefix_s[stages, cuts[:-1]]
-        return plan, reference_s, self._setting.receive_s[cuts[:-1]] + self._setting.send_s[cuts[1:]]
+    def _stage_times(self, held: Held) -> FloatArray:
+        return self._rho * held.reference_s + held.transfer_s
+
+
+class _TwoLines:
+    """Two lines of stages with room for two requests between neighbours, in closed loops.
+
+    With the time D[r, s] at which request r leaves stage s, and A[r, s] the sum of its times w up to that stage::
+
+        D[r, s] = max( max(D[r, s-1], D[r-1, s]) + w[r, s],  D[r-2, s+1] )
+        D[r, s] - A[r, s] = max over t <= s of  max( D[r-1, t] - A[r, t-1],  D[r-2, t+1] - A[r, t] )
+    """
+
+    def __init__(self, stages: int) -> None:
+        self._left_s = self._left_before_s = np.zeros((2, stages))
+        self._finished_s: deque[FloatArray] = deque([np.zeros(2)])
+
+    def take(self, busy_s: FloatArray, *, in_flight: int) -> tuple[float, float]:
+        """Let a request pass, shape (2, stages); returns by how much later than the one before it finishes in each."""
+        through_s = np.add.accumulate(busy_s, axis=1)
+        waiting_s = self._left_s - through_s + busy_s
+        np.maximum(waiting_s[:, :-1], self._left_before_s[:, 1:] - through_s[:, :-1], out=waiting_s[:, :-1])
+        while len(self._finished_s) > in_flight:
+            self._finished_s.popleft()
+        if len(self._finished_s) == in_flight:
+            np.maximum(waiting_s[:, 0], self._finished_s[0], out=waiting_s[:, 0])
+        left_s = np.maximum.accumulate(waiting_s, axis=1) + through_s
+        self._left_before_s, self._left_s = self._left_s, left_s
+        finished_s = left_s[:, -1]
+        home_s, follower_s = (finished_s - self._finished_s[-1]).tolist()
+        self._finished_s.append(finished_s)
+        return home_s, follower_s

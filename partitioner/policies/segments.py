@@ -1,8 +1,8 @@
 """What was observed under each stage's present conditions, as sums.
 
 The samples of a stage since its conditions last changed are its *segment*. Requests under several plans may belong to
-one segment; every sample counts for the stage that ran the layer. With each request only a few vectors are added to;
-they are put into the matrices of stages by layers when somebody asks.
+one segment; every sample counts for the stage that ran the layer. Requests wait, and are put into the matrices of
+stages by layers together when somebody asks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from partitioner.plan import Plan
 from partitioner.policies.base import Observation
+from partitioner.policies.held import Holdings
 
 __all__ = ["LEAST_NOISE", "LEAST_S", "Segments", "Tail"]
 
@@ -35,14 +36,6 @@ _ABSENCE = 16
 """Requests after which what was known of a stage without layers no longer counts as its present conditions."""
 
 
-class _Held(NamedTuple):
-    """A plan as arrays: which stage has each layer, which stages have any, 1 / their baselines (0 for the others)."""
-
-    holder: NDArray[np.int64]
-    has: FloatArray
-    per_reference: FloatArray
-
-
 class Tail(NamedTuple):
     """A stage's latest samples: held, seen, seconds of each layer, (3, layers); of the stage; which under the plan."""
 
@@ -60,6 +53,8 @@ class Segments:
         Finite seconds above 0, shape (stages, layers).
     plan
         The plan that serving starts with.
+    holdings
+        Plans as arrays.
 
     Attributes
     ----------
@@ -68,10 +63,12 @@ class Segments:
         in these, shape (stages, layers). Complete after :meth:`file`.
     stage_s
         Seconds of each stage in all its samples, shape (stages,). Complete after :meth:`file`.
+    plan
+        The one that requests run under.
     """
 
-    def __init__(self, baseline_s: FloatArray, plan: Plan) -> None:
-        self._baseline_s = baseline_s
+    def __init__(self, baseline_s: FloatArray, plan: Plan, holdings: Holdings) -> None:
+        self._baseline_s, self._holdings = baseline_s, holdings
         stages, layers = baseline_s.shape
         shape = (stages, layers)
         self._layers = np.arange(layers)
@@ -81,13 +78,10 @@ class Segments:
         self.stage_s: FloatArray = np.zeros(stages)
         self._filed: FloatArray = np.zeros(stages)
 
-        # What came in under the running plan and is not in the arrays above yet.
         self.plan = plan
-        self._now = self._arrange(plan)
+        self._now = holdings.of(plan)
+        self._waiting: list[Observation] = []  # under the running plan
         self._left_at = np.full(stages, -_ABSENCE)
-        self._run_length = 0
-        self._run_stage_s = np.zeros(stages)
-        self._run_layer_s, self._run_seen = np.zeros(layers), np.zeros(layers)
 
         # Spread: squares of relative deviations from the mean under one plan, and how many of them are independent;
         # and the sums for that since the running plan began, or the segment did.
@@ -96,7 +90,7 @@ class Segments:
         self._plan_n, self._plan_s, self._plan_s2 = np.zeros(stages), np.zeros(stages), np.zeros(stages)
 
         self._ring_stage_s, self._ring_layer_s = np.zeros((_KEPT, stages)), np.zeros((_KEPT, layers))
-        self._ring_plan: list[tuple[Plan, _Held]] = [(plan, self._now)] * _KEPT
+        self._ring_held = [self._now] * _KEPT
         self._taken = 0
         self._long_ratio, self._long_square = np.ones(stages), np.ones(stages)
 
@@ -104,58 +98,58 @@ class Segments:
 
     def add(self, observation: Observation) -> None:
         """Add one request under the running plan."""
-        stage_s, layer_s, now = observation.stage_s, observation.layer_s, self._now
-        row = self._taken % _KEPT
-        self._ring_stage_s[row], self._ring_layer_s[row] = stage_s, layer_s
-        self._ring_plan[row] = observation.plan, now
-        self._taken += 1
-
-        self._run_length += 1
-        self._run_stage_s += stage_s
-        if (total_s := layer_s.sum()) == total_s:
-            self._run_layer_s += layer_s
-            self._run_seen += 1
-        else:
-            measured = ~np.isnan(layer_s)
-            self._run_layer_s[measured] += layer_s[measured]
-            self._run_seen += measured
-        self._plan_n += now.has
-        self._plan_s += stage_s
-        self._plan_s2 += stage_s * stage_s
-        ratio = stage_s * now.per_reference
-        rate = max(1.0 / self._taken, 1.0 / _LONG_RUN)
-        self._long_ratio += rate * (ratio - self._long_ratio) * now.has
-        self._long_square += rate * (ratio * ratio - self._long_square) * now.has
-        self._noise = observation.noise
+        self._waiting.append(observation)
+        if len(self._waiting) == _KEPT:
+            self.file()
 
     def adopt(self, plan: Plan, request: int) -> list[int]:
         """Begin with requests under another plan; returns stages that have layers again after a long time without."""
         self.file()
         self._close_spread()
-        self._left_at[self._now.has > 0] = request - 1
-        had, self.plan, self._now = self._now.has, plan, self._arrange(plan)
-        back = (had == 0) & (self._now.has > 0) & (self._left_at < request - _ABSENCE)
+        had, now = self._now.has, self._holdings.of(plan)
+        self._left_at[had] = request - 1
+        self.plan, self._now = plan, now
+        back = ~had & now.has & (self._left_at < request - _ABSENCE)
         return [int(stage) for stage in np.flatnonzero(back)]
 
-    def _arrange(self, plan: Plan) -> _Held:
-        holder = np.repeat(np.arange(len(plan)), plan)
-        reference_s = np.bincount(holder, weights=self._baseline_s[holder, self._layers], minlength=len(plan))
-        has = (np.array(plan) > 0).astype(np.float64)
-        return _Held(holder, has, has / np.where(has > 0, reference_s, 1.0))
-
     def file(self) -> None:
-        """Put the running sums where they belong."""
-        if self._run_length == 0:
+        """Put what waits where it belongs."""
+        count = len(self._waiting)
+        if count == 0:
             return
-        holder = self._now.holder
-        self.held[holder, self._layers] += self._run_length
-        self.seen[holder, self._layers] += self._run_seen
-        self.layer_s[holder, self._layers] += self._run_layer_s
-        self.stage_s += self._run_stage_s
-        self._filed += self._run_length * self._now.has
-        self._run_length = 0
-        for sums in (self._run_stage_s, self._run_layer_s, self._run_seen):
-            sums.fill(0.0)
+        stage_s = np.array([observation.stage_s for observation in self._waiting])
+        layer_s = np.array([observation.layer_s for observation in self._waiting])
+        self._noise = self._waiting[-1].noise
+        self._waiting.clear()
+        now, at = self._now, (self._now.holder, self._now.layers)
+        rows = (self._taken + np.arange(count)) % _KEPT
+        self._ring_stage_s[rows], self._ring_layer_s[rows] = stage_s, layer_s
+        for row in rows.tolist():
+            self._ring_held[row] = now
+
+        missing = np.isnan(layer_s)
+        self.held[at] += count
+        self.seen[at] += count - missing.sum(axis=0)
+        self.layer_s[at] += np.where(missing, 0.0, layer_s).sum(axis=0)
+        sum_s = stage_s.sum(axis=0)
+        self.stage_s += sum_s
+        self._filed += count * now.has
+        self._plan_n += count * now.has
+        self._plan_s += sum_s
+        self._plan_s2 += (stage_s * stage_s).sum(axis=0)
+        self._average(stage_s * now.per_reference)
+        self._taken += count
+        self._halve_old()
+
+    def _average(self, ratio: FloatArray) -> None:
+        """Take seconds over baselines into the long run, exponentially weighted, (requests, stages)."""
+        taken = self._taken + 1.0 + np.arange(len(ratio))
+        left = np.append(np.cumprod(1.0 - np.maximum(1.0 / taken, 1.0 / _LONG_RUN)[::-1])[::-1], 1.0)
+        weight, has = left[1:] - left[:-1], self._now.has
+        self._long_ratio = np.where(has, left[0] * self._long_ratio + weight @ ratio, self._long_ratio)
+        self._long_square = np.where(has, left[0] * self._long_square + weight @ (ratio * ratio), self._long_square)
+
+    def _halve_old(self) -> None:
         if self._filed.max() > _MEMORY:
             old = self._filed > _MEMORY
             for sums in (self.held, self.seen, self.layer_s, self.stage_s, self._filed):
@@ -211,8 +205,8 @@ class Segments:
             if len(stage_s) >= age:
                 break
             row = (self._taken - back) % _KEPT
-            plan, held = self._ring_plan[row]
-            if held.has[stage] == 0:
+            held = self._ring_held[row]
+            if not held.has[stage]:
                 continue
             mine = held.holder == stage
             measured = mine & ~np.isnan(self._ring_layer_s[row])
@@ -220,7 +214,7 @@ class Segments:
             layers[1] += measured
             layers[2, measured] += self._ring_layer_s[row, measured]
             stage_s.append(float(self._ring_stage_s[row, stage]))
-            present.append(plan == self.plan)
+            present.append(held.plan == self.plan)
         return Tail(layers, np.array(stage_s), np.array(present, dtype=bool))
 
     # -- figures out ------------------------------------------------------------------------------------------------
@@ -228,12 +222,13 @@ class Segments:
     @property
     def samples(self) -> FloatArray:
         """Requests in each stage's segment, shape (stages,)."""
-        samples: FloatArray = self._filed + self._run_length * self._now.has
-        return samples
+        self.file()
+        return self._filed.copy()
 
     @property
     def spread(self) -> FloatArray:
         """Relative standard deviation of one sample of each stage under its present conditions, shape (stages,)."""
+        self.file()
         squares, freedom = self._spread_now()
         total = _PRIOR_SAMPLES * np.maximum(self._noise, LEAST_NOISE) ** 2 + self._squares + squares
         spread: FloatArray = np.sqrt(total / (_PRIOR_SAMPLES + self._freedom + freedom))
@@ -241,6 +236,7 @@ class Segments:
 
     def under_present_plan(self) -> tuple[FloatArray, FloatArray]:
         """Mean seconds of each stage under the present plan and conditions, and of how many requests, (stages,)."""
+        self.file()
         return self._plan_s / np.maximum(self._plan_n, 1.0), self._plan_n.copy()
 
     def ratio(self) -> FloatArray:
@@ -254,12 +250,14 @@ class Segments:
 
     def long_run(self) -> tuple[FloatArray, FloatArray]:
         """The same over the latest requests, whatever the conditions; and its relative variance, (stages,) each."""
+        self.file()
         return self._long_ratio, np.maximum(self._long_square / self._long_ratio**2 - 1.0, 0.0)
 
     def drift(self, latest: int) -> FloatArray:
         """Mean of each stage's latest requests against its segment's, in standard errors, shape (stages,)."""
+        self.file()
         rows = (self._taken - 1 - np.arange(min(latest, self._taken, _KEPT))) % _KEPT
-        per_reference = np.array([self._ring_plan[row][1].per_reference for row in rows])
+        per_reference = np.array([self._ring_held[row].per_reference for row in rows.tolist()])
         mean = (self._ring_stage_s[rows] * per_reference).mean(axis=0)
         ratio = np.where(mean > 0, mean, np.nan) / self.ratio()
         score: FloatArray = np.nan_to_num(np.log(ratio) * np.sqrt(len(rows)) / self.spread)

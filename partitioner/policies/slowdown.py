@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from partitioner.policies.base import Observation, Setting
 from partitioner.policies.forecast import Estimate
+from partitioner.policies.held import Holdings
 from partitioner.policies.segments import LEAST_NOISE, LEAST_S, Segments
 
 __all__ = ["SlowdownModel"]
@@ -63,6 +64,8 @@ class SlowdownModel:
     ----------
     setting
         Baselines and what kind of layers there are.
+    holdings
+        Plans as arrays, if there are some already.
 
     Attributes
     ----------
@@ -74,7 +77,7 @@ class SlowdownModel:
         Level under the conditions before the present ones, shape (stages,); ``nan`` if there were none.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, holdings: Holdings | None = None) -> None:
         baseline_s = np.maximum(setting.baseline_s, LEAST_S)
         self._possible = np.isfinite(baseline_s)
         baseline_s = np.where(self._possible, baseline_s, LEAST_S)
@@ -83,7 +86,7 @@ class SlowdownModel:
         self._kinds = _kinds(self._log_baseline)
         stages = len(baseline_s)
         self._all = np.arange(stages)
-        self.segments = Segments(baseline_s, setting.plan)
+        self.segments = Segments(baseline_s, setting.plan, holdings or Holdings(setting))
 
         self._own = np.zeros(baseline_s.shape)
         self._own_variance = np.full(baseline_s.shape, _OWN_SD**2)
@@ -98,7 +101,9 @@ class SlowdownModel:
 
     def take(self, observation: Observation) -> None:
         """Take one finished request in."""
-        ages = {int(stage): max(1, int(observation.age[stage])) for stage in np.flatnonzero(observation.changed)}
+        ages = {}
+        if np.count_nonzero(observation.changed):
+            ages = {int(stage): max(1, int(observation.age[stage])) for stage in np.flatnonzero(observation.changed)}
         if observation.plan != self.segments.plan:
             back = self.segments.adopt(observation.plan, observation.request)
             self._share_own()
@@ -197,7 +202,7 @@ class SlowdownModel:
             np.where(self._possible, times_s, np.inf),
             level,
             fit.slope,
-            level_variance,
+            np.sqrt(level_variance),
             np.where(self.segments.held > 0, 0.0, own_variance + tilted),
         )
 
@@ -217,7 +222,7 @@ class SlowdownModel:
         return estimate._replace(
             times_s=estimate.times_s * factor[:, None],
             level=estimate.level + np.log(factor),
-            level_variance=variance / _LONG_RUN_INDEPENDENT,
+            level_error=np.sqrt(variance / _LONG_RUN_INDEPENDENT),
         )
 
     def undisturbed(self, estimate: Estimate, stage: int) -> Estimate:

@@ -1,0 +1,82 @@
+"""The best plan for estimated times, found anew only if they have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitioner.balance import balance
+from partitioner.plan import Plan
+from partitioner.policies.base import Setting
+from partitioner.policies.forecast import Estimate, Forecast
+from partitioner.policies.held import Holdings
+
+__all__ = ["Planner"]
+
+FloatArray = NDArray[np.float64]
+
+
+class _Solved(NamedTuple):
+    """What balance answered, and for which times."""
+
+    present: Forecast
+    best: Forecast
+    level: FloatArray
+
+
+class Planner:
+    """Forecasts plans.
+
+    Parameters
+    ----------
+    setting
+        Transfers.
+    holdings
+        Plans as arrays.
+    near
+        Differences between times that do not count, as a part of them.
+
+    Attributes
+    ----------
+    home
+        The plan that is preferred to others about as good.
+    """
+
+    def __init__(self, setting: Setting, holdings: Holdings, *, near: float) -> None:
+        self._setting, self._holdings, self._near = setting, holdings, near
+        self.home = setting.plan
+        self._solved: _Solved | None = None
+
+    def forecast(self, estimate: Estimate, plan: Plan) -> Forecast:
+        """What a plan is expected to take."""
+        return estimate.forecast(self._holdings.of(plan))
+
+    def solve(self, estimate: Estimate) -> Forecast:
+        """The best plan for these times."""
+        plan = balance(estimate.times_s, send_s=self._setting.send_s, receive_s=self._setting.receive_s).plan
+        return self.forecast(estimate, plan)
+
+    def at_home_if_as_good(self, estimate: Estimate, best: Forecast) -> Forecast:
+        """The home plan if it is about as good."""
+        home = self.forecast(estimate, self.home)
+        return home if home.bottleneck_s <= best.bottleneck_s * (1 + self._near) else best
+
+    def best(self, estimate: Estimate, present: Forecast, banned: Set[Plan]) -> Forecast:
+        """The best plan: the home plan if it is about as good, the last answer if the times are about the same.
+
+        The present plan if the best one is banned.
+        """
+        solved = self._solved
+        if solved is not None and solved.present.plan == present.plan and solved.best.plan not in banned:
+            best = self.forecast(estimate, solved.best.plan)
+            same = np.abs(estimate.level - solved.level).max() <= self._near
+            if same and present.is_like(solved.present, self._near) and best.is_like(solved.best, self._near):
+                return best
+        best = self.at_home_if_as_good(estimate, self.solve(estimate))
+        if best.plan in banned:
+            best = present
+        self._solved = _Solved(present, best, estimate.level)
+        return best

@@ -1,0 +1,99 @@
+"""What came of moves: whether a move is to be undone, what predictions are worth, and for how long to keep still.
+
+::
+
+    move decided    first request under it          ``verify`` later
+    expect()        before_s: what the old plan     judge(): slower than the old plan: undo, and no such move for a
+                    had come to                              while, twice as long each time
+                                                             slower than predicted: less is believed from now on
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from partitioner.plan import Plan
+
+__all__ = ["Check", "Verdicts"]
+
+_FIRST_BACKOFF, _LAST_BACKOFF = 16, 65_536
+_FORGIVEN = 3
+"""Moves that did harm, one after the other, after which only a change long after a move ends the backoff."""
+_OPTIMISM_RATE, _MOST_OPTIMISM = 0.25, 0.15
+"""How fast predictions that are not met are learned from, and how much gain they cost at most (logarithms)."""
+
+
+@dataclass
+class Check:
+    """A move whose outcome is awaited; what was before is nan until the first request under the new plan."""
+
+    before: Plan
+    after: Plan
+    predicted_s: float
+    calm: bool
+    before_s: float = math.nan
+    error: float = math.nan
+
+
+class Verdicts:
+    """What was learned from the outcomes of moves.
+
+    Attributes
+    ----------
+    awaited
+        The move that is not judged yet.
+    optimism
+        How much more gain leaving the home plan must promise, a logarithm.
+    still_until
+        Request until which no layers move, after a move that did harm.
+    banned
+        Plans that did harm under the present conditions.
+    """
+
+    def __init__(self) -> None:
+        self.awaited: Check | None = None
+        self.optimism = 0.0
+        self.still_until = 0
+        self.banned: set[Plan] = set()
+        self._failures = 0
+
+    def conditions_changed(self, *, long_after_move: bool) -> None:
+        """Take note of a change that is not a move's own effect: what did harm may help now."""
+        self.banned.clear()
+        if self._failures <= _FORGIVEN or long_after_move:
+            self.still_until = 0
+
+    def judge(self, check: Check, *, slowest_s: float, error: float, least: float, request: int) -> float | None:
+        """Compare what a plan comes to with what was before.
+
+        Parameters
+        ----------
+        check
+            The move; it is awaited no more.
+        slowest_s
+            Seconds of the slowest stage under the new plan.
+        error
+            Standard deviation of its logarithm, times the standard errors that count.
+        least
+            Loss that does not count, a logarithm.
+        request
+            The present one.
+
+        Returns
+        -------
+        float or None
+            The (negative) gain if the move is to be undone.
+        """
+        self.awaited = None
+        gain = math.log(check.before_s / slowest_s)
+        missed = math.log(slowest_s / check.predicted_s)
+        self.optimism = min(max(0.0, self.optimism + _OPTIMISM_RATE * (missed - self.optimism)), _MOST_OPTIMISM)
+        if gain < -max(least, error):
+            self._failures += 1
+            self.still_until = request + min(_FIRST_BACKOFF << (self._failures - 1), _LAST_BACKOFF)
+            self.banned.add(check.after)
+            return gain
+        if gain > 0:
+            self._failures //= 2
+        return None
