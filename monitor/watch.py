@@ -10,6 +10,7 @@ disturbs the stage. Without it every error of a baseline would look like a chang
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -26,7 +27,7 @@ _LEAST_S = 1e-9
 """For layers that take no time that a clock can see."""
 _LEARNING_RATE = 0.05
 _REFRESH = 16
-"""Requests between recomputations of the reference; it changes slowly."""
+"""Requests that are learned from at once; the reference changes slowly."""
 
 
 class SlowdownChange(NamedTuple):
@@ -91,6 +92,7 @@ class StageWatch:
         self._onset_level, self._end_level = np.log(notable), np.log((1 + notable) / 2)
         self._told: NDArray[np.bool_] = np.zeros(stages, dtype=np.bool_)
         self._warmup = 8 + 4 * stages if warmup is None else warmup
+        self._any_told = False
         self._rows, self._layers = np.arange(stages), np.arange(layers)
         self._relative = np.ones(layers)
         self._prefix_s = np.zeros((stages, layers + 1))
@@ -98,7 +100,8 @@ class StageWatch:
         self._first: NDArray[np.int64] = np.zeros(stages, dtype=np.int64)
         self._last: NDArray[np.int64] = np.zeros(stages, dtype=np.int64)
         self._owner: NDArray[np.int64] = np.zeros(layers, dtype=np.int64)
-        self._since_refresh = 0
+        self._disturbed: NDArray[np.bool_] = self.detector.disturbed
+        self._to_learn: list[tuple[FloatArray, FloatArray, NDArray[np.bool_]]] = []
         self._refresh()
 
     @property
@@ -130,20 +133,28 @@ class StageWatch:
         if self._warmup > 0:
             self._warmup -= 1
             return []
-        disturbed = self.detector.disturbed
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = stage_s / self.reference_s
+        ratio = stage_s / self._divisor_s
+        if ratio.dot(ratio) < math.inf and np.minimum.reduce(ratio) > 0.0:
             x = np.log(ratio)
-        x[~np.isfinite(x)] = np.nan  # empty stages
+        else:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                x = np.log(ratio)
+            x[~np.isfinite(x)] = np.nan  # empty stages
         self.detector.update(x)
-        self._learn(ratio, layer_s, disturbed)
-        if not (self._told.any() or self.detector.disturbed.any()):
+        self._to_learn.append((ratio, layer_s, self._disturbed))
+        if len(self._to_learn) == _REFRESH:
+            self._learn()
+            self._refresh()
+        self._disturbed = self.detector.disturbed
+        if not (self._any_told or np.count_nonzero(self._disturbed)):
             return []
         return self._changes()
 
     def _adopt(self, cuts: tuple[int, ...]) -> None:
+        self._learn()
         if self._cuts:
             self.detector.rebase()
+            self._disturbed = self.detector.disturbed
         self._cuts = cuts
         self._first, self._last = np.array(cuts[:-1]), np.array(cuts[1:])
         self._owner = np.repeat(self._rows, self._last - self._first)
@@ -151,23 +162,30 @@ class StageWatch:
 
     def _refresh(self) -> None:
         np.cumsum(self._baseline_s * self._relative, axis=1, out=self._prefix_s[:, 1:])
-        self._since_refresh = 0
+        # Nothing divided by nan is nan without a warning.
+        self._divisor_s = np.where(self._last > self._first, self.reference_s, np.nan)
 
-    def _learn(self, ratio: FloatArray, layer_s: FloatArray, disturbed: NDArray[np.bool_]) -> None:
-        """Bring ``relative`` nearer to what undisturbed stages show."""
+    def _learn(self) -> None:
+        """Bring ``relative`` nearer to what undisturbed stages have shown."""
+        if not self._to_learn:
+            return
+        ratio, layer_s, disturbed = (np.array(part) for part in zip(*self._to_learn, strict=True))
+        self._to_learn.clear()
         owner = self._owner
-        share = layer_s / (self._baseline_s[owner, self._layers] * ratio[owner])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = layer_s / (self._baseline_s[owner, self._layers] * ratio[:, owner])
         # A hiccup within one layer must not count more than a large error of its baseline would.
-        known = (share > 0.25) & (share < 4.0) & ~disturbed[owner]
-        self._relative[known] += _LEARNING_RATE * (share[known] - self._relative[known])
-        self._since_refresh += 1
-        if self._since_refresh >= _REFRESH:
-            self._refresh()
+        known = (share > 0.25) & (share < 4.0) & ~disturbed[:, owner]
+        # One after the other: what a request taught is kept in part by each that follows.
+        kept = np.cumprod(np.where(known, 1.0 - _LEARNING_RATE, 1.0)[::-1], axis=0)[::-1]
+        weight = _LEARNING_RATE / (1.0 - _LEARNING_RATE) * kept
+        self._relative += (weight * np.where(known, share - self._relative, 0.0)).sum(axis=0)
 
     def _changes(self) -> list[SlowdownChange]:
         level, age, before = self.detector.level, self.detector.age, self._told
         now = np.where(before, level >= self._end_level, level >= self._onset_level) & self.detector.disturbed
         self._told = now
+        self._any_told = bool(now.any())
         changes = []
         for stage in np.flatnonzero((before != now) | (before & self.detector.changed)).tolist():
             state: Literal["onset", "change", "end"] = "onset" if not before[stage] else "change"

@@ -47,6 +47,8 @@ FloatArray = NDArray[np.float64]
 
 _LONGEST_PAUSE = 32
 """Requests between two looks when all is quiet."""
+_LOOKS_SAVED = 3
+"""Of four looks, when all is as it was."""
 _LEAST_SAMPLES = 2
 """Of the new conditions before layers move: a single request may be a hiccup."""
 _NO_FALSE_ALARM = 5.0
@@ -121,6 +123,7 @@ class PredictivePolicy:
         self._request = 0
         self._next_look = _FIRST_LOOK
         self._next_restless_look = 0
+        self._looks_saved = 0
         self._resting_until = 0
         # The last detected change that is not our own doing.
         self._news_at = -_NEWS
@@ -142,15 +145,16 @@ class PredictivePolicy:
         """
         if self._setting is None:
             raise ValueError(f"policy {self.name} was not started; call start(setting) before decide")
-        if self._setting.stage_count == 1:
+        if len(observation.plan) == 1:
             return None
         self._request = observation.request
         self._follow(observation.plan)
         if self._unrest.awake(self._request):
             observation = self._see_jumps(observation)
-        self._model.take(observation)
+        quiet = np.count_nonzero(observation.changed) == 0
+        self._model.take(observation, quiet=quiet)
         self._pursuit.take(observation.stage_s, observation.plan, self._request)
-        if np.count_nonzero(observation.changed):
+        if not quiet:
             self._hear(observation)
         decision = self._answer()
         if decision is not None:
@@ -235,8 +239,8 @@ class PredictivePolicy:
             return None
         if self._request < self._verdicts.still_until:
             return self._go_home(self._model.in_the_long_run(self._model.estimate()))
-        if not fresh:
-            self._model.restart_drifted()
+        if not fresh and self._is_as_it_was(self._model.restart_drifted()):
+            return None
         estimate = self._model.estimate()
         present = self._planner.forecast(estimate, self._plans.decided)
         best = self._planner.best(estimate, present, self._verdicts.banned)
@@ -252,6 +256,13 @@ class PredictivePolicy:
             return None
         return self._move(present, best)
 
+    def _is_as_it_was(self, drift: float) -> bool:
+        """Whether a full look now and then is enough, since times are what they were at the last one."""
+        self._looks_saved += 1
+        if drift > _SUSPICIOUS or self._looks_saved > _LOOKS_SAVED or self._visits.due(self._request) is not None:
+            self._looks_saved = 0
+        return self._looks_saved > 0
+
     @property
     def _is_news(self) -> bool:
         """Whether a change was detected a short time ago and nothing was done about it yet."""
@@ -264,7 +275,8 @@ class PredictivePolicy:
 
     def _pause(self, *, fresh: bool) -> int:
         """Requests until the estimates may have changed enough to look again."""
-        youngest = self._model.segments.samples[np.array(self._plans.running) > 0].min()
+        segments = self._model.segments
+        youngest = segments.samples[segments.has].min()
         pause = min(max(1, int(youngest) // (4 if fresh else 2)), _LONGEST_PAUSE)
         return max(1, min(pause, self._visits.next_due - self._request))
 

@@ -220,6 +220,11 @@ class Segments:
     # -- figures out ------------------------------------------------------------------------------------------------
 
     @property
+    def has(self) -> NDArray[np.bool_]:
+        """Which stages have layers under the running plan, shape (stages,)."""
+        return self._now.has
+
+    @property
     def samples(self) -> FloatArray:
         """Requests in each stage's segment, shape (stages,)."""
         self.file()

@@ -18,6 +18,7 @@ whole stages, since throughput follows these under bursty loads too.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -99,10 +100,10 @@ class SlowdownModel:
 
     # -- samples in -------------------------------------------------------------------------------------------------
 
-    def take(self, observation: Observation) -> None:
-        """Take one finished request in."""
+    def take(self, observation: Observation, *, quiet: bool = False) -> None:
+        """Take one finished request in; ``quiet`` if it is known that no change was detected."""
         ages = {}
-        if np.count_nonzero(observation.changed):
+        if not quiet:
             ages = {int(stage): max(1, int(observation.age[stage])) for stage in np.flatnonzero(observation.changed)}
         if observation.plan != self.segments.plan:
             back = self.segments.adopt(observation.plan, observation.request)
@@ -112,12 +113,19 @@ class SlowdownModel:
         if ages:
             self._restart(ages)
 
-    def restart_drifted(self) -> None:
-        """Begin new segments where the latest requests differ clearly though no change was detected."""
-        old = self.segments.samples > 2 * _UNNOTICED
-        if old.any():
-            off = old & (np.abs(self.segments.drift(_UNNOTICED)) > _UNNOTICED_ERRORS)
+    def restart_drifted(self) -> float:
+        """Begin new segments where the latest requests differ clearly though no change was detected.
+
+        Returns by how many standard errors they differ most; infinite as long as some stage has not been seen for long.
+        """
+        samples = self.segments.samples
+        old = samples > 2 * _UNNOTICED
+        if not old.any():
+            return math.inf
+        drift = np.abs(self.segments.drift(_UNNOTICED))
+        if (off := old & (drift > _UNNOTICED_ERRORS)).any():
             self._restart({int(stage): _UNNOTICED for stage in np.flatnonzero(off)})
+        return float(drift.max()) if samples[self.segments.has].min() > 4 * _UNNOTICED else math.inf
 
     def _restart(self, ages: dict[int, int]) -> None:
         """Begin new segments with each stage's latest ``age`` samples; what the old ones taught is kept."""
