@@ -12,8 +12,8 @@ sample is held against m by a bank of CUSUM recursions (``bank.py``), which says
 - The undisturbed level and its noise adapt slowly while undisturbed, and are frozen while disturbed. A disturbed
   segment learns a noise of its own: under loads that come in bursts times vary by tens of percent, and that is no news.
 
-While all streams are undisturbed, with all that is to be learned learned, precisions and weights hardly change: they are
-kept for a block of samples (``_steady``), so that a quiet request costs little.
+While all streams are undisturbed, with all that is to be learned learned, precisions and weights hardly change: they
+are kept for a block of samples (``_steady``), so that a quiet request costs little.
 """
 
 from __future__ import annotations
