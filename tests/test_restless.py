@@ -296,3 +296,20 @@ def test_after_unrest_noise_moves_nothing():
     policy.decide = watched
     serve(policy, factors)
     assert len(late) <= 1
+
+
+def test_where_moves_are_felt_late_conditions_must_be_seen_to_last_first():
+    calm = np.tile(np.random.default_rng(5).uniform(0.5, 1.5, 60), (20, 1))
+    setting = setting_for(calm, balance(calm).plan)
+    holdings = Holdings(setting)
+    pursuit = Pursuit(setting, holdings)
+    assert not pursuit.pays
+    slow = np.ones(20)
+    slow[3] = 3.0
+    best = balance(calm * slow[:, None]).plan
+    for request in range(1, 400):
+        pursuit.take(holdings.of(setting.plan).reference_s * slow, setting.plan, request)
+        pursuit.follow(best, request)
+        if pursuit.pays:
+            break
+    assert 40 < request < 80  # after the lag of 40 it is seen what following would have been worth

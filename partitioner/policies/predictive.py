@@ -54,6 +54,7 @@ _LEAST_SAMPLES = 2
 _NO_FALSE_ALARM = 5.0
 """Standard errors. Noise alone makes a detector with one false alarm in 10,000 see some 4."""
 _FIRST_LOOK = 8
+_LONG_AGO = 1 << 40
 _NEWS = 32
 """Requests for which a detected change is news."""
 _PATIENCE = 4
@@ -126,7 +127,7 @@ class PredictivePolicy:
         self._looks_saved = 0
         self._resting_until = 0
         # The last detected change that is not our own doing.
-        self._news_at = -_NEWS
+        self._news_at = -_LONG_AGO
         self._news: set[int] = set()
         self._moves_since_news = 0
         self._waited = 0
@@ -248,7 +249,7 @@ class PredictivePolicy:
             self._pursuit.follow(best.plan, self._request)
         if not self._exceeds_noise(present, best, z=self._certainty_now(estimate, fresh=fresh), fresh=fresh):
             return self._visit(estimate, present)
-        if fresh and not self._pays():
+        if not self._pays():
             return self._look_at_long_run(estimate)
         too_many = self._plans.on_their_way >= _MOST_ON_THEIR_WAY
         if not restless and (too_many or (self._is_news and self._others_are_suspicious())):
@@ -310,7 +311,9 @@ class PredictivePolicy:
 
     def _pays(self) -> bool:
         """Whether conditions are expected to last: as a rule they have, or these have lasted for some time already."""
-        return self._pursuit.pays or self._news_age > _PATIENCE * (1 + self._pursuit.lag)
+        long = _PATIENCE * (1 + self._pursuit.lag)
+        since = self._request - self._news_at
+        return self._pursuit.pays or since > max(_NEWS, long) or (since <= _NEWS and self._news_age > long)
 
     def _look_at_long_run(self, estimate: Estimate) -> Decision | None:
         """Conditions change too fast to follow: plan for their average."""

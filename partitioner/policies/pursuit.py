@@ -29,15 +29,18 @@ __all__ = ["Pursuit"]
 FloatArray = NDArray[np.float64]
 
 _LEAST_S = 1e-9
-_RATE = 1.0 / 64
+_MEMORY, _MEMORY_PER_LAG = 64.0, 2.0
+"""Requests over which the record is a mean, at least; of the times that a move takes to be felt, at least."""
 _CREDIT = 0.1
-"""Until shown otherwise, following pays."""
+"""Until shown otherwise, following pays, unless it takes long to be felt."""
 _LEAST_DOUBT, _MOST_DOUBT = 0.05, 0.4
 _TRIED = 256
 """Requests before which following is given up soon; after each so many of following doubt is halved."""
 _MOST_CREDIT = 0.5
-_FEW, _MARGIN = 3.0, 0.03
-"""Changes while a move is on its way; by how much better the record must be for each that is more."""
+_FEW, _MARGIN = 0.75, 0.12
+"""Changes of a stage while a move is on its way; by how much better the record must be for each that is more."""
+_LONG_LAG = 32
+"""Requests from which on a move is felt so late that conditions must be seen to last first."""
 _MOST = 8.0
 """No single request counts more than this."""
 _LAG_RATE = 0.2
@@ -63,19 +66,20 @@ class Pursuit:
         self._coming: deque[tuple[int, Held]] = deque()
         self._lines = _TwoLines(setting.stage_count)
         self._apart_until = 0
-        self._record = _CREDIT
-        self._doubt, self._margin = _LEAST_DOUBT, 0.0
+        self._margin = 0.0
         self._since = -_TRIED
-        self.pays = True
         self.lag = 2.0 * setting.stage_count
+        self.pays = self.lag <= _LONG_LAG
+        self._record = _CREDIT if self.pays else 0.0
+        self._doubt = self._least_doubt = _LEAST_DOUBT * max(1.0, self.lag / _LONG_LAG)
 
     def felt(self, lag: int) -> None:
         """Take note that ``lag`` requests after a decision finished under the old plan."""
         self.lag += _LAG_RATE * (lag - self.lag)
 
     def expect(self, rate: float) -> None:
-        """Take note of how many changes come per request: more than a few until a move is felt make it pay less."""
-        self._margin = _MARGIN * max(0.0, rate * self.lag - _FEW)
+        """Take note of how many changes come per request: if most stages change until a move is felt, it pays less."""
+        self._margin = _MARGIN * max(0.0, rate * self.lag / len(self._rho) - _FEW)
 
     def settle(self, home: Plan) -> None:
         """Take note of another home plan."""
@@ -103,7 +107,8 @@ class Pursuit:
         busy_s = np.array([self._stage_times(self._home), self._stage_times(self._follower)])
         home_s, follower_s = self._lines.take(busy_s, in_flight=max(1, round(self.lag) + 1))
         saved = (home_s - follower_s) / self._unit_s
-        record = self._record + _RATE * (min(max(saved, -_MOST), _MOST) - self._record)
+        rate = 1.0 / max(_MEMORY, _MEMORY_PER_LAG * self.lag)
+        record = self._record + rate * (min(max(saved, -_MOST), _MOST) - self._record)
         self._record = min(max(record, -self._doubt), _MOST_CREDIT)
         self._judge(request)
 
@@ -116,7 +121,7 @@ class Pursuit:
                     self._doubt = min(2 * self._doubt, _MOST_DOUBT)
             elif request - self._since >= _TRIED:
                 self._since = request
-                self._doubt = max(self._doubt / 2, _LEAST_DOUBT)
+                self._doubt = max(self._doubt / 2, self._least_doubt)
         elif self._record >= self._doubt + self._margin:
             self.pays = True
             self._since = request

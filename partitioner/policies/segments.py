@@ -30,8 +30,8 @@ _MEMORY = 512.0
 """Samples after which half of them are forgotten, so that slow drift is followed."""
 _KEPT = 64
 """Latest requests that are kept one by one, for segments to begin in the past."""
-_LONG_RUN = 64
-"""Requests over which conditions that change too fast are averaged."""
+_LONG_RUN, _LONG_RUN_PER_STAGE = 64, 8
+"""Requests over which conditions that change too fast are averaged: several times what a move takes to be felt."""
 _ABSENCE = 16
 """Requests after which what was known of a stage without layers no longer counts as its present conditions."""
 
@@ -65,6 +65,8 @@ class Segments:
         Seconds of each stage in all its samples, shape (stages,). Complete after :meth:`file`.
     plan
         The one that requests run under.
+    window
+        Requests that the long run is an average over.
     """
 
     def __init__(self, baseline_s: FloatArray, plan: Plan, holdings: Holdings) -> None:
@@ -92,6 +94,7 @@ class Segments:
         self._ring_stage_s, self._ring_layer_s = np.zeros((_KEPT, stages)), np.zeros((_KEPT, layers))
         self._ring_held = [self._now] * _KEPT
         self._taken = 0
+        self.window = max(_LONG_RUN, _LONG_RUN_PER_STAGE * stages)
         self._long_ratio, self._long_square = np.ones(stages), np.ones(stages)
 
     # -- samples in -------------------------------------------------------------------------------------------------
@@ -144,7 +147,7 @@ class Segments:
     def _average(self, ratio: FloatArray) -> None:
         """Take seconds over baselines into the long run, exponentially weighted, (requests, stages)."""
         taken = self._taken + 1.0 + np.arange(len(ratio))
-        left = np.append(np.cumprod(1.0 - np.maximum(1.0 / taken, 1.0 / _LONG_RUN)[::-1])[::-1], 1.0)
+        left = np.append(np.cumprod(1.0 - np.maximum(1.0 / taken, 1.0 / self.window)[::-1])[::-1], 1.0)
         weight, has = left[1:] - left[:-1], self._now.has
         self._long_ratio = np.where(has, left[0] * self._long_ratio + weight @ ratio, self._long_ratio)
         self._long_square = np.where(has, left[0] * self._long_square + weight @ (ratio * ratio), self._long_square)
@@ -218,6 +221,11 @@ class Segments:
         return Tail(layers, np.array(stage_s), np.array(present, dtype=bool))
 
     # -- figures out ------------------------------------------------------------------------------------------------
+
+    @property
+    def taken(self) -> int:
+        """Requests so far."""
+        return self._taken + len(self._waiting)
 
     @property
     def has(self) -> NDArray[np.bool_]:

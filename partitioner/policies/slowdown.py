@@ -42,8 +42,8 @@ _LASTING_SD = 0.03
 _SLOPE_SD = 0.3
 _LAYER_NOISE = 1.5
 """Noise of one layer over that of its stage."""
-_LONG_RUN_INDEPENDENT = 16
-"""Samples that an average over quickly changing conditions counts as."""
+_LONG_RUN_INDEPENDENT = 16.0
+"""Samples that an average over quickly changing conditions counts as at most: as many as the conditions in it."""
 _KNOWN_LEVELS = 4
 _LEAST_TO_RECUR = 4
 """Levels kept per stage (the calm one and the latest others), and the samples that they take."""
@@ -97,6 +97,7 @@ class SlowdownModel:
         self._calm_slope = np.zeros(stages)
         self._known_levels = np.full((stages, _KNOWN_LEVELS), np.nan)
         self._segments_ended = np.zeros(stages, dtype=np.int64)
+        self._changes, self._changed_at = np.zeros(stages), np.zeros(stages)  # exponentially forgotten, as of when
 
     # -- samples in -------------------------------------------------------------------------------------------------
 
@@ -129,11 +130,19 @@ class SlowdownModel:
 
     def _restart(self, ages: dict[int, int]) -> None:
         """Begin new segments with each stage's latest ``age`` samples; what the old ones taught is kept."""
+        for stage in ages:
+            self._changes[stage] = self._recent_changes()[stage] + 1.0
+            self._changed_at[stage] = self.segments.taken
         tails = {stage: self.segments.cut(stage, age) for stage, age in ages.items()}
         samples = self.segments.samples
         self._remember(np.array([stage for stage in ages if samples[stage] >= 1], dtype=np.int64), samples)
         for stage, tail in tails.items():
             self.segments.begin(stage, tail)
+
+    def _recent_changes(self) -> FloatArray:
+        """Changes of each stage's conditions in the long run, shape (stages,)."""
+        recent: FloatArray = self._changes * np.exp((self._changed_at - self.segments.taken) / self.segments.window)
+        return recent
 
     # -- what lasts -------------------------------------------------------------------------------------------------
 
@@ -230,7 +239,7 @@ class SlowdownModel:
         return estimate._replace(
             times_s=estimate.times_s * factor[:, None],
             level=estimate.level + np.log(factor),
-            level_error=np.sqrt(variance / _LONG_RUN_INDEPENDENT),
+            level_error=np.sqrt(variance / np.clip(self._recent_changes() / 2, 1.0, _LONG_RUN_INDEPENDENT)),
         )
 
     def undisturbed(self, estimate: Estimate, stage: int) -> Estimate:
