@@ -250,6 +250,7 @@ class PredictivePolicy:
         if not self._exceeds_noise(present, best, z=self._certainty_now(estimate, fresh=fresh), fresh=fresh):
             return self._visit(estimate, present)
         if not self._pays():
+            self._looks_saved = _LOOKS_SAVED  # it may pay at the next one
             return self._look_at_long_run(estimate)
         too_many = self._plans.on_their_way >= _MOST_ON_THEIR_WAY
         if not restless and (too_many or (self._is_news and self._others_are_suspicious())):
