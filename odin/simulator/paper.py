@@ -43,18 +43,19 @@ REQUESTS = 4000
 STEPS = (2, 10, 100)
 """Periods, and durations, in requests."""
 POLICIES = tuple(
-    Contestant(policy, serial)
-    for policy, serial in (
-        ("static", False),
-        ("lls", False),
-        ("lls", True),
-        ("odin:alpha=2", False),
-        ("odin:alpha=2", True),
-        ("odin:alpha=10", False),
-        ("odin:alpha=10", True),
-        ("predictive", False),
-        ("delayed-oracle", False),
-        ("oracle", False),
+    Contestant.parse(text)
+    for text in (
+        "static",
+        "lls",
+        "lls (serial)",
+        "odin:alpha=2",
+        "odin:alpha=2 (serial)",
+        "odin:alpha=10",
+        "odin:alpha=10 (serial)",
+        "predictive",
+        "delayed-oracle (answered)",
+        "delayed-oracle",
+        "oracle",
     )
 )
 """The paper's, which explore serially, as a pipeline that goes on serving would have them too; ours; the yardsticks."""
@@ -114,9 +115,10 @@ class PaperStudy:
             self._job("scaling", table, devices, cell, contestant, repeat)
             for repeat in range(self.scaling_repeats)
             for table in self.scaling
-            for devices in self.scaling_devices
+            for devices in sorted(self.scaling_devices, reverse=True)
             for cell in itertools.product(self.steps, repeat=2)
             for contestant in self.contestants
+            if not contestant.serial
         ]
         detection = [DetectionJob(name, cv, self.seed) for name in _DETECTORS for cv in _NOISE_CVS]
         return (*grid, *(detection if self.detection else ()), *scaling)

@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 _SERIAL = " (serial)"
+_ANSWERED = " (answered)"
 _BLIND = ("static", "oracle", "delayed-oracle")  # what a detector finds is nothing to them: a run takes half the time
 _AHEAD = 2  # jobs per process that wait to be run
 
@@ -52,14 +53,26 @@ class StudyError(ValueError):
 
 
 class Contestant(NamedTuple):
-    """A policy by its text form, and whether it explores serially, as the ODIN paper has it: one request at a time."""
+    """A policy and how it is run.
+
+    Attributes
+    ----------
+    policy
+        Its text form.
+    serial
+        Whether it explores as in the ODIN paper, one request at a time.
+    answered
+        Whether an oracle is told the conditions under which the request just answered was submitted, in place of those
+        of the moment.
+    """
 
     policy: str
     serial: bool = False
+    answered: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``odin:alpha=10`` or ``odin:alpha=10 (serial)``.
+        """Read ``odin:alpha=10``, ``odin:alpha=10 (serial)`` or ``delayed-oracle (answered)``.
 
         Raises
         ------
@@ -69,14 +82,14 @@ class Contestant(NamedTuple):
         Examples
         --------
         >>> Contestant.parse("lls (serial)")
-        Contestant(policy='lls', serial=True)
+        Contestant(policy='lls', serial=True, answered=False)
         """
         name = text.strip()
-        serial = name.endswith(_SERIAL)
-        return cls(make_policy(name.removesuffix(_SERIAL) if serial else name).name, serial)
+        serial, answered = name.endswith(_SERIAL), name.endswith(_ANSWERED)
+        return cls(make_policy(name.removesuffix(_SERIAL).removesuffix(_ANSWERED)).name, serial, answered)
 
     def __str__(self) -> str:
-        return self.policy + (_SERIAL if self.serial else "")
+        return self.policy + (_SERIAL if self.serial else _ANSWERED if self.answered else "")
 
 
 @dataclass(frozen=True)
@@ -227,6 +240,7 @@ def make_run(job: RunJob) -> Run:
                 arrivals=setup.arrivals,
                 detector="none" if job.contestant.policy in _BLIND else setup.detector,
                 serial_trials=job.contestant.serial,
+                truth="finished" if job.contestant.answered else "now",
                 seed=job.seed,
             )
     except (ValueError, UserWarning) as error:
