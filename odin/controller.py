@@ -79,8 +79,8 @@ class Controller:
     watch
         Default: one with the default detector.
     budget
-        Share of one core that deciding may take in the long run: with very fast models not every request is looked at.
-        (Recording them, for counts and the log, is not part of it.)
+        Share of one core that this thread may take in the long run: recording is never left out, so with very fast
+        models, and where conditions change all the time, not every request is looked at.
     clock, cpu_clock
         Monotonic seconds; CPU seconds of the calling thread.
     """
@@ -180,15 +180,14 @@ class Controller:
 
     def step(self, timeline: RequestTimeline) -> None:
         """Take one finished request."""
+        begin_s = self._cpu_clock()
         self._emit(RequestDone(timeline.completed_s, timeline))
         self._finished += 1
         if self._last_seen_s < timeline.completed_s:
             self._debt_s = max(0.0, self._debt_s - self._budget * (timeline.completed_s - self._last_seen_s))
         self._last_seen_s = timeline.completed_s
-        if self._debt_s > _CREDIT_S:
-            return
-        begin_s = self._cpu_clock()
-        self._look(timeline)
+        if self._debt_s <= _CREDIT_S:
+            self._look(timeline)
         self._debt_s += self._cpu_clock() - begin_s
 
     def _look(self, timeline: RequestTimeline) -> None:
