@@ -85,7 +85,7 @@ def test_the_grid_is_the_papers():
     assert {(job.seed, job.repeat) for job in grid} == {(7, 0), (8, 1)}
     assert [job.repeat for job in grid] == sorted(job.repeat for job in grid)
     assert {job.setup.devices for job in scaling} == {4, 8, 16, 26, 39, 52}
-    assert len(scaling) == 6 * 9 * sum(not contestant.serial for contestant in POLICIES)
+    assert len(scaling) == (2 * 9 + 4 * 3) * sum(not contestant.serial for contestant in POLICIES)
     wanted = {"static", "lls", "odin:alpha=2", "odin:alpha=10", "predictive", "oracle", "delayed-oracle"}
     assert {str(job.contestant) for job in grid} == wanted | {"lls (serial)"} | {
         "odin:alpha=2 (serial)",

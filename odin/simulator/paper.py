@@ -78,7 +78,8 @@ class PaperStudy:
     contestants
         Policies.
     devices, scaling_devices, requests, steps
-        Of each run; periods and durations are all pairs of ``steps``.
+        Of each run; periods and durations are all pairs of ``steps``. Between the fewest and the most devices of the
+        scaling study only pairs of equals are run.
     repeats, scaling_repeats, seed
         Repeat r has seed ``seed + r``.
     detection
@@ -117,6 +118,7 @@ class PaperStudy:
             for table in self.scaling
             for devices in sorted(self.scaling_devices, reverse=True)
             for cell in itertools.product(self.steps, repeat=2)
+            if len(set(cell)) == 1 or devices in (min(self.scaling_devices), max(self.scaling_devices))
             for contestant in self.contestants
             if not contestant.serial
         ]
