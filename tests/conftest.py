@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,13 @@ import torch
 
 from odin.ray_runtime import RayRuntime
 from stages.device import usable_cores
+
+
+def pytest_configure() -> None:
+    """Let programs that tests start have their signals, even where a shell or nohup runs the tests without them."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

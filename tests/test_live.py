@@ -58,7 +58,6 @@ class Terminal:
     def __init__(self, what, **environment):
         pid, self.descriptor = pty.fork()
         if pid == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where a shell runs the tests in the background
             here = Path(__file__).parent
             os.environ.update(
                 {"PYTHONPATH": f"{here}:{here.parent}", "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
