@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from odin.evaluation.files import write_whole
+from odin.files import write_whole
 
 __all__ = [
     "FORMAT",

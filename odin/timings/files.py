@@ -17,9 +17,7 @@ import gzip
 import io
 import json
 import math
-import os
 import re
-import tempfile
 import zlib
 from collections.abc import Iterator
 from importlib import resources
@@ -28,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from odin.files import write_whole
 from odin.timings.table import Block, FloatArray, TimingTable
 
 __all__ = [
@@ -139,20 +138,7 @@ def write_timings(table: TimingTable, path: Path) -> Path:
     OSError
         If the disk does not take it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = gzip.compress(_format(table).encode(), compresslevel=9, mtime=0)  # equal tables are equal files
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=".gz")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's are the owner's alone
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    write_whole(path, gzip.compress(_format(table).encode(), compresslevel=9, mtime=0))  # equal tables, equal files
     return path
 
 
