@@ -45,7 +45,7 @@ class Feed:
             told = np.full(4, max(self.noise, 0.01))
             observation = Observation(self.request, plan, stage_s, nan, 1.0, age < 0, age, told)
             if jumped := self.jumps.take(observation, hazard=hazard):
-                found[number] = jumped
+                found[number] = {stage: jump.samples for stage, jump in jumped.items()}
         return found
 
     def trust(self):
@@ -72,9 +72,15 @@ def test_a_jump_is_believed_with_its_first_request_once_jumps_have_been_seen_to_
 def test_smaller_jumps_take_more_requests_and_are_dated_back():
     feed = Feed(noise=0.05)
     feed.trust()
-    ((number, found),) = feed.give([1.0, 1, 1.2, 1], requests=20).items()
+    ((number, found),) = feed.give([1.0, 1, 1.3, 1], requests=20).items()
     assert number <= 3
     assert found == {2: number}
+
+
+def test_small_ones_are_drift():
+    feed = Feed(noise=0.02)
+    feed.trust()
+    assert feed.give([1.0, 1, 1.15, 1], requests=50) == {}
 
 
 def test_jumps_shortly_after_jumps_are_found():
@@ -135,18 +141,31 @@ def test_a_stage_without_layers_stays_as_it_was():
 # -- whether they come often ----------------------------------------------------------------------------------------
 
 
-def test_a_third_change_within_some_hundred_requests_makes_unrest():
-    unrest = Unrest(SETTING)
-    for request, active in [(1000, False), (1060, False), (1100, True), (1200, True), (1300, False)]:
-        unrest.count(request, int(request <= 1100))
-        assert unrest.active is active
+def count(unrest, request, *changes):
+    unrest.count(request, changes)
+    return unrest.active
 
 
-def test_changes_far_apart_make_no_unrest():
+def test_many_large_changes_within_some_hundred_requests_make_unrest_until_there_are_few():
     unrest = Unrest(SETTING)
-    for request in range(1000, 5000, 300):
-        unrest.count(request, 1)
-        assert not unrest.active
+    active = [count(unrest, request, 0.7) for request in range(1000, 1100, 10)]
+    assert active == 6 * [False] + 4 * [True]
+    assert count(unrest, 1300)
+    assert not count(unrest, 1500)
+
+
+def test_changes_that_drift_could_make_say_how_often_but_not_whether():
+    unrest = Unrest(SETTING)
+    assert not any(count(unrest, request, 0.3, -0.4) for request in range(1000, 1100, 5))
+    for request in range(1100, 2000, 5):
+        count(unrest, request, 0.3, -0.8)
+    assert unrest.active
+    assert unrest.rate == pytest.approx(1 / 5, rel=0.05)
+
+
+def test_large_changes_far_apart_make_no_unrest():
+    unrest = Unrest(SETTING)
+    assert not any(count(unrest, request, 0.7) for request in range(1000, 5000, 60))
 
 
 def test_one_looks_closely_at_the_beginning_and_after_a_change():

@@ -189,7 +189,7 @@ def test_events_that_make_no_sense(event):
 
 def test_log_normal_noise_has_the_coefficient_of_variation_asked_for():
     noise = LogNormalNoise(0.3)
-    factors = noise.factors(noise.draw(rng(), requests=50_000, devices=2), "anything")
+    factors = noise.factors(next(noise.blocks(rng(), requests=50_000, devices=2)), "anything")
 
     assert np.median(factors) == pytest.approx(1.0, abs=0.01)
     assert factors.std() / factors.mean() == pytest.approx(0.3, rel=0.03)
@@ -202,7 +202,7 @@ def test_measured_noise_keeps_distribution_and_most_of_the_autocorrelation():
         recorded[index] = 0.8 * recorded[index - 1] + random.normal(0, 0.06)
     noise = MeasuredNoise({ALONE: recorded})
 
-    drawn = np.log(noise.factors(noise.draw(rng(2), requests=60_000, devices=3), ALONE))
+    drawn = np.log(noise.factors(next(noise.blocks(rng(2), requests=60_000, devices=3)), ALONE))
 
     assert set(np.unique(drawn[:100])) <= set(np.log(np.exp(recorded)))
     assert drawn.std() == pytest.approx(recorded.std(), rel=0.05)
@@ -213,27 +213,62 @@ def test_measured_noise_keeps_distribution_and_most_of_the_autocorrelation():
 
 def test_measured_noise_under_a_scenario_is_that_of_the_scenario():
     noise = MeasuredNoise({ALONE: np.array([0.1]), "cpu-50": np.array([0.5, 0.7])})
-    drawn = noise.draw(rng(), requests=500, devices=2)
+    drawn = next(noise.blocks(rng(), requests=500, devices=2))
 
     np.testing.assert_allclose(noise.factors(drawn, ALONE), np.exp(0.1))
     np.testing.assert_allclose(noise.factors(drawn, "not recorded"), np.exp(0.1))
     assert np.mean(noise.factors(drawn, "cpu-50") > np.exp(0.6)) == pytest.approx(0.5, abs=0.05)
 
 
+class Recorded:
+    """Noise with three passes alone and four under load, on a host that becomes slower."""
+
+    scenarios = ("cpu-50",)
+
+    def residuals(self, scenario=ALONE):
+        return np.array([-0.1, 0.0, 0.2]) if scenario == ALONE else np.array([-0.7, 0.0, 0.0, 1.5])
+
+    def drift(self):
+        return np.array([10.0, 20.0, 30.0]), np.array([0.0, 0.0, 0.4])
+
+
 def test_noise_of_a_table_leaves_mean_slowdowns_as_they_are():
-    class Recorded:
-        scenarios = ("cpu-50",)
+    noise = MeasuredNoise.of_table(Recorded(), interval_s=0.0)
+    drawn = next(noise.blocks(rng(), requests=20_000, devices=1))
 
-        def residuals(self, scenario=ALONE):
-            return np.array([-0.1, 0.0, 0.2]) if scenario == ALONE else np.array([-0.7, 0.0, 0.0, 1.5])
-
-    noise = MeasuredNoise.of_table(Recorded())
-    places = np.arange(12)[:, None]
-
-    alone, loaded = noise.factors(places, ALONE), noise.factors(places, "cpu-50")
-    np.testing.assert_allclose(alone[:3, 0], np.exp([-0.1, 0.0, 0.2]))
-    assert loaded.mean() == pytest.approx(alone.mean())
+    alone, loaded = noise.factors(drawn, ALONE), noise.factors(drawn, "cpu-50")
+    assert alone.max() / alone.min() == pytest.approx(np.exp(0.3))
+    assert loaded.mean() == pytest.approx(alone.mean(), rel=0.03)
     assert loaded.max() / loaded.min() == pytest.approx(np.exp(2.2))
+
+
+@pytest.mark.parametrize("interval_s", [0.01, 0.1])
+def test_drift_goes_on_with_time_whatever_the_number_of_requests(interval_s):
+    noise = MeasuredNoise({ALONE: np.zeros(1)}, drift=Recorded().drift(), interval_s=interval_s)
+    blocks = noise.blocks(rng(), requests=256, devices=3)
+    requests = round(40.0 / interval_s)  # forth and back
+    drift = np.log(np.concatenate([noise.factors(next(blocks), "cpu-50") for _ in range(requests // 256 + 2)]))
+
+    np.testing.assert_allclose(drift[:256], drift[requests : requests + 256], atol=1e-9)
+    assert abs(np.diff(drift, axis=0)).max() == pytest.approx(0.04 * interval_s)  # no step, between blocks neither
+    assert drift[:requests].max(axis=0) == pytest.approx(0.4, abs=0.04 * interval_s)
+    assert (drift[:requests] < 1e-9).mean(axis=0) == pytest.approx(0.5, abs=0.01)
+    assert len(np.unique(drift[0])) > 1 or len(np.unique(drift[requests // 4])) > 1  # each device at another moment
+
+
+@pytest.mark.parametrize(
+    ("drift", "interval_s"),
+    [
+        (([0.0, 1.0], [0.0]), 0.1),
+        (([], []), 0.1),
+        (([0.0, 0.0], [0.0, 0.1]), 0.1),
+        (([0.0, 1.0], [0.0, np.nan]), 0.1),
+        (([0.0, 1.0], [0.0, 0.1]), -1.0),
+    ],
+)
+def test_drift_that_makes_no_sense(drift, interval_s):
+    with pytest.raises(ValueError, match="drift"):
+        MeasuredNoise({ALONE: np.zeros(1)}, drift=drift, interval_s=interval_s)
 
 
 @pytest.mark.parametrize("text", ["loud", "lognormal", "lognormal:-1", "measured"])

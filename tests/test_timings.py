@@ -67,11 +67,14 @@ def test_the_baseline_is_the_median_of_all_passes_alone():
     assert found.pass_rounds("cpu-50").tolist() == [0, 0, 1, 1]
 
 
-def test_noise_is_what_is_left_within_a_round():
-    found = table(*DRIFTING)
-    totals, medians = np.array([3.0, 4.0, 9.0, 12.0]), np.array([3.5, 3.5, 10.5, 10.5])
-    assert found.residuals().tolist() == pytest.approx(np.log(totals / medians).tolist())
+def test_noise_is_what_is_left_within_a_block_and_drift_what_is_between_blocks():
+    first = block(ALONE, 0, (1, 2), (2, 2), (2, 3))
+    found = table(first, *DRIFTING[1:])
+    assert found.residuals().tolist() == pytest.approx(np.log([3 / 4, 1, 5 / 4, 1, 1, 1]).tolist())
     assert found.residuals("cpu-50").tolist() == pytest.approx(np.log([8 / 9, 10 / 9, 1, 1]).tolist())
+    at_s, level = found.drift()
+    assert at_s.tolist() == [6, 12 + 18 + 2, 12 + 18 + 4 + 4.5, 12 + 18 + 4 + 9 + 54 + 6]
+    assert level.tolist() == pytest.approx(np.log(np.array([4, 4, 9, 12]) / 6.5).tolist(), abs=0.1)
 
 
 def test_a_round_is_not_compared_with_another_one():

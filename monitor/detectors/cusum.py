@@ -47,8 +47,10 @@ _AFTER_END = 64
 _OWN_DEVIATION = 0.3
 _OWN_WEIGHT = 2.0
 """What is expected of a disturbed segment's own noise before it has been seen, and how many samples that is worth."""
-_BURST = 2.0
-"""Logarithm of the most by which times vary within a segment; what is beyond (a dead stage) is not noise."""
+_OWN_WINSOR = 3.0
+"""Standard deviations that a sample of a disturbed segment counts as at most in its noise."""
+_OWN_INFLATION = 3.0
+"""At most: how long deviations last while undisturbed, as with a drifting host, says little of what a load does."""
 _DROP = 2.5
 _DROP_SAMPLES = 4
 """Further evidence, and samples, that a level below the undisturbed one takes: nothing is urgent about it."""
@@ -127,6 +129,7 @@ class CusumDetector(Streams):
         self._mean = np.zeros(streams)
         self._count = np.ones(streams)
         self._variance = self._noise.variance.copy()
+        self._inflation = np.ones(streams)
         self._base = np.zeros(streams)
         self._disturbed = np.zeros(streams, dtype=np.bool_)
         self._any_disturbed = False
@@ -277,16 +280,19 @@ class CusumDetector(Streams):
         return (self._valid & ~learning).astype(np.float64)
 
     def _learn_own_noise(self, weight: FloatArray) -> None:
-        """A disturbed segment's variance, from residuals against the mean before each: n / (n + 1) r^2."""
+        """A disturbed segment's variance, from residuals against the mean before each: n / (n + 1) r^2.
+
+        Winsorised: the first samples of other conditions must not pass for noise before they make an alarm.
+        """
         square = np.square(self._r)
-        np.minimum(square, _BURST**2, out=square)
         square *= self._count / (self._count + 1.0)
+        np.minimum(square, _OWN_WINSOR**2 * self._variance, out=square)
         square -= self._variance
         square *= weight
         square *= self._disturbed
         square /= self._count + _OWN_WEIGHT
         self._variance += square
-        np.multiply(self._variance, self._noise.inflation, out=self._spread)
+        np.multiply(self._variance, self._inflation, out=self._spread)
 
     def _calibrate(self) -> None:
         self._noise.learn(self._residuals.rows)
@@ -302,7 +308,9 @@ class CusumDetector(Streams):
         """What follows from the segments' states and from calibration."""
         self._any_disturbed = bool(self._disturbed.any())
         np.copyto(self._variance, self._noise.variance, where=~self._disturbed)
-        np.multiply(self._variance, self._noise.inflation, out=self._spread)
+        most = np.where(self._disturbed, _OWN_INFLATION, np.inf)
+        np.minimum(self._noise.inflation, most, out=self._inflation)
+        np.multiply(self._variance, self._inflation, out=self._spread)
         usual = np.maximum(3 * np.sqrt(self._variance), self._minimum)
         np.copyto(self._winsor, np.where(self._disturbed, np.inf, usual))
         np.negative(self._winsor, out=self._least)

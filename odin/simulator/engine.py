@@ -111,6 +111,7 @@ class Engine:
         self._layouts: dict[Plan, _Layout] = {}
         self.plans: list[Plan] = []
         self._block_begin = -BLOCK
+        self._blocks = world.noise.blocks(self._random, requests=BLOCK, devices=world.device_count)
         self._drawn: NDArray[np.generic] = np.empty((0, 0))
         self._factors: FloatArray = np.empty((0, 0))
         self._disturbed_factors: dict[tuple[int, str], FloatArray] = {}
@@ -277,11 +278,10 @@ class Engine:
         return chunk
 
     def _draw(self, begin: int) -> None:
-        noise, devices = self._world.noise, self._world.device_count
         while self._block_begin < begin:
-            self._drawn = noise.draw(self._random, requests=BLOCK, devices=devices)
+            self._drawn = next(self._blocks)
             self._block_begin += BLOCK
-        self._factors = noise.factors(self._drawn, ALONE)
+        self._factors = self._world.noise.factors(self._drawn, ALONE)
         self._disturbed_factors.clear()
 
     def _factors_under(self, device: int, scenario: str) -> FloatArray:

@@ -2,12 +2,17 @@
 
 A request's time on a device is its true time times one factor, drawn for each request and device alike, whether the
 device has layers or not. So two policies with the same seed see the same noise.
+
+Measured noise has two parts. What neighbouring passes differ by is drawn for each request. How the level of a device
+wanders, as a host does that others use, belongs to time and not to requests: a device goes through the recorded drift
+at the pace at which it was recorded, however many requests are answered meanwhile.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,13 +28,15 @@ BLOCK = 1024
 _RUN = 16
 """Mean length of the stretches that are taken from a recording."""
 _LARGE = 1 << 40
+_MEASURED = np.dtype([("place", np.int64), ("drift", np.float64)])
+"""Where in a recording of residuals, and the factor of the drift."""
 
 
 class Noise(Protocol):
     """Factors by requests and devices; what is drawn does not depend on conditions, what it means may."""
 
-    def draw(self, random: np.random.Generator, *, requests: int, devices: int) -> NDArray[Any]:
-        """Draw for every request and device, shape (requests, devices)."""
+    def blocks(self, random: np.random.Generator, *, requests: int, devices: int) -> Iterator[NDArray[Any]]:
+        """Draw for every request and device, block after block without end, (requests, devices) each."""
 
     def factors(self, drawn: NDArray[Any], scenario: str) -> FloatArray:
         """Factors of what was drawn, in the same shape, for devices under a scenario or :data:`ALONE`."""
@@ -43,15 +50,18 @@ class NoiseSource(Protocol):
         """Names of the scenarios."""
 
     def residuals(self, scenario: str = ALONE) -> FloatArray:
-        """Logarithms of time over median time, in order of time."""
+        """Logarithms of time over the median time around, in order of time."""
+
+    def drift(self) -> tuple[FloatArray, FloatArray]:
+        """Seconds, ascending, and logarithms of the level then over the median level."""
 
 
 class NoNoise:
     """Every time is the true time."""
 
-    def draw(self, random: np.random.Generator, *, requests: int, devices: int) -> NDArray[Any]:
+    def blocks(self, random: np.random.Generator, *, requests: int, devices: int) -> Iterator[NDArray[Any]]:
         """Nothing is drawn: zeros."""
-        return np.zeros((requests, devices))
+        return itertools.repeat(np.zeros((requests, devices)))
 
     def factors(self, drawn: NDArray[Any], scenario: str) -> FloatArray:
         """Ones."""
@@ -78,9 +88,10 @@ class LogNormalNoise:
         self.cv = cv
         self._sigma = math.sqrt(math.log1p(cv**2))
 
-    def draw(self, random: np.random.Generator, *, requests: int, devices: int) -> NDArray[Any]:
+    def blocks(self, random: np.random.Generator, *, requests: int, devices: int) -> Iterator[NDArray[Any]]:
         """Logarithms of the factors."""
-        return self._sigma * random.standard_normal((requests, devices))
+        while True:
+            yield self._sigma * random.standard_normal((requests, devices))
 
     def factors(self, drawn: NDArray[Any], scenario: str) -> FloatArray:
         """The same under every scenario."""
@@ -89,64 +100,93 @@ class LogNormalNoise:
 
 
 class MeasuredNoise:
-    """Recorded residuals, taken in stretches: the stationary bootstrap (Politis and Romano, JASA 89, 1994).
+    """Recorded residuals, taken in stretches, times recorded drift.
 
-    Each device goes through the recording from a random place, and jumps to another after 16 requests on average, so
-    that the noise keeps its distribution and most of its autocorrelation. Devices jump independently of each other.
-    Under a scenario that was recorded the residuals are those under that scenario, else those of undisturbed passes.
+    Residuals by the stationary bootstrap (Politis and Romano, JASA 89, 1994): each device goes through the recording
+    from a random place, request by request, and jumps to another after 16 on average, so that the noise keeps its
+    distribution and most of its autocorrelation. Devices jump independently of each other. Under a scenario that was
+    recorded the residuals are those under that scenario, else those of undisturbed passes.
+
+    The drift is gone through forth and back from a random moment, on each device from another.
 
     Parameters
     ----------
     residuals
         Logarithms of time over median time in order of time, by scenario, :data:`ALONE` among them.
+    drift
+        Seconds, ascending, and logarithms of the level then, shape (times,) each; between them it is interpolated.
+        Default: none.
+    interval_s
+        Seconds between two requests, by which the drift goes on.
 
     Raises
     ------
     ValueError
-        If there are no undisturbed residuals, or a recording is empty or not finite.
+        If there are no undisturbed residuals, or a recording is empty or not finite, or moments do not ascend.
     """
 
-    def __init__(self, residuals: Mapping[str, FloatArray]) -> None:
+    def __init__(
+        self,
+        residuals: Mapping[str, FloatArray],
+        *,
+        drift: tuple[FloatArray, FloatArray] | None = None,
+        interval_s: float = 0.0,
+    ) -> None:
         if ALONE not in residuals:
             raise ValueError(f"residuals of {', '.join(residuals) or 'nothing'}: those of {ALONE!r} are needed as well")
         for scenario, values in residuals.items():
             if np.ndim(values) != 1 or not len(values) or not np.isfinite(values).all():
                 raise ValueError(f"residuals of {scenario!r} are no list of finite numbers; record at least one pass")
+        at_s, level = (np.asarray(values, float) for values in (drift or ([0.0], [0.0])))
+        if at_s.shape != level.shape or at_s.ndim != 1 or not len(at_s) or not np.isfinite([at_s, level]).all():
+            raise ValueError(f"drift of shapes {at_s.shape} and {level.shape}: give as many finite levels as moments")
+        if (np.diff(at_s) <= 0).any() or not 0 <= interval_s < math.inf:
+            raise ValueError(f"drift whose moments do not ascend, or an interval of {interval_s} s below 0")
         self._factors = {scenario: np.exp(np.asarray(values, float)) for scenario, values in residuals.items()}
+        self._at_s, self._level, self._interval_s = at_s - at_s[0], level, interval_s
 
     @classmethod
-    def of_table(cls, table: NoiseSource) -> MeasuredNoise:
-        """Noise of all scenarios of a timing table.
+    def of_table(cls, table: NoiseSource, *, interval_s: float) -> MeasuredNoise:
+        """Noise of all scenarios of a timing table, for a pipeline with so many seconds between requests.
 
         Its slowdowns are ratios of means, its residuals are about medians: residuals under load are shifted so that
         load changes the mean by the slowdown and by nothing else.
         """
         residuals = {scenario: table.residuals(scenario) for scenario in (ALONE, *table.scenarios)}
         means = {scenario: float(np.exp(values).mean()) for scenario, values in residuals.items()}
-        return cls(
-            {scenario: values + np.log(means[ALONE] / means[scenario]) for scenario, values in residuals.items()}
-        )
+        shifted = {scenario: values + np.log(means[ALONE] / means[scenario]) for scenario, values in residuals.items()}
+        return cls(shifted, drift=table.drift(), interval_s=interval_s)
 
-    def draw(self, random: np.random.Generator, *, requests: int, devices: int) -> NDArray[Any]:
-        """Places in a recording; they count on beyond its end, and begin anew there."""
-        jumps = random.random((requests, devices)) < 1 / _RUN
-        jumps[0] = True
-        places = random.integers(_LARGE, size=(requests, devices))
-        rows = np.arange(requests)[:, None]
-        jumped = np.maximum.accumulate(np.where(jumps, rows, 0), axis=0)
-        return np.take_along_axis(places, jumped, axis=0) + (rows - jumped)
+    def blocks(self, random: np.random.Generator, *, requests: int, devices: int) -> Iterator[NDArray[Any]]:
+        """Places in a recording, which count on beyond its end and begin anew there; and factors of the drift."""
+        rows, lasts_s = np.arange(requests)[:, None], self._at_s[-1]
+        phase_s = random.uniform(0.0, max(2 * lasts_s, 1e-9), size=devices)
+        while True:
+            drawn = np.empty((requests, devices), _MEASURED)
+            jumps = random.random((requests, devices)) < 1 / _RUN
+            jumps[0] = True
+            places = random.integers(_LARGE, size=(requests, devices))
+            jumped = np.maximum.accumulate(np.where(jumps, rows, 0), axis=0)
+            drawn["place"] = np.take_along_axis(places, jumped, axis=0) + (rows - jumped)
+            # Forth and back: no step at the end of the recording.
+            there_s = np.abs((phase_s + rows * self._interval_s) % max(2 * lasts_s, 1e-9) - lasts_s)
+            drawn["drift"] = np.exp(np.interp(there_s, self._at_s, self._level))
+            phase_s = phase_s + requests * self._interval_s
+            yield drawn
 
     def factors(self, drawn: NDArray[Any], scenario: str) -> FloatArray:
-        """Factors at those places."""
+        """Factors at those places and moments."""
         recorded = self._factors.get(scenario)
         if recorded is None:
             recorded = self._factors[ALONE]
-        factors: FloatArray = recorded[drawn % len(recorded)]
+        factors: FloatArray = recorded[drawn["place"] % len(recorded)] * drawn["drift"]
         return factors
 
 
-def make_noise(text: str, table: NoiseSource | None = None) -> Noise:
+def make_noise(text: str, table: NoiseSource | None = None, *, interval_s: float = 0.0) -> Noise:
     """Make noise from its text form: ``none``, ``measured`` or ``lognormal:CV``.
+
+    Measured noise takes a table, and the seconds between two requests of the pipeline.
 
     Raises
     ------
@@ -164,7 +204,7 @@ def make_noise(text: str, table: NoiseSource | None = None) -> Noise:
     if text == "measured":
         if table is None:
             raise ValueError("measured noise needs a timing table; take lognormal:0.05 or none")
-        return MeasuredNoise.of_table(table)
+        return MeasuredNoise.of_table(table, interval_s=interval_s)
     if kind == "lognormal":
         try:
             return LogNormalNoise(float(value))

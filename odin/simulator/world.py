@@ -129,13 +129,17 @@ class World:
         fast = np.ones(devices) if speeds is None else np.array(speeds, dtype=np.float64)
         if fast.shape != (devices,) or not ((fast > 0) & np.isfinite(fast)).all():
             raise ValueError(f"speeds {speeds}: give {devices} factors above 0, one for each device")
+        baseline_s = table.baseline_s() / fast[:, None]
+        if isinstance(noise, str):
+            home = balance(baseline_s, send_s=table.send_s, receive_s=table.receive_s)
+            noise = make_noise(noise, table, interval_s=home.bottleneck_s)
         return cls(
-            table.baseline_s() / fast[:, None],
+            baseline_s,
             table.send_s,
             table.receive_s,
             table.intensity,
             {scenario: table.slowdown(scenario) for scenario in table.scenarios},
-            make_noise(noise, table) if isinstance(noise, str) else noise,
+            noise,
         )
 
     @property

@@ -37,7 +37,7 @@ def render_timings(table: TimingTable) -> Group:
     about = (
         f"slowdown: mean seconds of a pass / alone just before and after, median of {table.rounds} rounds of "
         f"{table.passes} passes; rounds: least and most; passes: quartiles; layers: least and most. Alone a pass takes "
-        f"{table.alone_s * 1e3:.1f} ms, quartiles {low - 1:+.1%} and {high - 1:+.1%} within rounds, "
+        f"{table.alone_s * 1e3:.1f} ms, quartiles {low - 1:+.1%} and {high - 1:+.1%} within blocks, "
         f"{min(by_round) * 1e3:.1f} to {max(by_round) * 1e3:.1f} ms between rounds. {table.cpu_model}, torch "
         f"{table.torch_version}, {table.created}."
     )

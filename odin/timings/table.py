@@ -188,12 +188,30 @@ class TimingTable:
         return low, median, high
 
     def residuals(self, scenario: str = ALONE) -> FloatArray:
-        """The measured noise: ln(seconds of a pass / median of its round), in order of time, shape (passes,)."""
-        total_s, rounds = self.passes_s(scenario).sum(axis=1), self.pass_rounds(scenario)
-        noise = np.log(total_s)
-        for number in np.unique(rounds):
-            noise[rounds == number] -= np.log(np.median(total_s[rounds == number]))
-        return np.asarray(noise)
+        """What neighbouring passes differ by: ln(seconds of a pass / median of its block), in order of time, (passes,).
+
+        A block are the passes that were measured one right after the other.
+        """
+        noise = []
+        for block in self._blocks(scenario):
+            total_s = block.layer_s.sum(axis=1)
+            noise.append(np.log(total_s / np.median(total_s)))
+        return np.concatenate(noise)
+
+    def drift(self) -> tuple[FloatArray, FloatArray]:
+        """How undisturbed times wander, as on a host that others use, from block to block.
+
+        Returns
+        -------
+        tuple
+            Seconds of passes before the middle of each block of passes alone, shape (blocks,): pauses do not count.
+            And ln(median of that block / median of all such blocks), shape (blocks,).
+        """
+        lasts_s = np.array([block.layer_s.sum() for block in self.blocks])
+        middle_s = np.cumsum(lasts_s) - lasts_s / 2
+        alone = np.array([block.scenario == ALONE for block in self.blocks])
+        level = np.array([np.log(np.median(block.layer_s.sum(axis=1))) for block in self._blocks(ALONE)])
+        return middle_s[alone], level - np.median(level)
 
     def _blocks(self, scenario: str) -> Sequence[Block]:
         self._check(scenario)

@@ -11,6 +11,8 @@ On the left is the logarithm of the odds that the samples lend to a jump, its si
 jumps come, the less evidence is asked for. What a detector for quiet times cannot do is thus learned: to believe a
 single request. Whether a single request is to be believed, or is a hiccup, is learned from how often the next one
 agreed with it.
+
+Noise is not Gaussian: hiccups come in bursts, and levels drift. So nothing below some 20% is a jump.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from partitioner.plan import Plan
 from partitioner.policies.base import Observation
 from partitioner.policies.held import Holdings
 
-__all__ = ["Jumps"]
+__all__ = ["Jump", "Jumps"]
 
 FloatArray = NDArray[np.float64]
 
@@ -36,6 +38,8 @@ _RANGE = 2.0
 _MEMORY = 64.0
 """Samples that a level is worth at most."""
 _LEAST_NOISE = 0.01
+_LEAST_STEP = 0.2
+"""Logarithm: what is less is drift."""
 _PLAN_DOUBT = 0.04
 """How far a stage's level may be off after its layers have changed: what is the layers' own."""
 _DISPLACED = 0.3
@@ -45,6 +49,13 @@ _MEDIAN = 0.954
 """Median distance of two samples of one level, in standard deviations of one."""
 _STEP = 1.05
 _SINGLES = 32
+
+
+class Jump(NamedTuple):
+    """Of one stage: its samples since then, the present one included, and by how much its logarithm changed."""
+
+    samples: int
+    step: float
 
 
 class _Single(NamedTuple):
@@ -83,13 +94,13 @@ class Jumps:
         self._watched: dict[int, _Single] = {}
         self._plan: Plan | None = None
 
-    def take(self, observation: Observation, *, hazard: float) -> dict[int, int]:
+    def take(self, observation: Observation, *, hazard: float) -> dict[int, Jump]:
         """Take one finished request in; ``hazard`` is the probability of a jump per stage and request.
 
         Returns
         -------
         dict
-            For each stage that has jumped, its samples since then, this one included.
+            By stage, for those that have jumped.
         """
         if observation.plan != self._plan:
             self._adopt(observation)
@@ -102,6 +113,9 @@ class Jumps:
         total[has] += x[has]
         count[has] += 1.0
 
+        if self._nothing_new(x):
+            self._forget(_MEMORY)
+            return found
         before, over = self._evidence(deviation, hazard)
         singles = np.flatnonzero(over[0] > 0)
         if not self._believes_singles:
@@ -115,10 +129,16 @@ class Jumps:
         for stage in np.flatnonzero(jumped).tolist():
             if stage not in found:
                 k = int(np.argmax(over[:, stage])) + 1
-                found[stage] = k
+                found[stage] = Jump(k, float(latest[:k, stage].mean() - before[k - 1, stage]))
                 total[stage], count[stage] = latest[:k, stage].sum(), k
         self._forget(_MEMORY)
         return found
+
+    def _nothing_new(self, x: FloatArray) -> bool:
+        """Whether the latest samples are so near to levels that are well known that none of them can show a jump."""
+        known = np.where(self._has, self._count, math.inf)
+        near = np.abs(self._total - self._count * x) < _LEAST_STEP / 2 * self._count
+        return bool(known.min() >= 2 * _BACK and (near | ~self._has).all())
 
     def _adopt(self, observation: Observation) -> None:
         held = self._holdings.of(observation.plan)
@@ -153,7 +173,7 @@ class Jumps:
     def _believes_singles(self) -> bool:
         return self._agreed > self._singles / 2
 
-    def _see_whether_singles_last(self, x: FloatArray) -> dict[int, int]:
+    def _see_whether_singles_last(self, x: FloatArray) -> dict[int, Jump]:
         """Learn from the samples after single ones; a jump that was none is one back."""
         found = {}
         for stage in [stage for stage in self._watched if self._has[stage]]:
@@ -167,7 +187,7 @@ class Jumps:
                 self._total[stage], self._count[stage] = single.total + single.before, single.samples + 1
                 self._latest[0, stage] = single.before
                 if single.believed:
-                    found[stage] = 1
+                    found[stage] = Jump(1, single.before - single.after)
         return found
 
     def _evidence(self, deviation: FloatArray, hazard: float) -> tuple[FloatArray, FloatArray]:
@@ -183,5 +203,6 @@ class Jumps:
         score = step * step / (1.0 / k + 1.0 / rest) / (2 * deviation**2)
         odds = np.log(_RANGE * np.sqrt(k / (2 * math.pi)) / (deviation * hazard))
         first, last = (latest - before) / step, (latest[0] - before) / step
+        possible &= np.abs(step) > _LEAST_STEP
         possible &= np.minimum(first, last) > _DISPLACED * np.maximum(np.maximum(first, last), 1.0)
         return before, np.where(possible, score - odds, -np.inf)

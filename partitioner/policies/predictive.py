@@ -14,8 +14,9 @@ after each further move, and one and a half times ``certainty`` when nothing was
                       slower than the old plan: undo, and no such move for a while, twice as long each time
                       otherwise: the measured times of the moved layers have corrected the model
 
-While changes come often (unrest.py) one does not wait: jumps.py finds them with the request that shows them, layers
-move on any gain that is worth it, and no move is judged, since the next change comes before that could be.
+A change is followed only if it is likely to last until that is felt (lasting.py). While large changes come often
+(unrest.py) one does not wait for the detector: jumps.py finds them with the request that shows them, and no move is
+judged, since the next change comes before that could be.
 
 A stage that holds nothing tells nothing. If it would help were it undisturbed, it gets a layer for one request now and
 then, half as often each time.
@@ -34,10 +35,11 @@ from partitioner.policies.forecast import Estimate, Forecast
 from partitioner.policies.held import Holdings
 from partitioner.policies.in_flight import PlansInFlight
 from partitioner.policies.jumps import Jumps
+from partitioner.policies.lasting import Lasting
 from partitioner.policies.planner import Planner
 from partitioner.policies.pursuit import Pursuit
 from partitioner.policies.slowdown import SlowdownModel
-from partitioner.policies.unrest import Unrest
+from partitioner.policies.unrest import LARGE, Unrest
 from partitioner.policies.verdict import Check, Verdicts
 from partitioner.policies.visits import Visits, with_one_layer
 
@@ -62,10 +64,12 @@ _PATIENCE = 4
 _RESTLESS_PAUSE = 32
 _MOST_ON_THEIR_WAY = 2
 """Plans decided that no request has finished under yet."""
-_RESTLESS_CERTAINTY = 0.5
-"""Standard errors to ask for while changes come often: a move in vain costs less than one that comes late."""
+_RESTLESS_GAIN = 0.05
+"""Least predicted gain while changes come often: the next one comes soon."""
 _CORRECTED = 512
 """Requests for which a new home plan is on probation: if changes turn out to come often, it was made in error."""
+_LIKELY = 0.5
+"""Probability with which changes must last until a move is felt."""
 _WAIT_FOR_OTHERS = 2
 _SUSPICIOUS = 3.0
 """Standard errors by which a stage's latest requests must be off for its own alarm to be awaited."""
@@ -121,6 +125,7 @@ class PredictivePolicy:
         self._corrected_at = -_CORRECTED
         self._unrest = Unrest(setting)
         self._jumps = Jumps(setting.stage_count, self._holdings)
+        self._lasting = Lasting(setting.stage_count)
         self._request = 0
         self._next_look = _FIRST_LOOK
         self._next_restless_look = 0
@@ -184,24 +189,26 @@ class PredictivePolicy:
     def _see_jumps(self, observation: Observation) -> Observation:
         """Look closely; while changes come often, jumps found here are the detected changes."""
         found = self._jumps.take(observation, hazard=self._unrest.hazard)
+        self._lasting.take(found)
         if self._unrest.active or found:
             since = self._plans.since
-            foreign = any(since <= 1 or abs(self._request - age + 1 - since) > 1 for age in found.values())
+            began = [(self._request - jump.samples + 1, jump.step) for jump in found.values()]
+            foreign = [step for first, step in began if since <= 1 or abs(first - since) > 1]
             was_active = self._unrest.active
-            self._unrest.count(self._request, int(foreign))
+            self._unrest.count(self._request, foreign)
             self._pursuit.expect(self._unrest.rate)
             if self._unrest.active and not was_active and self._request - self._corrected_at < _CORRECTED:
                 self._settle_at(self._former_home)
         if not self._unrest.active:
             return observation
         changed, age = np.zeros(len(observation.changed), dtype=np.bool_), observation.age.copy()
-        for stage, samples in found.items():
-            changed[stage], age[stage] = True, samples
+        for stage, jump in found.items():
+            changed[stage], age[stage] = True, jump.samples
         return observation._replace(changed=changed, age=age)
 
     def _hear(self, observation: Observation) -> None:
         """Stages have changed. What begins with a new plan of ours may be that plan's own effect."""
-        if self._unrest.wake(self._request):
+        if self._model.has_changed_by(LARGE, observation.changed) and self._unrest.wake(self._request):
             self._jumps.begin()
         since = self._plans.since
         for stage in np.flatnonzero(observation.changed).tolist():
@@ -285,7 +292,7 @@ class PredictivePolicy:
     def _certainty_now(self, estimate: Estimate, *, fresh: bool) -> float:
         """Standard errors to ask for: more without a detected change, and if it could be a false alarm."""
         if self._unrest.active:
-            return _RESTLESS_CERTAINTY
+            return self.certainty
         if not fresh:
             return 1.5 * self.certainty
         if self._moves_since_news == 0 and not self._is_no_false_alarm(estimate):
@@ -307,6 +314,8 @@ class PredictivePolicy:
             z = z / 2
         elif present.plan == self._planner.home:  # away from it, corrections are not held up
             least += self._verdicts.optimism
+        if self._unrest.active:
+            least = max(least, _RESTLESS_GAIN)
         noise = math.hypot(present.bottleneck_error, best.bottleneck_error)
         return gain > least and gain > z * noise and gain > min(z, 1.0) * best.bottleneck_doubt
 
@@ -314,6 +323,10 @@ class PredictivePolicy:
         """Whether conditions are expected to last: as a rule they have, or these have lasted for some time already."""
         long = _PATIENCE * (1 + self._pursuit.lag)
         since = self._request - self._news_at
+        if since <= _NEWS and self._news:
+            lasts = self._lasting.probability(self._news, age=self._news_age, more=1 + self._pursuit.lag)
+            if lasts < _LIKELY:
+                return False
         return self._pursuit.pays or since > max(_NEWS, long) or (since <= _NEWS and self._news_age > long)
 
     def _look_at_long_run(self, estimate: Estimate) -> Decision | None:

@@ -199,6 +199,11 @@ class SlowdownModel:
         level: FloatArray = self._fit(np.array([stage])).level
         return not level[0] <= self.level_before[stage]
 
+    def has_changed_by(self, step: float, stages: NDArray[np.bool_]) -> bool:
+        """Whether the level of one of some stages, shape (stages,), is off by that much from the one before, or new."""
+        level, before = np.log(self.segments.ratio()[stages]), self.level_before[stages]
+        return bool((~(np.abs(level - before) <= step)).any())
+
     def estimate(self) -> Estimate:
         """What every layer would take on every stage now."""
         self.segments.file()

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from partitioner.policies.base import Setting
 
-__all__ = ["Unrest"]
+__all__ = ["LARGE", "Unrest"]
 
+LARGE = 0.5
+"""Logarithm of a change that interference makes, and drift and hiccups seldom do: 1.65 times as slow, or as fast."""
 _MEMORY = 256.0
 """Requests over which changes are counted; what is longer ago counts less and less."""
-_BEGINS, _ENDS = 2.1, 1.5
+_BEGINS, _ENDS = 6.0, 3.0
+"""Large changes among them."""
 _BRIEF = 16
 _WAKE = 64
-"""Requests for which one looks closely at the beginning, and after a change."""
+"""Requests for which one looks closely at the beginning, and after a large change."""
 
 
 class Unrest:
-    """Counts changes.
+    """Counts changes. Large ones say whether conditions change often, all of them say how often.
 
     Attributes
     ----------
@@ -27,12 +31,12 @@ class Unrest:
 
     def __init__(self, setting: Setting) -> None:
         self._stages = setting.stage_count
-        self._recent, self._at = 0.0, 0
+        self._recent, self._large, self._at = 0.0, 0.0, 0
         self._awake_until = _WAKE
         self.active = False
 
     def awake(self, request: int) -> bool:
-        """Whether to look closely: changes come often, or there was one a short time ago."""
+        """Whether to look closely: changes come often, or there was a large one a short time ago."""
         return self.active or request <= self._awake_until
 
     def wake(self, request: int) -> bool:
@@ -41,11 +45,16 @@ class Unrest:
         self._awake_until = request + _WAKE
         return new
 
-    def count(self, request: int, changes: int) -> None:
-        """Take note of changes, or that there were none."""
-        self._recent = self._recent * math.exp((self._at - request) / _MEMORY) + changes
+    def count(self, request: int, changes: Collection[float]) -> None:
+        """Take note of changes, by how much each (logarithms), or that there were none.
+
+        Those that begin with the same request are one.
+        """
+        kept = math.exp((self._at - request) / _MEMORY)
+        self._recent = self._recent * kept + bool(changes)
+        self._large = self._large * kept + any(abs(change) > LARGE for change in changes)
         self._at = request
-        self.active = self._recent > (_ENDS if self.active else _BEGINS)
+        self.active = self._large > (_ENDS if self.active else _BEGINS)
 
     @property
     def rate(self) -> float:

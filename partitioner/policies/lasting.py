@@ -1,0 +1,75 @@
+"""How long changes last: whether those at hand will still be there when a move is felt.
+
+Some changes are bursts, over after a few requests (a host's other guests, a process that wakes up), others are loads
+that stay; where both occur, how long a change has lasted so far tells the one from the other. For each request that a
+stage spends at one level, its time there so far and whether it leaves the level then are counted, by age in bins of
+doubling width, for levels above and below the one before apart. That is the hazard, and from it the probability to
+stay (Kaplan and Meier, JASA 53, 1958; here with the hazard constant within a bin)::
+
+    h(bin) = (ended + prior) / (requests + weight)        P(last m more at age a) = product of 1 - h from a to a + m - 1
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from partitioner.policies.jumps import Jump
+
+__all__ = ["Lasting"]
+
+_EDGES = np.array([1, 2, 3, 5, 9, 17, 33, 65])
+_OLD = int(_EDGES[-1])
+_MEMORY = 128.0
+"""Requests in one bin after which older ones count half."""
+_MOST_HAZARD = 0.95
+_PRIOR_LIFE, _WEIGHT = 64.0, 4.0
+"""Requests that a change is expected to last before anything was seen, and how many requests that is worth."""
+
+
+class Lasting:
+    """Counts by direction and age.
+
+    Parameters
+    ----------
+    stages
+        How many.
+    """
+
+    def __init__(self, stages: int) -> None:
+        self._age = np.full(stages, _OLD)
+        self._upward = np.ones(stages, dtype=np.int64)
+        self._requests = np.zeros((2, len(_EDGES) - 1))
+        self._ended = np.zeros_like(self._requests)
+
+    def take(self, found: Mapping[int, Jump]) -> None:
+        """Take one request in, and the stages that have jumped."""
+        young = np.flatnonzero(self._age < _OLD)
+        if len(young):
+            ages = self._age[young]
+            np.add.at(self._requests, (self._upward[young], _bin(ages)), 1.0)
+            self._age[young] = ages + 1
+        for stage, jump in found.items():
+            age = int(self._age[stage]) - jump.samples
+            if age < _OLD - jump.samples:
+                self._ended[self._upward[stage], _bin(max(age, 1))] += 1.0
+            self._upward[stage], self._age[stage] = int(jump.step > 0), jump.samples
+        if (many := self._requests > _MEMORY).any():
+            self._requests[many] /= 2
+            self._ended[many] /= 2
+
+    def probability(self, stages: Collection[int], *, age: float, more: float) -> float:
+        """Probability that changes of some stages, so many requests ago, last so many more; of the least likely one."""
+        overlap = np.minimum(_EDGES[1:], age + more) - np.maximum(_EDGES[:-1], age)
+        overlap = np.maximum(overlap, 0.0)
+        overlap[-1] += max(0.0, age + more - max(_OLD, age))
+        hazard = np.minimum((self._ended + _WEIGHT / _PRIOR_LIFE) / (self._requests + _WEIGHT), _MOST_HAZARD)
+        stays = np.log1p(-hazard[self._upward[list(stages)]]) @ overlap
+        return math.exp(float(stays.min(initial=0.0)))
+
+
+def _bin(age: np.ndarray | int) -> np.ndarray:
+    """Where an age from 1 up counts."""
+    return np.minimum(np.searchsorted(_EDGES, age, side="right"), len(_EDGES) - 1) - 1
