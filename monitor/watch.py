@@ -26,6 +26,8 @@ FloatArray = NDArray[np.float64]
 _LEAST_S = 1e-9
 """For layers that take no time that a clock can see."""
 _LEARNING_RATE = 0.05
+_SETTLED, _LOOKS = 16, 4
+"""Requests after a change in which a level becomes clearer; later every fourth is looked at: is it notable still?"""
 _REFRESH = 16
 """Requests that are learned from at once; the reference changes slowly."""
 
@@ -93,6 +95,7 @@ class StageWatch:
         self._told: NDArray[np.bool_] = np.zeros(stages, dtype=np.bool_)
         self._warmup = 8 + 4 * stages if warmup is None else warmup
         self._any_told = False
+        self._since_change = 0
         self._rows, self._layers = np.arange(stages), np.arange(layers)
         self._relative = np.ones(layers)
         self._prefix_s = np.zeros((stages, layers + 1))
@@ -148,6 +151,11 @@ class StageWatch:
         self._disturbed = self.detector.disturbed
         if not (self._any_told or np.count_nonzero(self._disturbed)):
             return []
+        self._since_change += 1
+        if np.count_nonzero(self.detector.changed):
+            self._since_change = 0
+        elif self._since_change > _SETTLED and self._since_change % _LOOKS:
+            return []  # levels move slowly by now
         return self._changes()
 
     def _adopt(self, cuts: tuple[int, ...]) -> None:

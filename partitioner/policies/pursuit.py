@@ -64,7 +64,7 @@ class Pursuit:
         self._apart = False
         self._unit_s = max(float((self._home.reference_s + self._home.transfer_s).max()), _LEAST_S)
         self._coming: deque[tuple[int, Held]] = deque()
-        self._lines = _TwoLines(setting.stage_count)
+        self._lines = _Line(setting.stage_count), _Line(setting.stage_count)
         self._apart_until = 0
         self._margin = 0.0
         self._since = -_TRIED
@@ -101,11 +101,12 @@ class Pursuit:
         held = self._holdings.of(plan)
         np.divide(stage_s, held.reference_s, out=self._rho, where=held.reference_s > 0)
         if request > self._apart_until:
-            self._lines = _TwoLines(len(plan))
+            self._lines = _Line(len(plan)), _Line(len(plan))
         if self._apart:
             self._apart_until = request + 2 * round(self.lag)
-        busy_s = np.array([self._stage_times(self._home), self._stage_times(self._follower)])
-        home_s, follower_s = self._lines.take(busy_s, in_flight=max(1, round(self.lag) + 1))
+        in_flight = max(1, round(self.lag) + 1)
+        home_s = self._lines[0].take(self._stage_times(self._home), in_flight=in_flight)
+        follower_s = self._lines[1].take(self._stage_times(self._follower), in_flight=in_flight)
         saved = (home_s - follower_s) / self._unit_s
         rate = 1.0 / max(_MEMORY, _MEMORY_PER_LAG * self.lag)
         record = self._record + rate * (min(max(saved, -_MOST), _MOST) - self._record)
@@ -126,35 +127,41 @@ class Pursuit:
             self.pays = True
             self._since = request
 
-    def _stage_times(self, held: Held) -> FloatArray:
-        return self._rho * held.reference_s + held.transfer_s
+    def _stage_times(self, held: Held) -> list[float]:
+        seconds: list[float] = (self._rho * held.reference_s + held.transfer_s).tolist()
+        return seconds
 
 
-class _TwoLines:
-    """Two lines of stages with room for two requests between neighbours, in closed loops.
+class _Line:
+    """A line of stages with room for two requests between neighbours, in a closed loop.
 
-    With the time D[r, s] at which request r leaves stage s, and A[r, s] the sum of its times w up to that stage::
+    With the time D[r, s] at which request r leaves stage s after w[r, s] seconds there::
 
-        D[r, s] = max( max(D[r, s-1], D[r-1, s]) + w[r, s],  D[r-2, s+1] )
-        D[r, s] - A[r, s] = max over t <= s of  max( D[r-1, t] - A[r, t-1],  D[r-2, t+1] - A[r, t] )
+        D[r, s] = max(max(D[r, s-1], D[r-1, s]) + w[r, s],  D[r-2, s+1])
     """
 
-    def __init__(self, stages: int) -> None:
-        self._left_s = self._left_before_s = np.zeros((2, stages))
-        self._finished_s: deque[FloatArray] = deque([np.zeros(2)])
+    __slots__ = ("_finished_s", "_left_before_s", "_left_s")
 
-    def take(self, busy_s: FloatArray, *, in_flight: int) -> tuple[float, float]:
-        """Let a request pass, shape (2, stages); returns by how much later than the one before it finishes in each."""
-        through_s = np.add.accumulate(busy_s, axis=1)
-        waiting_s = self._left_s - through_s + busy_s
-        np.maximum(waiting_s[:, :-1], self._left_before_s[:, 1:] - through_s[:, :-1], out=waiting_s[:, :-1])
-        while len(self._finished_s) > in_flight:
-            self._finished_s.popleft()
-        if len(self._finished_s) == in_flight:
-            np.maximum(waiting_s[:, 0], self._finished_s[0], out=waiting_s[:, 0])
-        left_s = np.maximum.accumulate(waiting_s, axis=1) + through_s
-        self._left_before_s, self._left_s = self._left_s, left_s
-        finished_s = left_s[:, -1]
-        home_s, follower_s = (finished_s - self._finished_s[-1]).tolist()
-        self._finished_s.append(finished_s)
-        return home_s, follower_s
+    def __init__(self, stages: int) -> None:
+        self._left_s, self._left_before_s = [0.0] * stages, [0.0] * stages
+        self._finished_s: deque[float] = deque([0.0])
+
+    def take(self, busy_s: list[float], *, in_flight: int) -> float:
+        """Let a request pass, with its seconds on each stage; by how much later than the one before it finishes."""
+        finished_s = self._finished_s
+        while len(finished_s) > in_flight:
+            finished_s.popleft()
+        at_s = finished_s[0] if len(finished_s) == in_flight else 0.0
+        # A list that the one before last no longer needs takes what this one leaves.
+        left_s, before_s = self._left_s, self._left_before_s
+        last = len(busy_s) - 1
+        for stage, seconds in enumerate(busy_s):
+            free_s = left_s[stage]
+            at_s = (at_s if at_s > free_s else free_s) + seconds
+            if stage < last and before_s[stage + 1] > at_s:
+                at_s = before_s[stage + 1]
+            before_s[stage] = at_s
+        self._left_s, self._left_before_s = before_s, left_s
+        interval_s = at_s - finished_s[-1]
+        finished_s.append(at_s)
+        return interval_s
