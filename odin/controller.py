@@ -51,7 +51,11 @@ Investigate = Callable[[int, Sequence[StageTiming], Callable[[], Sequence[StageT
 _VERIFY_REQUESTS = 8
 _TIMINGS_KEPT = 64
 _CREDIT_S = 0.25
-"""CPU seconds that may be spent ahead of the budget, so that in the midst of things every request is looked at."""
+"""CPU seconds that may be spent ahead of the budget while nothing happens; as many again in the midst of things."""
+_TOGETHER = 4
+"""Requests that are looked at together where that is spent: one after the other they take less, in warm caches."""
+_NEWS = 64
+"""Requests after a detected change for which one is in the midst of things."""
 
 
 class _Verification(NamedTuple):
@@ -79,8 +83,9 @@ class Controller:
     watch
         Default: one with the default detector.
     budget
-        Share of one core that this thread may take in the long run: recording is never left out, so with very fast
-        models, and where conditions change all the time, not every request is looked at.
+        Share of one core that this thread may take in the long run. Where it takes more, quiet requests are looked at
+        a few at a time. Recording is never left out, so with very fast models, and where conditions change all the
+        time, not every request is looked at.
     clock, cpu_clock
         Monotonic seconds; CPU seconds of the calling thread.
     """
@@ -113,6 +118,8 @@ class Controller:
         self._last_completed_s = math.nan
         self._last_seen_s = math.nan
         self._debt_s = 0.0
+        self._waiting: list[tuple[int, RequestTimeline]] = []  # to be looked at, with their numbers
+        self._changed_at = 0
         self._recent: list[deque[StageTiming]] = [deque(maxlen=_TIMINGS_KEPT) for _ in range(setting.stage_count)]
         self._verification: _Verification | None = None
         policy.start(setting)
@@ -186,11 +193,17 @@ class Controller:
         if self._last_seen_s < timeline.completed_s:
             self._debt_s = max(0.0, self._debt_s - self._budget * (timeline.completed_s - self._last_seen_s))
         self._last_seen_s = timeline.completed_s
-        if self._debt_s <= _CREDIT_S:
-            self._look(timeline)
+        self._waiting.append((self._finished, timeline))
+        urgent = self._finished - self._changed_at <= _NEWS
+        if self._debt_s > 2 * _CREDIT_S:
+            del self._waiting[:-_TOGETHER]
+        elif self._debt_s <= _CREDIT_S or urgent or len(self._waiting) >= _TOGETHER:
+            for number, waiting in self._waiting:
+                self._look(number, waiting)
+            self._waiting.clear()
         self._debt_s += self._cpu_clock() - begin_s
 
-    def _look(self, timeline: RequestTimeline) -> None:
+    def _look(self, number: int, timeline: RequestTimeline) -> None:
         stages = timeline.stages
         stage_s = np.array([timing.wall_s for timing in stages])
         layer_s = np.fromiter(itertools.chain.from_iterable(timing.layer_s for timing in stages), np.float64)
@@ -207,6 +220,8 @@ class Controller:
             warnings.warn(f"detector {type(detector).__name__} raised {error!r}; cusum takes its place", stacklevel=1)
             self._watch = StageWatch(self._setting.baseline_s)
             detector, changes = self._watch.detector, []
+        if np.count_nonzero(detector.changed):
+            self._changed_at = number
         for change in changes:
             self._emit(
                 SlowdownChanged(
@@ -219,7 +234,7 @@ class Controller:
             self._recent[stage].append(timing)
         self._verify(timeline.epoch, stages)
         observation = Observation(
-            self._finished,
+            number,
             plan,
             stage_s,
             layer_s,

@@ -174,6 +174,30 @@ def test_looking_stays_within_its_budget_in_the_long_run():
     assert len(policy.seen) == pytest.approx(2003 * 2.0 * 0.01 / 0.1, rel=0.02)
 
 
+def test_beyond_the_credit_quiet_requests_are_looked_at_together_and_none_is_lost():
+    policy = Scripted()
+    bench = Bench(policy, cost_s=0.022, budget=0.01)  # ten percent more than there is
+    bench.run(100)
+    assert len(policy.seen) == 100  # the first ones: who knows what they will bring
+    bench.run(50)
+    looked_at = []
+    for _ in range(40):
+        bench.run(1)
+        looked_at.append(len(policy.seen))
+    assert set(np.diff(looked_at)) == {0, 4}
+    assert [observation.request for observation in policy.seen] == list(range(1, len(policy.seen) + 1))
+
+
+def test_beyond_the_credit_requests_after_a_change_are_looked_at_at_once():
+    policy = Scripted()
+    bench = Bench(policy, cost_s=0.022, budget=0.01)
+    bench.run(160)
+    bench.run(10, slowdown=(1.0, 3.0))
+    seen = len(policy.seen)
+    bench.run(20, slowdown=(1.0, 3.0))
+    assert len(policy.seen) == seen + 20
+
+
 def test_with_slow_requests_every_one_is_looked_at():
     policy = Scripted()
     Bench(policy, cost_s=0.001).run(500)

@@ -183,6 +183,15 @@ def test_a_reference_that_dies_is_told_and_none_is_left():
     assert alive([pid]) == []
 
 
+def test_a_fine_chain_has_more_layers_of_the_same_model():
+    device = Device("cpu", (a_core(),))
+    with Reference("mobilenet_v2", device) as coarse, Reference("mobilenet_v2", device, fine=True) as fine:
+        assert len(fine.layers) > len(coarse.layers)
+        assert sum(fine.intensity) > 0
+        assert (fine.cut_nbytes[0], fine.cut_nbytes[-1]) == (coarse.cut_nbytes[0], coarse.cut_nbytes[-1])
+        assert len(fine.run(1)[0]) == len(fine.layers)
+
+
 def test_wrong_devices_are_refused_before_anything_is_loaded():
     with pytest.raises(DeviceError, match="the named scenarios are loads of cores"):
         calibrate("resnet50", Device("gpu", (0,)))

@@ -67,7 +67,7 @@ def measure(world, folder, settings=SETTINGS, **options):
     return record(
         settings,
         folder,
-        start_model=lambda model, device: world,
+        start_model=lambda settings: world,
         start_loads=lambda: nullcontext(world),
         transfer=lambda: TRANSFER,
         **options,
@@ -177,12 +177,19 @@ def test_a_load_that_dies_keeps_what_was_measured(tmp_path):
 
 
 def test_nothing_is_left_if_nothing_was_measured(tmp_path):
-    def no_model(model, device):
-        raise LoadError(f"no model {model}")
+    def no_model(settings):
+        raise LoadError(f"no model {settings.model}")
 
     with pytest.raises(LoadError, match="no model toy"):
         record(SETTINGS, tmp_path / "new", start_model=no_model)
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_fine_tables_have_a_name_of_their_own(tmp_path):
+    measure(World(), tmp_path)
+    measure(World(), tmp_path, replace(SETTINGS, fine=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy-fine.csv.gz", "toy.csv.gz"]
+    assert load_timings(tmp_path / "toy-fine.csv.gz").model == "toy-fine"
 
 
 def test_a_finished_table_is_not_measured_again(tmp_path):

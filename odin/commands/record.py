@@ -44,6 +44,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--on", metavar="DEVICE", help="cores to measure, such as cpu:1 (default: the last one)")
     parser.add_argument("--rounds", type=int, metavar="N", help="measure each scenario so often (default 5)")
     parser.add_argument("--passes", type=int, metavar="N", help="passes in each measurement (default: a second's)")
+    parser.add_argument(
+        "--fine",
+        action="store_true",
+        help="cut models into many small layers, for simulations of many devices; the table is called MODEL-fine",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order of scenarios (default 0)")
     parser.add_argument("--output", type=Path, default=Path("timings"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="one short round: a trial, not for conclusions")
@@ -63,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     with stopped_by_signals():
         try:
             for number, item in enumerate(settings):
-                path = arguments.output / file_name(item.model)
-                if already := next((table for table in done if table.model == item.model), None):
+                path = arguments.output / file_name(item.name)
+                if already := next((table for table in done if table.model == item.name), None):
                     messages.print(
                         f"{path} is there, recorded {already.created}; --restart measures anew", markup=False
                     )
@@ -74,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
                     messages.print(f"written: {path}", markup=False)
         except (KeyboardInterrupt, Stopped) as error:
             status = error.status if isinstance(error, Stopped) else 130
-            left = partial_path(arguments.output, item.model)
+            left = partial_path(arguments.output, item.name)
             if left.exists():
                 messages.print(f"broken off; the same command goes on from {left}", markup=False)
         except (LoadFailedError, OSError) as error:
@@ -107,6 +112,7 @@ def _settings(arguments: argparse.Namespace) -> list[Settings]:
             passes=arguments.passes,
             quick=arguments.quick,
             seed=arguments.seed,
+            fine=arguments.fine,
         )
         for model in arguments.model
     ]
@@ -122,7 +128,7 @@ def _record(settings: Settings, arguments: argparse.Namespace, messages: Console
         TextColumn("left:"),
         TimeRemainingColumn(),
     )
-    name = f"{count}{settings.model}"
+    name = f"{count}{settings.name}"
     # drawn seldom: drawing is a load in itself
     bar = Bar(
         *columns,

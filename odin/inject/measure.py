@@ -112,6 +112,15 @@ def _resident_nbytes(pid: int) -> int:
 class Reference:
     """A process that runs a model on cores of its own; a context manager.
 
+    Parameters
+    ----------
+    model
+        As for :func:`odin.load_source`.
+    device
+        The cores.
+    fine
+        Whether to cut the model into as many layers as it makes sense to measure.
+
     Attributes
     ----------
     layers
@@ -133,9 +142,9 @@ class Reference:
         If the process ended.
     """
 
-    def __init__(self, model: str, device: Device) -> None:
+    def __init__(self, model: str, device: Device, *, fine: bool = False) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "odin.inject.reference", model, str(device)],
+            [sys.executable, "-m", "odin.inject.reference", model, str(device), *(["fine"] if fine else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,6 +1,6 @@
 """A model that runs alone on a core, to see what loads do to it.
 
-    python -m odin.inject.reference MODEL DEVICE
+    python -m odin.inject.reference MODEL DEVICE [fine]
 
 It answers a line of JSON with the chain's description, then for every line with a number so many passes through the
 chain, as lists of the layers' seconds, and ends when its standard input does.
@@ -22,12 +22,15 @@ from stages.allocator import keep_freed_memory
 from stages.device import Device
 from stages.threads import compute_threads
 
+_FINE_SHARE = 0.01
 
-def main(model: str, device_text: str) -> None:
-    """Serve passes until the input ends."""
+
+def main(model: str, device_text: str, *, fine: bool = False) -> None:
+    """Serve passes until the input ends; a fine chain is cut within blocks, wherever that leaves layers above 1%."""
     device = Device.parse(device_text)
     source = load_source(model)
-    chain = build_chain(source.model, source.example_args, name=source.name)
+    cuts = {"coarse_share": _FINE_SHARE} if fine else {}
+    chain = build_chain(source.model, source.example_args, name=source.name, **cuts)
     with compute_threads(device.threads):
         packed = chain.program.pack(chain.state)
     functions = [layer.bind(packed) for layer in chain.program.layers]
@@ -67,7 +70,7 @@ def say(message: dict[str, object]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:])
+        main(*sys.argv[1:3], fine=sys.argv[3:] == ["fine"])
     except ValueError as error:  # no such model, no such core
         say({"error": str(error)})
     except BrokenPipeError:

@@ -53,6 +53,8 @@ class Settings:
         A quarter of a second in place of that second.
     seed
         Of the order of the scenarios within rounds.
+    fine
+        Whether to cut the model into many small layers, also within blocks: for simulations of many devices.
 
     Raises
     ------
@@ -69,6 +71,12 @@ class Settings:
     passes: int | None = None
     quick: bool = False
     seed: int = 0
+    fine: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the table is called: the model, with ``-fine`` if it is cut finely."""
+        return f"{self.model}-fine" if self.fine else self.model
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -88,7 +96,7 @@ class Settings:
     def compared(self) -> dict[str, Any]:
         """What has to be the same when a recording goes on."""
         return {
-            "model": self.model,
+            "model": self.name,
             "device": str(self.device),
             "scenarios": list(self.scenarios),
             "rounds": self.rounds,
@@ -139,9 +147,9 @@ def schedule(scenarios: Sequence[str], rounds: int, seed: int) -> tuple[Step, ..
     return tuple(steps)
 
 
-def partial_path(folder: Path, model: str) -> Path:
+def partial_path(folder: Path, name: str) -> Path:
     """Where an unfinished recording lies."""
-    return folder / (file_name(model).removesuffix(SUFFIX) + ".partial.jsonl")
+    return folder / (file_name(name).removesuffix(SUFFIX) + ".partial.jsonl")
 
 
 def find_recorded(settings: Settings, folder: Path) -> TimingTable | None:
@@ -152,7 +160,7 @@ def find_recorded(settings: Settings, folder: Path) -> TimingTable | None:
     TimingsError
         If there is one of other settings, or another machine, or something else.
     """
-    path = folder / file_name(settings.model)
+    path = folder / file_name(settings.name)
     if not path.exists():
         return None
     table = read_timings(path)
@@ -171,7 +179,7 @@ def record(
     *,
     restart: bool = False,
     notify: Callable[[Progress], None] = lambda progress: None,
-    start_model: Callable[[str, Device], AbstractContextManager[Runs]] = Reference,
+    start_model: Callable[[Settings], AbstractContextManager[Runs]] | None = None,
     start_loads: Callable[[], AbstractContextManager[Starts]] = Injector,
     transfer: Callable[[], TransferCost] = measure_transfer,
 ) -> TimingTable:
@@ -188,7 +196,7 @@ def record(
     notify
         Told before each measurement.
     start_model, start_loads
-        Make what runs the model, and what starts loads.
+        Make what runs the model (default: :class:`~odin.inject.measure.Reference`), and what starts loads.
     transfer
         Measures what it costs to hand values on.
 
@@ -204,13 +212,13 @@ def record(
     """
     if not restart and (found := find_recorded(settings, folder)) is not None:
         return found
-    path = folder / file_name(settings.model)
+    path = folder / file_name(settings.name)
     asked: dict[str, Any] = {**settings.compared(), "passes_asked": settings.passes, "quick": settings.quick}
     with ExitStack() as stack:
-        partial = stack.enter_context(Partial(partial_path(folder, settings.model), restart=restart))
+        partial = stack.enter_context(Partial(partial_path(folder, settings.name), restart=restart))
         if partial.header is not None:  # before a model is loaded, which takes a while
             _check_same(partial.path, partial.header, asked)
-        model = stack.enter_context(start_model(settings.model, settings.device))
+        model = stack.enter_context((start_model or _reference)(settings))
         injector = stack.enter_context(start_loads())
         asked |= {"torch_version": model.torch_version, "layers": list(model.layers), "fingerprint": model.fingerprint}
         model.run(2)
@@ -229,6 +237,10 @@ def record(
             raise TimingsError(f"cannot write {path}: {error.strerror or error}") from error
         partial.remove()
     return table
+
+
+def _reference(settings: Settings) -> AbstractContextManager[Runs]:
+    return Reference(settings.model, settings.device, fine=settings.fine)
 
 
 def _constants(settings: Settings, model: Runs, alone_s: float, transfer: TransferCost) -> dict[str, Any]:
@@ -282,7 +294,7 @@ def _table(settings: Settings, header: dict[str, Any], measured: Sequence[Measur
         conditions = zip((ALONE, scenario, ALONE), passes, strict=True)
         blocks += [Block(name, number, np.array(seconds, dtype=np.float64)) for name, seconds in conditions]
     return TimingTable(
-        model=settings.model,
+        model=settings.name,
         device=header["device"],
         cpu_model=header["cpu_model"],
         system=header["system"],
