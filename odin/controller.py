@@ -50,12 +50,16 @@ Investigate = Callable[[int, Sequence[StageTiming], Callable[[], Sequence[StageT
 
 _VERIFY_REQUESTS = 8
 _TIMINGS_KEPT = 64
-_CREDIT_S = 0.25
-"""CPU seconds that may be spent ahead of the budget while nothing happens; as many again in the midst of things."""
+_CREDIT_S = 2.0
+"""CPU seconds that may be spent ahead of the budget: in the midst of things every request is looked at, at once."""
+_TOGETHER_S = 0.1
+"""CPU seconds ahead of the budget from which on usual requests are looked at a few at a time ..."""
 _TOGETHER = 4
-"""Requests that are looked at together where that is spent: one after the other they take less, in warm caches."""
+"""... that many: one after the other each takes far less, in warm caches."""
+_USUAL, _USUAL_RATE = 0.2, 0.1
+"""Part by which a usual request's stages differ from the mean at most, and how fast that follows."""
 _NEWS = 64
-"""Requests after a detected change for which one is in the midst of things."""
+"""Requests after a detected change of which none is usual."""
 
 
 class _Verification(NamedTuple):
@@ -83,9 +87,9 @@ class Controller:
     watch
         Default: one with the default detector.
     budget
-        Share of one core that this thread may take in the long run. Where it takes more, quiet requests are looked at
-        a few at a time. Recording is never left out, so with very fast models, and where conditions change all the
-        time, not every request is looked at.
+        Share of one core that this thread may take in the long run. Where it takes more, requests that are like those
+        before them are looked at a few at a time. Recording is never left out, so with very fast models not every
+        request is looked at.
     clock, cpu_clock
         Monotonic seconds; CPU seconds of the calling thread.
     """
@@ -120,6 +124,8 @@ class Controller:
         self._debt_s = 0.0
         self._waiting: list[tuple[int, RequestTimeline]] = []  # to be looked at, with their numbers
         self._changed_at = 0
+        self._last_cuts: tuple[int, ...] = ()
+        self._usual_s: list[float] = []
         self._recent: list[deque[StageTiming]] = [deque(maxlen=_TIMINGS_KEPT) for _ in range(setting.stage_count)]
         self._verification: _Verification | None = None
         policy.start(setting)
@@ -194,14 +200,26 @@ class Controller:
             self._debt_s = max(0.0, self._debt_s - self._budget * (timeline.completed_s - self._last_seen_s))
         self._last_seen_s = timeline.completed_s
         self._waiting.append((self._finished, timeline))
-        urgent = self._finished - self._changed_at <= _NEWS
-        if self._debt_s > 2 * _CREDIT_S:
-            del self._waiting[:-_TOGETHER]
-        elif self._debt_s <= _CREDIT_S or urgent or len(self._waiting) >= _TOGETHER:
+        if self._debt_s > _CREDIT_S:
+            self._waiting.clear()
+        elif self._debt_s <= _TOGETHER_S or len(self._waiting) >= _TOGETHER or not self._is_usual(timeline.stages):
             for number, waiting in self._waiting:
                 self._look(number, waiting)
             self._waiting.clear()
         self._debt_s += self._cpu_clock() - begin_s
+
+    def _is_usual(self, stages: Sequence[StageTiming]) -> bool:
+        """Whether a request looks as those before it did, so that it can wait for the next ones: no detector here."""
+        if self._finished - self._changed_at <= _NEWS or self._last_cuts != tuple(timing.last for timing in stages):
+            self._last_cuts = tuple(timing.last for timing in stages)
+            self._usual_s = [timing.wall_s for timing in stages]
+            return False
+        usual = True
+        for stage, timing in enumerate(stages):
+            off_s = timing.wall_s - self._usual_s[stage]
+            usual = usual and abs(off_s) <= _USUAL * self._usual_s[stage]
+            self._usual_s[stage] += _USUAL_RATE * off_s
+        return usual
 
     def _look(self, number: int, timeline: RequestTimeline) -> None:
         stages = timeline.stages
