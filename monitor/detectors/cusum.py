@@ -49,7 +49,7 @@ _OWN_WEIGHT = 2.0
 """What is expected of a disturbed segment's own noise before it has been seen, and how many samples that is worth."""
 _OWN_WINSOR = 3.0
 """Standard deviations that a sample of a disturbed segment counts as at most in its noise."""
-_OWN_INFLATION = 3.0
+_OWN_PERSISTENCE = 0.5
 """At most: how long deviations last while undisturbed, as with a drifting host, says little of what a load does."""
 _DROP = 2.5
 _DROP_SAMPLES = 4
@@ -129,7 +129,6 @@ class CusumDetector(Streams):
         self._mean = np.zeros(streams)
         self._count = np.ones(streams)
         self._variance = self._noise.variance.copy()
-        self._inflation = np.ones(streams)
         self._base = np.zeros(streams)
         self._disturbed = np.zeros(streams, dtype=np.bool_)
         self._any_disturbed = False
@@ -143,7 +142,7 @@ class CusumDetector(Streams):
         # Memory to compute in.
         self._ones = np.ones(streams)
         self._valid = np.ones(streams, dtype=np.bool_)
-        self._winsor, self._spread, self._r, self._a = np.zeros((4, streams))
+        self._winsor, self._r, self._a = np.zeros((3, streams))
         self._least = np.zeros(streams)
         self._steady = self._any_changed = False
         self._ahead = 0  # steady samples that are not in counts and ages yet
@@ -237,8 +236,8 @@ class CusumDetector(Streams):
         self._age += self._valid
 
         # 1 / (v (1 + 1/n))
-        np.divide(self._spread, self._count, out=a)
-        a += self._spread
+        np.divide(self._variance, self._count, out=a)
+        a += self._variance
         np.divide(weight, a, out=a)
         alarm = self._bank.add(r, a)
 
@@ -292,7 +291,6 @@ class CusumDetector(Streams):
         square *= self._disturbed
         square /= self._count + _OWN_WEIGHT
         self._variance += square
-        np.multiply(self._variance, self._inflation, out=self._spread)
 
     def _calibrate(self) -> None:
         self._noise.learn(self._residuals.rows)
@@ -308,16 +306,14 @@ class CusumDetector(Streams):
         """What follows from the segments' states and from calibration."""
         self._any_disturbed = bool(self._disturbed.any())
         np.copyto(self._variance, self._noise.variance, where=~self._disturbed)
-        most = np.where(self._disturbed, _OWN_INFLATION, np.inf)
-        np.minimum(self._noise.inflation, most, out=self._inflation)
-        np.multiply(self._variance, self._inflation, out=self._spread)
         usual = np.maximum(3 * np.sqrt(self._variance), self._minimum)
         np.copyto(self._winsor, np.where(self._disturbed, np.inf, usual))
         np.negative(self._winsor, out=self._least)
-        self._bank.censor(self._variance, self._noise.evidence_limit)
+        persistence = np.minimum(self._noise.persistence, np.where(self._disturbed, _OWN_PERSISTENCE, 1.0))
+        self._bank.calibrate(self._variance, persistence, self._noise.evidence_limit)
         self._steady = not (self._any_disturbed or self._learning) and bool(self._count.min() >= _MEMORY)
         if self._steady:
-            self._bank.settle(1.0 / (self._spread * (1.0 + 1.0 / self._count)))
+            self._bank.settle(1.0 / (self._variance * (1.0 + 1.0 / self._count)))
 
     # ------------------------------------------------------------ seldom, for one stream
     def _examine(self, stream: int) -> None:

@@ -44,9 +44,8 @@ class NoiseCalibration:
     ----------
     variance
         Of the normal part, (streams,).
-    inflation
-        By how much the variance of a mean of n samples exceeds variance / n, since deviations last:
-        (1 + r) / (1 - r) for a correlation r >= 0 of neighbours, as of a first-order autoregression, (streams,).
+    persistence
+        How deviations last: correlation of neighbours, from 0 to 0.8, (streams,).
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class NoiseCalibration:
         self._memory = memory
         self._outlier_memory = outlier_memory
         self.variance: FloatArray = np.full(streams, deviation**2)
-        self.inflation: FloatArray = np.ones(streams)
+        self.persistence: FloatArray = np.zeros(streams)
         self._weight: FloatArray = np.full(streams, 2.0)
         self._correlation: FloatArray = np.zeros(streams)
         self._outliers: FloatArray = np.full((2, streams), _OUTLIER_PRIOR)
@@ -84,8 +83,7 @@ class NoiseCalibration:
             np.square(winsorised).sum(axis=0) / _WINSORISED_VARIANCE - count * self.variance
         ) / self._weight
         np.maximum(self.variance, _LEAST_DEVIATION**2, out=self.variance)
-        r = np.clip(self._correlation, 0.0, _PERSISTENCE_LIMIT)
-        self.inflation = (1 + r) / (1 - r)
+        self.persistence = np.clip(self._correlation, 0.0, _PERSISTENCE_LIMIT)
 
         self._seen += count
         self._outliers[0] += above

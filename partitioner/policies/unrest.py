@@ -13,7 +13,7 @@ LARGE = 0.5
 """Logarithm of a change that interference makes, and drift and hiccups seldom do: 1.65 times as slow, or as fast."""
 _MEMORY = 256.0
 """Requests over which changes are counted; what is longer ago counts less and less."""
-_BEGINS, _ENDS = 6.0, 3.0
+_BEGINS, _ENDS = 8.0, 4.0
 """Large changes among them."""
 _BRIEF = 16
 _WAKE = 64
