@@ -7,6 +7,7 @@ Requests are counted as they finish, from the moment the load begins (or ends) t
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -80,8 +81,8 @@ def answer(feeder: Feeder, handle: Handle, *, before: int, during: int, after: i
     left = recorder.finished_by(left_s)
     feeder.wait(after)
 
-    onsets = [e for e in recorder.of(SlowdownChanged, since_s=arrived_s) if e.at_s < left_s and e.state == "onset"]
-    ends = [e for e in recorder.of(SlowdownChanged, since_s=left_s) if e.state == "end"]
+    onsets = told(recorder, arrived_s, left_s, rises=True)
+    ends = told(recorder, left_s, math.inf, rises=False)
     moves = [e for e in recorder.of(PlanChanged, since_s=arrived_s) if e.at_s < left_s]
     back = recorder.of(PlanChanged, since_s=left_s)
     home_again = [e for e in back if e.after == tuple(home)]
@@ -103,6 +104,18 @@ def answer(feeder: Feeder, handle: Handle, *, before: int, during: int, after: i
         recorder.throughput_hz(left + 20, left + after) / undisturbed_hz,
         steal.share(),
     )
+
+
+def told(recorder: Recorder, since_s: float, until_s: float, *, rises: bool) -> list[SlowdownChanged]:
+    """What was told of a stage that became slower, or faster, than it was told to be before."""
+    slowdown: dict[int, float] = {}
+    found = []
+    for event in recorder.of(SlowdownChanged):
+        risen = event.slowdown > slowdown.get(event.stage, 1.0)
+        slowdown[event.stage] = event.slowdown
+        if since_s <= event.at_s < until_s and risen == rises:
+            found.append(event)
+    return found
 
 
 def figures(values: Sequence[float | None]) -> str:
