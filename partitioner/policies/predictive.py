@@ -5,8 +5,9 @@
     request -> model (slowdown.py) -> times of all layers on all stages -> exact balance -> gain = ln(present / best)
                move if   gain > ln(1 + min_gain)   and   gain > z * error   and   following changes pays (pursuit.py)
 
-``z`` is ``certainty`` for the first move after a detected change (the detector has already ruled noise out), one more
-after each further move, and one and a half times ``certainty`` when nothing was detected. Under the new plan:
+``z`` is ``certainty`` for the first move after a detected change (the detector has already ruled noise out), half of it
+for a correction away from home, with half a standard error more after each, and one and a half times ``certainty`` when
+nothing was detected. Under the new plan:
 
     first request     what the old plan had come to under these conditions is put down
     ``verify`` later  slower than predicted: from now on leaving the home plan must promise as much more (stages that
@@ -293,11 +294,15 @@ class PredictivePolicy:
         """Standard errors to ask for: more without a detected change, and if it could be a false alarm."""
         if self._unrest.active:
             return self.certainty
+        moves = self._moves_since_news
+        if self._plans.decided != self._planner.home and (moves or not fresh):
+            # A plan that is to be corrected: another one by a layer or two costs little if it is not better.
+            return min((self.certainty + max(moves - 1, 0)) / 2, 2 * self.certainty)
         if not fresh:
             return 1.5 * self.certainty
-        if self._moves_since_news == 0 and not self._is_no_false_alarm(estimate):
+        if moves == 0 and not self._is_no_false_alarm(estimate):
             return 2 * self.certainty
-        return min(self.certainty + self._moves_since_news, 2 * self.certainty)
+        return min(self.certainty + moves, 2 * self.certainty)
 
     def _is_no_false_alarm(self, estimate: Estimate) -> bool:
         """Whether a stage's level has changed by more than the noise that makes false alarms."""
