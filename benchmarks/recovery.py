@@ -171,6 +171,7 @@ def recover(model: str, load: Load, arguments: argparse.Namespace) -> dict[str, 
         feeder.wait(2 * arguments.rest)
         undisturbed_hz, _ = feeder.measure(2 * arguments.count)
         handle = injector.start(load)
+        feeder.wait(arguments.rest)  # a program takes a moment to be at work
         best = sweep(feeder, home, arguments.sweep_count)
         handle.stop()
         oracle = best[0]
