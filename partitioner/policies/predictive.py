@@ -60,6 +60,8 @@ _FIRST_LOOK = 8
 _LONG_AGO = 1 << 40
 _NEWS = 32
 """Requests for which a detected change is news."""
+_CORRECTIONS = 128
+"""Requests after a detected change for which a plan away from home is looked at closely: is it the best one?"""
 _PATIENCE = 4
 """What has lasted that many times as long as a move takes to be felt is expected to last that long again."""
 _RESTLESS_PAUSE = 32
@@ -240,7 +242,8 @@ class PredictivePolicy:
     def _look(self) -> Decision | None:
         """Move if that is predicted to be better, surely enough, and for long enough."""
         fresh = self._request - self._news_at <= _NEWS
-        self._next_look = self._request + self._pause(fresh=fresh)
+        away = self._plans.decided != self._planner.home and self._request - self._news_at <= _CORRECTIONS
+        self._next_look = self._request + self._pause(fresh=fresh or away)
         if self._request < self._resting_until and not self._is_news:
             return None
         restless = self._unrest.active
@@ -248,7 +251,7 @@ class PredictivePolicy:
             return None
         if self._request < self._verdicts.still_until:
             return self._go_home(self._model.in_the_long_run(self._model.estimate()))
-        if not fresh and self._is_as_it_was(self._model.restart_drifted()):
+        if not fresh and self._is_as_it_was(self._model.restart_drifted()) and not away:
             return None
         estimate = self._model.estimate()
         present = self._planner.forecast(estimate, self._plans.decided)
