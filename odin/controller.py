@@ -210,8 +210,9 @@ class Controller:
 
     def _is_usual(self, stages: Sequence[StageTiming]) -> bool:
         """Whether a request looks as those before it did, so that it can wait for the next ones: no detector here."""
-        if self._finished - self._changed_at <= _NEWS or self._last_cuts != tuple(timing.last for timing in stages):
-            self._last_cuts = tuple(timing.last for timing in stages)
+        cuts = tuple(timing.last for timing in stages)
+        if self._finished - self._changed_at <= _NEWS or self._last_cuts != cuts:
+            self._last_cuts = cuts
             self._usual_s = [timing.wall_s for timing in stages]
             return False
         usual = True

@@ -291,13 +291,23 @@ def weather(requests, *, period, duration, seed):
 
 
 @pytest.mark.parametrize(
-    ("period", "duration"), [(2, 2), (2, 10), (2, 100), (10, 2), (10, 10), (10, 100), (100, 10), (100, 100)]
+    ("period", "duration", "of_delayed", "of_static"),
+    [
+        (2, 2, 0.97, 0.985),  # of static 0.99 over 4,000 requests: the first ones cost most
+        (2, 10, 0.97, 0.98),
+        (2, 100, 0.97, 0.985),
+        (10, 2, 0.97, 0.985),
+        (10, 10, 0.97, 0.985),
+        (10, 100, 0.96, 0.985),
+        (100, 10, 0.97, 0.985),
+        (100, 100, 0.97, 0.985),
+    ],
 )
-def test_nearly_as_good_as_an_oracle_one_request_late_and_no_worse_than_static(period, duration):
+def test_nearly_as_good_as_an_oracle_one_request_late_and_no_worse_than_static(period, duration, of_delayed, of_static):
     factors = weather(1200, period=period, duration=duration, seed=period + duration)
     total_s, moves = serve(PredictivePolicy(), factors)
-    assert serve(DelayedOraclePolicy(), factors)[0] / total_s >= 0.96  # single seeds scatter by 1% over 1,200 requests
-    assert serve(StaticPolicy(), factors)[0] / total_s >= 0.98  # and the first ones cost most
+    assert serve(DelayedOraclePolicy(), factors)[0] / total_s >= of_delayed
+    assert serve(StaticPolicy(), factors)[0] / total_s >= of_static
     assert moves <= 2 * 1200 / period
 
 

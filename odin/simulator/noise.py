@@ -160,7 +160,8 @@ class MeasuredNoise:
     def blocks(self, random: np.random.Generator, *, requests: int, devices: int) -> Iterator[NDArray[Any]]:
         """Places in a recording, which count on beyond its end and begin anew there; and factors of the drift."""
         rows, lasts_s = np.arange(requests)[:, None], self._at_s[-1]
-        phase_s = random.uniform(0.0, max(2 * lasts_s, 1e-9), size=devices)
+        period_s = max(2 * lasts_s, 1e-9)  # forth and back: no step at the end of the recording
+        phase_s = random.uniform(0.0, period_s, size=devices)
         while True:
             drawn = np.empty((requests, devices), _MEASURED)
             jumps = random.random((requests, devices)) < 1 / _RUN
@@ -168,8 +169,7 @@ class MeasuredNoise:
             places = random.integers(_LARGE, size=(requests, devices))
             jumped = np.maximum.accumulate(np.where(jumps, rows, 0), axis=0)
             drawn["place"] = np.take_along_axis(places, jumped, axis=0) + (rows - jumped)
-            # Forth and back: no step at the end of the recording.
-            there_s = np.abs((phase_s + rows * self._interval_s) % max(2 * lasts_s, 1e-9) - lasts_s)
+            there_s = np.abs((phase_s + rows * self._interval_s) % period_s - lasts_s)
             drawn["drift"] = np.exp(np.interp(there_s, self._at_s, self._level))
             phase_s = phase_s + requests * self._interval_s
             yield drawn
