@@ -37,8 +37,10 @@ from partitioner.policies.held import Holdings
 from partitioner.policies.in_flight import PlansInFlight
 from partitioner.policies.jumps import Jumps
 from partitioner.policies.lasting import Lasting
+from partitioner.policies.news import News
 from partitioner.policies.planner import Planner
 from partitioner.policies.pursuit import Pursuit
+from partitioner.policies.regret import Regret
 from partitioner.policies.slowdown import SlowdownModel
 from partitioner.policies.unrest import LARGE, Unrest
 from partitioner.policies.verdict import Check, Verdicts
@@ -57,13 +59,10 @@ _LEAST_SAMPLES = 2
 _NO_FALSE_ALARM = 5.0
 """Standard errors. Noise alone makes a detector with one false alarm in 10,000 see some 4."""
 _FIRST_LOOK = 8
-_LONG_AGO = 1 << 40
-_NEWS = 32
-"""Requests for which a detected change is news."""
 _CORRECTIONS = 128
 """Requests after a detected change for which a plan away from home is looked at closely: is it the best one?"""
-_PATIENCE = 4
-"""What has lasted that many times as long as a move takes to be felt is expected to last that long again."""
+_PATIENCE = 16
+"""What has lasted that many times as long as a move takes to be felt is followed though that has not paid so far."""
 _RESTLESS_PAUSE = 32
 _MOST_ON_THEIR_WAY = 2
 """Plans decided that no request has finished under yet."""
@@ -134,11 +133,9 @@ class PredictivePolicy:
         self._next_restless_look = 0
         self._looks_saved = 0
         self._resting_until = 0
-        # The last detected change that is not our own doing.
-        self._news_at = -_LONG_AGO
-        self._news: set[int] = set()
-        self._moves_since_news = 0
+        self._news = News()
         self._waited = 0
+        self._regret = Regret()
         # What came of moves.
         self._verdicts = Verdicts()
         # Stages without layers.
@@ -219,11 +216,8 @@ class PredictivePolicy:
             with_plan = since > 1 and abs(began - since) <= 1 and not self._unrest.active
             if with_plan and self._verdicts.awaited is not None and self._model.rose(stage):
                 continue  # the verdict will tell whether the plan does harm
-            if self._moves_since_news or self._request - self._news_at > _NEWS:
-                self._news.clear()
-            self._news.add(stage)
-            self._news_at = self._next_look = self._request
-            self._moves_since_news = self._waited = 0
+            self._news.hear(stage, self._request)
+            self._next_look, self._waited = self._request, 0
             self._verdicts.awaited = None
             if not with_plan:
                 self._verdicts.conditions_changed(long_after_move=began > since + self.verify)
@@ -241,8 +235,8 @@ class PredictivePolicy:
 
     def _look(self) -> Decision | None:
         """Move if that is predicted to be better, surely enough, and for long enough."""
-        fresh = self._request - self._news_at <= _NEWS
-        away = self._plans.decided != self._planner.home and self._request - self._news_at <= _CORRECTIONS
+        fresh = self._news.is_fresh(self._request)
+        away = self._plans.decided != self._planner.home and self._news.since(self._request) <= _CORRECTIONS
         self._next_look = self._request + self._pause(fresh=fresh or away)
         if self._request < self._resting_until and not self._is_news:
             return None
@@ -258,7 +252,13 @@ class PredictivePolicy:
         best = self._planner.best(estimate, present, self._verdicts.banned)
         if fresh:
             self._pursuit.follow(best.plan, self._request)
-        if not self._exceeds_noise(present, best, z=self._certainty_now(estimate, fresh=fresh), fresh=fresh):
+        gain = self._gain(present, best)
+        self._regret.take(gain, self._request)
+        at_once = restless or self._is_news or self._regret.is_enough
+        certainty = self._certainty_now(estimate, fresh=fresh)
+        if not at_once or not self._exceeds_noise(present, best, z=certainty, fresh=fresh):
+            if gain > 0:
+                self._looks_saved = _LOOKS_SAVED  # at the next one it may be sure, or have lasted
             return self._visit(estimate, present)
         if not self._pays():
             self._looks_saved = _LOOKS_SAVED  # it may pay at the next one
@@ -269,6 +269,11 @@ class PredictivePolicy:
             return None
         return self._move(present, best)
 
+    def _gain(self, present: Forecast, best: Forecast) -> float:
+        """Logarithm of what the best plan is predicted to gain; 0.0 if that is next to nothing."""
+        gain = math.log(present.bottleneck_s / best.bottleneck_s)
+        return gain if gain > math.log1p(self.min_gain / 2) else 0.0
+
     def _is_as_it_was(self, drift: float) -> bool:
         """Whether a full look now and then is enough, since times are what they were at the last one."""
         self._looks_saved += 1
@@ -278,13 +283,12 @@ class PredictivePolicy:
 
     @property
     def _is_news(self) -> bool:
-        """Whether a change was detected a short time ago and nothing was done about it yet."""
-        return self._request - self._news_at <= _NEWS and self._moves_since_news == 0
+        return self._news.is_unanswered(self._request)
 
     @property
     def _news_age(self) -> float:
         """Requests that the latest of the changed conditions has lasted."""
-        return float(self._model.segments.samples[list(self._news)].min())
+        return float(self._model.segments.samples[list(self._news.stages)].min())
 
     def _pause(self, *, fresh: bool) -> int:
         """Requests until the estimates may have changed enough to look again."""
@@ -297,7 +301,7 @@ class PredictivePolicy:
         """Standard errors to ask for: more without a detected change, and if it could be a false alarm."""
         if self._unrest.active:
             return self.certainty
-        moves = self._moves_since_news
+        moves = self._news.moves
         if self._plans.decided != self._planner.home and (moves or not fresh):
             # A plan that is to be corrected: another one by a layer or two costs little if it is not better.
             return min((self.certainty + max(moves - 1, 0)) / 2, 2 * self.certainty)
@@ -309,7 +313,7 @@ class PredictivePolicy:
 
     def _is_no_false_alarm(self, estimate: Estimate) -> bool:
         """Whether a stage's level has changed by more than the noise that makes false alarms."""
-        news = list(self._news)
+        news = list(self._news.stages)
         change = np.abs(estimate.level - self._model.level_before)[news]
         return bool((change > _NO_FALSE_ALARM * estimate.level_error[news]).any())
 
@@ -330,12 +334,13 @@ class PredictivePolicy:
     def _pays(self) -> bool:
         """Whether conditions are expected to last: as a rule they have, or these have lasted for some time already."""
         long = _PATIENCE * (1 + self._pursuit.lag)
-        since = self._request - self._news_at
-        if since <= _NEWS and self._news:
-            lasts = self._lasting.probability(self._news, age=self._news_age, more=1 + self._pursuit.lag)
+        fresh = self._news.is_fresh(self._request)
+        if fresh:
+            lasts = self._lasting.probability(self._news.stages, age=self._news_age, more=1 + self._pursuit.lag)
             if lasts < _LIKELY:
                 return False
-        return self._pursuit.pays or since > max(_NEWS, long) or (since <= _NEWS and self._news_age > long)
+        age = self._news_age if fresh else self._news.since(self._request)
+        return self._pursuit.pays or age > long
 
     def _look_at_long_run(self, estimate: Estimate) -> Decision | None:
         """Conditions change too fast to follow: plan for their average."""
@@ -365,14 +370,15 @@ class PredictivePolicy:
             return False
         self._waited += 1
         drift = np.abs(self._model.segments.drift(min(int(self._news_age), 4)))
-        drift[list(self._news)] = 0.0
+        drift[list(self._news.stages)] = 0.0
         return bool((drift > _SUSPICIOUS).any())
 
     def _move(self, present: Forecast, best: Forecast) -> Decision:
-        calm = self._request - self._news_at > _LONGEST_PAUSE and self._model.calm
+        calm = self._news.since(self._request) > _LONGEST_PAUSE and self._model.calm
         check = Check(present.plan, best.plan, best.bottleneck_s, calm=calm)
         self._verdicts.awaited = None if self._unrest.active else check
-        self._moves_since_news += 1
+        self._news.moves += 1
+        self._regret.take(0.0, self._request)
         self._resting_until = self._request + 10 * _LONGEST_PAUSE  # until requests finish under the new plan
         slowest = int(np.argmax(present.stage_s))
         gain = present.bottleneck_s / best.bottleneck_s - 1
