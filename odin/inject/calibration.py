@@ -6,13 +6,12 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from odin.files import write_whole
 from partitioner.profile import ProfileCache
 
 __all__ = ["Calibration", "Effect", "calibration_path", "load_calibrations", "store_calibration"]
@@ -129,17 +128,7 @@ def store_calibration(calibration: Calibration, *, directory: Path | None = None
         If the disk does not take it.
     """
     path = calibration_path(calibration.model, calibration.cpu_model, directory=directory)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=".json")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(calibration.to_json(), file, indent=1)
-            file.write("\n")
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    write_whole(path, (json.dumps(calibration.to_json(), indent=1) + "\n").encode())
     return path
 
 

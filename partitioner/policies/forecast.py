@@ -23,7 +23,7 @@ class Forecast(NamedTuple):
     stage_s
         Seconds of each stage per request, transfers included, shape (stages,).
     error
-        Standard deviation of the logarithm of ``stage_s`` that comes from noise, shape (stages,).
+        Standard deviation of the logarithm of ``stage_s`` that comes from noise and wandering, shape (stages,).
     doubt
         The same for what is inferred: layers that the stage has not run under these conditions, shape (stages,).
     """
@@ -70,7 +70,9 @@ class Estimate(NamedTuple):
     slope
         What is added to it per unit of memory-boundness, shape (stages,).
     level_error
-        Standard deviation of ``level``, shape (stages,).
+        Standard deviation of ``level`` that comes from having seen few requests, shape (stages,).
+    wander
+        The same that comes from levels which wander, shape (stages,).
     layer_variance
         Of the logarithm of each time given the level, for layers not seen there now, shape (stages, layers).
     """
@@ -79,6 +81,7 @@ class Estimate(NamedTuple):
     level: FloatArray
     slope: FloatArray
     level_error: FloatArray
+    wander: FloatArray
     layer_variance: FloatArray
 
     def forecast(self, held: Held) -> Forecast:
@@ -87,6 +90,6 @@ class Estimate(NamedTuple):
         times_s = self.times_s[at]
         stage_s = np.bincount(held.holder, times_s, stages)
         variance = np.bincount(held.holder, times_s * times_s * self.layer_variance[at], stages)
-        error = np.where(stage_s > 0, self.level_error, 0.0)
+        error = np.where(stage_s > 0, np.hypot(self.level_error, self.wander), 0.0)
         doubt = np.sqrt(variance) / np.where(stage_s > 0, stage_s, 1.0)
         return Forecast(held.plan, stage_s + held.transfer_s, error, doubt)

@@ -15,9 +15,12 @@ nothing was detected. Under the new plan:
                       slower than the old plan: undo, and no such move for a while, twice as long each time
                       otherwise: the measured times of the moved layers have corrected the model
 
-A change is followed only if it is likely to last until that is felt (lasting.py). While large changes come often
-(unrest.py) one does not wait for the detector: jumps.py finds them with the request that shows them, and no move is
-judged, since the next change comes before that could be.
+A change is followed only if it is likely to last until that is felt (lasting.py) and if following has paid so far, else
+once it has lasted for long. The first move after a detected change comes at once, every other one when staying has cost
+what a move may cost (regret.py): cores drift apart by a tenth and back again, and by then a layer has moved in vain.
+
+While large changes come often (unrest.py) one does not wait for the detector: jumps.py finds them with the request that
+shows them, and no move is judged, since the next change comes before that could be.
 
 A stage that holds nothing tells nothing. If it would help were it undisturbed, it gets a layer for one request now and
 then, half as often each time.
@@ -58,6 +61,8 @@ _LEAST_SAMPLES = 2
 """Of the new conditions before layers move: a single request may be a hiccup."""
 _NO_FALSE_ALARM = 5.0
 """Standard errors. Noise alone makes a detector with one false alarm in 10,000 see some 4."""
+_NO_WANDER = 2.0
+"""Standard deviations of a level that wanders."""
 _FIRST_LOOK = 8
 _CORRECTIONS = 128
 """Requests after a detected change for which a plan away from home is looked at closely: is it the best one?"""
@@ -248,6 +253,8 @@ class PredictivePolicy:
         if not fresh and self._is_as_it_was(self._model.restart_drifted()) and not away:
             return None
         estimate = self._model.estimate()
+        if restless:  # levels that change are not levels that wander
+            estimate = estimate._replace(wander=np.zeros_like(estimate.wander))
         present = self._planner.forecast(estimate, self._plans.decided)
         best = self._planner.best(estimate, present, self._verdicts.banned)
         if fresh:
@@ -260,6 +267,7 @@ class PredictivePolicy:
             if gain > 0:
                 self._looks_saved = _LOOKS_SAVED  # at the next one it may be sure, or have lasted
             return self._visit(estimate, present)
+        self._pursuit.follow(best.plan, self._request)
         if not self._pays():
             self._looks_saved = _LOOKS_SAVED  # it may pay at the next one
             return self._look_at_long_run(estimate)
@@ -315,7 +323,8 @@ class PredictivePolicy:
         """Whether a stage's level has changed by more than the noise that makes false alarms."""
         news = list(self._news.stages)
         change = np.abs(estimate.level - self._model.level_before)[news]
-        return bool((change > _NO_FALSE_ALARM * estimate.level_error[news]).any())
+        noise = np.hypot(_NO_FALSE_ALARM * estimate.level_error, _NO_WANDER * estimate.wander)[news]
+        return bool((change > noise).any())
 
     def _exceeds_noise(self, present: Forecast, best: Forecast, *, z: float, fresh: bool) -> bool:
         if best.plan == present.plan:
@@ -339,7 +348,7 @@ class PredictivePolicy:
             lasts = self._lasting.probability(self._news.stages, age=self._news_age, more=1 + self._pursuit.lag)
             if lasts < _LIKELY:
                 return False
-        age = self._news_age if fresh else self._news.since(self._request)
+        age = self._news_age if fresh else self._regret.lasted
         return self._pursuit.pays or age > long
 
     def _look_at_long_run(self, estimate: Estimate) -> Decision | None:

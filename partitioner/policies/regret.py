@@ -16,18 +16,26 @@ _COST = 2.0
 
 
 class Regret:
-    """Adds up what was missed by staying."""
+    """Adds up what was missed by staying.
+
+    Attributes
+    ----------
+    lasted
+        Requests for which a better plan has been known.
+    """
 
     def __init__(self) -> None:
+        self.lasted = 0
         self._missed = 0.0
         self._known_at: int | None = None
 
     def take(self, gain: float, request: int) -> None:
         """Take note of what the best plan would gain now, a logarithm; 0.0 for nothing worth a move."""
         if gain <= 0:
-            self._missed, self._known_at = 0.0, None
+            self.lasted, self._missed, self._known_at = 0, 0.0, None
             return
         if self._known_at is not None:
+            self.lasted += request - self._known_at
             self._missed += gain * (request - self._known_at)
         self._known_at = request
 

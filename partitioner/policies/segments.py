@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from partitioner.plan import Plan
 from partitioner.policies.base import Observation
 from partitioner.policies.held import Holdings
+from partitioner.policies.wander import Wander
 
 __all__ = ["LEAST_NOISE", "LEAST_S", "Segments", "Tail"]
 
@@ -67,6 +68,8 @@ class Segments:
         The one that requests run under.
     window
         Requests that the long run is an average over.
+    wander
+        How far levels go by themselves.
     """
 
     def __init__(self, baseline_s: FloatArray, plan: Plan, holdings: Holdings) -> None:
@@ -96,6 +99,7 @@ class Segments:
         self._taken = 0
         self.window = max(_LONG_RUN, _LONG_RUN_PER_STAGE * stages)
         self._long_ratio, self._long_square = np.ones(stages), np.ones(stages)
+        self.wander = Wander(stages)
 
     # -- samples in -------------------------------------------------------------------------------------------------
 
@@ -140,9 +144,11 @@ class Segments:
         self._plan_n += count * now.has
         self._plan_s += sum_s
         self._plan_s2 += (stage_s * stage_s).sum(axis=0)
-        self._average(stage_s * now.per_reference)
+        ratio = stage_s * now.per_reference
+        self._average(ratio)
         self._taken += count
         self._halve_old()
+        self.wander.take(np.log(np.where(now.has, np.maximum(ratio, LEAST_S), np.nan)), self.spread)
 
     def _average(self, ratio: FloatArray) -> None:
         """Take seconds over baselines into the long run, exponentially weighted, (requests, stages)."""
@@ -267,11 +273,15 @@ class Segments:
         return self._long_ratio, np.maximum(self._long_square / self._long_ratio**2 - 1.0, 0.0)
 
     def drift(self, latest: int) -> FloatArray:
-        """Mean of each stage's latest requests against its segment's, in standard errors, shape (stages,)."""
+        """Mean of each stage's latest requests against its segment's, in standard errors, shape (stages,).
+
+        How far levels wander is part of the error.
+        """
         self.file()
         rows = (self._taken - 1 - np.arange(min(latest, self._taken, _KEPT))) % _KEPT
         per_reference = np.array([self._ring_held[row].per_reference for row in rows.tolist()])
         mean = (self._ring_stage_s[rows] * per_reference).mean(axis=0)
         ratio = np.where(mean > 0, mean, np.nan) / self.ratio()
-        score: FloatArray = np.nan_to_num(np.log(ratio) * np.sqrt(len(rows)) / self.spread)
+        error = np.hypot(self.spread / np.sqrt(len(rows)), self.wander.deviation)
+        score: FloatArray = np.nan_to_num(np.log(ratio) / error)
         return score

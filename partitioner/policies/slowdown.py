@@ -53,6 +53,8 @@ _NEAR = 1.5
 """Standard errors within which a level is taken for one seen before."""
 _CALM = 0.08
 """A level that is no more than this above the lowest one seen is undisturbed."""
+_WANDERS = 32.0
+"""Requests for which a level may well wander off; what has lasted for longer is the less likely to be that."""
 _UNNOTICED = 32
 _UNNOTICED_ERRORS = 6.0
 """Standard errors by which so many latest requests must be off to be new conditions without a detected change."""
@@ -113,6 +115,8 @@ class SlowdownModel:
         self.segments.add(observation)
         if ages:
             self._restart(ages)
+            for stage in ages:
+                self.segments.wander.restart(stage)
 
     def restart_drifted(self) -> float:
         """Begin new segments where the latest requests differ clearly though no change was detected.
@@ -225,6 +229,7 @@ class SlowdownModel:
             level,
             fit.slope,
             np.sqrt(level_variance),
+            self.segments.wander.deviation * np.sqrt(np.minimum(1.0, _WANDERS / np.maximum(samples, 1.0))),
             np.where(self.segments.held > 0, 0.0, own_variance + tilted),
         )
 

@@ -1,0 +1,87 @@
+"""How far levels wander by themselves: what averaging over more requests does not make smaller.
+
+Cores drift: their clocks, their caches, what shares the machine with them. On virtual machines the means of 1, of 4 and
+of 32 requests were seen to differ from the next such mean by as much (flicker noise), so no number of samples tells the
+level of those to come better than that. It is measured as the median difference of one block of requests from the next,
+without what independent noise adds to it::
+
+    wander^2 = (1.4826 median |m[b] - m[b-1]|)^2 / 2  -  spread^2 / block        m[b]: mean log slowdown of block b
+
+A detected change ends a block before its time, so interference does not count.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Wander"]
+
+FloatArray = NDArray[np.float64]
+
+_BLOCK = 16
+"""Requests: about as many as a move takes to be felt and judged."""
+_KEPT = 32
+"""Differences the median is of, at most."""
+_LEAST_KEPT = 4
+_NORMAL = 1.4826
+"""Standard deviations in the median absolute deviation of a normal distribution, inverted."""
+_MARGIN = 1.5
+"""Noise that is taken for independent, of what it is on average: the median of few differences is off by some."""
+
+
+class Wander:
+    """Learns from every request's slowdown.
+
+    Parameters
+    ----------
+    stages
+        How many.
+
+    Attributes
+    ----------
+    deviation
+        Standard deviation of a block's mean about the one before, over the square root of 2, shape (stages,); 0.0 until
+        something was seen.
+    """
+
+    def __init__(self, stages: int) -> None:
+        self._sum, self._count = np.zeros(stages), np.zeros(stages, dtype=np.int64)
+        self._before: FloatArray = np.full(stages, np.nan)
+        self._differences = np.full((stages, _KEPT), np.nan)
+        self._kept = np.zeros(stages, dtype=np.int64)
+        self.deviation: FloatArray = np.zeros(stages)
+
+    def take(self, log_slowdown: FloatArray, spread: FloatArray) -> None:
+        """Take requests in, oldest first.
+
+        Parameters
+        ----------
+        log_slowdown
+            Logarithms of seconds over baselines, shape (requests, stages); ``nan`` for stages without layers.
+        spread
+            Standard deviation of one of them, shape (stages,).
+        """
+        for row in log_slowdown:
+            here = ~np.isnan(row)
+            self._sum[here] += row[here]
+            self._count[here] += 1
+            if (full := self._count == _BLOCK).any():
+                for stage in np.flatnonzero(full).tolist():
+                    self._end_block(stage, float(spread[stage]))
+
+    def restart(self, stage: int) -> None:
+        """Forget a stage's block and the one before: its conditions have changed."""
+        self._before[stage] = np.nan
+        self._sum[stage], self._count[stage] = 0.0, 0
+
+    def _end_block(self, stage: int, spread: float) -> None:
+        mean = self._sum[stage] / _BLOCK
+        self._sum[stage], self._count[stage] = 0.0, 0
+        if not np.isnan(self._before[stage]):
+            self._differences[stage, self._kept[stage] % _KEPT] = abs(mean - self._before[stage])
+            self._kept[stage] += 1
+            if self._kept[stage] >= _LEAST_KEPT:
+                typical = _NORMAL * float(np.nanmedian(self._differences[stage]))
+                self.deviation[stage] = max(typical**2 / 2 - _MARGIN * spread**2 / _BLOCK, 0.0) ** 0.5
+        self._before[stage] = mean
