@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 from typing import NamedTuple
 
@@ -60,9 +61,11 @@ class Planner:
         return self.forecast(estimate, plan)
 
     def at_home_if_as_good(self, estimate: Estimate, best: Forecast) -> Forecast:
-        """The home plan if it is about as good."""
+        """The home plan if it is about as good, or may well be: by no more than a standard error the slower one."""
         home = self.forecast(estimate, self.home)
-        return home if home.bottleneck_s <= best.bottleneck_s * (1 + self._near) else best
+        loss = math.log(home.bottleneck_s / best.bottleneck_s)
+        unsure = loss <= math.hypot(home.bottleneck_error, best.bottleneck_error)
+        return home if unsure or loss <= math.log1p(self._near) else best
 
     def best(self, estimate: Estimate, present: Forecast, banned: Set[Plan]) -> Forecast:
         """The best plan: the home plan if it is about as good, the last answer if the times are about the same.
