@@ -23,7 +23,9 @@ class Forecast(NamedTuple):
     stage_s
         Seconds of each stage per request, transfers included, shape (stages,).
     error
-        Standard deviation of the logarithm of ``stage_s`` that comes from noise and wandering, shape (stages,).
+        Standard deviation of the logarithm of ``stage_s`` that comes from noise, shape (stages,).
+    wander
+        The same that comes from levels which wander, shape (stages,).
     doubt
         The same for what is inferred: layers that the stage has not run under these conditions, shape (stages,).
     """
@@ -31,6 +33,7 @@ class Forecast(NamedTuple):
     plan: Plan
     stage_s: FloatArray
     error: FloatArray
+    wander: FloatArray
     doubt: FloatArray
 
     @property
@@ -42,6 +45,11 @@ class Forecast(NamedTuple):
     def bottleneck_error(self) -> float:
         """Largest error among the stages that are, or nearly are, the slowest."""
         return float(self.error[self._slow].max())
+
+    @property
+    def bottleneck_wander(self) -> float:
+        """Most that one of them wanders."""
+        return float(self.wander[self._slow].max())
 
     @property
     def bottleneck_doubt(self) -> float:
@@ -90,6 +98,6 @@ class Estimate(NamedTuple):
         times_s = self.times_s[at]
         stage_s = np.bincount(held.holder, times_s, stages)
         variance = np.bincount(held.holder, times_s * times_s * self.layer_variance[at], stages)
-        error = np.where(stage_s > 0, np.hypot(self.level_error, self.wander), 0.0)
+        error, wander = np.where(stage_s > 0, self.level_error, 0.0), np.where(stage_s > 0, self.wander, 0.0)
         doubt = np.sqrt(variance) / np.where(stage_s > 0, stage_s, 1.0)
-        return Forecast(held.plan, stage_s + held.transfer_s, error, doubt)
+        return Forecast(held.plan, stage_s + held.transfer_s, error, wander, doubt)

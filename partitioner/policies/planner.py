@@ -64,8 +64,9 @@ class Planner:
         """The home plan if it is about as good, or may well be: by no more than a standard error the slower one."""
         home = self.forecast(estimate, self.home)
         loss = math.log(home.bottleneck_s / best.bottleneck_s)
-        unsure = loss <= math.hypot(home.bottleneck_error, best.bottleneck_error)
-        return home if unsure or loss <= math.log1p(self._near) else best
+        noise = math.hypot(home.bottleneck_error, best.bottleneck_error)
+        unsure = math.hypot(noise, home.bottleneck_wander, best.bottleneck_wander)
+        return home if loss <= max(unsure, math.log1p(self._near)) else best
 
     def best(self, estimate: Estimate, present: Forecast, banned: Set[Plan]) -> Forecast:
         """The best plan: the home plan if it is about as good, the last answer if the times are about the same.

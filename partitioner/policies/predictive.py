@@ -180,7 +180,8 @@ class PredictivePolicy:
         if plan != plans.running and check is not None and plan == check.after and math.isnan(check.before_s):
             # All that will be seen of the old plan under these conditions has been seen.
             before = self._planner.forecast(self._model.estimate(), check.before)
-            check.before_s, check.error = before.bottleneck_s, before.bottleneck_error
+            check.before_s = before.bottleneck_s
+            check.error = math.hypot(before.bottleneck_error, before.bottleneck_wander)
         decided = plans.decided
         lag = plans.saw(plan, self._request)
         if lag is not None:
@@ -239,19 +240,23 @@ class PredictivePolicy:
         return self._look() if self._request >= self._next_look else None
 
     def _look(self) -> Decision | None:
-        """Move if that is predicted to be better, surely enough, and for long enough."""
+        """Look for a better plan, if there is any reason to."""
         fresh = self._news.is_fresh(self._request)
         away = self._plans.decided != self._planner.home and self._news.since(self._request) <= _CORRECTIONS
         self._next_look = self._request + self._pause(fresh=fresh or away)
         if self._request < self._resting_until and not self._is_news:
             return None
-        restless = self._unrest.active
-        if self._is_news and self._news_age < _LEAST_SAMPLES and not restless:
+        if self._is_news and self._news_age < _LEAST_SAMPLES and not self._unrest.active:
             return None
         if self._request < self._verdicts.still_until:
             return self._go_home(self._model.in_the_long_run(self._model.estimate()))
         if not fresh and self._is_as_it_was(self._model.restart_drifted()) and not away:
             return None
+        return self._weigh(fresh=fresh)
+
+    def _weigh(self, *, fresh: bool) -> Decision | None:
+        """Move if that is predicted to be better, surely enough, and for long enough."""
+        restless = self._unrest.active
         estimate = self._model.estimate()
         if restless:  # levels that change are not levels that wander
             estimate = estimate._replace(wander=np.zeros_like(estimate.wander))
@@ -338,6 +343,8 @@ class PredictivePolicy:
         if self._unrest.active:
             least = max(least, _RESTLESS_GAIN)
         noise = math.hypot(present.bottleneck_error, best.bottleneck_error)
+        if present.plan == self._planner.home:  # which is as good as any where levels wander there and back
+            noise = math.hypot(noise, present.bottleneck_wander, best.bottleneck_wander)
         return gain > least and gain > z * noise and gain > min(z, 1.0) * best.bottleneck_doubt
 
     def _pays(self) -> bool:
