@@ -67,7 +67,9 @@ def main() -> int:
             order = random.Random(arguments.seed)
             for _ in range(arguments.rounds):
                 for policy in order.sample(sorted(kept), 2):
-                    pipe.migrate(home)  # before: the plan that a policy starts from is home to it
+                    pipe.policy = "static"  # first: the plan that a policy starts from is home to it
+                    feeder.wait(2)
+                    pipe.migrate(home)
                     feeder.wait(2 * pipe.max_in_flight)
                     pipe.policy = policy
                     feeder.wait(8)

@@ -343,7 +343,8 @@ class PredictivePolicy:
         if self._unrest.active:
             least = max(least, _RESTLESS_GAIN)
         noise = math.hypot(present.bottleneck_error, best.bottleneck_error)
-        if present.plan == self._planner.home:  # which is as good as any where levels wander there and back
+        if present.plan == self._planner.home or self._news.since(self._request) > _CORRECTIONS:
+            # Nothing has happened but levels that wander there and back.
             noise = math.hypot(noise, present.bottleneck_wander, best.bottleneck_wander)
         return gain > least and gain > z * noise and gain > min(z, 1.0) * best.bottleneck_doubt
 
