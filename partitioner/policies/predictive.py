@@ -7,8 +7,8 @@
 
 ``z`` is ``certainty`` for the first move after a detected change (the detector has already ruled noise out), half of it
 for a correction away from home, with half a standard error more after each, and one and a half times ``certainty`` when
-nothing was detected. ``error`` is that of few samples; to leave home, or long after a change, also how far levels wander
-by themselves (wander.py). Under the new plan:
+nothing was detected. ``error`` is that of few samples; to leave home, or long after a change, also how far levels
+wander by themselves (wander.py). Under the new plan:
 
     first request     what the old plan had come to under these conditions is put down
     ``verify`` later  slower than predicted: from now on leaving the home plan must promise as much more (stages that
