@@ -142,7 +142,8 @@ def test_off_the_core_without_queueing_is_unknown():
 
 
 @pytest.mark.parametrize(
-    ("factor", "note"), [(0.5, "no slower than before"), (1.0, "no slower than before"), (1.04, "+4% time is too little")]
+    ("factor", "note"),
+    [(0.5, "no slower than before"), (1.0, "no slower than before"), (1.04, "+4% time is too little")],
 )
 def test_too_little_added_time_says_nothing(factor, note):
     found = classify(QUIET, [timing(0.070 * factor, 0.069 * factor)] * 4)
