@@ -20,7 +20,7 @@ import odin
 from benchmarks.common import Environment, add_arguments, paired_ratio, report, summarize, with_quartiles, write_result
 from benchmarks.feeding import Feeder, Recorder
 from monitor.events import PlanChanged, RunStarted, SlowdownChanged
-from monitor.hindsight import gains_in_hindsight
+from odin.evaluation.hindsight import gains_in_hindsight
 from stages.device import usable_cores
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from monitor.events import PlanChanged
-from monitor.hindsight import gains_in_hindsight
 from monitor.timing import RequestTimeline, StageTiming
+from odin.evaluation.hindsight import gains_in_hindsight
 
 BASELINE_S = [[0.01] * 6, [0.01] * 6]
 

@@ -263,17 +263,17 @@ class PredictivePolicy:
             estimate = estimate._replace(wander=np.zeros_like(estimate.wander))
         present = self._planner.forecast(estimate, self._plans.decided)
         best = self._planner.best(estimate, present, self._verdicts.banned)
-        if fresh:
-            self._pursuit.follow(best.plan, self._request)
         gain = self._gain(present, best)
         self._regret.take(gain, self._request)
         at_once = restless or self._is_news or self._regret.is_enough
         certainty = self._certainty_now(estimate, fresh=fresh)
-        if not at_once or not self._exceeds_noise(present, best, z=certainty, fresh=fresh):
+        sure = at_once and self._exceeds_noise(present, best, z=certainty, fresh=fresh)
+        if fresh or sure:
+            self._pursuit.follow(best.plan, self._request)
+        if not sure:
             if gain > 0:
                 self._looks_saved = _LOOKS_SAVED  # at the next one it may be sure, or have lasted
             return self._visit(estimate, present)
-        self._pursuit.follow(best.plan, self._request)
         if not self._pays():
             self._looks_saved = _LOOKS_SAVED  # it may pay at the next one
             return self._look_at_long_run(estimate)

@@ -62,13 +62,16 @@ class Wander:
         spread
             Standard deviation of one of them, shape (stages,).
         """
-        for row in log_slowdown:
-            here = ~np.isnan(row)
-            self._sum[here] += row[here]
-            self._count[here] += 1
-            if (full := self._count == _BLOCK).any():
-                for stage in np.flatnonzero(full).tolist():
-                    self._end_block(stage, float(spread[stage]))
+        begin = 0
+        while begin < len(log_slowdown):
+            # As far as the next end of a block.
+            part = log_slowdown[begin : begin + int((_BLOCK - self._count).min())]
+            begin += len(part)
+            here = ~np.isnan(part)
+            self._sum += np.where(here, part, 0.0).sum(axis=0)
+            self._count += here.sum(axis=0)
+            for stage in np.flatnonzero(self._count == _BLOCK).tolist():
+                self._end_block(stage, float(spread[stage]))
 
     def restart(self, stage: int) -> None:
         """Forget a stage's block and the one before: its conditions have changed."""

@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike
 
 from monitor.events import PlanChanged
 from monitor.timing import RequestTimeline
+from partitioner.costs import stage_times
+from partitioner.plan import Plan
 
 __all__ = ["gains_in_hindsight"]
 
@@ -44,14 +46,6 @@ def gains_in_hindsight(
         One for each move; ``nan`` if no request ran under it.
     """
     layers = np.asarray(baseline_s, dtype=np.float64)
-    prefix_s = np.concatenate([np.zeros((len(layers), 1)), np.cumsum(layers, axis=1)], axis=1)
-    stages = np.arange(len(layers))
-
-    def reference_s(plan: Sequence[int]) -> np.ndarray:
-        cuts = np.concatenate([[0], np.cumsum(plan)])
-        seconds: np.ndarray = prefix_s[stages, cuts[1:]] - prefix_s[stages, cuts[:-1]]
-        return seconds
-
     ran: dict[int, list[np.ndarray]] = {move.epoch: [] for move in moves}
     for timeline in timelines:
         told = [timing.wall_s for timing in timeline.stages if timing.last > timing.first]
@@ -63,6 +57,6 @@ def gains_in_hindsight(
             gains.append(math.nan)
             continue
         stage_s = np.array(ran[move.epoch])
-        before_s = stage_s / reference_s(move.after) * reference_s(move.before)
+        before_s = stage_s * stage_times(Plan(move.before), layers) / stage_times(Plan(move.after), layers)
         gains.append(float(before_s.max(axis=1).mean() / stage_s.max(axis=1).mean()) - 1)
     return gains
