@@ -2,7 +2,8 @@
 
 Each end has a thread and a ring of slots of its own, so that a transfer overlaps with computing: the sender copies
 into a slot and goes on, its thread puts the bytes on the wire; the receiver's thread reads the bytes into a free
-slot, and stops reading while there is none, so that TCP's own flow control holds the sender back.
+slot, and stops reading while there is none, so that TCP's own flow control holds the sender back. That may last as
+long as it likes; only silence of the other machine (:mod:`stages.silence`) ends a channel.
 
 Frame: header length ``u32``, header, then the slot's bytes up to the end of the last tensor.
 """
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 import torch
 
 from stages.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
+from stages.silence import KEEPALIVE, Silence, probe, segments_received
 from stages.slots import SlotMemory
 from stages.wire import Header, Kind, WireError, pack, unpack
 
@@ -27,19 +29,14 @@ __all__ = ["TcpReceiver", "TcpSender", "tune"]
 
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_NBYTES = 256 * 1024
-_USER_TIMEOUT_MS = 15_000
 _GOODBYE_TIMEOUT_S = 5.0
+_SEND_TIMEOUT = struct.Struct("@ll")
+"""``struct timeval``: seconds, microseconds."""
 
 
 def tune(connection: socket.socket) -> None:
-    """Send small frames at once, and notice a silent peer within about 15 seconds."""
+    """Send small frames at once."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 2)):
-        if hasattr(socket, option):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
 
 
 def _payload_nbytes(header: Header) -> int:
@@ -59,6 +56,7 @@ class TcpSender:
 
     def __init__(self, connection: socket.socket, hello: Hello) -> None:
         tune(connection)
+        probe(connection, receives=False, keepalive=KEEPALIVE)
         try:
             connection.sendall(hello.pack())
             answer = connection.recv(1)
@@ -67,6 +65,13 @@ class TcpSender:
         if answer != b"+":
             raise ChannelClosedError("the receiver refused the channel: its token is another")
         connection.settimeout(None)
+        # A blocked send comes back now and then to look after the peer; the socket itself stays a blocking one.
+        self._look_s = KEEPALIVE.silence_s / Silence.LOOKS
+        whole_s, part_s = divmod(self._look_s, 1)
+        connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT.pack(int(whole_s), int(1e6 * part_s))
+        )
+        self._silence = Silence(KEEPALIVE.silence_s)
         self.memory = SlotMemory(hello.slots, hello.slot_nbytes)
         self._connection = connection
         self._credits = hello.credits
@@ -104,16 +109,40 @@ class TcpSender:
 
     def _transmit(self) -> None:
         try:
-            while (header := self._outgoing.get()) is not None:
+            while (header := self._next_header()) is not None:
                 data = pack(header)
-                self._connection.sendall(_LENGTH.pack(len(data)) + data)
+                self._put(memoryview(_LENGTH.pack(len(data)) + data))
                 nbytes = _payload_nbytes(header)
                 if nbytes:
-                    self._connection.sendall(self.memory.buffer(header.slot, nbytes))
+                    self._put(self.memory.buffer(header.slot, nbytes))
                 if header.tensors and self._credits:  # empty tensors took a slot too
                     self._free.put(header.slot)
         except OSError as error:
             self._break(f"the next stage is gone ({error})")
+
+    def _next_header(self) -> Header | None:
+        while True:
+            try:
+                return self._outgoing.get(timeout=self._look_s)
+            except queue.Empty:
+                self._look_after_peer()
+
+    def _put(self, view: memoryview) -> None:
+        """Send all of it, however long the receiver takes."""
+        while True:
+            try:
+                sent = self._connection.send(view)
+            except BlockingIOError:  # not a byte in all that time
+                sent = 0
+            view = view[sent:]
+            if not len(view):
+                return
+            self._look_after_peer()
+
+    def _look_after_peer(self) -> None:
+        count = segments_received(self._connection)
+        if count is not None and self._silence.look(count, time.monotonic()):
+            raise TimeoutError(f"nothing was heard of its machine for {KEEPALIVE.silence_s} s")
 
     def _break(self, reason: str) -> None:
         self._broken = self._broken or reason
@@ -151,6 +180,7 @@ class TcpReceiver:
 
     def __init__(self, connection: socket.socket, token: bytes) -> None:
         tune(connection)
+        probe(connection, receives=True, keepalive=KEEPALIVE)
         data = bytearray(HELLO_NBYTES)
         if not _read_exactly(connection, memoryview(data)) or (hello := Hello.unpack(bytes(data), token)) is None:
             raise ChannelClosedError("a stranger knocked: wrong token")
