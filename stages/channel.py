@@ -4,17 +4,22 @@ A channel is a bounded, ordered, one-way link that carries requests from one sta
 tensors lie in shared memory (:mod:`stages.shm`), between machines they cross TCP (:mod:`stages.tcp`). Either way the
 sender copies once into a slot and blocks while none is free, the receiver reads views and gives the slot back, nobody
 spins, and the death of either end is seen by the other at once, because the kernel closes the socket.
+
+Whoever can reach a port may knock at it while a channel opens. So handshakes run beside each other, each with a time
+limit, and whoever shows the token wins at once.
 """
 
 from __future__ import annotations
 
 import secrets
+import selectors
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from stages.link import ChannelClosedError, Hello, Receiver, Sender
+from stages.link import HELLO_NBYTES, ChannelClosedError, Hello, Receiver, Sender
 from stages.peer import is_trusted, peer_user
 from stages.shm import ShmReceiver, ShmSender
 from stages.tcp import TcpReceiver, TcpSender
@@ -22,6 +27,11 @@ from stages.tcp import TcpReceiver, TcpSender
 __all__ = ["Address", "Listener", "connect", "open_ends"]
 
 _TOKEN_NBYTES = 16
+_BACKLOG = 128
+"""Connections that the kernel keeps for us before :meth:`Listener.accept` is called."""
+_HELLO_TIMEOUT_S = 5.0
+_MAX_KNOCKING = 64
+"""Connections that may owe their hello at the same time; the one that has owed it longest has to go for the next."""
 
 
 class Address(NamedTuple):
@@ -49,6 +59,9 @@ class Listener:
 
     def __init__(self, host: str = "") -> None:
         token = secrets.token_bytes(_TOKEN_NBYTES)
+        self._lock = threading.Lock()
+        self._accepting = False
+        self._stopped, self._stop = socket.socketpair()
         if host:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._socket = socket.socket(family, socket.SOCK_STREAM)
@@ -60,7 +73,8 @@ class Listener:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._socket.bind(f"\0{name}")
             self.address = Address("", 0, name, token)
-        self._socket.listen(4)
+        self._socket.listen(_BACKLOG)
+        self._socket.setblocking(False)
 
     def accept(self, timeout_s: float = 60.0) -> Receiver:
         """Wait for the upstream end and stop listening; connections without the token are dropped.
@@ -68,28 +82,77 @@ class Listener:
         Raises
         ------
         ChannelClosedError
-            If nobody with the token connects in time.
+            If nobody with the token connects in time, or :meth:`close` is called meanwhile.
         """
         deadline_s = time.monotonic() + timeout_s
-        with self._socket:
-            while (left_s := deadline_s - time.monotonic()) > 0:
-                self._socket.settimeout(left_s)
-                try:
-                    connection, _ = self._socket.accept()
-                except TimeoutError:
-                    break
-                try:
-                    connection.settimeout(min(5.0, left_s))
-                    _check_same_user(connection)
-                    token = self.address.token
-                    return ShmReceiver(connection, token) if self.address.local else TcpReceiver(connection, token)
-                except (OSError, ChannelClosedError):
-                    connection.close()
+        with self._lock:
+            if self._socket.fileno() < 0:
+                raise ChannelClosedError("the channel was closed before the previous stage connected")
+            self._accepting = True
+        with self._socket, self._stop, self._stopped, selectors.DefaultSelector() as selector:
+            knocking: dict[socket.socket, float] = {}  # and until when each may owe its hello, oldest first
+            try:
+                for waited_for in (self._socket, self._stopped):
+                    selector.register(waited_for, selectors.EVENT_READ)
+                while (now_s := time.monotonic()) < deadline_s:
+                    for late in [connection for connection, until_s in knocking.items() if until_s <= now_s]:
+                        _hang_up(late, knocking, selector)
+                    ready = [key.fileobj for key, _ in selector.select(min([deadline_s, *knocking.values()]) - now_s)]
+                    if self._stopped in ready:
+                        raise ChannelClosedError("the channel was closed before the previous stage connected")
+                    for connection in [connection for connection in knocking if connection in ready]:
+                        receiver = self._hear(connection, knocking, selector)
+                        if receiver is not None:
+                            return receiver
+                    if self._socket in ready:
+                        self._let_in(knocking, selector)
+            finally:
+                for connection in tuple(knocking):
+                    _hang_up(connection, knocking, selector)
         raise ChannelClosedError(f"no previous stage connected within {timeout_s:.0f} s")
 
+    def _let_in(self, knocking: dict[socket.socket, float], selector: selectors.BaseSelector) -> None:
+        """Accept one connection, which then owes its hello."""
+        try:
+            connection, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # it has gone again
+            return
+        if len(knocking) >= _MAX_KNOCKING:
+            _hang_up(next(iter(knocking)), knocking, selector)
+        try:
+            _check_same_user(connection)
+            if not self.address.local:
+                # Not ready before the hello is there as a whole: one that comes in pieces keeps nobody busy.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, HELLO_NBYTES)
+        except (OSError, ChannelClosedError):
+            connection.close()
+            return
+        connection.setblocking(False)
+        knocking[connection] = time.monotonic() + _HELLO_TIMEOUT_S
+        selector.register(connection, selectors.EVENT_READ)
+
+    def _hear(
+        self, connection: socket.socket, knocking: dict[socket.socket, float], selector: selectors.BaseSelector
+    ) -> Receiver | None:
+        """Read the hello, which is there or never will be; ``None`` if it is a stranger's."""
+        selector.unregister(connection)
+        del knocking[connection]
+        try:
+            if self.address.local:
+                return ShmReceiver(connection, self.address.token)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            return TcpReceiver(connection, self.address.token)
+        except (OSError, ChannelClosedError):
+            connection.close()
+            return None
+
     def close(self) -> None:
-        """Stop listening."""
-        self._socket.close()
+        """Stop listening; wakes a waiting :meth:`accept`. Idempotent."""
+        with self._lock:
+            self._stop.close()
+            if not self._accepting:  # otherwise the thread that accepts closes what it waits for
+                self._socket.close()
+                self._stopped.close()
 
 
 def connect(address: Address, *, slots: int, slot_nbytes: int, credits: bool = True, timeout_s: float = 30.0) -> Sender:
@@ -143,8 +206,22 @@ def open_ends(
     """
     with ThreadPoolExecutor(1) as pool:
         accepting = pool.submit(listener.accept)
-        sender = connect(next_address, slots=slots, slot_nbytes=slot_nbytes, credits=credits)
-        return sender, accepting.result()
+        try:
+            sender = connect(next_address, slots=slots, slot_nbytes=slot_nbytes, credits=credits)
+        except BaseException:
+            listener.close()  # nobody waits for the previous stage any more
+            raise
+        try:
+            return sender, accepting.result()
+        except BaseException:
+            sender.close(graceful=False)
+            raise
+
+
+def _hang_up(connection: socket.socket, knocking: dict[socket.socket, float], selector: selectors.BaseSelector) -> None:
+    selector.unregister(connection)
+    del knocking[connection]
+    connection.close()
 
 
 def _check_same_user(connection: socket.socket) -> None:
