@@ -87,7 +87,10 @@ def _place_automatically(layer_count: int) -> list[tuple[Device, str]]:
         ).remote()
         for node in alive
     ]
-    nodes: list[NodeDevices] = ray.get(listings, timeout=_LISTING_TIMEOUT_S)
+    try:
+        nodes: list[NodeDevices] = ray.get(listings, timeout=_LISTING_TIMEOUT_S)
+    except DeviceError as error:  # Ray's copy of it, whose text is a traceback
+        raise DeviceError(str(getattr(error, "cause", error))) from error
     gpus = [(Device("gpu", (index,)), node.node_id) for node in nodes for index in node.free_gpus]
     cores = [(Device("cpu", (index,)), node.node_id) for node in nodes for index in node.free_cores]
     chosen = (gpus or cores)[:layer_count]

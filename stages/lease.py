@@ -1,8 +1,8 @@
 """Leases of cores and GPUs: no two pipelines on a machine get the same one unless both ask to share.
 
 A lease is a lock (``flock``) on a small file per device. The kernel drops it when the process that holds it ends,
-however it ends, so nothing can stay taken by mistake. It covers all pipelines of a machine, in whichever cluster they
-run.
+however it ends, so nothing can stay taken by mistake. It covers all pipelines that see the same folder, in whichever
+cluster they run: those of one user, or of all where root has made a folder for them (:mod:`stages.lease_folder`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,27 +18,49 @@ from types import TracebackType
 from typing import Self
 
 from stages.device import Device, DeviceError
+from stages.lease_folder import default_folder, open_folder, user_name
 
 __all__ = ["Lease", "free_indices"]
-
-DIRECTORY = Path(os.environ.get("ODIN_LEASE_DIR", "/tmp/odin-devices"))
-"""Locks lie here; every pipeline of a machine must see the same directory."""
 
 _ATTEMPTS, _PATIENCE_S = 10, 0.1
 
 
-def _open(kind: str, index: int, directory: Path) -> int:
-    directory.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(PermissionError):
-        directory.chmod(0o1777)
-    path = directory / f"{kind}-{index}"
-    # Without O_CREAT first: in a sticky directory the kernel refuses O_CREAT on another user's file.
-    with contextlib.suppress(FileNotFoundError):
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with contextlib.suppress(PermissionError):
-        os.fchmod(descriptor, 0o666)
+def _open(kind: str, index: int, directory: Path | None) -> int:
+    """Open a device's file; whoever looks meanwhile finds a file that is whole."""
+    folder = default_folder() if directory is None else directory
+    name = f"{kind}-{index}"
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe put there must not make us wait
+    with open_folder(folder) as parent:
+        try:
+            # Without O_CREAT first: in a sticky directory the kernel refuses O_CREAT on another user's file.
+            try:
+                descriptor = os.open(name, flags, dir_fd=parent)
+            except FileNotFoundError:
+                descriptor = os.open(name, flags | os.O_CREAT, 0o666, dir_fd=parent)
+                with contextlib.suppress(PermissionError):
+                    os.fchmod(descriptor, 0o666)
+        except OSError as error:
+            owner = user_name(os.lstat(name, dir_fd=parent).st_uid) if _exists(name, parent) else "nobody"
+            raise DeviceError(
+                f"the lease {folder / name}, which belongs to {owner}, cannot be opened ({error.strerror}): remove it, "
+                "or name another folder in ODIN_LEASE_DIR"
+            ) from error
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        os.close(descriptor)
+        raise DeviceError(
+            f"the lease {folder / name} of {user_name(found.st_uid)} is no file of its own: remove it, or name another "
+            "folder in ODIN_LEASE_DIR"
+        )
     return descriptor
+
+
+def _exists(name: str, parent: int) -> bool:
+    try:
+        os.lstat(name, dir_fd=parent)
+    except OSError:
+        return False
+    return True
 
 
 def _lock(descriptor: int, mode: int) -> None:
@@ -64,14 +87,17 @@ class Lease:
         Shown to who is refused, for example the pipeline's name.
     share
         Accept to share with other pipelines that accept it too.
+    directory
+        Folder of the locks; :func:`stages.lease_folder.default_folder` by default.
 
     Raises
     ------
     DeviceError
-        If another pipeline holds part of it; the message names the holder.
+        If another pipeline holds part of it, or the folder is not to be trusted; the message names the holder, or the
+        folder with its owner.
     """
 
-    def __init__(self, device: Device, *, label: str, share: bool = False, directory: Path = DIRECTORY) -> None:
+    def __init__(self, device: Device, *, label: str, share: bool = False, directory: Path | None = None) -> None:
         self._descriptors: list[int] = []
         mode = fcntl.LOCK_SH if share else fcntl.LOCK_EX
         try:
@@ -106,7 +132,7 @@ class Lease:
         self.release()
 
 
-def free_indices(kind: str, indices: Iterable[int], *, directory: Path = DIRECTORY) -> Sequence[int]:
+def free_indices(kind: str, indices: Iterable[int], *, directory: Path | None = None) -> Sequence[int]:
     """Return those of ``indices`` that no pipeline holds now."""
     free = []
     for index in indices:
