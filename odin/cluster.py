@@ -204,7 +204,8 @@ def _start(
     command.append(f"--temp-dir={folder}")
     command += [f"--node-ip-address={node_ip_address}"] if node_ip_address else []
     command += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
-    environment = {"RAY_AUTH_MODE": "token", **os.environ}
+    # Ray runs workers at niceness 15 unless told otherwise, and a stage may not be allowed to undo it.
+    environment = {"RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0", **os.environ}
     log = folder / f"ray_start_{name}.log"
     with log.open("wb") as output:
         processes = start_group(command, environment=environment, output=output)

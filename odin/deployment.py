@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,6 +122,7 @@ class Deployment:
             if isinstance(info, StageProblem):
                 raise DeviceError(info.message)
             infos.append(info)
+        _warn_of_niceness(infos)
         return tuple(infos)
 
     def profile(
@@ -244,6 +246,18 @@ def _create_actor(index: int, device: Device, node_id: str, label: str, share: b
         ray.remote(StageActor).options(**options).remote(index, str(device), label, share=share, precision=precision)
     )
     return actor
+
+
+def _warn_of_niceness(infos: Sequence[StageInfo]) -> None:
+    nice = [info for info in infos if info.niceness > 0]
+    if nice:
+        where = ", ".join(f"stage {info.stage} ({info.device}, {info.host})" for info in nice)
+        warnings.warn(
+            f"{where} runs at niceness {max(info.niceness for info in nice)}, which this user may not undo: any other "
+            "program there takes nearly all of its core; start that Ray with RAY_worker_niceness=0 in its environment, "
+            "as scripts/cluster.sh does",
+            stacklevel=1,
+        )
 
 
 def _is_local(node: str, other: str, transport: str) -> bool:

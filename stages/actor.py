@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from stages.device import Device, DeviceError, check_cores, cpu_model, pin_proce
 from stages.executor import CudaExecutor, Executor, make_executor
 from stages.lease import Lease, free_indices
 from stages.loop import StageLoop
+from stages.priority import run_at_normal_priority
 from stages.threads import compute_threads
 from stages.weights import StoredTensor, load, store
 
@@ -32,6 +32,8 @@ class StageInfo(NamedTuple):
     ----------
     device_type
         Text under which profiles are kept, for example ``cpu x1 Intel(R) Xeon(R) Processor``.
+    niceness
+        What its threads run at; above 0 a program beside it takes more than its share.
     """
 
     stage: int
@@ -40,6 +42,7 @@ class StageInfo(NamedTuple):
     pid: int
     node_id: str
     host: str
+    niceness: int = 0
 
 
 class StageProblem(NamedTuple):
@@ -138,6 +141,7 @@ class StageActor:
         """Take the device, bind to it, and attach the program to the node's copy of the weights."""
         try:
             device_type = self._take_device()
+            niceness = run_at_normal_priority()
             state = load(stored)
             if self._device.kind == "cpu" and not opaque.supported():
                 with compute_threads(self._device.threads):
@@ -161,6 +165,7 @@ class StageActor:
             os.getpid(),
             context.get_node_id(),
             _node_address(),
+            niceness,
         )
 
     def _take_device(self) -> str:
@@ -180,7 +185,6 @@ class StageActor:
         self._lease = Lease(self._device, label=self._label, share=self._share)
         pin_process(indices)
         torch.set_num_threads(self._device.threads)
-        _run_at_normal_priority()
         keep_freed_memory()
         return f"cpu x{self._device.threads} {cpu_model()}"
 
@@ -253,12 +257,3 @@ class StageActor:
             self._thread.join(5.0)
         if self._lease is not None:
             self._lease.release()
-
-
-def _run_at_normal_priority() -> None:
-    """Undo the niceness that Ray gives its workers, where this user may.
-
-    At Ray's default of 15 a stage gets 3% of its core beside a program of normal priority.
-    """
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, 0)

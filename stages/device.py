@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -17,6 +17,7 @@ __all__ = [
     "check_cores",
     "cpu_model",
     "describe_cores",
+    "for_every_thread",
     "parse_devices",
     "pin_process",
     "usable_cores",
@@ -153,13 +154,18 @@ def pin_process(cores: Collection[int]) -> None:
 
 def bind_threads(cores: Collection[int]) -> None:
     """Bind every thread of this process, whatever it was bound to before."""
-    bound: set[str] = set()
-    # Again until there are no new ones: a thread not yet bound may have started another meanwhile.
-    while threads := set(os.listdir("/proc/self/task")) - bound:
+    for_every_thread(lambda thread: os.sched_setaffinity(thread, cores))
+
+
+def for_every_thread(act: Callable[[int], None]) -> None:
+    """Call ``act`` with the kernel's id of every thread of this process; what it sets, later threads inherit."""
+    done: set[str] = set()
+    # Again until there are no new ones: a thread not yet dealt with may have started another meanwhile.
+    while threads := set(os.listdir("/proc/self/task")) - done:
         for thread in threads:
             with contextlib.suppress(ProcessLookupError):  # it has ended
-                os.sched_setaffinity(int(thread), cores)
-        bound |= threads
+                act(int(thread))
+        done |= threads
 
 
 def cpu_model() -> str:
