@@ -16,6 +16,9 @@ from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from monitor.surroundings import Surroundings
+from odin import ray_calls
+from odin.errors import StageLostError
+from odin.ray_calls import calling
 from partitioner.plan import Plan
 from stages import opaque
 from stages.actor import StageActor, StageInfo, StageProblem
@@ -87,25 +90,29 @@ class Deployment:
     def _open(
         self, placed: Sequence[tuple[Device, str]], program: Any, state: Mapping[str, torch.Tensor], batch: int
     ) -> tuple[StageInfo, ...]:
-        here = ray.get_runtime_context().get_node_id()
-        program_ref = ray.put(program)
+        with calling():
+            here = self.node_id = str(ray.get_runtime_context().get_node_id())
+            program_ref = ray.put(program)
         # The packed form depends on the processor and on the number of threads.
         packed: dict[tuple[str, int], Any] = {}
         if opaque.supported():
             for threads in {device.threads for device, node in placed if device.kind == "cpu" and node == here}:
                 with compute_threads(threads):
-                    packed[here, threads] = ray.put(store(program.pack(state, batch=batch)))
+                    stored = store(program.pack(state, batch=batch))
+                with calling():
+                    packed[here, threads] = ray.put(stored)
         # GPU stages take plain weights, and on another node the first CPU stage packs them.
         elsewhere = any(device.kind == "gpu" or (node, device.threads) not in packed for device, node in placed)
-        plain_ref = ray.put(store(state)) if elsewhere else None
         calls: list[Any] = []
-        for actor, (device, node) in zip(self._actors, placed, strict=True):
-            form = (node, device.threads)
-            if device.kind == "cpu" and form not in packed:
-                packed[form] = actor.pack.remote(program_ref, plain_ref, batch)
-            weights_ref = packed[form] if device.kind == "cpu" else plain_ref
-            calls.append(actor.open.remote(program_ref, weights_ref, batch))
-        _, late = ray.wait(calls, num_returns=len(calls), timeout=_START_TIMEOUT_S)
+        with calling():
+            plain_ref = ray.put(store(state)) if elsewhere else None
+            for actor, (device, node) in zip(self._actors, placed, strict=True):
+                form = (node, device.threads)
+                if device.kind == "cpu" and form not in packed:
+                    packed[form] = actor.pack.remote(program_ref, plain_ref, batch)
+                weights_ref = packed[form] if device.kind == "cpu" else plain_ref
+                calls.append(actor.open.remote(program_ref, weights_ref, batch))
+        _, late = ray_calls.wait(calls, timeout_s=_START_TIMEOUT_S)
         if late:
             waiting = ", ".join(str(placed[calls.index(call)][0]) for call in late)
             raise TimeoutError(
@@ -114,7 +121,7 @@ class Deployment:
                 f"{ray.available_resources().get('GPU', 0):g} GPUs free: stop other work there, or pass "
                 "share_devices=True (--share-devices)"
             )
-        opened: list[StageInfo | StageProblem] = ray.get(calls)
+        opened: list[StageInfo | StageProblem] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
         # Objects live as long as references to them: packed weights per node for CPU stages, plain ones for GPUs.
         self._weights_refs = [*packed.values(), *([plain_ref] if any(d.kind == "gpu" for d, _ in placed) else [])]
         infos = []
@@ -129,7 +136,9 @@ class Deployment:
         self, index: int, inputs: Sequence[torch.Tensor], *, warmup: int, repeats: int
     ) -> list[tuple[float, ...]]:
         """Seconds per layer of the whole chain on stage ``index``'s device, one tuple per repeat."""
-        runs: list[tuple[float, ...]] = ray.get(self._actors[index].profile.remote(tuple(inputs), warmup, repeats))
+        with calling():
+            call = self._actors[index].profile.remote(tuple(inputs), warmup, repeats)
+        runs: list[tuple[float, ...]] = ray_calls.get(call, timeout_s=float("inf"))
         return runs
 
     def connect(
@@ -153,23 +162,23 @@ class Deployment:
         (Sender, Receiver)
             The gateway's two ends.
         """
-        here = str(ray.get_runtime_context().get_node_id())
-        nodes = [here, *(info.node_id for info in self.infos), here]
+        nodes = [self.node_id, *(info.node_id for info in self.infos), self.node_id]
         hosts = [*(info.host for info in self.infos), ray.util.get_node_ip_address()]
         local = [_is_local(a, b, transport) for a, b in itertools.pairwise(nodes)]
         listening = ["" if local[i] else hosts[i] for i in range(len(hosts))]
-        addresses: list[Address] = ray.get(
-            [actor.listen.remote(listening[i]) for i, actor in enumerate(self._actors)], timeout=_START_TIMEOUT_S
-        )
+        with calling():
+            calls = [actor.listen.remote(listening[i]) for i, actor in enumerate(self._actors)]
+        addresses: list[Address] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
         own = Listener(listening[-1])
         self._listeners.append(own)
         addresses.append(own.address)
-        starts = [
-            actor.start.remote(addresses[index + 1], _CHANNEL_SLOTS, slot_nbytes[index + 1], (0, first, last))
-            for index, (actor, (first, last)) in enumerate(zip(self._actors, plan.ranges, strict=True))
-        ]
+        with calling():
+            starts = [
+                actor.start.remote(addresses[index + 1], _CHANNEL_SLOTS, slot_nbytes[index + 1], (0, first, last))
+                for index, (actor, (first, last)) in enumerate(zip(self._actors, plan.ranges, strict=True))
+            ]
         sender, receiver = open_ends(own, addresses[0], slots=max_in_flight, slot_nbytes=slot_nbytes[0], credits=False)
-        ray.get(starts, timeout=_START_TIMEOUT_S)
+        ray_calls.get(starts, timeout_s=_START_TIMEOUT_S)
         return sender, receiver
 
     def prepare(self, epoch: int, plan: Plan) -> None:
@@ -179,26 +188,26 @@ class Deployment:
         ------
         ray.exceptions.RayError
             If a stage is gone or cannot.
+        StageLostError
+            If Ray itself is gone.
         """
-        ray.get(
-            [
+        with calling():
+            calls = [
                 actor.prepare.remote(epoch, first, last)
                 for actor, (first, last) in zip(self._actors, plan.ranges, strict=True)
-            ],
-            timeout=_START_TIMEOUT_S,
-        )
+            ]
+        ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
 
     def find_lost(self) -> int | None:
         """Index of the first stage whose process no longer answers or serves; ``None`` if all do."""
-        if not ray.is_initialized():  # a call now would start a Ray of its own
-            return None
-        calls: list[Any] = [actor.ping.remote() for actor in self._actors]
-        answered, _ = ray.wait(calls, num_returns=len(calls), timeout=_PING_TIMEOUT_S)
+        with calling():
+            calls: list[Any] = [actor.ping.remote() for actor in self._actors]
+        answered, _ = ray_calls.wait(calls, timeout_s=_PING_TIMEOUT_S)
         # The dead first: on a busy machine one that lives may be slow to answer.
         for index, call in enumerate(calls):
             if call in answered:
                 try:
-                    ray.get(call)
+                    ray_calls.get(call, timeout_s=_PING_TIMEOUT_S)
                 except RayActorError:
                     return index
         return next((index for index, call in enumerate(calls) if call not in answered), None)
@@ -211,12 +220,16 @@ class Deployment:
         ray.exceptions.RayError
             If the stage is gone or does not answer.
         """
-        report: Surroundings = ray.get(self._actors[stage].look.remote(tuple(own_pids)), timeout=_LOOK_TIMEOUT_S)
+        with calling():
+            call = self._actors[stage].look.remote(tuple(own_pids))
+        report: Surroundings = ray_calls.get(call, timeout_s=_LOOK_TIMEOUT_S)
         return report
 
     def announce(self, status: Any) -> None:
         """Tell the first stage where the gateway answers questions, for members of the cluster who ask it."""
-        ray.get(self._actors[0].set_status.remote((os.getpid(), status)), timeout=_PING_TIMEOUT_S)
+        with calling():
+            call = self._actors[0].set_status.remote((os.getpid(), status))
+        ray_calls.get(call, timeout_s=_PING_TIMEOUT_S)
 
     def close(self) -> None:
         """End all stages and their processes. Idempotent."""
@@ -224,7 +237,7 @@ class Deployment:
             listener.close()
         actors, self._actors = self._actors, []
         for actor in actors:
-            with contextlib.suppress(RayError, ValueError, ConnectionError):
+            with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
                 ray.kill(actor)
 
 
@@ -242,10 +255,9 @@ def _create_actor(index: int, device: Device, node_id: str, label: str, share: b
         options["num_gpus"] = 0 if share else 1
         # The stage picks its GPU by number itself; Ray only keeps count.
         options["runtime_env"] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
-    actor: Any = (
-        ray.remote(StageActor).options(**options).remote(index, str(device), label, share=share, precision=precision)
-    )
-    return actor
+    with calling():
+        remote: Any = ray.remote(StageActor).options(**options)
+        return remote.remote(index, str(device), label, share=share, precision=precision)
 
 
 def _warn_of_niceness(infos: Sequence[StageInfo]) -> None:

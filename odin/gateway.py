@@ -275,6 +275,10 @@ class Gateway:
             error = None if self._draining else self._error
         return error or self._describe_loss(stage)
 
+    def fail(self, error: OdinError) -> None:
+        """Fail everything under way and everything to come: the stages are lost, in whatever way that was learned."""
+        self._fail_all(error)
+
     def _fail_all(self, error: OdinError) -> None:
         """Fail everything under way, and everything to come unless it fails for an earlier reason."""
         with self._lock:

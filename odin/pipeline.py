@@ -153,7 +153,7 @@ class Pipeline:
         weight_nbytes = sum(tensor.numel() * tensor.element_size() for tensor in chain.state.values())
         if devices is None or any(device.kind == "gpu" for device in devices):
             weight_nbytes *= 2  # packed for CPU stages, plain for GPU stages
-        self._runtime = RayRuntime(address=address, weight_nbytes=weight_nbytes)
+        self._runtime = RayRuntime(address=address, weight_nbytes=weight_nbytes, on_lost=self._on_ray_lost)
         try:
             placed = place(devices or "auto", layer_count=len(chain.layers), share=share_devices)
             if plan is not None:
@@ -387,11 +387,18 @@ class Pipeline:
         assert deployment is not None
         info, device = deployment.infos[stage], self.devices[stage]
         own = [os.getpid(), *(other.pid for other in deployment.infos if other.node_id == info.node_id)]
-        if device.kind == "cpu" and info.node_id == ray.get_runtime_context().get_node_id():
+        if device.kind == "cpu" and info.node_id == deployment.node_id:
             return look_around(device.kind, device.indices, stage_pid=info.pid, own_pids=own)
         return deployment.look(stage, own)
 
+    def _on_ray_lost(self, why: str) -> None:
+        if self._gateway is not None:
+            self._gateway.fail(StageLostError(why))
+
     def _describe_loss(self, stage: int | None) -> OdinError:
+        # First of all: who asks the stages through a Ray that is dead may be ended by it.
+        if self._runtime is not None and (why := self._runtime.lost) is not None:
+            return StageLostError(why)
         deployment = self._deployment
         if stage is None and deployment is not None:
             with contextlib.suppress(Exception):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from odin import ray_calls
 from stages.actor import NodeDevices, list_node_devices
 from stages.device import Device, DeviceError, describe_cores, parse_devices
 
@@ -88,7 +89,7 @@ def _place_automatically(layer_count: int) -> list[tuple[Device, str]]:
         for node in alive
     ]
     try:
-        nodes: list[NodeDevices] = ray.get(listings, timeout=_LISTING_TIMEOUT_S)
+        nodes: list[NodeDevices] = ray_calls.get(listings, timeout_s=_LISTING_TIMEOUT_S)
     except DeviceError as error:  # Ray's copy of it, whose text is a traceback
         raise DeviceError(str(getattr(error, "cause", error))) from error
     gpus = [(Device("gpu", (index,)), node.node_id) for node in nodes for index in node.free_gpus]

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import ray
 
-from odin.ray_token import use_token
+from odin.ray_calls import allow_calls, refuse_calls
+from odin.ray_folder import EmbeddedFolder
+from odin.ray_loopback import LOOPBACK, loopback_kept
+from odin.ray_token import use_own_token, use_token
+from odin.ray_watch import RayWatch
 from stages.device import usable_cores
 
 __all__ = ["RayRuntime"]
@@ -20,7 +26,10 @@ class RayRuntime:
 
     A process that is connected already keeps its connection (``address`` must then be ``None``). With an address the
     cluster is used and left running. Otherwise a local Ray is started, without dashboard, and stopped by
-    :meth:`close`.
+    :meth:`close`, which removes its folder as well. It listens on the loopback address only, and asks for the token.
+
+    Ray ends a process that stays connected after its own processes have died. So a connection made here is given up
+    as soon as that is seen; one that was there before is its maker's.
 
     Parameters
     ----------
@@ -29,6 +38,8 @@ class RayRuntime:
     weight_nbytes
         Bytes of weights that the object store of an embedded Ray must hold; it gets a quarter more, for packed forms
         are a little larger.
+    on_lost
+        Called once, from another thread, with what has happened when Ray's processes have died.
 
     Raises
     ------
@@ -36,12 +47,30 @@ class RayRuntime:
         If there is no cluster at the address.
     """
 
-    def __init__(self, *, address: str | None = None, weight_nbytes: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        weight_nbytes: int = 0,
+        on_lost: Callable[[str], None] = lambda why: None,
+    ) -> None:
         self._owned = False
-        if ray.is_initialized():
-            if address is not None:
-                raise ValueError(f"this process is connected to a Ray cluster already; leave out address={address!r}")
-            return
+        self._folder: EmbeddedFolder | None = None
+        self._on_lost = on_lost
+        if ray.is_initialized() and address is not None:
+            raise ValueError(f"this process is connected to a Ray cluster already; leave out address={address!r}")
+        try:
+            if not ray.is_initialized():
+                self._owned = True
+                self._connect(address, weight_nbytes)
+            allow_calls()
+            self._watch = RayWatch(embedded=self._folder is not None, on_lost=self._give_up)
+        except BaseException:
+            if self._owned:
+                self._disconnect("Ray did not start")
+            raise
+
+    def _connect(self, address: str | None, weight_nbytes: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray runs workers at nice 15 unless told otherwise: a program beside a stage would take nearly all of its core.
         os.environ.setdefault("RAY_worker_niceness", "0")
@@ -49,23 +78,60 @@ class RayRuntime:
         if address is not None:
             use_token()
             try:
-                ray.init(address=address, **common)
+                with loopback_kept():
+                    ray.init(address=address, **common)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 raise ConnectionError(
                     f"no Ray cluster at {address}: {error}; start one with scripts/cluster.sh up, or leave it out"
                 ) from error
-        else:
+            return
+        use_own_token()
+        self._folder = EmbeddedFolder()
+        with loopback_kept():
             ray.init(
                 address="local",
                 num_cpus=len(usable_cores()),
                 include_dashboard=False,
                 object_store_memory=_MIN_STORE_NBYTES + int(1.25 * weight_nbytes),
+                _node_ip_address=LOOPBACK,
+                _temp_dir=str(self._folder.path),
                 **common,
             )
-        self._owned = True
+        if ray.util.get_node_ip_address() != LOOPBACK:
+            warnings.warn(
+                f"this version of Ray ({ray.__version__}) listens on {ray.util.get_node_ip_address()}, not only on "
+                "this machine; it asks for its token",
+                stacklevel=1,
+            )
+
+    @property
+    def lost(self) -> str | None:
+        """What has happened, if Ray's processes have died; looked up at once."""
+        return self._watch.lost
+
+    def _give_up(self, why: str) -> None:
+        """Fail what needs Ray, and disconnect before Ray ends this process."""
+        try:
+            self._on_lost(why)
+        finally:
+            if self._owned:
+                self._disconnect(why)
+            else:
+                refuse_calls(why, timeout_s=0.0)
+
+    def _disconnect(self, why: str) -> None:
+        refuse_calls(why)
+        ray.shutdown()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            self._folder.remove()
 
     def close(self) -> None:
         """Disconnect, stopping an embedded Ray. Idempotent."""
+        self._watch.close()
         if self._owned:
             self._owned = False
-            ray.shutdown()
+            if self._watch.lost is None:
+                self._disconnect("the pipeline that had started Ray was closed")

@@ -59,12 +59,30 @@ def use_token() -> bool:
     path = token_path()
     if path is not None and not path.exists():
         return False
+    _enable()
+    return True
+
+
+def use_own_token() -> None:
+    """Have a Ray that this process starts ask for the token, which is made if there is none.
+
+    Where the file cannot be written a token of this process takes its place. ``RAY_AUTH_MODE`` is respected if set.
+    """
+    if "RAY_AUTH_MODE" in os.environ and not token_enabled():
+        return
+    try:
+        ensure_token()
+    except OSError:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    _enable()
+
+
+def _enable() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     if "ray" in sys.modules:  # it read the variable when it was imported; have it read it anew, as ray.init does
         from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, and its stub lacks it
 
         Config.initialize("")
-    return True
 
 
 def token_exposed(environment: Mapping[str, str] = os.environ) -> bool:

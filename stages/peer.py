@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 
-__all__ = ["is_trusted", "peer_user"]
+__all__ = ["is_trusted", "peer_process", "peer_user"]
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -17,6 +17,12 @@ def peer_user(connection: socket.socket) -> int | None:
         return None
     _, user, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return int(user)
+
+
+def peer_process(connection: socket.socket) -> int:
+    """Id of the process that listens at the other end of a Unix socket; 0 if it has none here (another namespace)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[0])
 
 
 def is_trusted(user: int | None) -> bool:
