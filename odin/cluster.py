@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import ipaddress
 import json
 import os
 import re
-import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from odin.processes import ProcessGroup, start_group
+from odin.ray_folder import make_ray_folder, remove_folder
 from odin.ray_token import ensure_token, token_enabled, token_path
 
 __all__ = ["ClusterError", "Node", "join", "recall", "start_head", "stop"]
@@ -90,7 +90,8 @@ def start_head(
     name
         Name of the state file.
     node_ip_address
-        Address of this machine that others reach it by; Ray's choice by default.
+        Address of this machine that others reach it by; Ray's choice by default. With ``127.0.0.1`` the node listens
+        on this machine only; with any other address Ray listens on all of the machine's.
     port
         Port of the head; 0 takes a free one.
     temp_dir
@@ -200,7 +201,9 @@ def _start(
         raise ValueError(f"num_cpus={num_cpus}: Ray hands out 0 or more cores")
     folder = _make_temp_dir() if temp_dir is None else temp_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *options]
+    # Ray itself would replace a loopback address by one that other machines reach.
+    ray = "odin.ray_loopback" if _is_loopback(node_ip_address) else "ray.scripts.scripts"
+    command = [sys.executable, "-m", ray, "start", "--block", "--disable-usage-stats", *options]
     command.append(f"--temp-dir={folder}")
     command += [f"--node-ip-address={node_ip_address}"] if node_ip_address else []
     command += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
@@ -220,6 +223,15 @@ def _start(
     node = replace(node, address=address)
     _remember(node)
     return node
+
+
+def _is_loopback(node_ip_address: str | None) -> bool:
+    if node_ip_address == "localhost":
+        return True
+    try:
+        return node_ip_address is not None and ipaddress.ip_address(node_ip_address).is_loopback
+    except ValueError:
+        return False
 
 
 def _refuse_running(name: str) -> None:
@@ -305,7 +317,7 @@ def _remember(node: Node) -> None:
 
 def _forget(node: Node) -> None:
     if node.owns_temp_dir:
-        shutil.rmtree(node.temp_dir, ignore_errors=True)
+        remove_folder(node.temp_dir)
     _state_path(node.name).unlink(missing_ok=True)
 
 
@@ -320,13 +332,10 @@ def _locked(name: str) -> Iterator[None]:
 
 
 def _make_temp_dir() -> Path:
-    # Ray opens its folder to everyone; the folder above it keeps others out. Short names: Ray adds 61 characters,
-    # and a socket's path ends at 107.
-    parent = Path(tempfile.gettempdir()) / f"odin-ray-{os.getuid()}"
-    parent.mkdir(mode=0o700, exist_ok=True)
-    if parent.stat().st_uid != os.getuid() or parent.is_symlink():
-        raise ClusterError(f"{parent} belongs to somebody else: name another folder with --temp-dir")
-    return Path(tempfile.mkdtemp(prefix="", dir=parent))
+    try:
+        return make_ray_folder()
+    except PermissionError as error:
+        raise ClusterError(f"{error.filename}: {error.strerror}, or name another folder with --temp-dir") from error
 
 
 def _now() -> str:

@@ -109,11 +109,14 @@ def node_reports(address: str, *, timeout_s: float = 30.0) -> tuple[NodeReport, 
 def _connected(address: str) -> Iterator[None]:
     import ray
 
+    from odin.ray_loopback import loopback_kept
+
     if ray.is_initialized():  # the caller's own connection, left as it is
         yield
         return
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with loopback_kept():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConnectionError(f"cannot connect to the cluster at {address}: {error}") from error
     try:

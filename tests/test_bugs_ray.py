@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 PROGRAM = """
@@ -30,10 +30,8 @@ def ray_processes():
     return [process for process in me.children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE]
 
 def listening():
-    return sorted({c.laddr.ip for p in (me, *ray_processes()) for c in p.net_connections("inet") if c.status == "LISTEN"})
-
-class Slow(torch.nn.Module):
-    pass
+    connections = [c for process in (me, *ray_processes()) for c in process.net_connections("inet")]
+    return sorted({c.laddr.ip for c in connections if c.status == "LISTEN"})
 
 said = {}
 with pipeline() as pipe:
@@ -46,7 +44,10 @@ with pipeline() as pipe:
     future = pipe.submit(x)
     [process] = [process for process in ray_processes() if process.name() == victim]
     process.kill()
-    for name, ask in (("future", lambda: future.result(60)), ("submit", lambda: pipe(x)), ("move", lambda: pipe.migrate(pipe.plan))):
+    asks = {
+        "future": lambda: future.result(60), "submit": lambda: pipe(x), "move": lambda: pipe.migrate(pipe.plan)
+    }
+    for name, ask in asks.items():
         try:
             ask()
         except Exception as error:
@@ -63,15 +64,14 @@ print("SAID" + json.dumps(said), flush=True)
 
 
 def run(tmp_path: Path, victim: str, **environment: str) -> dict[str, Any]:
-    folder = tmp_path / "t"
-    folder.mkdir()
+    folder = Path(f"/tmp/odin-test-{os.getpid()}-{victim[:3]}")  # short: a socket's path ends at 107
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, victim],
         env={
             **os.environ,
             "ODIN_LEASE_DIR": str(tmp_path / "leases"),
             "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
-            "RAY_TMPDIR": f"/tmp/odin-test-{os.getpid()}-{victim[:3]}",  # short: a socket's path ends at 107
+            "RAY_TMPDIR": str(folder),
             **environment,
         },
         capture_output=True,
@@ -79,8 +79,7 @@ def run(tmp_path: Path, victim: str, **environment: str) -> dict[str, Any]:
         timeout=150,
         check=False,
     )
-    os.rmdir(f"/tmp/odin-test-{os.getpid()}-{victim[:3]}/odin-ray-{os.getuid()}")
-    os.rmdir(f"/tmp/odin-test-{os.getpid()}-{victim[:3]}")
+    shutil.rmtree(folder, ignore_errors=True)
     assert done.returncode == 0, done.stderr
     assert "SAID" in done.stdout, done.stdout + done.stderr
     return json.loads(done.stdout.partition("SAID")[2])

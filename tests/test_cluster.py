@@ -186,3 +186,17 @@ def test_ray_s_own_words_when_it_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"(?s)Ray did not start.*path.*107 bytes"):
         start_head(port=0, temp_dir=tmp_path / ("x" * 100))
     assert recall() is None
+
+
+@pytest.mark.ray
+def test_a_head_on_loopback_listens_there_and_nowhere_else() -> None:
+    # Ray replaced the address by one that other machines reach, and listened on all of them, without a word.
+    try:
+        node = start_head(node_ip_address="127.0.0.1", port=0, num_cpus=1)
+        assert node.address.startswith("127.0.0.1:")
+        connections = [c for process in node.processes.members() for c in process.net_connections("inet")]
+        listening = {c.laddr.ip.removeprefix("::ffff:") for c in connections if c.status == psutil.CONN_LISTEN}
+        assert listening == {"127.0.0.1"}
+    finally:
+        stop()
+    assert not node.temp_dir.exists()

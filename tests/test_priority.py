@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from odin.deployment import _warn_of_niceness
+from stages.actor import StageInfo
 from stages.priority import run_at_normal_priority
 
 THREADS = """
@@ -56,3 +58,14 @@ def test_a_higher_priority_is_left_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.getpriority", lambda which, who: -5)
     monkeypatch.setattr("os.setpriority", lambda *_: pytest.fail("nothing is to be changed"))
     assert run_at_normal_priority() == -5
+
+
+def test_stages_that_stay_nice_are_named_once_with_the_remedy():
+    infos = [
+        StageInfo(stage, "cpu:0", "cpu", 1, "node", "10.0.0.5", niceness) for stage, niceness in enumerate((0, 15))
+    ]
+    with pytest.warns(
+        UserWarning, match=r"stage 1 .cpu:0, 10\.0\.0\.5. runs at niceness 15.*RAY_worker_niceness=0"
+    ) as told:
+        _warn_of_niceness(infos)
+    assert len(told) == 1

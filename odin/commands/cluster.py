@@ -32,7 +32,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     member = actions.add_parser("join", help="add this machine to a cluster")
     member.add_argument("address", metavar="ADDRESS", help="HOST:PORT of the head, as 'up' printed it")
     for action in (up, member):
-        action.add_argument("--node-ip-address", metavar="IP", help="this machine's address, as others reach it")
+        action.add_argument(
+            "--node-ip-address",
+            metavar="IP",
+            help="this machine's address, as others reach it; 127.0.0.1 keeps the node to this machine",
+        )
         action.add_argument("--temp-dir", type=Path, metavar="DIR", help="Ray's folder for sockets and logs")
         action.add_argument("--num-cpus", type=int, metavar="N", help="cores that Ray hands out (default: all)")
     status = actions.add_parser("status", help="show the nodes with their cores and GPUs")
@@ -85,8 +89,10 @@ def _up(arguments: argparse.Namespace, console: Console) -> int:
             num_cpus=arguments.num_cpus,
             dashboard=arguments.dashboard,
         )
-    _print_plain(f"The head of a Ray cluster is up at {node.address}\n\nOn every other machine:")
-    if token_enabled():
+    _print_plain(f"The head of a Ray cluster is up at {node.address}\n")
+    here_only = node.address.startswith(("127.", "[::1]"))
+    _print_plain("It can be reached from this machine only." if here_only else "On every other machine:")
+    if token_enabled() and not here_only:
         path = token_path()
         if path is None:
             _print_plain("  export RAY_AUTH_TOKEN=...   # the same as here")
@@ -96,8 +102,11 @@ def _up(arguments: argparse.Namespace, console: Console) -> int:
                 f"  mkdir -p -m 700 ~/.ray && scp {host}:{path} ~/.ray/auth_token && chmod 600 ~/.ray/auth_token"
                 "   # once: the token lets its holder run code on every node"
             )
-    _print_plain(f"  scripts/cluster.sh join {node.address}\n")
-    _print_plain(f"Then, here or there:\n  odin run resnet50 --input DIR --address {node.address}")
+    if not here_only:
+        _print_plain(f"  scripts/cluster.sh join {node.address}")
+    _print_plain(
+        f"\nThen, here{'' if here_only else ' or there'}:\n  odin run resnet50 --input DIR --address {node.address}"
+    )
     _print_plain(f"  scripts/cluster.sh status{_state_option(node)}\n  scripts/cluster.sh down{_state_option(node)}")
     _warn_exposed()
     return 0
