@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from monitor.pipeline_view import PipelineView
     from odin.errors import (
         DeadlineExceededError,
+        ForkedProcessError,
         LayerFailedError,
         OdinError,
         PipelineClosedError,
@@ -38,6 +39,7 @@ __all__ = [
     "Device",
     "DeviceError",
     "Event",
+    "ForkedProcessError",
     "LayerFailedError",
     "Observation",
     "OdinError",
@@ -62,6 +64,7 @@ _HOMES = {
     "monitor.pipeline_view": ("PipelineView",),
     "odin.errors": (
         "DeadlineExceededError",
+        "ForkedProcessError",
         "LayerFailedError",
         "OdinError",
         "PipelineClosedError",

@@ -48,6 +48,8 @@ Migrate = Callable[[Plan], int]
 Investigate = Callable[[int, Sequence[StageTiming], Callable[[], Sequence[StageTiming]]], None]
 """Told of a disturbed stage, with its timings before, and a way to get those since; returns at once."""
 
+_JOIN_S = 5.0
+"""A policy or a caller's ``on_event`` that does not return holds the end up for so long."""
 _VERIFY_REQUESTS = 8
 _TIMINGS_KEPT = 64
 _CREDIT_S = 2.0
@@ -67,6 +69,13 @@ class _Verification(NamedTuple):
     plan: tuple[int, ...]
     predicted_hz: float
     stage_s: list[list[float]]
+
+
+class _Asked(NamedTuple):
+    epoch: int
+    plan: Plan
+    at_s: float
+    prepare_s: float
 
 
 class Controller:
@@ -128,6 +137,8 @@ class Controller:
         self._usual_s: list[float] = []
         self._recent: list[deque[StageTiming]] = [deque(maxlen=_TIMINGS_KEPT) for _ in range(setting.stage_count)]
         self._verification: _Verification | None = None
+        self._asked: deque[_Asked] = deque()
+        self._moved_s = -math.inf
         policy.start(setting)
         self._queue: queue.SimpleQueue[RequestTimeline | Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="odin-controller", daemon=True)
@@ -137,10 +148,10 @@ class Controller:
         self._thread.start()
 
     def close(self) -> None:
-        """Decide nothing more; returns once what is under way has ended. Idempotent."""
+        """Decide nothing more; returns once what is under way has ended, some seconds later at most. Idempotent."""
         self._queue.put(None)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(_JOIN_S)
 
     @property
     def policy(self) -> Policy:
@@ -173,14 +184,9 @@ class Controller:
         self._queue.put(lambda: self._emit(event))
 
     def on_migration(self, epoch: int, plan: Plan, prepare_s: float) -> None:
-        """Hand over that the user moved layers; does not wait."""
-        now_s = self._clock()
-        decision = Decision(plan, "move", "asked for")
-
-        def moved() -> None:
-            self._moved(epoch, decision, "migrate", now_s, prepare_s)
-
-        self._queue.put(moved)
+        """Hand over that the user moved layers; does not wait. To be called before the next epoch begins."""
+        self._asked.append(_Asked(epoch, plan, self._clock(), prepare_s))
+        self._queue.put(self._note_asked)
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -283,12 +289,21 @@ class Controller:
             epoch = self._migrate(decision.plan)
         except OdinError:  # closed, or a stage is gone: the requests' futures tell
             return
-        self._moved(epoch, decision, decision.kind, decided_s, self._clock() - decided_s)
+        prepare_s = self._clock() - decided_s
+        self._note_asked(epoch)  # moves that were asked for meanwhile came into force before this one
+        self._moved(epoch, decision, decision.kind, decided_s, prepare_s)
+
+    def _note_asked(self, before: float = math.inf) -> None:
+        """Take note of moves that the user asked for, those of epochs before ``before``, in their order."""
+        while self._asked and self._asked[0].epoch < before:
+            epoch, plan, at_s, prepare_s = self._asked.popleft()
+            self._moved(epoch, Decision(plan, "move", "asked for"), "migrate", at_s, prepare_s)
 
     def _moved(self, epoch: int, decision: Decision, kind: str, decided_s: float, prepare_s: float) -> None:
         predicted_hz = 1 / decision.predicted_s if decision.predicted_s > 0 else math.nan
         before, after = tuple(self._plan), tuple(decision.plan)
         self._plan = decision.plan
+        self._moved_s = decided_s = max(decided_s, self._moved_s)  # logs are read in the order of time
         self._emit(
             PlanChanged(decided_s, self._finished, epoch, before, after, kind, decision.why, predicted_hz, prepare_s)
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
+import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,12 +14,12 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from monitor.surroundings import Surroundings
 from odin import ray_calls
-from odin.errors import StageLostError
+from odin.errors import PipelineClosedError, StageLostError
 from odin.ray_calls import calling
 from partitioner.plan import Plan
 from stages import opaque
@@ -34,6 +36,7 @@ ACTOR_PREFIX = "odin-pipeline-"
 """Of the name of each pipeline's first stage in the cluster."""
 
 _START_TIMEOUT_S = 120.0
+_LOOK_AGAIN_S = 0.1
 _PING_TIMEOUT_S = 5.0
 _LOOK_TIMEOUT_S = 10.0
 _CHANNEL_SLOTS = 2
@@ -78,6 +81,7 @@ class Deployment:
         self._weights_refs: list[Any] = []
         self._actors: list[Any] = []
         self._listeners: list[Listener] = []
+        self._stopping = threading.Event()
         self.infos: tuple[StageInfo, ...] = ()
         try:
             for index, (device, node_id) in enumerate(placed):
@@ -187,16 +191,31 @@ class Deployment:
         Raises
         ------
         ray.exceptions.RayError
-            If a stage is gone or cannot.
+            If a stage is gone or cannot, or takes too long.
         StageLostError
             If Ray itself is gone.
+        PipelineClosedError
+            If :meth:`stop_preparing` was called, before or meanwhile.
         """
-        with calling():
-            calls = [
-                actor.prepare.remote(epoch, first, last)
-                for actor, (first, last) in zip(self._actors, plan.ranges, strict=True)
-            ]
-        ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
+        end_s = time.monotonic() + _START_TIMEOUT_S
+        left: list[Any] = []
+        if not self._stopping.is_set():
+            with calling():
+                left = [
+                    actor.prepare.remote(epoch, first, last)
+                    for actor, (first, last) in zip(self._actors, plan.ranges, strict=True)
+                ]
+        while left and not self._stopping.is_set():
+            done, left = ray_calls.wait(left, timeout_s=_LOOK_AGAIN_S)
+            ray_calls.get(done, timeout_s=_LOOK_AGAIN_S)
+            if left and time.monotonic() > end_s:
+                raise GetTimeoutError(f"stages were not ready for epoch {epoch} within {_START_TIMEOUT_S:.0f} s")
+        if self._stopping.is_set():
+            raise PipelineClosedError("the pipeline was closed while stages prepared for another plan")
+
+    def stop_preparing(self) -> None:
+        """Let a :meth:`prepare` under way, and every later one, give up at once."""
+        self._stopping.set()
 
     def find_lost(self) -> int | None:
         """Index of the first stage whose process no longer answers or serves; ``None`` if all do."""

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["DeadlineExceededError", "LayerFailedError", "OdinError", "PipelineClosedError", "StageLostError"]
+import os
+
+__all__ = [
+    "DeadlineExceededError",
+    "ForkedProcessError",
+    "LayerFailedError",
+    "OdinError",
+    "PipelineClosedError",
+    "StageLostError",
+]
 
 
 class OdinError(RuntimeError):
@@ -11,6 +20,27 @@ class OdinError(RuntimeError):
 
 class PipelineClosedError(OdinError):
     """The pipeline was closed before, or while, the request was served."""
+
+
+class ForkedProcessError(OdinError):
+    """The process was forked from the one that the pipeline belongs to.
+
+    Attributes
+    ----------
+    owner_pid, pid
+        The process that started the pipeline, and the child.
+    """
+
+    def __init__(self, owner_pid: int, pid: int | None = None) -> None:
+        pid = os.getpid() if pid is None else pid
+        super().__init__(
+            f"the pipeline belongs to process {owner_pid}, of which this one ({pid}) is a forked child: submit there, "
+            "or start a pipeline in a child that was forked before, or made by the start method 'spawn'"
+        )
+        self.owner_pid, self.pid = owner_pid, pid
+
+    def __reduce__(self) -> tuple[type[ForkedProcessError], tuple[int, int]]:
+        return ForkedProcessError, (self.owner_pid, self.pid)
 
 
 class LayerFailedError(OdinError):
@@ -36,7 +66,7 @@ class LayerFailedError(OdinError):
 
 
 class DeadlineExceededError(OdinError, TimeoutError):
-    """The request's deadline passed before a stage started on it."""
+    """The request's deadline passed before its result was there."""
 
 
 class StageLostError(OdinError):

@@ -1,18 +1,23 @@
 """The gateway: tags requests, sends them into the first stage, and resolves their futures.
 
-A request's input stays in its slot of the first channel until the result has arrived, so that it can be sent again.
-The number of slots is the bound on requests in flight: a caller who would exceed it waits, which is the pipeline's
-backpressure.
+A request's input stays in its slot of the first channel until the stages have answered, so that it can be sent again.
+The number of slots is the bound on requests in flight: who would exceed it stands in line, which is the pipeline's
+backpressure::
+
+    submit -> line -> (a slot is free) -> stages -> answer: the slot is free, next in line
+
+Cancelled, or its deadline passed: the future is done at once, but the slot is free only with the answer.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,15 +25,23 @@ import torch
 from monitor.timing import RequestTimeline, unpack_timings
 from monitor.window import TimelineWindow
 from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError
+from odin.replies import Callbacks, Reply
+from odin.timers import Timer, Timers
 from partitioner.plan import Plan
 from partitioner.single import copied
 from stages.link import ChannelClosedError, Message, Receiver, Sender
-from stages.loop import DEADLINE
+from stages.loop import DEADLINE, RECALLED
 from stages.wire import Header, Kind
 
 __all__ = ["Gateway", "GatewayCounts"]
 
 Values = tuple[torch.Tensor, ...]
+
+_NEVER = math.inf
+_TRICKLE_S = 1.0
+"""While callbacks are behind one request is let in after each such time: it may be what a callback waits for."""
+_CALLBACKS_S = 1.0
+"""What closing without drain waits for callbacks."""
 
 
 class GatewayCounts(NamedTuple):
@@ -39,10 +52,27 @@ class GatewayCounts(NamedTuple):
     in_flight: int
 
 
-class _Pending(NamedTuple):
-    future: Future[Values]
-    slot: int
-    submitted_s: float
+class _Request:
+    """One request from ``submit`` until the stages have let go of it."""
+
+    __slots__ = (
+        "deadline_s", "keep_nan", "number", "over", "recalled", "refusal", "reply", "sent", "slot", "submitted_s",
+        "timer", "urgent", "values",
+    )  # fmt: skip
+
+    def __init__(self, values: Values, deadline_s: float, keep_nan: bool, reply: Reply[Values], urgent: bool) -> None:
+        self.values = values
+        self.deadline_s = deadline_s
+        self.keep_nan = keep_nan
+        self.reply = reply
+        self.urgent = urgent  # goes first, and whatever waits: the callbacks' thread waits for it
+        self.number = self.slot = -1
+        self.submitted_s = 0.0
+        self.over = False  # its outcome is known: answered, failed, too late, cancelled
+        self.recalled = False
+        self.sent: threading.Event | None = None  # set when it no longer stands in line, if it ever did
+        self.refusal: BaseException | None = None  # why it could not be sent
+        self.timer: Timer | None = None
 
 
 class Gateway:
@@ -59,11 +89,11 @@ class Gateway:
     describe_loss
         Called once when a stage is lost, with its index if known; returns the error for all affected futures.
     on_result
-        Called in the receiving thread with each finished request's timeline.
+        Called in the receiving thread with each finished request's timeline, also of one whose caller waits no more.
     on_failure
         Called with the number of each request that failed, and why.
     clock
-        Monotonic seconds.
+        Monotonic seconds, for timelines.
     """
 
     def __init__(
@@ -87,13 +117,16 @@ class Gateway:
         self._plan = plan
         self._epoch = 0
         self._next_request = 0
-        self._pending: dict[int, _Pending] = {}
-        self._waiters: deque[Future[None]] = deque()
-        self._permits = sender.memory.slots
+        self._pending: dict[int, _Request] = {}  # with the stages, those whose outcome is known included
+        self._line: OrderedDict[int, _Request] = OrderedDict()
+        self._free = sender.memory.slots
         self._completed = self._failed = 0
         self._error: OdinError | None = None
         self._draining = False
+        self._trickles = False
         self._idle = threading.Condition(self._lock)
+        self._timers = Timers()
+        self.callbacks = Callbacks(self._let_in)
         self.window = TimelineWindow()
         self._thread = threading.Thread(target=self._receive_all, name="odin-gateway", daemon=True)
         self._thread.start()
@@ -129,15 +162,17 @@ class Gateway:
         with self._lock:
             self._epoch, self._plan = epoch, plan
 
-    def submit(self, values: Values, *, timeout_s: float | None = None, keep_nan: bool = False) -> Future[Values]:
+    # -- in ---------------------------------------------------------------------------------------------------------
+
+    def submit(self, values: Values, *, deadline_s: float = _NEVER, keep_nan: bool = False) -> Reply[Values]:
         """Send one request, waiting while ``max_in_flight`` are under way.
 
         Parameters
         ----------
         values
             Input tensors in the prepared layout; copied before this returns.
-        timeout_s
-            Deadline from now, seconds: a stage whose turn comes later fails the request instead of computing.
+        deadline_s
+            On ``time.perf_counter``: the future fails then, wherever the request is, and no stage starts on it later.
         keep_nan
             The values hold NaN: stages compute in a way that passes it on.
 
@@ -146,75 +181,101 @@ class Gateway:
         PipelineClosedError, StageLostError
             If the pipeline is closed or broken.
         """
-        deadline_s = float("inf") if timeout_s is None else time.time() + timeout_s
-        permit = self._request_permit()
-        try:
-            permit.result()
-        except BaseException:
-            self._return_permit(permit)
-            raise
-        return self._send(values, deadline_s, keep_nan)
-
-    async def asubmit(
-        self, values: Values, *, timeout_s: float | None = None, keep_nan: bool = False
-    ) -> Future[Values]:
-        """As :meth:`submit`, waiting without blocking the event loop."""
-        deadline_s = float("inf") if timeout_s is None else time.time() + timeout_s
-        permit = self._request_permit()
-        try:
-            await asyncio.shield(asyncio.wrap_future(permit))
-        except BaseException:
-            self._return_permit(permit)
-            raise
-        return self._send(values, deadline_s, keep_nan)
-
-    def _request_permit(self) -> Future[None]:
-        """Return a future that is done when the caller may send one request; callers are served in order."""
-        permit: Future[None] = Future()
-        with self._lock:
-            if self._error is not None:
-                raise self._error
-            if self._permits > 0:
-                self._permits -= 1
-                permit.set_result(None)
-            else:
-                self._waiters.append(permit)
-        return permit
-
-    def _return_permit(self, permit: Future[None]) -> None:
-        """Give up waiting, or give back a permit that was granted but not used."""
-        with self._lock:
-            if permit in self._waiters:
-                self._waiters.remove(permit)
-            elif permit.done() and permit.exception() is None:
-                self._grant_next()
-
-    def _grant_next(self) -> None:
-        """Hand a free permit to the longest waiter; the lock is held."""
-        if self._waiters:
-            self._waiters.popleft().set_result(None)
-        else:
-            self._permits += 1
-
-    def _send(self, values: Sequence[torch.Tensor], deadline_s: float, keep_nan: bool) -> Future[Values]:
-        future: Future[Values] = Future()
-        with self._lock:
-            if self._error is not None:
-                raise self._error
-            request = self._next_request
-            submitted_s = self._clock()
+        request = self._enter(values, deadline_s, keep_nan)
+        if request.sent is not None:
             try:
-                header = Header(Kind.REQUEST, request, epoch=self._epoch, deadline_s=deadline_s, keep_nan=keep_nan)
-                slot = self._sender.send(header, values)
-            except ChannelClosedError:
-                # Word of the loss arrives from the other end, with the stage's index, and fails this future too.
-                slot = -1
+                request.sent.wait()
             except BaseException:
-                self._grant_next()
+                request.reply.cancel()
                 raise
+            if request.refusal is not None:
+                raise request.refusal
+        return request.reply
+
+    def enqueue(self, values: Values, *, deadline_s: float = _NEVER, keep_nan: bool = False) -> Reply[Values]:
+        """As :meth:`submit`, without waiting: the values must stay as they are until the future is done."""
+        return self._enter(values, deadline_s, keep_nan).reply
+
+    def _enter(self, values: Values, deadline_s: float, keep_nan: bool) -> _Request:
+        request = _Request(values, deadline_s, keep_nan, Reply(self.callbacks), self.callbacks.is_current())
+        late = deadline_s < _NEVER and deadline_s <= time.perf_counter()
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            request.number = self._next_request
             self._next_request += 1
-            self._pending[request] = _Pending(future, slot, submitted_s)
-        return future
+            if late:
+                request.over = True
+                self._failed += 1
+            else:
+                if self._free > 0 and (request.urgent or not (self._line or self.callbacks.behind)):
+                    self._send(request)
+                else:
+                    self._stand_in_line(request)
+                if deadline_s < _NEVER:
+                    request.timer = self._timers.add(deadline_s, partial(self._expire, request))
+                request.reply.on_cancel = partial(self._withdraw, request)
+        if late:
+            self._fail(request, DeadlineExceededError("its deadline passed before it was submitted"))
+        return request
+
+    def _stand_in_line(self, request: _Request) -> None:
+        request.sent = threading.Event()
+        self._line[request.number] = request
+        if request.urgent:
+            self._line.move_to_end(request.number, last=False)
+        elif self._free > 0:
+            self._trickle()
+
+    def _send(self, request: _Request) -> None:
+        """Take a free place and send; the lock is held."""
+        left_s = request.deadline_s if request.deadline_s == _NEVER else request.deadline_s - time.perf_counter()
+        header = Header(Kind.REQUEST, request.number, epoch=self._epoch, left_s=left_s, keep_nan=request.keep_nan)
+        request.submitted_s = self._clock()
+        with contextlib.suppress(ChannelClosedError):
+            # Word of a loss arrives from the other end, with the stage's index, and fails this future too.
+            request.slot = self._sender.send(header, request.values)
+        self._free -= 1
+        request.values = ()
+        self._pending[request.number] = request
+
+    def _advance(self, *, at_least: int = 0) -> list[_Request]:
+        """Send who is first in line while places are free; returns those that cannot be sent. The lock is held."""
+        refused = []
+        while self._free > 0 and self._line:
+            number, request = next(iter(self._line.items()))
+            if not request.urgent and self.callbacks.behind:
+                if at_least <= 0:
+                    self._trickle()
+                    break
+                at_least -= 1
+            del self._line[number]
+            try:
+                self._send(request)
+            except Exception as error:
+                request.refusal, request.over = error, True
+                refused.append(request)
+            assert request.sent is not None  # it stood in line
+            request.sent.set()
+        return refused
+
+    def _let_in(self, *, at_least: int = 0) -> None:
+        with self._lock:
+            refused = self._advance(at_least=at_least)
+        self._refuse(refused)
+
+    def _trickle(self) -> None:
+        """See to it that one request gets in after a while, however far behind callbacks are; the lock is held."""
+
+        def let_one_in() -> None:
+            self._trickles = False
+            self._let_in(at_least=1)
+
+        if not self._trickles:
+            self._trickles = True
+            self._timers.add(time.perf_counter() + _TRICKLE_S, let_one_in)
+
+    # -- out --------------------------------------------------------------------------------------------------------
 
     def _receive_all(self) -> None:
         """Resolve futures until the pipeline is closed or broken."""
@@ -238,36 +299,88 @@ class Gateway:
     def _resolve(self, message: Message) -> None:
         header = message.header
         failure = header.failure
-        # The slot is the last stage's: what leaves the pipeline is a copy.
-        values = tuple(copied(tensor) for tensor in message.tensors) if failure is None else ()
+        request = self._pending.get(header.request)
+        if request is None:  # not one of ours: nothing can be waiting for it
+            message.release()
+            return
+        outcome: Values | Exception = ()
+        if failure is None and not request.over:
+            try:
+                # The slot is the last stage's: what leaves the pipeline is a copy.
+                outcome = tuple(copied(tensor) for tensor in message.tensors)
+            except Exception as error:  # out of memory
+                outcome = error
         message.release()
         completed_s = self._clock()
         with self._lock:
-            pending = self._pending.pop(header.request)
-            self._sender.release(pending.slot)
-            if failure is None:
+            if self._pending.pop(header.request, None) is None:  # failed with all others just now
+                return
+            if request.slot >= 0:
+                if request.recalled:
+                    self._sender.memory.recall(request.slot, recalled=False)
+                self._sender.release(request.slot)
+            self._free += 1
+            was_over, request.over = request.over, True
+            if failure is None and (request.reply.cancelled() or not was_over):
                 self._completed += 1
-            else:
+            elif not was_over:
                 self._failed += 1
-            self._grant_next()
-            if not self._pending:
+            refused = self._advance()
+            if not self._pending or self._draining:
                 self._idle.notify_all()
+        if refused:
+            self._refuse(refused)
         if failure is None:
             try:
                 timings = unpack_timings(header.timings)
-                timeline = RequestTimeline(header.request, header.epoch, pending.submitted_s, completed_s, timings)
+                timeline = RequestTimeline(header.request, header.epoch, request.submitted_s, completed_s, timings)
                 self.window.append(timeline)
                 if self._on_result is not None:
                     self._on_result(timeline)
             finally:  # no longer among the pending: whatever happens here, its caller must not wait for ever
-                _settle(pending.future, values)
-        else:
-            late = failure.kind == DEADLINE
+                if not was_over:
+                    self._settle(request, outcome)
+        elif not was_over:
+            late = failure.kind in (DEADLINE, RECALLED)
             self._fail(
-                header.request,
-                pending,
+                request,
                 DeadlineExceededError(f"{failure.where}: {failure.message}") if late else LayerFailedError(*failure),
             )
+
+    def _expire(self, request: _Request) -> None:
+        """Fail a request whose deadline has passed, wherever it is; its place stays taken while stages have it."""
+        with self._lock:
+            if request.over:
+                return
+            request.over = True
+            self._failed += 1
+            where = "in line for a place" if self._leave(request) else "with the stages"
+        self._fail(request, DeadlineExceededError(f"its deadline passed while it was {where}"))
+        if request.sent is not None:
+            request.sent.set()
+
+    def _withdraw(self, request: _Request) -> None:
+        """Drop a request that its caller has cancelled."""
+        with self._lock:
+            if request.over:
+                return
+            request.over = True
+            self._leave(request)
+        if request.timer is not None:
+            request.timer.cancel()
+        if request.sent is not None:
+            request.sent.set()
+
+    def _leave(self, request: _Request) -> bool:
+        """Take a request out of the line, or tell the first stage not to start on it; the lock is held."""
+        stood_in_line = self._line.pop(request.number, None) is not None
+        if request.number in self._pending and request.slot >= 0:
+            request.recalled = True
+            self._sender.memory.recall(request.slot)
+        request.values = ()
+        if self._draining:
+            self._idle.notify_all()
+        return stood_in_line
 
     def _why_lost(self, stage: int | None) -> OdinError:
         """Return the error for a broken link, which we may have cut ourselves."""
@@ -283,55 +396,72 @@ class Gateway:
         """Fail everything under way, and everything to come unless it fails for an earlier reason."""
         with self._lock:
             self._error = self._error or error
-            pending, self._pending = self._pending, {}
-            waiters, self._waiters = list(self._waiters), deque()
+            pending = [request for request in self._pending.values() if not request.over]
+            self._pending = {}
             self._failed += len(pending)
+            for request in pending:
+                request.over = True
+            refused = self._close_line(error)
             self._idle.notify_all()
-        for request, item in pending.items():
-            self._fail(request, item, error)
-        for waiter in waiters:
-            waiter.set_exception(error)
+        for request in pending:
+            self._fail(request, error)
+        self._refuse(refused)
 
-    def _fail(self, request: int, pending: _Pending, error: OdinError) -> None:
+    def _close_line(self, error: OdinError) -> list[_Request]:
+        """Turn away everyone in line; the lock is held."""
+        refused, self._line = list(self._line.values()), OrderedDict()
+        for request in refused:
+            request.over = True
+            request.refusal = error
+        return refused
+
+    def _refuse(self, requests: Iterable[_Request]) -> None:
+        """Tell those in line why they cannot be sent."""
+        for request in requests:
+            assert request.refusal is not None  # it is why they are here
+            self._settle(request, request.refusal)
+            if request.sent is not None:
+                request.sent.set()
+
+    def _fail(self, request: _Request, error: OdinError) -> None:
         try:
             if self._on_failure is not None:
-                self._on_failure(request, error)
+                self._on_failure(request.number, error)
         finally:
-            _settle(pending.future, error)
+            self._settle(request, error)
+
+    def _settle(self, request: _Request, outcome: Values | BaseException) -> None:
+        if request.timer is not None:
+            request.timer.cancel()
+        request.reply.settle(outcome)
+
+    # -- end --------------------------------------------------------------------------------------------------------
 
     def close(self, *, drain: bool = True, timeout_s: float = 60.0) -> None:
-        """Refuse new requests, let those under way finish (if ``drain``), and close both channels. Idempotent."""
+        """Refuse new requests, let those under way finish (if ``drain``), and close both channels. Idempotent.
+
+        Waits for ``timeout_s`` at most until all futures are done, and then for callbacks that are still to be called.
+        May be called from a callback.
+        """
         closed = PipelineClosedError("the pipeline is closed; start a new one to submit requests")
+        end_s = time.monotonic() + timeout_s
         with self._lock:
             broken = self._error is not None
             self._error = self._error or closed
-            waiters, self._waiters = list(self._waiters), deque()
-            for waiter in waiters:
-                waiter.set_exception(self._error)
+            refused = self._close_line(self._error)
+        self._refuse(refused)
+        with self._lock:
             if not broken and drain:
                 self._draining = True
                 try:
-                    self._idle.wait_for(lambda: not self._pending, timeout_s)
+                    self._idle.wait_for(lambda: all(request.over for request in self._pending.values()), timeout_s)
                 finally:
                     self._draining = False
             graceful = not broken and not self._pending
         self._sender.close(graceful=graceful)
-        elsewhere = threading.current_thread() is not self._thread  # and not in a future's callback
-        if graceful and elsewhere:
+        if graceful:
             self._thread.join(timeout_s)
         self._receiver.close()
-        if elsewhere:
-            self._thread.join(timeout_s)
-
-
-def _settle(future: Future[Values], outcome: Values | BaseException) -> None:
-    """Resolve a future, unless its caller has cancelled it."""
-    try:
-        if not future.set_running_or_notify_cancel():
-            return
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-    except InvalidStateError:
-        pass
+        self._thread.join(timeout_s)
+        self._timers.close()
+        self.callbacks.close(max(_CALLBACKS_S, end_s - time.monotonic()) if drain else _CALLBACKS_S)

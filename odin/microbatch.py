@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from typing import Any
 
 import torch
+
+from odin.replies import Callbacks, Reply, when_done
 
 __all__ = ["join_outputs", "split_inputs"]
 
@@ -26,7 +28,9 @@ def split_inputs(values: Values, *, batch: int) -> list[Values]:
     return [tuple(tensor[start : start + batch] for tensor in values) for start in range(0, size, batch)]
 
 
-def join_outputs(futures: Sequence[Future[Values]], unpack: Callable[[Values], Any]) -> Future[Any]:
+def join_outputs(
+    futures: Sequence[Future[Values]], unpack: Callable[[Values], Any], *, callbacks: Callbacks | None = None
+) -> Reply[Any]:
     """Return a future of the whole request's output.
 
     Parameters
@@ -35,12 +39,15 @@ def join_outputs(futures: Sequence[Future[Values]], unpack: Callable[[Values], A
         One per part, in order.
     unpack
         Makes the model's output structure of flat tensors. Tensors with a dimension are concatenated along the first.
+    callbacks
+        Where the callbacks go that are added to the returned future.
 
     The first part that fails fails the whole. Cancelling the returned future cancels the parts.
     """
-    whole: Future[Any] = Future()
-    remaining = len(futures)
+    parts = list(futures)
+    remaining = len(parts)
     lock = threading.Lock()
+    whole: Reply[Any] = Reply(callbacks)
 
     def finish(part: Future[Values]) -> None:
         nonlocal remaining
@@ -48,24 +55,26 @@ def join_outputs(futures: Sequence[Future[Values]], unpack: Callable[[Values], A
             remaining -= 1
             last = remaining == 0
         error = None if part.cancelled() else part.exception()
+        outcome: Any = None
         try:
-            if error is not None:
-                whole.set_exception(error)
-            elif last and not whole.done():
-                whole.set_result(unpack(_concatenate([future.result() for future in futures])))
-        except InvalidStateError:  # cancelled, or failed by another part
-            pass
-        except Exception as defect:
-            whole.set_exception(defect)
+            if error is None and (not last or whole.done()):
+                return
+            outcome = error if error is not None else unpack(_concatenate([each.result() for each in parts]))
+        except BaseException as defect:  # whatever the output's own types raise, its caller must not wait for ever
+            outcome = defect
+        finally:
+            if last:
+                parts.clear()  # they hold the whole's callbacks, and it held them: results would wait for the collector
+        whole.settle(outcome)
 
     def forward_cancel(done: Future[Any]) -> None:
         if done.cancelled():
-            for future in futures:
-                future.cancel()
+            for part in list(parts):
+                part.cancel()
 
-    whole.add_done_callback(forward_cancel)
+    when_done(whole, forward_cancel)
     for future in futures:
-        future.add_done_callback(finish)
+        when_done(future, finish)
     return whole
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 from monitor.detectors import Detector
 from odin.detectors import make_detector
 from partitioner.chain import Chain
 from stages.executor import PRECISIONS
 
-__all__ = ["check_batch", "check_options", "leading_size"]
+__all__ = ["check_batch", "check_options", "check_timeout", "leading_size"]
 
 _TRANSPORTS = ("auto", "shm", "tcp")
 
@@ -25,6 +28,21 @@ def check_options(
             raise ValueError(f"{name}={value}; it must be at least 1")
     if isinstance(detector, str):
         make_detector(detector, 1)  # how many stages there are is not known yet
+
+
+def check_timeout(timeout_s: float | None) -> float:
+    """Return the seconds that a request may take, infinity for ``None``; ``ValueError`` if it is no such number.
+
+    What is left of a caller's own deadline may be zero or less: that is a deadline which has passed, and no mistake.
+    """
+    if timeout_s is None:
+        return math.inf
+    if isinstance(timeout_s, Real) and not isinstance(timeout_s, bool) and not math.isnan(timeout_s):
+        try:
+            return float(timeout_s)
+        except OverflowError:
+            return math.inf if timeout_s > 0 else -math.inf
+    raise ValueError(f"timeout_s={timeout_s!r}; give seconds as a number, or None for no deadline")
 
 
 def leading_size(chain: Chain) -> int:

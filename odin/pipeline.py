@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
+import math
 import os
 import threading
 import time
@@ -27,12 +27,14 @@ from monitor.view import PipelineView
 from monitor.window import percentiles_s
 from odin.baselines import measure_baselines, pipeline_setting
 from odin.deployment import Deployment
-from odin.errors import OdinError, StageLostError
+from odin.errors import ForkedProcessError, OdinError, StageLostError
+from odin.forks import keep_from_children
 from odin.gateway import Gateway
 from odin.microbatch import join_outputs, split_inputs
-from odin.options import check_batch, check_options, leading_size
+from odin.options import check_batch, check_options, check_timeout, leading_size
 from odin.placement import place
 from odin.ray_runtime import RayRuntime
+from odin.replies import outcome_of
 from odin.snapshot import PipelineSnapshot, StageSnapshot
 from odin.sources import load_source
 from odin.supervision import Recorder, Supervision
@@ -45,11 +47,16 @@ from stages.slots import slot_nbytes_for
 
 __all__ = ["Pipeline"]
 
+_OUR_THREADS = frozenset(f"odin-{name}" for name in ("callbacks", "controller", "investigator", "status", "timers"))
+"""Threads that run callers' code and that closing waits for: there it cannot wait for the one that closes."""
+
 
 class Pipeline:
     """A model cut into stages, each pinned to its device, through which requests stream.
 
-    Use it as a context manager; leaving it ends every stage. All methods may be called from any thread.
+    Use it as a context manager; leaving it ends every stage. All methods may be called from any thread, from callbacks
+    of its futures too, but not in a process that was forked later: there they raise
+    :class:`~odin.ForkedProcessError`, and leaving the context manager does nothing.
 
     Parameters
     ----------
@@ -129,8 +136,11 @@ class Pipeline:
         precision: str = "float32",
         transport: str = "auto",
     ) -> None:
+        self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._closed = False
+        self._switch_lock = threading.Lock()  # held while stages prepare, which may take long
+        self._closing: threading.Thread | None = None
+        self._closed = threading.Event()
         self._epochs = 0
         self._gateway: Gateway | None = None
         self._recorder: Recorder | None = None
@@ -138,6 +148,7 @@ class Pipeline:
         self._deployment: Deployment | None = None
         self._runtime: RayRuntime | None = None
         self._at_exit = _close_at_exit(self)
+        keep_from_children(self)
         check_options(
             precision=precision, transport=transport, batch=batch, max_in_flight=max_in_flight, detector=detector
         )
@@ -204,7 +215,7 @@ class Pipeline:
                 setting=setting,
                 policy=policy,
                 detector=detector,
-                migrate=lambda plan: self._switch(plan)[0],
+                migrate=self._switch,
                 look=self._look,
                 recorder=self._recorder,
                 host=str(ray.util.get_node_ip_address()) if address is not None else "",
@@ -227,7 +238,12 @@ class Pipeline:
 
     def __call__(self, *inputs: Any, timeout_s: float | None = None) -> Any:
         """Serve one request and wait for its result; the model's own output structure."""
-        return self.submit(*inputs, timeout_s=timeout_s).result()
+        future = self.submit(*inputs, timeout_s=timeout_s)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # if it was this thread that was interrupted, nobody waits any more
+            raise
 
     def submit(self, *inputs: Any, timeout_s: float | None = None) -> Future[Any]:
         """Send one request; waits while ``max_in_flight`` micro-batches are under way.
@@ -237,29 +253,53 @@ class Pipeline:
         inputs
             The model's arguments: tensors like the example's, any leading batch size; they may be changed afterwards.
         timeout_s
-            Deadline in seconds from now: if a stage's turn comes later, the future fails with
-            :class:`~odin.DeadlineExceededError`.
+            Deadline in seconds from now: the future fails then with :class:`~odin.DeadlineExceededError`, wherever the
+            request is, also while it waits here for its turn. Zero or less has passed already; infinity is none.
+
+        Returns
+        -------
+        Future
+            Its callbacks are called one after the other in a thread of their own; they may block, submit and wait.
+            Cancelling it takes the request back if the first stage has not begun with it (its later micro-batches
+            too), provided that stage is on this machine; otherwise it is computed and dropped.
 
         Raises
         ------
         ValueError
-            If an input's shape, dtype or device does not fit.
+            If an input's shape, dtype or device does not fit, or ``timeout_s`` is no number.
         PipelineClosedError, StageLostError
             If the pipeline is closed or has lost a stage.
         """
+        deadline_s = self._deadline_s(timeout_s)
         gateway, parts = self._prepare_request(inputs)
-        return join_outputs(
-            [gateway.submit(part, timeout_s=timeout_s, keep_nan=self.chain.holds_nan(part)) for part in parts],
-            self.chain.unpack,
-        )
+        futures: list[Future[tuple[torch.Tensor, ...]]] = []
+        try:
+            for part in parts:
+                keep_nan = self.chain.holds_nan(part)
+                futures.append(gateway.submit(part, deadline_s=deadline_s, keep_nan=keep_nan))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        return join_outputs(futures, self.chain.unpack, callbacks=gateway.callbacks)
 
     async def asubmit(self, *inputs: Any, timeout_s: float | None = None) -> Any:
-        """As :meth:`submit`, for ``async`` code: neither waiting for a place nor for the result blocks the loop."""
+        """As :meth:`submit`, for ``async`` code: neither waiting for a place nor for the result blocks the loop.
+
+        Returns the result itself; inputs must stay as they are until then. Cancelling the task cancels the request.
+        """
+        deadline_s = self._deadline_s(timeout_s)
         gateway, parts = self._prepare_request(inputs)
-        futures = [
-            await gateway.asubmit(part, timeout_s=timeout_s, keep_nan=self.chain.holds_nan(part)) for part in parts
-        ]
-        return await asyncio.wrap_future(join_outputs(futures, self.chain.unpack))
+        futures: list[Future[tuple[torch.Tensor, ...]]] = []
+        try:
+            for part in parts:
+                keep_nan = self.chain.holds_nan(part)
+                futures.append(gateway.enqueue(part, deadline_s=deadline_s, keep_nan=keep_nan))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        return await outcome_of(join_outputs(futures, self.chain.unpack, callbacks=gateway.callbacks))
 
     def map(self, inputs: Iterable[Any], *, timeout_s: float | None = None) -> Iterator[Any]:
         """Serve many requests; results in the order of the inputs.
@@ -267,7 +307,12 @@ class Pipeline:
         Lazy: an input is taken from the iterable when there is room for it in the pipeline, so that streams of any
         length pass in bounded memory. An item is one tensor, or a tuple of tensors for several inputs. The first
         failure is raised in its place and ends the iteration; what is under way then is finished and dropped.
+        ``timeout_s`` counts for each from the moment it is submitted.
         """
+        self._deadline_s(timeout_s)  # now, and not with the first result
+        return self._map(inputs, timeout_s)
+
+    def _map(self, inputs: Iterable[Any], timeout_s: float | None) -> Iterator[Any]:
         under_way: deque[Future[Any]] = deque()
         for item in inputs:
             arguments = item if isinstance(item, tuple) else (item,)
@@ -276,6 +321,17 @@ class Pipeline:
             under_way.append(self.submit(*arguments, timeout_s=timeout_s))
         while under_way:
             yield under_way.popleft().result()
+
+    def _deadline_s(self, timeout_s: float | None) -> float:
+        """When a request that is submitted now has to be done, on ``time.perf_counter``."""
+        self._check_process()
+        timeout_s = check_timeout(timeout_s)
+        return timeout_s if math.isinf(timeout_s) else time.perf_counter() + timeout_s
+
+    def _check_process(self) -> None:
+        """Before any lock: in a forked child nobody would ever release it."""
+        if os.getpid() != self._pid:
+            raise ForkedProcessError(self._pid)
 
     def _prepare_request(self, inputs: tuple[Any, ...]) -> tuple[Gateway, list[tuple[torch.Tensor, ...]]]:
         assert self._gateway is not None
@@ -287,6 +343,7 @@ class Pipeline:
     @property
     def plan(self) -> Plan:
         """Layers per stage for the next request."""
+        self._check_process()
         assert self._gateway is not None
         return self._gateway.plan
 
@@ -302,20 +359,21 @@ class Pipeline:
             If the plan does not fit; nothing has changed then.
         StageLostError
             If a stage is gone.
+        PipelineClosedError
+            If the pipeline is closed, before or meanwhile.
         """
-        assert self._supervision is not None
+        self._check_process()
         plan = Plan.parse(plan) if isinstance(plan, str) else Plan(plan)
         plan.check_fits(layer_count=len(self.chain.layers), stage_count=len(self.devices))
-        epoch, prepare_s = self._switch(plan)
-        self._supervision.on_migration(epoch, plan, prepare_s)
-        return epoch
+        return self._switch(plan, asked_for=True)
 
-    def _switch(self, plan: Plan) -> tuple[int, float]:
-        """Carry a migration out; returns the epoch, and the seconds it took."""
+    def _switch(self, plan: Plan, *, asked_for: bool = False) -> int:
+        """Carry a migration out, and tell the controller of one that was asked for; returns the epoch."""
         assert self._gateway is not None
         assert self._deployment is not None
+        assert self._supervision is not None
         begin_s = time.perf_counter()
-        with self._lock:
+        with self._switch_lock:
             self._gateway.check_open()
             # Never used twice, even if preparing fails: a stage may have prepared for it already.
             self._epochs += 1
@@ -325,16 +383,20 @@ class Pipeline:
             except ray.exceptions.RayActorError as error:
                 raise self._describe_loss(None) from error
             self._gateway.switch(epoch, plan)
-        return epoch, time.perf_counter() - begin_s
+            if asked_for:  # before the next switch can begin: the controller hears of epochs in their order
+                self._supervision.on_migration(epoch, plan, time.perf_counter() - begin_s)
+        return epoch
 
     @property
     def policy(self) -> str:
         """Who decides when layers move, in the form that can be set; setting it takes effect with the next request."""
+        self._check_process()
         assert self._supervision is not None
         return self._supervision.policy.name
 
     @policy.setter
     def policy(self, policy: Policy | str) -> None:
+        self._check_process()
         assert self._supervision is not None
         self._supervision.set_policy(make_policy(policy) if isinstance(policy, str) else policy)
 
@@ -342,6 +404,7 @@ class Pipeline:
 
     def snapshot(self) -> PipelineSnapshot:
         """Return the state at this moment; statistics are over the last 512 micro-batches."""
+        self._check_process()
         assert self._gateway is not None
         assert self._deployment is not None
         gateway, window = self._gateway, self._gateway.window
@@ -368,16 +431,19 @@ class Pipeline:
 
     def view(self) -> PipelineView:
         """Return what ``odin top`` shows at this moment: stages, slowdowns and their causes, rates, recent events."""
+        self._check_process()
         assert self._supervision is not None
         return self._supervision.view()
 
     def note_load(self, event: LoadChanged) -> None:
         """Put a load that this program injects beside the pipeline into the view and the log."""
+        self._check_process()
         assert self._supervision is not None
         self._supervision.note_load(event)
 
     def timelines(self) -> tuple[RequestTimeline, ...]:
         """Timings of the last 512 finished micro-batches, oldest first, every stage's own measurements included."""
+        self._check_process()
         assert self._gateway is not None
         return self._gateway.window.timelines()
 
@@ -413,27 +479,61 @@ class Pipeline:
 
     # -- end --------------------------------------------------------------------------------------------------------
 
-    def close(self, *, drain: bool = True) -> None:
-        """Finish the requests under way (if ``drain``) and end every stage's process. Idempotent."""
+    def close(self, *, drain: bool = True, timeout_s: float = 60.0) -> None:
+        """Finish the requests under way (if ``drain``) and end every stage's process. Idempotent.
+
+        Returns once the pipeline is closed, whoever closes it; from callbacks at once, if another thread does. In a
+        forked child it does nothing.
+
+        Parameters
+        ----------
+        drain
+            Wait for the requests under way, and call the callbacks of their futures. Requests that wait for a place
+            fail with :class:`~odin.PipelineClosedError` in any case, and so does a migration under way.
+        timeout_s
+            Bound of that wait: what is not done by then, on a stage that hangs for example, fails with
+            :class:`~odin.PipelineClosedError`. Ending the stages takes some seconds at most after that.
+        """
+        if os.getpid() != self._pid:
+            return
+        check_timeout(timeout_s)
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+            first = self._closing is None
+            self._closing = self._closing or threading.current_thread()
+        if first:
+            try:
+                self._close(drain, timeout_s)
+            finally:
+                self._closed.set()
+        else:
+            if not drain and self._gateway is not None and not self._closed.is_set():
+                self._gateway.close(drain=False)  # who waits for requests under way waits no more
+            if self._closing is not threading.current_thread() and threading.current_thread().name not in _OUR_THREADS:
+                self._closed.wait()
+
+    def _close(self, drain: bool, timeout_s: float) -> None:
         atexit.unregister(self._at_exit)
-        try:
+        if self._deployment is not None:
+            self._deployment.stop_preparing()
+        with contextlib.ExitStack() as last:  # whatever fails on the way, no process is left behind
+            if self._runtime is not None:
+                last.callback(self._runtime.close)
+            if self._deployment is not None:
+                last.callback(self._deployment.close)
+            if self._supervision is not None:
+                supervision = self._supervision
+                last.callback(lambda: supervision.close(**self._ending()))
+            elif self._recorder is not None:
+                last.callback(self._recorder.close)
             if self._supervision is not None:
                 self._supervision.stop_deciding()
             if self._gateway is not None:
-                self._gateway.close(drain=drain)
-        finally:
-            if self._supervision is not None:
-                self._supervision.close(**self._ending())
-            elif self._recorder is not None:
-                self._recorder.close()
-            if self._deployment is not None:
-                self._deployment.close()
-            if self._runtime is not None:
-                self._runtime.close()
+                self._gateway.close(drain=drain, timeout_s=timeout_s)
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what keeps something alive elsewhere. Called by :mod:`odin.forks`."""
+        if self._supervision is not None:
+            self._supervision.abandon()
 
     def _ending(self) -> dict[str, Any]:
         """Why the run ended and what it came to, for the log."""

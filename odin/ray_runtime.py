@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from odin.forks import check_ray_is_ours
 from odin.ray_calls import allow_calls, refuse_calls
 from odin.ray_folder import EmbeddedFolder
 from odin.ray_loopback import LOOPBACK, loopback_kept
@@ -45,6 +46,8 @@ class RayRuntime:
     ------
     ConnectionError
         If there is no cluster at the address.
+    ForkedProcessError
+        If this process was forked from one that is connected.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class RayRuntime:
         weight_nbytes: int = 0,
         on_lost: Callable[[str], None] = lambda why: None,
     ) -> None:
+        check_ray_is_ours()
         self._owned = False
         self._folder: EmbeddedFolder | None = None
         self._on_lost = on_lost

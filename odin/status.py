@@ -100,6 +100,11 @@ class StatusServer:
                 self._connections.discard(connection)
             connection.close()
 
+    def abandon(self) -> None:
+        """In a forked child: let go of the sockets, or callers would find them open after the pipeline's end."""
+        for listener in self._listeners:
+            listener.close()
+
     def close(self) -> None:
         """Hang up. Idempotent."""
         with self._lock:

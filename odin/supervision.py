@@ -162,6 +162,10 @@ class Supervision:
         """Return the state at this moment."""
         return self._recorder.view(self._clock())
 
+    def abandon(self) -> None:
+        """In a forked child: let go of what keeps something alive elsewhere."""
+        self._status.abandon()
+
     def stop_deciding(self) -> None:
         """Move no more layers; before the gateway closes. Idempotent."""
         self._controller.close()

@@ -68,6 +68,11 @@ class Message:
         """Views of the slot; do not use them after :meth:`release`."""
         return self._memory.read(self.header.slot, self.header.tensors)
 
+    @property
+    def recalled(self) -> bool:
+        """Whether the sender has marked the request as wanted no more, which it can within one machine."""
+        return bool(self.header.tensors) and self._memory.is_recalled(self.header.slot)
+
     def release(self) -> None:
         """Give the slot back to the sender. To be called once."""
         if self.header.tensors:

@@ -23,13 +23,14 @@ from stages.executor import Executor, LayerError
 from stages.link import ChannelClosedError, Message, Receiver, Sender
 from stages.wire import Failure, Header, Kind
 
-__all__ = ["DEADLINE", "StageLoop"]
+__all__ = ["DEADLINE", "RECALLED", "StageLoop"]
 
 DEADLINE = "deadline"
 """Kind of the failure of a request whose deadline passed before a stage started on it."""
+RECALLED = "recalled"
+"""Kind of the failure of a request that nobody waited for any more when the first stage's turn came."""
 
 _TRACEBACK_CHARS = 6_000
-_NEVER = float("inf")
 
 
 class _Launched(NamedTuple):
@@ -143,10 +144,11 @@ class StageLoop:
         if header.kind is not Kind.REQUEST:
             return _Launched(message, None, 0, 0, 0.0)
         try:
-            if header.deadline_s < _NEVER and time.time() > header.deadline_s:
-                raise _DeadlineError(
-                    f"its deadline passed {time.time() - header.deadline_s:.3f} s before this stage's turn"
-                )
+            if message.recalled:
+                raise _RecalledError("nobody waits for it any more")
+            late_s = now_s - header.sent_s - header.left_s
+            if late_s > 0:
+                raise _DeadlineError(f"its deadline passed {late_s:.3f} s before this stage's turn")
             first, last = self._range_of(header.epoch)
             special = {"keep_nan": True} if header.keep_nan else {}
             ticket = self._executor.launch(first, last, message.tensors, **special)
@@ -169,7 +171,8 @@ class StageLoop:
                 result = self._executor.finish(ticket)
                 timing = StageTiming(self._index, first, last, queue_s, *result[1:4], self._transfer_s, result.layer_s)
                 handing_s = time.perf_counter()
-                self._sender.send(header._replace(timings=header.timings + timing.pack()), result.values)
+                left_s = header.left_s - (handing_s - header.sent_s)
+                self._sender.send(header._replace(left_s=left_s, timings=header.timings + timing.pack()), result.values)
                 self._transfer_s = time.perf_counter() - handing_s
             except ChannelClosedError:
                 raise
@@ -206,13 +209,27 @@ class StageLoop:
         where = f"stage {self._index}"
         if isinstance(error, LayerError):
             where, error = f"layer {error.layer}", _cause(error)
-        kind = DEADLINE if isinstance(error, _DeadlineError) else type(error).__qualname__
+        kind = error.kind if isinstance(error, _SkippedError) else type(error).__qualname__
         text = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:]
         return Failure(where, kind, str(error), text)
 
 
-class _DeadlineError(Exception):
+class _SkippedError(Exception):
+    """The request is not to be computed."""
+
+    kind: str
+
+
+class _DeadlineError(_SkippedError):
     """The request's deadline passed before this stage's turn."""
+
+    kind = DEADLINE
+
+
+class _RecalledError(_SkippedError):
+    """The request was cancelled, or its future has failed, before this stage's turn."""
+
+    kind = RECALLED
 
 
 class _UpstreamLostError(Exception):

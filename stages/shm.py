@@ -63,6 +63,7 @@ class ShmSender:
         self._connection = connection
         self._credits = hello.credits
         self._free = deque(reversed(range(hello.slots)))
+        self._unsent: deque[bytes] = deque()
 
     def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
         """See :meth:`stages.link.Sender.send`."""
@@ -73,7 +74,7 @@ class ShmSender:
             except BaseException:
                 self._free.append(slot)
                 raise
-            self._connection.send(pack(header._replace(slot=slot, tensors=metas, sent_s=time.perf_counter())))
+            self._transmit(pack(header._replace(slot=slot, tensors=metas, sent_s=time.perf_counter())))
         except ChannelClosedError:
             raise
         except OSError as error:
@@ -83,6 +84,25 @@ class ShmSender:
     def release(self, slot: int) -> None:
         """See :meth:`stages.link.Sender.release`."""
         self._free.append(slot)
+        with contextlib.suppress(OSError):  # if the receiver is gone, the next send says so
+            self._push()
+
+    def _transmit(self, data: bytes) -> None:
+        if self._credits:
+            self._connection.send(data)
+        else:
+            # The slots are the bound; many small headers may be more than the socket holds while the receiver stands
+            # still, and whoever sends must not stand still with it. Each slot given back sends on what is left.
+            self._unsent.append(data)
+            self._push()
+
+    def _push(self) -> None:
+        while self._unsent:
+            try:
+                self._connection.send(self._unsent[0], socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            self._unsent.popleft()
 
     def _take_slot(self) -> int:
         while self._credits and not self._free:

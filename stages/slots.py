@@ -110,13 +110,14 @@ class SlotMemory:
         else:
             flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
             self._mapping = mmap.mmap(descriptor, total, flags=flags)
+        self._marks = slots * self.slot_nbytes  # one byte for each slot, after the last
         self._bytes = torch.frombuffer(self._mapping, dtype=torch.uint8)
         self._typed = {dtype: self._bytes.view(dtype) for dtype in DTYPES}
 
     @staticmethod
     def total_nbytes(slots: int, slot_nbytes: int) -> int:
-        """Bytes of memory that so many slots take."""
-        return slots * _aligned(slot_nbytes)
+        """Bytes of memory that so many slots and their marks take."""
+        return slots * _aligned(slot_nbytes) + _aligned(slots)
 
     @property
     def address(self) -> int:
@@ -127,6 +128,14 @@ class SlotMemory:
         """Return the first ``nbytes`` of a slot as raw bytes."""
         start = slot * self.slot_nbytes
         return memoryview(self._mapping)[start : start + nbytes]
+
+    def recall(self, slot: int, *, recalled: bool = True) -> None:
+        """Mark the request in a slot as wanted no more, or take the mark back; who maps the same memory sees it."""
+        self._mapping[self._marks + slot] = recalled
+
+    def is_recalled(self, slot: int) -> bool:
+        """Whether the request in a slot is wanted no more."""
+        return self._mapping[self._marks + slot] != 0
 
     def reserve(self, slot: int, tensors: Sequence[torch.Tensor]) -> tuple[TensorMeta, ...]:
         """Lay tensors out in a slot without copying yet; offsets count from the start of the slot.

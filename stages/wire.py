@@ -2,7 +2,7 @@
 
 Layout, little-endian, no padding::
 
-    magic u16 | version u8 | kind u8 | keep NaN u8 | request u64 | epoch u32 | deadline f64 | sent f64 | slot u32
+    magic u16 | version u8 | kind u8 | keep NaN u8 | request u64 | epoch u32 | left f64 | sent f64 | slot u32
     tensors u16 | timings u32 | error u32                                          (byte counts for the last two)
     per tensor: dtype u8 | dimensions u8 | offset u64 | bytes u64 | shape i64 x d | strides i64 x d
     timings: records of monitor.timing, one appended by each stage
@@ -19,7 +19,7 @@ import torch
 
 __all__ = ["DTYPES", "DTYPE_CODES", "Failure", "Header", "Kind", "TensorMeta", "WireError", "pack", "unpack"]
 
-MAGIC, VERSION = 0x0D14, 1
+MAGIC, VERSION = 0x0D14, 2
 _FIXED = struct.Struct("<HBB?QIddIHII")
 _TENSOR = struct.Struct("<BBQQ")
 _LENGTHS = struct.Struct("<IIII")
@@ -72,8 +72,9 @@ class Header(NamedTuple):
 
     Attributes
     ----------
-    deadline_s
-        Unix time after which no stage starts on the request; infinity for none.
+    left_s
+        Seconds after ``sent_s`` from which on no stage starts on the request; infinity for no deadline. A time left and
+        not a time of day: clocks of two machines cannot be compared.
     sent_s
         The sender's monotonic clock, comparable within one machine only; receivers on another machine replace it.
     slot
@@ -87,7 +88,7 @@ class Header(NamedTuple):
     kind: Kind
     request: int
     epoch: int = 0
-    deadline_s: float = float("inf")
+    left_s: float = float("inf")
     sent_s: float = 0.0
     slot: int = 0
     tensors: tuple[TensorMeta, ...] = ()
@@ -104,7 +105,7 @@ def pack(header: Header) -> bytes:
         error = _LENGTHS.pack(*map(len, texts)) + b"".join(texts)
     parts = [
         _FIXED.pack(
-            MAGIC, VERSION, header.kind, header.keep_nan, header.request, header.epoch, header.deadline_s,
+            MAGIC, VERSION, header.kind, header.keep_nan, header.request, header.epoch, header.left_s,
             header.sent_s, header.slot, len(header.tensors), len(header.timings), len(error),
         )
     ]  # fmt: skip
@@ -127,7 +128,7 @@ def unpack(data: bytes | memoryview) -> Header:
     """
     try:
         fields = _FIXED.unpack_from(data, 0)
-        magic, version, kind, keep_nan, request, epoch, deadline_s, sent_s, slot, tensors, timings, error = fields
+        magic, version, kind, keep_nan, request, epoch, left_s, sent_s, slot, tensors, timings, error = fields
         if (magic, version) != (MAGIC, VERSION):
             raise WireError(
                 f"header begins with {magic:#06x} version {version}, expected {MAGIC:#06x} version {VERSION}"
@@ -147,9 +148,7 @@ def unpack(data: bytes | memoryview) -> Header:
             raise WireError(f"header of unknown kind {kind}")
         timing_bytes = bytes(data[offset : offset + timings])
         failure = _unpack_failure(data, offset + timings, error) if error else None
-        return Header(
-            Kind(kind), request, epoch, deadline_s, sent_s, slot, tuple(metas), timing_bytes, failure, keep_nan
-        )
+        return Header(Kind(kind), request, epoch, left_s, sent_s, slot, tuple(metas), timing_bytes, failure, keep_nan)
     except struct.error as cause:
         raise WireError(f"header of {len(data)} bytes ends early") from cause
 

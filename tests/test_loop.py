@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -158,8 +157,8 @@ def test_a_passed_deadline_fails_the_request_before_its_layers_run(make: type[Cp
     ran: list[float] = []
     layers = (FakeLayer("a", lambda x: (ran.append(x.item()), x)[1]),)
     with running(fake_executors(make, *layers, count=1), Plan((1,))) as run:
-        run.send(0, torch.tensor([5.0]), deadline_s=time.time() - 2.0)
-        run.send(1, torch.tensor([6.0]), deadline_s=time.time() + 600.0)
+        run.send(0, torch.tensor([5.0]), left_s=-2.0)
+        run.send(1, torch.tensor([6.0]), left_s=600.0)
         header, _ = run.result()
         assert (header.kind, header.failure.kind, header.failure.where) == (Kind.ERROR, DEADLINE, "stage 0")
         assert "before this stage's turn" in header.failure.message

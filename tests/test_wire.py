@@ -28,7 +28,7 @@ HEADERS = st.builds(
     kind=st.sampled_from(Kind),
     request=UNSIGNED_64,
     epoch=st.integers(0, 2**32 - 1),
-    deadline_s=st.floats(allow_nan=False),
+    left_s=st.floats(allow_nan=False),
     sent_s=st.floats(allow_nan=False),
     slot=st.integers(0, 2**32 - 1),
     tensors=st.lists(METAS, max_size=4).map(tuple),
@@ -39,7 +39,7 @@ FULL = Header(
     Kind.ERROR,
     7,
     epoch=3,
-    deadline_s=2.5,
+    left_s=2.5,
     slot=1,
     tensors=(TensorMeta(0, 0, 96, (2, 3, 4), (12, 4, 1)), TensorMeta(8, 128, 8, (), ())),
     timings=b"times",
@@ -125,7 +125,7 @@ FAILURE = len(pack(FULL._replace(failure=None)))
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (garbled(0, "<H", 0x0D15), "begins with 0x0d15 version 1, expected 0x0d14 version 1"),
+        (garbled(0, "<H", 0x0D15), "begins with 0x0d15 version 2, expected 0x0d14 version 2"),
         (garbled(2, "<B", 9), "begins with 0x0d14 version 9"),
         (garbled(3, "<B", 4), "unknown kind 4"),
         (garbled(FIRST_TENSOR, "<B", len(DTYPES)), f"dtype code {len(DTYPES)}"),
