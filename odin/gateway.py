@@ -40,6 +40,8 @@ Values = tuple[torch.Tensor, ...]
 _NEVER = math.inf
 _TRICKLE_S = 1.0
 """While callbacks are behind one request is let in after each such time: it may be what a callback waits for."""
+_GOODBYE_S = 5.0
+"""What closing waits for the stages to say goodbye, with nothing under way."""
 _CALLBACKS_S = 1.0
 """What closing without drain waits for callbacks."""
 
@@ -460,7 +462,7 @@ class Gateway:
             graceful = not broken and not self._pending
         self._sender.close(graceful=graceful)
         if graceful:
-            self._thread.join(timeout_s)
+            self._thread.join(_GOODBYE_S)
         self._receiver.close()
         self._thread.join(timeout_s)
         self._timers.close()

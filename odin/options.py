@@ -37,11 +37,13 @@ def check_timeout(timeout_s: float | None) -> float:
     """
     if timeout_s is None:
         return math.inf
-    if isinstance(timeout_s, Real) and not isinstance(timeout_s, bool) and not math.isnan(timeout_s):
+    if isinstance(timeout_s, Real) and not isinstance(timeout_s, bool):
         try:
-            return float(timeout_s)
+            seconds = float(timeout_s)
         except OverflowError:
-            return math.inf if timeout_s > 0 else -math.inf
+            seconds = math.inf if timeout_s > 0 else -math.inf
+        if not math.isnan(seconds):
+            return seconds
     raise ValueError(f"timeout_s={timeout_s!r}; give seconds as a number, or None for no deadline")
 
 

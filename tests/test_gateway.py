@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import threading
@@ -94,7 +93,7 @@ def check_every_permit_is_back(stage: Stage, max_in_flight: int) -> None:
     for _ in futures:
         stage.answer(stage.take())
     assert [settled(future) for future in futures] == [None] * max_in_flight
-    assert stage.gateway._permits == max_in_flight
+    assert stage.gateway._free == max_in_flight
 
 
 # -- results ----------------------------------------------------------------------------------------------------------
@@ -207,7 +206,7 @@ def test_a_lost_stage_fails_everything_under_way_and_to_come(index: int):
             with pytest.raises(StageLostError, match=f"stage {index} is gone"):
                 refuse()
         with pytest.raises(StageLostError):
-            asyncio.run(stage.gateway.asubmit((numbers(3),)))
+            stage.gateway.enqueue((numbers(3),))
         assert stage.losses == [index]
         assert stage.gateway.counts() == GatewayCounts(completed=0, failed=2, in_flight=0)
 
@@ -235,7 +234,7 @@ def test_what_does_not_fit_is_refused_and_costs_no_permit():
             with pytest.raises(ValueError, match="do not fit a slot"):
                 stage.gateway.submit((torch.zeros(10_000),))
             with pytest.raises(ValueError, match="do not fit a slot"):
-                asyncio.run(stage.gateway.asubmit((torch.zeros(10_000),)))
+                stage.gateway.enqueue((torch.zeros(10_000),))
         assert stage.gateway.counts() == GatewayCounts(0, 0, 0)
         check_every_permit_is_back(stage, 2)
 
@@ -269,23 +268,29 @@ def test_no_more_than_max_in_flight_are_under_way():
 
 
 def test_waiting_callers_are_served_in_order():
-    async def scenario(stage: Stage) -> None:
-        running = stage.gateway.submit((numbers(0),))
-        tasks = []
-        for number in range(1, 6):
-            tasks.append(asyncio.create_task(stage.gateway.asubmit((numbers(number),))))
-            await asyncio.sleep(0)  # lets the task run until it waits
-        assert len(stage.gateway._waiters) == 5
+    with gateway_and_stage(max_in_flight=1) as stage:
+        futures = [stage.gateway.enqueue((numbers(number),)) for number in range(6)]
+        assert len(stage.gateway._line) == 5
         for number in range(6):
             message = stage.take()
             assert torch.equal(message.tensors[0], numbers(number))
             stage.answer(message)
-            if number < 5:
-                running = await tasks[number]
-        assert torch.equal((await asyncio.wrap_future(running))[0], numbers(5))
+        assert [torch.equal(future.result(PROMPT_S)[0], numbers(n)) for n, future in enumerate(futures)] == [True] * 6
+        check_every_permit_is_back(stage, 1)
 
-    with gateway_and_stage(max_in_flight=1) as stage:
-        asyncio.run(asyncio.wait_for(scenario(stage), PROMPT_S))
+
+def test_who_does_not_fit_is_told_when_its_turn_comes_and_costs_no_place():
+    with gateway_and_stage(max_in_flight=1) as stage, ThreadPoolExecutor(1) as pool:
+        stage.gateway.submit((numbers(0),))
+        waiting = pool.submit(stage.gateway.submit, (torch.zeros(10_000),))
+        while not stage.gateway._line:
+            assert not waiting.done()
+        later = [stage.gateway.enqueue((torch.zeros(10_000),)), stage.gateway.enqueue((numbers(1),))]
+        stage.answer(stage.take())
+        for future in (waiting, later[0]):
+            assert "do not fit a slot" in str(settled(future))
+        stage.answer(stage.take())
+        assert settled(later[1]) is None
         check_every_permit_is_back(stage, 1)
 
 
@@ -300,68 +305,36 @@ def test_a_cancelled_future_costs_nothing_and_is_not_resolved():
         check_every_permit_is_back(stage, 2)
 
 
-def test_cancelled_asubmits_give_their_place_in_the_queue_back():
-    async def scenario(stage: Stage) -> None:
-        tasks = [asyncio.create_task(stage.gateway.asubmit((numbers(number),))) for number in range(4)]
-        await asyncio.sleep(0)
-        for task in tasks[:3]:
-            task.cancel()
-        results = await asyncio.gather(*tasks[:3], return_exceptions=True)
-        assert [type(result) for result in results] == [asyncio.CancelledError] * 3
-        assert len(stage.gateway._waiters) == 1
+def test_who_stops_waiting_leaves_the_line_and_is_not_sent():
+    with gateway_and_stage(max_in_flight=1) as stage:
+        first = stage.gateway.submit((numbers(9),))
+        waiting = [stage.gateway.enqueue((numbers(number),)) for number in range(4)]
+        assert [future.cancel() for future in waiting[:3]] == [True] * 3
+        assert len(stage.gateway._line) == 1
         stage.answer(stage.take())
-        future = await tasks[3]
+        assert settled(first) is None
         message = stage.take()
         assert torch.equal(message.tensors[0], numbers(3))
         stage.answer(message)
-        await asyncio.wrap_future(future)
-
-    with gateway_and_stage(max_in_flight=1) as stage:
-        stage.gateway.submit((numbers(9),))
-        asyncio.run(asyncio.wait_for(scenario(stage), PROMPT_S))
+        assert settled(waiting[3]) is None
         check_every_permit_is_back(stage, 1)
 
 
-def test_an_asubmit_cancelled_after_its_permit_was_granted_passes_the_permit_on():
-    async def scenario(stage: Stage, first: Future) -> None:
-        task = asyncio.create_task(stage.gateway.asubmit((numbers(1),)))
-        await asyncio.sleep(0)
-        stage.answer(stage.take())
-        first.result(PROMPT_S)  # blocks the event loop: the permit is granted, and the task cannot know yet
-        assert not stage.gateway._waiters
-        task.cancel()
-        assert [type(result) for result in await asyncio.gather(task, return_exceptions=True)] == [
-            asyncio.CancelledError
-        ]
-
-    with gateway_and_stage(max_in_flight=1) as stage:
-        first = stage.gateway.submit((numbers(0),))
-        asyncio.run(asyncio.wait_for(scenario(stage, first), PROMPT_S))
-        check_every_permit_is_back(stage, 1)
-
-
-@pytest.mark.parametrize("free", [0, 1])
-def test_an_interrupt_while_waiting_costs_no_permit(free: int, monkeypatch: pytest.MonkeyPatch):
-    def interrupt() -> None:
-        raise KeyboardInterrupt
+def test_an_interrupt_while_waiting_costs_no_place(monkeypatch: pytest.MonkeyPatch):
+    class Interrupted(threading.Event):
+        def wait(self, timeout=None):
+            raise KeyboardInterrupt
 
     with gateway_and_stage(max_in_flight=2) as stage:
-        for number in range(2 - free):
+        for number in range(2):
             stage.gateway.submit((numbers(number),))
-        real = stage.gateway._request_permit
-
-        def request_permit() -> Future[None]:
-            permit = real()
-            permit.result = interrupt
-            return permit
-
         with monkeypatch.context() as patch:
-            patch.setattr(stage.gateway, "_request_permit", request_permit)
+            patch.setattr("odin.gateway.threading.Event", Interrupted)
             for _ in range(3):
                 with pytest.raises(KeyboardInterrupt):
                     stage.gateway.submit((numbers(5),))
-        assert not stage.gateway._waiters
-        for _ in range(2 - free):
+        assert not stage.gateway._line
+        for _ in range(2):
             stage.answer(stage.take())
         stage_is_idle(stage)
         check_every_permit_is_back(stage, 2)
@@ -382,7 +355,7 @@ def test_close_lets_requests_finish_and_refuses_new_ones(kind: str, monkeypatch:
     with gateway_and_stage(max_in_flight=2, kind=kind) as stage, ThreadPoolExecutor(3) as pool:
         futures = [stage.gateway.submit((numbers(number),)) for number in range(2)]
         waiting = pool.submit(stage.gateway.submit, (numbers(2),))
-        while not stage.gateway._waiters:
+        while not stage.gateway._line:
             assert not waiting.done()
         closing = pool.submit(stage.gateway.close)
         assert isinstance(settled(waiting), PipelineClosedError)
@@ -438,6 +411,7 @@ def test_close_may_be_called_from_a_futures_callback():
         stage.answer(stage.take())
         assert stage.take().header.kind is Kind.CLOSE
         stage.receiver.close()
+        stage.sender.close()
         assert closed.wait(PROMPT_S)
         stage.gateway._thread.join(PROMPT_S)
         with pytest.raises(PipelineClosedError):
