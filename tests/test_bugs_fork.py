@@ -1,4 +1,4 @@
-"""A fork after the start: the child's use broke the parent, which may have got its answer; its end closed everything."""
+"""A fork after the start: the child's use broke the parent, which may have got its answer; its end closed it."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ if __name__ == "__main__":
     load = LoadChanged(time.perf_counter(), "mine", "cpu@cpu:1", "cpu:1", 1.0, 7)
     uses = [
         lambda: pipe(x), lambda: pipe.submit(x), lambda: pipe.map([x]), lambda: list(pipe.map([x])),
-        lambda: __import__("asyncio").run(ask()), lambda: pipe.migrate(home), lambda: pipe.snapshot(), lambda: pipe.view(),
+        lambda: __import__("asyncio").run(ask()), lambda: pipe.migrate(home), lambda: pipe.snapshot(),
+        lambda: pipe.view(),
         lambda: pipe.timelines(), lambda: pipe.policy, set_policy, lambda: pipe.plan, lambda: pipe.note_load(load),
         lambda: odin.Pipeline(chain, stages=sys.argv[1].split(",")),
     ]
@@ -125,8 +126,10 @@ if __name__ == "__main__":
     child.start()
     child.join(30)
     assert child.exitcode == 0
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    running = multiprocessing.get_context("fork").Event()
+    child = multiprocessing.get_context("fork").Process(target=lambda: (running.set(), time.sleep(60)))
     child.start()
+    assert running.wait(30)
     child.terminate()
     child.join(30)
     assert child.exitcode == -signal.SIGTERM
