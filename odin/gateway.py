@@ -301,7 +301,8 @@ class Gateway:
     def _resolve(self, message: Message) -> None:
         header = message.header
         failure = header.failure
-        request = self._pending.get(header.request)
+        with self._lock:  # who sends it holds that until it is among the pending
+            request = self._pending.get(header.request)
         if request is None:  # not one of ours: nothing can be waiting for it
             message.release()
             return
