@@ -67,6 +67,8 @@ def load_source(
 ) -> Source:
     """Get a model from whatever names it.
 
+    A factory is a program, and so is a ``.pt2`` file, which also holds pickled objects: load only what you trust.
+
     Parameters
     ----------
     spec

@@ -412,7 +412,7 @@ def _fingerprint(chain: Chain) -> str:
 
     def add(*parts: object) -> None:
         for part in parts:
-            digest.update(f"{part}\0".encode())
+            digest.update(f"{part}\0".encode(errors="backslashreplace"))
 
     add(torch.__version__, chain.inputs, chain.dynamic_batch)
     for layer, program in zip(chain.layers, chain.program.layers, strict=True):

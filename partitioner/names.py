@@ -13,6 +13,7 @@ def layer_names(layers: Sequence[Sequence[tuple[str, bool]]]) -> list[str]:
     A layer is called after the innermost module that holds all its heavy steps, provided that no other layer has a
     part of that module: ``"layer3.2"``, ``"conv1"``. Otherwise after the first and the last of its modules:
     ``"denseblock1.denselayer1..denselayer3"``. A name that still occurs twice (a module called twice) gets ``#2``.
+    Names are shown in terminals and logs, so what is not printable in a module's name is escaped.
 
     Parameters
     ----------
@@ -47,6 +48,7 @@ def layer_names(layers: Sequence[Sequence[tuple[str, bool]]]) -> list[str]:
             name = ".".join(own[0])
         else:
             name = _range_name(own, prefix, index, inside)
+        name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
         taken[name] = taken.get(name, 0) + 1
         names.append(name if taken[name] == 1 else f"{name}#{taken[name]}")
     return names

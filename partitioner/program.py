@@ -11,7 +11,8 @@ A layer's generated source, for a residual block of which everything but the nam
             return (v5,)
         return layer
 
-The weights are the closure's variables: nothing is looked up by name while the layer runs.
+The weights are the closure's variables: nothing is looked up by name while the layer runs. Names in a model (of
+modules, methods, arguments) are text from outside: they get into the source only as plain ASCII names, or quoted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import copy
 import functools
 import importlib
 import itertools
+import keyword
 import linecache
 import math
 import operator
@@ -130,7 +132,7 @@ class LayerProgram:
         instead = PORTABLE if portable else KEEPING_NAN if keep_nan else {}
         functions = (instead.get(f, f) if isinstance(f, str) else f for f in self.functions)
         namespace: dict[str, Any] = {}
-        exec(_compiled(self.source, f"<odin layer {self.name}>"), namespace)
+        exec(_compiled(self.source, f"<odin layer {_in_ascii(self.name)}>"), namespace)
         make: Callable[..., LayerFunction] = namespace["make"]
         return make(
             *(_resolve(entry) if isinstance(entry, str) else entry for entry in functions),
@@ -253,7 +255,7 @@ class _Writer:
         if isinstance(value, fx.Node):
             return self.weight(str(value.target)) if value.op == "get_attr" else self.local(value)
         if value is None or value is Ellipsis or type(value) in (bool, int, str):
-            return repr(value)
+            return ascii(value)
         if type(value) is float and math.isfinite(value):
             return repr(value)
         if isinstance(value, slice):
@@ -271,11 +273,16 @@ class _Writer:
 
     def call(self, node: fx.Node) -> str:
         """Write the right-hand side of a step."""
-        keywords = [f"{key}={self.argument(value)}" for key, value in node.kwargs.items()]
+        keywords = [
+            f"{key}={self.argument(value)}" if _is_name(key) else f"**{{{str(key)!a}: {self.argument(value)}}}"
+            for key, value in node.kwargs.items()
+        ]
         if node.op == "call_method":
             receiver, *rest = node.args
             arguments = ", ".join([*(self.argument(value) for value in rest), *keywords])
-            return f"{self.argument(receiver)}.{node.target}({arguments})"
+            name, owner = str(node.target), self.argument(receiver)
+            method = f"{owner}.{name}" if _is_name(name) else f"{self.function(getattr)}({owner}, {name!a})"
+            return f"{method}({arguments})"
         if node.op == "call_module":
             callee = self.module(str(node.target))
         else:
@@ -292,6 +299,16 @@ class _Writer:
     @property
     def constants(self) -> tuple[Any, ...]:
         return tuple(self._constants)
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text from outside may stand in source as a name: ASCII (other letters are normalised), no keyword."""
+    return text.isascii() and text.isidentifier() and not keyword.iskeyword(text)
+
+
+def _in_ascii(text: str) -> str:
+    """Write a text from outside on one line, without anything that ends a comment."""
+    return ascii(text)[1:-1]
 
 
 def _strip(entry: ModuleEntry) -> _Module:
@@ -356,8 +373,7 @@ def generate(
                 last_use[operand] = index
     kept = {node for node, _ in outputs}
     for index, step in enumerate(steps):
-        line = f"{writer.local(step)} = {writer.call(step)}  # {module_path(step) or step.name}"
-        lines.append(line)
+        lines.append(f"{writer.local(step)} = {writer.call(step)}  # {_in_ascii(module_path(step) or step.name)}")
         dead = [writer.local(node) for node, last in last_use.items() if last == index and node not in kept]
         if dead and index + 1 < len(steps):
             lines.append(f"del {', '.join(dead)}")

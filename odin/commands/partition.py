@@ -37,7 +37,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="built-in name, torchvision:NAME, timm:NAME, package.module:factory, or a .pt2 file",
+        help="built-in name, torchvision:NAME, timm:NAME, package.module:factory, or a .pt2 file; the last two are "
+        "programs: use only what you trust",
     )
     parser.add_argument("--stages", default="auto", help="auto, or devices joined by commas: cpu:0,cpu:2-3,gpu:0")
     parser.add_argument("--batch", type=int, metavar="N", help="images per request (default: the example's, 1)")

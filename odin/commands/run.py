@@ -65,7 +65,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="built-in name, torchvision:NAME, timm:NAME, package.module:factory, or a .pt2 file",
+        help="built-in name, torchvision:NAME, timm:NAME, package.module:factory, or a .pt2 file; the last two are "
+        "programs: use only what you trust",
     )
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="image files, or folders to search")
     parser.add_argument("--output", default="-", metavar="FILE", help="where the JSON lines go; - is standard output")
