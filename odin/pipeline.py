@@ -275,8 +275,7 @@ class Pipeline:
         futures: list[Future[tuple[torch.Tensor, ...]]] = []
         try:
             for part in parts:
-                keep_nan = self.chain.holds_nan(part)
-                futures.append(gateway.submit(part, deadline_s=deadline_s, keep_nan=keep_nan))
+                futures.append(gateway.submit(part, deadline_s=deadline_s))
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -293,8 +292,7 @@ class Pipeline:
         futures: list[Future[tuple[torch.Tensor, ...]]] = []
         try:
             for part in parts:
-                keep_nan = self.chain.holds_nan(part)
-                futures.append(gateway.enqueue(part, deadline_s=deadline_s, keep_nan=keep_nan))
+                futures.append(gateway.enqueue(part, deadline_s=deadline_s))
         except BaseException:
             for future in futures:
                 future.cancel()

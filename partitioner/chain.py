@@ -13,13 +13,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from partitioner.agreement import Prepared, Subject, deviation, prepare_and_check, tensors_in
+from partitioner.bounds import Bounds
 from partitioner.capture import Captured, Slot, TraceError
 from partitioner.cuts import choose_cuts
 from partitioner.fuse import Packing, fuse
 from partitioner.names import layer_names
 from partitioner.prepare import layout_of
-from partitioner.program import LayerFunction, LayerProgram, Program, generate, module_path
-from partitioner.single import copied, holds_nan
+from partitioner.program import KeepingNan, LayerFunction, LayerProgram, Program, generate, module_path
+from partitioner.single import copied
 from partitioner.values import ValueSpec, decoder, dtype_name
 
 __all__ = ["Chain", "Layer", "LayerProgram", "Program", "TraceError", "ValueSpec", "build_chain"]
@@ -105,7 +106,6 @@ class Chain:
         self._channels_last = channels_last
         self.released = False
         self._functions: tuple[LayerFunction, ...] = ()
-        self._keeping_nan: tuple[LayerFunction, ...] = ()
         self.fingerprint = _fingerprint(self)
 
     def __repr__(self) -> str:
@@ -129,8 +129,7 @@ class Chain:
         ValueError
             If the arguments do not fit (:meth:`pack`).
         """
-        values = self.layout(self.pack(args))
-        return self.unpack(self.run(values, keep_nan=holds_nan(values)))
+        return self.unpack(self.run(self.layout(self.pack(args))))
 
     def pack(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Flatten a call's arguments into the input tensors; nothing is copied.
@@ -200,7 +199,8 @@ class Chain:
         first, last
             Half-open range of layers, by default all.
         keep_nan
-            Compute in a slower way that passes NaN on everywhere; to be given if the model's inputs hold NaN.
+            Compute in the slower way that keeps NaN from layer ``first`` on. Layers take it by themselves where they
+            find values that call for it; what they return then carries that mark to the layers after them.
 
         Returns
         -------
@@ -213,9 +213,10 @@ class Chain:
             # Packed as in the stages, so that the bits are theirs; only now, as few chains run where they are built.
             packed = self.program.pack(self.state)
             self._functions = tuple(layer.bind(packed) for layer in self.program.layers)
-            self._keeping_nan = tuple(layer.bind(packed, keep_nan=True) for layer in self.program.layers)
+        if keep_nan:
+            values = KeepingNan(values)
         with torch.inference_mode():
-            for function in (self._keeping_nan if keep_nan else self._functions)[first:last]:
+            for function in self._functions[first:last]:
                 values = function(values)
         return values
 
@@ -231,12 +232,7 @@ class Chain:
         """Let go of the weights; what describes the chain stays, but it cannot be run here any more."""
         self.released = True
         self.state = {}
-        self._functions = self._keeping_nan = ()
-
-    @staticmethod
-    def holds_nan(values: Sequence[Tensor]) -> bool:
-        """Whether input tensors hold NaN, so that :meth:`run` must be told to keep it."""
-        return holds_nan(values)
+        self._functions = ()
 
     def unpack(self, outputs: tuple[Tensor, ...]) -> Any:
         """Put the flat outputs of the last layer into the structure that the model returns."""
@@ -369,12 +365,14 @@ def _cut(
 
     boundaries = [liveness.inputs, *(liveness.crossing_values(cut) for cut in cuts), liveness.outputs]
     layers, programs = [], []
+    bounds = Bounds(captured, liveness.observations)
     for index, (first, last) in enumerate(ranges):
         before, after = boundaries[index], boundaries[index + 1]
         remaining: list[fx.Node] = list(steps[first:last])
         packings: list[Packing] = []
         if fused:
             remaining, packings = fuse(remaining, frozenset(node for node, _ in after), prepared.observation, uses)
+        checks = bounds.walk(remaining)
         program = generate(
             names[index],
             remaining,
@@ -382,6 +380,8 @@ def _cut(
             [(node, spec.kind) for node, spec in after],
             captured.modules,
             packings,
+            checks=checks,
+            output_bounds=[bounds.of(node) for node, _ in after],
         )
         programs.append(program)
         read = (captured.state[state_name] for state_name in program.state_names)

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 
 from partitioner.observe import Observation
 
-__all__ = ["KEEPING_NAN", "PORTABLE", "Packing", "available", "fuse", "pack"]
+__all__ = ["KEEPING_NAN", "PORTABLE", "Fused", "Packing", "available", "fuse", "pack", "read_fused"]
 
 _CONV2D = (F.conv2d, torch.ops.aten.conv2d.default)
 _CONV2D_ORDER = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -157,6 +157,35 @@ def fuse(
         if uses[packing.weight] == 1:
             packings.append(packing)
     return remaining, packings
+
+
+class Fused(NamedTuple):
+    """A fused step: ``activation(convolution(value) + other)``."""
+
+    value: fx.Node
+    other: fx.Node | None
+    weight: fx.Node
+    bias: fx.Node | None
+    activation: str
+    scalars: list[float]
+
+    @property
+    def loses_nan(self) -> bool:
+        """Whether NaN, or what PyTorch's steps make infinite, comes out as a number.
+
+        Maximum and minimum know no NaN here, and ``x * relu6(x + 3) / 6`` is not multiplied before it is divided.
+        """
+        return self.activation in ("relu", "hardtanh", "hardswish")
+
+
+def read_fused(step: fx.Node) -> Fused | None:
+    """Read a step that :func:`fuse` wrote; None for any other."""
+    args: tuple[Any, ...] = step.args
+    if step.target is torch.ops.mkldnn._convolution_pointwise.default:
+        return Fused(args[0], None, args[1], args[2], args[7], args[8])
+    if step.target is torch.ops.mkldnn._convolution_pointwise.binary:
+        return Fused(args[0], args[1], args[2], args[3], args[10] or "none", args[11])
+    return None
 
 
 class _Convolution(NamedTuple):

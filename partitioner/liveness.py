@@ -39,10 +39,12 @@ class Liveness:
         One :class:`~partitioner.cuts.Crossing` per step.
     inputs, outputs
         The graph's inputs and outputs with their specs.
+    observations
+        The example runs.
     """
 
     def __init__(self, captured: Captured, observations: Sequence[Observation]) -> None:
-        self._observations = observations
+        self.observations = observations
         steps = captured.steps
         position = dict.fromkeys(captured.placeholders, -1) | {step: i for i, step in enumerate(steps)}
         last_use = dict.fromkeys(position, -1)
@@ -78,17 +80,17 @@ class Liveness:
     def _with_specs(self, nodes: Sequence[fx.Node]) -> list[tuple[fx.Node, ValueSpec]]:
         described = []
         for node in nodes:
-            spec = self._observations[0].seen[node].spec
+            spec = self.observations[0].seen[node].spec
             assert spec is not None, node
             described.append((node, spec))
         return described
 
     def _crossing(self, cut: int) -> Crossing:
         nodes = self._alive[cut]
-        specs = [self._observations[0].seen[node].spec for node in nodes]
+        specs = [self.observations[0].seen[node].spec for node in nodes]
         legal = bool(nodes) and all(
             self._can_copy(nodes, cut, observation, last_write)
-            for observation, last_write in zip(self._observations, self._last_write, strict=True)
+            for observation, last_write in zip(self.observations, self._last_write, strict=True)
         )
         known = [spec for spec in specs if spec is not None]
         tensors = sum(spec.kind == "tensor" for spec in known)

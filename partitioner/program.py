@@ -33,14 +33,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from partitioner.bounds import Check, within
 from partitioner.capture import ModuleEntry
 from partitioner.fuse import KEEPING_NAN, PORTABLE, Packing, pack
 from partitioner.fuse import available as fused_available
 from partitioner.values import decoder, encoder
 
-__all__ = ["LayerFunction", "LayerProgram", "Program", "generate", "module_path"]
+__all__ = ["KeepingNan", "LayerFunction", "LayerProgram", "Program", "generate", "module_path"]
 
-LayerFunction = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+Values = tuple[Tensor, ...]
+LayerFunction = Callable[[Values], Values]
+
+
+class KeepingNan(tuple[Tensor, ...]):
+    """Values of a request in which something was found of which fused calls might lose NaN; a tuple with that mark."""
+
+    __slots__ = ()
+    keep_nan = True
 
 
 class _Module(NamedTuple):
@@ -84,6 +93,11 @@ class LayerProgram:
         Calls that stay module calls: ``m0, m1, ...``.
     packings
         Weights that :meth:`Program.pack` may bring into oneDNN's form.
+    checked_source
+        The same with lines that look for values of which the fused calls might lose NaN (:mod:`partitioner.bounds`).
+        What is checked depends on the weights too.
+    output_bounds
+        Largest magnitude of each value after the layer if all checks hold; infinity where later layers need none.
     """
 
     name: str
@@ -94,6 +108,8 @@ class LayerProgram:
     constants: tuple[Any, ...]
     modules: tuple[_Module, ...]
     packings: tuple[Packing, ...] = ()
+    checked_source: str = ""
+    output_bounds: tuple[float, ...] = ()
 
     def bind(
         self, state: Mapping[str, Tensor], *, device: torch.device | str | None = None, keep_nan: bool = False
@@ -109,13 +125,15 @@ class LayerProgram:
         device
             Where tensors that the layer itself creates go. Default: where the state's first tensor is.
         keep_nan
-            Compute in a slower way that passes NaN on everywhere.
+            Compute in the way that keeps NaN from the start.
 
         Returns
         -------
         LayerFunction
             From the values at the cut before the layer to those at the cut after it. It does not write its input
-            values. Call it under ``torch.inference_mode()``.
+            values. Call it under ``torch.inference_mode()``. Where it finds values of which the fused calls might
+            lose NaN it computes in a slower way that keeps it, and returns :class:`KeepingNan`; given that, it keeps
+            NaN as well.
 
         Raises
         ------
@@ -128,17 +146,47 @@ class LayerProgram:
         if device is None:
             names = self.state_names or tuple(itertools.islice(state, 1))
             device = state[names[0]].device if names else torch.device("cpu")
-        portable = torch.device(device).type != "cpu" or not fused_available()
-        instead = PORTABLE if portable else KEEPING_NAN if keep_nan else {}
+        device = torch.device(device)
+        portable = device.type != "cpu" or not fused_available()
+
+        # kernels of other devices keep NaN, and looking at values would wait for them
+        source = (self.checked_source or self.source) if device.type == "cpu" else self.source
+
+        @functools.cache
+        def keeping() -> Callable[[Values], Values | None]:
+            name = f"{self.name}, keeping NaN"
+            return self._make(self.source, name, state, device, PORTABLE if portable else KEEPING_NAN)
+
+        fast = None if keep_nan else self._make(source, self.name, state, device, PORTABLE if portable else {})
+
+        def layer(values: Values) -> Values:
+            if fast is not None and not isinstance(values, KeepingNan):
+                result = fast(values)
+                if result is not None:
+                    return result
+            result = keeping()(values)
+            assert result is not None  # nothing is checked there
+            return KeepingNan(result)
+
+        return layer
+
+    def _make(
+        self,
+        source: str,
+        name: str,
+        state: Mapping[str, Tensor],
+        device: torch.device,
+        instead: Mapping[str, Callable[..., Tensor]],
+    ) -> Callable[[Values], Values | None]:
         functions = (instead.get(f, f) if isinstance(f, str) else f for f in self.functions)
-        namespace: dict[str, Any] = {}
-        exec(_compiled(self.source, f"<odin layer {_in_ascii(self.name)}>"), namespace)
-        make: Callable[..., LayerFunction] = namespace["make"]
+        namespace: dict[str, Any] = {"within": within}
+        exec(_compiled(source, f"<odin layer {_in_ascii(name)}>"), namespace)
+        make: Callable[..., Callable[[Values], Values | None]] = namespace["make"]
         return make(
             *(_resolve(entry) if isinstance(entry, str) else entry for entry in functions),
             *(state[name] for name in self.weights),
             # a device written into the traced model means "where the model is"
-            *(torch.device(device) if isinstance(entry, torch.device) else entry for entry in self.constants),
+            *(device if isinstance(entry, torch.device) else entry for entry in self.constants),
             *(module.attach(state) for module in self.modules),
         )
 
@@ -334,6 +382,9 @@ def generate(
     outputs: Sequence[tuple[fx.Node, str]],
     modules: Mapping[str, ModuleEntry],
     packings: Sequence[Packing] = (),
+    *,
+    checks: Mapping[fx.Node, Sequence[Check]] | None = None,
+    output_bounds: Sequence[float] = (),
 ) -> LayerProgram:
     """Write the program of one layer.
 
@@ -349,6 +400,10 @@ def generate(
         What the graph's ``call_module`` nodes refer to.
     packings
         Weights of the layer that may be packed, and how.
+    checks
+        What must hold before steps; else the layer is computed in the way that keeps NaN.
+    output_bounds
+        Largest magnitude of each value after the layer if the checks hold.
 
     Returns
     -------
@@ -372,7 +427,11 @@ def generate(
             if operand.op != "get_attr":
                 last_use[operand] = index
     kept = {node for node, _ in outputs}
+    check_lines: dict[int, list[str]] = {}
     for index, step in enumerate(steps):
+        for value, limit in (checks or {}).get(step, ()):
+            check = f"if not within({writer.local(value)}, {limit!r}): return None"
+            check_lines.setdefault(len(lines), []).append(check)
         lines.append(f"{writer.local(step)} = {writer.call(step)}  # {_in_ascii(module_path(step) or step.name)}")
         dead = [writer.local(node) for node, last in last_use.items() if last == index and node not in kept]
         if dead and index + 1 < len(steps):
@@ -390,18 +449,24 @@ def generate(
         *(f"k{index}" for index in range(len(writer.constants))),
         *(f"m{index}" for index in range(len(writer.modules))),
     ]
-    body = "\n".join(f"        {line}" for line in lines)
-    source = f"def make({', '.join(parameters)}):\n    def layer(values):\n{body}\n    return layer\n"
+
+    def written(lines: Sequence[str]) -> str:
+        body = "\n".join(f"        {line}" for line in lines)
+        return f"def make({', '.join(parameters)}):\n    def layer(values):\n{body}\n    return layer\n"
+
+    checked = [line for index, step in enumerate(lines) for line in (*check_lines.get(index, ()), step)]
     inside_modules = [entry[2] for module in writer.modules for entry in module.tensors]
     return LayerProgram(
         name=name,
-        source=source,
+        source=written(lines),
         functions=tuple(writer.functions),
         state_names=tuple(dict.fromkeys([*writer.weights, *inside_modules])),
         weights=writer.weights,
         constants=writer.constants,
         modules=tuple(writer.modules),
         packings=tuple(packings),
+        checked_source=written(checked) if check_lines else "",
+        output_bounds=tuple(output_bounds),
     )
 
 

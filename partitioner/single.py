@@ -1,4 +1,4 @@
-"""Work on input and output tensors by the calling thread alone.
+"""Copies of input and output tensors by the calling thread alone.
 
 PyTorch spreads even a copy of a small image over all cores, and its threads then spin for a while in wait for more. The
 process that feeds a pipeline should leave the cores to the stages. NumPy uses one thread.
@@ -6,12 +6,10 @@ process that feeds a pipeline should leave the cores to the stages. NumPy uses o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
-__all__ = ["copied", "holds_nan"]
+__all__ = ["copied"]
 
 _NUMPY_HAS = frozenset(
     {
@@ -30,18 +28,3 @@ def copied(tensor: torch.Tensor, memory_format: torch.memory_format = torch.pres
     else:
         copy.copy_(source)
     return copy
-
-
-def holds_nan(values: Sequence[torch.Tensor]) -> bool:
-    """Whether one of the tensors holds NaN (or infinities of both signs): their sum, which is cheap, then is NaN."""
-    for tensor in values:
-        if not tensor.is_floating_point():
-            continue
-        if tensor.device.type == "cpu" and tensor.dtype in _NUMPY_HAS:
-            with np.errstate(all="ignore"):
-                total = float(np.sum(tensor.detach().numpy()))
-        else:
-            total = float(tensor.sum())
-        if total != total:
-            return True
-    return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import threading
 import time
@@ -42,6 +43,10 @@ class LayerProgram(Protocol):
     def state_names(self) -> tuple[str, ...]:
         """Names of the weights that the layer reads."""
 
+    @property
+    def output_bounds(self) -> tuple[float, ...]:
+        """Largest magnitude of each value after it that the layers after it count on; infinity for none."""
+
     def bind(
         self,
         state: Mapping[str, torch.Tensor],
@@ -61,13 +66,15 @@ class LayerError(RuntimeError):
 
 
 class Result(NamedTuple):
-    """Values after the last layer, and seconds as in :class:`monitor.timing.StageTiming`."""
+    """Values after the last layer, seconds as in :class:`monitor.timing.StageTiming`, and how later layers go on."""
 
     values: Values
     wall_s: float
     cpu_s: float
     run_delay_s: float
     layer_s: tuple[float, ...]
+    keep_nan: bool = False
+    """Something was found of which the fastest kernels might lose NaN: later stages take those that keep it."""
 
 
 class Executor(Protocol):
@@ -182,6 +189,7 @@ class CpuExecutor:
             cpu_s=self._cpu_clock() - cpu_s,
             run_delay_s=self._run_delay.read_s() - delay_s,
             layer_s=tuple(layer_s),
+            keep_nan=getattr(values, "keep_nan", False),
         )
 
     def finish(self, ticket: Result) -> Result:
@@ -196,6 +204,7 @@ class _CudaTicket(NamedTuple):
     end: torch.cuda.Event
     layer_events: tuple[torch.cuda.Event, ...]
     layer_count: int
+    ordinary: torch.Tensor | None
 
 
 class CudaExecutor:
@@ -281,7 +290,7 @@ class CudaExecutor:
         return moved.to(self._dtype) if moved.dtype is torch.float32 else moved
 
     def launch(self, first: int, last: int, values: Values, *, keep_nan: bool = False) -> _CudaTicket:
-        """See :meth:`Executor.launch`. The kernels that run on GPUs keep NaN anyway."""
+        """See :meth:`Executor.launch`. The kernels that run on GPUs keep NaN anyway; CPU stages after it may not."""
         start_s = time.perf_counter()
         # Waiting for an event spins, unless it is a blocking one.
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True, blocking=True)
@@ -300,10 +309,11 @@ class CudaExecutor:
                         layer_events[-1].record()
                 # Back to float32, the type that travels.
                 values = tuple(value.float() if value.dtype is self._dtype else value for value in values)
+                ordinary = _are_within(values, self._layers[last - 1].output_bounds) if last > first else None
                 end.record()
             except Exception as error:
                 raise LayerError(self._layers[index].name) from error
-        return _CudaTicket(values, start_s, begin, end, tuple(layer_events), last - first)
+        return _CudaTicket(values, start_s, begin, end, tuple(layer_events), last - first, ordinary)
 
     def finish(self, ticket: _CudaTicket) -> Result:
         """See :meth:`Executor.finish`. Values stay on the GPU; the sender copies them into its pinned slot."""
@@ -321,7 +331,14 @@ class CudaExecutor:
             cpu_s=ticket.begin.elapsed_time(ticket.end) * 1e-3,
             run_delay_s=0.0,
             layer_s=layer_s,
+            keep_nan=ticket.ordinary is not None and not bool(ticket.ordinary),
         )
+
+
+def _are_within(values: Values, bounds: Sequence[float]) -> torch.Tensor | None:
+    """Whether no value exceeds what layers on CPUs assume, as a tensor that is still being computed."""
+    bounded = [value.abs().amax() <= bound for value, bound in zip(values, bounds, strict=True) if bound < math.inf]
+    return torch.stack(bounded).all() if bounded else None
 
 
 def _page_lock(memory: SlotMemory, device: torch.device) -> bool:

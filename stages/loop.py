@@ -171,8 +171,12 @@ class StageLoop:
                 result = self._executor.finish(ticket)
                 timing = StageTiming(self._index, first, last, queue_s, *result[1:4], self._transfer_s, result.layer_s)
                 handing_s = time.perf_counter()
-                left_s = header.left_s - (handing_s - header.sent_s)
-                self._sender.send(header._replace(left_s=left_s, timings=header.timings + timing.pack()), result.values)
+                passed_on = header._replace(
+                    left_s=header.left_s - (handing_s - header.sent_s),
+                    keep_nan=header.keep_nan or result.keep_nan,
+                    timings=header.timings + timing.pack(),
+                )
+                self._sender.send(passed_on, result.values)
                 self._transfer_s = time.perf_counter() - handing_s
             except ChannelClosedError:
                 raise

@@ -82,7 +82,8 @@ class Header(NamedTuple):
     timings
         Records of :mod:`monitor.timing`, oldest first, not decoded on the way.
     keep_nan
-        The inputs hold NaN, which the fastest kernels would lose: stages take those that keep it.
+        A stage found NaN, or values so large that it could arise, which the fastest kernels would lose: the stages
+        after it take those that keep it.
     """
 
     kind: Kind

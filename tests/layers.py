@@ -56,8 +56,8 @@ class OverlapExecutor(CpuExecutor):
         super().__init__(*args, **options)
         self._worker = ThreadPoolExecutor(1)
 
-    def launch(self, first: int, last: int, values: Values) -> Any:
-        return self._worker.submit(super().launch, first, last, values)
+    def launch(self, first: int, last: int, values: Values, *, keep_nan: bool = False) -> Any:
+        return self._worker.submit(super().launch, first, last, values, keep_nan=keep_nan)
 
     def finish(self, ticket: Future[Result]) -> Result:
         return ticket.result()

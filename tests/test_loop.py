@@ -13,8 +13,10 @@ import pytest
 import torch
 from channels import PROMPT_S, open_pair
 from layers import SLOT_NBYTES, FakeLayer, OverlapExecutor, images, small_chain
+from torch import nn
 
 from monitor.timing import unpack_timings
+from partitioner.chain import build_chain
 from partitioner.plan import Plan
 from stages import shm, tcp
 from stages.executor import CpuExecutor, Result, Values
@@ -97,6 +99,27 @@ def fake_executors(make: type[CpuExecutor], *layers: FakeLayer, count: int = 3) 
 def random_plan(rng: random.Random, layers: int, stages: int) -> Plan:
     cuts = sorted(rng.choices(range(layers + 1), k=stages - 1))
     return Plan(last - first for first, last in zip((0, *cuts), (*cuts, layers), strict=True))
+
+
+@both_paths
+@pytest.mark.parametrize("counts", [(1, 1), (2, 0), (0, 2)], ids=str)
+def test_nan_that_arises_in_one_stage_is_kept_by_the_stages_after_it(make: type[CpuExecutor], counts):
+    """A fused ReLU in the second stage made zeros of it; the header tells that stage to keep NaN from now on."""
+    layers = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    chain = build_chain(nn.Sequential(*layers).eval(), (torch.rand(1, 3, 8, 8),), minimum_share=0.0)
+    packed = chain.program.pack(chain.state)
+    good, bad = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)
+    bad[0, 0, 4, 4] = torch.nan
+    with running([make(chain.program.layers, packed) for _ in counts], Plan(counts)) as run:
+        for number, image in enumerate((good, bad, good)):
+            run.send(number, *chain.layout((image,)))
+        results = [run.result() for _ in range(3)]
+    for (header, values), image in zip(results, (good, bad, good), strict=True):
+        (expected,) = chain.run(chain.layout((image,)))
+        assert header.keep_nan is (image is bad)
+        assert torch.equal(values[0].isnan(), expected.isnan())
+        assert torch.equal(values[0].nan_to_num(), expected.nan_to_num())
+    assert results[1][1][0].isnan().any()
 
 
 @both_paths
