@@ -380,6 +380,7 @@ def _cut(
             [(node, spec.kind) for node, spec in after],
             captured.modules,
             packings,
+            views=liveness.crossing_views(last - 1) if last < len(steps) else frozenset(),
             checks=checks,
             output_bounds=[bounds.of(node) for node, _ in after],
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import fx
 
 from partitioner.capture import Captured
@@ -20,9 +21,13 @@ class Liveness:
     A cut is legal if copies of the values that cross can take the values' place in every example run:
 
     - each is a tensor or a number (not a list or tuple of tensors);
-    - each tensor is dense, shares its memory neither with another that crosses nor with a weight;
-    - none is written in place after the cut, so a layer never writes what it is given.
+    - no tensor shares its memory with a weight;
+    - the memory of none is written after the cut, so a layer never writes what it is given, and values that share
+      memory may be copied apart;
+    - no step after the cut looks at the memory behind a tensor (``as_strided``), unless all of it crosses.
 
+    Views that are not dense, such as a half of a tensor's channels, are copied by the layer that hands them on
+    (:meth:`crossing_views`), so that strides are the same whether the next layer runs in this process or in another.
     Weights do not cross: each layer reads those that it uses.
 
     Parameters
@@ -64,6 +69,11 @@ class Liveness:
                 last_write.update(dict.fromkeys(observation.seen[step].writes, index))
             self._last_write.append(last_write)
 
+        strided = (torch.as_strided, torch.as_strided_, torch.ops.aten.as_strided.default)
+        self._last_as_strided = max(
+            (i for i, step in enumerate(steps) if step.target in (*strided, "as_strided", "as_strided_")), default=-1
+        )
+
         alive = list(captured.placeholders)
         self._alive: list[tuple[fx.Node, ...]] = []
         for index, step in enumerate(steps):
@@ -76,6 +86,10 @@ class Liveness:
     def crossing_values(self, cut: int) -> list[tuple[fx.Node, ValueSpec]]:
         """Return what crosses a legal cut after step ``cut``, in the order of creation."""
         return self._with_specs(self._alive[cut])
+
+    def crossing_views(self, cut: int) -> frozenset[fx.Node]:
+        """Return which of the values that cross are not dense in one of the example runs."""
+        return frozenset(n for n in self._alive[cut] if not all(o.seen[n].dense for o in self.observations))
 
     def _with_specs(self, nodes: Sequence[fx.Node]) -> list[tuple[fx.Node, ValueSpec]]:
         described = []
@@ -96,14 +110,15 @@ class Liveness:
         tensors = sum(spec.kind == "tensor" for spec in known)
         return Crossing(legal, tensors, sum(spec.nbytes for spec in known))
 
-    @staticmethod
-    def _can_copy(nodes: Sequence[fx.Node], cut: int, observation: Observation, last_write: dict[int, int]) -> bool:
-        taken: set[int] = set(observation.state_storages)
+    def _can_copy(
+        self, nodes: Sequence[fx.Node], cut: int, observation: Observation, last_write: dict[int, int]
+    ) -> bool:
         for node in nodes:
             seen = observation.seen[node]
-            if seen.spec is None or not seen.dense or seen.storages & taken:
+            if seen.spec is None or seen.storages & observation.state_storages.keys():
                 return False
             if any(last_write.get(storage, -1) > cut for storage in seen.storages):
                 return False
-            taken |= seen.storages
+            if cut < self._last_as_strided and not seen.whole:
+                return False
         return True

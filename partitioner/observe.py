@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from partitioner.capture import Captured
 from partitioner.values import ValueSpec, spec_of
 
-__all__ = ["Observation", "Seen", "is_dense", "observe"]
+__all__ = ["Observation", "Seen", "as_dense", "is_dense", "observe"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Seen:
         Identities of the memory it lives in.
     dense
         All its tensors fill their extent without overlap, so a copy of that extent is a copy of the value.
+    whole
+        They are dense, and nothing else lies in their memory.
     writes
         Memory that this step wrote which existed before it.
     identity_of
@@ -52,6 +54,7 @@ class Seen:
     structure: type | None
     storages: frozenset[int]
     dense: bool
+    whole: bool
     writes: frozenset[int] = frozenset()
     identity_of: fx.Node | None = None
     from_state_only: bool = False
@@ -83,6 +86,16 @@ def is_dense(tensor: Tensor) -> bool:
             return tensor.numel() == 0
         expected *= size
     return True
+
+
+def as_dense(tensor: Tensor) -> Tensor:
+    """Return a tensor itself if it is dense, else a dense copy with its axes in the same order in memory."""
+    return tensor if is_dense(tensor) else tensor.clone()
+
+
+def _fills_its_memory(tensor: Tensor) -> bool:
+    is_strided = tensor.layout == torch.strided
+    return is_strided and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 class _Storages:
@@ -199,6 +212,7 @@ def _run_step(
         structure=described.structure,
         storages=described.storages,
         dense=described.dense,
+        whole=described.whole,
         writes=memory.of(written),
         identity_of=untouched,
         from_state_only=bool(sources) and all(node in constants for node in sources),
@@ -209,11 +223,13 @@ def _run_step(
 
 def _describe(value: Any, memory: _Storages) -> Seen:
     tensors = _tensors(value)
+    dense = all(is_dense(tensor) for tensor in tensors)
     container = isinstance(value, (list, tuple, dict)) and not isinstance(value, torch.Size)
     return Seen(
         spec=spec_of(value),
         value=None if tensors else value,
         structure=type(value) if container else None,
         storages=memory.of(tensors),
-        dense=all(is_dense(tensor) for tensor in tensors),
+        dense=dense,
+        whole=dense and all(_fills_its_memory(tensor) for tensor in tensors),
     )

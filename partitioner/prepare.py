@@ -73,6 +73,7 @@ def prepare(
             captured.state[name] = constants[name]
     _protect_inputs_and_state(captured, observation)
     _expand_outputs(captured, observation)
+    _take_apart_at_once(captured, observation)
     _fix_literals(captured, observation)
     _erase_identities(captured, observation)
     _precompute(captured, observation)
@@ -164,6 +165,21 @@ def _expand_outputs(captured: Captured, observation: Observation) -> None:
         lambda entry: replacements[entry.index] if isinstance(entry, Slot) else entry, captured.outcome
     )
     output.args = (list(nodes),)
+
+
+def _take_apart_at_once(captured: Captured, observation: Observation) -> None:
+    """Move what takes an element out of a list or tuple right behind the step that returned it.
+
+    Tensors can cross a cut, lists and tuples of them (of ``split``, ``chunk``, ``unbind``) cannot.
+    """
+    for step in captured.steps:
+        seen = observation.seen.get(step)
+        if seen is None or seen.structure is None:
+            continue
+        last = step
+        for user in [node for node in step.users if node.target is operator.getitem and node.all_input_nodes == [step]]:
+            last.append(user)
+            last = user
 
 
 def _fix_literals(captured: Captured, observation: Observation) -> None:

@@ -37,6 +37,7 @@ from partitioner.bounds import Check, within
 from partitioner.capture import ModuleEntry
 from partitioner.fuse import KEEPING_NAN, PORTABLE, Packing, pack
 from partitioner.fuse import available as fused_available
+from partitioner.observe import as_dense
 from partitioner.values import decoder, encoder
 
 __all__ = ["KeepingNan", "LayerFunction", "LayerProgram", "Program", "generate", "module_path"]
@@ -383,6 +384,7 @@ def generate(
     modules: Mapping[str, ModuleEntry],
     packings: Sequence[Packing] = (),
     *,
+    views: frozenset[fx.Node] = frozenset(),
     checks: Mapping[fx.Node, Sequence[Check]] | None = None,
     output_bounds: Sequence[float] = (),
 ) -> LayerProgram:
@@ -400,6 +402,8 @@ def generate(
         What the graph's ``call_module`` nodes refer to.
     packings
         Weights of the layer that may be packed, and how.
+    views
+        Outputs that are handed on as dense copies.
     checks
         What must hold before steps; else the layer is computed in the way that keeps NaN.
     output_bounds
@@ -437,10 +441,12 @@ def generate(
         if dead and index + 1 < len(steps):
             lines.append(f"del {', '.join(dead)}")
 
-    sent = [
-        writer.local(node) if kind == "tensor" else f"{writer.function(encoder(kind))}({writer.argument(node)})"
-        for node, kind in outputs
-    ]
+    def handed_on(node: fx.Node, kind: str) -> str:
+        if kind != "tensor":
+            return f"{writer.function(encoder(kind))}({writer.argument(node)})"
+        return f"{writer.function(as_dense)}({writer.local(node)})" if node in views else writer.local(node)
+
+    sent = [handed_on(node, kind) for node, kind in outputs]
     lines.append(f"return ({', '.join(sent)}{',' if len(sent) == 1 else ''})")
 
     parameters = [
