@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from partitioner.capture import Captured
 from partitioner.fuse import Fused, read_fused
 from partitioner.observe import Observation
+from partitioner.operations import operation_name
 
 __all__ = ["LIMIT", "ORDINARY", "Bounds", "Check", "within"]
 
@@ -110,7 +111,7 @@ class Bounds:
         return checks, largest
 
     def _step(self, step: fx.Node) -> float:
-        rule = _RULES.get(_name(step))
+        rule = _RULES.get(operation_name(step))
         seen = self._observations[0].seen[step]
         made_of_float32 = seen.spec is None or (seen.spec.kind == "tensor" and seen.spec.dtype == "float32")
         if rule is None or not made_of_float32 or any(self._is_empty(node) for node in step.all_input_nodes):
@@ -322,28 +323,3 @@ _RULES: dict[str, _Rule] = {
 }
 """Rules by the name of the operation; one that writes in place has the same."""
 # fmt: on
-# functions that torch dispatches by an argument have no name of their own
-_DISPATCHED: dict[Any, str] = {
-    F.max_pool1d: "max_pool1d",
-    F.max_pool2d: "max_pool2d",
-    F.max_pool3d: "max_pool3d",
-}
-
-
-def _name(step: fx.Node) -> str:
-    """Name of the operation if it is one of torch's own, without the underscore of those that write in place."""
-    target: Any = step.target
-    if step.op == "call_method":
-        name = str(target)
-    elif step.op != "call_function":
-        return ""
-    elif isinstance(target, torch._ops.OpOverload):
-        name = target._schema.name.removeprefix("aten::")
-    elif target in _DISPATCHED:
-        name = _DISPATCHED[target]
-    else:
-        home = str(getattr(target, "__module__", None) or "torch")
-        if home.split(".")[0] not in ("torch", "operator", "_operator"):
-            return ""
-        name = str(getattr(target, "__name__", ""))
-    return name if name.startswith("__") else name.removesuffix("_")

@@ -4,7 +4,8 @@
 in the cache. And a convolution given plain weights reorders them into blocks on every call, which takes a third of the
 time of the deep layers of a ResNet, with their many weights and small images; :func:`pack` does it once.
 
-The same calls serve packed and plain weights. Devices without oneDNN take :data:`PORTABLE` instead.
+The same calls serve packed and plain weights. Devices without oneDNN take :data:`PORTABLE` instead. oneDNN's fused call
+knows images and volumes; a sequence is an image of one row (:mod:`partitioner.rows`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,29 @@ import torch.nn.functional as F  # noqa: N812  # its name everywhere
 from torch import Tensor, fx
 
 from partitioner.observe import Observation
+from partitioner.rows import convolve_row, convolve_row_add, row_pays
 
-__all__ = ["KEEPING_NAN", "PORTABLE", "Fused", "Packing", "available", "fuse", "pack", "read_fused"]
+__all__ = [
+    "KEEPING_NAN",
+    "PORTABLE",
+    "Fused",
+    "Packing",
+    "available",
+    "fuse",
+    "pack",
+    "read_fused",
+]
 
-_CONV2D = (F.conv2d, torch.ops.aten.conv2d.default)
-_CONV2D_ORDER = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+# function -> how many axes its images have
+_CONVOLUTIONS: dict[Any, int] = {
+    F.conv1d: 1,
+    torch.ops.aten.conv1d.default: 1,
+    F.conv2d: 2,
+    torch.ops.aten.conv2d.default: 2,
+    F.conv3d: 3,
+    torch.ops.aten.conv3d.default: 3,
+}
+_ORDER = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _ADDITIONS = (operator.add, operator.iadd, torch.add, torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 _ADDITION_METHODS = ("add", "add_")
 
@@ -93,9 +112,12 @@ def pack(state: Mapping[str, Tensor], packings: Sequence[Packing], *, batch: int
         return packed
     with torch.inference_mode(False), torch.no_grad():
         for name, padding, stride, dilation, groups, input_shape in packings:
-            shape = [batch or input_shape[0], *input_shape[1:]]
+            shape, weight = [batch or input_shape[0], *input_shape[1:]], state[name]
+            if len(shape) == 3:  # a sequence: an image of one row
+                shape.insert(2, 1)
+                weight, padding, stride, dilation = weight.unsqueeze(2), (0, *padding), (1, *stride), (1, *dilation)
             packed[name] = torch.ops.mkldnn._reorder_convolution_weight(
-                state[name], padding, stride, dilation, groups, shape
+                weight, padding, stride, dilation, groups, shape
             )
     return packed
 
@@ -103,7 +125,7 @@ def pack(state: Mapping[str, Tensor], packings: Sequence[Packing], *, batch: int
 def fuse(
     steps: Sequence[fx.Node], kept: frozenset[fx.Node], observation: Observation, uses: Mapping[str, int]
 ) -> tuple[list[fx.Node], list[Packing]]:
-    """Rewrite one layer's steps in place: each 2-D convolution takes what follows into itself.
+    """Rewrite one layer's steps in place: each convolution takes what follows into itself.
 
     Parameters
     ----------
@@ -126,8 +148,8 @@ def fuse(
     if not available():
         return remaining, packings
     for conv in steps:
-        call = _as_conv2d(conv, observation)
-        if call is None:
+        call = _as_convolution(conv, observation)
+        if call is None or (len(call.shape) == 3 and not row_pays(conv, call.value)):
             continue
         packing = Packing(str(call.weight.target), call.padding, call.stride, call.dilation, call.groups, call.shape)
         place = _Place(remaining, kept, observation, conv, call.value)
@@ -140,13 +162,13 @@ def fuse(
             target = active if active is not None and name == "relu" and place.can_move_to(active) else added
             unary = "relu" if target is active else None
             replaced = {conv, added, target}
-            function: Any = torch.ops.mkldnn._convolution_pointwise.binary
+            function: Any = _FUNCTIONS[len(call.shape) == 3][1]
             new_args: tuple[Any, ...] = (call.value, other, *arguments, "add", 1.0, unary, [], "")
         else:
             name, scalars = _activation(added, conv) if added is not None else (None, [])
             target = added if added is not None and name is not None and place.can_move_to(added) else conv
             replaced = {conv, target}
-            function = torch.ops.mkldnn._convolution_pointwise.default
+            function = _FUNCTIONS[len(call.shape) == 3][0]
             attribute = (name, scalars, "") if target is not conv else ("none", [], "")
             new_args = (call.value, *arguments, *attribute)
         target.meta["module_path"] = conv.meta["module_path"]
@@ -181,9 +203,11 @@ class Fused(NamedTuple):
 def read_fused(step: fx.Node) -> Fused | None:
     """Read a step that :func:`fuse` wrote; None for any other."""
     args: tuple[Any, ...] = step.args
-    if step.target is torch.ops.mkldnn._convolution_pointwise.default:
+    if not available():
+        return None
+    if any(step.target is single for single, _ in _FUNCTIONS):
         return Fused(args[0], None, args[1], args[2], args[7], args[8])
-    if step.target is torch.ops.mkldnn._convolution_pointwise.binary:
+    if any(step.target is binary for _, binary in _FUNCTIONS):
         return Fused(args[0], args[1], args[2], args[3], args[10] or "none", args[11])
     return None
 
@@ -199,24 +223,27 @@ class _Convolution(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _as_conv2d(step: fx.Node, observation: Observation) -> _Convolution | None:
-    """Read a step's arguments if it is a float32 convolution of a batch of images by a weight of the model."""
-    if step.op != "call_function" or step.target not in _CONV2D:
+def _as_convolution(step: fx.Node, observation: Observation) -> _Convolution | None:
+    """Read a step's arguments if it is a float32 convolution of a batch by a weight of the model."""
+    axes = _CONVOLUTIONS.get(step.target) if step.op == "call_function" else None
+    if axes is None:
         return None
-    named = {**dict(zip(_CONV2D_ORDER, step.args, strict=False)), **step.kwargs}
+    named = {**dict(zip(_ORDER, step.args, strict=False)), **step.kwargs}
     value, weight, bias = named.get("input"), named.get("weight"), named.get("bias")
-    sizes = [named.get("padding", 0), named.get("stride", 1), named.get("dilation", 1)]
+    sizes = [
+        _size(named.get(name, default), axes) for name, default in (("padding", 0), ("stride", 1), ("dilation", 1))
+    ]
+    padding, stride, dilation = sizes
     groups = named.get("groups", 1)
     if not isinstance(value, fx.Node) or not isinstance(groups, int) or not _is_weight(weight):
         return None
-    if not (bias is None or _is_weight(bias)) or not all(_is_size(size) for size in sizes):
+    if not (bias is None or _is_weight(bias)) or padding is None or stride is None or dilation is None:
         return None
     seen, result = observation.seen.get(value), observation.seen.get(step)
     if seen is None or seen.spec is None or result is None or result.spec is None:
         return None
-    if len(seen.spec.shape) != 4 or seen.spec.dtype != "float32" or result.spec.dtype != "float32":
+    if len(seen.spec.shape) != axes + 2 or seen.spec.dtype != "float32" or result.spec.dtype != "float32":
         return None
-    padding, stride, dilation = ((size, size) if isinstance(size, int) else tuple(size) for size in sizes)  # type: ignore[arg-type]
     return _Convolution(value, weight, bias, padding, stride, dilation, groups, seen.spec.shape)  # type: ignore[arg-type]
 
 
@@ -224,8 +251,13 @@ def _is_weight(operand: Any) -> bool:
     return isinstance(operand, fx.Node) and operand.op == "get_attr"
 
 
-def _is_size(size: Any) -> bool:
-    return isinstance(size, int) or (isinstance(size, (tuple, list)) and all(isinstance(part, int) for part in size))
+def _size(size: Any, axes: int) -> tuple[int, ...] | None:
+    """Write a padding, stride or dilation out for each axis; None if it is not made of numbers."""
+    if isinstance(size, int):
+        return (size,) * axes
+    if not isinstance(size, (tuple, list)) or not all(isinstance(part, int) for part in size):
+        return None
+    return tuple(size) * axes if len(size) == 1 else tuple(size)
 
 
 def _activation(step: fx.Node, source: fx.Node) -> tuple[str | None, list[float]]:
@@ -314,7 +346,8 @@ def _plain(
     groups: int,
 ) -> Tensor:
     """Convolve in the way that every device has."""
-    return F.conv2d(x, weight, bias, list(stride), list(padding), list(dilation), groups)
+    convolve: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
+    return convolve(x, weight, bias, list(stride), list(padding), list(dilation), groups)
 
 
 def _packed(*arguments: Any) -> Tensor:
@@ -323,13 +356,17 @@ def _packed(*arguments: Any) -> Tensor:
     return result
 
 
-def _conv2d(convolve: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def _packed_row(*arguments: Any) -> Tensor:
+    return convolve_row(*arguments, "none", [], "")
+
+
+def _in_steps(convolve: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """What ``mkldnn._convolution_pointwise`` computes, in steps."""
     *operands, attribute, scalars, _ = arguments
     return _IN_PLACE[attribute](convolve(*operands), *scalars)
 
 
-def _conv2d_add(convolve: Callable[..., Tensor], x: Tensor, other: Tensor, *arguments: Any) -> Tensor:
+def _in_steps_add(convolve: Callable[..., Tensor], x: Tensor, other: Tensor, *arguments: Any) -> Tensor:
     """What ``mkldnn._convolution_pointwise.binary`` computes for an addition, in steps."""
     *operands, _, _, attribute, scalars, _ = arguments
     return _IN_PLACE[attribute or "none"](convolve(x, *operands).add_(other), *scalars)
@@ -344,18 +381,32 @@ _IN_PLACE: dict[str, Callable[..., Tensor]] = {
 }
 
 
+# (alone, with an addition) for images and volumes, and for sequences
+_FUNCTIONS: tuple[tuple[Any, Any], ...] = (
+    (
+        (torch.ops.mkldnn._convolution_pointwise.default, torch.ops.mkldnn._convolution_pointwise.binary),
+        (convolve_row, convolve_row_add),
+    )
+    if available()
+    else ()
+)
 _FUSED = (
     "torch.ops.mkldnn._convolution_pointwise.default",
     "torch.ops.mkldnn._convolution_pointwise.binary",
 )
+_FUSED_ROWS = ("partitioner.rows.convolve_row", "partitioner.rows.convolve_row_add")
 PORTABLE: dict[str, Callable[..., Tensor]] = {
-    _FUSED[0]: functools.partial(_conv2d, _plain),
-    _FUSED[1]: functools.partial(_conv2d_add, _plain),
+    _FUSED[0]: functools.partial(_in_steps, _plain),
+    _FUSED[1]: functools.partial(_in_steps_add, _plain),
+    _FUSED_ROWS[0]: functools.partial(_in_steps, _plain),
+    _FUSED_ROWS[1]: functools.partial(_in_steps_add, _plain),
 }
 """Import path of a fused call -> what stands for it on devices without oneDNN."""
 
 KEEPING_NAN: dict[str, Callable[..., Tensor]] = {
-    _FUSED[0]: functools.partial(_conv2d, _packed),
-    _FUSED[1]: functools.partial(_conv2d_add, _packed),
+    _FUSED[0]: functools.partial(_in_steps, _packed),
+    _FUSED[1]: functools.partial(_in_steps_add, _packed),
+    _FUSED_ROWS[0]: functools.partial(_in_steps, _packed_row),
+    _FUSED_ROWS[1]: functools.partial(_in_steps_add, _packed_row),
 }
 """Import path of a fused call -> what stands for it where there is NaN, which oneDNN's ReLU turns into zero."""

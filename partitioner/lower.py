@@ -85,11 +85,29 @@ def _avg_pool2d(m: Any) -> Call | None:
     return Call(torch._C._nn.avg_pool2d, (INPUT, *sizes))
 
 
-def _adaptive_avg_pool2d(m: Any) -> Call | None:
-    sizes = m.output_size if isinstance(m.output_size, (tuple, list)) else (m.output_size,)
-    if None in sizes:  # takes the input's own size
-        return None
-    return Call(torch._C._nn.adaptive_avg_pool2d, (INPUT, m.output_size))
+def _avg_pool1d(m: Any) -> Call | None:
+    return Call(torch.avg_pool1d, (INPUT, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad))
+
+
+def _avg_pool3d(m: Any) -> Call | None:
+    sizes = (m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override)
+    return Call(torch._C._nn.avg_pool3d, (INPUT, *sizes))
+
+
+def _adaptive_avg_pool(function: Callable[..., Any]) -> Callable[[Any], Call | None]:
+    def lower(m: Any) -> Call | None:
+        sizes = m.output_size if isinstance(m.output_size, (tuple, list)) else (m.output_size,)
+        if None in sizes:  # takes the input's own size
+            return None
+        return Call(function, (INPUT, m.output_size))
+
+    return lower
+
+
+def _with_numbers(
+    function: Callable[..., Any], in_place: Callable[..., Any], *names: str
+) -> Callable[[Any], Call | None]:
+    return lambda m: Call(in_place if m.inplace else function, (INPUT, *(getattr(m, name) for name in names)))
 
 
 _RULES: dict[type[nn.Module], Callable[[Any], Call | None]] = {
@@ -108,13 +126,20 @@ _RULES: dict[type[nn.Module], Callable[[Any], Call | None]] = {
     nn.Hardswish: _activation(torch._C._nn.hardswish, torch._C._nn.hardswish_),
     nn.Hardsigmoid: _activation(torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_),
     nn.ReLU6: _relu6,
+    nn.Hardtanh: _with_numbers(torch._C._nn.hardtanh, torch._C._nn.hardtanh_, "min_val", "max_val"),
+    nn.LeakyReLU: _with_numbers(torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_, "negative_slope"),
+    nn.Tanh: lambda m: Call(torch.tanh, (INPUT,)),
     nn.Sigmoid: lambda m: Call(torch.sigmoid, (INPUT,)),
     nn.GELU: lambda m: Call(F.gelu, (INPUT,)) if m.approximate == "none" else None,
     nn.MaxPool1d: _max_pool(torch.max_pool1d),
     nn.MaxPool2d: _max_pool(torch.max_pool2d),
     nn.MaxPool3d: _max_pool(torch.max_pool3d),
     nn.AvgPool2d: _avg_pool2d,
-    nn.AdaptiveAvgPool2d: _adaptive_avg_pool2d,
+    nn.AvgPool1d: _avg_pool1d,
+    nn.AvgPool3d: _avg_pool3d,
+    nn.AdaptiveAvgPool1d: _adaptive_avg_pool(torch.adaptive_avg_pool1d),
+    nn.AdaptiveAvgPool2d: _adaptive_avg_pool(torch._C._nn.adaptive_avg_pool2d),
+    nn.AdaptiveAvgPool3d: _adaptive_avg_pool(torch._C._nn.adaptive_avg_pool3d),
     nn.Flatten: lambda m: Call(torch.flatten, (INPUT, m.start_dim, m.end_dim)),
 }
 
