@@ -88,8 +88,8 @@ class Liveness:
         return self._with_specs(self._alive[cut])
 
     def crossing_views(self, cut: int) -> frozenset[fx.Node]:
-        """Return which of the values that cross are not dense in one of the example runs."""
-        return frozenset(n for n in self._alive[cut] if not all(o.seen[n].dense for o in self.observations))
+        """Return which of the values that cross are parts of something larger, and so perhaps not dense."""
+        return frozenset(n for n in self._alive[cut] if not all(o.seen[n].whole for o in self.observations))
 
     def _with_specs(self, nodes: Sequence[fx.Node]) -> list[tuple[fx.Node, ValueSpec]]:
         described = []

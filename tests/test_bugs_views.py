@@ -170,3 +170,30 @@ def test_a_step_that_looks_behind_a_tensor():
     (split,) = over_the_wire(chain, image())
     assert torch.equal(split, chain(image()))
     torch.testing.assert_close(split, model(image()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_part_of_a_sequence_that_is_dense_only_as_it_was_traced(batch):
+    """Sequences have their channels last only once their convolutions are fused."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv1d(4, 16, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.one(x))
+            y = torch.relu(self.two(y[:, :8])) + y[:, 8:]
+            return (y * y.mean()).transpose(1, 2)  # over the batch too: no other batch than the example's
+
+    model = seeded(Model)
+    x = torch.rand(batch, 4, 30, generator=torch.Generator().manual_seed(0))
+    chain = build_chain(model, (x,), minimum_share=0.0)
+    assert len(chain.layers) > 1
+    values = chain.layout((x,))
+    for index in range(len(chain.layers)):
+        values = chain.run(values, index, index + 1)
+        assert [memory_strides(value) for value in values] == [value.stride() for value in values]
+    (split,) = over_the_wire(chain, x)
+    assert torch.equal(split, values[0])
+    torch.testing.assert_close(split, model(x), rtol=1e-4, atol=1e-5)
