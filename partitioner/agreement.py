@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +23,15 @@ from partitioner.capture import (
     private_copy,
     untraceable,
 )
+from partitioner.independence import deviation, other_sizes, tensors_in
 from partitioner.liveness import Liveness
 from partitioner.observe import Observation, observe
 from partitioner.prepare import layout_of, make_outputs_dense, prepare
-from partitioner.values import spec_of
+from partitioner.repeat import check_repeatable
 
 __all__ = ["Prepared", "Subject", "deviation", "prepare_and_check", "tensors_in"]
+
+_logger = logging.getLogger(__name__)
 
 # Static estimate of a step's time: it needs the larger of its arithmetic and its memory traffic. Only ratios matter,
 # and cuts must not depend on the machine or its load, so these are one common CPU core's, not measured ones.
@@ -35,66 +40,73 @@ _BYTES_PER_S = 10e9
 
 
 class Subject:
-    """The original model, run for comparison on the example and on the example at another leading size."""
+    """The original model, run for comparison on the example and on the example at other leading sizes.
+
+    Attributes
+    ----------
+    args
+        The example's arguments.
+    expected
+        The leaves of what the model returns for them.
+    other_sizes
+        Calls with other leading sizes, if any size will do: samples do not depend on each other, whichever are before
+        or after them.
+    """
 
     def __init__(self, model: nn.Module | torch.export.ExportedProgram, example_args: tuple[Any, ...]) -> None:
-        self._function: Callable[..., Any]
-        self.captures: tuple[Callable[[], Captured], ...]
+        self.args = _copied(example_args)
+        self._fresh: Callable[[], Callable[..., Any]]
+        self._captures: list[tuple[str, Callable[[], Captured]]]
         if isinstance(model, torch.export.ExportedProgram):
             exported = model
-            self._function = exported.module()
-            self.captures = (lambda: capture_exported_program(exported, self.args),)
+            self._fresh = lambda: _with_own_buffers(exported.module())
+            self._captures = [("the exported program", lambda: capture_exported_program(exported, self.args))]
         elif isinstance(model, nn.Module):
-            module = private_copy(model)
-            self._function = module
+            module = model
+            self._fresh = lambda: private_copy(module)
             # each capture its own copy: tracing may leave traces in the module's attributes
-            self.captures = (
-                lambda: capture_fx(private_copy(model), self.args),
-                lambda: capture_export(private_copy(model), self.args),
-            )
+            self._captures = [
+                ("torch.fx", lambda: capture_fx(private_copy(module), self.args)),
+                ("torch.export", lambda: capture_export(private_copy(module), self.args, any_leading_size=True)),
+                ("torch.export at the example's leading size", lambda: capture_export(private_copy(module), self.args)),
+            ]
         else:
             raise ValueError(f"expected a torch.nn.Module or an ExportedProgram, got a {type(model).__name__}")
-        self.args = _copied(example_args)
+        self._captured: dict[str, Captured | TraceError] = {}
+        _logger.info("running the model to see whether it answers the same each time")
         try:
-            self.expected = pytree.tree_leaves(self._function(*_copied(self.args)))
+            runs = check_repeatable(self._fresh, self.args)
+        except TraceError:
+            raise
         except Exception as error:
             shapes = [tuple(t.shape) for t in tensors_in(self.args)]
             raise ValueError(
                 f"the model fails on its example arguments (tensor shapes {shapes}): {type(error).__name__}: {error}"
             ) from error
-        self.other_args: tuple[Any, ...] | None = None
-        self.other_expected: list[Any] = []
-        self._try_other_batch()
+        self.expected = runs[0].results
+        self.other_sizes = other_sizes(self._fresh(), runs)
 
     @property
     def inputs(self) -> list[Tensor]:
         """The example's tensors, in order."""
         return tensors_in(self.args)
 
-    def _try_other_batch(self) -> None:
-        """Run with another leading size, if it is one of samples that do not depend on each other."""
-        inputs = self.inputs
-        if any(not t.ndim or t.shape[0] != inputs[0].shape[0] or not t.shape[0] for t in inputs):
-            return
-        size = inputs[0].shape[0]
+    def captures(self) -> Iterator[Callable[[], Captured]]:
+        """Ways to capture the model, the quickest first; each works once, and gives a copy of its own at each call."""
+        for how, capture in self._captures:
+            yield functools.partial(self._capture, how, capture)
 
-        def enlarge(x: Any) -> Any:
-            # one more sample, of other content: with batch statistics the first ones would change
-            return torch.cat([x, x.flip(tuple(range(x.ndim)))[:1]]) if isinstance(x, Tensor) else x
-
-        other = pytree.tree_map(enlarge, self.args)
-        try:
-            results = pytree.tree_leaves(self._function(*_copied(other)))
-        except Exception:
-            return
-        same = [result[:size] if isinstance(result, Tensor) and result.ndim else result for result in results]
-        scales = all(not isinstance(r, Tensor) or (r.ndim and r.shape[0] == size + 1) for r in results)
-        numbers_may_differ = [
-            wanted if isinstance(wanted, Tensor) else result
-            for wanted, result in zip(self.expected, same, strict=False)
-        ]
-        if scales and not deviation(same, numbers_may_differ):
-            self.other_args, self.other_expected = other, results
+    def _capture(self, how: str, capture: Callable[[], Captured]) -> Captured:
+        if how not in self._captured:
+            _logger.info("capturing the model with %s", how)
+            try:
+                self._captured[how] = capture()
+            except TraceError as error:
+                self._captured[how] = error
+        made = self._captured[how]
+        if isinstance(made, TraceError):
+            raise made
+        return made.copy()
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ class Prepared:
 def prepare_and_check(subject: Subject) -> Prepared:
     """Capture and prepare in the most optimised way whose results match the original's."""
     failures: list[str] = []
-    for capture in subject.captures:
+    for capture in subject.captures():
         for fold_batch_norm, channels_last in ((True, True), (True, False), (False, False)):
             try:
                 captured = capture()
@@ -148,13 +160,17 @@ def _check(captured: Captured, subject: Subject, channels_last: bool) -> Prepare
     difference = deviation(_results(captured, observations[0].outputs), subject.expected)
     if difference:
         return difference
-    if subject.other_args is not None:
+    for other in subject.other_sizes:
         try:
-            other = observe(captured, arrange(tensors_in(_copied(subject.other_args))))
-            if not deviation(_results(captured, other.outputs), subject.other_expected):
-                observations.append(other)
+            seen_there = observe(captured, arrange(tensors_in(_copied(other.args))))
+            if deviation(_results(captured, seen_there.outputs), other.results):
+                break
+            observations.append(seen_there)
         except Exception:  # a constant of the example's size in the graph: that size only
-            pass
+            break
+    any_size = bool(subject.other_sizes) and len(observations) == 1 + len(subject.other_sizes)
+    if not any_size:
+        del observations[1:]
     if make_outputs_dense(captured, observations):
         return _check(captured, subject, channels_last)
     seen = [observations[0].seen[step] for step in captured.steps]
@@ -166,7 +182,7 @@ def _check(captured: Captured, subject: Subject, channels_last: bool) -> Prepare
         flops=[entry.flops for entry in seen],
         moved_nbytes=[entry.moved_nbytes for entry in seen],
         channels_last=channels_last,
-        dynamic_batch=len(observations) > 1,
+        dynamic_batch=any_size,
     )
 
 
@@ -176,32 +192,12 @@ def _results(captured: Captured, outputs: list[Any]) -> list[Any]:
     return pytree.tree_leaves([outputs[leaf.index] if isinstance(leaf, Slot) else leaf for leaf in leaves])
 
 
-def deviation(results: list[Any], expected: list[Any]) -> str:
-    """Say how results differ beyond rounding; an empty text if they do not."""
-    if len(results) != len(expected):
-        return f"{len(results)} outputs instead of {len(expected)}"
-    for index, (result, wanted) in enumerate(zip(results, expected, strict=True)):
-        if not isinstance(wanted, Tensor):
-            if result != wanted:
-                return f"output {index} is {result!r} instead of {wanted!r}"
-            continue
-        if not isinstance(result, Tensor) or result.shape != wanted.shape or result.dtype != wanted.dtype:
-            return f"output {index} is {spec_of(result)} instead of {spec_of(wanted)}"
-        if not wanted.is_floating_point():
-            if not torch.equal(result, wanted):
-                return f"output {index} differs"
-            continue
-        tolerance = 1e-4 if wanted.dtype in (torch.float32, torch.float64) else 2e-2
-        scale = wanted[wanted.isfinite()].abs().max().item() if wanted.isfinite().any() else 0.0
-        if not torch.allclose(result, wanted, rtol=0.0, atol=tolerance * scale, equal_nan=True):
-            error = (result - wanted).abs().max().item()
-            return f"output {index} differs by {error:.3g}, at a largest magnitude of {scale:.3g}"
-    return ""
-
-
-def tensors_in(args: Any) -> list[Tensor]:
-    """Return the tensors inside nested arguments, in order."""
-    return [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+def _with_own_buffers(module: nn.Module) -> nn.Module:
+    """Give a module copies of what it may write; an exported program's modules share theirs."""
+    for part in module.modules():
+        for held in (part._buffers, vars(part)):
+            held.update({name: value.clone() for name, value in held.items() if isinstance(value, Tensor)})
+    return module
 
 
 def _copied(args: Any) -> Any:

@@ -10,7 +10,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,6 +92,16 @@ class Captured:
     in_spec: pytree.TreeSpec
     outcome: Any
     how: str
+
+    def copy(self) -> Captured:
+        """Return the same graph for another preparation: what that rewrites is the copy's own, weights are shared."""
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.nodes:
+            copies[node] = graph.node_copy(node, lambda operand: copies[operand])
+        # preparation runs the graph, which may write its constants
+        state = {name: tensor if name in self.buffers else tensor.clone() for name, tensor in self.state.items()}
+        return replace(self, graph=graph, state=state, modules=dict(self.modules), arguments=list(self.arguments))
 
     @property
     def placeholders(self) -> list[fx.Node]:
@@ -200,32 +210,50 @@ def capture_fx(model: nn.Module, example_args: tuple[Any, ...]) -> Captured:
     return _assemble(model, graph, leaves, in_spec, list(returned), tracer.out_spec, "torch.fx")
 
 
-def capture_export(model: nn.Module, example_args: tuple[Any, ...]) -> Captured:
-    """Capture a model with ``torch.export``, with a free leading size if the model allows one.
+def capture_export(
+    model: nn.Module, example_args: tuple[Any, ...], *, any_leading_size: bool = False
+) -> Captured:
+    """Capture a model with ``torch.export``.
+
+    Parameters
+    ----------
+    model
+        A private copy in eval mode (:func:`private_copy`).
+    example_args
+        The call's arguments.
+    any_leading_size
+        Leave the inputs' common leading size free. Otherwise the graph is for the example's own.
 
     Raises
     ------
     TraceError
-        If the model's Python code depends on the values of tensors.
+        If the model's Python code depends on the values of tensors, or on the leading size that was to be free.
     """
-    leaves, _ = pytree.tree_flatten(example_args)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    attempts: list[tuple[tuple[Any, ...], Any]] = [(example_args, None)]
-    if tensors and all(tensor.ndim and tensor.shape[0] == tensors[0].shape[0] for tensor in tensors):
+    arguments, dynamic_shapes = example_args, None
+    if any_leading_size:
+        tensors = [leaf for leaf in pytree.tree_leaves(example_args) if isinstance(leaf, Tensor)]
+        if not all(tensor.ndim and tensor.shape[0] == tensors[0].shape[0] for tensor in tensors):
+            raise TraceError("torch.export: the inputs have no common leading size that could be free")
         # a size of 1 would be taken for a constant, so export sees each example twice
-        twice = pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x, example_args)
-        free = pytree.tree_map(lambda x: {0: torch.export.Dim.AUTO} if isinstance(x, Tensor) else None, twice)
-        attempts.insert(0, (twice, free))
-    failure: Exception | None = None
-    for arguments, dynamic_shapes in attempts:
-        try:
-            with _quiet_export(), torch.no_grad():
-                exported = torch.export.export(model, arguments, dynamic_shapes=dynamic_shapes)
-            return capture_exported_program(exported, example_args)
-        except Exception as error:
-            failure = error
-    assert failure is not None
-    raise TraceError(f"torch.export stopped at {_where(failure)}: {first_line(failure)}") from failure
+        arguments = pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x, example_args)
+        dynamic_shapes = pytree.tree_map(
+            lambda x: {0: torch.export.Dim.AUTO} if isinstance(x, Tensor) else None, arguments
+        )
+    try:
+        with _quiet_export(), torch.no_grad():
+            exported = torch.export.export(model, arguments, dynamic_shapes=dynamic_shapes)
+        if any_leading_size and _leading_size_fixed(exported):
+            # what AUTO does with a size that the model's code fixes, by a loop over its samples for instance
+            raise ValueError("the model's code fixes the leading size")
+        return capture_exported_program(exported, example_args)
+    except Exception as error:
+        raise TraceError(f"torch.export stopped at {_where(error)}: {first_line(error)}") from error
+
+
+def _leading_size_fixed(exported: torch.export.ExportedProgram) -> bool:
+    inputs = set(exported.graph_signature.user_inputs)
+    values = [node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    return any(isinstance(value, Tensor) and isinstance(value.shape[0], int) for value in values)
 
 
 @contextlib.contextmanager

@@ -73,7 +73,8 @@ class Chain:
     inputs
         The example's input tensors, in order.
     dynamic_batch
-        Whether inputs of another leading size than the example's work (tried, and compared with the original).
+        Whether inputs of another leading size than the example's work, each sample by itself, so that requests may be
+        cut along it and put together (tried, and compared with the original).
     fingerprint
         Hexadecimal digest of the structure, shapes, dtypes and torch's version; not of the weights' values.
     captured_with
@@ -157,7 +158,12 @@ class Chain:
             free = 1 if self.dynamic_batch else 0
             if len(shape) != len(spec.shape) or shape[free:] != spec.shape[free:]:
                 expected = f"({', '.join(['any', *map(str, spec.shape[1:])])})" if free else spec.shape
-                hint = "" if free else "; the model does not take another leading size than its example's"
+                hint = (
+                    ""
+                    if free
+                    else "; the model does not take another leading size than its example's, or its samples depend on "
+                    "each other: give an example of the size that you need"
+                )
                 raise ValueError(f"input {index} of {self.name}: expected shape {expected}, got {shape}{hint}")
             if dtype_name(tensor.dtype) != spec.dtype:
                 raise ValueError(
@@ -336,7 +342,7 @@ def build_chain(
         prepared = prepare_and_check(subject)
         chain = _cut(prepared, subject, name, coarse_share, minimum_share, fused=prepared.channels_last)
         if prepared.channels_last and deviation(chain.try_plain(subject.args), subject.expected):
-            # Fusing rewrote the graph, so it is captured anew.
+            # Fusing rewrote the graph, so it is prepared anew.
             chain = _cut(prepare_and_check(subject), subject, name, coarse_share, minimum_share, fused=False)
         return chain
 

@@ -158,8 +158,9 @@ def test_lists_numbers_and_broadcast_outputs():
             return torch.max(x, 2), [values, indices], x.shape, x.shape[0], values[:, :1].expand(-1, 4, -1), None
 
     model = Model()
-    chain = build_chain(model, (image(),))
+    chain = build_chain(model, (image(batch=3),))
     result, expected = chain(image(batch=3)), model(image(batch=3))
+    assert not chain.dynamic_batch  # parts of a larger request would say that they are three
     assert type(result[0]) is type(expected[0])
     assert_close_to_model(result, expected)
     assert result[2] == torch.Size([3, 3, 16, 16])

@@ -1,0 +1,211 @@
+"""Whether a model answers the same whatever it was called with before; one that does not keeps state between calls."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from partitioner.capture import TraceError
+from partitioner.reachable import Contents, contents
+
+__all__ = ["Run", "check_repeatable", "run"]
+
+_SHOWN = 4  # names of attributes in a message
+
+
+class Run(NamedTuple):
+    """A call and the leaves of what it returned."""
+
+    args: tuple[Any, ...]
+    results: list[Any]
+
+
+def run(function: Callable[..., Any], args: tuple[Any, ...]) -> Run:
+    """Call with copies of the tensors, and with random numbers that begin anew; the process's own stay as they are."""
+    copied = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, args)
+    with _random_numbers_anew():
+        results = pytree.tree_leaves(function(*copied))
+    # copies: the model may hand out what the next call writes
+    return Run(args, [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in results])
+
+
+@contextlib.contextmanager
+def _random_numbers_anew() -> Iterator[None]:
+    torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, ...]) -> tuple[Run, ...]:
+    """Call a model again and again, with the example and with other contents, and see whether its past shows.
+
+    ::
+
+        one copy      x   x   y   z   x     results of x equal, what it keeps after x equal
+        another       y                     result and what is kept as after x x y above
+
+    A model may keep what follows from the last call alone (attention maps to look at) and what it builds on its first
+    call (grids of positions): neither changes a result. Whatever else it changes in itself and reads again makes a
+    result depend on earlier calls, in these calls or in others, so it is refused by name: counters, hidden state,
+    queues, averages.
+
+    Parameters
+    ----------
+    fresh
+        Gives a new copy of the model, as a function.
+    args
+        The example's arguments.
+
+    Returns
+    -------
+    tuple of Run
+        The call with the example, then those with other contents that the model took, if any.
+
+    Raises
+    ------
+    TraceError
+        If results depend on earlier calls.
+    """
+    function = fresh()
+    before = contents(function)
+
+    def call(arguments: tuple[Any, ...]) -> tuple[Run, Contents]:
+        for generator in before.generators:
+            generator.restore()
+        return run(function, arguments), contents(function)
+
+    first, after_first = call(args)
+    second, after_second = call(args)
+    others: list[tuple[Run, Contents]] = []
+    for other in _other_contents(args):
+        with contextlib.suppress(Exception):  # it need not take them
+            others.append(call(other))
+    last, end = call(args)
+
+    runs = (first, *(made for made, _ in others))
+    changed = list(dict.fromkeys(path for _, moment in ((first, after_first), *others) for path in moment.changed(before)))
+    suspects = [*after_second.changed(after_first), *end.changed(after_first)]
+    differ = _differ(second.results, first.results) or _differ(last.results, first.results)
+    if changed and others and not suspects and not differ:
+        made, kept = others[0]
+        function = fresh()
+        alone, kept_alone = call(made.args)
+        suspects = kept_alone.changed(kept)
+        differ = _differ(alone.results, made.results)
+    if suspects and not differ:
+        suspects = _read(function, list(dict.fromkeys(suspects)), runs)
+    if suspects or differ:
+        raise _keeps_state(list(dict.fromkeys(suspects or changed)))
+    return runs
+
+
+def _other_contents(args: tuple[Any, ...]) -> Sequence[tuple[Any, ...]]:
+    """Arguments like the example's with other numbers: noise that is larger than they are, and its negative."""
+    noise = torch.Generator().manual_seed(0)
+
+    def other(leaf: Any, sign: int) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if not leaf.is_floating_point():  # a number may be an index: only those that are there
+            return leaf.flip(tuple(range(leaf.ndim)))
+        finite = leaf[leaf.isfinite()]
+        largest = float(finite.abs().max()) if finite.numel() else 0.0
+        values = torch.rand(leaf.shape, generator=noise) + 0.5
+        return (values * (sign * (largest or 1.0))).to(leaf)
+
+    try:
+        return [pytree.tree_map(lambda leaf, sign=sign: other(leaf, sign), args) for sign in (1, -1)]
+    except Exception:  # tensors of a kind that lacks one of these operations
+        return []
+
+
+def _differ(results: list[Any], expected: list[Any]) -> bool:
+    """Whether results differ by more than the order of additions may make."""
+    if len(results) != len(expected):
+        return True
+    for result, wanted in zip(results, expected, strict=True):
+        if not isinstance(result, Tensor) or not isinstance(wanted, Tensor):
+            if type(result) is not type(wanted) or repr(result) != repr(wanted):
+                return True
+            continue
+        if result.shape != wanted.shape or result.dtype != wanted.dtype:
+            return True
+        try:
+            if torch.equal(result, wanted):
+                continue
+            if not wanted.is_floating_point():
+                return True
+            finite = wanted[wanted.isfinite()]
+            scale = float(finite.abs().max()) if finite.numel() else 0.0
+            tolerance = 4 * torch.finfo(wanted.dtype).eps * scale
+            if not torch.allclose(result, wanted, rtol=0.0, atol=tolerance, equal_nan=True):
+                return True
+        except (RuntimeError, NotImplementedError):  # sparse and the like, which are refused elsewhere
+            continue
+    return False
+
+
+def _read(function: Callable[..., Any], paths: list[str], runs: Sequence[Run]) -> list[str]:
+    """Leave out attributes of modules that a call writes and never reads (the time that it took)."""
+    if not isinstance(function, nn.Module):
+        return paths
+    watched: dict[str, str] = {}  # path -> name of the attribute
+    read: set[str] = set()
+    modules = {name or type(function).__name__: module for name, module in function.named_modules()}
+    kinds = {module: type(module) for module in modules.values()}
+    for prefix, module in modules.items():
+        names = {path[len(prefix) + 1 :]: path for path in paths if path.rpartition(".")[0] == prefix}
+        if names:
+            watched.update({path: name for name, path in names.items()})
+            module.__class__ = _watching(type(module), names, read)
+    try:
+        for made in runs:
+            run(function, made.args)
+    except Exception:  # a class that cannot be replaced: do not judge by this call
+        return paths
+    finally:
+        for module, kind in kinds.items():
+            module.__class__ = kind
+    return [path for path in paths if path not in watched or path in read]
+
+
+def _watching(kind: type[nn.Module], names: dict[str, str], read: set[str]) -> type[nn.Module]:
+    def look_up(self: nn.Module, name: str) -> Any:
+        if name in names:
+            read.add(names[name])
+        return kind.__getattribute__(self, name)
+
+    return type(kind.__name__, (kind,), {"__getattribute__": look_up, "__module__": kind.__module__})
+
+
+def _keeps_state(paths: list[str]) -> TraceError:
+    names = ", ".join(dict.fromkeys(paths[:_SHOWN])) + (", ..." if len(paths) > _SHOWN else "")
+    where = (
+        f"it changes {names} while it runs"
+        if paths
+        else "called again on the same input it returns something else, though none of its attributes has changed: "
+        "it keeps something elsewhere (a global variable, a closure)"
+    )
+    return TraceError(
+        f"the model keeps state between calls, so its results depend on earlier ones: {where}. Requests may be "
+        "served in parts, beside each other and again, each as if it were the first. Remedies: make the state an input "
+        "and return its new value, or set it once in __init__ and only read it in forward; take out what only counts "
+        "or collects"
+    )
