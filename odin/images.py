@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+
+from odin.orientation import upright
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "IMAGE_SUFFIXES", "ImageError", "Preprocess", "find_images", "load_image"]
 
@@ -163,7 +165,7 @@ def centre_crop(image: Image.Image, crop: tuple[int, int]) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB: EXIF orientation applied, 16-bit grey scaled to 8 bits (PIL alone would clip it to white)."""
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
