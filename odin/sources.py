@@ -21,7 +21,7 @@ from odin.labels import imagenet_labels
 from odin.models import BUILTIN_MODELS
 from odin.models.initialize import initialize
 from odin.weights import WEIGHT_SUFFIXES, file_digest, load_weights, read_weights
-from odin.zoo import LIBRARIES, from_timm, from_torchvision, installed
+from odin.zoo import LIBRARIES, from_timm, from_torchvision, installed, with_classes_of
 
 __all__ = ["Source", "load_source"]
 
@@ -76,8 +76,9 @@ def load_source(
         ``"torchvision:NAME"`` or ``"timm:NAME"``; ``"package.module:factory"``, called without arguments, giving a
         module or ``(module, example_args)``; or the path of a ``.pt2`` file saved by ``torch.export.save``.
     weights
-        A ``.safetensors`` or ``.pth`` file for the model, loaded strictly. Without it a built-in or library model gets
-        random weights, the same in every run.
+        A ``.safetensors`` or ``.pth`` file for the model, loaded strictly; wrappers around its state dict and before
+        its names are taken off, and named models take the number of classes from it. Without it a built-in or library
+        model gets random weights, the same in every run.
     example_input
         A tensor, an ndarray or a tuple of them; by default one random image of the model's size.
     image_size
@@ -136,9 +137,8 @@ def from_builtin(
 ) -> Source:
     """One of :data:`odin.models.BUILTIN_MODELS`, its number of classes taken from the weights."""
     state = None if weights is None else read_weights(weights)
-    num_classes = 1000 if state is None else class_count(state)
     with torch.device("meta"):  # no storage yet: torch's own initialisation would cost VGG16 a second for nothing
-        model = BUILTIN_MODELS[name](num_classes=num_classes)
+        model, classes = with_classes_of(state, BUILTIN_MODELS[name])
     if state is not None and weights is not None:
         load_weights(model, state, source=weights, assign=True)
     else:
@@ -158,22 +158,12 @@ def from_builtin(
         model=model.eval(),
         example_args=example,
         preprocess=preprocess,
-        labels=imagenet_labels() if num_classes == 1000 else None,
+        labels=imagenet_labels() if classes is None else None,
         random_weights=weights is None,
     )
 
 
 SECOND_GENERATION = ("resnet50", "resnet101", "resnet152", "mobilenet_v2")
-
-
-def class_count(state: Mapping[str, torch.Tensor]) -> int:
-    """Classes that a checkpoint was trained for: the length of its last bias (fine-tuned heads have other lengths)."""
-    biases = [
-        tensor
-        for name, tensor in state.items()
-        if name.endswith(("fc.bias", "classifier.6.bias", "classifier.1.bias")) and tensor.ndim == 1
-    ]
-    return len(biases[-1]) if biases else 1000
 
 
 def from_module(

@@ -1,4 +1,4 @@
-"""Weight files: read without running code from them, unwrapped to a plain state dict, loaded strictly."""
+"""Weight files: read without running code from them, and loaded strictly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +17,31 @@ import safetensors.torch
 import torch
 from torch import nn
 
-__all__ = ["WEIGHT_SUFFIXES", "WeightsError", "file_digest", "fit_names", "load_weights", "read_weights"]
+from odin.fitting import OTHER_NUMBERS, Fit, differences, few, fits, nearest, state_dicts
+
+__all__ = ["WEIGHT_SUFFIXES", "WeightsError", "file_digest", "load_weights", "read_weights"]
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
-
-# Under what training scripts put the model's own state dict, most specific first.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "params", "state_dict_ema", "model_ema")
-# What DataParallel, torch.compile and Lightning put before every name.
-PREFIXES = ("module.", "_orig_mod.", "model.")
-# torchvision's DenseNet checkpoints predate a ban on dots in module names: "denselayer1.norm.1" is "...norm1" today.
-DENSENET_NAME = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 
 
 class WeightsError(ValueError):
     """A weight file that cannot be read or does not belong to the model."""
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Read a state dict; nothing in the file is executed.
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file of weights; nothing in the file is executed.
 
     Parameters
     ----------
     path
         ``.safetensors``, or a ``torch.save`` file (``.pth``, ``.pt``, ``.bin``, ``.ckpt``) holding tensors only.
-        Wrappers such as ``{"state_dict": ...}`` or ``{"model": ...}`` are taken off.
 
     Returns
     -------
-    dict[str, torch.Tensor]
-        CPU tensors by name, mapped from the file where its format allows, so that reading costs no second copy.
+    dict
+        CPU tensors by name, or what a training script put around them (``{"state_dict": ...}``); mapped from the file
+        where its format allows, so that reading costs no second copy.
 
     Raises
     ------
@@ -62,7 +57,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         except (safetensors.SafetensorError, OSError) as error:
             raise WeightsError(f"weights {path}: not a readable safetensors file ({error})") from error
     if path.suffix.lower() in PICKLE_SUFFIXES:
-        return unwrap(read_pickle(path), path)
+        return checked(read_pickle(path), path)
     raise WeightsError(f"weights {path}: unknown kind of file; known are {', '.join(WEIGHT_SUFFIXES)}")
 
 
@@ -88,40 +83,27 @@ def read_pickle(path: Path) -> Any:
         raise WeightsError(f"weights {path}: not a readable torch.save file ({first_line(error)})") from error
 
 
-def unwrap(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
-    """The state dict inside what a training script saved."""
-    while isinstance(loaded, Mapping):
-        if loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
-            return {str(name): tensor for name, tensor in loaded.items()}
-        wrapper = next((name for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
-        if wrapper is None:
-            raise WeightsError(
-                f"weights {path}: no state dict found among its entries {few(map(str, loaded))}; save "
-                "model.state_dict() alone"
-            )
-        loaded = loaded[wrapper]
-    raise WeightsError(f"weights {path}: holds a {type(loaded).__name__}, not a state dict; save model.state_dict()")
-
-
-def fit_names(state: Mapping[str, torch.Tensor], expected: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Rename what wrappers (``module.``) and old torchvision versions called differently.
-
-    A prefix goes only if all names have it and none fits with it, so a model with an own child ``module`` keeps it.
-    """
-    expected = set(expected)
-    fitted = dict(state)
-    while fitted and expected.isdisjoint(fitted):
-        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in fitted)), None)
-        if prefix is None:
-            break
-        fitted = {name.removeprefix(prefix): tensor for name, tensor in fitted.items()}
-    return {name if name in expected else DENSENET_NAME.sub(r"\1\2", name): tensor for name, tensor in fitted.items()}
+def checked(loaded: Any, path: Path) -> dict[str, Any]:
+    """What a file holds, if there is a state dict inside."""
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(
+            f"weights {path}: holds a {type(loaded).__name__}, not a state dict; save model.state_dict()"
+        )
+    if not state_dicts(loaded):
+        raise WeightsError(
+            f"weights {path}: no state dict found among its entries {few(map(str, loaded))}; save "
+            "model.state_dict() alone"
+        )
+    return dict(loaded)
 
 
 def load_weights(
-    model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str | os.PathLike[str], assign: bool = False
+    model: nn.Module, state: Mapping[str, Any], *, source: str | os.PathLike[str], assign: bool = False
 ) -> None:
-    """Put a state dict into ``model``: every name and shape must fit.
+    """Put what a file holds into ``model``: every name and shape must fit.
+
+    Where several state dicts of the file fit and one is called a running average (EMA), that one is taken, as training
+    scripts evaluate it, and a warning says so.
 
     Parameters
     ----------
@@ -137,50 +119,63 @@ def load_weights(
     Raises
     ------
     WeightsError
-        If names are missing or left over, or shapes differ; naming a few.
+        If names are missing or left over, or shapes differ, naming a few; or if several state dicts fit, naming them.
     """
-    expected = model.state_dict()
+    expected = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    fit = only(fits(state, expected), source) or nearest(state, expected)
     fitted = {
-        name: tensor.to(expected[name].dtype) if name in expected else tensor
-        for name, tensor in fit_names(state, expected).items()
+        name: dense(tensor).to(expected[name].dtype) if name in expected else tensor
+        for name, tensor in fit.state.items()
     }
+    difference = differences(fit.state, expected)
+    where = f" (in its {fit.place})" if fit.place else ""
     try:
+        if OTHER_NUMBERS in difference:
+            raise RuntimeError(difference)
+        # Tried whatever the difference is: some modules rename what older versions of them saved.
         model.load_state_dict(fitted, assign=assign)
     except RuntimeError as error:
         raise WeightsError(
-            f"weights {source} do not fit {type(model).__name__}: {differences(fitted, expected) or error}"
+            f"weights {source} do not fit {type(model).__name__}{where}: {difference or first_line(error)}. "
+            f"{remedy(difference)}"
         ) from error
 
 
-def differences(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
-    """What keeps a state dict from fitting, in one line."""
-    # batch norms count without it; files older than torch 0.4.1 do not have it
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in expected]
-    reshaped = [
-        f"{name} is {tuple(state[name].shape)} where the model has {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    parts = (
-        f"{len(missing)} missing ({few(missing)})" if missing else "",
-        f"{len(unexpected)} unexpected ({few(unexpected)})" if unexpected else "",
-        f"{len(reshaped)} of other shape ({few(reshaped)})" if reshaped else "",
+def only(found: list[Fit], source: str | os.PathLike[str]) -> Fit | None:
+    """The one that fits; of several the running average, which is told."""
+    if len(found) < 2:
+        return found[0] if found else None
+    places = few(f"[{fit.place or 'the file itself'}]" for fit in found)
+    averaged = [fit for fit in found if fit.averaged]
+    if len(averaged) == 1:
+        warnings.warn(
+            f"weights {source}: {places} fit the model; taken is the running average, [{averaged[0].place}]. To use "
+            "another, save it alone",
+            stacklevel=3,
+        )
+        return averaged[0]
+    raise WeightsError(
+        f"weights {source}: {len(found)} sets of weights in it fit the model and differ, {places}; save the one that "
+        'you want alone: torch.save(that_state_dict, "weights.pth")'
     )
-    return "; ".join(part for part in parts if part)
+
+
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in plain form."""
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
+def remedy(difference: str) -> str:
+    """What to do about a state dict that does not fit."""
+    if " missing " not in difference and " of other " not in difference and " unexpected " in difference:
+        return "If they are no part of the model, save the file without them; else build the model that was trained"
+    return "Build the model as it was when these weights were trained, or give its own weights"
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
     """First 8 hex digits of the SHA-256, which torchvision writes into the names of its checkpoints."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:8]
-
-
-def few(names: Iterable[str], *, count: int = 4) -> str:
-    """The first names, and how many more there are."""
-    listed = list(names)
-    rest = f", and {len(listed) - count} more" if len(listed) > count else ""
-    return ", ".join(listed[:count]) + rest
 
 
 def first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from odin.fitting import class_counts, fits
 from odin.images import Preprocess
 from odin.labels import imagenet_labels
 from odin.weights import file_digest, load_weights, read_weights
 
-__all__ = ["LIBRARIES", "ZooModel", "from_timm", "from_torchvision", "installed"]
+__all__ = ["LIBRARIES", "ZooModel", "from_timm", "from_torchvision", "installed", "with_classes_of"]
 
 LIBRARIES = ("torchvision", "timm")
 # torchvision sets this on models whose published weights want [-1, 1] images, and undoes its own normalisation in them.
@@ -66,6 +68,33 @@ def build_seeded(factory: Any, *args: Any, **kwargs: Any) -> Any:
         return factory(*args, **kwargs)
 
 
+def with_classes_of(state: Mapping[str, Any] | None, build: Callable[..., nn.Module]) -> tuple[nn.Module, int | None]:
+    """Build a model for the number of classes that a file's weights were trained for (fine-tuned heads have others).
+
+    Parameters
+    ----------
+    state
+        What the file holds; None is no file.
+    build
+        Builds the model; called with ``num_classes=`` for another number than its default.
+
+    Returns
+    -------
+    (model, number)
+        The number of classes if it is not the model's default; None also where the weights do not fit with any.
+    """
+    model = build()
+    if state is None:
+        return model, None
+    expected = model.state_dict()
+    if not fits(state, expected):
+        for count in class_counts(state, expected):
+            other = build(num_classes=count)
+            if fits(state, other.state_dict()):
+                return other, count
+    return model, None
+
+
 def from_torchvision(name: str, *, weights: str | Path | None, image_size: int | None) -> ZooModel:
     """``torchvision.models`` by name, with the preprocessing published for its weights.
 
@@ -100,9 +129,10 @@ def from_torchvision(name: str, *, weights: str | Path | None, image_size: int |
             meta = recognised
             if name in TRANSFORMS_INPUT:
                 options["transform_input"] = True
-    model = build_seeded(builder, **options)
-    if weights is not None:
-        load_weights(model, read_weights(weights), source=weights)
+    state = None if weights is None else read_weights(weights)
+    model, classes = with_classes_of(state, lambda **classes: build_seeded(builder, **options, **classes))
+    if state is not None and weights is not None:
+        load_weights(model, state, source=weights)
     transforms: Any = meta.transforms() if meta is not None else None
     preprocess = None
     if hasattr(transforms, "crop_size"):  # a classifier's preset; detection and segmentation have others
@@ -118,7 +148,8 @@ def from_torchvision(name: str, *, weights: str | Path | None, image_size: int |
         )
     size = image_size or 224
     shape = (3, *preprocess.crop) if preprocess is not None else (3, size, size)
-    classifies = preprocess is not None and meta is not None and len(meta.meta.get("categories") or ()) == 1000
+    named = classes is None and meta is not None and len(meta.meta.get("categories") or ()) == 1000
+    classifies = preprocess is not None and named
     return ZooModel(model, shape, preprocess, imagenet_labels() if classifies else None)
 
 
@@ -133,9 +164,12 @@ def from_timm(name: str, *, weights: str | Path | None, image_size: int | None) 
     timm = import_library("timm")
     if not timm.is_model(name):
         raise unknown_name("timm", name, timm.list_models())
-    model = build_seeded(timm.create_model, name, pretrained=False)
-    if weights is not None:
-        load_weights(model, read_weights(weights), source=weights)
+    state = None if weights is None else read_weights(weights)
+    model, _ = with_classes_of(
+        state, lambda **classes: build_seeded(timm.create_model, name, pretrained=False, **classes)
+    )
+    if state is not None and weights is not None:
+        load_weights(model, state, source=weights)
     config = importlib.import_module("timm.data").resolve_model_data_config(model)
     channels, height, width = config["input_size"]
     if image_size is not None:

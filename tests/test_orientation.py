@@ -174,7 +174,7 @@ def test_orientation_in_xmp_only(block, value):
 def test_broken_pixels_are_refused_as_ever(tmp_path):
     whole = jpeg(UNREADABLE["garbage"])
     (tmp_path / "x.jpg").write_bytes(whole[: len(whole) - 200])
-    with pytest.raises(ImageError, match="[Tt]runcated"):
+    with pytest.raises(ImageError, match=r"[Tt]runcated"):
         load_image(tmp_path / "x.jpg", Preprocess())
     (tmp_path / "y.jpg").write_bytes(whole)
     assert load_image(tmp_path / "y.jpg", Preprocess(resize=8, crop=(8, 8))).shape == (1, 3, 8, 8)
