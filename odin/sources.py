@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,6 +23,7 @@ from odin.models import BUILTIN_MODELS
 from odin.models.initialize import initialize
 from odin.weights import WEIGHT_SUFFIXES, file_digest, load_weights, read_weights
 from odin.zoo import LIBRARIES, from_timm, from_torchvision, installed, with_classes_of
+from partitioner.model_copy import evaluating, unwrapped
 
 __all__ = ["Source", "load_source"]
 
@@ -95,8 +97,8 @@ def load_source(
         raise ValueError("give either an example input or an image size: the example fixes the size")
     example = None if example_input is None else as_tensors(example_input)
     if isinstance(spec, nn.Module):
-        name = type(spec).__name__.lower()
-        return from_module(name, spec, weights=weights, example=example, image_size=image_size)
+        spec = unwrapped(spec)
+        return from_module(type(spec).__name__.lower(), spec, weights=weights, example=example, image_size=image_size)
     if isinstance(spec, ExportedProgram):
         return from_program("exported", spec, weights=weights, example=example, image_size=image_size)
     if not isinstance(spec, (str, Path)):
@@ -175,6 +177,7 @@ def from_module(
     image_size: int | None,
 ) -> Source:
     """A module that exists; images of 224 x 224 unless said otherwise."""
+    model = unwrapped(model)
     tensors = (*model.named_parameters(), *model.named_buffers())
     elsewhere = next(((name, tensor.device) for name, tensor in tensors if tensor.device.type != "cpu"), None)
     if elsewhere is not None:
@@ -184,7 +187,7 @@ def from_module(
     if example is None:
         size = image_size or IMAGE_SIZE
         example = (random_images((image_channels(model), size, size)),)
-    return Source(name, model.eval(), example, image_preprocess(example), None, random_weights=False)
+    return Source(name, evaluating(model), example, image_preprocess(example), None, random_weights=False)
 
 
 def from_program(
@@ -250,6 +253,11 @@ def call_factory(spec: str) -> tuple[nn.Module | ExportedProgram, tuple[torch.Te
 
 def unknown_model(text: str) -> ValueError:
     """The error for a spec that names nothing, with what it may have meant."""
+    if is_torchscript(text):
+        return ValueError(
+            f"{text!r} is a TorchScript program (torch.jit.save), which can be neither cut nor sent to stages: give "
+            "the Python module that it was made from, or export that one (torch.export.save, .pt2)"
+        )
     if text.endswith((*WEIGHT_SUFFIXES, ".onnx")):
         return ValueError(
             f"{text!r} is a file of weights or of another format, not a model: name the model and give the weights "
@@ -265,6 +273,15 @@ def unknown_model(text: str) -> ValueError:
         f"{message}. Built in: {', '.join(BUILTIN_MODELS)}{also}. Otherwise: torchvision:NAME, timm:NAME, "
         "package.module:factory, or the path of a .pt2 file"
     )
+
+
+def is_torchscript(path: str) -> bool:
+    """Whether a file was written by ``torch.jit.save``: an archive with code in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def as_tensors(example: Any) -> tuple[torch.Tensor, ...]:

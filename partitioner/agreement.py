@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -23,11 +26,15 @@ from partitioner.capture import (
     private_copy,
     untraceable,
 )
+from partitioner.containers import known_containers
 from partitioner.independence import deviation, other_sizes, tensors_in
 from partitioner.liveness import Liveness
+from partitioner.model_copy import refusal
 from partitioner.observe import Observation, observe
 from partitioner.prepare import layout_of, make_outputs_dense, prepare
 from partitioner.repeat import check_repeatable
+from partitioner.values import obstacle, plain
+from partitioner.watching import Draws
 
 __all__ = ["Prepared", "Subject", "deviation", "prepare_and_check", "tensors_in"]
 
@@ -54,7 +61,7 @@ class Subject:
     """
 
     def __init__(self, model: nn.Module | torch.export.ExportedProgram, example_args: tuple[Any, ...]) -> None:
-        self.args = _copied(example_args)
+        self.args = _copied(plain_tensors(example_args))
         self._fresh: Callable[[], Callable[..., Any]]
         self._captures: list[tuple[str, Callable[[], Captured]]]
         if isinstance(model, torch.export.ExportedProgram):
@@ -62,6 +69,8 @@ class Subject:
             self._fresh = lambda: _with_own_buffers(exported.module())
             self._captures = [("the exported program", lambda: capture_exported_program(exported, self.args))]
         elif isinstance(model, nn.Module):
+            if problem := refusal(model):
+                raise TraceError(problem)
             module = model
             self._fresh = lambda: private_copy(module)
             # each capture its own copy: tracing may leave traces in the module's attributes
@@ -75,6 +84,7 @@ class Subject:
         self._captured: dict[str, Captured | TraceError] = {}
         _logger.info("running the model to see whether it answers the same each time")
         try:
+            self._check_results()
             runs = check_repeatable(self._fresh, self.args)
         except TraceError:
             raise
@@ -85,6 +95,23 @@ class Subject:
             ) from error
         self.expected = runs[0].results
         self.other_sizes = other_sizes(self._fresh(), runs)
+
+    def _check_results(self) -> None:
+        """Raise :class:`TraceError` if results are random, or of a kind that a chain cannot return."""
+        function = self._fresh()
+        draws = Draws(function)
+        with draws:
+            results = function(*_copied(self.args))
+        if draws.found:
+            raise TraceError(
+                f"the model draws random numbers while it runs ({draws.found}), so its results vary from call to "
+                "call. Remedies: switch that off for inference (F.dropout(x, p, training=self.training)); or draw "
+                "outside and pass the numbers as an input; or, if they are to be the same in every call, keep them as "
+                "a buffer"
+            )
+        known_containers(results)
+        for leaf in pytree.tree_leaves(results):
+            _check_known(leaf)
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -171,6 +198,15 @@ def _check(captured: Captured, subject: Subject, channels_last: bool) -> Prepare
     any_size = bool(subject.other_sizes) and len(observations) == 1 + len(subject.other_sizes)
     if not any_size:
         del observations[1:]
+    for index, node in enumerate(captured.outputs):
+        if node.op != "get_attr" and observations[0].seen[node].sized_by_data:
+            inside = node.meta.get("module_path")
+            raise TraceError(
+                f"the size of output {index} ({node.name}{f' in {inside}' if inside else ''}) depends on the data (a "
+                "mask as index, nonzero, unique, non-maximum suppression, ...); stages exchange tensors of sizes that "
+                "are known beforehand. Return a fixed number (torch.topk), or the mask beside the values, and select "
+                "from what the pipeline answers"
+            )
     if make_outputs_dense(captured, observations):
         return _check(captured, subject, channels_last)
     seen = [observations[0].seen[step] for step in captured.steps]
@@ -198,6 +234,30 @@ def _with_own_buffers(module: nn.Module) -> nn.Module:
         for held in (part._buffers, vars(part)):
             held.update({name: value.clone() for name, value in held.items() if isinstance(value, Tensor)})
     return module
+
+
+def plain_tensors(args: Any) -> Any:
+    """Return arguments with ordinary tensors, or raise ``ValueError`` naming the one that stages cannot exchange."""
+    for index, tensor in enumerate(tensors_in(args)):
+        if tensor.device.type == "meta":
+            raise ValueError(f"input {index} is on the meta device, without values: give an example with some")
+    count = itertools.count()
+    return pytree.tree_map(lambda leaf: plain(leaf, f"input {next(count)}") if isinstance(leaf, Tensor) else leaf, args)
+
+
+_FIXED = (bool, int, float, complex, str, bytes, NoneType, torch.dtype, torch.device, torch.layout, enum.Enum)
+
+
+def _check_known(leaf: Any) -> None:
+    """Raise :class:`TraceError` if the chain cannot return this leaf of what the original returned."""
+    if isinstance(leaf, Tensor):
+        if problem := obstacle(leaf):
+            raise TraceError(f"the model returns a tensor that stages cannot exchange: it is {problem}")
+    elif not isinstance(leaf, _FIXED):
+        raise TraceError(
+            f"the model returns a {type(leaf).__name__}; return tensors, numbers, or tuples, lists, dicts and "
+            "dataclasses of them"
+        )
 
 
 def _copied(args: Any) -> Any:

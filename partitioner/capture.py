@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import os
@@ -18,6 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
+
+from partitioner.model_copy import deep_copy, evaluating, unwrapped
+from partitioner.values import obstacle, plain
 
 __all__ = [
     "Captured",
@@ -127,13 +129,11 @@ def private_copy(model: nn.Module) -> nn.Module:
     Tracing runs the model's Python code, which may change attributes; preparation replaces parameters but never
     writes one. So sharing them is safe and saves a second copy of the weights.
     """
+    model = unwrapped(model)
     memo: dict[int, Any] = {}
     for module in model.modules():
         memo.update((id(p), p) for p in module._parameters.values() if p is not None)
-        # weights computed by hooks (weight_norm) are not leaves, which deepcopy refuses
-        memo.update((id(v), v.detach().clone()) for v in vars(module).values() if isinstance(v, Tensor) and v.grad_fn)
-    copied = copy.deepcopy(model, memo)
-    copied.eval()
+    copied = evaluating(deep_copy(model, memo))
     for module in copied.modules():
         if parametrize.is_parametrized(module):
             _bake_parametrizations(module)
@@ -346,7 +346,8 @@ def _assemble(
     def intern(name: str, tensor: Tensor) -> str:
         first = canonical.setdefault(id(tensor), name)
         if first not in state:
-            state[first] = tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+            own = tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+            state[first] = own if obstacle(own) else plain(own, first)
         if id(tensor) in registered:
             buffers.add(first)
         return first

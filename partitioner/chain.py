@@ -21,7 +21,7 @@ from partitioner.names import layer_names
 from partitioner.prepare import layout_of
 from partitioner.program import KeepingNan, LayerFunction, LayerProgram, Program, generate, module_path
 from partitioner.single import copied
-from partitioner.values import ValueSpec, decoder, dtype_name
+from partitioner.values import ValueSpec, decoder, dtype_name, plain
 
 __all__ = ["Chain", "Layer", "LayerProgram", "Program", "TraceError", "ValueSpec", "build_chain"]
 
@@ -269,7 +269,7 @@ class _Call:
             if isinstance(expected, Slot):
                 if not isinstance(leaf, Tensor):
                     raise ValueError(f"argument {position} is a {type(leaf).__name__}, the model takes a tensor there")
-                tensors.append(leaf)
+                tensors.append(plain(leaf, f"argument {position}"))
             elif isinstance(leaf, Tensor) or leaf != expected:
                 raise ValueError(
                     f"argument {position} is {leaf!r}, but the chain was built for {expected!r}; "

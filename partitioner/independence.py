@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from partitioner.repeat import Run, run
-from partitioner.values import spec_of
+from partitioner.values import as_bits, comparable, spec_of
 
 __all__ = ["deviation", "other_sizes", "tensors_in"]
 
@@ -74,7 +74,10 @@ def _has_rows(results: list[Any], size: int) -> bool:
 
 def _concatenated(runs: Sequence[Run]) -> Run:
     def join(*leaves: Any) -> Any:
-        return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+        if not isinstance(leaves[0], Tensor):
+            return leaves[0]
+        bits = [as_bits(leaf.resolve_conj().resolve_neg()) for leaf in leaves]  # few operations know all types
+        return torch.cat(bits).view(leaves[0].dtype)
 
     args = pytree.tree_map(join, runs[0].args, *(made.args for made in runs[1:]))
     return Run(args, [join(*leaves) for leaves in zip(*(made.results for made in runs), strict=True)])
@@ -98,11 +101,13 @@ def deviation(results: list[Any], expected: list[Any]) -> str:
             continue
         if not isinstance(result, Tensor) or result.shape != wanted.shape or result.dtype != wanted.dtype:
             return f"output {index} is {spec_of(result)} instead of {spec_of(wanted)}"
+        dtype, result, wanted = wanted.dtype, comparable(result), comparable(wanted)
         if not wanted.is_floating_point():
             if not torch.equal(result, wanted):
                 return f"output {index} differs"
             continue
-        tolerance = 1e-4 if wanted.dtype in (torch.float32, torch.float64) else 2e-2
+        precise = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+        tolerance = 1e-4 if dtype in precise else max(2e-2, torch.finfo(dtype).eps)
         scale = wanted[wanted.isfinite()].abs().max().item() if wanted.isfinite().any() else 0.0
         if not torch.allclose(result, wanted, rtol=0.0, atol=tolerance * scale, equal_nan=True):
             error = (result - wanted).abs().max().item()

@@ -20,7 +20,7 @@ class Liveness:
 
     A cut is legal if copies of the values that cross can take the values' place in every example run:
 
-    - each is a tensor or a number (not a list or tuple of tensors);
+    - each is a tensor or a number (not a list or tuple of tensors), of a size that does not depend on the data;
     - no tensor shares its memory with a weight;
     - the memory of none is written after the cut, so a layer never writes what it is given, and values that share
       memory may be copied apart;
@@ -115,7 +115,7 @@ class Liveness:
     ) -> bool:
         for node in nodes:
             seen = observation.seen[node]
-            if seen.spec is None or seen.storages & observation.state_storages.keys():
+            if seen.spec is None or seen.sized_by_data or seen.storages & observation.state_storages.keys():
                 return False
             if any(last_write.get(storage, -1) > cut for storage in seen.storages):
                 return False

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from partitioner.capture import Captured
 from partitioner.values import ValueSpec, spec_of
+from partitioner.watching import Sizes
 
 __all__ = ["Observation", "Seen", "as_dense", "is_dense", "observe"]
 
@@ -47,6 +48,8 @@ class Seen:
         Floating point operations.
     moved_nbytes
         Bytes read plus written; 0 for views.
+    sized_by_data
+        Its size depends on the values of the inputs (``nonzero``), not on their sizes alone.
     """
 
     spec: ValueSpec | None
@@ -60,6 +63,7 @@ class Seen:
     from_state_only: bool = False
     flops: int = 0
     moved_nbytes: int = 0
+    sized_by_data: bool = False
 
 
 @dataclass
@@ -80,6 +84,8 @@ class Observation:
 
 def is_dense(tensor: Tensor) -> bool:
     """Return whether a tensor's elements fill a contiguous extent of memory, each place once, in any order of axes."""
+    if not has_memory(tensor):
+        return False
     expected = 1
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
         if stride != expected:
@@ -93,9 +99,13 @@ def as_dense(tensor: Tensor) -> Tensor:
     return tensor if is_dense(tensor) else tensor.clone()
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Return whether a tensor's elements lie in memory by strides: not sparse, not nested, not oneDNN's own."""
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
 def _fills_its_memory(tensor: Tensor) -> bool:
-    is_strided = tensor.layout == torch.strided
-    return is_strided and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    return has_memory(tensor) and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 class _Storages:
@@ -106,7 +116,7 @@ class _Storages:
 
     def of(self, tensors: Iterable[Tensor]) -> frozenset[int]:
         keys = []
-        for tensor in tensors:
+        for tensor in filter(has_memory, tensors):
             reference = StorageWeakRef(tensor.untyped_storage())
             self._held.setdefault(reference.cdata, reference)  # holding the reference keeps the number taken
             keys.append(reference.cdata)
@@ -154,10 +164,16 @@ def observe(captured: Captured, inputs: Sequence[Tensor], *, count_flops: bool =
         for operand in node.all_input_nodes:
             last_use[operand] = node
     counter = FlopCounterMode(display=False) if count_flops else None
-    with torch.no_grad(), counter or contextlib.nullcontext():
+    fixed = _Fixed(memory, observation.state_storages, constants)
+    sizes = Sizes(fixed.holds)
+    with torch.no_grad(), counter or contextlib.nullcontext(), sizes:
         for step in captured.steps:
             flops_before = counter.get_total_flops() if counter else 0
             seen, result = _run_step(step, captured, environment, constants, memory)
+            by_data, numbers = sizes.take()
+            if by_data or (numbers and type(result) is int) or _inherits_size(step, result, observation, environment):
+                seen = replace(seen, sized_by_data=True)
+            fixed.note(step, result, seen, numbers)
             if counter:
                 seen = replace(seen, flops=counter.get_total_flops() - flops_before)
             observation.seen[step] = seen
@@ -172,6 +188,41 @@ def observe(captured: Captured, inputs: Sequence[Tensor], *, count_flops: bool =
                 del environment[step]
     observation.outputs = [environment[node] for node in captured.outputs]
     return observation
+
+
+class _Fixed:
+    """Which values are the same in every request: weights, and what is made of them and of sizes alone."""
+
+    def __init__(self, memory: _Storages, state: Iterable[int], nodes: Iterable[fx.Node]) -> None:
+        self._memory = memory
+        self._storages = set(state)
+        self._nodes = set(nodes)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor's values are fixed."""
+        return has_memory(tensor) and self._memory.of([tensor]) <= self._storages
+
+    def note(self, step: fx.Node, result: Any, seen: Seen, numbers: bool) -> None:
+        """Take notice of a step's result; ``numbers``: values of tensors were read."""
+        is_size = not _tensors(result) and not numbers
+        if not seen.sized_by_data and (is_size or self._nodes.issuperset(step.all_input_nodes)):
+            self._nodes.add(step)
+            self._storages |= seen.storages
+        self._storages -= seen.writes
+
+
+def _inherits_size(step: fx.Node, result: Any, observation: Observation, environment: dict[fx.Node, Any]) -> bool:
+    """Whether a step passes on that an operand's size depends on the data."""
+    by_data = [
+        node for node in step.all_input_nodes if node in observation.seen and observation.seen[node].sized_by_data
+    ]
+    if not by_data:
+        return False
+    if not isinstance(result, Tensor) or not has_memory(result):
+        return True
+    # not so one number, nor what is as large as an operand of fixed size: a sum, index_copy, a product with a sum
+    others = [environment[node] for node in step.all_input_nodes if node not in by_data]
+    return bool(result.ndim) and not any(isinstance(x, Tensor) and x.shape == result.shape for x in others)
 
 
 def _run_step(

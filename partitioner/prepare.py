@@ -15,6 +15,7 @@ from partitioner.fold import fold_batch_norms
 from partitioner.lower import INPUT, Weight, lowered
 from partitioner.observe import Observation, is_dense, observe
 from partitioner.single import copied
+from partitioner.values import obstacle
 
 __all__ = ["layout_of", "make_outputs_dense", "prepare"]
 
@@ -64,6 +65,10 @@ def prepare(
         If the model writes its own buffers or parameters while it runs, or returns something that is neither tensor
         nor number.
     """
+    if any("_vmap_increment_nesting" in str(step.target) for step in captured.steps):  # begun, it must be ended
+        raise TraceError(
+            "the model calls torch.vmap, whose inside cannot be cut; write the batch dimension out instead"
+        )
     # tensor constants that a step writes must start every run as they were at capture
     constants = {name: t.clone() for name, t in captured.state.items() if name not in captured.buffers}
     observation = observe(captured, [tensor.clone() for tensor in inputs])
@@ -84,6 +89,8 @@ def prepare(
         fold_batch_norms(captured, observation)
     _drop_unread_state(captured)
     for name, tensor in captured.state.items():
+        if problem := obstacle(tensor):
+            raise TraceError(f"its weight {name!r} is {problem}")
         memory_format = _memory_format(tensor) if channels_last and tensor.is_floating_point() else None
         if memory_format in (torch.channels_last, torch.channels_last_3d):
             captured.state[name] = tensor.contiguous(memory_format=memory_format)
@@ -160,6 +167,8 @@ def _expand_outputs(captured: Captured, observation: Observation) -> None:
         with graph.inserting_before(output):
             return _insert(graph, function, (node, key), "")
 
+    if not captured.outputs:
+        raise TraceError("the model returns nothing that depends on its inputs; return a tensor")
     replacements = [leaf(n, v) for n, v in zip(captured.outputs, observation.outputs, strict=True)]
     captured.outcome = pytree.tree_map(
         lambda entry: replacements[entry.index] if isinstance(entry, Slot) else entry, captured.outcome

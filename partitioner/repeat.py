@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from partitioner.capture import TraceError
 from partitioner.reachable import Contents, contents
+from partitioner.values import as_bits, comparable
 
 __all__ = ["Run", "check_repeatable", "run"]
 
@@ -124,8 +125,9 @@ def _other_contents(args: tuple[Any, ...]) -> Sequence[tuple[Any, ...]]:
         if not isinstance(leaf, Tensor):
             return leaf
         if not leaf.is_floating_point():  # a number may be an index: only those that are there
-            return leaf.flip(tuple(range(leaf.ndim)))
-        finite = leaf[leaf.isfinite()]
+            return as_bits(leaf).flip(tuple(range(leaf.ndim))).view(leaf.dtype)
+        numbers = comparable(leaf)
+        finite = numbers[numbers.isfinite()]
         largest = float(finite.abs().max()) if finite.numel() else 0.0
         values = torch.rand(leaf.shape, generator=noise) + 0.5
         return (values * (sign * (largest or 1.0))).to(leaf)

@@ -14,7 +14,7 @@ __all__ = ["copied"]
 _NUMPY_HAS = frozenset(
     {
         torch.float16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-        torch.bool, torch.complex64, torch.complex128,
+        torch.bool, torch.complex64, torch.complex128, torch.uint16, torch.uint32, torch.uint64,
     }
 )  # fmt: skip
 

@@ -8,7 +8,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ValueSpec", "decoder", "dtype_name", "encoder", "spec_of"]
+__all__ = [
+    "CARRIED",
+    "ValueSpec",
+    "as_bits",
+    "comparable",
+    "decoder",
+    "dtype_name",
+    "encoder",
+    "obstacle",
+    "plain",
+    "spec_of",
+]
+
+CARRIED = frozenset(
+    {
+        torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.int32,
+        torch.int64, torch.bool, torch.complex64, torch.complex128, torch.uint16, torch.uint32, torch.uint64,
+        torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
+        torch.complex32,
+    }
+)  # fmt: skip
+"""Element types that tensors at cuts may have."""
+_OWN_TYPES = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
 class ValueSpec(NamedTuple):
@@ -33,9 +55,54 @@ class ValueSpec(NamedTuple):
     nbytes: int
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype | torch.layout) -> str:
     """Return ``"float32"`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
+
+
+def obstacle(tensor: Tensor) -> str:
+    """Say what keeps a tensor from being sent between stages, and the remedy; an empty text if nothing does."""
+    kind = type(tensor)
+    if kind not in _OWN_TYPES and kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
+        return f"a {kind.__name__}, a tensor type with a behaviour of its own: convert it to a plain tensor"
+    if tensor.is_nested:
+        return "a nested tensor: pad it (to_padded_tensor)"
+    if tensor.layout != torch.strided:
+        return f"a tensor of layout {dtype_name(tensor.layout)}: convert it with .to_dense()"
+    if tensor.is_quantized:
+        return f"a quantized tensor ({dtype_name(tensor.dtype)}): convert it with .dequantize()"
+    if tensor.dtype not in CARRIED:
+        return f"of dtype {dtype_name(tensor.dtype)}, for which PyTorch has hardly any operation: convert it with .to()"
+    return ""
+
+
+def plain(tensor: Tensor, what: str) -> Tensor:
+    """Return an ordinary tensor of the same memory.
+
+    Raises
+    ------
+    ValueError
+        If it is of a kind that stages cannot exchange; ``what`` names it.
+    """
+    problem = obstacle(tensor)
+    if problem:
+        raise ValueError(f"{what} is {problem}")
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def as_bits(tensor: Tensor) -> Tensor:
+    """View the memory as integers of the same size, to be moved about; a tensor of 16 bytes per number as it is."""
+    return tensor.view(_BITS.get(tensor.element_size(), tensor.dtype))
+
+
+def comparable(tensor: Tensor) -> Tensor:
+    """Return the values in a type that has arithmetic: complex numbers as pairs, eight bits as float32."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def encode_int(value: int) -> Tensor:
@@ -106,7 +173,7 @@ def decoder(kind: str) -> Callable[[Tensor], Any]:
 def spec_of(value: Any) -> ValueSpec | None:
     """Describe a value as it crosses a cut, or return None if it is of a kind that cannot."""
     if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.is_quantized:
+        if obstacle(value):
             return None
         kind, carried = "tensor", value
     else:
