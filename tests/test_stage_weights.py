@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from partitioner.values import comparable
 from stages.weights import StoredTensor, load, store
 from stages.wire import DTYPES
 
@@ -20,7 +21,7 @@ def test_every_dtype_and_shape_comes_back(dtype: torch.dtype, shape: tuple[int, 
     back = load(store({"w": tensor}))["w"]
     assert back.dtype is dtype
     assert back.shape == tensor.shape
-    assert torch.equal(back, tensor)
+    assert torch.equal(comparable(back), comparable(tensor))
 
 
 def test_dense_tensors_are_neither_copied_nor_rearranged():
@@ -52,8 +53,8 @@ def test_other_tensors_are_stored_as_they_read():
 
 
 def test_an_unknown_dtype_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"weight head\.scale is of torch\.float8_e4m3fn, which stages cannot hold"):
-        store({"head.scale": torch.zeros(2).to(torch.float8_e4m3fn)})
+    with pytest.raises(ValueError, match=r"weight head\.scale is of torch\.bits8, which stages cannot hold"):
+        store({"head.scale": torch.empty(2, dtype=torch.bits8)})
 
 
 def test_arrays_travel_out_of_band():

@@ -68,7 +68,8 @@ def test_each_dtype_has_its_own_code(dtype: torch.dtype):
 def test_codes_never_change():
     assert [str(dtype).removeprefix("torch.") for dtype in DTYPES] == [
         *("float32", "float64", "float16", "bfloat16", "uint8", "int8", "int16", "int32"),
-        *("int64", "bool", "complex64", "complex128"),
+        *("int64", "bool", "complex64", "complex128", "uint16", "uint32", "uint64"),
+        *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "complex32"),
     ]
 
 
