@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pickle
 import threading
 import time
 import uuid
@@ -19,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from monitor.surroundings import Surroundings
 from odin import ray_calls
-from odin.errors import PipelineClosedError, StageLostError
+from odin.errors import OdinError, PipelineClosedError, StageLostError
 from odin.ray_calls import calling
 from partitioner.plan import Plan
 from stages import opaque
@@ -94,9 +95,18 @@ class Deployment:
     def _open(
         self, placed: Sequence[tuple[Device, str]], program: Any, state: Mapping[str, torch.Tensor], batch: int
     ) -> tuple[StageInfo, ...]:
-        with calling():
-            here = self.node_id = str(ray.get_runtime_context().get_node_id())
-            program_ref = ray.put(program)
+        try:
+            with calling():
+                here = self.node_id = str(ray.get_runtime_context().get_node_id())
+                program_ref = ray.put(program)
+        except (TypeError, AttributeError, RuntimeError, pickle.PickleError) as error:
+            if isinstance(error, OdinError):
+                raise
+            # a hook or a function of the model that holds a lock, a file, a TorchScript program
+            raise ValueError(
+                f"the model's layers cannot be sent to stages, other processes: {str(error).strip().splitlines()[0]}; "
+                "take what cannot be pickled out of the functions and hooks that the model calls"
+            ) from error
         # The packed form depends on the processor and on the number of threads.
         packed: dict[tuple[str, int], Any] = {}
         if opaque.supported():

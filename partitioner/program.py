@@ -38,6 +38,7 @@ from partitioner.capture import ModuleEntry
 from partitioner.fuse import KEEPING_NAN, PORTABLE, Packing, pack
 from partitioner.fuse import available as fused_available
 from partitioner.observe import as_dense
+from partitioner.operators import homes_of, load_home
 from partitioner.values import decoder, encoder
 
 __all__ = ["KeepingNan", "LayerFunction", "LayerProgram", "Program", "generate", "module_path"]
@@ -99,6 +100,8 @@ class LayerProgram:
         What is checked depends on the weights too.
     output_bounds
         Largest magnitude of each value after the layer if all checks hold; infinity where later layers need none.
+    imports
+        What defines operators that are not PyTorch's own; loaded before anything is resolved.
     """
 
     name: str
@@ -111,6 +114,7 @@ class LayerProgram:
     packings: tuple[Packing, ...] = ()
     checked_source: str = ""
     output_bounds: tuple[float, ...] = ()
+    imports: tuple[str, ...] = ()
 
     def bind(
         self, state: Mapping[str, Tensor], *, device: torch.device | str | None = None, keep_nan: bool = False
@@ -140,7 +144,11 @@ class LayerProgram:
         ------
         ValueError
             If a weight is missing in ``state``.
+        ImportError
+            If something that the layer calls is not to be had in this process.
         """
+        for home in self.imports:
+            load_home(home)
         missing = [name for name in self.state_names if name not in state]
         if missing:
             raise ValueError(f"layer {self.name!r} needs {missing[0]!r}, which the state given to bind() lacks")
@@ -236,6 +244,8 @@ def _resolve(path: str) -> Any:
         except ImportError:
             continue
         for attribute in parts[split:]:
+            if not hasattr(target, attribute):
+                raise ImportError(f"cannot import {path!r}, which the model calls: {attribute!r} is not defined there")
             target = getattr(target, attribute)
         return target
     raise ImportError(f"cannot import {path!r}, a function that the model calls")
@@ -275,6 +285,7 @@ class _Writer:
         self._constants: list[Any] = []
         self._modules: dict[str, str] = {}
         self.functions: list[str | Callable[..., Any]] = []
+        self.imports: dict[str, None] = {}
         self.modules: list[_Module] = []
 
     def local(self, node: fx.Node) -> str:
@@ -286,6 +297,7 @@ class _Writer:
     def function(self, function: Callable[..., Any]) -> str:
         if function not in self._functions:
             self._functions[function] = f"f{len(self.functions)}"
+            self.imports.update(dict.fromkeys(homes_of(function)))
             self.functions.append(_function_reference(function))
         return self._functions[function]
 
@@ -473,6 +485,7 @@ def generate(
         packings=tuple(packings),
         checked_source=written(checked) if check_lines else "",
         output_bounds=tuple(output_bounds),
+        imports=tuple(writer.imports),
     )
 
 

@@ -155,7 +155,7 @@ class StageActor:
                 precision=self._precision,
             )
             self._layer_count = len(program.layers)
-        except (DeviceError, ValueError) as error:
+        except (DeviceError, ValueError, ImportError) as error:
             return StageProblem(type(error).__name__, str(error))
         context = ray.get_runtime_context()
         return StageInfo(
