@@ -150,8 +150,10 @@ class Deployment:
         self, index: int, inputs: Sequence[torch.Tensor], *, warmup: int, repeats: int
     ) -> list[tuple[float, ...]]:
         """Seconds per layer of the whole chain on stage ``index``'s device, one tuple per repeat."""
+        # as arrays of bytes: tensors of some types cannot be unpickled
+        stored = list(store({str(number): tensor for number, tensor in enumerate(inputs)}).values())
         with calling():
-            call = self._actors[index].profile.remote(tuple(inputs), warmup, repeats)
+            call = self._actors[index].profile.remote(stored, warmup, repeats)
         runs: list[tuple[float, ...]] = ray_calls.get(call, timeout_s=float("inf"))
         return runs
 

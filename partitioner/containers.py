@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterable
@@ -42,11 +43,17 @@ def _object(kind: Any, parts: Iterable[Any], names: Iterable[str]) -> Any:
 
 
 def _items(value: dict[Any, Any]) -> tuple[list[Any], tuple[Any, ...]]:
-    return list(dict.values(value)), tuple(dict.keys(value))
+    plain = _plain(type(value))
+    return list(plain.values(value)), tuple(plain.keys(value))
 
 
 def _mapping(kind: Any, parts: Iterable[Any], keys: Iterable[Any]) -> Any:
     made = kind.__new__(kind)
     for key, part in zip(keys, parts, strict=True):
-        dict.__setitem__(made, key, part)
+        _plain(kind).__setitem__(made, key, part)
     return made
+
+
+def _plain(kind: type) -> Any:
+    """What keeps the items: a subclass may do otherwise with them (``__getitem__`` by position, computed values)."""
+    return collections.OrderedDict if issubclass(kind, collections.OrderedDict) else dict

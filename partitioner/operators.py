@@ -1,4 +1,4 @@
-"""Operators that are not PyTorch's own: which module or library defines them, so that stages can load it."""
+"""What a graph calls that is not PyTorch's own: which module or library defines it, so that stages can load it."""
 
 from __future__ import annotations
 
@@ -7,29 +7,45 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._library.custom_ops import OPDEFS
 
 from partitioner.capture import TraceError
 
-__all__ = ["homes_of", "load_home"]
+__all__ = ["Home", "homes_of", "load_home"]
 
 _TORCH = str(Path(torch.__file__).parent)
-_LIBRARY = "library "
+
+
+class Home(NamedTuple):
+    """What to load in another process.
+
+    Attributes
+    ----------
+    name
+        A module; the path of a library if ``folder`` is None.
+    folder
+        Where it was found here: looked at last, if an import does not find it.
+    """
+
+    name: str
+    folder: str | None
+
+
 # What registers on somebody's behalf: torch.library.define, custom_op.
 _IN_BETWEEN = (f"{_TORCH}/library.py", f"{_TORCH}/_library/custom_ops.py")
 _BUILT_IN = ("aten::", "prims::", "prim::", "mkldnn::", "mkl::", "onednn::", "quantized::")
 
 
-def homes_of(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Return what another process must load to have an operator, for :func:`load_home`.
+def homes_of(function: Callable[..., Any]) -> tuple[Home, ...]:
+    """Return what another process must load to have an operator or function, for :func:`load_home`.
 
     Parameters
     ----------
     function
-        Anything that a graph calls; nothing is needed for what is no operator, or PyTorch's own.
+        Anything that a graph calls; nothing is needed for what is PyTorch's or Python's own.
 
     Raises
     ------
@@ -41,7 +57,8 @@ def homes_of(function: Callable[..., Any]) -> tuple[str, ...]:
     elif isinstance(function, torch._ops.OpOverloadPacket):
         name = function._qualified_op_name
     else:
-        return ()
+        module = str(getattr(function, "__module__", None))
+        return (_home(module),) if _is_foreign(module) else ()
     if name.startswith(_BUILT_IN):
         return ()
     registered = re.search(r"^debug: registered at (.*):\d+", torch._C._dispatch_dump(name), re.MULTILINE)
@@ -53,28 +70,40 @@ def homes_of(function: Callable[..., Any]) -> tuple[str, ...]:
                 f"the operator {name} is defined in {home}, which stages, processes of their own, cannot import: "
                 "define it at the top of a module that is on the import path"
             )
-        return (home,)
+        return (_home(home),)
     if file.endswith((".py", ">")):
         raise TraceError(
             f"the operator {name} is defined in {file}, and it cannot be told how stages, processes of their own, "
             "would get it: define it at the top of a module that is on the import path"
         )
     package = name.partition("::")[0]  # written in C++: PyTorch's own, or of an extension
-    return (
-        *([package] if package in sys.modules else []),
-        *(_LIBRARY + path for path in sorted(torch.ops.loaded_libraries)),
-    )
+    libraries = [Home(path, None) for path in sorted(torch.ops.loaded_libraries)]
+    return (*([_home(package)] if _is_foreign(package) else []), *libraries)
 
 
-def load_home(home: str) -> None:
-    """Load what defines an operator; ``ImportError`` if that fails."""
+def _is_foreign(module: str) -> bool:
+    """Whether a module is loaded that every process with PyTorch does not have."""
+    top = module.partition(".")[0]
+    return module in sys.modules and top not in (*sys.stdlib_module_names, "__main__", "torch", "partitioner")
+
+
+def _home(module: str) -> Home:
+    top = sys.modules[module.partition(".")[0]]
+    file = Path(getattr(top, "__file__", None) or ".").resolve()
+    return Home(module, str(file.parent.parent if hasattr(top, "__path__") else file.parent))
+
+
+def load_home(home: Home) -> None:
+    """Load what defines an operator or function; ``ImportError`` if that fails."""
     try:
-        if home.startswith(_LIBRARY):
-            torch.ops.load_library(home.removeprefix(_LIBRARY))
-        else:
-            importlib.import_module(home)
+        if home.folder is None:
+            torch.ops.load_library(home.name)
+            return
+        if home.name not in sys.modules and not _can_be_imported(home.name):
+            sys.path.append(home.folder)
+        importlib.import_module(home.name)
     except Exception as error:
-        raise ImportError(f"cannot load {home}, which defines operators that the model calls: {error}") from error
+        raise ImportError(f"cannot load {home.name}, which defines what the model calls: {error}") from error
 
 
 def _module_of(name: str, file: str) -> str | None:

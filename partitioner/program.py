@@ -38,7 +38,7 @@ from partitioner.capture import ModuleEntry
 from partitioner.fuse import KEEPING_NAN, PORTABLE, Packing, pack
 from partitioner.fuse import available as fused_available
 from partitioner.observe import as_dense
-from partitioner.operators import homes_of, load_home
+from partitioner.operators import Home, homes_of, load_home
 from partitioner.values import decoder, encoder
 
 __all__ = ["KeepingNan", "LayerFunction", "LayerProgram", "Program", "generate", "module_path"]
@@ -101,7 +101,7 @@ class LayerProgram:
     output_bounds
         Largest magnitude of each value after the layer if all checks hold; infinity where later layers need none.
     imports
-        What defines operators that are not PyTorch's own; loaded before anything is resolved.
+        Modules and libraries with operators and functions that are not PyTorch's own; loaded first.
     """
 
     name: str
@@ -114,7 +114,7 @@ class LayerProgram:
     packings: tuple[Packing, ...] = ()
     checked_source: str = ""
     output_bounds: tuple[float, ...] = ()
-    imports: tuple[str, ...] = ()
+    imports: tuple[Home, ...] = ()
 
     def bind(
         self, state: Mapping[str, Tensor], *, device: torch.device | str | None = None, keep_nan: bool = False
@@ -285,7 +285,7 @@ class _Writer:
         self._constants: list[Any] = []
         self._modules: dict[str, str] = {}
         self.functions: list[str | Callable[..., Any]] = []
-        self.imports: dict[str, None] = {}
+        self.imports: dict[Home, None] = {}
         self.modules: list[_Module] = []
 
     def local(self, node: fx.Node) -> str:
@@ -297,8 +297,9 @@ class _Writer:
     def function(self, function: Callable[..., Any]) -> str:
         if function not in self._functions:
             self._functions[function] = f"f{len(self.functions)}"
-            self.imports.update(dict.fromkeys(homes_of(function)))
             self.functions.append(_function_reference(function))
+            if isinstance(self.functions[-1], str):
+                self.imports.update(dict.fromkeys(homes_of(function)))
         return self._functions[function]
 
     def constant(self, value: Any) -> str:

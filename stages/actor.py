@@ -188,7 +188,7 @@ class StageActor:
         keep_freed_memory()
         return f"cpu x{self._device.threads} {cpu_model()}"
 
-    def profile(self, inputs: Sequence[torch.Tensor], warmup: int, repeats: int) -> list[tuple[float, ...]]:
+    def profile(self, inputs: Sequence[StoredTensor], warmup: int, repeats: int) -> list[tuple[float, ...]]:
         """Run the whole chain ``warmup + repeats`` times; seconds per layer of each of the repeats."""
         executor = self._executor
         assert executor is not None, "open comes first"
@@ -196,7 +196,7 @@ class StageActor:
         executor.prepare(0, self._layer_count)
         if isinstance(executor, CudaExecutor):
             executor.sample_every = 1
-        values = tuple(inputs)
+        values = tuple(load({str(number): tensor for number, tensor in enumerate(inputs)}).values())
         runs = [executor.finish(executor.launch(0, self._layer_count, values)).layer_s for _ in range(warmup + repeats)]
         if isinstance(executor, CudaExecutor):
             executor.sample_every = CudaExecutor.SAMPLE_EVERY

@@ -1,0 +1,30 @@
+"""Operators of one's own, as a user's module defines them; stages must import it to have them."""
+
+from __future__ import annotations
+
+import torch
+
+
+@torch.library.custom_op("odin_tests::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    """Defined by the decorator."""
+    return x * 2
+
+
+@twice.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+torch.library.define("odin_tests::plus_one", "(Tensor x) -> Tensor")
+
+
+@torch.library.impl("odin_tests::plus_one", "CompositeExplicitAutograd")
+def plus_one(x: torch.Tensor) -> torch.Tensor:
+    """Defined by name."""
+    return x + 1
+
+
+LIBRARY = torch.library.Library("odin_tests_library", "DEF")
+LIBRARY.define("minus_three(Tensor x) -> Tensor")
+LIBRARY.impl("minus_three", lambda x: x - 3, "CompositeExplicitAutograd")
