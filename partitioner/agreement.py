@@ -55,6 +55,8 @@ class Subject:
         The example's arguments.
     expected
         The leaves of what the model returns for them.
+    other_values
+        A call with other values of the same size, if the model takes them: it shows what was frozen of the example's.
     other_sizes
         Calls with other leading sizes, if any size will do: samples do not depend on each other, whichever are before
         or after them.
@@ -94,6 +96,7 @@ class Subject:
                 f"the model fails on its example arguments (tensor shapes {shapes}): {type(error).__name__}: {error}"
             ) from error
         self.expected = runs[0].results
+        self.other_values = runs[1:2]
         self.other_sizes = other_sizes(self._fresh(), runs)
 
     def _check_results(self) -> None:
@@ -187,6 +190,11 @@ def _check(captured: Captured, subject: Subject, channels_last: bool) -> Prepare
     difference = deviation(_results(captured, observations[0].outputs), subject.expected)
     if difference:
         return difference
+    for other in subject.other_values:
+        varied = observe(captured, arrange(tensors_in(_copied(other.args))))
+        difference = deviation(_results(captured, varied.outputs), other.results)
+        if difference:
+            return f"on other values than the example's {difference}; something of an earlier call was kept"
     for other in subject.other_sizes:
         try:
             seen_there = observe(captured, arrange(tensors_in(_copied(other.args))))

@@ -95,6 +95,8 @@ def deviation(results: list[Any], expected: list[Any]) -> str:
     if len(results) != len(expected):
         return f"{len(results)} outputs instead of {len(expected)}"
     for index, (result, wanted) in enumerate(zip(results, expected, strict=True)):
+        if isinstance(wanted, float) and isinstance(result, float):
+            result, wanted = torch.tensor([result, wanted], dtype=torch.float64)
         if not isinstance(wanted, Tensor):
             if result != wanted:
                 return f"output {index} is {result!r} instead of {wanted!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -101,10 +101,35 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             memo[id(module)] = copy.deepcopy(unwrapped(inside), memo)
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, FunctionType) and hasattr(value, _COMPILED_FROM):
-                vars(module)[name] = copy.deepcopy(getattr(value, _COMPILED_FROM), memo)
+        places: tuple[dict[Any, Any], ...] = (vars(module), module._forward_hooks, module._forward_pre_hooks)
+        for values in places:
+            for key, value in list(values.items()):
+                if isinstance(value, FunctionType):
+                    values[key] = _rebound(value, memo)
     return copied
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> Any:
+    """A function that works on the copy where it would on the model; what it was compiled from, if it was."""
+    if hasattr(function, _COMPILED_FROM):
+        return copy.deepcopy(getattr(function, _COMPILED_FROM), memo)
+    cells = function.__closure__ or ()
+    contents = [cell.cell_contents for cell in cells if _filled(cell)]
+    if len(contents) < len(cells) or not any(id(content) in memo for content in contents):
+        return function
+    closure = tuple(CellType(memo.get(id(content), content)) for content in contents)
+    rebound = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
+    rebound.__kwdefaults__ = function.__kwdefaults__
+    rebound.__dict__.update(function.__dict__)
+    return rebound
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018  # reading it is the question
+    except ValueError:  # of a name that is bound later
+        return False
+    return True
 
 
 def _share(value: Any, memo: dict[int, Any], seen: set[int]) -> None:

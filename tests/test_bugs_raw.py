@@ -127,6 +127,22 @@ def test_kept_activations():
     assert model.seen[0].grad_fn is not None
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_features_that_a_hook_keeps_are_not_frozen(count):
+    """What a hook had kept of an earlier call was taken for a constant: modules of torch are not looked into."""
+
+    def forward(self, x):
+        self.conv(x)
+        return self.features["conv"] + 1
+
+    model = Model(forward, features={})
+    model.conv.register_forward_hook(lambda module, args, output: model.features.update(conv=output))
+    model(image(count))
+    chain = odin.build_chain(model, (image(count),))
+    with torch.no_grad():
+        same(chain(-image(count)), model(-image(count)))
+
+
 def test_a_lock_that_forward_takes():
     def locked(self, x):
         with self.lock:
