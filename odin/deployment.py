@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import psutil
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -83,6 +84,7 @@ class Deployment:
         self._actors: list[Any] = []
         self._listeners: list[Listener] = []
         self._stopping = threading.Event()
+        self.node_id = ""
         self.infos: tuple[StageInfo, ...] = ()
         try:
             for index, (device, node_id) in enumerate(placed):
@@ -270,6 +272,17 @@ class Deployment:
         for actor in actors:
             with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
                 ray.kill(actor)
+        if actors:
+            self._kill_stopped()
+
+    def _kill_stopped(self) -> None:
+        """End stages on this machine that are stopped, as by SIGSTOP: they cannot follow Ray's request to end."""
+        for info in self.infos:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(info.pid)
+                ours = info.node_id == self.node_id and any("ray::" in word for word in process.cmdline()[:1])
+                if ours and process.status() == psutil.STATUS_STOPPED:
+                    process.kill()
 
 
 def _create_actor(index: int, device: Device, node_id: str, label: str, share: bool, precision: str) -> Any:

@@ -440,6 +440,9 @@ class Gateway:
 
     # -- end --------------------------------------------------------------------------------------------------------
 
+    def _has_drained(self) -> bool:
+        return not self._draining or all(request.over for request in self._pending.values())
+
     def close(self, *, drain: bool = True, timeout_s: float = 60.0) -> None:
         """Refuse new requests, let those under way finish (if ``drain``), and close both channels. Idempotent.
 
@@ -457,9 +460,12 @@ class Gateway:
             if not broken and drain:
                 self._draining = True
                 try:
-                    self._idle.wait_for(lambda: all(request.over for request in self._pending.values()), timeout_s)
+                    self._idle.wait_for(self._has_drained, timeout_s)
                 finally:
                     self._draining = False
+            else:  # who drains, in another thread, waits no more
+                self._draining = False
+                self._idle.notify_all()
             graceful = not broken and not self._pending
         self._sender.close(graceful=graceful)
         if graceful:
