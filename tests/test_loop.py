@@ -21,7 +21,7 @@ from partitioner.plan import Plan
 from stages import shm, tcp
 from stages.executor import CpuExecutor, Result, Values
 from stages.link import ChannelClosedError, Receiver, Sender
-from stages.loop import DEADLINE, StageLoop
+from stages.loop import DEADLINE, RECALLED, StageLoop
 from stages.wire import Failure, Header, Kind
 
 MIXED = ("shm", "tcp", "shm", "tcp")
@@ -185,6 +185,25 @@ def test_a_passed_deadline_fails_the_request_before_its_layers_run(make: type[Cp
         header, _ = run.result()
         assert (header.kind, header.failure.kind, header.failure.where) == (Kind.ERROR, DEADLINE, "stage 0")
         assert "before this stage's turn" in header.failure.message
+        assert run.result()[0].kind is Kind.REQUEST
+        assert ran == [6.0]
+
+
+@both_paths
+def test_a_recalled_request_is_passed_on_without_computing(make: type[CpuExecutor]):
+    # Cancelled futures were computed all the same, though the stage had not begun with them.
+    ran: list[float] = []
+    layers = (FakeLayer("a", lambda x: (ran.append(x.item()), x)[1]),)
+    with running(fake_executors(make, *layers, count=1), Plan((1,))) as run:
+        memory = run.sender.memory
+        for slot in range(memory.slots):
+            memory.recall(slot)
+        run.send(0, torch.tensor([5.0]))
+        header, values = run.result()
+        assert (header.kind, header.failure.kind, values) == (Kind.ERROR, RECALLED, ())
+        for slot in range(memory.slots):
+            memory.recall(slot, recalled=False)
+        run.send(1, torch.tensor([6.0]))
         assert run.result()[0].kind is Kind.REQUEST
         assert ran == [6.0]
 
