@@ -58,14 +58,13 @@ class _Request:
     """One request from ``submit`` until the stages have let go of it."""
 
     __slots__ = (
-        "deadline_s", "keep_nan", "number", "over", "recalled", "refusal", "reply", "sent", "slot", "submitted_s",
+        "deadline_s", "number", "over", "recalled", "refusal", "reply", "sent", "slot", "submitted_s",
         "timer", "urgent", "values",
     )  # fmt: skip
 
-    def __init__(self, values: Values, deadline_s: float, keep_nan: bool, reply: Reply[Values], urgent: bool) -> None:
+    def __init__(self, values: Values, deadline_s: float, reply: Reply[Values], urgent: bool) -> None:
         self.values = values
         self.deadline_s = deadline_s
-        self.keep_nan = keep_nan
         self.reply = reply
         self.urgent = urgent  # goes first, and whatever waits: the callbacks' thread waits for it
         self.number = self.slot = -1
@@ -166,7 +165,7 @@ class Gateway:
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
-    def submit(self, values: Values, *, deadline_s: float = _NEVER, keep_nan: bool = False) -> Reply[Values]:
+    def submit(self, values: Values, *, deadline_s: float = _NEVER) -> Reply[Values]:
         """Send one request, waiting while ``max_in_flight`` are under way.
 
         Parameters
@@ -175,15 +174,13 @@ class Gateway:
             Input tensors in the prepared layout; copied before this returns.
         deadline_s
             On ``time.perf_counter``: the future fails then, wherever the request is, and no stage starts on it later.
-        keep_nan
-            The values hold NaN: stages compute in a way that passes it on.
 
         Raises
         ------
         PipelineClosedError, StageLostError
             If the pipeline is closed or broken.
         """
-        request = self._enter(values, deadline_s, keep_nan)
+        request = self._enter(values, deadline_s)
         if request.sent is not None:
             try:
                 request.sent.wait()
@@ -194,12 +191,12 @@ class Gateway:
                 raise request.refusal
         return request.reply
 
-    def enqueue(self, values: Values, *, deadline_s: float = _NEVER, keep_nan: bool = False) -> Reply[Values]:
+    def enqueue(self, values: Values, *, deadline_s: float = _NEVER) -> Reply[Values]:
         """As :meth:`submit`, without waiting: the values must stay as they are until the future is done."""
-        return self._enter(values, deadline_s, keep_nan).reply
+        return self._enter(values, deadline_s).reply
 
-    def _enter(self, values: Values, deadline_s: float, keep_nan: bool) -> _Request:
-        request = _Request(values, deadline_s, keep_nan, Reply(self.callbacks), self.callbacks.is_current())
+    def _enter(self, values: Values, deadline_s: float) -> _Request:
+        request = _Request(values, deadline_s, Reply(self.callbacks), self.callbacks.is_current())
         late = deadline_s < _NEVER and deadline_s <= time.perf_counter()
         with self._lock:
             if self._error is not None:
@@ -232,7 +229,7 @@ class Gateway:
     def _send(self, request: _Request) -> None:
         """Take a free place and send; the lock is held."""
         left_s = request.deadline_s if request.deadline_s == _NEVER else request.deadline_s - time.perf_counter()
-        header = Header(Kind.REQUEST, request.number, epoch=self._epoch, left_s=left_s, keep_nan=request.keep_nan)
+        header = Header(Kind.REQUEST, request.number, epoch=self._epoch, left_s=left_s)
         request.submitted_s = self._clock()
         with contextlib.suppress(ChannelClosedError):
             # Word of a loss arrives from the other end, with the stage's index, and fails this future too.

@@ -85,6 +85,17 @@ def test_nan_passes_through(pipe):
     assert pipe(torch.full((1, 3, 32, 32), float("nan"))).isnan().all()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_what_is_not_ordinary_comes_out_as_of_the_unsplit_chain(pipe, chain, value):
+    bad = images(1)[0].clone()
+    bad[0, 1, 5, 5] = value
+    good = images(2)[1]
+    for x in (bad, good, torch.cat([good, bad]), good):
+        result, expected = pipe(x), chain(x)
+        assert torch.equal(result.isnan(), expected.isnan())
+        assert torch.equal(result.nan_to_num(), expected.nan_to_num())
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
