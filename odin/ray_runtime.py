@@ -29,8 +29,8 @@ class RayRuntime:
     cluster is used and left running. Otherwise a local Ray is started, without dashboard, and stopped by
     :meth:`close`, which removes its folder as well. It listens on the loopback address only, and asks for the token.
 
-    Ray ends a process that stays connected after its own processes have died. So a connection made here is given up
-    as soon as that is seen; one that was there before is its maker's.
+    Ray ends a process that stays connected after its own processes have died. So the connection is given up as soon as
+    that is seen, also one that the process had before.
 
     Parameters
     ----------
@@ -68,10 +68,12 @@ class RayRuntime:
                 self._owned = True
                 self._connect(address, weight_nbytes)
             allow_calls()
-            self._watch = RayWatch(embedded=self._folder is not None, on_lost=self._give_up)
+            self._gcs_address = ray.get_runtime_context().gcs_address
+            self._watch = RayWatch(on_lost=self._give_up)
         except BaseException:
             if self._owned:
-                self._disconnect("Ray did not start")
+                ray.shutdown()
+            self._remove_folder()
             raise
 
     def _connect(self, address: str | None, weight_nbytes: int) -> None:
@@ -118,14 +120,13 @@ class RayRuntime:
         try:
             self._on_lost(why)
         finally:
-            if self._owned:
-                self._disconnect(why)
-            else:
-                refuse_calls(why, timeout_s=0.0)
+            self._disconnect(why)
 
     def _disconnect(self, why: str) -> None:
         refuse_calls(why)
-        ray.shutdown()
+        # Not a later connection of the program's own, after it has shut down this one.
+        if ray.is_initialized() and ray.get_runtime_context().gcs_address == self._gcs_address:
+            ray.shutdown()
         self._remove_folder()
 
     def _remove_folder(self) -> None:

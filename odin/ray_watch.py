@@ -24,7 +24,7 @@ from stages.peer import peer_process
 __all__ = ["RayWatch"]
 
 _PROBE_S = 5.0
-_GCS_AWAY_S = 30.0
+_GCS_AWAY_S = 0.5 * float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s") or 60)  # noqa: SIM112  # Ray's name
 """Half of what Ray itself waits for before it ends the process."""
 
 
@@ -33,13 +33,11 @@ class RayWatch:
 
     Parameters
     ----------
-    embedded
-        Whether this process has started that Ray: the GCS is a child then.
     on_lost
         Called once, in that thread, with what has happened.
     """
 
-    def __init__(self, *, embedded: bool, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, *, on_lost: Callable[[str], None]) -> None:
         self._on_lost = on_lost
         self._lost: str | None = None
         self._lock = threading.Lock()
@@ -51,7 +49,8 @@ class RayWatch:
         for node in ray.nodes():
             if node["NodeID"] == context.get_node_id():
                 self._watch_raylet(str(node["RayletSocketName"]))
-        gcs = next((child for child in psutil.Process().children() if _is_gcs(child)), None) if embedded else None
+        # A child is there only if this process has started that Ray.
+        gcs = next((child for child in psutil.Process().children() if _is_gcs(child)), None)
         if gcs is None or not self._watch_process(gcs.pid, "Ray's control process (GCS)"):
             host, _, port = context.gcs_address.rpartition(":")
             self._gcs = (host.strip("[]"), int(port))
@@ -115,7 +114,9 @@ class RayWatch:
         while not self._look(_PROBE_S if self._gcs else None):
             if self._gcs is not None and self._is_away(self._gcs):
                 host, port = self._gcs
-                self._lost = _explain(f"Ray's control process (GCS) at {host}:{port} has been away for too long")
+                self._lost = _explain(
+                    f"Ray's control process (GCS) at {host}:{port} has been away for {_GCS_AWAY_S:.0f} s"
+                )
                 break
         if self._lost is not None:
             self._on_lost(self._lost)

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from channels import PROMPT_S, numbers
+from test_gateway import gateway_and_stage
+
+from odin.errors import StageLostError
 
 PROGRAM = """
 import json, os, sys, threading, time, warnings
@@ -104,3 +108,14 @@ def test_the_death_of_a_process_of_ray_fails_the_futures_and_not_the_program(tmp
     assert len(said["folder"]) == 1
     assert said["niceness"] == ([0] if os.geteuid() == 0 else [15])
     assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_answer_that_comes_after_ray_was_lost_is_dropped():
+    with gateway_and_stage() as stage:
+        late = stage.gateway.submit((numbers(0),))
+        stage.gateway.fail(StageLostError("Ray's raylet has ended"))
+        with pytest.raises(StageLostError, match="raylet has ended"):
+            late.result(PROMPT_S)
+        stage.answer(stage.take())
+        with pytest.raises(StageLostError, match="raylet has ended"):
+            stage.gateway.submit((numbers(1),))
