@@ -8,9 +8,10 @@ counts. The seconds are summed over the cores on which the group had something t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
+
+from monitor.cgroups import group_folders
 
 __all__ = ["ThrottleCounter", "Throttling", "cpu_stat_files"]
 
@@ -65,50 +66,7 @@ def cpu_stat_files(pid: int | None = None, *, proc: str | Path = "/proc") -> tup
     pid, proc
         As for :class:`ThrottleCounter`.
     """
-    process = "self" if pid is None else str(pid)
-    try:
-        groups = Path(proc, process, "cgroup").read_text().splitlines()
-        mounts = Path(proc, "self", "mountinfo").read_text().splitlines()
-    except OSError:  # ended, or not Linux
-        return ()
-    files: list[Path] = []
-    for line in groups:
-        hierarchy, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        unified = hierarchy == "0" and not controllers
-        if not unified and "cpu" not in controllers.split(","):
-            continue
-        found = _mount_point(mounts, unified=unified)
-        if found is not None:
-            files += _upwards(*found, PurePosixPath(path))
-    return tuple(files)
-
-
-def _mount_point(mounts: Sequence[str], *, unified: bool) -> tuple[PurePosixPath, Path] | None:
-    """Group that is mounted and where, from ``/proc/self/mountinfo``."""
-    for line in mounts:
-        # ID PARENT DEVICE ROOT WHERE OPTIONS [TAG ...] - TYPE SOURCE SUPER-OPTIONS
-        left, _, right = line.partition(" - ")
-        fields, types = left.split(), right.split()
-        if len(fields) < 5 or len(types) < 3:
-            continue
-        if types[0] == "cgroup2" if unified else types[0] == "cgroup" and "cpu" in types[2].split(","):
-            return PurePosixPath(_unescaped(fields[3])), Path(_unescaped(fields[4]))
-    return None
-
-
-def _upwards(root: PurePosixPath, mount: Path, group: PurePosixPath) -> list[Path]:
-    try:
-        inside = group.relative_to(root)
-    except ValueError:  # a container's mount shows its own group as the root, whatever its name outside
-        inside = PurePosixPath()
-    if ".." in inside.parts:  # beside this process's cgroup namespace: nothing of it is mounted here
-        return []
-    return [mount / part / "cpu.stat" for part in (inside, *inside.parents)]
-
-
-def _unescaped(text: str) -> str:
-    return text.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+    return tuple(folder / "cpu.stat" for folder in group_folders("cpu", pid, proc=proc))
 
 
 def _read(file: Path) -> Throttling | None:

@@ -12,7 +12,7 @@ import torch
 from partitioner.chain import Chain
 from partitioner.profile import LayerTimes, Profile, ProfileCache, ProfileKey, device_type, profile_layers
 from stages.allocator import keep_freed_memory
-from stages.device import Device, DeviceError, bind_threads, check_cores, cpu_model, usable_cores
+from stages.device import Device, DeviceError, allowed_core_count, bind_threads, check_cores, cpu_model, usable_cores
 from stages.executor import PRECISIONS, CudaExecutor
 from stages.threads import compute_threads
 
@@ -22,9 +22,13 @@ _BUDGET_S = 20.0
 
 
 def local_devices(layer_count: int) -> tuple[Device, ...]:
-    """Stages for ``auto``: every GPU of this machine if there is one, else every usable core; at most one per layer."""
+    """Stages for ``auto``: every GPU of this machine if there is one, else usable cores; at most one per layer.
+
+    Of the cores as many as a CPU quota allows.
+    """
     gpus = [Device("gpu", (index,)) for index in range(torch.cuda.device_count())]
-    return tuple((gpus or [Device("cpu", (core,)) for core in usable_cores()])[:layer_count])
+    cores = [Device("cpu", (core,)) for core in usable_cores()[: allowed_core_count()]]
+    return tuple((gpus or cores)[:layer_count])
 
 
 def check_local(devices: Sequence[Device]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from monitor.cgroups import cpu_quota_cores
 from odin.ray_token import use_token
 
 __all__ = ["Machine", "NodeReport", "describe_machine", "node_reports"]
@@ -19,11 +20,22 @@ __all__ = ["Machine", "NodeReport", "describe_machine", "node_reports"]
 
 @dataclass(frozen=True)
 class Machine:
-    """What one machine offers: the cores this process may use, their model, and the GPUs' names."""
+    """What one machine offers.
+
+    Attributes
+    ----------
+    cores
+        Cores that this process may run on.
+    cpu_model, gpus
+        Their model, and the GPUs' names.
+    quota_cores
+        CPU seconds per second that its control group allows; None without a quota.
+    """
 
     cores: int
     cpu_model: str
     gpus: tuple[str, ...]
+    quota_cores: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,8 @@ class NodeReport:
 
 def describe_machine() -> Machine:
     """Describe the machine that this runs on."""
-    return Machine(len(os.sched_getaffinity(0)) or psutil.cpu_count() or 1, _cpu_model(), _gpu_names())
+    cores = len(os.sched_getaffinity(0)) or psutil.cpu_count() or 1
+    return Machine(cores, _cpu_model(), _gpu_names(), cpu_quota_cores())
 
 
 def node_reports(address: str, *, timeout_s: float = 30.0) -> tuple[NodeReport, ...]:

@@ -32,7 +32,7 @@ from odin.forks import keep_from_children
 from odin.gateway import Gateway
 from odin.microbatch import join_outputs, split_inputs
 from odin.options import check_batch, check_options, check_timeout, leading_size
-from odin.placement import place
+from odin.placement import place, warn_of_quotas
 from odin.ray_runtime import RayRuntime
 from odin.replies import outcome_of
 from odin.snapshot import PipelineSnapshot, StageSnapshot
@@ -66,7 +66,8 @@ class Pipeline:
         too; otherwise this process lets go of them once the stages have them.
     stages
         One device per stage, in pipeline order: ``["cpu:0", "cpu:1"]``, ``"cpu:0-3,gpu:0"``, ``"NODE/cpu:0"``; or
-        ``"auto"``: every free GPU of the cluster if there is any, else every free core.
+        ``"auto"``: every free GPU of the cluster if there is any, else every free core, or as many as a CPU quota
+        allows.
     example_input
         Tensor, or tuple of tensors for several inputs, with a leading batch dimension. Named models have their own.
     plan
@@ -178,6 +179,7 @@ class Pipeline:
                 share=share_devices,
                 precision=precision,
             )
+            warn_of_quotas(placed, self._deployment.infos)
             if chain is not model:
                 # The stages have them now; kept here they would be a second copy.
                 chain.release_weights()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from odin import ray_calls
-from stages.actor import NodeDevices, list_node_devices
+from stages.actor import NodeDevices, StageInfo, list_node_devices
 from stages.device import Device, DeviceError, describe_cores, parse_devices
 
-__all__ = ["place"]
+__all__ = ["place", "warn_of_quotas"]
 
 _LISTING_TIMEOUT_S = 60.0
 
@@ -23,7 +24,8 @@ def place(stages: str | Sequence[str | Device], *, layer_count: int, share: bool
     ----------
     stages
         One device per stage, or ``"auto"``: one stage per free GPU of the cluster if there is any, else one per free
-        core, at most one per layer, those of this node first.
+        core, at most one per layer, those of this node first. Where a CPU quota allows less than a node's cores, only
+        as many cores of that node are taken.
     layer_count
         Layers of the chain; more stages than layers are refused.
     share
@@ -93,9 +95,34 @@ def _place_automatically(layer_count: int) -> list[tuple[Device, str]]:
     except DeviceError as error:  # Ray's copy of it, whose text is a traceback
         raise DeviceError(str(getattr(error, "cause", error))) from error
     gpus = [(Device("gpu", (index,)), node.node_id) for node in nodes for index in node.free_gpus]
-    cores = [(Device("cpu", (index,)), node.node_id) for node in nodes for index in node.free_cores]
+    cores = [(Device("cpu", (index,)), node.node_id) for node in nodes for index in _cores_to_take(node)]
     chosen = (gpus or cores)[:layer_count]
     if not chosen:
-        there = "; ".join(f"{node.host} has cores {describe_cores(node.cores)}" for node in nodes)
+        there = "; ".join(f"{node.host} has cores {describe_cores(node.cores)}{_quota_text(node)}" for node in nodes)
         raise DeviceError(f"no free core or GPU is left ({there}): close a pipeline, or name devices and share them")
     return chosen
+
+
+def _cores_to_take(node: NodeDevices) -> tuple[int, ...]:
+    """Free cores of a node, no more than its quota leaves beside the cores that pipelines hold there."""
+    held = len(node.cores) - len(node.free_cores)
+    return node.free_cores[: max(0, node.allowed_cores - held)]
+
+
+def _quota_text(node: NodeDevices) -> str:
+    less = node.allowed_cores < len(node.cores)
+    return f" and a CPU quota for {node.allowed_cores} of them" if less else ""
+
+
+def warn_of_quotas(placed: Sequence[tuple[Device, str]], infos: Sequence[StageInfo]) -> None:
+    """Warn where the stages of a node were given more cores than its CPU quota allows: they will be throttled."""
+    nodes = {info.node_id: info for info in infos if info.quota_cores is not None}
+    for node_id, info in nodes.items():
+        cores = {core for device, node in placed if node == node_id and device.kind == "cpu" for core in device.indices}
+        if info.quota_cores is not None and len(cores) > info.quota_cores:
+            warnings.warn(
+                f"the stages on {info.host} have {len(cores)} cores ({describe_cores(cores)}), but a CPU quota of "
+                f"{info.quota_cores:.3g} CPUs holds there: they will be throttled; name fewer cores, or raise the "
+                "container's quota",
+                stacklevel=3,
+            )

@@ -10,11 +10,20 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
+from monitor.cgroups import cpu_quota_cores
 from monitor.surroundings import Surroundings, look_around
 from stages import opaque
 from stages.allocator import keep_freed_memory, release_freed_memory
 from stages.channel import Address, Listener, open_ends
-from stages.device import Device, DeviceError, check_cores, cpu_model, pin_process, usable_cores
+from stages.device import (
+    Device,
+    DeviceError,
+    allowed_core_count,
+    check_cores,
+    cpu_model,
+    pin_process,
+    usable_cores,
+)
 from stages.executor import CudaExecutor, Executor, make_executor
 from stages.lease import Lease, free_indices
 from stages.loop import StageLoop
@@ -34,6 +43,8 @@ class StageInfo(NamedTuple):
         Text under which profiles are kept, for example ``cpu x1 Intel(R) Xeon(R) Processor``.
     niceness
         What its threads run at; above 0 a program beside it takes more than its share.
+    quota_cores
+        CPU seconds per second that its control group allows all processes there; None without a quota.
     """
 
     stage: int
@@ -43,6 +54,7 @@ class StageInfo(NamedTuple):
     node_id: str
     host: str
     niceness: int = 0
+    quota_cores: float | None = None
 
 
 class StageProblem(NamedTuple):
@@ -53,7 +65,13 @@ class StageProblem(NamedTuple):
 
 
 class NodeDevices(NamedTuple):
-    """Devices of a node: usable and free cores, GPU names (index = device number) and free GPUs."""
+    """Devices of a node: usable and free cores, GPU names (index = device number) and free GPUs.
+
+    Attributes
+    ----------
+    allowed_cores
+        How many of the usable cores may be busy at a time, see :func:`stages.device.allowed_core_count`.
+    """
 
     node_id: str
     host: str
@@ -62,6 +80,7 @@ class NodeDevices(NamedTuple):
     free_cores: tuple[int, ...]
     gpus: tuple[str, ...]
     free_gpus: tuple[int, ...]
+    allowed_cores: int
 
 
 def _node_address() -> str:
@@ -83,6 +102,7 @@ def list_node_devices() -> NodeDevices:
         tuple(free_indices("cpu", cores)),
         gpus,
         tuple(free_indices("gpu", range(len(gpus)))),
+        allowed_core_count(),
     )
 
 
@@ -166,6 +186,7 @@ class StageActor:
             context.get_node_id(),
             _node_address(),
             niceness,
+            cpu_quota_cores(),
         )
 
     def _take_device(self) -> str:

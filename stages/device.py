@@ -10,9 +10,12 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from monitor.cgroups import cpu_quota_cores
+
 __all__ = [
     "Device",
     "DeviceError",
+    "allowed_core_count",
     "bind_threads",
     "check_cores",
     "cpu_model",
@@ -116,6 +119,22 @@ def usable_cores() -> tuple[int, ...]:
     if not hasattr(os, "sched_getaffinity"):
         raise DeviceError(f"stages are pinned to cores by Linux CPU affinity, which {platform.system()} does not have")
     return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def allowed_core_count(*, proc: str | Path = "/proc") -> int:
+    """How many of the usable cores can be busy all the time: all, or fewer under a CPU quota; at least 1.
+
+    A container with a quota of two CPUs may run on all 64 cores of a machine, but 64 stages would stand still most of
+    the time.
+
+    Parameters
+    ----------
+    proc
+        Where the process file system is mounted, which tells this process's control groups.
+    """
+    quota = cpu_quota_cores(proc=proc)
+    count = len(usable_cores())
+    return count if quota is None else max(1, min(count, int(quota)))
 
 
 def describe_cores(cores: Collection[int]) -> str:

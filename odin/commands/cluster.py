@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from odin.cluster import ClusterError, Node, join, recall, start_head, stop
-from odin.nodes import NodeReport, node_reports
+from odin.nodes import Machine, NodeReport, node_reports
 from odin.ray_token import token_enabled, token_exposed, token_path
 
 __all__ = ["add_parser", "nodes_table", "run"]
@@ -72,11 +72,16 @@ def nodes_table(reports: Iterable[NodeReport]) -> Table:
             report.ip,
             "[green]alive[/]" if report.alive else "[red]dead[/]",
             f"{report.cpus:g}",
-            str(machine.cores) if machine else "?",
+            _cores_text(machine) if machine else "?",
             escape(machine.cpu_model if machine else report.problem),
             escape(", ".join(f"{index}: {name}" for index, name in enumerate(machine.gpus)) if machine else "?") or "-",
         )
     return table
+
+
+def _cores_text(machine: Machine) -> str:
+    quota = machine.quota_cores
+    return f"{machine.cores}, quota {quota:.3g}" if quota is not None and quota < machine.cores else str(machine.cores)
 
 
 def _up(arguments: argparse.Namespace, console: Console) -> int:

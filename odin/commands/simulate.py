@@ -26,7 +26,7 @@ from odin.simulator.study import Contestant, Job, Outcome, RunJob, Setup, StudyE
 from odin.simulator.summary import policy_table, render_study, validation_table
 from odin.simulator.validate import validate
 from odin.timings import load_timings
-from stages.device import cpu_model, usable_cores
+from stages.device import allowed_core_count, cpu_model, usable_cores
 
 __all__ = ["add_parser", "run"]
 
@@ -167,7 +167,7 @@ def _paper(arguments: argparse.Namespace) -> int:
         quick=arguments.quick,
     )
     jobs = study.jobs()
-    outcomes, ended = _do(jobs, processes=arguments.jobs or len(usable_cores()))
+    outcomes, ended = _do(jobs, processes=arguments.jobs or allowed_core_count())
     notes = paper_notes(study)
     if len(outcomes) < len(jobs):
         notes = (f"Broken off after {len(outcomes)} of {len(jobs)} runs.", *notes)
