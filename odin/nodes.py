@@ -14,6 +14,7 @@ import psutil
 
 from monitor.cgroups import cpu_quota_cores
 from odin.ray_token import use_token
+from odin.reachable import check_head
 
 __all__ = ["Machine", "NodeReport", "describe_machine", "node_reports"]
 
@@ -128,6 +129,7 @@ def _connected(address: str) -> Iterator[None]:
         yield
         return
     try:
+        check_head(address)
         with loopback_kept():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

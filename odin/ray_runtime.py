@@ -15,6 +15,7 @@ from odin.ray_folder import EmbeddedFolder
 from odin.ray_loopback import LOOPBACK, loopback_kept
 from odin.ray_token import use_own_token, use_token
 from odin.ray_watch import RayWatch
+from odin.reachable import check_head
 from stages.device import usable_cores
 
 __all__ = ["RayRuntime"]
@@ -84,6 +85,7 @@ class RayRuntime:
         if address is not None:
             use_token()
             try:
+                check_head(address)
                 with loopback_kept():
                     ray.init(address=address, **common)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:

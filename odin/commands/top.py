@@ -58,11 +58,11 @@ def _watch(client: StatusClient) -> None:
     def next_view() -> PipelineView:
         try:
             last[:] = [PipelineView.from_json(client.ask())]
-        except ConnectionError:
+        except ConnectionError as error:
             if not last:
                 raise
             if last[0].ended is None:  # it went away between two questions, without a last word
-                last[:] = [dataclasses.replace(last[0], ended="the pipeline is gone")]
+                last[:] = [dataclasses.replace(last[0], ended=str(error))]
         return last[0]
 
     watch(next_view, Console())
