@@ -237,8 +237,8 @@ def _press_all(keys: list[str], controls: Controls) -> str:
 
 @contextmanager
 def _ended_by_signal() -> Iterator[None]:
-    """Turn SIGTERM into an orderly exit, so that the terminal is given back."""
-    if threading.current_thread() is not threading.main_thread():
+    """Turn SIGTERM into an orderly exit, so that the terminal is given back; unless the program handles it itself."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
 

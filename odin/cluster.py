@@ -25,6 +25,7 @@ from pathlib import Path
 from odin.processes import ProcessGroup, start_group
 from odin.ray_folder import make_ray_folder, remove_folder
 from odin.ray_token import ensure_token, token_enabled, token_path
+from odin.signals import held
 
 __all__ = ["ClusterError", "Node", "join", "recall", "start_head", "stop"]
 
@@ -210,15 +211,17 @@ def _start(
     # Ray runs workers at niceness 15 unless told otherwise, and a stage may not be allowed to undo it.
     environment = {"RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0", **os.environ}
     log = folder / f"ray_start_{name}.log"
-    with log.open("wb") as output:
-        processes = start_group(command, environment=environment, output=output)
-    node = Node(name, role, address, folder, temp_dir is None, _now(), processes)
-    _remember(node)  # from here on a crash leaves something that "stop" can clean up
+    node: Node | None = None
     try:
+        with held(), log.open("wb") as output:  # a signal must not come between what starts and who ends it
+            processes = start_group(command, environment=environment, output=output)
+            node = Node(name, role, address, folder, temp_dir is None, _now(), processes)
+            _remember(node)  # from here on a crash leaves something that "stop" can clean up
         address = _wait_ready(log, processes, timeout_s) or address
     except BaseException:
-        processes.end(grace_s=6.0)
-        _forget(node)
+        if node is not None:
+            node.processes.end(grace_s=6.0)
+            _forget(node)
         raise
     node = replace(node, address=address)
     _remember(node)

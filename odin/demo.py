@@ -118,6 +118,7 @@ def run_phases(
     script: Iterable[Phase],
     *,
     on_phase: Callable[[Phase], None] = lambda phase: None,
+    stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> DemoReport:
@@ -129,6 +130,8 @@ def run_phases(
         Started with intensity 0.
     recording
         Takes the pipeline's events.
+    stop
+        Once true, the phase is the last one, what is under way is finished, and the report is of what happened.
 
     Raises
     ------
@@ -145,12 +148,12 @@ def run_phases(
             if pipe.policy != phase.policy:
                 pipe.policy = phase.policy
             load.set_intensity(1.0 if phase.loaded else 0.0)
-            while clock() - begin_s < phase.seconds and feeder.alive:
+            while clock() - begin_s < phase.seconds and feeder.alive and not stop():
                 sleep(min(0.2, phase.seconds))
             spans.append((phase, begin_s, clock()))
             if load.ended:
                 raise ChildProcessError(f"the load ended by itself: {load.ended}")
-            if feeder.error is not None:
+            if feeder.error is not None or stop():
                 break
     if feeder.error is not None:
         raise feeder.error

@@ -124,20 +124,22 @@ def _connected(address: str) -> Iterator[None]:
     import ray
 
     from odin.ray_loopback import loopback_kept
+    from odin.ray_signals import kept
 
     if ray.is_initialized():  # the caller's own connection, left as it is
         yield
         return
     try:
         check_head(address)
-        with loopback_kept():
+        with loopback_kept(), kept(starting=True):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConnectionError(f"cannot connect to the cluster at {address}: {error}") from error
     try:
         yield
     finally:
-        ray.shutdown()
+        with kept():
+            ray.shutdown()
 
 
 def _cpu_model() -> str:

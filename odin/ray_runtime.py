@@ -13,6 +13,8 @@ from odin.forks import check_ray_is_ours
 from odin.ray_calls import allow_calls, refuse_calls
 from odin.ray_folder import EmbeddedFolder
 from odin.ray_loopback import LOOPBACK, loopback_kept
+from odin.ray_processes import RayProcesses
+from odin.ray_signals import kept
 from odin.ray_token import use_own_token, use_token
 from odin.ray_watch import RayWatch
 from odin.reachable import check_head
@@ -61,6 +63,7 @@ class RayRuntime:
         check_ray_is_ours()
         self._owned = False
         self._folder: EmbeddedFolder | None = None
+        self._processes = RayProcesses()
         self._on_lost = on_lost
         if ray.is_initialized() and address is not None:
             raise ValueError(f"this process is connected to a Ray cluster already; leave out address={address!r}")
@@ -73,8 +76,9 @@ class RayRuntime:
             self._watch = RayWatch(on_lost=self._give_up)
         except BaseException:
             if self._owned:
-                ray.shutdown()
-            self._remove_folder()
+                with kept():
+                    ray.shutdown()
+            self._end_embedded()
             raise
 
     def _connect(self, address: str | None, weight_nbytes: int) -> None:
@@ -86,7 +90,7 @@ class RayRuntime:
             use_token()
             try:
                 check_head(address)
-                with loopback_kept():
+                with loopback_kept(), kept(starting=True):
                     ray.init(address=address, **common)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 raise ConnectionError(
@@ -95,7 +99,7 @@ class RayRuntime:
             return
         use_own_token()
         self._folder = EmbeddedFolder()
-        with loopback_kept():
+        with loopback_kept(), kept(starting=True), self._processes.starting():
             ray.init(
                 address="local",
                 num_cpus=len(usable_cores()),
@@ -128,10 +132,13 @@ class RayRuntime:
         refuse_calls(why)
         # Not a later connection of the program's own, after it has shut down this one.
         if ray.is_initialized() and ray.get_runtime_context().gcs_address == self._gcs_address:
-            ray.shutdown()
-        self._remove_folder()
+            with kept():
+                ray.shutdown()
+        self._end_embedded()
 
-    def _remove_folder(self) -> None:
+    def _end_embedded(self) -> None:
+        """End what is left of an embedded Ray's processes, and remove its folder."""
+        self._processes.end()
         if self._folder is not None:
             self._folder.remove()
 

@@ -1,4 +1,7 @@
-"""Whether a Ray head answers. What happened: "odin top --address" of a dead head took two minutes and a hundred lines."""
+"""Whether a Ray head answers.
+
+What happened: ``odin top --address`` of a dead or silent head took two minutes and filled the screen with warnings.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from odin.cli import main
 from odin.reachable import check_head
 
 
-def test_nobody(capsys):
+def test_nobody():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -27,9 +30,11 @@ def test_no_port(port):
 
 
 def test_somebody_silent():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        with pytest.raises(ConnectionError, match=r"nobody answers at .* within 0\.05 s"):
-            check_head(f"127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.05)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        pytest.raises(ConnectionError, match=r"nobody answers at .* within 0\.05 s"),
+    ):
+        check_head(f"127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.05)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
@@ -59,7 +64,8 @@ def test_a_head(ray_session):
     check_head(ray.get_runtime_context().gcs_address)
 
 
-def test_the_command_tells(capsys):
+def test_the_command_tells(capsys, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever tests ran before
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     assert main(["top", "--address", address]) == 1

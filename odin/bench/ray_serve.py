@@ -58,9 +58,12 @@ def ray_serve(setup: Setup) -> Iterator[Server]:
     import ray
     from ray import serve
 
+    from odin.ray_signals import kept
+
     # As for ODIN's stages: at Ray's nice 15, a program beside a replica would take nearly all of its core.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(num_cpus=len(setup.cores) + 1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")  # type: ignore[arg-type]
+    with kept(starting=True):
+        ray.init(num_cpus=len(setup.cores) + 1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")  # type: ignore[arg-type]
     try:
         with tempfile.TemporaryDirectory() as claims, ThreadPoolExecutor(setup.in_flight) as executor:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
@@ -86,4 +89,5 @@ def ray_serve(setup: Setup) -> Iterator[Server]:
             yield Server(infer, submit, tuple(pid for pid, _ in sorted(replicas)))
             serve.shutdown()
     finally:
-        ray.shutdown()
+        with kept():
+            ray.shutdown()

@@ -28,7 +28,6 @@ from odin.bench.outcome import Run, results, to_cell
 from odin.bench.script import Script, describe, file_script, random_script
 from odin.bench.table import live_table
 from odin.bench.task import Contender, Task
-from odin.commands.inject import Stopped, stopped_by_signals
 from odin.inject.injector import check_local_device
 from odin.inject.named import NAMED, check_name
 from partitioner.policies import make_policy
@@ -84,14 +83,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status."""
-    try:
-        with stopped_by_signals():
-            return _live(arguments)
-    except Stopped as stopped:
-        return stopped.status
-
-
-def _live(arguments: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     _check_usage(arguments)
     cores = choose_cores(None if arguments.stages is None else parse_devices(arguments.stages))

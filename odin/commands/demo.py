@@ -1,6 +1,7 @@
 """``odin demo``: see a load arrive beside a stage, the layers move, throughput come back, and the layers go home.
 
-Exit status: 0 done; 1 if the pipeline or the load broke; 2 for wrong usage; 130 after Ctrl-C.
+Exit status: 0 done; 1 if the pipeline or the load broke; 2 for wrong usage; 130 after Ctrl-C, 143 after SIGTERM, 129
+after SIGHUP. A signal ends it early, with what happened until then told; a second one drops what is under way.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from monitor.events import Event
 from monitor.narrate import narrate
 from odin.images import find_images, load_image
 from odin.inject.load import Load
+from odin.signals import draining, importing
 from odin.sources import load_source
 from partitioner.chain import build_chain
 
@@ -43,13 +45,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demonstration; returns the exit status."""
-    import torch
+    with importing():
+        import torch
 
-    from monitor.live import live_panel
-    from odin.demo import Phase, phases, render_demo, run_phases
-    from odin.feeding import Recorder
-    from odin.inject.injector import Injector
-    from odin.pipeline import Pipeline
+        from monitor.live import live_panel
+        from odin.demo import Phase, phases, render_demo, run_phases
+        from odin.feeding import Recorder
+        from odin.inject.injector import Injector
+        from odin.pipeline import Pipeline
 
     if arguments.scale <= 0:
         raise ValueError(f"--scale {arguments.scale:g} leaves no time; give a number above 0")
@@ -84,8 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
             console.print(f"[bold]== {phase.name}[/] ({phase.seconds:.0f} s, policy {phase.policy})", highlight=False)
 
         script = phases(arguments.policy, scale=arguments.scale)
-        with live_panel(pipe.view, console):
-            report = run_phases(pipe, inputs, handle, recording, script, on_phase=announce)
+        with live_panel(pipe.view, console), draining() as asked:
+            report = run_phases(pipe, inputs, handle, recording, script, on_phase=announce, stop=asked.is_set)
     console.print(render_demo(report, devices))
     if arguments.log is not None:
         console.print(f"odin replay {arguments.log} plays it again", style="dim", highlight=False)

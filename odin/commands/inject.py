@@ -9,13 +9,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -46,14 +42,6 @@ _OPTIONS = {
     "calibrate": ("on", "model", "quick"),
 }
 """Which options mean something for what is to be done."""
-
-
-class Stopped(BaseException):
-    """A signal asks to stop. Like KeyboardInterrupt it is no error that anyone handles on the way."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.status = 128 + number
 
 
 def add_parser(subparsers: Any) -> None:
@@ -90,19 +78,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status."""
     mode = _check_usage(arguments)
     try:
-        with stopped_by_signals():
-            if mode == "list":
-                return _list(arguments)
-            if mode == "calibrate":
-                return _calibrate(arguments)
-            return _inject(_scenario(arguments, mode), arguments.log)
+        if mode == "list":
+            return _list(arguments)
+        if mode == "calibrate":
+            return _calibrate(arguments)
+        return _inject(_scenario(arguments, mode), arguments.log)
     except LoadFailedError as error:
         print(f"odin inject: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
-    except Stopped as stopped:
-        return stopped.status
 
 
 def _check_usage(arguments: argparse.Namespace) -> str:
@@ -233,24 +216,3 @@ def print_line(line: str) -> None:
         print(line, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into :class:`Stopped`, so that loads end in order; what was ignored stays ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals belong to the main thread
-        return
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        raise Stopped(number)
-
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    taken = {number: handler for number, handler in previous.items() if handler is signal.SIG_DFL}
-    for number in taken:
-        signal.signal(number, on_signal)
-    try:
-        yield
-    finally:
-        for number, handler in taken.items():
-            signal.signal(number, handler)

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from odin.commands.inject import Stopped, stopped_by_signals
 from odin.inject.load import LoadError, LoadFailedError
 from odin.inject.named import NAMED
+from odin.signals import Stopped
 from odin.timings.files import file_name
 from odin.timings.recorder import Progress, Settings, find_recorded, partial_path, record
 from odin.timings.report import render_timings
@@ -65,26 +65,23 @@ def run(arguments: argparse.Namespace) -> int:
         done = [table for item in settings if (table := find_recorded(item, arguments.output)) is not None]
     status = 0
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    with stopped_by_signals():
-        try:
-            for number, item in enumerate(settings):
-                path = arguments.output / file_name(item.name)
-                if already := next((table for table in done if table.model == item.name), None):
-                    messages.print(
-                        f"{path} is there, recorded {already.created}; --restart measures anew", markup=False
-                    )
-                else:
-                    table = _record(item, arguments, messages, f"{number + 1}/{len(settings)} " * (len(settings) > 1))
-                    done.append(table)
-                    messages.print(f"written: {path}", markup=False)
-        except (KeyboardInterrupt, Stopped) as error:
-            status = error.status if isinstance(error, Stopped) else 130
-            left = partial_path(arguments.output, item.name)
-            if left.exists():
-                messages.print(f"broken off; the same command goes on from {left}", markup=False)
-        except (LoadFailedError, OSError) as error:
-            print(f"odin record: {error}", file=sys.stderr)
-            status = 1
+    try:
+        for number, item in enumerate(settings):
+            path = arguments.output / file_name(item.name)
+            if already := next((table for table in done if table.model == item.name), None):
+                messages.print(f"{path} is there, recorded {already.created}; --restart measures anew", markup=False)
+            else:
+                table = _record(item, arguments, messages, f"{number + 1}/{len(settings)} " * (len(settings) > 1))
+                done.append(table)
+                messages.print(f"written: {path}", markup=False)
+    except KeyboardInterrupt as error:
+        status = error.status if isinstance(error, Stopped) else 130
+        left = partial_path(arguments.output, item.name)
+        if left.exists():
+            messages.print(f"broken off; the same command goes on from {left}", markup=False)
+    except (LoadFailedError, OSError) as error:
+        print(f"odin record: {error}", file=sys.stderr)
+        status = 1
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     for table in done:
         console.print(render_timings(table))

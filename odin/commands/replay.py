@@ -1,6 +1,6 @@
 """``odin replay``: play a finished run's event log in the same screen as a running pipeline.
 
-Exit status: 0; 2 for wrong usage or a file that is no log.
+Exit status: 0; 2 for wrong usage or a file that is no log; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 """
 
 from __future__ import annotations

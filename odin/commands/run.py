@@ -1,21 +1,19 @@
 """``odin run``: stream image files through a model cut into stages, one JSON line of results per image.
 
 Exit status: 0 if every image has a result; 1 if any failed (it has a line with the reason, and the others have theirs)
-or the pipeline broke down; 2 for wrong usage; 130 after Ctrl-C. The first Ctrl-C stops feeding and lets what is in
-flight finish, a second one drops it; either way the results so far are whole lines and the summary is printed.
+or the pipeline broke down; 2 for wrong usage; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. The first signal
+stops feeding and lets what is in flight finish, a second one drops it; either way the results so far are whole lines
+and the summary is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple, TextIO
 
 from rich.console import Console
@@ -37,6 +35,7 @@ from odin.detectors import detector_names
 from odin.images import Preprocess, find_images, load_image
 from odin.report import Ending, RunReport, RunTally, render_report
 from odin.results import json_line
+from odin.signals import draining, importing
 from odin.sources import Source, load_source
 from odin.stream import Submits, stream
 from partitioner.chain import build_chain
@@ -60,7 +59,8 @@ def add_parser(subparsers: Any) -> None:
         "run",
         help="stream images through a model cut into stages",
         description="Stream image files through a model cut into stages; one JSON line of results per image.",
-        epilog="Exit status: 0 all images done, 1 some failed or the pipeline broke, 2 wrong usage, 130 interrupted.",
+        epilog="Exit status: 0 all images done, 1 some failed or the pipeline broke, 2 wrong usage, 130 after Ctrl-C, "
+        "143 after SIGTERM, 129 after SIGHUP.",
     )
     parser.add_argument(
         "model",
@@ -101,9 +101,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    import torch
+    with importing():
+        import torch
 
-    import odin.pipeline  # here, so that --help and wrong usage need not wait for Ray
+        import odin.pipeline  # here, so that --help and wrong usage need not wait for Ray
 
     torch.set_num_threads(1)  # this process feeds; the cores are the stages'
 
@@ -155,6 +156,8 @@ def run(arguments: argparse.Namespace) -> int:
                     show_progress=not arguments.live and not (to_stdout and sys.stdout.isatty()),
                 )
             console.print(render_report(report, pipe.snapshot(), [layer.name for layer in chain.layers]))
+            if report.ending != "done":
+                pipe.close(drain=False)  # what is still in flight is to be dropped
     if error is not None:
         console.print(f"[bold red]broken off:[/] {escape(f'{type(error).__name__}: {error}')}")
         if isinstance(error, ValueError):
@@ -193,7 +196,7 @@ def run_images(
     tally = RunTally()
     error: Exception | None = None
     told = False
-    with interruptible() as interrupted, progress_bar(console, show_progress) as progress:
+    with draining() as interrupted, progress_bar(console, show_progress) as progress:
         task = progress.add_task(source.name, total=len(paths) * repeat)
         started_s = clock()
         outcomes = stream(
@@ -216,7 +219,9 @@ def run_images(
                 progress.advance(task)
                 if interrupted.is_set() and not told:
                     told = True
-                    progress.console.print("[yellow]interrupted:[/] finishing what is in flight; Ctrl-C again drops it")
+                    progress.console.print(
+                        "[yellow]interrupted:[/] finishing what is in flight; a second Ctrl-C drops it"
+                    )
                 if outcome.error is not None and outcome.key.repeat == 0 and tally.failed <= FAILURES_SHOWN:
                     more = " (further failures only in the results)" if tally.failed == FAILURES_SHOWN else ""
                     progress.console.print(f"[red]failed:[/] {escape(f'{outcome.error}')}{more}")
@@ -229,26 +234,6 @@ def run_images(
         elapsed_s = clock() - started_s
     ending: Ending = "broken off" if error is not None else "interrupted" if interrupted.is_set() else "done"
     return tally.report(elapsed_s=elapsed_s, ending=ending), error
-
-
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event; a second one raises KeyboardInterrupt as usual."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted  # signals belong to the main thread
-        return
-
-    def on_interrupt(_number: int, _frame: FrameType | None) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """``odin top``: watch a running pipeline from another terminal, on its machine or on another node of its cluster.
 
-Exit status: 0 after q, Ctrl-C or the pipeline's end; 1 if there is no pipeline to watch or it stops answering.
+Exit status: 0 after q or the pipeline's end; 1 if there is no pipeline to watch or it stops answering; 130 after
+Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from rich.console import Console
 from monitor.live import watch
 from monitor.screen import plain
 from monitor.view import PipelineView
+from odin.signals import importing
 from odin.status import RemoteStatus, StatusClient, local_pipelines
 
 __all__ = ["add_parser", "run"]
@@ -83,7 +85,8 @@ def _find_here(pid: int | None) -> int:
 
 
 def _find_in_cluster(arguments: argparse.Namespace) -> RemoteStatus:
-    from odin.cluster_status import find_pipelines  # here: it takes seconds to import Ray
+    with importing():
+        from odin.cluster_status import find_pipelines  # here: it takes seconds to import Ray
 
     found = find_pipelines(arguments.address)
     if arguments.pid is not None:

@@ -46,6 +46,7 @@ _SERIAL = " (serial)"
 _ANSWERED = " (answered)"
 _BLIND = ("static", "oracle", "delayed-oracle")  # what a detector finds is nothing to them: a run takes half the time
 _AHEAD = 2  # jobs per process that wait to be run
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class StudyError(ValueError):
@@ -315,7 +316,7 @@ def _through(
     waiting: dict[Future[Outcome], Job] = {}
     rest = iter(jobs)
     while True:
-        with _no_interrupts():  # which the processes that start here inherit: Ctrl-C is for this one to see
+        with _no_signals():  # which the processes that start here inherit: they are for this one to see
             while len(waiting) < ahead and (job := next(rest, None)) is not None:
                 waiting[pool.submit(run_job, job)] = job
         if not waiting:
@@ -326,13 +327,13 @@ def _through(
 
 
 @contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Put Ctrl-C off until the end of the block."""
+def _no_signals() -> Iterator[None]:
+    """Put Ctrl-C and its like off until the end of the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     resource_tracker.ensure_running()  # else its start, in the block, lets them through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
     finally:
@@ -341,6 +342,8 @@ def _no_interrupts() -> Iterator[None]:
 
 def _begin(parent: int) -> None:
     """Begin a process: it ends with its parent, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     if sys.platform == "linux":
         die_with_parent(parent)
