@@ -83,7 +83,7 @@ def shared_memory() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if "odin" in name or "plasma" in name}
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT", "forget"])
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT", "SIGTERM", "forget"])
 def test_nothing_outlives_the_driver(tmp_path, how):
     before = shared_memory()
     driver, pids = start_driver(tmp_path, how)
