@@ -64,10 +64,6 @@ class StageWatch:
         Slowdown from which a stage is told to be disturbed, > 1; it ends below 1 + half of what is above 1. Smaller
         ones are mostly the stages' effect on each other, through shared caches, memory and hyper-threads. They count
         for the detector, and so for policies, all the same.
-    warmup
-        Requests at the beginning that are not looked at: while the pipeline fills, stages run beside idle ones, which
-        on cores that share a cache or are hyper-threads makes them faster than they will be. Default: 8, and 4 more
-        for each stage.
 
     Raises
     ------
@@ -81,7 +77,6 @@ class StageWatch:
         detector: Detector | None = None,
         *,
         notable: float = 1.3,
-        warmup: int | None = None,
     ) -> None:
         given_s = np.asarray(baseline_s, dtype=np.float64)
         if given_s.ndim != 2 or not (given_s >= 0).all():
@@ -93,7 +88,6 @@ class StageWatch:
             raise ValueError(f"notable is {notable}; it is a slowdown above 1, such as 1.3")
         self._onset_level, self._end_level = np.log(notable), np.log((1 + notable) / 2)
         self._told: NDArray[np.bool_] = np.zeros(stages, dtype=np.bool_)
-        self._warmup = 8 + 4 * stages if warmup is None else warmup
         self._any_told = False
         self._since_change = 0
         self._rows, self._layers = np.arange(stages), np.arange(layers)
@@ -133,9 +127,6 @@ class StageWatch:
         cuts = tuple(cuts)
         if cuts != self._cuts:
             self._adopt(cuts)
-        if self._warmup > 0:
-            self._warmup -= 1
-            return []
         ratio = stage_s / self._divisor_s
         if ratio.dot(ratio) < math.inf and np.minimum.reduce(ratio) > 0.0:
             x = np.log(ratio)

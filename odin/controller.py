@@ -267,6 +267,7 @@ class Controller:
             detector.changed,
             detector.age,
             detector.noise,
+            disturbed=detector.disturbed,
         )
         self._last_completed_s = timeline.completed_s
         try:

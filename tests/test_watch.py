@@ -46,7 +46,7 @@ def times(cuts, slowdown):
 
 def test_samples_are_logarithms_of_the_slowdown_whatever_the_plan():
     detector = Scripted()
-    watch = StageWatch(BASELINE_S, detector, warmup=0)
+    watch = StageWatch(BASELINE_S, detector)
     for cuts in ([0, 2, 4], [0, 3, 4], [0, 1, 4]):
         watch.update(*times(cuts, [1.0, 2.0]))
     assert np.allclose(detector.samples, np.log([[1.0, 2.0]] * 3))
@@ -55,7 +55,7 @@ def test_samples_are_logarithms_of_the_slowdown_whatever_the_plan():
 
 def test_an_empty_stage_has_no_sample():
     detector = Scripted()
-    StageWatch(BASELINE_S, detector, warmup=0).update(*times([0, 4, 4], [1.5, 1.0]))
+    StageWatch(BASELINE_S, detector).update(*times([0, 4, 4], [1.5, 1.0]))
     assert detector.samples[0][0] == pytest.approx(np.log(1.5))
     assert np.isnan(detector.samples[0][1])
 
@@ -67,7 +67,7 @@ def test_changes_are_told_with_their_state():
         4: {"changed": [False, True], "level": [0.0, np.log(4)], "age": [4, 2]},
         6: {"changed": [False, True], "disturbed": [False, False], "level": [0.0, 0.0], "age": [6, 3]},
     }
-    watch = StageWatch(BASELINE_S, detector, warmup=0)
+    watch = StageWatch(BASELINE_S, detector)
     told = [watch.update(*times([0, 2, 4], [1.0, 1.0])) for _ in range(6)]
     assert [len(changes) for changes in told] == [0, 1, 0, 1, 0, 1]
     assert told[1] == [SlowdownChange(1, "onset", pytest.approx(2.0), 1)]
@@ -83,7 +83,7 @@ def test_small_slowdowns_are_for_the_policy_only():
         4: {"level": [0.0, np.log(1.2)], "age": [4, 3]},
         5: {"level": [0.0, np.log(1.1)], "age": [5, 4]},
     }
-    watch = StageWatch(BASELINE_S, detector, warmup=0, notable=1.3)
+    watch = StageWatch(BASELINE_S, detector, notable=1.3)
     told = [watch.update(*times([0, 2, 4], [1.0, 1.0])) for _ in range(6)]
     assert [[change.state for change in changes] for changes in told] == [[], [], ["onset"], [], ["end"], []]
     assert told[2][0].age == 2
@@ -94,12 +94,12 @@ def test_small_slowdowns_are_for_the_policy_only():
 def test_a_change_between_undisturbed_levels_is_not_told():
     detector = Scripted()
     detector.script = {1: {"changed": [True, False]}}
-    assert StageWatch(BASELINE_S, detector, warmup=0).update(*times([0, 2, 4], [0.8, 1.0])) == []
+    assert StageWatch(BASELINE_S, detector).update(*times([0, 2, 4], [0.8, 1.0])) == []
 
 
 def test_wrong_baselines_are_learned_so_that_a_move_is_no_jump():
     detector = Scripted()
-    watch = StageWatch(BASELINE_S, detector, warmup=0)
+    watch = StageWatch(BASELINE_S, detector)
     truth = np.array([1.0, 3.0, 3.0, 4.0])  # layer 1 takes half as much again as its baseline says
 
     def update(cuts):
@@ -109,7 +109,7 @@ def test_wrong_baselines_are_learned_so_that_a_move_is_no_jump():
         watch.update(cuts, stage_s, layer_s)
         return detector.samples[-1]
 
-    naive = StageWatch(BASELINE_S, Scripted(), warmup=0)
+    naive = StageWatch(BASELINE_S, Scripted())
     for _ in range(400):
         update([0, 2, 4])
     settled, moved = update([0, 2, 4]), update([0, 1, 4])
@@ -122,7 +122,7 @@ def test_wrong_baselines_are_learned_so_that_a_move_is_no_jump():
 def test_layers_of_disturbed_stages_teach_nothing():
     detector = Scripted()
     detector.disturbed = np.array([False, True])
-    watch = StageWatch(BASELINE_S, detector, warmup=0)
+    watch = StageWatch(BASELINE_S, detector)
     cuts, stage_s, layer_s = times([0, 2, 4], [1.0, 2.0])
     layer_s[3] *= 2
     stage_s[1] += 8.0 * 2
@@ -132,7 +132,7 @@ def test_layers_of_disturbed_stages_teach_nothing():
 
 
 def test_layers_that_were_not_measured_teach_nothing():
-    watch = StageWatch(BASELINE_S, Scripted(), warmup=0)
+    watch = StageWatch(BASELINE_S, Scripted())
     cuts, stage_s, _ = times([0, 2, 4], [1.0, 2.0])
     for _ in range(40):
         watch.update(cuts, stage_s, np.full(4, np.nan))
@@ -147,14 +147,21 @@ def test_baselines_that_are_none_are_refused(bad):
 
 def test_layers_that_take_no_time_are_fine():
     detector = Scripted(1)
-    watch = StageWatch([[0.0, 1.0]], detector, warmup=0)
+    watch = StageWatch([[0.0, 1.0]], detector)
     watch.update([0, 2], np.array([1.0]), np.array([0.0, 1.0]))
     assert abs(detector.samples[0][0]) < 1e-6
 
 
-def test_the_first_requests_are_not_looked_at():
-    detector = Scripted()
-    watch = StageWatch(BASELINE_S, detector)
-    for _ in range(20):
-        watch.update(*times([0, 2, 4], [0.5, 0.5]))
-    assert len(detector.samples) == 4  # 8, and 4 for each of two stages, passed by
+@pytest.mark.parametrize("begin", [0, 20])
+def test_a_load_from_the_start_is_told(begin):
+    """The first 16 requests were not looked at, and the next 8 were what is undisturbed: "quiet, 1.0x"."""
+    watch = StageWatch(BASELINE_S)
+    told = []
+    for request in range(200):
+        slowdown = 2.0 if begin <= request < 100 else 1.0
+        told += [(request, change) for change in watch.update(*times([0, 2, 4], [1.0, slowdown]))]
+    assert [(change.stage, change.state) for _, change in told] == [(1, "onset"), (1, "end")]
+    assert begin <= told[0][0] <= begin + 5
+    assert told[0][1].slowdown == pytest.approx(2.0, rel=0.1)
+    assert told[0][1].age == told[0][0] - begin + 1
+    assert 100 <= told[1][0] <= 105

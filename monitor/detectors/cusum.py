@@ -5,6 +5,18 @@ sample is held against m by a bank of CUSUM recursions (``bank.py``), which says
 
 - m is the mean of the segment's samples before the present one, n of them, and uncertain: so a residual has variance
   v (1 + 1/n), times what persistence of the noise adds. Such recursive residuals of one segment are independent.
+- A sample is the logarithm of time / baseline, so what an undisturbed stream shows is known before its first sample, up
+  to the error of its baseline. The undisturbed level b of stream i has the prior N(0, tau^2), which is worth
+  n0 = v / tau^2 samples of 0, and is never believed to be more than ::
+
+      bound_i = min(max(0, least b of all streams), ln common) + ln own
+
+  ``common`` is what all stages together may lose against their baselines (clocks, shared caches, a slower host), which
+  no plan can balance away; ``own`` is what one of them may lose beyond the others. m is kept below the bound, so that
+  whatever lasts above it adds up to an alarm, from the first sample on and however slowly it has come.
+- What is known of b when a disturbance begins is the mean of the samples before it, n of them, and the prior. At its
+  end, and for an alarm in the first place, b may be higher than that by (bound - b) n0 / (n0 + n).
+- Stages may be faster while the pipeline fills: among the first samples a level below the baseline is not learned.
 - The evidence of one sample is at most -ln(p), p being the calibrated probability of an outlier (``noise.py``): one
   sample is enough where hiccups are not known, two or three in a row where they are.
 - After an alarm the next segment begins at the most likely time of the change: where the mean of the samples since then
@@ -39,7 +51,11 @@ _BLOCK = 32
 _SHORT = 16
 """A disturbance of no more outlying samples was a hiccup: calibration takes them in."""
 _LEARN = 8
-"""Samples from which a level is learned at first and after a rebase."""
+"""Samples from which a level is learned after a rebase, and noise at first."""
+_ERROR = 0.12
+"""tau: how far undisturbed times are off their baselines, as a standard deviation of the logarithm."""
+_FILLS, _FILLS_PER_STREAM = 32, 4
+"""Samples after which a level below the baseline is no effect of a pipeline that fills."""
 _MEMORY = 96
 """Samples over which a level is averaged at most: how slow a drift must be to be followed."""
 _AFTER_END = 64
@@ -63,8 +79,8 @@ _LIMIT = 20.0
 class CusumDetector(Streams):
     """Self-calibrated two-sided CUSUMs for several streams at once; see the module's text for the method.
 
-    A level below the undisturbed one becomes the undisturbed one (serving may have begun under interference), for good
-    once it has lasted. No change is reported within the first eight samples.
+    A level below the undisturbed one becomes the undisturbed one (the baseline may have been measured under
+    interference), for good once it has lasted.
 
     Parameters
     ----------
@@ -78,6 +94,8 @@ class CusumDetector(Streams):
         A change of level by a smaller ratio is drift: never an alarm, followed slowly.
     surprise
         A jump by a larger ratio after :meth:`rebase` is an alarm all the same.
+    common, own
+        How many times its baseline an undisturbed stream may take at most: as the others do too, and beyond these.
 
     Raises
     ------
@@ -111,6 +129,8 @@ class CusumDetector(Streams):
         shifts: Sequence[float] = (1.1, 1.25, 1.5, 2.0, 3.0),
         minimum: float = 1.08,
         surprise: float = 1.5,
+        common: float = 1.35,
+        own: float = 1.3,
     ) -> None:
         super().__init__(streams)
         if not 100 <= arl < math.inf:
@@ -119,7 +139,10 @@ class CusumDetector(Streams):
             raise ValueError(f"shifts={tuple(shifts)}: ratios above 1, ascending, such as (1.1, 1.5, 2)")
         if not 1.0 < minimum <= surprise < math.inf:
             raise ValueError(f"minimum={minimum}, surprise={surprise}: ratios above 1, the first no larger")
+        if not (1.0 <= common < math.inf and 1.0 <= own < math.inf):
+            raise ValueError(f"common={common}, own={own}: ratios from 1, such as 1.35 and 1.3")
         self._minimum, self._surprise = math.log(minimum), math.log(surprise)
+        self._common, self._own = math.log(common), math.log(own)
         self._bank = CusumBank(streams, shifts=[math.log(shift) for shift in shifts], arl=arl)
         self._noise = NoiseCalibration(streams, outlier_memory=arl)
         self._samples = History(_HISTORY, streams)  # of the present segment
@@ -127,17 +150,25 @@ class CusumDetector(Streams):
 
         # The present segment, and what is undisturbed.
         self._mean = np.zeros(streams)
-        self._count = np.ones(streams)
         self._variance = self._noise.variance.copy()
+        self._prior_count = float(self._variance[0]) / _ERROR**2
+        self._count = np.full(streams, self._prior_count)
         self._base = np.zeros(streams)
+        self._base_count = self._count.copy()  # samples that the undisturbed level is known from
+        self._from_mean, self._from_count = self._mean.copy(), self._count.copy()  # before the segment's own samples
+        self._allowed = np.full(streams, self._own)  # bound of the undisturbed level ...
+        self._bound = self._allowed.copy()  # ... and of the present one: infinite while disturbed
+        self._filling = np.full(streams, _FILLS + _FILLS_PER_STREAM * streams)
+        self._seen = np.zeros(streams, dtype=np.bool_)
         self._disturbed = np.zeros(streams, dtype=np.bool_)
         self._any_disturbed = False
         self._own_prior = np.full(streams, _OWN_DEVIATION**2)
         self._former_base = np.zeros(streams)  # undisturbed level before the last drop ...
         self._provisional = np.zeros(streams)  # ... which counts until the present one has lasted so long
-        self._to_learn = np.full(streams, _LEARN)
-        self._learning = True
-        self._known = np.zeros(streams, dtype=np.bool_)
+        self._to_learn = np.zeros(streams, dtype=np.int64)
+        self._learning = False
+        self._to_calibrate = np.full(streams, _LEARN)  # undisturbed samples until noise is first learned
+        self._beginning = True  # of some stream noise is not known, or it fills
 
         # Memory to compute in.
         self._ones = np.ones(streams)
@@ -202,6 +233,8 @@ class CusumDetector(Streams):
             for stream in np.flatnonzero(self._valid & (self._to_learn > 0)):
                 self._learn_level(int(stream))
             self._learning = bool(self._to_learn.any())
+        if self._beginning:
+            self._begin_with_noise()
         if self._residuals.newest == _BLOCK - 1:
             self._catch_up()
             self._calibrate()
@@ -213,6 +246,7 @@ class CusumDetector(Streams):
         np.maximum(r, self._least, out=r)
         r *= 1.0 / _MEMORY
         self._mean += r
+        np.minimum(self._mean, self._bound, out=self._mean)
         self._ahead += 1
         return alarm
 
@@ -239,7 +273,8 @@ class CusumDetector(Streams):
         np.divide(self._variance, self._count, out=a)
         a += self._variance
         np.divide(weight, a, out=a)
-        alarm = self._bank.add(r, a)
+        evidence = self._of_filling(r) if self._beginning else r
+        alarm = self._bank.add(evidence, a)
 
         # m moves toward the sample by 1 / n of what is between them.
         np.minimum(r, self._winsor, out=r)
@@ -249,7 +284,35 @@ class CusumDetector(Streams):
         np.divide(weight, a, out=a)
         a *= r
         self._mean += a
+        self._limit()
+        np.minimum(self._mean, self._bound, out=self._mean)
         return alarm
+
+    def _of_filling(self, r: FloatArray) -> FloatArray:
+        """The evidence in residuals of a pipeline that fills: nothing above a level below the baseline, but below 0."""
+        below = (self._filling > 0) & (self._mean < 0) & ~self._disturbed
+        # Such a level is not learned either: it is worth no more than the prior, until the next samples tell another.
+        np.minimum(self._count, self._prior_count, out=self._count, where=below)
+        return np.where(below & (r > 0), np.maximum(r + self._mean, 0.0), r)
+
+    def _limit(self) -> None:
+        """Bring the bounds up to date."""
+        undisturbed = np.where(self._disturbed, self._base, self._mean)
+        least = np.minimum.reduce(undisturbed, initial=math.inf, where=self._seen)
+        self._allowed.fill(self._own + (min(max(float(least), 0.0), self._common) if least < math.inf else 0.0))
+        np.copyto(self._bound, np.where(self._disturbed, np.inf, self._allowed))
+
+    def _begin_with_noise(self) -> None:
+        """Take the first samples' noise for that of the stream, until there are more."""
+        self._seen |= self._valid
+        usual = self._valid & ~self._disturbed
+        self._filling -= usual & (self._filling > 0)
+        first = usual & (self._to_calibrate > 0)
+        self._to_calibrate -= first
+        for stream in np.flatnonzero(first & (self._to_calibrate == 0)):
+            self._noise.start(int(stream), self._samples.of(int(stream))[-_LEARN:])
+            self._refresh()
+        self._beginning = bool(self._filling.any())
 
     def rebase(self) -> None:
         """Expect a jump that is no interference: the stages hold other layers from the next sample on.
@@ -296,22 +359,26 @@ class CusumDetector(Streams):
         self._noise.learn(self._residuals.rows)
         if self._any_disturbed:
             # No sum sees a level that sinks with its own estimate, after a hiccup that was taken for an onset.
-            low = self._mean - self._base < self._minimum / 2
-            for stream in np.flatnonzero(self._disturbed & (self._count >= _LEARN) & low):
-                self._end(int(stream))
+            for stream in np.flatnonzero(self._disturbed & (self._count >= _LEARN)).tolist():
+                base, known = float(self._base[stream]), float(self._base_count[stream])
+                if self._mean[stream] - base >= max(self._minimum / 2, self._unknown(base, known, stream)):
+                    continue
+                self._end(stream)
                 self._changed[stream] = self._any_changed = True
         self._refresh()
 
     def _refresh(self) -> None:
         """What follows from the segments' states and from calibration."""
         self._any_disturbed = bool(self._disturbed.any())
+        self._limit()
         np.copyto(self._variance, self._noise.variance, where=~self._disturbed)
         usual = np.maximum(3 * np.sqrt(self._variance), self._minimum)
         np.copyto(self._winsor, np.where(self._disturbed, np.inf, usual))
         np.negative(self._winsor, out=self._least)
         persistence = np.minimum(self._noise.persistence, np.where(self._disturbed, _OWN_PERSISTENCE, 1.0))
         self._bank.calibrate(self._variance, persistence, self._noise.evidence_limit)
-        self._steady = not (self._any_disturbed or self._learning) and bool(self._count.min() >= _MEMORY)
+        unsettled = self._any_disturbed or self._learning or self._beginning
+        self._steady = not unsettled and bool(self._count.min() >= _MEMORY)
         if self._steady:
             self._bank.settle(1.0 / (self._variance * (1.0 + 1.0 / self._count)))
 
@@ -326,15 +393,21 @@ class CusumDetector(Streams):
         if below and (count < _DROP_SAMPLES or evidence.max() < self._bank.threshold + _DROP):
             return
         recent = samples[-count:]
-        step = float(recent.mean()) - self._before(stream, recent)
-        if abs(step) < self._minimum and not self._disturbed[stream]:
-            evidence /= 2  # drift, or a change that will look larger with more samples
-            return
-        self._change(stream, recent)
+        before, known = float(self._base[stream]), float(self._base_count[stream])
+        if not self._disturbed[stream]:
+            before, known = self._before(stream, samples[:-count], recent)
+            step = float(recent.mean()) - before
+            if -self._minimum < step < max(self._minimum, self._unknown(before, known, stream) if upward else 0.0):
+                evidence /= 2  # drift, or a change that will look larger with more samples
+                return
+        self._change(stream, recent, before, known)
 
-    def _change(self, stream: int, recent: FloatArray) -> None:
-        """Begin a new segment with the samples that it has so far."""
-        count, mean, before = len(recent), float(recent.mean()), float(self._mean[stream])
+    def _change(self, stream: int, recent: FloatArray, before: float, known: float) -> None:
+        """Begin a new segment with the samples that it has so far.
+
+        ``before`` is the undisturbed level before it, as known from so many samples.
+        """
+        count, mean, level = len(recent), float(recent.mean()), float(self._mean[stream])
         disturbed, changed = bool(self._disturbed[stream]), True
         self._bank.evidence[:, :, stream] = 0.0
         if not disturbed and mean <= before:
@@ -343,13 +416,15 @@ class CusumDetector(Streams):
             provisional = not disturbed and self._count[stream] < self._provisional[stream]
             if not disturbed:
                 self._base[stream] = self._former_base[stream] if provisional else before
+                self._base_count[stream] = known
             uncertainty = 3 * math.sqrt(self._noise.variance[stream] / count)
-            near = mean - self._base[stream] < max(self._minimum, uncertainty)
+            unknown = self._unknown(float(self._base[stream]), known, stream)
+            near = mean - self._base[stream] < max(self._minimum, uncertainty, unknown)
             if near and (disturbed or provisional):
-                self._end(stream)
+                self._end(stream, recent)
                 self._samples.keep(stream, count)
             else:
-                changed = not disturbed or abs(mean - before) >= self._minimum
+                changed = not disturbed or abs(mean - level) >= self._minimum
                 self._disturb(stream, recent)
         self._residuals.drop(stream, count)
         if changed:
@@ -357,18 +432,39 @@ class CusumDetector(Streams):
             self._age[stream] = count
         self._refresh()
 
+    def _unknown(self, base: float, known: float, stream: int) -> float:
+        """How much higher than that the undisturbed level may be, if it is known from so many samples."""
+        return max(float(self._allowed[stream]) - base, 0.0) * min(self._prior_count / known, 1.0)
+
     def _lower(self, stream: int, recent: FloatArray) -> None:
         """An undisturbed level below the one before."""
         self._former_base[stream] = self._mean[stream]
         self._provisional[stream] = min(self._count[stream], _PROVISIONAL)
         self._begin(stream, recent)
-        self._base[stream] = self._mean[stream]
+        self._from_mean[stream], self._from_count[stream] = self._mean[stream], 1.0
         self._noise.doubt(stream)
 
-    def _before(self, stream: int, recent: FloatArray) -> float:
-        """The level before these samples: it has moved toward them meanwhile, which is undone."""
-        share = 1 - (1 - 1 / min(self._count[stream], _MEMORY)) ** min(len(recent), _MEMORY // 2)
-        return float((self._mean[stream] - share * recent.mean()) / (1 - share))
+    def _before(self, stream: int, earlier: FloatArray, recent: FloatArray) -> tuple[float, float]:
+        """The undisturbed level before the latest samples, and from how many it is known.
+
+        The level that is followed has moved toward them meanwhile.
+        """
+        weight, count = float(self._from_count[stream]), float(self._count[stream])
+        winsor = max(3 * math.sqrt(self._noise.variance[stream]), self._minimum)
+        if count - weight < _HISTORY - 1:  # all samples of the segment are here
+            middle = float(np.median(earlier)) if len(earlier) else 0.0
+            total = weight * self._from_mean[stream] + np.clip(earlier, middle - winsor, middle + winsor).sum()
+            known = weight + len(earlier)
+            before = float(total) / known
+        else:
+            share = 1 - (1 - 1 / min(count, _MEMORY)) ** min(len(recent), _MEMORY // 2)
+            mean, known = float(self._mean[stream]), float(_MEMORY)
+            before = mean - share * float(np.clip(recent - mean, -winsor, winsor).mean()) / (1 - share)
+            if mean >= self._bound[stream]:  # held there, not moved
+                before = mean
+        if self._filling[stream] > 0:
+            before = max(before, 0.0)
+        return min(before, float(self._allowed[stream])), known
 
     def _begin(self, stream: int, recent: FloatArray) -> None:
         self._mean[stream] = recent.mean()
@@ -387,8 +483,8 @@ class CusumDetector(Streams):
         squares = float(np.square(recent - recent.mean()).sum())
         self._variance[stream] = (_OWN_WEIGHT * self._own_prior[stream] + squares) / (_OWN_WEIGHT + len(recent) - 1)
 
-    def _end(self, stream: int) -> None:
-        """Back at the undisturbed level."""
+    def _end(self, stream: int, recent: FloatArray | None = None) -> None:
+        """Back at the undisturbed level, which the latest samples tell more of."""
         apart = self._samples.of(stream) - self._base[stream]
         outlying = int((np.abs(apart) > 4 * self.noise[stream]).sum())
         if self._disturbed[stream] and self._age[stream] < _HISTORY and outlying <= _SHORT:
@@ -397,22 +493,25 @@ class CusumDetector(Streams):
             self._own_prior[stream] = max(_OWN_DEVIATION**2, self._variance[stream])
         self._disturbed[stream] = False
         self._provisional[stream] = 0.0
-        self._mean[stream] = self._base[stream]
-        self._count[stream] = _AFTER_END
+        base, known = float(self._base[stream]), float(self._base_count[stream])
+        if known < _AFTER_END:
+            seen = self._samples.of(stream) if recent is None else recent
+            total = known + len(seen)
+            base, known = min(base + (float(seen.mean()) - base) * len(seen) / total, self._allowed[stream]), total
+        self._mean[stream] = self._from_mean[stream] = base
+        self._count[stream] = self._from_count[stream] = min(known, _AFTER_END)
 
     def _learn_level(self, stream: int) -> None:
         """One more sample from which to learn a level, at first or after a rebase."""
         self._to_learn[stream] -= 1
         samples = self._samples.of(stream)
         level = float(np.median(samples))
-        if self._known[stream] and len(samples) >= 3 and abs(level - self._mean[stream]) > self._surprise:
+        if len(samples) >= 3 and abs(level - self._mean[stream]) > self._surprise:
             self._to_learn[stream] = 0
-            self._change(stream, samples)
+            base = self._base if self._disturbed[stream] else self._mean
+            known = self._base_count if self._disturbed[stream] else np.minimum(self._count, _MEMORY)
+            self._change(stream, samples, float(base[stream]), float(known[stream]))
         elif not self._to_learn[stream]:
-            if not self._known[stream]:
-                self._noise.start(stream, samples)
-                self._known[stream] = True
             self._mean[stream], self._count[stream] = level, len(samples)
-            if not self._disturbed[stream]:
-                self._base[stream] = level
+            self._from_mean[stream], self._from_count[stream] = level, 1.0
             self._refresh()

@@ -17,6 +17,8 @@ FloatArray = NDArray[np.float64]
 class ThresholdDetector(Streams):
     """A change is a stage time that is off its reference by more than a ratio; it then is the reference.
 
+    The first reference is the baseline: a load may be there before the first request.
+
     This is a reconstruction: Soomro, Papadopoulou and Pericas (Euro-Par 2023) watch the stages' execution times and
     start to explore when they change; published descriptions give no rule beyond that.
 
@@ -38,8 +40,8 @@ class ThresholdDetector(Streams):
         if not 0.0 < ratio < math.inf:
             raise ValueError(f"ratio={ratio}: part of the reference time, such as 0.2 for 20 %")
         self._tolerance = math.log1p(ratio)
-        self._reference: FloatArray = np.full(streams, np.nan)
-        self._undisturbed: FloatArray = np.full(streams, np.inf)
+        self._reference: FloatArray = np.zeros(streams)
+        self._undisturbed: FloatArray = np.zeros(streams)
         self._rebased = np.zeros(streams, dtype=np.bool_)
 
     @property
@@ -70,7 +72,7 @@ class ThresholdDetector(Streams):
         self._age += valid
         self._changed = valid & (np.abs(x - self._reference) > self._tolerance) & ~self._rebased
         self._age[self._changed] = 1
-        renewed = valid & (self._changed | self._rebased | np.isnan(self._reference))
+        renewed = valid & (self._changed | self._rebased)
         # An undisturbed stream's jump after a rebase is no interference: its undisturbed level jumps as well.
         jumps = renewed & self._rebased & ~self.disturbed
         self._undisturbed[jumps] = x[jumps]

@@ -96,11 +96,11 @@ class Control:
         if self._watch is not None:
             self._watch.update(cuts, stage_s, layer_s)
             detector = self._watch.detector
-            changed, age, noise = detector.changed, detector.age, detector.noise
+            changed, age, noise, disturbed = detector.changed, detector.age, detector.noise, detector.disturbed
             if changed.any():
                 self.changes.extend((self._finished, stage) for stage in np.flatnonzero(changed).tolist())
         else:
-            changed, noise = self._unchanged, self._noise
+            changed, noise, disturbed = self._unchanged, self._noise, None
             age = np.full(len(plan), self._finished)
         observation = Observation(
             self._finished,
@@ -112,6 +112,7 @@ class Control:
             age,
             noise,
             true_s,
+            disturbed,
         )
         self._last_completed_s = completed_s
         try:

@@ -75,6 +75,8 @@ class Observation(NamedTuple):
         Standard deviation of the logarithm of the stage's time when nothing changes, shape (stages,).
     true_s
         True seconds of each layer on each device at this moment, shape (stages, layers): known in simulation only.
+    disturbed
+        Whether the stage is above its undisturbed level now, shape (stages,); None where nobody watches.
     """
 
     request: int
@@ -86,6 +88,7 @@ class Observation(NamedTuple):
     age: NDArray[np.int64]
     noise: FloatArray
     true_s: FloatArray | None = None
+    disturbed: NDArray[np.bool_] | None = None
 
 
 class Decision(NamedTuple):

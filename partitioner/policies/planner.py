@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partitioner.balance import balance
+from partitioner.costs import stage_times
 from partitioner.plan import Plan
 from partitioner.policies.base import Setting
 from partitioner.policies.forecast import Estimate, Forecast
@@ -43,12 +44,15 @@ class Planner:
     Attributes
     ----------
     home
-        The plan that is preferred to others about as good.
+        The plan that is preferred to others about as good: the one that serving starts with, if it is about as good as
+        the best one for the baselines, else that. (A policy may start while a load is there, under a plan for it.)
     """
 
     def __init__(self, setting: Setting, holdings: Holdings, *, near: float) -> None:
         self._setting, self._holdings, self._near = setting, holdings, near
-        self.home = setting.plan
+        best = balance(setting.baseline_s, send_s=setting.send_s, receive_s=setting.receive_s)
+        start_s = max(stage_times(setting.plan, setting.baseline_s, setting.send_s, setting.receive_s))
+        self.home = setting.plan if start_s <= best.bottleneck_s * (1 + near) else best.plan
         self._solved: _Solved | None = None
 
     def forecast(self, estimate: Estimate, plan: Plan) -> Forecast:

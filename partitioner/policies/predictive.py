@@ -129,12 +129,14 @@ class PredictivePolicy:
         self._pursuit = Pursuit(setting, self._holdings)
         self._plans = PlansInFlight(setting.plan)
         self._planner = Planner(setting, self._holdings, near=self.min_gain / 2)
-        self._former_home = setting.plan
+        self._former_home = self._planner.home
+        self._pursuit.settle(self._planner.home)
         self._corrected_at = -_CORRECTED
         self._unrest = Unrest(setting)
         self._jumps = Jumps(setting.stage_count, self._holdings)
         self._lasting = Lasting(setting.stage_count)
         self._request = 0
+        self._disturbed = False
         self._next_look = _FIRST_LOOK
         self._next_restless_look = 0
         self._looks_saved = 0
@@ -160,6 +162,7 @@ class PredictivePolicy:
         if len(observation.plan) == 1:
             return None
         self._request = observation.request
+        self._disturbed = observation.disturbed is not None and bool(observation.disturbed.any())
         self._follow(observation.plan)
         if self._unrest.awake(self._request):
             observation = self._see_jumps(observation)
@@ -392,7 +395,7 @@ class PredictivePolicy:
         return bool((drift > _SUSPICIOUS).any())
 
     def _move(self, present: Forecast, best: Forecast) -> Decision:
-        calm = self._news.since(self._request) > _LONGEST_PAUSE and self._model.calm
+        calm = self._news.since(self._request) > _LONGEST_PAUSE and self._model.calm and not self._disturbed
         check = Check(present.plan, best.plan, best.bottleneck_s, calm=calm)
         self._verdicts.awaited = None if self._unrest.active else check
         self._news.moves += 1

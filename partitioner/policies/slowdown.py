@@ -77,7 +77,7 @@ class SlowdownModel:
     calm_level
         Lowest level that each stage has shown, shape (stages,); ``nan`` before its conditions have changed.
     level_before
-        Level under the conditions before the present ones, shape (stages,); ``nan`` if there were none.
+        Level under the conditions before the present ones, shape (stages,); that of the baselines if there were none.
     """
 
     def __init__(self, setting: Setting, holdings: Holdings | None = None) -> None:
@@ -95,7 +95,7 @@ class SlowdownModel:
         self._own_variance = np.full(baseline_s.shape, _OWN_SD**2)
         self._ever_seen = np.zeros(baseline_s.shape, dtype=bool)
         self.calm_level: FloatArray = np.full(stages, np.nan)
-        self.level_before: FloatArray = np.full(stages, np.nan)
+        self.level_before: FloatArray = np.zeros(stages)
         self._calm_slope = np.zeros(stages)
         self._known_levels = np.full((stages, _KNOWN_LEVELS), np.nan)
         self._segments_ended = np.zeros(stages, dtype=np.int64)
