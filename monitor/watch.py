@@ -30,6 +30,9 @@ _SETTLED, _LOOKS = 16, 4
 """Requests after a change in which a level becomes clearer; later every fourth is looked at: is it notable still?"""
 _REFRESH = 16
 """Requests that are learned from at once; the reference changes slowly."""
+_FASTER, _FASTER_BLOCKS = 0.85, 4
+"""A stage that takes less than that part of its baseline, in the median of so many blocks of requests in a row, shows
+that the baseline is too long: nothing makes layers faster than they are alone."""
 
 
 class SlowdownChange(NamedTuple):
@@ -65,6 +68,12 @@ class StageWatch:
         ones are mostly the stages' effect on each other, through shared caches, memory and hyper-threads. They count
         for the detector, and so for policies, all the same.
 
+    Attributes
+    ----------
+    faster
+        Time / baseline of each stage that has been clearly faster than its baseline for long, ``nan`` of all others,
+        shape (stages,): such a baseline was measured while something else ran.
+
     Raises
     ------
     ValueError
@@ -98,6 +107,8 @@ class StageWatch:
         self._last: NDArray[np.int64] = np.zeros(stages, dtype=np.int64)
         self._owner: NDArray[np.int64] = np.zeros(layers, dtype=np.int64)
         self._disturbed: NDArray[np.bool_] = self.detector.disturbed
+        self._faster = np.zeros(stages, dtype=np.int64)  # blocks in a row
+        self.faster: FloatArray = np.full(stages, np.nan)
         self._to_learn: list[tuple[FloatArray, FloatArray, NDArray[np.bool_]]] = []
         self._refresh()
 
@@ -170,6 +181,7 @@ class StageWatch:
             return
         ratio, layer_s, disturbed = (np.array(part) for part in zip(*self._to_learn, strict=True))
         self._to_learn.clear()
+        self._compare(ratio)
         owner = self._owner
         with np.errstate(divide="ignore", invalid="ignore"):
             share = layer_s / (self._baseline_s[owner, self._layers] * ratio[:, owner])
@@ -179,6 +191,14 @@ class StageWatch:
         kept = np.cumprod(np.where(known, 1.0 - _LEARNING_RATE, 1.0)[::-1], axis=0)[::-1]
         weight = _LEARNING_RATE / (1.0 - _LEARNING_RATE) * kept
         self._relative += (weight * np.where(known, share - self._relative, 0.0)).sum(axis=0)
+
+    def _compare(self, ratio: FloatArray) -> None:
+        """See whether stages are faster than their baselines, by a block of requests, (requests, stages)."""
+        if len(ratio) < _REFRESH:
+            return  # a move cut it short
+        median = np.median(ratio, axis=0)
+        self._faster = np.where(median < _FASTER, self._faster + 1, 0)  # nan, of an empty stage, is not below
+        np.copyto(self.faster, median, where=self._faster >= _FASTER_BLOCKS)
 
     def _changes(self) -> list[SlowdownChange]:
         level, age, before = self.detector.level, self.detector.age, self._told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,18 +14,34 @@ from partitioner.chain import Chain
 from partitioner.intensity import arithmetic_intensity
 from partitioner.plan import Plan
 from partitioner.policies import Setting
-from partitioner.profile import LayerTimes, Profile, ProfileCache, ProfileKey
+from partitioner.profile import (
+    LayerTimes,
+    Profile,
+    ProfileCache,
+    ProfileKey,
+    measure_undisturbed,
+    warn_if_suspect,
+)
 from partitioner.transfer import measure_transfer
 
-__all__ = ["measure_baselines", "pipeline_setting"]
+__all__ = ["measure_baselines", "pipeline_setting", "profile_key"]
 
 _WARMUP, _REPEATS = 2, 7
 
 
 def measure_baselines(
-    deployment: Deployment, chain: Chain, inputs: Sequence[torch.Tensor], *, precision: str, cache: ProfileCache
+    deployment: Deployment,
+    chain: Chain,
+    inputs: Sequence[torch.Tensor],
+    *,
+    precision: str,
+    cache: ProfileCache,
+    refresh: bool = False,
 ) -> tuple[Profile, ...]:
     """Return the profile of each stage's device, measured once per type of device, or taken from the cache.
+
+    What was measured while something else ran is measured again, on another stage of that type if there is one; if
+    that does not help the user is warned, and it is measured again at the next start.
 
     Parameters
     ----------
@@ -32,22 +49,45 @@ def measure_baselines(
         Stages that are open and not serving yet.
     inputs
         Example inputs with the pipeline's micro-batch as leading size.
+    cache, refresh
+        Where profiles are kept; whether to measure although one is there.
     """
-    shapes = tuple(tuple(tensor.shape) for tensor in inputs)
     profiles: dict[str, Profile] = {}
     for info in deployment.infos:
         if info.device_type in profiles:
             continue
-        key = ProfileKey(chain.fingerprint, shapes, precision, info.device_type)
 
-        def measure(stage: int = info.stage, device_type: str = info.device_type) -> Profile:
-            passes = deployment.profile(stage, inputs, warmup=_WARMUP, repeats=_REPEATS)
-            times = LayerTimes.of(passes)
+        def measure(device_type: str = info.device_type) -> Profile:
+            alike = [other.stage for other in deployment.infos if other.device_type == device_type]
+
+            def once(attempt: int) -> LayerTimes:
+                stage = alike[attempt % len(alike)]
+                passes = deployment.profile(stage, inputs, warmup=_WARMUP, repeats=_REPEATS)
+                return LayerTimes.of(passes.layer_s, run_delay_s=passes.run_delay_s)
+
             batch = int(inputs[0].shape[0]) if inputs[0].dim() else 1
+            times = measure_undisturbed(once)
             return Profile.of(times, device_type=device_type, batch=batch, torch_version=torch.__version__)
 
-        profiles[info.device_type] = cache.get(key, measure)
+        key = profile_key(chain, inputs, precision, info.device_type)
+        profile = profiles[info.device_type] = cache.get(key, measure, refresh=refresh)
+        if profile.suspect:
+            warn_if_suspect(profile, who=_who_is_there(deployment, info.stage))
     return tuple(profiles[info.device_type] for info in deployment.infos)
+
+
+def profile_key(chain: Chain, inputs: Sequence[torch.Tensor], precision: str, device_type: str) -> ProfileKey:
+    """Under what a profile of the pipeline is kept."""
+    return ProfileKey(chain.fingerprint, tuple(tuple(tensor.shape) for tensor in inputs), precision, device_type)
+
+
+def _who_is_there(deployment: Deployment, stage: int) -> str:
+    """Other programs on a stage's device at this moment, for a message; empty if there are none, or it is not known."""
+    try:
+        seen = deployment.look(stage, [os.getpid(), *(info.pid for info in deployment.infos)])
+    except Exception:  # an answer is not worth a failed start
+        return ""
+    return ", ".join(f"pid {culprit.pid} {culprit.name}" for culprit in seen.report.culprits)
 
 
 def pipeline_setting(

@@ -40,13 +40,16 @@ from odin.errors import OdinError
 from partitioner.plan import Plan
 from partitioner.policies import Decision, Observation, Policy, Setting, StaticPolicy
 
-__all__ = ["Controller", "Investigate", "Migrate"]
+__all__ = ["Controller", "Doubt", "Investigate", "Migrate"]
 
 Migrate = Callable[[Plan], int]
 """Moves the pipeline to a plan and returns the epoch."""
 
 Investigate = Callable[[int, Sequence[StageTiming], Callable[[], Sequence[StageTiming]]], None]
 """Told of a disturbed stage, with its timings before, and a way to get those since; returns at once."""
+
+Doubt = Callable[[int, float], None]
+"""Told once of a stage that is faster than its baseline, and how long it takes as a part of that."""
 
 _JOIN_S = 5.0
 """A policy or a caller's ``on_event`` that does not return holds the end up for so long."""
@@ -93,6 +96,8 @@ class Controller:
         Takes every event; called from several threads.
     investigate
         Finds out who disturbs a stage.
+    doubt
+        Told of baselines that turn out too long.
     watch
         Default: one with the default detector.
     budget
@@ -111,6 +116,7 @@ class Controller:
         migrate: Migrate,
         emit: Callable[[Event], None],
         investigate: Investigate | None = None,
+        doubt: Doubt | None = None,
         watch: StageWatch | None = None,
         budget: float = 0.01,
         clock: Callable[[], float] = time.perf_counter,
@@ -120,6 +126,8 @@ class Controller:
         self._migrate = migrate
         self._emit = emit
         self._investigate = investigate
+        self._doubt = doubt
+        self._doubted: set[int] = set()
         self._watch = watch or StageWatch(setting.baseline_s)
         self._budget = budget
         self._clock, self._cpu_clock = clock, cpu_clock
@@ -247,6 +255,10 @@ class Controller:
             detector, changes = self._watch.detector, []
         if np.count_nonzero(detector.changed):
             self._changed_at = number
+        if self._doubt is not None and np.count_nonzero(self._watch.faster > 0) > len(self._doubted):
+            for stage in sorted({*np.flatnonzero(self._watch.faster > 0).tolist()} - self._doubted):
+                self._doubted.add(stage)
+                self._doubt(stage, float(self._watch.faster[stage]))
         for change in changes:
             self._emit(
                 SlowdownChanged(

@@ -25,7 +25,7 @@ from odin.errors import OdinError, PipelineClosedError, StageLostError
 from odin.ray_calls import calling
 from partitioner.plan import Plan
 from stages import opaque
-from stages.actor import StageActor, StageInfo, StageProblem
+from stages.actor import StageActor, StageInfo, StageProblem, TimedPasses
 from stages.channel import Address, Listener, open_ends
 from stages.device import Device, DeviceError
 from stages.link import Receiver, Sender
@@ -148,15 +148,13 @@ class Deployment:
         _warn_of_niceness(infos)
         return tuple(infos)
 
-    def profile(
-        self, index: int, inputs: Sequence[torch.Tensor], *, warmup: int, repeats: int
-    ) -> list[tuple[float, ...]]:
-        """Seconds per layer of the whole chain on stage ``index``'s device, one tuple per repeat."""
+    def profile(self, index: int, inputs: Sequence[torch.Tensor], *, warmup: int, repeats: int) -> TimedPasses:
+        """Time the whole chain on stage ``index``'s device, ``repeats`` times."""
         # as arrays of bytes: tensors of some types cannot be unpickled
         stored = list(store({str(number): tensor for number, tensor in enumerate(inputs)}).values())
         with calling():
             call = self._actors[index].profile.remote(stored, warmup, repeats)
-        runs: list[tuple[float, ...]] = ray_calls.get(call, timeout_s=float("inf"))
+        runs: TimedPasses = ray_calls.get(call, timeout_s=float("inf"))
         return runs
 
     def connect(

@@ -114,6 +114,8 @@ class Investigator:
             self._sleep(_POLL_S)
         device = self._devices[stage]
         timings = now()
+        if len(before) < _ENOUGH_REQUESTS and timings:
+            before = [self._as_profiled(stage, timings[-1])]
         throttled_s = None
         if seen.throttled_s is not None and seen.interval_s > 0:
             # The quota was watched for a part of these requests only.
@@ -130,3 +132,10 @@ class Investigator:
         )
         culprits, note = seen.report.blame(found.kind)
         return Attributed(self._clock(), stage, found.kind, culprits, "; ".join(filter(None, (found.note, note))))
+
+    def _as_profiled(self, stage: int, now: StageTiming) -> StageTiming:
+        """What a request took when the layers were profiled: for a load that came with the first requests."""
+        layer_s = tuple(self._setting.baseline_s[stage][now.first : now.last].tolist())
+        wall_s = sum(layer_s)
+        cpu_s = wall_s * self._devices[stage].threads
+        return now._replace(queue_s=0.0, wall_s=wall_s, cpu_s=cpu_s, run_delay_s=0.0, transfer_s=0.0, layer_s=layer_s)

@@ -10,10 +10,19 @@ from typing import Any
 import torch
 
 from partitioner.chain import Chain
-from partitioner.profile import LayerTimes, Profile, ProfileCache, ProfileKey, device_type, profile_layers
+from partitioner.profile import (
+    LayerTimes,
+    Profile,
+    ProfileCache,
+    ProfileKey,
+    device_type,
+    measure_undisturbed,
+    profile_layers,
+    warn_if_suspect,
+)
 from stages.allocator import keep_freed_memory
 from stages.device import Device, DeviceError, allowed_core_count, bind_threads, check_cores, cpu_model, usable_cores
-from stages.executor import PRECISIONS, CudaExecutor
+from stages.executor import PRECISIONS, CudaExecutor, RunDelay
 from stages.threads import compute_threads
 
 __all__ = ["check_local", "local_devices", "pinned", "profile_local", "type_of"]
@@ -110,13 +119,18 @@ def profile_local(
     batch = int(inputs[0].shape[0]) if inputs and inputs[0].dim() else 1
 
     def measure() -> Profile:
-        if device.kind == "gpu":
-            times = _measure_gpu(chain, device, inputs, precision=precision, repeats=repeats, warmup=warmup)
-        else:
-            times = _measure_cpu(chain, device, inputs, repeats=repeats, warmup=warmup)
-        return Profile.of(times, device_type=name, batch=batch, torch_version=str(torch.__version__))
+        def once(_attempt: int) -> LayerTimes:
+            if device.kind == "gpu":
+                return _measure_gpu(chain, device, inputs, precision=precision, repeats=repeats, warmup=warmup)
+            return _measure_cpu(chain, device, inputs, repeats=repeats, warmup=warmup)
 
-    return cache.get(ProfileKey(chain.fingerprint, shapes, precision, name), measure, refresh=refresh)
+        return Profile.of(
+            measure_undisturbed(once), device_type=name, batch=batch, torch_version=str(torch.__version__)
+        )
+
+    profile = cache.get(ProfileKey(chain.fingerprint, shapes, precision, name), measure, refresh=refresh)
+    warn_if_suspect(profile)
+    return profile
 
 
 def _measure_cpu(
@@ -132,7 +146,13 @@ def _measure_cpu(
     keep_freed_memory()  # as in a stage, else large activations are page-faulted in anew for every layer
     with pinned(device), torch.inference_mode():
         return profile_layers(
-            run_layer, tuple(inputs), len(functions), repeats=repeats, warmup=warmup, budget_s=_BUDGET_S
+            run_layer,
+            tuple(inputs),
+            len(functions),
+            repeats=repeats,
+            warmup=warmup,
+            budget_s=_BUDGET_S,
+            run_delay=RunDelay().read_s,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import math
 import os
 import threading
@@ -25,7 +26,7 @@ from monitor.surroundings import Surroundings, look_around
 from monitor.timing import RequestTimeline
 from monitor.view import PipelineView
 from monitor.window import percentiles_s
-from odin.baselines import measure_baselines, pipeline_setting
+from odin.baselines import measure_baselines, pipeline_setting, profile_key
 from odin.deployment import Deployment
 from odin.errors import ForkedProcessError, OdinError, StageLostError
 from odin.forks import keep_from_children
@@ -41,7 +42,7 @@ from odin.supervision import Recorder, Supervision
 from partitioner.chain import Chain, build_chain
 from partitioner.plan import Plan
 from partitioner.policies import Policy, make_policy
-from partitioner.profile import Profile, ProfileCache
+from partitioner.profile import Profile, ProfileCache, warn_if_suspect
 from stages.device import Device, parse_devices
 from stages.slots import slot_nbytes_for
 
@@ -102,6 +103,8 @@ class Pipeline:
         ``"float32"``, or ``"float16"`` / ``"bfloat16"`` for the inside of GPU stages.
     transport
         ``"auto"``: shared memory within a node and TCP between nodes; ``"shm"`` or ``"tcp"`` forces one.
+    refresh_profile
+        Time the layers again although their times are on disk: for when those were measured while something else ran.
 
     Raises
     ------
@@ -136,6 +139,7 @@ class Pipeline:
         share_devices: bool = False,
         precision: str = "float32",
         transport: str = "auto",
+        refresh_profile: bool = False,
     ) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -188,12 +192,12 @@ class Pipeline:
             # A cut's bytes grow with the micro-batch.
             scale = -(-self.batch // leading_size(chain))
             cuts = [[scale * spec.nbytes for spec in cut] for cut in (chain.inputs, *(x.output for x in chain.layers))]
+            inputs = _example_inputs(chain, self.batch)
+            self._profile_keys = [
+                profile_key(chain, inputs, precision, info.device_type) for info in self._deployment.infos
+            ]
             self.profiles: tuple[Profile, ...] = measure_baselines(
-                self._deployment,
-                chain,
-                _example_inputs(chain, self.batch),
-                precision=precision,
-                cache=ProfileCache(),
+                self._deployment, chain, inputs, precision=precision, cache=ProfileCache(), refresh=refresh_profile
             )
             setting = pipeline_setting(self.profiles, chain, [sum(cut) for cut in cuts], plan=plan)
             # The first channel carries inputs, the last one outputs, those between whatever a plan may need.
@@ -220,6 +224,7 @@ class Pipeline:
                 migrate=self._switch,
                 look=self._look,
                 recorder=self._recorder,
+                doubt=self._doubt_profile,
                 host=str(ray.util.get_node_ip_address()) if address is not None else "",
             )
             self._gateway = Gateway(
@@ -460,6 +465,13 @@ class Pipeline:
     def _on_ray_lost(self, why: str) -> None:
         if self._gateway is not None:
             self._gateway.fail(StageLostError(why))
+
+    def _doubt_profile(self, stage: int, part: float) -> None:
+        """Take note that a stage is faster than its baseline: the latter was measured while something else ran."""
+        why = f"in serving, stage {stage} took {part:.2f} times as long"
+        ProfileCache().doubt(self._profile_keys[stage], why)
+        if not self.profiles[stage].suspect:  # else that was told
+            warn_if_suspect(dataclasses.replace(self.profiles[stage], suspect=why))
 
     def _describe_loss(self, stage: int | None) -> OdinError:
         # First of all: who asks the stages through a Ray that is dead may be ended by it.

@@ -12,7 +12,7 @@ from monitor.events import Event, LoadChanged, RunEnded, RunStarted, StageDescri
 from monitor.timing import RequestTimeline
 from monitor.view import PipelineView, ViewBuilder
 from monitor.watch import StageWatch
-from odin.controller import Controller, Migrate
+from odin.controller import Controller, Doubt, Migrate
 from odin.detectors import make_detector
 from odin.errors import OdinError
 from odin.investigator import Investigator, Look
@@ -75,6 +75,8 @@ class Supervision:
         Where events go; closed with this.
     host
         Address on which to answer other members of a cluster; empty for none.
+    doubt
+        Told of baselines that turn out too long.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Supervision:
         recorder: Recorder,
         detector: Detector | str = "cusum",
         host: str = "",
+        doubt: Doubt | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_live(policy, setting)
@@ -108,6 +111,7 @@ class Supervision:
             migrate=migrate,
             emit=self._recorder.emit,
             investigate=self._investigator.investigate,
+            doubt=doubt,
             watch=watch,
             clock=clock,
         )

@@ -10,18 +10,35 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
-__all__ = ["LayerTimes", "Profile", "ProfileCache", "ProfileKey", "device_type", "profile_layers"]
+__all__ = [
+    "LayerTimes",
+    "Profile",
+    "ProfileCache",
+    "ProfileKey",
+    "device_type",
+    "measure_undisturbed",
+    "profile_layers",
+    "warn_if_suspect",
+]
 
 Values = TypeVar("Values")
 
 FORMAT = "odin-profile"
-VERSION = 1
+VERSION = 2
+"""Files of version 1 do not tell whether the machine was quiet: they are measured anew."""
+
+_MOST_WAITED = 0.1
+"""Part of the time that others may have the core while layers are timed: some background work there always is."""
+_MOST_SPREAD = 0.5
+"""The same where run-queue delay is not known: half of the passes take this much longer than the least, at most."""
+_ATTEMPTS, _PAUSE_S = 3, 0.5
 
 
 def device_type(kind: str, model: str, *, threads: int = 1) -> str:
@@ -47,15 +64,19 @@ class LayerTimes(NamedTuple):
         (median - minimum) / minimum of each layer: how noisy the machine was; 0.0 for a layer that took no time.
     repeats
         Passes that were timed.
+    waited
+        Part of the time in which the measuring thread was runnable but not running, since others had its core (Linux
+        ``schedstat``); 0.0 where unknown.
     """
 
     layer_s: tuple[float, ...]
     spread: tuple[float, ...]
     repeats: int
+    waited: float = 0.0
 
     @classmethod
-    def of(cls, passes: Sequence[Sequence[float]]) -> Self:
-        """Sum up passes through the chain, each the seconds of all layers.
+    def of(cls, passes: Sequence[Sequence[float]], *, run_delay_s: float = 0.0) -> Self:
+        """Sum up passes through the chain, each the seconds of all layers; ``run_delay_s`` is that of all together.
 
         Raises
         ------
@@ -70,7 +91,53 @@ class LayerTimes(NamedTuple):
             (statistics.median(seconds) - low) / low if low > 0 else 0.0
             for seconds, low in zip(by_layer, least, strict=True)
         )
-        return cls(least, spread, len(passes))
+        total_s = math.fsum(math.fsum(seconds) for seconds in passes)
+        return cls(least, spread, len(passes), run_delay_s / total_s if total_s > 0 else 0.0)
+
+    @classmethod
+    def least(cls, several: Iterable[Self]) -> Self:
+        """Put measurements of the same layers together: interference only ever adds time."""
+        several = list(several)
+        layer_s = tuple(map(min, zip(*(times.layer_s for times in several), strict=True)))
+        medians = (
+            [low * (1 + spread) for low, spread in zip(times.layer_s, times.spread, strict=True)] for times in several
+        )
+        spread = tuple(
+            max(median / low - 1, 0.0) if low > 0 else 0.0
+            for low, median in zip(layer_s, map(min, zip(*medians, strict=True)), strict=True)
+        )
+        return cls(layer_s, spread, sum(times.repeats for times in several), min(times.waited for times in several))
+
+    @property
+    def suspect(self) -> str:
+        """What speaks for times that are too long because something else ran; empty if nothing does."""
+        if self.waited > _MOST_WAITED:
+            return f"other programs had the core for {self.waited:.0%} of the time"
+        total_s = math.fsum(self.layer_s)
+        excess_s = math.fsum(low * spread for low, spread in zip(self.layer_s, self.spread, strict=True))
+        if total_s > 0 and excess_s > _MOST_SPREAD * total_s:
+            return f"half of the passes took {1 + excess_s / total_s:.1f} times as long as the fastest, or longer"
+        return ""
+
+
+def measure_undisturbed(
+    measure: Callable[[int], LayerTimes], *, attempts: int = _ATTEMPTS, sleep: Callable[[float], None] = time.sleep
+) -> LayerTimes:
+    """Measure, and again if something else seems to have run meanwhile; if all attempts are suspect, the least of them.
+
+    Parameters
+    ----------
+    measure
+        Told the number of the attempt, from 0: it may take another device of the same type.
+    """
+    tried: list[LayerTimes] = []
+    while len(tried) < attempts:
+        if tried:
+            sleep(_PAUSE_S)
+        tried.append(measure(len(tried)))
+        if not tried[-1].suspect:
+            return tried[-1]
+    return LayerTimes.least(tried)
 
 
 def profile_layers(
@@ -83,6 +150,7 @@ def profile_layers(
     budget_s: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
     synchronize: Callable[[], None] | None = None,
+    run_delay: Callable[[], float] | None = None,
 ) -> LayerTimes:
     """Time every layer: the minimum over several passes through the whole chain.
 
@@ -105,6 +173,8 @@ def profile_layers(
         Seconds, monotonic.
     synchronize
         Waits until the device is idle; called before each reading of the clock (GPU kernels run asynchronously).
+    run_delay
+        Seconds for which this thread has been runnable but not running so far.
 
     Raises
     ------
@@ -117,10 +187,11 @@ def profile_layers(
         raise ValueError(f"repeats is {repeats} and warmup {warmup}; time at least one pass, warm up with 0 or more")
     wait = synchronize if synchronize is not None else _no_wait
     passes: list[list[float]] = []
-    spent_s = 0.0
+    spent_s = waited_s = 0.0
     for number in range(-warmup, repeats):
         current, seconds = values, []
         wait()
+        delay_s = run_delay() if run_delay is not None else 0.0
         before = clock()
         for index in range(layer_count):
             current = run_layer(index, current)
@@ -132,9 +203,10 @@ def profile_layers(
             continue
         passes.append(seconds)
         spent_s += sum(seconds)
+        waited_s += run_delay() - delay_s if run_delay is not None else 0.0
         if spent_s >= budget_s and len(passes) >= 3:
             break
-    return LayerTimes.of(passes)
+    return LayerTimes.of(passes, run_delay_s=waited_s)
 
 
 def _no_wait() -> None:
@@ -161,6 +233,11 @@ class Profile:
         When it was measured, ISO 8601, UTC.
     torch_version
         The PyTorch that ran the layers.
+    waited
+        See :class:`LayerTimes`.
+    suspect
+        Why it may be too long, since something else ran while it was measured; empty if nothing speaks for that. A
+        suspect profile is used, and measured again when it is asked for the next time.
 
     Raises
     ------
@@ -175,6 +252,8 @@ class Profile:
     batch: int
     created: str
     torch_version: str
+    waited: float = 0.0
+    suspect: str = ""
 
     def __post_init__(self) -> None:
         if not self.layer_s or len(self.layer_s) != len(self.spread):
@@ -186,7 +265,24 @@ class Profile:
     def of(cls, times: LayerTimes, *, device_type: str, batch: int, torch_version: str) -> Self:
         """Make a profile of what was measured just now."""
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(device_type, times.layer_s, times.spread, times.repeats, batch, created, torch_version)
+        return cls(
+            device_type,
+            times.layer_s,
+            times.spread,
+            times.repeats,
+            batch,
+            created,
+            torch_version,
+            times.waited,
+            times.suspect,
+        )
+
+    def least(self, other: Profile) -> Profile:
+        """Return this profile with the times of another one of the same layers where those are shorter."""
+        of_both = LayerTimes.least(
+            LayerTimes(each.layer_s, each.spread, each.repeats, each.waited) for each in (self, other)
+        )
+        return replace(self, layer_s=of_both.layer_s, spread=of_both.spread, repeats=of_both.repeats)
 
     @property
     def total_s(self) -> float:
@@ -215,6 +311,8 @@ class Profile:
                 batch=int(values["batch"]),
                 created=str(values["created"]),
                 torch_version=str(values["torch_version"]),
+                waited=float(values["waited"]),
+                suspect=str(values["suspect"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a profile ({error!r}); measure it anew") from error
@@ -297,13 +395,36 @@ class ProfileCache:
         return True
 
     def get(self, key: ProfileKey, measure: Callable[[], Profile], *, refresh: bool = False) -> Profile:
-        """Return the stored profile, or measure one and store it; ``refresh`` measures anyway."""
+        """Return the stored profile, or measure one and store it; ``refresh`` measures anyway.
+
+        A stored profile that is suspect is measured again; if the new one is suspect too, the shorter times are kept.
+        """
         stored = None if refresh else self.load(key)
-        if stored is not None:
+        if stored is not None and not stored.suspect:
             return stored
         profile = measure()
+        if stored is not None and profile.suspect and len(stored.layer_s) == len(profile.layer_s):
+            profile = profile.least(stored)
         self.store(key, profile)
         return profile
+
+    def doubt(self, key: ProfileKey, why: str) -> None:
+        """Mark the stored profile as suspect, if there is one: it is measured again when it is asked for."""
+        stored = self.load(key)
+        if stored is not None and not stored.suspect:
+            self.store(key, replace(stored, suspect=why))
+
+
+def warn_if_suspect(profile: Profile, *, who: str = "") -> None:
+    """Tell the user of a profile that was measured while something else ran, and what to do."""
+    if profile.suspect:
+        warnings.warn(
+            f"the baselines of {profile.device_type} may be too long: {profile.suspect}{f' ({who})' if who else ''}. "
+            "So slowdowns will be told too small, and layers be divided less well. They are measured again at the next "
+            "start; for good ones end what else runs, or measure when it is quiet: refresh_profile=True of "
+            "odin.Pipeline, 'odin run --refresh-profile', 'odin partition --refresh'",
+            stacklevel=2,
+        )
 
 
 def _default_directory() -> Path:

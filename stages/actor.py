@@ -113,6 +113,13 @@ def _gpu_names() -> tuple[str, ...]:
     return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
 
 
+class TimedPasses(NamedTuple):
+    """Passes through the whole chain: seconds per layer of each, and run-queue delay of all together."""
+
+    layer_s: list[tuple[float, ...]]
+    run_delay_s: float
+
+
 class StageActor:
     """One stage in a process of its own.
 
@@ -209,8 +216,8 @@ class StageActor:
         keep_freed_memory()
         return f"cpu x{self._device.threads} {cpu_model()}"
 
-    def profile(self, inputs: Sequence[StoredTensor], warmup: int, repeats: int) -> list[tuple[float, ...]]:
-        """Run the whole chain ``warmup + repeats`` times; seconds per layer of each of the repeats."""
+    def profile(self, inputs: Sequence[StoredTensor], warmup: int, repeats: int) -> TimedPasses:
+        """Run the whole chain ``warmup + repeats`` times; what the repeats took."""
         executor = self._executor
         assert executor is not None, "open comes first"
         torch.set_num_threads(self._device.threads)
@@ -218,10 +225,16 @@ class StageActor:
         if isinstance(executor, CudaExecutor):
             executor.sample_every = 1
         values = tuple(load({str(number): tensor for number, tensor in enumerate(inputs)}).values())
-        runs = [executor.finish(executor.launch(0, self._layer_count, values)).layer_s for _ in range(warmup + repeats)]
+        passes: list[tuple[float, ...]] = []
+        run_delay_s = 0.0
+        for number in range(-warmup, repeats):
+            result = executor.finish(executor.launch(0, self._layer_count, values))
+            if number >= 0:
+                passes.append(result.layer_s)
+                run_delay_s += result.run_delay_s
         if isinstance(executor, CudaExecutor):
             executor.sample_every = CudaExecutor.SAMPLE_EVERY
-        return runs[warmup:]
+        return TimedPasses(passes, run_delay_s)
 
     def listen(self, host: str) -> Address:
         """Listen for the previous stage: on ``host`` by TCP, or within this machine if it is empty."""

@@ -21,7 +21,17 @@ import torch
 
 from stages.slots import SlotMemory
 
-__all__ = ["CpuExecutor", "CudaExecutor", "Executor", "LayerError", "LayerProgram", "Result", "Values", "make_executor"]
+__all__ = [
+    "CpuExecutor",
+    "CudaExecutor",
+    "Executor",
+    "LayerError",
+    "LayerProgram",
+    "Result",
+    "RunDelay",
+    "Values",
+    "make_executor",
+]
 
 Values = tuple[torch.Tensor, ...]
 
@@ -110,7 +120,7 @@ class Executor(Protocol):
         """Wait for what ``launch`` started. To be called in the order of the launches."""
 
 
-class _RunDelay:
+class RunDelay:
     """Reads how long the calling thread was runnable but not running (Linux ``schedstat``), seconds."""
 
     def __init__(self) -> None:
@@ -120,6 +130,7 @@ class _RunDelay:
             self._descriptor = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
 
     def read_s(self) -> float:
+        """Seconds so far; 0.0 where the system does not tell."""
         if self._descriptor < 0:
             return 0.0
         return int(os.pread(self._descriptor, 64, 0).split()[1]) * 1e-9
@@ -150,7 +161,7 @@ class CpuExecutor:
         self._layers, self._state = layers, state
         self._keeping_nan: list[Callable[[Values], Values]] | None = None
         self._cpu_clock = time.thread_time if threads == 1 else time.process_time
-        self._run_delay: _RunDelay | None = None
+        self._run_delay: RunDelay | None = None
 
     def prepare(self, first: int, last: int) -> None:
         """Nothing to do: every layer is always ready."""
@@ -171,7 +182,7 @@ class CpuExecutor:
         if first == last:  # passes on what it got
             return Result(values, 0.0, 0.0, 0.0, ())
         if self._run_delay is None or self._run_delay.thread != threading.get_native_id():
-            self._run_delay = _RunDelay()
+            self._run_delay = RunDelay()
         clock, layer_s, index = time.perf_counter, [], first
         delay_s, cpu_s = self._run_delay.read_s(), self._cpu_clock()
         start_s = now_s = clock()

@@ -37,6 +37,7 @@ from odin.report import Ending, RunReport, RunTally, render_report
 from odin.results import json_line
 from odin.signals import draining, importing
 from odin.sources import Source, load_source
+from odin.starting_loads import StartingLoads
 from odin.stream import Submits, stream
 from partitioner.chain import build_chain
 from partitioner.policies import policy_names
@@ -96,6 +97,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--live", action="store_true", help="show stages and events while it runs, as odin top does")
     parser.add_argument("--log", metavar="FILE", help="keep every event, for odin replay")
     parser.add_argument("--address", help="Ray cluster to use; default: one of its own, started and stopped")
+    parser.add_argument(
+        "--refresh-profile", action="store_true", help="time the layers again although their times are on disk"
+    )
     parser.add_argument("--share-devices", action="store_true", help="allow devices that other pipelines hold")
 
 
@@ -139,6 +143,10 @@ def run(arguments: argparse.Namespace) -> int:
             max_in_flight=arguments.max_in_flight,
             address=arguments.address,
             share_devices=arguments.share_devices,
+            refresh_profile=arguments.refresh_profile,
+            on_event=None
+            if arguments.live
+            else StartingLoads(lambda text: console.print(f"[yellow]already loaded:[/] {escape(text)}")),
             **options,
         ) as pipe:
             with live_panel(pipe.view, console) if arguments.live else nullcontext():
