@@ -35,7 +35,7 @@ from monitor.events import (
     SlowdownChanged,
 )
 from monitor.timing import RequestTimeline, StageTiming
-from monitor.watch import StageWatch
+from monitor.watch import SlowdownChange, StageWatch
 from odin.errors import OdinError
 from partitioner.plan import Plan
 from partitioner.policies import Decision, Observation, Policy, Setting, StaticPolicy
@@ -144,6 +144,7 @@ class Controller:
         self._last_cuts: tuple[int, ...] = ()
         self._usual_s: list[float] = []
         self._recent: list[deque[StageTiming]] = [deque(maxlen=_TIMINGS_KEPT) for _ in range(setting.stage_count)]
+        self._undisturbed: list[tuple[StageTiming, ...]] = [()] * setting.stage_count  # as of the latest onsets
         self._verification: _Verification | None = None
         self._asked: deque[_Asked] = deque()
         self._moved_s = -math.inf
@@ -266,7 +267,7 @@ class Controller:
                 )
             )
             if change.state != "end" and self._investigate is not None:
-                self._send_investigator(change.stage, change.age, timeline)
+                self._send_investigator(change, timeline)
         for stage, timing in enumerate(stages):
             self._recent[stage].append(timing)
         self._verify(timeline.epoch, stages)
@@ -338,12 +339,14 @@ class Controller:
             PlanVerified(self._clock(), epoch, verification.plan, verification.predicted_hz, 1 / max(slowest_s, 1e-9))
         )
 
-    def _send_investigator(self, stage: int, age: int, timeline: RequestTimeline) -> None:
+    def _send_investigator(self, change: SlowdownChange, timeline: RequestTimeline) -> None:
         assert self._investigate is not None
+        stage = change.stage
         recent = self._recent[stage]
         since = timeline.stages[stage]
-        disturbed = max(0, age - 1)
-        before = tuple(recent)[: len(recent) - disturbed]
+        if change.state == "onset":  # before a later change it was disturbed as well
+            self._undisturbed[stage] = tuple(recent)[: len(recent) - max(0, change.age - 1)]
+        before = self._undisturbed[stage]
 
         def now() -> Sequence[StageTiming]:
             # Those after the ones before, read in another thread: a snapshot.

@@ -64,9 +64,16 @@ def test_it_waits_for_a_few_requests_but_not_for_ever():
     bench.investigator.close()
 
 
-def test_without_timings_the_culprit_is_still_named_and_the_kind_unknown():
+def test_a_load_from_the_start_is_compared_with_the_profile():
     bench = Bench(lambda stage: Surroundings(CulpritReport((STRESS,))))
     found = bench.investigator.solve(1, [], lambda: PREEMPTED)
+    assert (found.interference, found.culprits, found.note) == ("CPU share", (STRESS,), "")
+    bench.investigator.close()
+
+
+def test_without_timings_the_culprit_is_still_named_and_the_kind_unknown():
+    bench = Bench(lambda stage: Surroundings(CulpritReport((STRESS,))))
+    found = bench.investigator.solve(1, QUIET, list)
     assert (found.interference, found.culprits) == ("unknown", (STRESS,))
     assert found.note
     bench.investigator.close()

@@ -7,7 +7,16 @@ import multiprocessing
 
 import pytest
 
-from partitioner.profile import LayerTimes, Profile, ProfileCache, ProfileKey, device_type, profile_layers
+from partitioner.profile import (
+    LayerTimes,
+    Profile,
+    ProfileCache,
+    ProfileKey,
+    device_type,
+    measure_undisturbed,
+    profile_layers,
+    warn_if_suspect,
+)
 
 KEY = ProfileKey("abc123", ((1, 3, 224, 224),), "float32", "cpu x1 Some Processor")
 PROFILE = Profile("cpu x1 Some Processor", (0.25, 0.1), (0.5, 0.0), 10, 1, "2025-01-01T00:00:00+00:00", "2.6.0")
@@ -198,6 +207,103 @@ def test_get_measures_once_and_again_on_refresh(tmp_path):
     assert [cache.get(KEY, measure).repeats for _ in range(3)] == [1, 1, 1]
     assert cache.get(KEY, measure, refresh=True).repeats == 2
     assert cache.get(KEY, measure).repeats == 2
+
+
+QUIET = LayerTimes((1.0, 2.0), (0.1, 0.1), 7, 0.01)
+SHARED = LayerTimes((1.1, 3.9), (0.8, 0.1), 7, 0.5)
+BURSTS = LayerTimes((1.5, 2.5), (1.0, 1.0), 7, 0.0)
+
+
+def profile_of(times):
+    return Profile.of(times, device_type=KEY.device_type, batch=1, torch_version="2.6.0")
+
+
+def test_waiting_for_the_core_while_timing_is_told():
+    clock, waited = FakeClock(), iter([5.0, 5.5, 7.0, 7.0])  # before and after each pass that counts
+
+    def run_layer(index, values):
+        clock.now += 1.0
+        return values
+
+    result = profile_layers(run_layer, 0, 2, repeats=2, warmup=0, clock=clock, run_delay=lambda: next(waited))
+    assert result.waited == pytest.approx(0.5 / 4.0)
+    assert result.suspect == "other programs had the core for 12% of the time"
+
+
+def test_what_is_suspect():
+    """A baseline measured beside a load was kept for ever: slowdowns told too small, layers divided less well."""
+    assert QUIET.suspect == ""
+    assert "core for 50%" in SHARED.suspect
+    assert "2.0 times as long as the fastest" in BURSTS.suspect
+    assert LayerTimes((0.0,), (0.0,), 3).suspect == ""
+
+
+@pytest.mark.parametrize(
+    ("answers", "attempts", "pauses"),
+    [([QUIET], 1, 0), ([SHARED, QUIET], 2, 1), ([SHARED, BURSTS, SHARED], 3, 2)],
+)
+def test_a_suspect_measurement_is_made_again_but_not_for_ever(answers, attempts, pauses):
+    asked, slept = [], []
+
+    def measure(attempt):
+        asked.append(attempt)
+        return answers[attempt]
+
+    times = measure_undisturbed(measure, sleep=slept.append)
+    assert (asked, len(slept)) == (list(range(attempts)), pauses)
+    if attempts < 3:
+        assert times == QUIET
+    else:
+        assert (times.layer_s, times.waited, times.repeats) == ((1.1, 2.5), 0.0, 21)
+        assert times.spread == pytest.approx(((1.98 - 1.1) / 1.1, (4.29 - 2.5) / 2.5))
+        assert times.suspect
+
+
+def test_a_suspect_profile_is_used_told_and_measured_again_at_the_next_start(tmp_path):
+    cache, measured = ProfileCache(tmp_path), []
+
+    def measure(*answers):
+        def once():
+            measured.append(len(measured))
+            return profile_of(answers[0])
+
+        return once
+
+    first = cache.get(KEY, measure(SHARED))
+    with pytest.warns(
+        UserWarning, match=r"may be too long: other programs.*50% .*\(pid 7 stress-ng\).*refresh_profile"
+    ):
+        warn_if_suspect(first, who="pid 7 stress-ng")
+    assert cache.load(KEY) == first
+    second = cache.get(KEY, measure(BURSTS))  # suspect too: together they are less so
+    assert second.layer_s == (1.1, 2.5)
+    assert cache.load(KEY).suspect
+    third = cache.get(KEY, measure(QUIET))
+    assert (third.layer_s, third.suspect) == ((1.0, 2.0), "")
+    assert cache.get(KEY, measure(SHARED)) == third
+    assert len(measured) == 3
+
+
+def test_a_profile_may_be_doubted_later(tmp_path):
+    cache = ProfileCache(tmp_path)
+    cache.doubt(KEY, "nothing is there")
+    assert cache.load(KEY) is None
+    cache.store(KEY, profile_of(QUIET))
+    cache.doubt(KEY, "in serving, stage 1 took 0.52 times as long")
+    assert cache.load(KEY).suspect == "in serving, stage 1 took 0.52 times as long"
+    assert cache.get(KEY, lambda: profile_of(QUIET)) == cache.load(KEY)
+    assert cache.load(KEY).suspect == ""
+
+
+def test_files_that_do_not_tell_whether_it_was_quiet_are_measured_anew(tmp_path):
+    cache = ProfileCache(tmp_path)
+    cache.store(KEY, PROFILE)
+    content = json.loads(cache.path(KEY).read_bytes())
+    content["version"] = 1
+    del content["profile"]["waited"], content["profile"]["suspect"]
+    cache.path(KEY).write_text(json.dumps(content))
+    assert cache.load(KEY) is None
+    assert cache.get(KEY, lambda: profile_of(QUIET)).layer_s == (1.0, 2.0)
 
 
 def test_failed_measurement_leaves_the_cache_as_it_was(tmp_path):

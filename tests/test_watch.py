@@ -139,6 +139,26 @@ def test_layers_that_were_not_measured_teach_nothing():
     assert watch.reference_s.tolist() == [3.0, 14.0]
 
 
+def test_a_stage_that_is_faster_than_its_baseline_for_long_is_told():
+    watch = StageWatch(BASELINE_S, Scripted())
+    for slowdown, faster in ((0.9, [False, False]), (0.6, [False, True])):
+        for _ in range(3):  # three blocks of requests are not enough
+            for _ in range(16):
+                watch.update(*times([0, 2, 4], [1.0, slowdown]))
+        assert np.isnan(watch.faster).all()
+        for _ in range(16):
+            watch.update(*times([0, 2, 4], [1.0, slowdown]))
+        assert (watch.faster > 0).tolist() == faster
+    assert watch.faster[1] == pytest.approx(0.6, rel=0.05)
+
+
+def test_an_empty_stage_is_not_fast():
+    watch = StageWatch(BASELINE_S, Scripted())
+    for _ in range(100):
+        watch.update(*times([0, 4, 4], [1.0, 1.0]))
+    assert np.isnan(watch.faster).all()
+
+
 @pytest.mark.parametrize("bad", [[1.0, 2.0], [[1.0, -1.0]], [[float("nan")]]])
 def test_baselines_that_are_none_are_refused(bad):
     with pytest.raises(ValueError, match="baseline_s"):
