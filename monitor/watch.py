@@ -73,6 +73,8 @@ class StageWatch:
     faster
         Time / baseline of each stage that has been clearly faster than its baseline for long, ``nan`` of all others,
         shape (stages,): such a baseline was measured while something else ran.
+    any_faster
+        Whether there is such a stage.
 
     Raises
     ------
@@ -109,6 +111,7 @@ class StageWatch:
         self._disturbed: NDArray[np.bool_] = self.detector.disturbed
         self._faster = np.zeros(stages, dtype=np.int64)  # blocks in a row
         self.faster: FloatArray = np.full(stages, np.nan)
+        self.any_faster = False
         self._to_learn: list[tuple[FloatArray, FloatArray, NDArray[np.bool_]]] = []
         self._refresh()
 
@@ -199,6 +202,7 @@ class StageWatch:
         median = np.median(ratio, axis=0)
         self._faster = np.where(median < _FASTER, self._faster + 1, 0)  # nan, of an empty stage, is not below
         np.copyto(self.faster, median, where=self._faster >= _FASTER_BLOCKS)
+        self.any_faster = bool((self.faster > 0).any())
 
     def _changes(self) -> list[SlowdownChange]:
         level, age, before = self.detector.level, self.detector.age, self._told

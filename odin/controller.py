@@ -256,7 +256,7 @@ class Controller:
             detector, changes = self._watch.detector, []
         if np.count_nonzero(detector.changed):
             self._changed_at = number
-        if self._doubt is not None and np.count_nonzero(self._watch.faster > 0) > len(self._doubted):
+        if self._watch.any_faster and self._doubt is not None:
             for stage in sorted({*np.flatnonzero(self._watch.faster > 0).tolist()} - self._doubted):
                 self._doubted.add(stage)
                 self._doubt(stage, float(self._watch.faster[stage]))

@@ -158,8 +158,7 @@ class CusumDetector(Streams):
         self._from_mean, self._from_count = self._mean.copy(), self._count.copy()  # before the segment's own samples
         self._allowed = np.full(streams, self._own)  # bound of the undisturbed level ...
         self._bound = self._allowed.copy()  # ... and of the present one: infinite while disturbed
-        self._filling = np.full(streams, _FILLS + _FILLS_PER_STREAM * streams)
-        self._seen = np.zeros(streams, dtype=np.bool_)
+        self._filling = _FILLS + _FILLS_PER_STREAM * streams  # updates for which the pipeline may still fill
         self._disturbed = np.zeros(streams, dtype=np.bool_)
         self._any_disturbed = False
         self._own_prior = np.full(streams, _OWN_DEVIATION**2)
@@ -168,7 +167,7 @@ class CusumDetector(Streams):
         self._to_learn = np.zeros(streams, dtype=np.int64)
         self._learning = False
         self._to_calibrate = np.full(streams, _LEARN)  # undisturbed samples until noise is first learned
-        self._beginning = True  # of some stream noise is not known, or it fills
+        self._beginning = True  # while the pipeline fills, or the noise of some stream is not known
 
         # Memory to compute in.
         self._ones = np.ones(streams)
@@ -273,7 +272,7 @@ class CusumDetector(Streams):
         np.divide(self._variance, self._count, out=a)
         a += self._variance
         np.divide(weight, a, out=a)
-        evidence = self._of_filling(r) if self._beginning else r
+        evidence = self._of_filling(r) if self._filling else r
         alarm = self._bank.add(evidence, a)
 
         # m moves toward the sample by 1 / n of what is between them.
@@ -284,13 +283,12 @@ class CusumDetector(Streams):
         np.divide(weight, a, out=a)
         a *= r
         self._mean += a
-        self._limit()
         np.minimum(self._mean, self._bound, out=self._mean)
         return alarm
 
     def _of_filling(self, r: FloatArray) -> FloatArray:
         """The evidence in residuals of a pipeline that fills: nothing above a level below the baseline, but below 0."""
-        below = (self._filling > 0) & (self._mean < 0) & ~self._disturbed
+        below = (self._mean < 0) & ~self._disturbed
         # Such a level is not learned either: it is worth no more than the prior, until the next samples tell another.
         np.minimum(self._count, self._prior_count, out=self._count, where=below)
         return np.where(below & (r > 0), np.maximum(r + self._mean, 0.0), r)
@@ -298,21 +296,26 @@ class CusumDetector(Streams):
     def _limit(self) -> None:
         """Bring the bounds up to date."""
         undisturbed = np.where(self._disturbed, self._base, self._mean)
-        least = np.minimum.reduce(undisturbed, initial=math.inf, where=self._seen)
-        self._allowed.fill(self._own + (min(max(float(least), 0.0), self._common) if least < math.inf else 0.0))
+        least = float(np.minimum.reduce(undisturbed, initial=self._common, where=self._age > 0))
+        self._allowed.fill(self._own + max(least, 0.0))
         np.copyto(self._bound, np.where(self._disturbed, np.inf, self._allowed))
 
     def _begin_with_noise(self) -> None:
-        """Take the first samples' noise for that of the stream, until there are more."""
-        self._seen |= self._valid
-        usual = self._valid & ~self._disturbed
-        self._filling -= usual & (self._filling > 0)
-        first = usual & (self._to_calibrate > 0)
+        """Take the first samples' noise for that of a stream until there are more, and bounds as they become known."""
+        first = self._valid & ~self._disturbed & (self._to_calibrate > 0)
         self._to_calibrate -= first
         for stream in np.flatnonzero(first & (self._to_calibrate == 0)):
             self._noise.start(int(stream), self._samples.of(int(stream))[-_LEARN:])
             self._refresh()
-        self._beginning = bool(self._filling.any())
+        if self._filling:
+            self._filling -= 1
+            self._limit()
+            np.minimum(self._mean, self._bound, out=self._mean)
+        self._beginning = self._filling > 0 or self._is_noise_unknown()
+
+    def _is_noise_unknown(self) -> bool:
+        """Whether there is a stream that was seen, and whose noise was not."""
+        return bool(((self._to_calibrate > 0) & (self._age > 0)).any())
 
     def rebase(self) -> None:
         """Expect a jump that is no interference: the stages hold other layers from the next sample on.
@@ -357,6 +360,7 @@ class CusumDetector(Streams):
 
     def _calibrate(self) -> None:
         self._noise.learn(self._residuals.rows)
+        self._beginning = self._beginning or self._is_noise_unknown()
         if self._any_disturbed:
             # No sum sees a level that sinks with its own estimate, after a hiccup that was taken for an onset.
             for stream in np.flatnonzero(self._disturbed & (self._count >= _LEARN)).tolist():
@@ -377,8 +381,7 @@ class CusumDetector(Streams):
         np.negative(self._winsor, out=self._least)
         persistence = np.minimum(self._noise.persistence, np.where(self._disturbed, _OWN_PERSISTENCE, 1.0))
         self._bank.calibrate(self._variance, persistence, self._noise.evidence_limit)
-        unsettled = self._any_disturbed or self._learning or self._beginning
-        self._steady = not unsettled and bool(self._count.min() >= _MEMORY)
+        self._steady = not (self._any_disturbed or self._learning) and bool(self._count.min() >= _MEMORY)
         if self._steady:
             self._bank.settle(1.0 / (self._variance * (1.0 + 1.0 / self._count)))
 
@@ -462,7 +465,7 @@ class CusumDetector(Streams):
             before = mean - share * float(np.clip(recent - mean, -winsor, winsor).mean()) / (1 - share)
             if mean >= self._bound[stream]:  # held there, not moved
                 before = mean
-        if self._filling[stream] > 0:
+        if self._filling:
             before = max(before, 0.0)
         return min(before, float(self._allowed[stream])), known
 
@@ -487,7 +490,8 @@ class CusumDetector(Streams):
         """Back at the undisturbed level, which the latest samples tell more of."""
         apart = self._samples.of(stream) - self._base[stream]
         outlying = int((np.abs(apart) > 4 * self.noise[stream]).sum())
-        if self._disturbed[stream] and self._age[stream] < _HISTORY and outlying <= _SHORT:
+        noise_known = self._to_calibrate[stream] == 0
+        if noise_known and self._disturbed[stream] and self._age[stream] < _HISTORY and outlying <= _SHORT:
             self._noise.excuse(stream, apart)  # it was a hiccup, which calibration should know of
         if self._disturbed[stream]:
             self._own_prior[stream] = max(_OWN_DEVIATION**2, self._variance[stream])
