@@ -274,9 +274,9 @@ def main() -> int:
         console.print(f"{len(chain.layers)} layers in two stages on {' and '.join(stages)}: {pipe.plan}.")
 
         def run(condition: str, before: Callable[[int], None]) -> None:
-            epoch = pipe.snapshot().epoch
+            epoch = pipe.view().epoch
             served = serve(pipe, images, before)
-            changes = pipe.snapshot().epoch - epoch
+            changes = pipe.view().epoch - epoch
             outcomes.append(judge(condition, served, expected, labels, plan_changes=changes))
 
         run("undisturbed", nothing)

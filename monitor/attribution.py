@@ -50,7 +50,7 @@ from numpy.typing import NDArray
 
 from monitor.timing import StageTiming
 
-__all__ = ["Interference", "classify"]
+__all__ = ["UNKNOWN", "Interference", "classify"]
 
 FloatArray = NDArray[np.float64]
 

@@ -12,13 +12,18 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from monitor.timing import RequestTimeline, StageTiming
 
 __all__ = [
     "Attributed",
     "Culprit",
     "Event",
+    "EventsMissing",
+    "Fault",
     "LoadChanged",
+    "MoveFailed",
     "PlanChanged",
     "PlanVerified",
     "PolicyChanged",
@@ -227,6 +232,76 @@ class LoadChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveFailed:
+    """Layers were to move and could not; the plan before stays in force.
+
+    Attributes
+    ----------
+    request
+        Requests finished when it was decided.
+    plan, wanted
+        Layers per stage that stay, and those that were decided on.
+    decision
+        What kind of move, as in :class:`PlanChanged`.
+    retry_s
+        Seconds until the policy is asked again.
+    """
+
+    kind: ClassVar[str] = "move-failed"
+    at_s: float
+    request: int
+    plan: tuple[int, ...]
+    wanted: tuple[int, ...]
+    decision: str
+    error: str
+    retry_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something beside the data path failed, such as a user's ``on_event`` or the event log; serving goes on.
+
+    The first of a kind is told when it happens; at the end of the run, how many of it there were.
+
+    Attributes
+    ----------
+    part
+        What failed.
+    error
+        What happened, and what follows.
+    times
+        How many there have been.
+    """
+
+    kind: ClassVar[str] = "fault"
+    at_s: float
+    part: str
+    error: str
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EventsMissing:
+    """Events that were not recorded: there were too many, or the log could not be written.
+
+    Attributes
+    ----------
+    requests
+        Finished requests among them.
+    others
+        Other events.
+    why
+        The reason in a few words.
+    """
+
+    kind: ClassVar[str] = "missing"
+    at_s: float
+    requests: int
+    others: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """Last record: why the run ended, and what it came to."""
 
@@ -247,6 +322,9 @@ Event = (
     | PlanVerified
     | PolicyChanged
     | LoadChanged
+    | MoveFailed
+    | Fault
+    | EventsMissing
     | RunEnded
 )
 
@@ -262,6 +340,9 @@ _KINDS: dict[str, Any] = {
         PlanVerified,
         PolicyChanged,
         LoadChanged,
+        MoveFailed,
+        Fault,
+        EventsMissing,
         RunEnded,
     )
 }
@@ -283,7 +364,14 @@ def to_json(event: Event) -> str:
         return _ENCODER.encode(_without_nan(values))
 
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+def _plain(value: Any) -> Any:
+    """Numpy's numbers and arrays, which others' policies and detectors work with, as plain ones."""
+    if isinstance(value, np.generic | np.ndarray):
+        return _without_nan(value.tolist())
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no place in a log")
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_plain)
 
 
 def _without_nan(value: Any) -> Any:
@@ -319,7 +407,7 @@ def _read_plain(make: Any, values: dict[str, Any]) -> Any:
         value = values[field.name]
         if value is None and field.type == "float":
             values[field.name] = math.nan
-        elif isinstance(value, list):
+        elif isinstance(value, list) and str(field.type).startswith("tuple"):
             values[field.name] = tuple(value)
         elif not isinstance(value, _PLAIN.get(str(field.type), object)):
             raise TypeError(f"{field.name} is {value!r}, not {field.type}")

@@ -9,7 +9,10 @@ from monitor.events import (
     Attributed,
     Culprit,
     Event,
+    EventsMissing,
+    Fault,
     LoadChanged,
+    MoveFailed,
     PlanChanged,
     PlanVerified,
     PolicyChanged,
@@ -110,6 +113,12 @@ def narrate(event: Event, devices: Sequence[str]) -> str:
             )
         case RequestFailed():
             return f"failed: request {event.request}: {event.error}"
+        case MoveFailed():
+            return f"could not move {_move_text(event.plan, event.wanted)}: {event.error}"
+        case Fault():
+            return f"fault: {event.part}: {event.error}"
+        case EventsMissing():
+            return f"not recorded: {event.requests} requests, {event.others} other events: {event.why}"
         case RunEnded():
             return f"ended: {event.reason}"
     return ""

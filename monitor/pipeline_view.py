@@ -38,7 +38,7 @@ class StageView:
     queue_s
         Median seconds that a request of late waited before it.
     utilisation
-        Busy part of the last seconds, 0 to 1.
+        Part of the time in which requests were under way of late that the stage computed, 0 to 1.
     """
 
     stage: int
@@ -112,11 +112,12 @@ class PipelineView:
     in_flight
         Requests submitted and not finished; ``None`` if not known, as in a log.
     throughput_hz
-        Requests per second over the last seconds; ``nan`` before two are done.
+        Requests completed per second of the time in which requests were under way, of late: pauses do not count.
+        ``nan`` before two are done. See :meth:`monitor.recent.RecentRequests.throughput_hz`.
     fluid_bound_hz
         Requests per second if work could be divided without granularity, over all devices as slow as they now are.
     latency_p50_s, latency_p99_s
-        Over the last ten seconds.
+        Over the last ten seconds, or the last 20 requests if fewer finished in these.
     event_count
         How many events there have been; ``events`` has the last ones, oldest first.
     ended

@@ -1,9 +1,19 @@
-"""The last requests of a run and what they say: throughput, latencies, and each stage's time, queue and busy share."""
+"""The last requests of a run and what they say: throughput, latencies, and each stage's time, queue and busy share.
+
+Rates are over *busy time*: the time in which at least one request was under way, from its submission to its
+completion. A pause between two requests does not count, however long it was::
+
+    request 1   |-------|                          completions at a, b, c
+    request 2      |--------|                      busy from a to b, and from the submission of request 3 to c
+    request 3                       |-------|      throughput = 2 / (that time)
+                        a   b               c
+"""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +26,7 @@ __all__ = ["RecentRequests", "column_medians"]
 FloatArray = NDArray[np.float64]
 
 RATE_S = 3.0
-"""Throughput and utilisation are those of so many seconds, or of the last few requests if these take longer."""
+"""Throughput and utilisation are those of so many seconds, or of the last few requests if fewer finished in these."""
 _RATE_REQUESTS = 4
 LATENCY_S = 10.0
 _LATENCY_REQUESTS = 20
@@ -53,31 +63,51 @@ class RecentRequests:
         """Seconds from submission to completion over the last seconds, oldest first."""
         return [latency_s for _, latency_s in self._window(now_s, LATENCY_S, _LATENCY_REQUESTS)]
 
-    def throughput_hz(self, now_s: float) -> float:
-        """Requests per second of late; ``nan`` before two are done, falling to 0 while none comes."""
+    def throughput_hz(self, now_s: float, *, idle: bool = False) -> float:
+        """Requests completed per second of busy time, of late.
+
+        Completions after the first of the last ``RATE_S`` seconds, or of the last few requests if fewer finished in
+        these, divided by the busy time from that first completion to the last one. Requests that come one at a time
+        give the inverse of their latency, however long the pauses between them.
+
+        Parameters
+        ----------
+        idle
+            Whether it is known that nothing is under way now. If so, the time since the last completion is a pause.
+            Otherwise a silence counts as busy time, so that the throughput of a pipeline that has stopped falls to 0.
+
+        Returns
+        -------
+        float
+            ``nan`` before two are done.
+        """
+        if idle and self._completions:
+            now_s = self._completions[-1][0]
         completions = self._window(now_s, RATE_S, _RATE_REQUESTS)
         if len(completions) < 2:
             return math.nan
-        first_s, last_s = completions[0][0], completions[-1][0]
-        usual_s = (last_s - first_s) / (len(completions) - 1)
-        silence_s = now_s - last_s
+        gaps = len(completions) - 1
+        busy_s = _busy_s(completions)
+        silence_s, usual_s = now_s - completions[-1][0], busy_s / gaps
         if silence_s > max(RATE_S, 4 * usual_s):
             return 0.0
         if silence_s > 2 * usual_s:
-            last_s = now_s
-        return (len(completions) - 1) / (last_s - first_s) if last_s > first_s else math.nan
+            busy_s += silence_s
+        return gaps / busy_s if busy_s > 0 else math.nan
 
-    def utilisation(self, now_s: float) -> FloatArray:
-        """Busy part of the last seconds, 0 to 1, shape (stages,); ``nan`` where there is no rate."""
+    def utilisation(self, now_s: float, *, idle: bool = False) -> FloatArray:
+        """Part of the busy time of late that each stage computed, 0 to 1, shape (stages,); ``nan`` without a rate."""
+        if idle and self._completions:
+            now_s = self._completions[-1][0]
         recent = list(self._timelines)
         late = [timeline for timeline in recent if timeline.completed_s > now_s - RATE_S]
         timelines = late if len(late) >= _RATE_REQUESTS else recent[-_RATE_REQUESTS:]
-        span_s = timelines[-1].completed_s - timelines[0].completed_s if timelines else 0.0
-        if span_s <= 0 or self.throughput_hz(now_s) == 0:
+        busy_s = _busy_s([(timeline.completed_s, timeline.latency_s) for timeline in timelines])
+        if busy_s <= 0 or self.throughput_hz(now_s, idle=idle) == 0:
             return np.full(self._stage_count, math.nan)
         wall_s, _ = self._tables(timelines[1:])  # the first one's work lies before the span
-        busy: FloatArray = np.minimum(np.nansum(wall_s, axis=0) / span_s, 1.0)
-        return busy
+        share: FloatArray = np.minimum(np.nansum(wall_s, axis=0) / busy_s, 1.0)
+        return share
 
     def stage_times(self, epoch: int, valid_from: FloatArray) -> tuple[FloatArray, FloatArray, NDArray[np.int64]]:
         """Each stage's times of late under one plan.
@@ -125,6 +155,17 @@ class RecentRequests:
         except IndexError as error:
             raise ValueError(f"a request passed a stage beyond the run's {self._stage_count}") from error
         return wall_s, queue_s
+
+
+def _busy_s(requests: Sequence[tuple[float, float]]) -> float:
+    """Seconds from the first completion to the last in which a request was under way; (completion, latency) each."""
+    if len(requests) < 2:
+        return 0.0
+    completed_s, latency_s = np.array(sorted(requests)).T
+    # When the first of those still to come was submitted: before that nothing was under way.
+    resumed_s = np.minimum.accumulate((completed_s - latency_s)[::-1])[::-1]
+    begin_s, end_s = completed_s[:-1], completed_s[1:]
+    return float((end_s - np.clip(resumed_s[1:], begin_s, end_s)).sum())
 
 
 def column_medians(table: FloatArray) -> FloatArray:

@@ -11,7 +11,7 @@ import re
 import statistics
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 from monitor.events import (
     Attributed,
     Event,
+    EventsMissing,
+    Fault,
     LoadChanged,
+    MoveFailed,
     PlanChanged,
     PlanVerified,
     PolicyChanged,
@@ -35,7 +38,7 @@ from monitor.pipeline_view import EventLine, History, InjectedLoad, PipelineView
 from monitor.recent import RecentRequests
 from monitor.window import percentiles_s
 
-__all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "StageView", "ViewBuilder"]
+__all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "Serving", "StageView", "ViewBuilder"]
 
 FloatArray = NDArray[np.float64]
 
@@ -45,6 +48,24 @@ _SURE_REQUESTS = 4
 _QUIET_SECONDS = 60
 _EVENT_LINES = 100
 _LOST = re.compile(r"stage (\d+) \([^)]*\) is gone")
+
+
+class Serving(NamedTuple):
+    """What the gateway of a running pipeline knows at a moment, before events tell it.
+
+    Attributes
+    ----------
+    completed, failed, in_flight
+        Requests since the start; those submitted and not finished.
+    epoch, plan
+        Those that the next request runs under.
+    """
+
+    completed: int
+    failed: int
+    in_flight: int
+    epoch: int
+    plan: tuple[int, ...]
 
 
 class _Second(NamedTuple):
@@ -119,6 +140,9 @@ class ViewBuilder:
             PlanVerified: self._tell,
             PolicyChanged: self._policy_change,
             LoadChanged: self._load,
+            MoveFailed: self._tell,
+            Fault: self._tell,
+            EventsMissing: self._missing,
             RunEnded: self._end,
         }
 
@@ -138,8 +162,13 @@ class ViewBuilder:
                     self._close_seconds(event.at_s)
             self._handlers[type(event)](event)
 
-    def view(self, now_s: float, *, in_flight: int | None = None) -> PipelineView:
+    def view(self, now_s: float, serving: Serving | None = None) -> PipelineView:
         """How the pipeline looks at ``now_s``, a reading of the clock of the events.
+
+        Parameters
+        ----------
+        serving
+            What is known of the present moment beyond the events, of a pipeline that runs.
 
         Raises
         ------
@@ -153,26 +182,31 @@ class ViewBuilder:
             if self._ended_s is not None:
                 now_s = self._ended_s
             self._close_seconds(now_s)
-            now = self._now()
-            utilisation = self._recent.utilisation(now_s)
+            plan, epoch = self._plan, self._epoch
+            completed, failed = self._recent.count + self._not_recorded, self._failed
+            if serving is not None:
+                plan, epoch, completed, failed = serving.plan, serving.epoch, serving.completed, serving.failed
+            idle = serving is not None and serving.in_flight == 0
+            now = self._now(plan, epoch)
+            utilisation = self._recent.utilisation(now_s, idle=idle)
             p50_s, p99_s = percentiles_s(self._recent.latencies_s(now_s), (50, 99))
             return PipelineView(
                 model=run.model,
                 policy=self._policy,
-                plan=self._plan,
-                epoch=self._epoch,
+                plan=tuple(plan),
+                epoch=epoch,
                 layers=run.layers,
                 batch=run.batch,
                 uptime_s=max(0.0, now_s - run.at_s),
-                completed=self._recent.count,
-                failed=self._failed,
-                in_flight=in_flight,
+                completed=completed,
+                failed=failed,
+                in_flight=None if serving is None else serving.in_flight,
                 max_in_flight=run.max_in_flight,
-                throughput_hz=self._recent.throughput_hz(now_s),
+                throughput_hz=self._recent.throughput_hz(now_s, idle=idle),
                 fluid_bound_hz=now.fluid_bound_hz,
                 latency_p50_s=p50_s,
                 latency_p99_s=p99_s,
-                stages=tuple(self._stage_view(index, now, utilisation) for index in range(len(run.stages))),
+                stages=tuple(self._stage_view(index, plan, now, utilisation) for index in range(len(run.stages))),
                 history=History(self._seconds, *(tuple(points) for points in zip(*self._history, strict=True)))
                 if self._history
                 else History(self._seconds, (), (), (), ()),
@@ -200,7 +234,7 @@ class ViewBuilder:
         self._devices = [stage.device for stage in run.stages]
         self._plan, self._epoch, self._policy = tuple(run.plan), 0, run.policy
         self._stages = [_Stage() for _ in run.stages]
-        self._failed = self._event_count = self._seconds = 0
+        self._failed = self._not_recorded = self._event_count = self._seconds = 0
         self._second_ends_s = run.at_s + 1.0
         self._second_latencies_s: list[float] = []
         self._history: deque[_Second] = deque(maxlen=HISTORY_S)
@@ -268,6 +302,10 @@ class ViewBuilder:
         self._loads.clear()
         self._say(event)
 
+    def _missing(self, event: EventsMissing) -> None:
+        self._not_recorded += event.requests
+        self._say(event)
+
     def _tell(self, event: Event) -> None:
         self._say(event)
 
@@ -311,12 +349,13 @@ class ViewBuilder:
             if not stage.disturbed and time_s > 0 and baseline_s > 0:
                 stage.quiet.append((self._recent.count, float(time_s / baseline_s)))
 
-    def _now(self) -> _Now:
+    def _now(self, plan: Sequence[int] | None = None, epoch: int | None = None) -> _Now:
+        plan, epoch = self._plan if plan is None else plan, self._epoch if epoch is None else epoch
         stages = self._stages
         valid_from = np.array([float(stage.valid_from) for stage in stages])
-        time_s, queue_s, known = self._recent.stage_times(self._epoch, valid_from)
+        time_s, queue_s, known = self._recent.stage_times(epoch, valid_from)
 
-        cuts = np.concatenate(([0], np.cumsum(self._plan)))
+        cuts = np.concatenate(([0], np.cumsum(plan)))
         rows = np.arange(len(stages))
         baseline_s = self._baseline_s[rows, cuts[1:]] - self._baseline_s[rows, cuts[:-1]]
         empty = cuts[1:] == cuts[:-1]
@@ -343,12 +382,12 @@ class ViewBuilder:
         usable = np.array([not stage.lost for stage in self._stages]) & np.isfinite(chain_s) & (chain_s > 0)
         return float(np.sum(1.0 / chain_s[usable])) if usable.any() else math.nan
 
-    def _stage_view(self, index: int, now: _Now, utilisation: FloatArray) -> StageView:
+    def _stage_view(self, index: int, plan: Sequence[int], now: _Now, utilisation: FloatArray) -> StageView:
         assert self._run is not None
         stage, told = self._stages[index], self._run.stages[index]
-        first = sum(self._plan[:index])
+        first = sum(plan[:index])
         state: StageState = (
-            "lost" if stage.lost else "empty" if not self._plan[index] else "disturbed" if stage.disturbed else "quiet"
+            "lost" if stage.lost else "empty" if not plan[index] else "disturbed" if stage.disturbed else "quiet"
         )
         cause = stage.cause
         return StageView(
@@ -357,7 +396,7 @@ class ViewBuilder:
             node_id=told.node_id,
             pid=told.pid,
             first=first,
-            last=first + self._plan[index],
+            last=first + plan[index],
             state=state,
             time_s=float(now.time_s[index]),
             reference_s=float(now.reference_s[index]),

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         StageLostError,
     )
     from odin.pipeline import Pipeline
-    from odin.snapshot import PipelineSnapshot, StageSnapshot
     from odin.sources import Source, load_source
     from partitioner.chain import Chain, TraceError, build_chain
     from partitioner.plan import Plan
@@ -45,14 +44,12 @@ __all__ = [
     "OdinError",
     "Pipeline",
     "PipelineClosedError",
-    "PipelineSnapshot",
     "PipelineView",
     "Plan",
     "Policy",
     "Setting",
     "Source",
     "StageLostError",
-    "StageSnapshot",
     "TraceError",
     "build_chain",
     "load_source",
@@ -71,7 +68,6 @@ _HOMES = {
         "StageLostError",
     ),
     "odin.pipeline": ("Pipeline",),
-    "odin.snapshot": ("PipelineSnapshot", "StageSnapshot"),
     "odin.sources": ("Source", "load_source"),
     "partitioner.chain": ("Chain", "TraceError", "build_chain"),
     "partitioner.plan": ("Plan",),

@@ -8,25 +8,27 @@
                               |            onset ------------------------------> who shares the device, and how
                               |                               move -> prepare -> switch -> (8 requests later) verified
 
-Nothing here is in a request's way: the gateway hands timelines over through a queue.
+Nothing here is in a request's way: the gateway hands timelines over through a queue. Whatever a policy, a detector or a
+move raises, the thread goes on: the policy or detector is replaced, the plan in force stays. If requests come faster
+than they can be looked at, the oldest that wait are left out and counted.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import queue
-import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from monitor.events import (
     Event,
+    EventsMissing,
+    MoveFailed,
     PlanChanged,
     PlanVerified,
     PolicyChanged,
@@ -36,11 +38,15 @@ from monitor.events import (
 )
 from monitor.timing import RequestTimeline, StageTiming
 from monitor.watch import SlowdownChange, StageWatch
-from odin.errors import OdinError
+from monitor.worker import Worker
+from odin.errors import OdinError, PipelineClosedError, StageLostError
+from odin.faults import Faults, describe, where_raised
 from partitioner.plan import Plan
-from partitioner.policies import Decision, Observation, Policy, Setting, StaticPolicy
+from partitioner.policies import Decision, Observation, Policy, Setting, StaticPolicy, checked_decision
 
 __all__ = ["Controller", "Doubt", "Investigate", "Migrate"]
+
+FloatArray = NDArray[np.float64]
 
 Migrate = Callable[[Plan], int]
 """Moves the pipeline to a plan and returns the epoch."""
@@ -65,6 +71,8 @@ _USUAL, _USUAL_RATE = 0.2, 0.1
 """Part by which a usual request's stages differ from the mean at most, and how fast that follows."""
 _NEWS = 64
 """Requests after a detected change of which none is usual."""
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0
+"""After a move that failed the policy is not asked for so long, twice as long after each that fails again."""
 
 
 class _Verification(NamedTuple):
@@ -100,6 +108,8 @@ class Controller:
         Told of baselines that turn out too long.
     watch
         Default: one with the default detector.
+    faults
+        Told of what goes wrong; default: tells it by warnings and ``emit``.
     budget
         Share of one core that this thread may take in the long run. Where it takes more, requests that are like those
         before them are looked at a few at a time. Recording is never left out, so with very fast models not every
@@ -118,6 +128,7 @@ class Controller:
         investigate: Investigate | None = None,
         doubt: Doubt | None = None,
         watch: StageWatch | None = None,
+        faults: Faults | None = None,
         budget: float = 0.01,
         clock: Callable[[], float] = time.perf_counter,
         cpu_clock: Callable[[], float] = time.thread_time,
@@ -125,6 +136,7 @@ class Controller:
         self._setting = setting
         self._migrate = migrate
         self._emit = emit
+        self._faults = faults or Faults(emit, clock=clock)
         self._investigate = investigate
         self._doubt = doubt
         self._doubted: set[int] = set()
@@ -148,19 +160,24 @@ class Controller:
         self._verification: _Verification | None = None
         self._asked: deque[_Asked] = deque()
         self._moved_s = -math.inf
+        self._retry_s, self._asked_again_s = _FIRST_RETRY_S, -math.inf
+        self._restart_policy = False
         policy.start(setting)
-        self._queue: queue.SimpleQueue[RequestTimeline | Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="odin-controller", daemon=True)
+        self._worker: Worker[RequestTimeline | Callable[[], None]] = Worker(
+            self._take,
+            name="odin-controller",
+            on_error=lambda error: self._faults.tell("the controller", error, "it goes on with the next request"),
+            expendable=lambda item: isinstance(item, RequestTimeline),
+            on_left_out=self._left_out,
+        )
 
     def start(self) -> None:
         """Begin to look at requests."""
-        self._thread.start()
+        self._worker.start()
 
     def close(self) -> None:
         """Decide nothing more; returns once what is under way has ended, some seconds later at most. Idempotent."""
-        self._queue.put(None)
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(_JOIN_S)
+        self._worker.close(_JOIN_S)
 
     @property
     def policy(self) -> Policy:
@@ -173,38 +190,52 @@ class Controller:
         def change() -> None:
             try:
                 policy.start(self._setting._replace(plan=self._plan))
-            except Exception as error:
-                warnings.warn(
-                    f"policy {policy.name} raised {error!r} at its start; {self._policy.name} goes on", stacklevel=1
+            except BaseException as error:
+                self._faults.tell(
+                    f"policy {_name(policy)}",
+                    f"raised {describe(error)} at its start",
+                    f"{_name(self._policy)} goes on",
+                    repeat="both",
+                    place=_where(policy, error),
                 )
                 return
-            self._policy = policy
-            self._emit(PolicyChanged(self._clock(), policy.name))
+            self._policy, self._restart_policy = policy, False
+            self._emit(PolicyChanged(self._clock(), _name(policy)))
 
-        self._queue.put(change)
+        self._worker.put(change)
 
     def on_result(self, timeline: RequestTimeline) -> None:
         """Hand over a finished request; does not wait."""
-        self._queue.put(timeline)
+        self._worker.put(timeline)
 
     def on_failure(self, request: int, error: OdinError) -> None:
         """Hand over a failed request; does not wait."""
         event = RequestFailed(self._clock(), request, f"{type(error).__name__}: {error}")
-        self._queue.put(lambda: self._emit(event))
+        self._worker.put(lambda: self._emit(event))
 
     def on_migration(self, epoch: int, plan: Plan, prepare_s: float) -> None:
         """Hand over that the user moved layers; does not wait. To be called before the next epoch begins."""
         self._asked.append(_Asked(epoch, plan, self._clock(), prepare_s))
-        self._queue.put(self._note_asked)
+        self._worker.put(self._note_asked)
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if callable(item):
-                item()
-            else:
-                self.step(item)
+    def _take(self, item: RequestTimeline | Callable[[], None]) -> None:
+        if callable(item):
+            item()
+        else:
+            self.step(item)
+
+    def _left_out(self, count: int) -> None:
+        self._finished += count
+        why = "they came faster than they could be looked at"
+        self._faults.tell(
+            "the controller",
+            f"left out the oldest of the requests: {why}",
+            "they are counted, serving goes on",
+            kind="left out",
+        )
+        self._emit(EventsMissing(self._clock(), count, 0, why))
 
     def step(self, timeline: RequestTimeline) -> None:
         """Take one finished request."""
@@ -218,9 +249,9 @@ class Controller:
         if self._debt_s > _CREDIT_S:
             self._waiting.clear()
         elif self._debt_s <= _TOGETHER_S or len(self._waiting) >= _TOGETHER or not self._is_usual(timeline.stages):
-            for number, waiting in self._waiting:
+            together, self._waiting = self._waiting, []
+            for number, waiting in together:
                 self._look(number, waiting)
-            self._waiting.clear()
         self._debt_s += self._cpu_clock() - begin_s
 
     def _is_usual(self, stages: Sequence[StageTiming]) -> bool:
@@ -247,14 +278,8 @@ class Controller:
         if cuts != self._seen_cuts:
             self._seen_cuts, self._seen_plan = cuts, Plan(timing.last - timing.first for timing in stages)
         plan = self._seen_plan
-        detector = self._watch.detector
-        try:
-            changes = self._watch.update(cuts, stage_s, layer_s)
-        except Exception as error:
-            warnings.warn(f"detector {type(detector).__name__} raised {error!r}; cusum takes its place", stacklevel=1)
-            self._watch = StageWatch(self._setting.baseline_s)
-            detector, changes = self._watch.detector, []
-        if np.count_nonzero(detector.changed):
+        changes, changed, age, noise, disturbed = self._detect(cuts, stage_s, layer_s)
+        if np.count_nonzero(changed):
             self._changed_at = number
         if self._watch.any_faster and self._doubt is not None:
             for stage in sorted({*np.flatnonzero(self._watch.faster > 0).tolist()} - self._doubted):
@@ -271,29 +296,51 @@ class Controller:
         for stage, timing in enumerate(stages):
             self._recent[stage].append(timing)
         self._verify(timeline.epoch, stages)
-        observation = Observation(
-            number,
-            plan,
-            stage_s,
-            layer_s,
-            timeline.completed_s - self._last_completed_s,
-            detector.changed,
-            detector.age,
-            detector.noise,
-            disturbed=detector.disturbed,
-        )
-        self._last_completed_s = timeline.completed_s
-        try:
-            decision = self._policy.decide(observation)
-            if decision is not None:
-                decision.plan.check_fits(layer_count=self._setting.layer_count, stage_count=self._setting.stage_count)
-        except Exception as error:
-            warnings.warn(f"policy {self._policy.name} raised {error!r}; layers stay where they are", stacklevel=1)
-            self._policy = StaticPolicy()
-            self._emit(PolicyChanged(self._clock(), self._policy.name))
-            return
+        interval_s, self._last_completed_s = timeline.completed_s - self._last_completed_s, timeline.completed_s
+        if self._clock() < self._asked_again_s:
+            return  # a move failed
+        observation = Observation(number, plan, stage_s, layer_s, interval_s, changed, age, noise, disturbed=disturbed)
+        decision = self._ask(observation)
         if decision is not None and decision.plan != self._plan:
             self._carry_out(decision)
+
+    def _detect(
+        self, cuts: tuple[int, ...], stage_s: FloatArray, layer_s: FloatArray
+    ) -> tuple[list[SlowdownChange], NDArray[np.bool_], NDArray[np.int64], FloatArray, NDArray[np.bool_]]:
+        """What the detector makes of a request; one that raises, or tells of another number of stages, is replaced."""
+        detector = self._watch.detector
+        try:
+            changes = self._watch.update(cuts, stage_s, layer_s)
+            told = detector.changed, detector.age, detector.noise, detector.disturbed
+            for name, values in zip(("changed", "age", "noise", "disturbed"), told, strict=True):
+                if np.shape(values) != (self._setting.stage_count,):
+                    raise ValueError(f"its {name} has shape {np.shape(values)}, not ({self._setting.stage_count},)")
+            return changes, *told
+        except BaseException as error:
+            self._faults.tell(f"detector {type(detector).__name__}", error, "cusum takes its place")
+            self._watch = StageWatch(self._setting.baseline_s)
+            detector = self._watch.detector
+            return [], detector.changed, detector.age, detector.noise, detector.disturbed
+
+    def _ask(self, observation: Observation) -> Decision | None:
+        """What the policy decides; one that raises, or answers with what cannot be carried out, is replaced."""
+        policy = self._policy
+        try:
+            if self._restart_policy:
+                self._restart_policy = False
+                policy.start(self._setting._replace(plan=self._plan))  # it took its last decision for done
+            return checked_decision(policy.decide(observation), self._setting)
+        except BaseException as error:
+            self._faults.tell(
+                f"policy {_name(policy)}",
+                error,
+                "layers stay where they are",
+                repeat="both",
+                place=_where(policy, error),
+            )
+            self._policy = StaticPolicy()
+            self._emit(PolicyChanged(self._clock(), self._policy.name))
+            return None
 
     # -- moves ------------------------------------------------------------------------------------------------------
 
@@ -301,8 +348,12 @@ class Controller:
         decided_s = self._clock()
         try:
             epoch = self._migrate(decision.plan)
-        except OdinError:  # closed, or a stage is gone: the requests' futures tell
+        except (PipelineClosedError, StageLostError):  # the requests' futures tell
             return
+        except BaseException as error:
+            self._move_failed(decision, error)
+            return
+        self._retry_s = _FIRST_RETRY_S
         prepare_s = self._clock() - decided_s
         self._note_asked(epoch)  # moves that were asked for meanwhile came into force before this one
         self._moved(epoch, decision, decision.kind, decided_s, prepare_s)
@@ -312,6 +363,27 @@ class Controller:
         while self._asked and self._asked[0].epoch < before:
             epoch, plan, at_s, prepare_s = self._asked.popleft()
             self._moved(epoch, Decision(plan, "move", "asked for"), "migrate", at_s, prepare_s)
+
+    def _move_failed(self, decision: Decision, error: BaseException) -> None:
+        """Stay under the plan in force, and let the policy begin anew with it after a while."""
+        now_s = self._clock()
+        self._faults.tell(
+            "moving layers", error, "they stay where they are, and the policy is asked again later", silent=True
+        )
+        self._emit(
+            MoveFailed(
+                now_s,
+                self._finished,
+                tuple(self._plan),
+                tuple(decision.plan),
+                decision.kind,
+                _first_line(error),
+                self._retry_s,
+            )
+        )
+        self._asked_again_s = now_s + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+        self._restart_policy = True
 
     def _moved(self, epoch: int, decision: Decision, kind: str, decided_s: float, prepare_s: float) -> None:
         predicted_hz = 1 / decision.predicted_s if decision.predicted_s > 0 else math.nan
@@ -354,3 +426,26 @@ class Controller:
             return kept[kept.index(since) :] if since in kept else kept
 
         self._investigate(stage, before, now)
+
+
+def _name(policy: Policy) -> str:
+    """A policy's name as text, whatever it is."""
+    try:
+        return str(policy.name)
+    except BaseException:
+        return type(policy).__name__
+
+
+def _where(policy: Policy, error: BaseException) -> str:
+    """Where in the policy's own file it went wrong, for the person who wrote it."""
+    code = getattr(getattr(type(policy), "decide", None), "__code__", None)
+    if code is None:
+        return where_raised(error)
+    found = where_raised(error, code.co_filename)
+    return found if code.co_filename in found else f" ({code.co_filename}, line {code.co_firstlineno})"
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, without the traceback of a stage that comes with it."""
+    lines = describe(error).split("\\n")[0].splitlines() or [type(error).__name__]
+    return lines[0][:300]

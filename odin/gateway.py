@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 
 from monitor.timing import RequestTimeline, unpack_timings
+from monitor.view import Serving
 from monitor.window import TimelineWindow
 from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError
 from odin.replies import Callbacks, Reply
@@ -151,6 +152,11 @@ class Gateway:
         """Requests finished, failed and under way."""
         with self._lock:
             return GatewayCounts(self._completed, self._failed, len(self._pending))
+
+    def serving(self) -> Serving:
+        """Counts, and the plan that the next request runs under, all of one moment."""
+        with self._lock:
+            return Serving(self._completed, self._failed, len(self._pending), self._epoch, self._plan)
 
     def check_open(self) -> None:
         """Raise what :meth:`submit` would raise, if the pipeline is closed or broken."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from monitor.attribution import classify
+from monitor.attribution import UNKNOWN, classify
 from monitor.culprits import CulpritReport
 from monitor.events import Attributed, Event
 from monitor.surroundings import Surroundings
 from monitor.timing import StageTiming
+from monitor.worker import Worker
+from odin.faults import Faults, describe
 from partitioner.policies import Setting
 from stages.device import Device
 
@@ -45,6 +46,8 @@ class Investigator:
         Looks around where a stage runs.
     emit
         Told the answer, as :class:`monitor.events.Attributed`.
+    faults
+        Told of what goes wrong; default: tells it by warnings and ``emit``.
     clock, sleep
         Monotonic seconds; waiting.
     """
@@ -56,6 +59,7 @@ class Investigator:
         *,
         look: Look,
         emit: Callable[[Event], None],
+        faults: Faults | None = None,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -63,13 +67,13 @@ class Investigator:
         self._devices = tuple(devices)
         self._look = look
         self._emit = emit
+        self._faults = faults or Faults(emit, clock=clock)
         self._clock, self._sleep = clock, sleep
         self._closed = False
         self._busy: set[int] = set()
         self._lock = threading.Lock()
-        self._cases: queue.SimpleQueue[_Case | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="odin-investigator", daemon=True)
-        self._thread.start()
+        self._worker: Worker[_Case] = Worker(self._take, name="odin-investigator", on_error=self._failed)
+        self._worker.start()
 
     def investigate(self, stage: int, before: Sequence[StageTiming], now: Callable[[], Sequence[StageTiming]]) -> None:
         """Take a case on and return at once; one at a time for each stage.
@@ -85,30 +89,37 @@ class Investigator:
             if self._closed or stage in self._busy:
                 return
             self._busy.add(stage)
-        self._cases.put(_Case(stage, before, now))
+        self._worker.put(_Case(stage, before, now))
 
     def close(self) -> None:
         """Drop what is open. Idempotent."""
         with self._lock:
             self._closed = True
-        self._cases.put(None)
+        self._worker.close(timeout_s=0.0)
 
-    def _run(self) -> None:
-        while (case := self._cases.get()) is not None and not self._closed:
-            try:
-                answer = self.solve(case.stage, case.before, case.now)
-            finally:
-                with self._lock:
-                    self._busy.discard(case.stage)
-            if not self._closed:
-                self._emit(answer)
+    def _take(self, case: _Case) -> None:
+        if self._closed:
+            return
+        try:
+            answer = self.solve(case.stage, case.before, case.now)
+        except BaseException as error:
+            self._failed(error)
+            answer = Attributed(self._clock(), case.stage, UNKNOWN, note=f"could not be found out: {describe(error)}")
+        finally:
+            with self._lock:
+                self._busy.discard(case.stage)
+        if not self._closed:
+            self._emit(answer)
+
+    def _failed(self, error: BaseException) -> None:
+        self._faults.tell("finding out who disturbs a stage", error, "the cause is told as unknown")
 
     def solve(self, stage: int, before: Sequence[StageTiming], now: Callable[[], Sequence[StageTiming]]) -> Attributed:
         """Answer one case."""
         begin_s = self._clock()
         try:
             seen = self._look(stage)
-        except Exception as error:  # its node is gone, or does not let us look
+        except BaseException as error:  # its node is gone, or does not let us look
             seen = Surroundings(CulpritReport((), f"unknown: could not look around: {error}"))
         while len(now()) < _ENOUGH_REQUESTS and self._clock() - begin_s < _PATIENCE_S and not self._closed:
             self._sleep(_POLL_S)

@@ -21,11 +21,11 @@ import ray
 import torch
 
 from monitor.detectors import Detector
+from monitor.eventlog import EventLog
 from monitor.events import Event, LoadChanged, StageDescription
 from monitor.surroundings import Surroundings, look_around
 from monitor.timing import RequestTimeline
-from monitor.view import PipelineView
-from monitor.window import percentiles_s
+from monitor.view import PipelineView, Serving
 from odin.baselines import measure_baselines, pipeline_setting, profile_key
 from odin.deployment import Deployment
 from odin.errors import ForkedProcessError, OdinError, StageLostError
@@ -36,7 +36,6 @@ from odin.options import check_batch, check_options, check_timeout, leading_size
 from odin.placement import place, warn_of_quotas
 from odin.ray_runtime import RayRuntime
 from odin.replies import outcome_of
-from odin.snapshot import PipelineSnapshot, StageSnapshot
 from odin.sources import load_source
 from odin.supervision import Recorder, Supervision
 from partitioner.chain import Chain, build_chain
@@ -82,10 +81,15 @@ class Pipeline:
         What tells that a stage's slowdown has changed: ``"cusum"``, ``"threshold:ratio=0.2"``, ``"page-hinkley"``,
         ``"adwin"``, ``"module:Class"``, or a :class:`~monitor.detectors.Detector` with one stream per stage.
     log
-        File to which every event of the run is appended, one JSON line each; see :mod:`monitor.eventlog`.
+        File to which every event of the run is appended, one JSON line each, for ``odin replay``. At 256 MiB it is
+        renamed to ``FILE.1`` and a new one begun; four older parts are kept, then the oldest is deleted. While it
+        cannot be written, as on a full disk, serving goes on, and how much is missing is recorded once it can be
+        again. For other limits give an :class:`~monitor.eventlog.EventLog`.
     on_event
-        Called with every event as it happens, from the pipeline's own threads; see :mod:`monitor.events`. Keep it
-        short: it holds up the decisions, though no request.
+        Called with every event as it happens, one after the other, from a thread of its own; see
+        :mod:`monitor.events`. It may be slow, raise and use the pipeline: nothing waits for it. Of what it raises
+        each kind is told once. If it cannot keep up, the oldest finished requests are not told, and a
+        :class:`~monitor.events.EventsMissing` says how many.
     weights
         File of weights, ``.safetensors`` or ``.pth``.
     batch
@@ -130,7 +134,7 @@ class Pipeline:
         plan: Plan | str | None = None,
         policy: Policy | str = "predictive",
         detector: Detector | str = "cusum",
-        log: str | Path | None = None,
+        log: str | Path | EventLog | None = None,
         on_event: Callable[[Event], None] | None = None,
         weights: str | Path | None = None,
         batch: int | None = None,
@@ -225,6 +229,7 @@ class Pipeline:
                 look=self._look,
                 recorder=self._recorder,
                 doubt=self._doubt_profile,
+                serving=self._serving,
                 host=str(ray.util.get_node_ip_address()) if address is not None else "",
             )
             self._gateway = Gateway(
@@ -407,38 +412,21 @@ class Pipeline:
 
     # -- state ------------------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> PipelineSnapshot:
-        """Return the state at this moment; statistics are over the last 512 micro-batches."""
-        self._check_process()
-        assert self._gateway is not None
-        assert self._deployment is not None
-        gateway, window = self._gateway, self._gateway.window
-        counts, plan = gateway.counts(), gateway.plan
-        p50_s, p95_s, p99_s = percentiles_s(window.latencies_s())
-        stages = tuple(
-            StageSnapshot(info.stage, str(device), info.node_id, info.pid, first, last, window.stage(info.stage))
-            for info, device, (first, last) in zip(self._deployment.infos, self.devices, plan.ranges, strict=True)
-        )
-        return PipelineSnapshot(
-            model=self.chain.name,
-            plan=plan,
-            epoch=gateway.epoch,
-            completed=counts.completed,
-            failed=counts.failed,
-            in_flight=counts.in_flight,
-            max_in_flight=self.max_in_flight,
-            throughput_hz=window.throughput_hz(),
-            latency_p50_s=p50_s,
-            latency_p95_s=p95_s,
-            latency_p99_s=p99_s,
-            stages=stages,
-        )
+    def snapshot(self) -> PipelineView:
+        """Return :meth:`view`."""
+        return self.view()
 
     def view(self) -> PipelineView:
-        """Return what ``odin top`` shows at this moment: stages, slowdowns and their causes, rates, recent events."""
+        """Return what ``odin top`` shows at this moment: stages, slowdowns and their causes, rates, recent events.
+
+        Counts, plan and epoch are those of this moment; figures and events follow within milliseconds.
+        """
         self._check_process()
         assert self._supervision is not None
         return self._supervision.view()
+
+    def _serving(self) -> Serving | None:
+        return None if self._gateway is None else self._gateway.serving()
 
     def note_load(self, event: LoadChanged) -> None:
         """Put a load that this program injects beside the pipeline into the view and the log."""

@@ -13,8 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from monitor.pipeline_view import PipelineView, StageView
 from monitor.window import percentiles_s
-from odin.snapshot import PipelineSnapshot, StageSnapshot
 from odin.stream import Outcome
 
 __all__ = ["Ending", "RunReport", "RunTally", "render_report"]
@@ -75,14 +75,14 @@ class RunTally:
         return RunReport(self.completed, self.failed, elapsed_s, p50, p95, p99, ending)
 
 
-def render_report(report: RunReport, snapshot: PipelineSnapshot, layer_names: Sequence[str]) -> RenderableType:
+def render_report(report: RunReport, view: PipelineView, layer_names: Sequence[str]) -> RenderableType:
     """Render a run: totals in two lines, then the table of stages.
 
     Parameters
     ----------
     report
         The run.
-    snapshot
+    view
         The pipeline at its end; stage times are medians over its last requests.
     layer_names
         Names of the chain's layers, for the ranges.
@@ -96,35 +96,36 @@ def render_report(report: RunReport, snapshot: PipelineSnapshot, layer_names: Se
         f"\nthroughput {figure(report.throughput_hz)} images/s, latency p50 {milliseconds(report.latency_p50_s)}"
     )
     totals.append(f", p95 {milliseconds(report.latency_p95_s)}, p99 {milliseconds(report.latency_p99_s)}")
-    return Group(totals, stage_table(snapshot, layer_names))
+    return Group(totals, stage_table(view, layer_names))
 
 
-def stage_table(snapshot: PipelineSnapshot, layer_names: Sequence[str]) -> Table:
+def stage_table(view: PipelineView, layer_names: Sequence[str]) -> Table:
     """One row per stage: where it is, what it runs, how long it takes and waits."""
-    table = Table(title=f"{snapshot.model}, plan {snapshot.plan}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"{view.model}, plan {'|'.join(map(str, view.plan))}", title_justify="left", box=box.SIMPLE_HEAD
+    )
     for heading in ("stage", "device"):
         table.add_column(heading)
     table.add_column("layers", justify="right")
     table.add_column("from ... to", overflow="fold")
     for heading in ("time", "share", "queue"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for stage in snapshot.stages:
-        statistics = stage.statistics
+    for stage in view.stages:
         table.add_row(
-            str(stage.index),
+            str(stage.stage),
             stage.device,
             str(stage.last - stage.first),
             layer_range(stage, layer_names),
-            milliseconds(statistics.wall_s),
-            "-" if math.isnan(statistics.share) else f"{statistics.share:.0%}",
-            milliseconds(statistics.queue_s),
+            milliseconds(stage.time_s),
+            "-" if math.isnan(stage.utilisation) or stage.first == stage.last else f"{stage.utilisation:.0%}",
+            milliseconds(stage.queue_s),
         )
     table.caption = "time, queue: medians over the last requests; share: busy part of the time"
     table.caption_justify = "left"
     return table
 
 
-def layer_range(stage: StageSnapshot, layer_names: Sequence[str]) -> str:
+def layer_range(stage: StageView, layer_names: Sequence[str]) -> str:
     """First and last layer of a stage by name."""
     if stage.first == stage.last:
         return "-"

@@ -83,7 +83,7 @@ class StatusServer:
         self._closed = False
         self._lock = threading.Lock()
         self.remote: RemoteStatus | None = None
-        doors = [_Door(_listen_locally(), b"")]
+        self._doors = doors = [_Door(_listen_locally(), b"")]
         if host:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listener = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
@@ -144,8 +144,11 @@ class StatusServer:
 
     def abandon(self) -> None:
         """In a forked child: let go of the sockets, or callers would find them open after the pipeline's end."""
-        for listener in self._listeners:
-            listener.close()
+        for door in self._doors:
+            door.listener.close()
+            for visitor in door.visitors:
+                with contextlib.suppress(OSError):
+                    os.close(visitor.get_extra_info("socket").fileno())
 
     def close(self) -> None:
         """Hang up. Idempotent."""

@@ -8,13 +8,25 @@ from pathlib import Path
 
 from monitor.detectors import Detector
 from monitor.eventlog import EventLog
-from monitor.events import Event, LoadChanged, RunEnded, RunStarted, StageDescription
+from monitor.events import (
+    Event,
+    EventsMissing,
+    LoadChanged,
+    RequestDone,
+    RunEnded,
+    RunStarted,
+    StageDescription,
+    from_json,
+    to_json,
+)
 from monitor.timing import RequestTimeline
-from monitor.view import PipelineView, ViewBuilder
+from monitor.view import PipelineView, Serving, ViewBuilder
 from monitor.watch import StageWatch
+from monitor.worker import Worker
 from odin.controller import Controller, Doubt, Migrate
 from odin.detectors import make_detector
 from odin.errors import OdinError
+from odin.faults import Faults
 from odin.investigator import Investigator, Look
 from odin.status import RemoteStatus, StatusServer
 from partitioner.plan import Plan
@@ -30,30 +42,79 @@ class Recorder:
     Parameters
     ----------
     log
-        File to append events to; ``None`` keeps none.
+        File to append events to, or the log itself; closed with this. ``None`` keeps none.
     on_event
-        Told every event as well.
+        Told every event as well, in a thread of its own: however slow it is and whatever it raises or calls, nothing
+        else waits for it. If it cannot keep up, finished requests are left out.
+    clock
+        Seconds, the clock of the events.
     """
 
-    def __init__(self, log: str | Path | None, on_event: Callable[[Event], None] | None = None) -> None:
-        self._on_event = on_event
-        self._log = None if log is None else EventLog(log)
+    def __init__(
+        self,
+        log: str | Path | EventLog | None,
+        on_event: Callable[[Event], None] | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock = clock
+        self.faults = Faults(self.emit, clock=clock)
+        self._log = log if log is None or isinstance(log, EventLog) else EventLog(log, clock=clock)
+        if self._log is not None:
+            self._log.on_trouble = self._log_trouble
         self._builder = ViewBuilder()
+        self._started = False
+        self._teller: Worker[Event] | None = None
+        if on_event is not None:
+            self._teller = self._make_teller(on_event)
+            self._teller.start()
 
     def emit(self, event: Event) -> None:
-        """Take one event; from any thread."""
-        self._builder.apply(event)
+        """Take one event; from any thread. Never raises."""
+        if isinstance(event, RunStarted):
+            self._started = True
+        if not self._started:
+            return  # of a pipeline that did not start; its constructor says why
+        try:
+            self._builder.apply(event)
+        except Exception as error:
+            self.faults.tell("the view", error, f"it leaves out this {event.kind!r} event")
         if self._log is not None:
             self._log.append(event)
-        if self._on_event is not None:
-            self._on_event(event)
+        if self._teller is not None:
+            self._teller.put(event)
 
-    def view(self, now_s: float) -> PipelineView:
+    def _log_trouble(self, kind: str, text: str) -> None:
+        self.faults.tell("event log", text, "serving goes on", kind=kind, repeat="" if kind == "event" else "event")
+
+    def _make_teller(self, on_event: Callable[[Event], None]) -> Worker[Event]:
+        def left_out(count: int) -> None:
+            why = "on_event takes longer than requests do"
+            self.faults.tell("on_event", "it takes longer than requests do", "not all are told", kind="left out")
+            on_event(EventsMissing(self._clock(), count, 0, why))
+
+        return Worker(
+            on_event,
+            name="odin-on-event",
+            on_error=lambda error: self.faults.tell("on_event", error, "it goes on being told"),
+            expendable=lambda event: isinstance(event, RequestDone),
+            on_left_out=left_out,
+        )
+
+    def view(self, now_s: float, serving: Serving | None = None) -> PipelineView:
         """Return the state as of ``now_s`` on the events' clock."""
-        return self._builder.view(now_s)
+        return self._builder.view(now_s, serving)
+
+    def sum_up(self) -> None:
+        """Before the end: wait a few seconds for ``on_event``, and tell how often there was which fault."""
+        if self._teller is not None:
+            self._teller.settle()
+        self.faults.tell_again()
 
     def close(self) -> None:
-        """Write what is left to write. Idempotent."""
+        """Tell and write what is left, for a few seconds at most. Idempotent."""
+        if self._teller is not None:
+            self._teller.close()
         if self._log is not None:
             self._log.close()
 
@@ -73,6 +134,8 @@ class Supervision:
         For the investigator: who shares a stage's device.
     recorder
         Where events go; closed with this.
+    serving
+        Tells what the gateway knows at this moment; ``None`` from it while there is none.
     host
         Address on which to answer other members of a cluster; empty for none.
     doubt
@@ -93,6 +156,7 @@ class Supervision:
         look: Look,
         recorder: Recorder,
         detector: Detector | str = "cusum",
+        serving: Callable[[], Serving | None] = lambda: None,
         host: str = "",
         doubt: Doubt | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -101,10 +165,13 @@ class Supervision:
         watch = make_watch(detector, setting)
         self._setting = setting
         self._clock = clock
+        self._serving = serving
         self._closed = False
         self._recorder = recorder
         devices = [Device.parse(stage.device) for stage in stages]
-        self._investigator = Investigator(setting, devices, look=look, emit=recorder.emit, clock=clock)
+        self._investigator = Investigator(
+            setting, devices, look=look, emit=recorder.emit, faults=recorder.faults, clock=clock
+        )
         self._controller = Controller(
             setting,
             policy=policy,
@@ -113,6 +180,7 @@ class Supervision:
             investigate=self._investigator.investigate,
             doubt=doubt,
             watch=watch,
+            faults=recorder.faults,
             clock=clock,
         )
         self._recorder.emit(
@@ -130,7 +198,7 @@ class Supervision:
         )
         self.on_result: Callable[[RequestTimeline], None] = self._controller.on_result
         self.on_failure: Callable[[int, OdinError], None] = self._controller.on_failure
-        self._status = StatusServer(lambda: self.view().to_json(), host=host)
+        self._status = StatusServer(self._answer, host=host)
         self._controller.start()
 
     @property
@@ -159,12 +227,32 @@ class Supervision:
         self._controller.on_migration(epoch, plan, prepare_s)
 
     def note_load(self, event: LoadChanged) -> None:
-        """Take note of a load that this process injects."""
+        """Take note of a load that this process injects.
+
+        Raises
+        ------
+        ValueError
+            If a value of it cannot be written down.
+        """
+        try:
+            if not isinstance(event, LoadChanged):
+                raise TypeError(f"it is a {type(event).__name__}")
+            from_json(to_json(event))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{event!r} is no load that can be recorded ({error}); give a LoadChanged") from error
         self._recorder.emit(event)
 
     def view(self) -> PipelineView:
         """Return the state at this moment."""
-        return self._recorder.view(self._clock())
+        return self._recorder.view(self._clock(), self._serving())
+
+    def _answer(self) -> str:
+        """The state for somebody who asks from outside; who cannot be answered is hung up on."""
+        try:
+            return self.view().to_json()
+        except Exception as error:
+            self._recorder.faults.tell("the status for odin top", error, "who asks is hung up on")
+            raise ConnectionError("there is no view at this moment") from error
 
     def abandon(self) -> None:
         """In a forked child: let go of what keeps something alive elsewhere."""
@@ -181,13 +269,16 @@ class Supervision:
         self._closed = True
         self._controller.close()
         self._investigator.close()
+        self._recorder.sum_up()
         self._recorder.emit(RunEnded(self._clock(), reason, completed, failed))
         self._recorder.close()
         self._status.close()
 
 
 def check_live(policy: Policy, setting: Setting) -> None:
-    """Raise ``ValueError`` if a policy needs what only a simulation knows, or would try too many plans."""
+    """Raise ``ValueError`` if a policy needs what only a simulation knows, would try too many plans, or has no name."""
+    if not isinstance(policy.name, str):
+        raise ValueError(f"the name of policy {type(policy).__name__} is {policy.name!r}; give its text form")
     if isinstance(policy, DelayedOraclePolicy):
         raise ValueError(
             f"policy {policy.name} needs the true times of all layers, which only a simulation knows; live, "

@@ -249,9 +249,14 @@ def test_a_policy_that_cannot_start_leaves_the_one_before():
 
     before = Scripted()
     bench = Bench(before)
-    bench.controller.set_policy(NoStart())
+    bench.controller.start()
+
+    def change():
+        bench.controller.set_policy(NoStart())
+        bench.controller.close()
+
     with pytest.warns(UserWarning, match=r"policy no-start raised ValueError\(.*at its start; scripted goes on"):
-        bench.controller._queue.get()()
+        change()
     bench.run(1)
     assert bench.controller.policy is before
     assert len(before.seen) == 1

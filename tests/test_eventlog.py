@@ -136,13 +136,15 @@ def test_without_permission(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_ends_the_log_and_nothing_else():
-    log = EventLog("/dev/full")
+def test_a_full_disk_is_told_and_ends_nothing():
+    troubles = []
+    log = EventLog("/dev/full", on_trouble=lambda kind, text: troubles.append(kind))
     log.append(run_started())
-    assert log.error == "/dev/full: No space left on device; the log ends here, serving goes on"
+    assert log.error == "/dev/full: No space left on device"
     log.append(PolicyChanged(START_S, "lls"))
     log.flush()
     log.close()
+    assert troubles == ["write", "end"]
 
 
 def test_a_line_that_only_half_fits_is_taken_back(tmp_path):

@@ -1,13 +1,13 @@
+import dataclasses
 import io
 import math
 
 from rich.console import Console
+from synthetic_run import START_S, run_started
 
-from monitor.window import StageStatistics
+from monitor.view import StageView, ViewBuilder
 from odin.report import RunReport, RunTally, render_report
-from odin.snapshot import PipelineSnapshot, StageSnapshot
 from odin.stream import Outcome
-from partitioner.plan import Plan
 
 NAN = math.nan
 
@@ -37,28 +37,21 @@ def test_nothing_done():
 
 
 def test_rendering():
-    statistics = StageStatistics._make((9, 0.00412, 0.0587, 0.05, 0.0, 0.001, 0.874))
-    nothing = StageStatistics._make((0, *(NAN,) * 6))
-    snapshot = PipelineSnapshot(
-        model="net",
-        plan=Plan((2, 1, 0)),
-        epoch=0,
-        completed=9,
-        failed=0,
-        in_flight=0,
-        max_in_flight=8,
-        throughput_hz=NAN,
-        latency_p50_s=NAN,
-        latency_p95_s=NAN,
-        latency_p99_s=NAN,
+    def stage(index, device, first, last, *, time_s=0.0587, queue_s=0.00412, utilisation=0.874):
+        return StageView(index, device, "n", 1, first, last, "quiet", time_s, time_s, 1.0, queue_s, utilisation)
+
+    builder = ViewBuilder()
+    builder.apply(run_started((2, 1, 0), model="net", devices=["cpu:0", "cpu:1", "cpu:2-3"]))
+    view = dataclasses.replace(
+        builder.view(START_S),
         stages=(
-            StageSnapshot(0, "cpu:0", "n", 1, 0, 2, statistics),
-            StageSnapshot(1, "cpu:1", "n", 2, 2, 3, statistics),
-            StageSnapshot(2, "cpu:2-3", "n", 3, 3, 3, nothing),
+            stage(0, "cpu:0", 0, 2),
+            stage(1, "cpu:1", 2, 3),
+            stage(2, "cpu:2-3", 3, 3, time_s=NAN, queue_s=NAN, utilisation=0.0),
         ),
     )
     report = RunReport(9, 2, 4.5, 0.1234, 0.2, 1.2, ending="interrupted")
-    lines = rendered(render_report(report, snapshot, ["conv1", "layer1.0", "fc"]))
+    lines = rendered(render_report(report, view, ["conv1", "layer1.0", "fc"]))
     assert lines == [
         "interrupted: 9 images in 4.5 s, 2 failed",
         "throughput 2.00 images/s, latency p50 123 ms, p95 200 ms, p99 1200 ms",

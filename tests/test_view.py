@@ -13,6 +13,7 @@ from synthetic_run import START_S, Story, interference, many_stages, request, ru
 from monitor.events import (
     Attributed,
     Culprit,
+    EventsMissing,
     LoadChanged,
     PlanChanged,
     PlanVerified,
@@ -22,7 +23,7 @@ from monitor.events import (
     SlowdownChanged,
 )
 from monitor.recent import column_medians
-from monitor.view import EventLine, InjectedLoad, PipelineView, ViewBuilder
+from monitor.view import EventLine, InjectedLoad, PipelineView, Serving, ViewBuilder
 
 
 def built(events):
@@ -78,8 +79,8 @@ def test_throughput_right_after_the_start():
 
 
 def test_throughput_is_that_of_the_last_three_seconds():
-    slow = [request(n, START_S + 1.0 * n, (0.1, 0.1)) for n in range(1, 8)]
-    fast = [request(8 + n, START_S + 7 + 0.25 * (n + 1), (0.1, 0.1)) for n in range(20)]
+    slow = [request(n, START_S + 1.0 * n, (0.1, 0.1), latency_s=2.0) for n in range(1, 8)]
+    fast = [request(8 + n, START_S + 7 + 0.25 * (n + 1), (0.1, 0.1), latency_s=0.5) for n in range(20)]
     view = built([run_started(), *slow, *fast]).view(START_S + 12)
     assert view.throughput_hz == pytest.approx(4.0)
     assert view.completed == 27
@@ -98,10 +99,60 @@ def test_throughput_falls_to_nothing_while_nothing_comes():
 
 
 def test_a_slow_pipeline_has_a_rate_too():
-    requests = [request(n, START_S + 20.0 * (n + 1), (20.0, 5.0)) for n in range(6)]
+    requests = [request(n, START_S + 20.0 * (n + 1), (20.0, 5.0), latency_s=25.0) for n in range(6)]
     view = built([run_started(layer_s=2.0), *requests]).view(START_S + 130)
     assert view.throughput_hz == pytest.approx(1 / 20)
     assert view.stages[1].utilisation == pytest.approx(5 / 20)
+
+
+def test_a_pause_between_requests_does_not_count():
+    """After a pause ``snapshot().throughput_hz`` was 0.14/s, requests over all of the time, pauses included."""
+    burst = steady(60, period_s=0.06)
+    later = [request(60 + n, START_S + 400 + 0.06 * n, (0.05, 0.05), latency_s=0.12) for n in range(60)]
+    builder = built([run_started(), *burst])
+    for number, event in enumerate(later, start=1):
+        builder.apply(event)
+        rate_hz = builder.view(event.at_s).throughput_hz
+        assert 12.0 < rate_hz < 17.0
+        if number >= 4:
+            assert rate_hz == pytest.approx(1 / 0.06)
+            assert [s.utilisation for s in builder.view(event.at_s).stages] == pytest.approx([0.05 / 0.06] * 2)
+
+
+def test_requests_one_at_a_time_give_the_inverse_of_their_latency():
+    lonely = [request(n, START_S + 100.0 * (n + 1), (0.1, 0.05), latency_s=0.2) for n in range(6)]
+    builder = built([run_started(), *lonely])
+    idle = Serving(6, 0, 0, 0, (9, 9))
+    for now_s in (lonely[-1].at_s, lonely[-1].at_s + 3600):
+        view = builder.view(now_s, idle)
+        assert view.throughput_hz == pytest.approx(5.0)
+        assert [s.utilisation for s in view.stages] == pytest.approx([0.5, 0.25])
+
+
+def test_a_pause_that_lasts_does_not_count_but_a_pipeline_that_has_stopped_has_no_rate():
+    builder = built([run_started(), *steady(30)])  # the last one at 3.0 s
+    assert builder.view(START_S + 400, Serving(30, 0, 0, 0, (9, 9))).throughput_hz == pytest.approx(10.0)
+    assert builder.view(START_S + 400, Serving(30, 0, 2, 0, (9, 9))).throughput_hz == 0.0
+    assert builder.view(START_S + 400).throughput_hz == 0.0  # who reads a log does not know
+    assert builder.view(START_S + 400).history.throughput_hz[-1] == 0.0
+
+
+def test_counts_and_plan_are_those_of_the_moment():
+    """Events follow a little later: the plan was not the one that requests were given."""
+    builder = built([run_started(), *steady(10)])
+    view = builder.view(START_S + 1, Serving(12, 3, 1, 4, (10, 8)))
+    assert (view.completed, view.failed, view.in_flight) == (12, 3, 1)
+    assert (view.epoch, view.plan) == (4, (10, 8))
+    assert [(stage.first, stage.last) for stage in view.stages] == [(0, 10), (10, 18)]
+    assert all(math.isnan(stage.time_s) for stage in view.stages)  # nothing has run under it
+    assert builder.view(START_S + 1).plan == (9, 9)
+
+
+def test_requests_that_were_not_recorded_are_counted():
+    builder = built([run_started(), *steady(10)])
+    builder.apply(EventsMissing(START_S + 1, 250, 3, "the disk was full"))
+    assert builder.view(START_S + 1).completed == 260
+    assert texts(builder.view(START_S + 1))[-1] == "not recorded: 250 requests, 3 other events: the disk was full"
 
 
 def test_latencies_are_those_of_the_last_ten_seconds():
@@ -300,7 +351,7 @@ def test_policy_and_the_other_moves():
         PlanChanged(START_S + 2, 5, 1, (9, 9), (8, 10), "trial", "lighter side", math.nan, 1.5),
         PlanChanged(START_S + 3, 9, 2, (8, 10), (9, 9), "migrate", "", math.nan, 0.002),
     ]
-    view = built(events).view(START_S + 4, in_flight=3)
+    view = built(events).view(START_S + 4, Serving(39, 1, 3, 0, (9, 9)))
     assert (view.policy, view.in_flight) == ("odin:alpha=10", 3)
     assert texts(view)[1:] == [
         "policy: odin:alpha=10",

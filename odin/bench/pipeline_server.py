@@ -41,7 +41,7 @@ def pipeline(
         def infer(image: Array) -> Array:
             return np.asarray(pipe(torch.from_numpy(image)).numpy(), dtype=np.float32)
 
-        pids = tuple(stage.pid for stage in pipe.snapshot().stages)
+        pids = tuple(stage.pid for stage in pipe.view().stages)
         yield Server(infer, submit, pids, str(pipe.plan), pipe.note_load)
 
 

@@ -95,7 +95,11 @@ def add_parser(subparsers: Any) -> None:
         "in threshold:ratio=0.3, or module:Class of your own (default: %(default)s)",
     )
     parser.add_argument("--live", action="store_true", help="show stages and events while it runs, as odin top does")
-    parser.add_argument("--log", metavar="FILE", help="keep every event, for odin replay")
+    parser.add_argument(
+        "--log",
+        metavar="FILE",
+        help="keep every event, for odin replay: 256 MiB a file, FILE and up to four older, FILE.1 and so on",
+    )
     parser.add_argument("--address", help="Ray cluster to use; default: one of its own, started and stopped")
     parser.add_argument(
         "--refresh-profile", action="store_true", help="time the layers again although their times are on disk"
@@ -158,12 +162,12 @@ def run(arguments: argparse.Namespace) -> int:
                     console,
                     repeat=arguments.repeat,
                     top=arguments.top,
-                    window=pipe.snapshot().max_in_flight,
+                    window=pipe.max_in_flight,
                     batch=arguments.batch,
                     loaders=arguments.loaders,
                     show_progress=not arguments.live and not (to_stdout and sys.stdout.isatty()),
                 )
-            console.print(render_report(report, pipe.snapshot(), [layer.name for layer in chain.layers]))
+            console.print(render_report(report, pipe.view(), [layer.name for layer in chain.layers]))
             if report.ending != "done":
                 pipe.close(drain=False)  # what is still in flight is to be dropped
     if error is not None:

@@ -1,6 +1,6 @@
 """Policies: when and where layers move; pure, the same objects live and in simulation."""
 
-from partitioner.policies.base import Decision, Observation, Policy, Setting
+from partitioner.policies.base import Decision, Observation, Policy, Setting, checked_decision
 from partitioner.policies.lls import LlsPolicy
 from partitioner.policies.odin import OdinPolicy
 from partitioner.policies.oracle import DelayedOraclePolicy, OraclePolicy
@@ -21,6 +21,7 @@ __all__ = [
     "PredictivePolicy",
     "Setting",
     "StaticPolicy",
+    "checked_decision",
     "make_policy",
     "policy_names",
 ]

@@ -6,14 +6,15 @@ answers with a :class:`Decision` or nothing. It does no input or output, reads n
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+import math
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from partitioner.plan import Plan
 
-__all__ = ["Decision", "Observation", "Policy", "Setting"]
+__all__ = ["Decision", "Observation", "Policy", "Setting", "checked_decision"]
 
 FloatArray = NDArray[np.float64]
 
@@ -111,6 +112,66 @@ class Decision(NamedTuple):
     kind: Literal["move", "trial", "settle", "undo", "probe"]
     why: str
     predicted_s: float = float("nan")
+
+
+def checked_decision(answer: Any, setting: Setting) -> Decision | None:
+    """What a policy answered, as plain values that can be carried out and written down.
+
+    Numpy's numbers become plain ones, a plan in another form becomes a :class:`~partitioner.plan.Plan`, a ``why`` that
+    is no text becomes one, and a prediction that cannot be one (not finite, not positive, None) becomes nan.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no decision, or its plan does not fit the pipeline.
+
+    Examples
+    --------
+    >>> setting = Setting(Plan((2, 1)), np.ones((2, 3)), np.zeros(4), np.zeros(4), np.ones(3))
+    >>> checked_decision(Decision((1, np.int64(2)), "move", None, np.float32(0.5)), setting)
+    Decision(plan=Plan((1, 2)), kind='move', why='', predicted_s=0.5)
+    """
+    if answer is None:
+        return None
+    if not isinstance(answer, Decision):
+        raise TypeError(f"its answer is {answer!r}, not a Decision or None; give Decision(plan, kind, why)")
+    plan, kind, why, predicted_s = answer
+    if not isinstance(kind, str):
+        raise TypeError(f"its decision's kind is {kind!r}; give 'move', 'trial', 'settle', 'undo' or 'probe'")
+    plan = _as_plan(plan)
+    plan.check_fits(layer_count=setting.layer_count, stage_count=setting.stage_count)
+    return Decision(plan, _plain_text(kind), "" if why is None else _plain_text(why), _as_seconds(predicted_s))
+
+
+def _as_plan(plan: Any) -> Plan:
+    if isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, str):
+        return Plan.parse(plan)
+    try:
+        counts = [int(count) for count in plan]
+        whole = all(count == given for count, given in zip(counts, plan, strict=True))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"its decision's plan is {plan!r}; give a Plan, such as Plan((7, 11))") from error
+    if not whole:
+        raise ValueError(f"its decision's plan is {plan!r}; layers are not divided: give whole numbers")
+    return Plan(counts)
+
+
+def _as_seconds(value: Any) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, str | bytes):
+        raise TypeError(f"its decision's predicted_s is {value!r}; give seconds as a number, or nan")
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"its decision's predicted_s is {value!r}; give seconds as a number, or nan") from error
+    return seconds if 0 < seconds < math.inf else math.nan
+
+
+def _plain_text(value: Any) -> Any:
+    return value if type(value) is str else str(value)
 
 
 class Policy(Protocol):

@@ -1,0 +1,145 @@
+"""A thread that takes items one after the other, whatever that raises, and whose queue cannot grow without bound."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+__all__ = ["Worker"]
+
+T = TypeVar("T")
+
+CAPACITY = 4096
+"""Items that wait at most: some seconds of a very fast pipeline, a few megabytes."""
+
+
+class Worker(Generic[T]):
+    """Calls a function for each item handed over, in a thread of its own.
+
+    An exception costs the item that it came with and nothing else, ``SystemExit`` and ``KeyboardInterrupt`` included:
+    they are somebody else's code's, and this is not the main thread. If items come faster than they are taken, the
+    oldest ones that can be spared are left out.
+
+    Parameters
+    ----------
+    take
+        Takes one item.
+    name
+        Of the thread.
+    on_error
+        Told in the thread of what ``take`` raised.
+    expendable
+        Whether an item is one of very many and can be left out. Others are left out only if there is none of these.
+    on_left_out
+        Told in the thread how many items were left out: at the first, then for each ``capacity`` of them, and once
+        the thread has caught up.
+    capacity
+        Items that may wait, at least 1.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[T], object],
+        *,
+        name: str,
+        on_error: Callable[[BaseException], object],
+        expendable: Callable[[T], bool] = lambda item: False,
+        on_left_out: Callable[[int], object] = lambda count: None,
+        capacity: int = CAPACITY,
+    ) -> None:
+        if capacity < 1:
+            raise ValueError(f"a queue of {capacity} items holds nothing; capacity must be at least 1")
+        self._take, self._on_error = take, on_error
+        self._expendable, self._on_left_out = expendable, on_left_out
+        self._capacity = capacity
+        self._items: deque[T] = deque()
+        self._left_out = 0  # not told yet
+        self._told_before = False
+        self._closed = self._busy = False
+        self._ready = threading.Condition(threading.Lock())
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin; items may have been put before."""
+        self._thread.start()
+
+    def put(self, item: T) -> None:
+        """Hand one item over; never waits for the thread. Nothing happens after :meth:`close`."""
+        with self._ready:
+            if self._closed:
+                return
+            self._items.append(item)
+            if len(self._items) > self._capacity:
+                self._leave_one_out()
+            self._ready.notify_all()
+
+    def settle(self, timeout_s: float = 10.0) -> bool:
+        """Wait until all that was put is taken, for so many seconds; whether it is. Not in the thread itself."""
+        if threading.current_thread() is self._thread or not self._thread.is_alive():
+            return not self._items
+        with self._ready:
+            return self._ready.wait_for(lambda: not (self._items or self._busy or self._left_out), timeout_s)
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Let what waits be taken, for so many seconds, and end the thread. Idempotent.
+
+        Returns
+        -------
+        bool
+            Whether it has ended; ``False`` also in the thread itself, which ends after its present item's turn and
+            those that wait. What waits still when the time is over is left out.
+        """
+        with self._ready:
+            self._closed = True
+            self._ready.notify_all()
+        if threading.current_thread() is self._thread or not self._thread.is_alive():
+            return not self._thread.is_alive()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            with self._ready:
+                self._left_out += len(self._items)
+                self._items.clear()
+        return not self._thread.is_alive()
+
+    def _leave_one_out(self) -> None:
+        for index, item in enumerate(self._items):
+            if self._expendable(item):
+                del self._items[index]
+                break
+        else:
+            self._items.popleft()
+        self._left_out += 1
+
+    def _run(self) -> None:
+        while True:
+            with self._ready:
+                if self._busy and not self._items:
+                    self._busy = False
+                    self._ready.notify_all()  # who waits for this
+                while not self._items and not self._closed and not self._left_out:
+                    self._ready.wait()
+                left_out = self._left_out
+                if self._items and self._told_before and left_out < self._capacity:
+                    left_out = 0  # told together with those to come
+                self._left_out -= left_out
+                self._told_before = bool(self._items) and (self._told_before or left_out > 0)
+                waits = bool(self._items)
+                self._busy = waits or left_out > 0
+                item = self._items.popleft() if waits else None
+                ended = self._closed and not waits
+            if left_out:
+                self._call(self._on_left_out, left_out)
+            if waits:
+                self._call(self._take, item)
+            elif ended:
+                return
+
+    def _call(self, function: Callable[..., object], argument: object) -> None:
+        try:
+            function(argument)
+        except BaseException as error:
+            with contextlib.suppress(BaseException):
+                self._on_error(error)
