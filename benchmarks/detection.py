@@ -181,19 +181,26 @@ def show(kind: str, rows: Sequence[Row], environment: Environment) -> None:
         ]
         if rows[0].delays:
             cells.append(["ln(ARL) / KL", f"{10_000 / ARL:.2f}", *(f"{delay.bound:.2f}" for delay in rows[0].delays)])
-            title = f"mean delay of the {title} in requests, over max(1, bound), missed"
+            title = f"mean delay of the {title} in requests, over max(1, bound); median where some were missed"
         else:
             title = "no onset, no end"
         report(f"{kind}: {title}", columns, cells, environment)
 
 
 def cell(delay: Delay, *, end: bool) -> str:
-    """``"4.20 1.14x 3.0%"``: mean delay, over the least there is, and missed if any; ``-`` where there is none."""
-    mean, missed = (delay.end, delay.end_missed) if end else (delay.onset, delay.missed)
-    text = "-" if math.isnan(mean) else f"{mean:.2f} {mean / max(1.0, delay.bound):.2f}x"
+    """``"4.20 1.14x"``: mean delay, over the least there is; ``-`` where there is none.
+
+    Where some were missed there is no mean: ``"median 21, 3.0% > 100"``, or ``"median > 100, 66% > 100"``.
+    """
+    mean, missed, median = (
+        (delay.end, delay.end_missed, delay.end_median) if end else (delay.onset, delay.missed, delay.onset_median)
+    )
     if math.isnan(missed):
         return "-"
-    return text if missed == 0 else f"{text} {missed:.1%}" if missed < 0.1 else f"{text} {missed:.0%}"
+    if missed == 0:
+        return f"{mean:.2f} {mean / max(1.0, delay.bound):.2f}x"
+    told = f"median > {LIMIT}" if math.isinf(median) else f"median {median:.0f}"
+    return f"{told}, {missed:{'.1%' if missed < 0.1 else '.0%'}} > {LIMIT}"
 
 
 def verdict(rows: Iterable[Row], *, noise: str, detector: str) -> str:

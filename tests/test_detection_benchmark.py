@@ -83,16 +83,48 @@ def test_what_was_disturbed_before_is_left_out():
 
 def test_means_and_misses_over_rounds():
     rounds = [
-        Sightings(np.array([1.0, 0.0]), np.array([2.0, NAN])),
-        Sightings(np.array([4.0, NAN]), np.array([NAN, NAN])),
+        Sightings(np.array([1.0, 3.0]), np.array([2.0, NAN])),
+        Sightings(np.array([5.0, NAN]), np.array([NAN, NAN])),
     ]
     delay = to_delay(1.5, rounds, 2.0)
-    assert delay == Delay(1.5, 2.5, pytest.approx(1 / 3), 2.0, 0.0, 2.0)
-    assert delay.ratio == 1.25
+    assert delay == Delay(1.5, 3.0, 0.0, 2.0, 0.0, 2.0, 3.0, 2.0)
+    assert delay.ratio == 1.5
     assert Delay(2.0, 1.2, 0.0, 1.0, 0.0, 0.4).ratio == 1.2
     nobody = to_delay(1.5, [Sightings(np.array([NAN]), np.array([0.0]))], 2.0)
     assert math.isnan(nobody.onset)
-    assert nobody.end_missed == 1.0
+    assert math.isnan(nobody.onset_median)
+    assert (nobody.end_missed, nobody.end_median) == (1.0, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("delays", "missed", "median"),
+    [
+        ([4.0, 0.0, 2.0, 3.0], 0.25, 3.0),
+        ([4.0, 0.0, 2.0, 0.0], 0.5, 4.0),
+        ([4.0, 0.0, 0.0, 0.0], 0.75, math.inf),
+        ([4.0, 0.0, 0.0], 2 / 3, math.inf),
+        ([4.0, 3.0, 0.0], 1 / 3, 4.0),
+        ([9.0, NAN, 3.0, 0.0], 1 / 3, 9.0),
+    ],
+)
+def test_what_was_missed_was_left_out_of_the_mean(delays, missed, median):
+    """A slowdown of which 66% were missed had a mean delay of 48 requests, 0.61 of the least that there can be."""
+    delay = to_delay(1.5, [Sightings(np.array(delays), np.array([1.0]))], 2.0)
+    assert math.isnan(delay.onset)
+    assert (delay.missed, delay.onset_median) == (pytest.approx(missed), median)
+    assert delay.ratio == math.inf
+
+
+def test_the_median_is_right_whatever_the_limit():
+    """Delays cut off at a limit have the median of those that are not, as long as it lies within."""
+    delays = np.ceil(np.random.default_rng(0).exponential(60.0, 5001))
+    whole = to_delay(1.1, [Sightings(delays, delays)], 50.0)
+    assert whole.onset == pytest.approx(60.5, rel=0.05)
+    for limit in (50, 100, 1000):
+        cut = np.where(delays > limit, 0.0, delays)
+        assert to_delay(1.1, [Sightings(cut, cut)], 50.0).onset_median == whole.onset_median
+    cut = np.where(delays > 30, 0.0, delays)
+    assert to_delay(1.1, [Sightings(cut, cut)], 50.0).onset_median == math.inf
 
 
 def test_points_for_the_report_are_what_the_benchmark_counts():
@@ -107,11 +139,16 @@ def test_points_for_the_report_are_what_the_benchmark_counts():
 
 
 def test_cells():
-    assert cell(Delay(1.5, 4.2, 0.0, NAN, 1.0, 3.0), end=False) == "4.20 1.40x"
-    assert cell(Delay(1.5, 4.2, 0.031, 5.0, 0.25, 0.5), end=False) == "4.20 4.20x 3.1%"
-    assert cell(Delay(1.5, 4.2, 0.031, 5.0, 0.25, 0.5), end=True) == "5.00 5.00x 25%"
-    assert cell(Delay(1.5, 4.2, 0.0, NAN, 1.0, 3.0), end=True) == "- 100%"
+    assert cell(Delay(1.5, 4.2, 0.0, NAN, 1.0, 3.0, 4.0, math.inf), end=False) == "4.20 1.40x"
+    assert cell(Delay(1.5, NAN, 0.031, NAN, 0.25, 0.5, 21.0, 5.0), end=False) == "median 21, 3.1% > 100"
+    assert cell(Delay(1.5, NAN, 0.031, NAN, 0.25, 0.5, 21.0, 5.0), end=True) == "median 5, 25% > 100"
+    assert cell(Delay(1.5, 4.2, 0.0, NAN, 1.0, 3.0, 4.0, math.inf), end=True) == "median > 100, 100% > 100"
     assert cell(Delay(1.5, NAN, NAN, NAN, NAN, 3.0), end=True) == "-"
+
+
+def test_a_detector_that_misses_does_not_meet_the_target():
+    row = Row("CUSUM", "CV 10%", 0.0, 1000, (Delay(1.25, NAN, 0.01, 1.0, 0.0, 4.0, 3.0, 1.0),))
+    assert "DOES NOT HOLD" in verdict([row], noise="CV 10%", detector="CUSUM")
 
 
 def test_verdict_looks_at_the_worst_and_at_false_alarms():

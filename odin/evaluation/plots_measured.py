@@ -189,7 +189,7 @@ def draw_live(layout: Layout, cells: Sequence[Cell], looks: Mapping[str, Look]) 
 
 
 def draw_detection(layout: Layout, points: Sequence[DetectionPoint]) -> Figure:
-    """Delay over slowdown, a panel per noise, beside the least delay that there can be."""
+    """Delay over slowdown, a panel per noise, beside the least there can be; medians where some changes were missed."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     detectors = sorted({point.detector for point in points}, key=lambda name: ("cusum" not in name.lower(), name))
@@ -206,7 +206,7 @@ def draw_detection(layout: Layout, points: Sequence[DetectionPoint]) -> Figure:
             axes.plot(x, [p.bound for p in own], color=INK, linestyle=bound.dash, linewidth=bound.width, zorder=2)
             axes.plot(
                 x,
-                [p.delay for p in own],
+                [p.typical if np.isfinite(p.typical) else np.nan for p in own],
                 color=look.color,
                 marker=look.marker,
                 linestyle=look.dash,

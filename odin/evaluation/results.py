@@ -160,9 +160,13 @@ class DetectionPoint:
     noise_cv, slowdown
         Coefficient of variation of the timings, and by how much they rise.
     delay, bound
-        Mean observations until the alarm, and ln(ARL)/KL, the least for so few false alarms (Lorden).
+        Mean observations until the alarm, ``nan`` if any change was missed, and ln(ARL)/KL, the least for so few false
+        alarms (Lorden).
     false_alarms, missed
-        False alarms per 1,000 observations, and share of the changes that were never told.
+        False alarms per 1,000 observations, and share of the changes that were not told within ``limit`` observations.
+    median
+        Median observations until the alarm, those missed counted as longer than all others; ``inf`` if these are half
+        or more.
     """
 
     detector: str
@@ -172,6 +176,13 @@ class DetectionPoint:
     bound: float
     false_alarms: float
     missed: float
+    median: float = math.nan
+    limit: int = 100
+
+    @property
+    def typical(self) -> float:
+        """The mean, or the median where there is no mean."""
+        return self.median if math.isnan(self.delay) else self.delay
 
 
 @dataclass(frozen=True)

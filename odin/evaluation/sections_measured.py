@@ -79,8 +79,8 @@ def detection(data: Data) -> Section | None:
     alarms = {name: mean(p.false_alarms for p in points if p.detector == name) for name in {p.detector for p in points}}
     told = ", ".join(f"{name} {alarms[name]:.2g}" for name in sorted(alarms))
     caption = (
-        "Mean observations until a detector tells a slowdown, beside the least that there can be for as few false "
-        "alarms, ln(ARL)/KL (dashed; where detectors differ in false alarms, each has its own). None can alarm before "
+        "Mean observations until a detector tells a slowdown (their median where it missed some), beside the least that "
+        "there can be for as few false alarms, ln(ARL)/KL (dashed; where detectors differ in false alarms, each has its own). None can alarm before "
         f"the first observation (line at 1). False alarms per 1,000 observations: {told}."
     )
     plot = Plot(

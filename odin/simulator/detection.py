@@ -1,9 +1,11 @@
 """How soon detectors see a slowdown, and how often they see one that is not there, against Lorden's bound.
 
 Delay: requests from the onset to the one that detects it, that one included; 1 is the least there is. Missed: not seen
-within ``LIMIT`` requests. False alarms: changes reported in undisturbed streams; the return from a false alarm is not
-another. The bound is ln(ARL) / KL: the least worst-case mean delay, asymptotically, at a mean of ARL requests between
-false alarms (Lorden 1971), KL being ln(slowdown)^2 / (2 sigma^2) for log-normal noise.
+within ``LIMIT`` requests; how long it would have taken is not known then (it is *censored*). A mean of the others would
+be too short, so there is no mean where any was missed; the median is that of Kaplan and Meier (1958): censored delays
+are longer than all that were seen. False alarms: changes reported in undisturbed streams; the return from a false alarm
+is not another. The bound is ln(ARL) / KL: the least worst-case mean delay, asymptotically, at a mean of ARL requests
+between false alarms (Lorden 1971), KL being ln(slowdown)^2 / (2 sigma^2) for log-normal noise.
 
 Every round draws new streams from the seed and the round's number; all detectors see the same ones, calibrate on
 ``CALIBRATION`` undisturbed requests, then get ``LIMIT`` slowed down and as many as before.
@@ -61,7 +63,15 @@ class Contender(NamedTuple):
 
 
 class Delay(NamedTuple):
-    """Onsets and ends of one slowdown: mean requests until they were seen (``nan`` if none was), shares missed."""
+    """Onsets and ends of one slowdown: requests until they were seen, shares missed.
+
+    Attributes
+    ----------
+    onset, end
+        Mean delays; ``nan`` if any was missed.
+    onset_median, end_median
+        Medians, ``inf`` if half or more were missed; ``nan`` if there was none to see.
+    """
 
     slowdown: float
     onset: float
@@ -69,11 +79,13 @@ class Delay(NamedTuple):
     end: float
     end_missed: float
     bound: float
+    onset_median: float = math.nan
+    end_median: float = math.nan
 
     @property
     def ratio(self) -> float:
-        """Mean delay of the onset over the least there is."""
-        return self.onset / max(1.0, self.bound)
+        """Mean delay of the onset over the least there is; ``inf`` if any was missed."""
+        return math.inf if self.missed > 0 else self.onset / max(1.0, self.bound)
 
 
 def least_delay(slowdown: float, sigma: float, *, arl: float = ARL) -> float:
@@ -129,17 +141,23 @@ def sightings(detector: Detector, samples: FloatArray, slowdown: float, *, calib
 
 
 def to_delay(slowdown: float, seen: Sequence[Sightings], bound: float) -> Delay:
-    """Means over all streams of all rounds."""
-    onset, onset_missed = _mean_and_missed(np.concatenate([s.onset for s in seen]))
-    end, end_missed = _mean_and_missed(np.concatenate([s.end for s in seen]))
-    return Delay(slowdown, onset, onset_missed, end, end_missed, bound)
+    """Means, medians and misses over all streams of all rounds."""
+    onset, onset_missed, onset_median = _summary(np.concatenate([s.onset for s in seen]))
+    end, end_missed, end_median = _summary(np.concatenate([s.end for s in seen]))
+    return Delay(slowdown, onset, onset_missed, end, end_missed, bound, onset_median, end_median)
 
 
-def _mean_and_missed(delays: FloatArray) -> tuple[float, float]:
+def _summary(delays: FloatArray) -> tuple[float, float, float]:
+    """Mean, share missed, and median."""
     possible = delays[~np.isnan(delays)]
-    seen = possible[possible > 0]
-    mean = float(seen.mean()) if len(seen) else math.nan
-    return mean, 1 - len(seen) / len(possible) if len(possible) else math.nan
+    if not len(possible):
+        return math.nan, math.nan, math.nan
+    seen = np.sort(possible[possible > 0])
+    missed = 1 - len(seen) / len(possible)
+    # All are censored at the same delay, so the estimator steps down by one share at each delay that was seen.
+    half = math.ceil(len(possible) / 2)
+    median = float(seen[half - 1]) if half <= len(seen) else math.inf
+    return float(seen.mean()) if missed == 0 else math.nan, missed, median
 
 
 # ---------------------------------------------------------------- what it is measured on
@@ -229,6 +247,8 @@ def detection_points(
     )
     alarms = found.false_alarms / found.undisturbed * 1_000
     return tuple(
-        DetectionPoint(name, noise_cv, delay.slowdown, delay.onset, delay.bound, alarms, delay.missed)
+        DetectionPoint(
+            name, noise_cv, delay.slowdown, delay.onset, delay.bound, alarms, delay.missed, delay.onset_median, LIMIT
+        )
         for delay in found.delays
     )
