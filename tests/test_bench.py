@@ -15,7 +15,6 @@ from monitor.timing import RequestTimeline
 from odin.bench.measure import explored, load_spans, plan_moves, split_answers
 from odin.bench.outcome import Run, notes, peak_hz, results, to_cell, to_cells, to_timeline
 from odin.bench.script import random_script
-from odin.bench.statistics import Interval, bootstrap
 from odin.bench.table import live_table
 from odin.bench.task import Contender, LoadSpan, Move, Task, Trial
 from odin.evaluation.results import SLO_LEVELS, read_results
@@ -49,24 +48,6 @@ def a_trial(disturbed_hz=5.0, **changes):
         model_nbytes=200 * 2**20,
     )
     return replace(made, **changes)
-
-
-# ---------------------------------------------------------------- statistics
-def test_of_few_repeats_the_interval_is_their_span():
-    assert bootstrap([2.0, 1.0, 4.0, math.nan]) == Interval(2.0, 1.0, 4.0, 3)
-    assert bootstrap([3.0]) == Interval(3.0, 3.0, 3.0, 1)
-
-
-def test_of_many_repeats_it_is_narrower_and_repeats_itself():
-    values = [float(value) for value in range(1, 22)]
-    interval = bootstrap(values, seed=1)
-    assert interval == bootstrap(values[::-1][::-1], seed=1) == Interval(11.0, 7.0, 15.0, 21)
-
-
-def test_an_interval_is_told_as_far_as_there_is_one():
-    assert bootstrap([1.0, 3.0]).told("{:.1f}".format) == "2.0 (1.0..3.0)"
-    assert bootstrap([1.0]).told("{:.1f}".format) == "1.0"
-    assert bootstrap([math.nan]).told("{:.1f}".format) == "-"
 
 
 # ---------------------------------------------------------------- what a run's records come to

@@ -11,7 +11,7 @@ from synthetic_results import synthetic_cell
 
 from odin.evaluation.measured import live_table, order_table, validation_table
 from odin.evaluation.results import QUANTILES, Validation
-from odin.evaluation.standing import Place, bootstrap, is_yardstick, order_policies, pooled_quantiles, standings
+from odin.evaluation.standing import Place, is_yardstick, order_policies, pooled_quantiles, standings
 from odin.evaluation.summary import cells_table, headline_table, misses_table, misses_text, scaling_table
 from odin.evaluation.tables import Table, Value, html_table, markdown_table
 
@@ -209,17 +209,6 @@ def test_html_escapes_and_marks() -> None:
     )
 
 
-def test_bootstrap_is_seeded_and_honest_about_one_value() -> None:
-    values = [1.0, 2.0, 4.0, 8.0, 16.0]
-    assert bootstrap(values) == bootstrap(values)
-    middle, low, high = bootstrap([*values, NAN])
-    assert middle == 4.0
-    assert 1.0 <= low < 4.0 < high <= 16.0
-    assert bootstrap([3.0])[0] == 3.0
-    assert all(map(math.isnan, bootstrap([3.0])[1:]))
-    assert math.isnan(bootstrap([])[0])
-
-
 def test_pooled_quantiles_weigh_cells_by_their_requests() -> None:
     few = replace(cell("lls", 1.0), requests=100, latency_quantiles_s=tuple(1.0 for _ in QUANTILES))
     many = replace(cell("lls", 1.0), requests=300, latency_quantiles_s=tuple(2.0 for _ in QUANTILES))
@@ -247,6 +236,7 @@ def test_live_table_tells_median_interval_and_all_that_was_lost() -> None:
     )
     assert row["lost in all"].text == "3"
     assert table.rows[1][1].extra == ""  # static ran once
+    assert table.caption == "Median, and the range of 3 repeats, which holds the true median with 75%."
 
 
 def test_validation_marks_what_is_too_far_off() -> None:

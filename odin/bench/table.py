@@ -1,4 +1,4 @@
-"""The live benchmark as a table: medians over repeats with their confidence intervals."""
+"""The live benchmark as a table: medians over repeats with their intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from monitor.narrate import figure, seconds
 from odin.bench.outcome import Run, peak_hz, to_cells
-from odin.bench.statistics import bootstrap
+from odin.evaluation.medians import interval_text, median_of
 from odin.evaluation.results import SLO_LEVELS, Cell
 
 __all__ = ["live_table"]
@@ -27,7 +27,7 @@ def live_table(runs: Sequence[Run]) -> RenderableType:
     model = ", ".join(dict.fromkeys(cell.model for cell in cells))
     repeats = len({cell.repeat for cell in cells})
     served = _table(
-        f"{model} live, " + (f"{repeats} repeats: medians (95% confidence)" if repeats > 1 else "one repeat"),
+        f"{model} live, " + (f"medians ({interval_text(repeats)})" if repeats > 1 else "one repeat"),
         ("images/s", "of static", "undisturbed", "p50", "p99", "lost", *(f"< {level:.0%}" for level in _SHOWN_LEVELS)),
     )
     took = _table("What it took", ("changes/event", "exploring", "MiB", "without Ray's MiB", "steal, most"))
@@ -70,7 +70,7 @@ def _table(title: str, headings: Sequence[str]) -> Table:
 
 
 def _told(values: Sequence[float], form: Callable[[float], str]) -> str:
-    return bootstrap(values).told(form)
+    return median_of(values).told(form)
 
 
 def _mib(nbytes: float) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+from odin.evaluation.medians import interval_text, median_of
 from odin.evaluation.results import SLO_LEVELS, Cell, DetectionPoint, Validation
-from odin.evaluation.standing import SLO, bootstrap, order_policies
+from odin.evaluation.standing import SLO, order_policies
 from odin.evaluation.summary import yardsticks
 from odin.evaluation.tables import Better, Row, Table, Value
 
@@ -25,12 +26,12 @@ LIVE_VALUES: tuple[tuple[str, Callable[[Cell], float], Better, str], ...] = (
 
 
 def live_table(cells: Iterable[Cell], title: str) -> Table:
-    """Medians with bootstrapped 95% intervals over the repeats of one place."""
+    """Medians with their intervals over the repeats of one place."""
     cells = list(cells)
     policies = order_policies(cell.policy for cell in cells)
 
     def interval(policy: str, value: Callable[[Cell], float], form: str) -> Value:
-        middle, low, high = bootstrap(value(cell) for cell in cells if cell.policy == policy)
+        middle, low, high, *_ = median_of(value(cell) for cell in cells if cell.policy == policy)
         return Value.of(middle, form, extra="" if math.isnan(low) else f"[{low:{form}}, {high:{form}}]")
 
     rows: tuple[Row, ...] = tuple(
@@ -42,11 +43,7 @@ def live_table(cells: Iterable[Cell], title: str) -> Table:
         for policy in policies
     )
     repeats = max(sum(cell.policy == policy for cell in cells) for policy in policies)
-    caption = (
-        f"Median of {repeats} repeats and its 95% interval (bootstrap, 2,000 resamples)."
-        if repeats > 1
-        else "One repeat: no interval."
-    )
+    caption = f"Median, and the {interval_text(repeats)}." if repeats > 1 else "One repeat: no interval."
     columns = ("policy", *(name for name, *_ in LIVE_VALUES), "lost in all")
     better = (*(better for _, _, better, _ in LIVE_VALUES), "low")
     return Table(title, caption, columns, rows, better, yardsticks(policies)).without_empty()

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from odin.evaluation.figures import Layout, legend, panels
 from odin.evaluation.measured import LIVE_VALUES
+from odin.evaluation.medians import median_of
 from odin.evaluation.results import Cell, DetectionPoint, Timeline
-from odin.evaluation.standing import bootstrap, order_policies
+from odin.evaluation.standing import order_policies
 from odin.evaluation.style import DEVICES, INK, Look
 
 if TYPE_CHECKING:
@@ -152,12 +153,12 @@ def _draw_lanes(lanes: Axes, timeline: Timeline, devices: Sequence[int], *, end_
 
 
 def draw_live(layout: Layout, cells: Sequence[Cell], looks: Mapping[str, Look]) -> Figure:
-    """Medians as bars with bootstrapped intervals, a panel per quantity."""
+    """Medians as bars with their intervals, a panel per quantity."""
     from matplotlib.ticker import MaxNLocator
 
     policies = order_policies(cell.policy for cell in cells)
     shown = [
-        (name, [bootstrap(value(cell) for cell in cells if cell.policy == policy) for policy in policies], form)
+        (name, [median_of(value(cell) for cell in cells if cell.policy == policy)[:3] for policy in policies], form)
         for name, value, _, form in LIVE_VALUES
     ]
     shown = [(name, values, form) for name, values, form in shown if any(np.isfinite(value[0]) for value in values)]

@@ -8,6 +8,7 @@ from operator import attrgetter
 
 from odin.evaluation.figures import Plot
 from odin.evaluation.measured import detection_table, live_table, order_table, validation_table
+from odin.evaluation.medians import interval_text
 from odin.evaluation.plots_measured import draw_detection, draw_live, draw_timelines, mean_hz
 from odin.evaluation.results import Cell, Timeline
 from odin.evaluation.standing import Place, mean, order_policies, standings
@@ -57,7 +58,7 @@ def live(data: Data) -> Section | None:
             tables.append(live_table(cells, title))
             repeats = max(sum(cell.policy == policy for cell in cells) for policy in {cell.policy for cell in cells})
             spread = (
-                f"medians of {repeats} interleaved repeats, whiskers their 95% intervals (bootstrap over the repeats)"
+                f"medians of {repeats} interleaved repeats, whiskers the {interval_text(repeats)}"
                 if repeats > 1
                 else "one repeat, so no intervals"
             )
@@ -79,8 +80,9 @@ def detection(data: Data) -> Section | None:
     alarms = {name: mean(p.false_alarms for p in points if p.detector == name) for name in {p.detector for p in points}}
     told = ", ".join(f"{name} {alarms[name]:.2g}" for name in sorted(alarms))
     caption = (
-        "Mean observations until a detector tells a slowdown (their median where it missed some), beside the least that "
-        "there can be for as few false alarms, ln(ARL)/KL (dashed; where detectors differ in false alarms, each has its own). None can alarm before "
+        "Mean observations until a detector tells a slowdown (their median where it missed some), beside the least "
+        "that there can be for as few false alarms, ln(ARL)/KL (dashed; where detectors differ in false alarms, each "
+        "has its own). None can alarm before "
         f"the first observation (line at 1). False alarms per 1,000 observations: {told}."
     )
     plot = Plot(

@@ -1,4 +1,4 @@
-"""How the policies stand in each setting: means over repeats, ratios paired by repeat, bootstrapped intervals."""
+"""How the policies stand in each setting: means over repeats, ratios paired by repeat."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ __all__ = [
     "Place",
     "Standing",
     "base_name",
-    "bootstrap",
     "is_yardstick",
     "mean",
     "order_policies",
@@ -160,19 +159,3 @@ def pooled_quantiles(cells: Iterable[Cell], at: Sequence[float] = QUANTILES) -> 
     order = np.argsort(flat, kind="stable")
     share = (np.cumsum(weight[order]) - weight[order] / 2) / weight.sum()
     return np.asarray(np.interp(at, share, flat[order]))
-
-
-def bootstrap(values: Iterable[float], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Median of the repeats, and its 95% percentile interval; the latter nan where there is but one value.
-
-    Examples
-    --------
-    >>> bootstrap([1.0, 2.0, 3.0])
-    (2.0, 1.0, 3.0)
-    """
-    kept = np.array([value for value in values if math.isfinite(value)])
-    if kept.size < 2:
-        return (float(kept[0]) if kept.size else math.nan), math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(kept.size, size=(resamples, kept.size))
-    low, high = np.quantile(np.median(kept[drawn], axis=1), (0.025, 0.975))
-    return float(np.median(kept)), float(low), float(high)
