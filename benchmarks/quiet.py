@@ -21,6 +21,7 @@ from benchmarks.common import Environment, add_arguments, paired_ratio, report, 
 from benchmarks.feeding import Feeder, Recorder
 from monitor.events import PlanChanged, RunStarted, SlowdownChanged
 from odin.evaluation.hindsight import gains_in_hindsight
+from partitioner.transfer import measure_transfer
 from stages.device import usable_cores
 
 
@@ -62,6 +63,9 @@ def main() -> int:
         home = pipe.plan
         (started,) = recorder.of(RunStarted)
         baseline_s = [stage.baseline_s for stage in started.stages]
+        cuts = (pipe.chain.inputs, *(layer.output for layer in pipe.chain.layers))
+        transfer, cut_nbytes = measure_transfer(), [sum(spec.nbytes for spec in cut) for cut in cuts]
+        send_s, receive_s = transfer.send_s(cut_nbytes), transfer.receive_s(cut_nbytes)
         with Feeder(pipe, torch.randn(1, 3, 224, 224), recorder) as feeder:
             feeder.wait(64)
             order = random.Random(arguments.seed)
@@ -76,7 +80,9 @@ def main() -> int:
                     begin, begin_s = recorder.finished, recorder.timelines(-1)[0].completed_s
                     feeder.wait_until(partial(passed, recorder, begin_s + arguments.seconds))
                     moves = recorder.of(PlanChanged, since_s=begin_s)
-                    gains = gains_in_hindsight(baseline_s, moves, recorder.timelines(begin))
+                    gains = gains_in_hindsight(
+                        baseline_s, moves, recorder.timelines(begin), send_s=send_s, receive_s=receive_s
+                    )
                     stretch = Stretch(
                         recorder.throughput_hz(begin),
                         recorder.finished - begin,

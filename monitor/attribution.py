@@ -11,7 +11,12 @@ computing    added CPU time                                                     
 elsewhere    added (wall - CPU time - run-queue delay)                          ``unknown``
 ===========  =================================================================  =======================
 
-each at least 0, then divided by their sum. The largest part is named, and others from a quarter of the added time
+each at least 0, then divided by their sum. Now and undisturbed are both means over requests (ratios of sums). Means,
+since interference comes in bursts: a load that runs for a third of the time leaves the median where it was. On both
+sides, since times are skewed: the mean of one side lies above the median of the other with nothing added at all. From
+eight requests on the slowest one of a side counts as much as the second slowest, so that a single hiccup tells nothing.
+
+The largest part is named, and others from a quarter of the added time
 that is also 15% of the undisturbed time (CPU time wanders that much on shared machines, and a CPU stressor's cache
 misses alone add a tenth). If ``elsewhere`` is the largest the kind is ``unknown``. Below 5% added time nothing is said.
 
@@ -67,6 +72,8 @@ _LEAST_NAMED = 0.25  # of the added time
 _LEAST_NAMED_ADDED = 0.15  # of the undisturbed time
 _LEAST_SHOWN = 0.05
 _LEAST_REQUESTS = 5  # on each side, for the comparison of layers
+_LEAST_FOR_HICCUP = 8
+"""Requests of a side of which one may be a hiccup; of fewer it may be the burst that is looked for."""
 _LEAST_CONTRAST, _LEAST_T = 0.04, 3.0
 _LEAST_GPU_SHARE = 0.05
 
@@ -117,9 +124,9 @@ def classify(
     Parameters
     ----------
     before
-        Timings of undisturbed requests of one stage; medians are taken.
+        Timings of undisturbed requests of one stage.
     now
-        Timings of its disturbed requests; sums are taken, since interference comes in bursts.
+        Timings of its disturbed requests.
     threads
         Compute threads of the stage.
     baseline_s
@@ -159,11 +166,9 @@ def classify(
         missing = "of these layers undisturbed" if now else "disturbed"
         return Interference(UNKNOWN, math.nan, note=f"no request is known {missing}")
 
-    undisturbed = np.median(_per_work(before, baseline_s), axis=0)
-    rows = _per_work(now, baseline_s)
+    undisturbed = _mean_per_work(before, baseline_s)
     work = _work(now, baseline_s)
-    # Weighted by work this is the ratio of sums.
-    wall, cpu, delay = np.average(rows, axis=0, weights=work) / undisturbed[0]
+    wall, cpu, delay = _mean_per_work(now, baseline_s) / undisturbed[0]
     wall_before, cpu_before, delay_before = undisturbed / undisturbed[0]
     added = wall - wall_before
     if added < _LEAST_ADDED:
@@ -230,10 +235,15 @@ def _work(timings: Sequence[StageTiming], baseline_s: Sequence[float] | None) ->
     return np.array([sum(baseline_s[timing.first : timing.last]) for timing in timings])
 
 
-def _per_work(timings: Sequence[StageTiming], baseline_s: Sequence[float] | None) -> FloatArray:
-    """Wall, CPU and run-queue seconds per unit of work, shape (requests, 3)."""
+def _mean_per_work(timings: Sequence[StageTiming], baseline_s: Sequence[float] | None) -> FloatArray:
+    """Mean wall, CPU and run-queue seconds per unit of work, a single hiccup cut off."""
     table = np.array([(timing.wall_s, timing.cpu_s, timing.run_delay_s) for timing in timings])
-    return np.asarray(table / _work(timings, baseline_s)[:, np.newaxis], dtype=np.float64)
+    work = _work(timings, baseline_s)
+    rows = table / work[:, np.newaxis]
+    if len(rows) >= _LEAST_FOR_HICCUP:
+        *_, second, slowest = np.argsort(rows[:, 0], kind="stable")
+        rows[slowest] = rows[second]
+    return np.asarray(np.average(rows, axis=0, weights=work), dtype=np.float64)  # weighted by work: a ratio of sums
 
 
 def _contrast(before: Sequence[StageTiming], now: Sequence[StageTiming], intensity: Sequence[float] | None) -> str:

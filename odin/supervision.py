@@ -105,10 +105,14 @@ class Recorder:
         """Return the state as of ``now_s`` on the events' clock."""
         return self._builder.view(now_s, serving)
 
+    def settle(self, timeout_s: float) -> None:
+        """Wait until ``on_event`` is told of all there was, for so many seconds."""
+        if self._teller is not None:
+            self._teller.settle(timeout_s)
+
     def sum_up(self) -> None:
         """Before the end: wait a few seconds for ``on_event``, and tell how often there was which fault."""
-        if self._teller is not None:
-            self._teller.settle()
+        self.settle(10.0)
         self.faults.tell_again()
 
     def close(self) -> None:
@@ -196,6 +200,7 @@ class Supervision:
                 batch=batch,
             )
         )
+        self._recorder.settle(1.0)  # who is told of the start usually knows of it once the pipeline is there
         self.on_result: Callable[[RequestTimeline], None] = self._controller.on_result
         self.on_failure: Callable[[int, OdinError], None] = self._controller.on_failure
         self._status = StatusServer(self._answer, host=host)

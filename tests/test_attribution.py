@@ -33,6 +33,44 @@ def layered(factors, count, *, noise=0.01, seed=3, delay_s=0.0):
     return timings
 
 
+def skewed(count, seed, *, hit=0.0, factor=2.0):
+    """Requests with a tail of slow ones, of which a share ``hit`` is also preempted: ``factor`` times as slow."""
+    draw = np.random.default_rng(seed)
+    timings = []
+    for _ in range(count):
+        cpu_s = 0.070 * float(np.exp(0.05 * draw.standard_normal())) + (0.050 if draw.random() < 0.2 else 0.0)
+        delay_s = (factor - 1) * 0.070 if draw.random() < hit else 0.0
+        timings.append(timing(cpu_s + delay_s, cpu_s, delay_s))
+    return timings
+
+
+def test_with_nothing_added_nothing_is_told_of_skewed_times():
+    """The undisturbed side was a median, the other one a mean: of skewed times that alone was an interference."""
+    told = [classify(skewed(64, seed), skewed(64, 1000 + seed)) for seed in range(50)]
+    assert np.mean([found.slowdown for found in told]) == pytest.approx(1.0, abs=0.02)
+    assert sum(found.slowdown >= 1.05 for found in told) <= 10
+    # as it was: the mean of one over the median of the other
+    walls = [[t.wall_s for t in skewed(64, seed)] for seed in range(50)]
+    assert np.mean([np.mean(w) / np.median(w) for w in walls]) > 1.1
+
+
+@pytest.mark.parametrize("hit", [0.2, 0.33, 0.5, 1.0])
+def test_a_load_that_comes_in_bursts_is_told_though_the_median_stays(hit):
+    found = classify(skewed(64, 1), skewed(64, 2, hit=hit))
+    assert found.kind == "CPU share"
+    assert found.slowdown > 1.1
+
+
+@pytest.mark.parametrize("count", [8, 16, 64])
+def test_one_hiccup_tells_nothing_on_either_side(count):
+    hiccup = [timing(0.700, 0.069, 0.630)]
+    quiet, slow = [timing(0.070, 0.069)] * (count - 1), [timing(0.105, 0.069, 0.035)] * (count - 1)
+    assert classify(quiet + hiccup, slow).kind == "CPU share"
+    assert classify(quiet + hiccup, slow).slowdown == pytest.approx(1.5)
+    assert classify(quiet, quiet + hiccup).kind == "unknown"
+    assert classify(quiet, quiet + 2 * hiccup).kind == "CPU share"  # two are no accident
+
+
 def test_a_cpu_stressor_on_the_core():
     # Figures of a real one: wall time doubles, CPU time hardly grows.
     found = classify([timing(0.069, 0.069)] * 8, [timing(0.153, 0.077, 0.076)] * 4)

@@ -44,6 +44,18 @@ def test_each_move_is_judged_by_the_requests_that_ran_under_it():
     assert math.isnan(never)
 
 
+def test_transfers_were_left_out():
+    """A move that pays for its balance with a far larger activation on the way was counted as a gain."""
+    move = moved(1, (3, 3), (4, 2))
+    send_s = receive_s = [0.0, 0.0, 0.0, 0.001, 0.02, 0.0, 0.0]  # cheap at cut 3, dear at cut 4
+    requests = 5 * [ran(1, (4, 2), [1.0, 2.0])]
+    assert gains_in_hindsight(BASELINE_S, [move], requests) == pytest.approx([0.06 / 0.04 - 1])
+    told = gains_in_hindsight(BASELINE_S, [move], requests, send_s=send_s, receive_s=receive_s)
+    assert told == pytest.approx([(0.06 + 0.001) / (0.04 + 0.02) - 1])
+    dear = gains_in_hindsight(BASELINE_S, [move], requests, send_s=[0.0] * 4 + [0.03, 0.0, 0.0])
+    assert dear == pytest.approx([0.06 / 0.07 - 1])  # in vain
+
+
 def test_a_stage_without_layers_tells_nothing():
     move = moved(1, (3, 3), (6, 0))
     assert math.isnan(gains_in_hindsight(BASELINE_S, [move], [ran(1, (6, 0), [1.0, 1.0])])[0])
