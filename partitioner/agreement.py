@@ -84,7 +84,6 @@ class Subject:
         else:
             raise ValueError(f"expected a torch.nn.Module or an ExportedProgram, got a {type(model).__name__}")
         self._captured: dict[str, Captured | TraceError] = {}
-        _logger.info("running the model to see whether it answers the same each time")
         try:
             self._check_results()
             runs = check_repeatable(self._fresh, self.args)
@@ -128,7 +127,8 @@ class Subject:
 
     def _capture(self, how: str, capture: Callable[[], Captured]) -> Captured:
         if how not in self._captured:
-            _logger.info("capturing the model with %s", how)
+            level = logging.INFO if how.startswith("torch.export") else logging.DEBUG  # minutes for large models
+            _logger.log(level, "capturing the model with %s ...", how)
             try:
                 self._captured[how] = capture()
             except TraceError as error:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
@@ -210,9 +211,7 @@ def capture_fx(model: nn.Module, example_args: tuple[Any, ...]) -> Captured:
     return _assemble(model, graph, leaves, in_spec, list(returned), tracer.out_spec, "torch.fx")
 
 
-def capture_export(
-    model: nn.Module, example_args: tuple[Any, ...], *, any_leading_size: bool = False
-) -> Captured:
+def capture_export(model: nn.Module, example_args: tuple[Any, ...], *, any_leading_size: bool = False) -> Captured:
     """Capture a model with ``torch.export``.
 
     Parameters
@@ -253,7 +252,7 @@ def capture_export(
 def _leading_size_fixed(exported: torch.export.ExportedProgram) -> bool:
     inputs = set(exported.graph_signature.user_inputs)
     values = [node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder" and node.name in inputs]
-    return any(isinstance(value, Tensor) and isinstance(value.shape[0], int) for value in values)
+    return any(isinstance(value, Tensor) and is_concrete_int(value.shape[0]) for value in values)
 
 
 @contextlib.contextmanager

@@ -144,7 +144,12 @@ def _of_tensor(tensor: Tensor) -> object:
                 words = flat[: flat.numel() // 8 * 8].view(torch.int64)
                 return (*described, int(words.sum()), flat[words.numel() * 8 :].tolist())
             return (*described, hashlib.blake2b(flat.cpu().numpy().data).digest())
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):  # meta, sparse, packed, a subclass of its own kind
+    except (
+        RuntimeError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ):  # meta, sparse, packed, a subclass
         return described
 
 

@@ -101,7 +101,9 @@ def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, .
     last, end = call(args)
 
     runs = (first, *(made for made, _ in others))
-    changed = list(dict.fromkeys(path for _, moment in ((first, after_first), *others) for path in moment.changed(before)))
+    changed = list(
+        dict.fromkeys(path for _, moment in ((first, after_first), *others) for path in moment.changed(before))
+    )
     suspects = [*after_second.changed(after_first), *end.changed(after_first)]
     differ = _differ(second.results, first.results) or _differ(last.results, first.results)
     if changed and others and not suspects and not differ:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import pytest
 import torch
 from example_models import DataDependent, Residual, ShapeDependent, TwoInputs, image, seeded
@@ -15,6 +17,8 @@ from partitioner.capture import (
     capture_fx,
     private_copy,
 )
+from partitioner.chain import build_chain
+from partitioner.prepare import prepare
 
 
 def test_fx_gives_one_placeholder_per_tensor_and_fixes_the_rest():
@@ -135,3 +139,62 @@ def test_exported_program_with_other_arguments_is_refused():
 def test_no_tensor_in_the_arguments():
     with pytest.raises(ValueError, match="hold no tensor"):
         capture_fx(seeded(Residual), (3,))
+
+
+class LoopsOverBatch(nn.Module):
+    """As SuperPoint of transformers does; export with a free leading size silently makes it twice the example's."""
+
+    def __init__(self, over: Callable[[Tensor], Iterable[Tensor]]) -> None:
+        super().__init__()
+        self.a, self.b, self.over = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), over
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples = []
+        for sample in self.over(self.a(x)):
+            samples.append(sample / sample.norm() if sample.shape[-1] > 3 else sample)
+        return self.b(torch.stack(samples))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(
+    "over",
+    [lambda y: y, torch.unbind, lambda y: [y[i] for i in range(y.shape[0])], lambda y: [p[0] for p in y.split(1)]],
+    ids=["the tensor", "unbind", "range", "split"],
+)
+def test_a_loop_over_the_batch_was_refused_at_the_examples_own_size(over, size):
+    """The doubled example was exported first, for that size alone, and the example's own was never tried."""
+    model = seeded(lambda: LoopsOverBatch(over))
+    chain = build_chain(model, (image(batch=size),))
+    assert not chain.dynamic_batch
+    torch.testing.assert_close(chain(image(batch=size)), model(image(batch=size)), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="another leading size than its example's"):
+        chain(image(batch=size + 1))
+
+
+def test_a_leading_size_that_the_code_fixes_is_not_called_free():
+    model = seeded(lambda: LoopsOverBatch(torch.unbind))
+    with pytest.raises(TraceError, match="fixes the leading size"):
+        capture_export(model, (image(),), any_leading_size=True)
+    assert capture_export(model, (image(),)).how == "torch.export"
+
+
+def test_a_model_is_captured_once_for_all_its_preparations(monkeypatch):
+    """Export took 15 s where fx took 1.7 s: it began anew for every form that was tried."""
+    calls = []
+    export = torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *args, **options: calls.append(1) or export(*args, **options))
+    monkeypatch.setattr("partitioner.chain.deviation", lambda *_: "made up")  # the fused form is given up
+    chain = build_chain(seeded(ShapeDependent), (image(),))
+    assert chain.captured_with == "torch.export"
+    assert len(calls) == 1
+
+
+def test_a_copy_of_a_capture_is_prepared_by_itself():
+    captured = capture_fx(private_copy(seeded(Residual)), (image(),))
+    before = [str(node) for node in captured.graph.nodes]
+    copied = captured.copy()
+    assert [node.meta["module_path"] for node in copied.steps] == [node.meta["module_path"] for node in captured.steps]
+    prepare(copied, [image()])
+    assert [str(node) for node in captured.graph.nodes] == before
+    assert "bn1.weight" in captured.state
+    assert "bn1.weight" not in copied.state

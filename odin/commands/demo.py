@@ -18,6 +18,7 @@ from monitor.events import Event
 from monitor.narrate import narrate
 from odin.images import find_images, load_image
 from odin.inject.load import Load
+from odin.phases import tell_phases
 from odin.signals import draining, importing
 from odin.sources import load_source
 from partitioner.chain import build_chain
@@ -64,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{source.name}: how to turn image files into its input is not known; take another model")
     inputs = [load_image(path, source.preprocess) for path in paths]
     console.print(f"cutting {escape(source.name)} and starting its stages ...", style="dim")
-    chain = build_chain(source.model, source.example_args, name=source.name)
+    with tell_phases(lambda text: console.print(escape(text), style="dim")):
+        chain = build_chain(source.model, source.example_args, name=source.name)
     recording = Recorder()
     told: list[str] = []  # devices, once they are known
 

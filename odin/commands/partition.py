@@ -14,6 +14,7 @@ from rich.console import Console
 
 from odin.local_profile import check_local, local_devices, profile_local, type_of
 from odin.partition_report import LayerRow, PartitionReport, StageRow, render_partition
+from odin.phases import tell_phases
 from odin.sources import load_source
 from partitioner.balance import balance, fluid_bound_hz, stage_times
 from partitioner.chain import Chain, build_chain
@@ -59,9 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
         check_local(devices)
     plan = None if arguments.plan is None else Plan.parse(arguments.plan)
     messages = Console(stderr=True, highlight=False)
-    with messages.status(f"loading {arguments.model}"):
+    with messages.status(f"loading {arguments.model}") as status:
         source = load_source(arguments.model, weights=arguments.weights, image_size=arguments.image_size)
-        chain = build_chain(source.model, source.example_args, name=source.name)
+        with tell_phases(status.update):
+            chain = build_chain(source.model, source.example_args, name=source.name)
     devices = local_devices(len(chain.layers)) if devices is None else devices
     with messages.status(f"profiling {len(chain.layers)} layers"):
         report = partition(

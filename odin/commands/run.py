@@ -33,6 +33,8 @@ from rich.text import Text
 from monitor.live import live_panel
 from odin.detectors import detector_names
 from odin.images import Preprocess, find_images, load_image
+from odin.options import leading_size
+from odin.phases import tell_phases
 from odin.report import Ending, RunReport, RunTally, render_report
 from odin.results import json_line
 from odin.signals import draining, importing
@@ -133,9 +135,15 @@ def run(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {} if arguments.precision is None else {"precision": arguments.precision}
     with open_output(arguments.output) as output:
         console.print(f"cutting {escape(source.name)} and starting its stages ...", style="dim")
-        chain = build_chain(source.model, source.example_args, name=source.name)
-        if arguments.batch > 1 and not chain.dynamic_batch:
-            raise ValueError(f"--batch {arguments.batch}: {source.name} takes only one image at a time; leave it out")
+        with tell_phases(lambda text: console.print(escape(text), style="dim")):
+            chain = build_chain(source.model, source.example_args, name=source.name)
+        at_a_time = leading_size(chain)
+        if arguments.batch != at_a_time and not chain.dynamic_batch:
+            remedy = "leave it out" if at_a_time == 1 else f"give --batch {at_a_time}"
+            raise ValueError(
+                f"--batch {arguments.batch}: {source.name} takes {at_a_time} image{'s'[: at_a_time > 1]} at a time, no "
+                f"more and no less; {remedy}"
+            )
         with odin.pipeline.Pipeline(
             chain,
             stages=arguments.stages if arguments.stages == "auto" else arguments.stages.split(","),
