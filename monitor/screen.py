@@ -39,6 +39,9 @@ _EVENT_STYLES = {
     "restored": "green",
     "load": "magenta",
     "failure": "red",
+    "fault": "red",
+    "missing": "red",
+    "move-failed": "red",
     "end": "bold",
 }
 

@@ -162,13 +162,15 @@ class ViewBuilder:
                     self._close_seconds(event.at_s)
             self._handlers[type(event)](event)
 
-    def view(self, now_s: float, serving: Serving | None = None) -> PipelineView:
+    def view(self, now_s: float, serving: Serving | None = None, *, in_flight: int | None = None) -> PipelineView:
         """How the pipeline looks at ``now_s``, a reading of the clock of the events.
 
         Parameters
         ----------
         serving
             What is known of the present moment beyond the events, of a pipeline that runs.
+        in_flight
+            Requests under way, where that alone is known.
 
         Raises
         ------
@@ -185,8 +187,8 @@ class ViewBuilder:
             plan, epoch = self._plan, self._epoch
             completed, failed = self._recent.count + self._not_recorded, self._failed
             if serving is not None:
-                plan, epoch, completed, failed = serving.plan, serving.epoch, serving.completed, serving.failed
-            idle = serving is not None and serving.in_flight == 0
+                completed, failed, in_flight, epoch, plan = serving
+            idle = in_flight == 0
             now = self._now(plan, epoch)
             utilisation = self._recent.utilisation(now_s, idle=idle)
             p50_s, p99_s = percentiles_s(self._recent.latencies_s(now_s), (50, 99))
@@ -200,7 +202,7 @@ class ViewBuilder:
                 uptime_s=max(0.0, now_s - run.at_s),
                 completed=completed,
                 failed=failed,
-                in_flight=None if serving is None else serving.in_flight,
+                in_flight=in_flight,
                 max_in_flight=run.max_in_flight,
                 throughput_hz=self._recent.throughput_hz(now_s, idle=idle),
                 fluid_bound_hz=now.fluid_bound_hz,

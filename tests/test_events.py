@@ -11,7 +11,10 @@ import synthetic_run
 from monitor.events import (
     Attributed,
     Culprit,
+    EventsMissing,
+    Fault,
     LoadChanged,
+    MoveFailed,
     PlanChanged,
     PlanVerified,
     PolicyChanged,
@@ -37,6 +40,9 @@ EVENTS = [
     PlanVerified(1005.0, 1, (13, 5), 10.75, 10.5),
     PolicyChanged(1006.0, "odin:alpha=10"),
     LoadChanged(1007.0, "burst", "membw", "cpu:1", 0.75, 4242),
+    MoveFailed(1007.0, 20, (7, 11), (9, 9), "move", "GetTimeoutError('prepare')", 2.0),
+    Fault(1007.0, "on_event", "raised RuntimeError('mine'); it goes on being told", 3),
+    EventsMissing(1007.5, 250, 3, "No space left on device"),
     RunEnded(1008.0, "done", 20, 1),
 ]  # fmt: skip
 
