@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,8 @@ _LIMIT = 300_000  # entries; a model that refers to more is compared in part
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, torch.memory_format, slice)
 # Objects that hold nothing a result could come from, or the whole program.
 _OPAQUE = (types.ModuleType, logging.Logger, fx.Graph, torch._ops.OpOverload, torch._ops.OpOverloadPacket)
-_INSTALLED = tuple({str(Path(sysconfig.get_path(name))) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_STANDARD = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(torch.__file__).parent))
+_INSTALLED = {"site-packages", "dist-packages"}  # parts of the paths of what pip and distributions install
 
 
 class _Random(Protocol):
@@ -80,6 +81,12 @@ class Contents:
         mine, its = self.values, other.values
         paths = [path for path in {**mine, **its} if mine.get(path, _ABSENT) != its.get(path, _ABSENT)]
         return list(dict.fromkeys(path.partition("[")[0] for path in paths))
+
+    def changed_itself(self, other: Contents, owners: Container[str]) -> list[str]:
+        """Attributes of ``owners`` that differ themselves, not only in what a container there holds."""
+        mine, its = self.values, other.values
+        own = (path for path in mine if "[" not in path and path.rpartition(".")[0] in owners)
+        return [path for path in own if mine[path] != its.get(path, _ABSENT)]
 
 
 _ABSENT = object()
@@ -238,8 +245,13 @@ def _inside_class(value: type) -> Iterator[tuple[str, object]]:
 
 def _is_own(code: Any) -> bool:
     """Whether a class or function is the user's: neither built in nor installed."""
-    module = sys.modules.get(getattr(code, "__module__", None) or "")
+    return _is_own_module(getattr(code, "__module__", None) or "")
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_own_module(name: str) -> bool:
+    module = sys.modules.get(name)
     if module is None or module.__name__ in sys.builtin_module_names:
         return module is None
     file = getattr(module, "__file__", None)
-    return file is None or not file.startswith(_INSTALLED)
+    return file is None or not (file.startswith(_STANDARD) or _INSTALLED & set(Path(file).parts))

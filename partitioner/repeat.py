@@ -62,10 +62,10 @@ def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, .
         one copy      x   x   y   z   x     results of x equal, what it keeps after x equal
         another       y                     result and what is kept as after x x y above
 
-    A model may keep what follows from the last call alone (attention maps to look at) and what it builds on its first
-    call (grids of positions): neither changes a result. Whatever else it changes in itself and reads again makes a
-    result depend on earlier calls, in these calls or in others, so it is refused by name: counters, hidden state,
-    queues, averages.
+    A model may keep what it only writes, or writes before it reads it (attention maps to look at), and what it builds
+    on its first call whatever the input (grids of positions): neither changes a result. Whatever else it changes in
+    itself and reads again makes a result depend on earlier calls, in these calls or in others, so it is refused by
+    name: counters, hidden state, queues, averages.
 
     Parameters
     ----------
@@ -101,9 +101,7 @@ def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, .
     last, end = call(args)
 
     runs = (first, *(made for made, _ in others))
-    changed = list(
-        dict.fromkeys(path for _, moment in ((first, after_first), *others) for path in moment.changed(before))
-    )
+    changed = [path for moment in (after_first, *(kept for _, kept in others)) for path in moment.changed(before)]
     suspects = [*after_second.changed(after_first), *end.changed(after_first)]
     differ = _differ(second.results, first.results) or _differ(last.results, first.results)
     if changed and others and not suspects and not differ:
@@ -112,8 +110,9 @@ def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, .
         alone, kept_alone = call(made.args)
         suspects = kept_alone.changed(kept)
         differ = _differ(alone.results, made.results)
-    if suspects and not differ:
-        suspects = _read(function, list(dict.fromkeys(suspects)), runs)
+    if not differ:
+        of_the_last_call = [path for _, kept in others for path in kept.changed_itself(after_first, _owners(function))]
+        suspects = _read_before_written(function, list(dict.fromkeys([*suspects, *of_the_last_call])), runs)
     if suspects or differ:
         raise _keeps_state(list(dict.fromkeys(suspects or changed)))
     return runs
@@ -166,37 +165,59 @@ def _differ(results: list[Any], expected: list[Any]) -> bool:
     return False
 
 
-def _read(function: Callable[..., Any], paths: list[str], runs: Sequence[Run]) -> list[str]:
-    """Leave out attributes of modules that a call writes and never reads (the time that it took)."""
-    if not isinstance(function, nn.Module):
+def _read_before_written(function: Callable[..., Any], paths: list[str], runs: Sequence[Run]) -> list[str]:
+    """Leave out attributes of modules that calls write before they read them, or never read (the time it took)."""
+    if not paths or not isinstance(function, nn.Module):
         return paths
-    watched: dict[str, str] = {}  # path -> name of the attribute
-    read: set[str] = set()
-    modules = {name or type(function).__name__: module for name, module in function.named_modules()}
-    kinds = {module: type(module) for module in modules.values()}
-    for prefix, module in modules.items():
-        names = {path[len(prefix) + 1 :]: path for path in paths if path.rpartition(".")[0] == prefix}
+    watch = _Watch()
+    kinds: dict[nn.Module, type[nn.Module]] = {}
+    for owner, module in _owners(function).items():
+        names = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == owner}
         if names:
-            watched.update({path: name for name, path in names.items()})
-            module.__class__ = _watching(type(module), names, read)
+            kinds[module] = type(module)
+            module.__class__ = watch.over(type(module), names)
     try:
         for made in runs:
+            watch.written.clear()
             run(function, made.args)
     except Exception:  # a class that cannot be replaced: do not judge by this call
         return paths
     finally:
         for module, kind in kinds.items():
             module.__class__ = kind
-    return [path for path in paths if path not in watched or path in read]
+    return [path for path in paths if path not in watch.paths or path in watch.read]
 
 
-def _watching(kind: type[nn.Module], names: dict[str, str], read: set[str]) -> type[nn.Module]:
-    def look_up(self: nn.Module, name: str) -> Any:
-        if name in names:
-            read.add(names[name])
-        return kind.__getattribute__(self, name)
+def _owners(function: Callable[..., Any]) -> dict[str, nn.Module]:
+    """The model and its submodules by the paths that their attributes begin with."""
+    modules = function.named_modules() if isinstance(function, nn.Module) else ()
+    return {path or type(function).__name__: module for path, module in modules}
 
-    return type(kind.__name__, (kind,), {"__getattribute__": look_up, "__module__": kind.__module__})
+
+class _Watch:
+    """Which of some attributes are read before they are written."""
+
+    def __init__(self) -> None:
+        self.paths: set[str] = set()
+        self.written: set[str] = set()
+        self.read: set[str] = set()
+
+    def over(self, kind: type[nn.Module], names: dict[str, str]) -> type[nn.Module]:
+        """Return a class like ``kind`` that notes accesses to attributes, given with their paths."""
+        self.paths.update(names.values())
+
+        def look_up(module: nn.Module, name: str) -> Any:
+            if name in names and names[name] not in self.written:
+                self.read.add(names[name])
+            return kind.__getattribute__(module, name)
+
+        def write(module: nn.Module, name: str, value: Any) -> None:
+            if name in names:
+                self.written.add(names[name])
+            kind.__setattr__(module, name, value)
+
+        own = {"__getattribute__": look_up, "__setattr__": write, "__module__": kind.__module__}
+        return type(kind.__name__, (kind,), own)
 
 
 def _keeps_state(paths: list[str]) -> TraceError:

@@ -106,6 +106,14 @@ class PreviousFrame(Base):
         return difference
 
 
+class PreviousOfVeryBright(PreviousFrame):
+    def remember(self, y):
+        if self.previous is not None and y.sum() > 1e9:
+            y = y - self.previous
+        self.previous = y
+        return y
+
+
 class Average(Base):
     def set_up(self):
         self.mean = torch.zeros(3, 1, 1)
@@ -258,6 +266,7 @@ STATEFUL = {
     FirstCall: "FirstCall.ready",
     Frames: "Frames.frames",
     PreviousFrame: "PreviousFrame.previous",
+    PreviousOfVeryBright: "PreviousOfVeryBright.previous",
     Average: "Average.mean",
     AverageInPlace: "AverageInPlace.mean",
     RunningMaximum: "RunningMaximum.largest",
@@ -341,9 +350,10 @@ class CachedByShape(Base):
 
 class KeptToLookAt(Base):
     def set_up(self):
-        self.last_attention, self.kept = None, {}
+        self.last_attention, self.kept, self.cell = None, {}, Cell()
 
     def remember(self, y):
+        self.cell.h = y.mean()
         self.last_attention = y.softmax(1)
         self.kept["features"] = y
         self.last_shape = y.shape
