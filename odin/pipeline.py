@@ -94,7 +94,7 @@ class Pipeline:
         File of weights, ``.safetensors`` or ``.pth``.
     batch
         Largest micro-batch: a request with a larger leading size is streamed in parts of this size. Default: that of
-        the example input.
+        the example input, which is also the only one for models whose samples depend on each other (frames of a film).
     max_in_flight
         Micro-batches under way at most; ``submit`` waits beyond that. Default: two per stage, one computed and one
         waiting.

@@ -176,3 +176,24 @@ def test_samples_of_their_own_are_cut_at_any_size(build, size):
         request = image(batch=2 * size + 1)
         parts = [chain(part) for (part,) in split_inputs((request,), batch=size)]
         torch.testing.assert_close(torch.cat(parts), model(request), rtol=0, atol=1e-4)
+
+
+def test_a_model_that_takes_only_numbers_of_the_examples_kind_is_tried_with_those():
+    class Strict(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            check_range(x)
+            return x.flatten(1).cumsum(1)
+
+    assert build_chain(Strict(), (torch.rand(1, 3, 4, 4),)).dynamic_batch
+
+
+def check_range(x: Tensor) -> None:
+    if (
+        not torch.jit.is_tracing()
+        and not isinstance(x, torch.fx.Proxy)
+        and not 0 <= float(x.min()) <= float(x.max()) <= 1
+    ):
+        raise ValueError("give numbers in [0, 1]")
+
+
+torch.fx.wrap("check_range")
