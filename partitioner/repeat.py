@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from partitioner.capture import TraceError
+from partitioner.capture import TraceError, first_line
 from partitioner.reachable import Contents, contents
 from partitioner.values import as_bits, comparable
 
 __all__ = ["Run", "check_repeatable", "run"]
 
+_STATE = "the model keeps state between calls, so its results depend on earlier ones"
 _SHOWN = 4  # names of attributes in a message
 
 
@@ -94,15 +95,21 @@ def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, .
             generator.restore()
         return run(function, arguments), contents(function)
 
+    def call_again() -> tuple[Run, Contents]:
+        try:
+            return call(args)
+        except Exception as error:
+            raise TraceError(f"{_STATE}: called again on the same input it fails with {first_line(error)}") from error
+
     first, after_first = call(args)
-    second, after_second = call(args)
+    second, after_second = call_again()
     others: list[tuple[Run, Contents]] = []
     for other in _other_contents(args):
         with contextlib.suppress(Exception):  # it need not take them
             others.append(call(other))
         if len(others) == 2:
             break
-    last, end = call(args)
+    last, end = call_again()
 
     runs = (first, *(made for made, _ in others))
     changed = [path for moment in (after_first, *(kept for _, kept in others)) for path in moment.changed(before)]
@@ -233,8 +240,7 @@ def _keeps_state(paths: list[str]) -> TraceError:
         "it keeps something elsewhere (a global variable, a closure)"
     )
     return TraceError(
-        f"the model keeps state between calls, so its results depend on earlier ones: {where}. Requests may be "
-        "served in parts, beside each other and again, each as if it were the first. Remedies: make the state an input "
-        "and return its new value, or set it once in __init__ and only read it in forward; take out what only counts "
-        "or collects"
+        f"{_STATE}: {where}. Requests may be served in parts, beside each other and again, each as if it were the "
+        "first. Remedies: make the state an input and return its new value, or set it once in __init__ and only read "
+        "it in forward; take out what only counts or collects"
     )

@@ -440,3 +440,16 @@ def test_the_random_numbers_of_the_process_go_on_as_before():
     torch.manual_seed(3)
     build_chain(model, (image(),))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_model_that_answers_only_once():
+    class Once(Base):
+        def remember(self, y):
+            del self.only  # an AttributeError the next time
+            return y
+
+        def set_up(self):
+            self.only = 1
+
+    with pytest.raises(TraceError, match=r"keeps state between calls.*it fails with AttributeError"):
+        build_chain(Once().eval(), (image(),))
