@@ -198,6 +198,34 @@ def test_numbers_are_checked(capsys, option):
     assert option.split("=")[0] in capsys.readouterr().err
 
 
+class LessTheMean(nn.Module):
+    def forward(self, x):
+        return (x - x.mean(0)).mean((2, 3))
+
+
+def groups_of_two():
+    """A model whose images depend on each other."""
+    return LessTheMean().eval(), (torch.rand(2, 3, 16, 16),)
+
+
+def single_images():
+    return LessTheMean().eval(), (torch.rand(1, 3, 16, 16),)
+
+
+@pytest.mark.parametrize(
+    ("factory", "batch", "message"),
+    [
+        ("groups_of_two", "1", "takes 2 images at a time, no more and no less; give --batch 2"),
+        ("groups_of_two", "4", "takes 2 images at a time, no more and no less; give --batch 2"),
+        ("single_images", "2", "takes 1 image at a time, no more and no less; leave it out"),
+    ],
+)
+def test_images_that_depend_on_each_other_go_as_the_example_did(folder, capsys, factory, batch, message):
+    """It said that such a model takes only one image at a time, whatever its example."""
+    assert main(["run", f"{__name__}:{factory}", "--input", str(folder), "--batch", batch]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.ray
 def test_through_real_stages(folder, tmp_path, two_cores, capsys, source):
     results = tmp_path / "results.jsonl"
