@@ -84,6 +84,8 @@ def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, .
 
     Raises
     ------
+    ValueError
+        If the model fails on the example.
     TraceError
         If results depend on earlier calls.
     """
@@ -101,7 +103,13 @@ def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, .
         except Exception as error:
             raise TraceError(f"{_STATE}: called again on the same input it fails with {first_line(error)}") from error
 
-    first, after_first = call(args)
+    try:
+        first, after_first = call(args)
+    except Exception as error:
+        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        raise ValueError(
+            f"the model fails on its example arguments (tensor shapes {shapes}): {type(error).__name__}: {error}"
+        ) from error
     second, after_second = call_again()
     others: list[tuple[Run, Contents]] = []
     for other in _other_contents(args):
