@@ -32,8 +32,8 @@ def test_a_migration_that_overtakes_a_policys_leaves_everyone_on_the_plan_in_for
 
     controller._migrate = migrate
     bench.run(2)
-    while not controller._queue.empty():
-        controller._queue.get()()
+    while controller._worker._items:
+        controller._worker._items.popleft()()
     moves = bench.of(PlanChanged)
     assert [(move.epoch, move.before, move.after) for move in moves] == [(1, (2, 2), (1, 3)), (2, (1, 3), (3, 1))]
     assert controller._plan == Plan((3, 1))
@@ -60,8 +60,8 @@ def test_a_migration_after_a_policys_comes_after_it():
 
     controller._migrate = migrate
     bench.run(2)
-    while not controller._queue.empty():
-        controller._queue.get()()
+    while controller._worker._items:
+        controller._worker._items.popleft()()
     assert [move.epoch for move in bench.of(PlanChanged)] == [1, 2]
     assert controller._plan == Plan((1, 3))
 

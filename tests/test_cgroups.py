@@ -280,7 +280,7 @@ def test_auto_leaves_the_quota_of_pipelines_that_run(monkeypatch):
 
 
 def test_cores_named_beyond_the_quota_are_allowed_and_warned_of():
-    info = StageInfo(0, "cpu:0", "cpu x1", 1, "n", "host", 2.0)
+    info = StageInfo(0, "cpu:0", "cpu x1", 1, "n", "host", quota_cores=2.0)
     placed = [(Device("cpu", (core,)), "n") for core in range(3)]
     with pytest.warns(UserWarning, match=r"stages on host have 3 cores \(0-2\), but a CPU quota of 2 CPUs holds there"):
         warn_of_quotas(placed, [info])
