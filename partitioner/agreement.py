@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from partitioner.capture import (
@@ -32,7 +32,8 @@ from partitioner.liveness import Liveness
 from partitioner.model_copy import refusal
 from partitioner.observe import Observation, observe
 from partitioner.prepare import layout_of, make_outputs_dense, prepare
-from partitioner.repeat import check_repeatable
+from partitioner.reachable import contents
+from partitioner.repeat import check_repeatable, run
 from partitioner.values import obstacle, plain
 from partitioner.watching import Draws
 
@@ -119,6 +120,18 @@ class Subject:
         """Ways to capture the model, the quickest first; each works once, and gives a copy of its own at each call."""
         for how, capture in self._captures:
             yield functools.partial(self._capture, how, capture)
+        if not isinstance(called := self._fresh(), nn.Module):
+            return
+        before = contents(called)
+        run(called, self.args)
+        if not isinstance(called, fx.GraphModule) and contents(called).changed(before):
+            # What it builds in its first call (a grid of positions in a buffer) is there now.
+            for how, any_size in (("", True), (" at the example's leading size", False)):
+                yield functools.partial(
+                    self._capture,
+                    f"torch.export{how}, after a first call",
+                    functools.partial(capture_export, private_copy(called), self.args, any_leading_size=any_size),
+                )
 
     def _capture(self, how: str, capture: Callable[[], Captured]) -> Captured:
         if how not in self._captured:
@@ -190,7 +203,7 @@ def _check(captured: Captured, subject: Subject, channels_last: bool) -> Prepare
         difference = deviation(_results(captured, varied.outputs), other.results)
         if difference:
             return f"on other values than the example's {difference}; something of an earlier call was kept"
-    for other in subject.other_sizes:
+    for other in () if captured.one_size else subject.other_sizes:
         try:
             seen_there = observe(captured, arrange(tensors_in(_copied(other.args))))
             if deviation(_results(captured, seen_there.outputs), other.results):

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.numbers import int_oo
 
 from partitioner.model_copy import deep_copy, evaluating, unwrapped
 from partitioner.values import obstacle, plain
@@ -85,6 +87,8 @@ class Captured:
         What the model returns with a :class:`Slot` for each output.
     how
         ``"torch.fx"`` or ``"torch.export"``.
+    one_size
+        The graph is for the example's leading size: at another one the model's code may do something else.
     """
 
     graph: fx.Graph
@@ -95,6 +99,7 @@ class Captured:
     in_spec: pytree.TreeSpec
     outcome: Any
     how: str
+    one_size: bool = False
 
     def copy(self) -> Captured:
         """Return the same graph for another preparation: what that rewrites is the copy's own, weights are shared."""
@@ -128,17 +133,24 @@ def private_copy(model: nn.Module) -> nn.Module:
     """Copy a model's structure and buffers, in eval mode; parameters are shared with the original.
 
     Tracing runs the model's Python code, which may change attributes; preparation replaces parameters but never
-    writes one. So sharing them is safe and saves a second copy of the weights.
+    writes one. So sharing their memory is safe and saves a second copy of the weights; each is an object of the copy's
+    own, as code like ``self.half()`` gives an object other memory.
     """
     model = unwrapped(model)
     memo: dict[int, Any] = {}
     for module in model.modules():
-        memo.update((id(p), p) for p in module._parameters.values() if p is not None)
+        memo.update((id(p), _same_memory(p)) for p in module._parameters.values() if p is not None)
     copied = evaluating(deep_copy(model, memo))
     for module in copied.modules():
         if parametrize.is_parametrized(module):
             _bake_parametrizations(module)
     return copied
+
+
+def _same_memory(parameter: nn.Parameter) -> nn.Parameter:
+    if type(parameter) is not nn.Parameter:  # what a subclass is made of is its own affair
+        return parameter
+    return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
 
 
 def _bake_parametrizations(module: nn.Module) -> None:
@@ -244,7 +256,7 @@ def capture_export(model: nn.Module, example_args: tuple[Any, ...], *, any_leadi
         if any_leading_size and _leading_size_fixed(exported):
             # what AUTO does with a size that the model's code fixes, by a loop over its samples for instance
             raise ValueError("the model's code fixes the leading size")
-        return capture_exported_program(exported, example_args)
+        return replace(capture_exported_program(exported, example_args), one_size=not any_leading_size)
     except Exception as error:
         raise TraceError(f"torch.export stopped at {_where(error)}: {first_line(error)}") from error
 
@@ -252,7 +264,27 @@ def capture_export(model: nn.Module, example_args: tuple[Any, ...], *, any_leadi
 def _leading_size_fixed(exported: torch.export.ExportedProgram) -> bool:
     inputs = set(exported.graph_signature.user_inputs)
     values = [node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder" and node.name in inputs]
-    return any(isinstance(value, Tensor) and is_concrete_int(value.shape[0]) for value in values)
+    sizes = [value.shape[0] for value in values if isinstance(value, Tensor)]
+    if any(is_concrete_int(size) or _is_bounded(exported, size) for size in sizes):
+        return True
+    return any(_is_condition(guard) for guard in _guards(exported))
+
+
+def _is_bounded(exported: torch.export.ExportedProgram, size: Any) -> bool:
+    """Whether the graph holds in a range of sizes only: the code does otherwise beyond."""
+    known = exported.range_constraints.get(size.node.expr)
+    return known is not None and (known.upper != int_oo or known.lower > 2)  # export sees two samples at least
+
+
+def _guards(exported: torch.export.ExportedProgram) -> list[str]:
+    """The conditions under which a graph holds, as Python text."""
+    return list(getattr(exported, "_guards_code", None) or [])
+
+
+def _is_condition(guard: str) -> bool:
+    """Whether a guard is about a leading size, other than that two inputs' are equal."""
+    plain = re.fullmatch(r"\s*(\S+\.size\(\)\[0\])\s*==\s*(\S+\.size\(\)\[0\])\s*", guard)
+    return ".size()[0]" in guard and plain is None
 
 
 @contextlib.contextmanager

@@ -5,8 +5,11 @@ Paths read as in code: ``Net.h`` (an attribute of the model itself), ``block.2.n
 
 from __future__ import annotations
 
+import array
+import contextvars
 import functools
 import hashlib
+import itertools
 import logging
 import random
 import sys
@@ -139,6 +142,16 @@ def _summary(value: object) -> object:
         return type(value), tuple(sorted(_key(item) for item in value))
     if isinstance(value, (list, tuple, deque)):
         return type(value), len(value)
+    if isinstance(value, (bytearray, array.array)):
+        return type(value), bytes(value)
+    if isinstance(value, (itertools.count, itertools.repeat)):
+        return repr(value)  # says where it is
+    if isinstance(value, types.GeneratorType):
+        frame = value.gi_frame
+        held = {} if frame is None else frame.f_locals
+        return type(value), frame and frame.f_lasti, sorted((name, repr(local)) for name, local in held.items())
+    if isinstance(value, contextvars.ContextVar):
+        return type(value), repr(value.get(None))
     return type(value)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +22,11 @@ __all__ = ["Run", "check_repeatable", "run"]
 
 _STATE = "the model keeps state between calls, so its results depend on earlier ones"
 _SHOWN = 4  # names of attributes in a message
+_READ_ALL = frozenset(
+    ("__dict__", "_buffers", "_parameters", "buffers", "named_buffers", "parameters", "named_parameters", "state_dict")
+)
+"""Ways to read attributes of a module by other names than their own."""
+_TORCH = str(Path(torch.__file__).parent)
 
 
 class Run(NamedTuple):
@@ -228,6 +235,8 @@ class _Watch:
         def look_up(module: nn.Module, name: str) -> Any:
             if name in names and names[name] not in self.written:
                 self.read.add(names[name])
+            elif name in _READ_ALL and not sys._getframe(1).f_code.co_filename.startswith(_TORCH):
+                self.read.update(set(names.values()) - self.written)
             return kind.__getattribute__(module, name)
 
         def write(module: nn.Module, name: str, value: Any) -> None:
