@@ -66,6 +66,10 @@ def _warn(kind: str, text: str) -> None:
     warnings.warn(text, stacklevel=3)
 
 
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+"""A pipe or terminal that nobody reads is to fail, as a full disk does, and not to hold the writer up."""
+
+
 class _Entry(NamedTuple):
     """What is written as a whole or not at all: a line, or the lines that a part begins with."""
 
@@ -315,7 +319,7 @@ class EventLog:
             if same and ours.st_size < self._end_nbytes:
                 self._needs_head, self._torn = True, False
         if not same:
-            self._adopt(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666))
+            self._adopt(os.open(self.path, _FLAGS, 0o666))
             self._needs_head = True
 
     def _is_full(self) -> bool:
@@ -329,9 +333,7 @@ class EventLog:
         head = b"" if self._run is None else self._head(self._run)
         descriptor = -1
         try:
-            descriptor = os.open(
-                f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666
-            )
+            descriptor = os.open(f"{name}.new", _FLAGS | os.O_TRUNC, 0o666)
             if os.write(descriptor, head) < len(head):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for number in range(self._kept_parts, 1, -1):
@@ -369,7 +371,7 @@ class EventLog:
 
 def _open(path: Path, *, append: bool) -> int:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, _FLAGS, 0o666)
     except OSError as error:
         raise ValueError(f"event log {path}: {error.strerror}; name a file that can be written") from error
     status = os.fstat(descriptor)

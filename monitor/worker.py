@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "leave_forked_child"]
 
 T = TypeVar("T")
 
@@ -138,8 +140,34 @@ class Worker(Generic[T]):
                 return
 
     def _call(self, function: Callable[..., object], argument: object) -> None:
+        pid = os.getpid()
         try:
             function(argument)
         except BaseException as error:
+            leave_forked_child(pid, error)
             with contextlib.suppress(BaseException):
                 self._on_error(error)
+        leave_forked_child(pid)
+
+
+def leave_forked_child(pid: int, error: BaseException | None = None) -> None:
+    """End this process if it is a child that somebody else's code has forked in one of our threads and let return.
+
+    It would take the parent's place in that thread's loop. Only this thread is left in it, so that there is nobody to
+    end it in order.
+
+    Parameters
+    ----------
+    pid
+        The process that called that code.
+    error
+        What has come out of it; ``SystemExit`` has the status.
+    """
+    if os.getpid() == pid:
+        return
+    code = error.code if isinstance(error, SystemExit) else error
+    status = code if isinstance(code, int) else int(code is not None)
+    with contextlib.suppress(BaseException):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status & 0xFF)

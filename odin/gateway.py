@@ -72,9 +72,18 @@ class _Request:
         self.submitted_s = 0.0
         self.over = False  # its outcome is known: answered, failed, too late, cancelled
         self.recalled = False
-        self.sent: threading.Event | None = None  # set when it no longer stands in line, if it ever did
+        self.sent: threading.Lock | None = None  # free when it no longer stands in line, if it ever did
         self.refusal: BaseException | None = None  # why it could not be sent
         self.timer: Timer | None = None
+
+    def leave_line(self) -> None:
+        """Let go on who waits in :meth:`Gateway.submit`. Idempotent.
+
+        A lock, as an event breaks where a signal's handler raises within its ``wait`` ("release unlocked lock").
+        """
+        if self.sent is not None:
+            with contextlib.suppress(RuntimeError):  # it is free
+                self.sent.release()
 
 
 class Gateway:
@@ -121,7 +130,7 @@ class Gateway:
         self._next_request = 0
         self._pending: dict[int, _Request] = {}  # with the stages, those whose outcome is known included
         self._line: OrderedDict[int, _Request] = OrderedDict()
-        self._free = sender.memory.slots
+        self._places = sender.memory.slots
         self._completed = self._failed = 0
         self._error: OdinError | None = None
         self._draining = False
@@ -132,6 +141,11 @@ class Gateway:
         self.window = TimelineWindow()
         self._thread = threading.Thread(target=self._receive_all, name="odin-gateway", daemon=True)
         self._thread.start()
+
+    @property
+    def _free(self) -> int:
+        """Places that no request has: one number for it, which an exception in between cannot put out of step."""
+        return self._places - len(self._pending)
 
     @property
     def plan(self) -> Plan:
@@ -189,7 +203,7 @@ class Gateway:
         request = self._enter(values, deadline_s)
         if request.sent is not None:
             try:
-                request.sent.wait()
+                request.sent.acquire()
             except BaseException:
                 request.reply.cancel()
                 raise
@@ -225,7 +239,8 @@ class Gateway:
         return request
 
     def _stand_in_line(self, request: _Request) -> None:
-        request.sent = threading.Event()
+        request.sent = threading.Lock()
+        request.sent.acquire()
         self._line[request.number] = request
         if request.urgent:
             self._line.move_to_end(request.number, last=False)
@@ -237,12 +252,19 @@ class Gateway:
         left_s = request.deadline_s if request.deadline_s == _NEVER else request.deadline_s - time.perf_counter()
         header = Header(Kind.REQUEST, request.number, epoch=self._epoch, left_s=left_s)
         request.submitted_s = self._clock()
-        with contextlib.suppress(ChannelClosedError):
-            # Word of a loss arrives from the other end, with the stage's index, and fails this future too.
-            request.slot = self._sender.send(header, request.values)
-        self._free -= 1
-        request.values = ()
         self._pending[request.number] = request
+        try:
+            request.slot = self._sender.send(header, request.values)
+        except ChannelClosedError:
+            pass  # word of a loss arrives from the other end, with the stage's index, and fails this future too
+        except BaseException as error:  # does not fit, or a signal's handler has raised, perhaps after it was sent
+            slot = None if isinstance(error, Exception) else self._sender.sent(request.number)
+            if slot is None:
+                self._pending.pop(request.number, None)
+            else:
+                request.slot, request.over = slot, True
+            raise
+        request.values = ()
 
     def _advance(self, *, at_least: int = 0) -> list[_Request]:
         """Send who is first in line while places are free; returns those that cannot be sent. The lock is held."""
@@ -260,8 +282,7 @@ class Gateway:
             except Exception as error:
                 request.refusal, request.over = error, True
                 refused.append(request)
-            assert request.sent is not None  # it stood in line
-            request.sent.set()
+            request.leave_line()
         return refused
 
     def _let_in(self, *, at_least: int = 0) -> None:
@@ -325,7 +346,6 @@ class Gateway:
                 if request.recalled:
                     self._sender.memory.recall(request.slot, recalled=False)
                 self._sender.release(request.slot)
-            self._free += 1
             was_over, request.over = request.over, True
             if failure is None and (request.reply.cancelled() or not was_over):
                 self._completed += 1
@@ -362,20 +382,35 @@ class Gateway:
             self._failed += 1
             where = "in line for a place" if self._leave(request) else "with the stages"
         self._fail(request, DeadlineExceededError(f"its deadline passed while it was {where}"))
-        if request.sent is not None:
-            request.sent.set()
+        request.leave_line()
 
     def _withdraw(self, request: _Request) -> None:
-        """Drop a request that its caller has cancelled."""
+        """Drop a request that its caller has cancelled.
+
+        Who cancels may be the garbage collector, or a signal's handler, in a thread that has the lock. So nobody waits
+        for it here: if it is taken, the timers' thread does it.
+        """
+        if self._lock.acquire(blocking=False):
+            try:
+                self._drop(request)
+            finally:
+                self._lock.release()
+        else:
+            self._timers.add(time.perf_counter(), partial(self._drop_later, request))
+
+    def _drop_later(self, request: _Request) -> None:
         with self._lock:
-            if request.over:
-                return
-            request.over = True
-            self._leave(request)
+            self._drop(request)
+
+    def _drop(self, request: _Request) -> None:
+        """Take a request out that its caller has cancelled; the lock is held."""
+        if request.over:
+            return
+        request.over = True
+        self._leave(request)
         if request.timer is not None:
             request.timer.cancel()
-        if request.sent is not None:
-            request.sent.set()
+        request.leave_line()
 
     def _leave(self, request: _Request) -> bool:
         """Take a request out of the line, or tell the first stage not to start on it; the lock is held."""
@@ -426,8 +461,7 @@ class Gateway:
         for request in requests:
             assert request.refusal is not None  # it is why they are here
             self._settle(request, request.refusal)
-            if request.sent is not None:
-                request.sent.set()
+            request.leave_line()
 
     def _fail(self, request: _Request, error: OdinError) -> None:
         try:

@@ -544,6 +544,11 @@ class Pipeline:
         reason = "closed" if lost is None else str(lost)
         return {"reason": reason, "completed": counts.completed, "failed": counts.failed}
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a pipeline cannot be sent to another process: start one there, or serve this one's to it over a connection"
+        )
+
     def __enter__(self) -> Self:
         return self
 

@@ -6,14 +6,15 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import ray
 
-__all__ = ["RayProcesses"]
+__all__ = ["LastingThread", "RayProcesses"]
 
 _RAY = str(Path(ray.__file__).parent)
 _starting: int | None = None
@@ -48,12 +49,43 @@ class RayProcesses:
             _starting = None
         self._groups = _groups_of_ray(before)
 
+    def wake(self) -> None:
+        """Let processes that are stopped (SIGSTOP) go on: Ray waits for them, without a limit, when it shuts down."""
+        for group in self._groups:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGCONT)
+
     def end(self) -> None:
         """End what is left of them. Idempotent."""
         groups, self._groups = self._groups, []
         for group in groups:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
+
+
+class LastingThread:
+    """Calls something in a thread that then stays until it is told to end; what the call raises is raised here."""
+
+    def __init__(self, call: Callable[[], object], *, name: str) -> None:
+        called: Future[object] = Future()
+        self._over = threading.Event()
+
+        def run() -> None:
+            try:
+                called.set_result(call())
+            except BaseException as error:
+                called.set_exception(error)
+            else:
+                self._over.wait()
+
+        self._thread = threading.Thread(target=run, name=name, daemon=True)
+        self._thread.start()
+        called.result()
+
+    def end(self) -> None:
+        """Let it end. Idempotent."""
+        self._over.set()
+        self._thread.join()
 
 
 def _groups_of_ray(before: set[psutil.Process]) -> list[int]:

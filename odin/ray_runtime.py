@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from odin.forks import check_ray_is_ours
 from odin.ray_calls import allow_calls, refuse_calls
 from odin.ray_folder import EmbeddedFolder
 from odin.ray_loopback import LOOPBACK, loopback_kept
-from odin.ray_processes import RayProcesses
+from odin.ray_processes import LastingThread, RayProcesses
 from odin.ray_signals import kept
 from odin.ray_token import use_own_token, use_token
 from odin.ray_watch import RayWatch
@@ -31,6 +32,7 @@ class RayRuntime:
     A process that is connected already keeps its connection (``address`` must then be ``None``). With an address the
     cluster is used and left running. Otherwise a local Ray is started, without dashboard, and stopped by
     :meth:`close`, which removes its folder as well. It listens on the loopback address only, and asks for the token.
+    Pipelines of one process share the connection; the last to close gives it up.
 
     Ray ends a process that stays connected after its own processes have died. So the connection is given up as soon as
     that is seen, also one that the process had before.
@@ -60,20 +62,46 @@ class RayRuntime:
         weight_nbytes: int = 0,
         on_lost: Callable[[str], None] = lambda why: None,
     ) -> None:
+        global _connection
         check_ray_is_ours()
-        self._owned = False
+        self.on_lost = on_lost
+        with _starting_or_ending:  # Ray is one for the whole process
+            if ray.is_initialized() and address is not None:
+                raise ValueError(f"this process is connected to a Ray cluster already; leave out address={address!r}")
+            if _connection is None or not _connection.lives:
+                _connection = _Connection(address, weight_nbytes)
+            self._connection = _connection
+            self._connection.users.append(self)
+
+    @property
+    def lost(self) -> str | None:
+        """What has happened, if Ray's processes have died; looked up at once."""
+        return self._connection.watch.lost
+
+    def close(self) -> None:
+        """Disconnect, stopping an embedded Ray, if nobody else uses it. Idempotent."""
+        with _starting_or_ending:
+            if self in self._connection.users:
+                self._connection.users.remove(self)
+                if not self._connection.users:
+                    self._connection.close()
+
+
+class _Connection:
+    """The connection of this process to Ray, made here unless there was one."""
+
+    def __init__(self, address: str | None, weight_nbytes: int) -> None:
+        self.users: list[RayRuntime] = []
+        self._owned = not ray.is_initialized()
         self._folder: EmbeddedFolder | None = None
         self._processes = RayProcesses()
-        self._on_lost = on_lost
-        if ray.is_initialized() and address is not None:
-            raise ValueError(f"this process is connected to a Ray cluster already; leave out address={address!r}")
+        self._starter: LastingThread | None = None
         try:
-            if not ray.is_initialized():
-                self._owned = True
+            if self._owned:
                 self._connect(address, weight_nbytes)
             allow_calls()
             self._gcs_address = ray.get_runtime_context().gcs_address
-            self._watch = RayWatch(on_lost=self._give_up)
+            self.watch = RayWatch(on_lost=self._give_up)
         except BaseException:
             if self._owned:
                 with kept():
@@ -99,6 +127,14 @@ class RayRuntime:
             return
         use_own_token()
         self._folder = EmbeddedFolder()
+        if threading.current_thread() is threading.main_thread():
+            self._start_embedded(weight_nbytes, common)
+        else:
+            # The kernel ends Ray's processes when the thread that has started them ends (PR_SET_PDEATHSIG).
+            self._starter = LastingThread(lambda: self._start_embedded(weight_nbytes, common), name="odin-ray-starter")
+
+    def _start_embedded(self, weight_nbytes: int, common: dict[str, Any]) -> None:
+        assert self._folder is not None
         with loopback_kept(), kept(starting=True), self._processes.starting():
             ray.init(
                 address="local",
@@ -117,21 +153,26 @@ class RayRuntime:
             )
 
     @property
-    def lost(self) -> str | None:
-        """What has happened, if Ray's processes have died; looked up at once."""
-        return self._watch.lost
+    def lives(self) -> bool:
+        """Whether pipelines that are started now can use it, too."""
+        return bool(self.users) and self.watch.lost is None and self._is_current()
+
+    def _is_current(self) -> bool:
+        # Not a later connection of the program's own, after it has shut down this one.
+        return ray.is_initialized() and ray.get_runtime_context().gcs_address == self._gcs_address
 
     def _give_up(self, why: str) -> None:
         """Fail what needs Ray, and disconnect before Ray ends this process."""
         try:
-            self._on_lost(why)
+            for user in tuple(self.users):
+                user.on_lost(why)
         finally:
             self._disconnect(why)
 
     def _disconnect(self, why: str) -> None:
         refuse_calls(why)
-        # Not a later connection of the program's own, after it has shut down this one.
-        if ray.is_initialized() and ray.get_runtime_context().gcs_address == self._gcs_address:
+        if self._is_current():
+            self._processes.wake()
             with kept():
                 ray.shutdown()
         self._end_embedded()
@@ -139,13 +180,17 @@ class RayRuntime:
     def _end_embedded(self) -> None:
         """End what is left of an embedded Ray's processes, and remove its folder."""
         self._processes.end()
+        if self._starter is not None:
+            self._starter.end()
         if self._folder is not None:
             self._folder.remove()
 
     def close(self) -> None:
-        """Disconnect, stopping an embedded Ray. Idempotent."""
-        self._watch.close()
-        if self._owned:
-            self._owned = False
-            if self._watch.lost is None:
-                self._disconnect("the pipeline that had started Ray was closed")
+        """Stop watching, and disconnect if the connection was made here."""
+        self.watch.close()
+        if self._owned and self.watch.lost is None:
+            self._disconnect("the pipeline that had started Ray was closed")
+
+
+_starting_or_ending = threading.RLock()
+_connection: _Connection | None = None

@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
+from monitor.worker import leave_forked_child
 from odin.errors import ForkedProcessError
 
 __all__ = ["Callbacks", "Reply", "outcome_of", "when_done"]
@@ -100,10 +101,13 @@ class Callbacks:
 
 
 def _call(callback: Callback[Any], future: Future[Any]) -> None:
+    pid = os.getpid()
     try:
         callback(future)
-    except BaseException:  # SystemExit too: the callbacks of other callers are still to come
+    except BaseException as error:  # SystemExit too: the callbacks of other callers are still to come
+        leave_forked_child(pid, error)
         _log.exception("a callback of %r failed", future)
+    leave_forked_child(pid)
 
 
 class Reply(Future[T]):
@@ -131,7 +135,8 @@ class Reply(Future[T]):
         if not self._turn.acquire(blocking=False):
             return
         self.on_cancel = None
-        if not self.set_running_or_notify_cancel():
+        # Who has this future may have declared it running: it is ours to resolve all the same.
+        if not self.running() and not self.set_running_or_notify_cancel():
             return
         self._settling = threading.get_ident()
         try:
@@ -174,6 +179,9 @@ class Reply(Future[T]):
         """Wait for the failure, if it is one; see :meth:`concurrent.futures.Future.exception`."""
         self._check_process()
         return super().exception(timeout)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a future of a pipeline belongs to the process that submitted: send its result() instead")
 
     def _check_process(self) -> None:
         if not self._over and os.getpid() != self._pid:

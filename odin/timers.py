@@ -57,8 +57,9 @@ class Timers:
         with self._changed:
             heapq.heappush(self._heap, (at_s, next(self._numbers), timer))
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="odin-timers", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="odin-timers", daemon=True)
+                thread.start()  # first: an exception of a signal's handler may come in between
+                self._thread = thread
             elif self._heap[0][2] is timer:
                 self._changed.notify()
         return timer

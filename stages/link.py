@@ -100,6 +100,13 @@ class Sender(Protocol):
     def release(self, slot: int) -> None:
         """Free a slot; only for channels opened without credits."""
 
+    def sent(self, request: int) -> int | None:
+        """Slot of the request sent last, if it is this one; ``None`` if it has not left, and took no slot.
+
+        To be asked when something else than an error of the channel has come out of :meth:`send`, such as a signal
+        handler's exception; only for channels opened without credits.
+        """
+
     def close(self, *, graceful: bool = True) -> None:
         """Say goodbye (if ``graceful``) after everything sent has been received, and close. Idempotent."""
 

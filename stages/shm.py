@@ -64,17 +64,21 @@ class ShmSender:
         self._credits = hello.credits
         self._free = deque(reversed(range(hello.slots)))
         self._unsent: deque[bytes] = deque()
+        self._sending = (-1, 0, b"")  # request, slot and header of the last one begun
+        self._pushed = b""  # the last header that is on its way
 
     def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
         """See :meth:`stages.link.Sender.send`."""
         try:
+            if not self._credits:
+                return self._send_uninterrupted(header, tensors)
             slot = self._take_slot() if tensors else 0
             try:
                 metas = self.memory.write(slot, tensors)
             except BaseException:
                 self._free.append(slot)
                 raise
-            self._transmit(pack(header._replace(slot=slot, tensors=metas, sent_s=time.perf_counter())))
+            self._connection.send(pack(header._replace(slot=slot, tensors=metas, sent_s=time.perf_counter())))
         except ChannelClosedError:
             raise
         except OSError as error:
@@ -87,14 +91,28 @@ class ShmSender:
         with contextlib.suppress(OSError):  # if the receiver is gone, the next send says so
             self._push()
 
-    def _transmit(self, data: bytes) -> None:
-        if self._credits:
-            self._connection.send(data)
-        else:
-            # The slots are the bound; many small headers may be more than the socket holds while the receiver stands
-            # still, and whoever sends must not stand still with it. Each slot given back sends on what is left.
-            self._unsent.append(data)
-            self._push()
+    def _send_uninterrupted(self, header: Header, tensors: Sequence[torch.Tensor]) -> int:
+        """Send; an exception of a signal's handler comes before or after that, as :meth:`sent` tells."""
+        slot = self._free[-1] if tensors else 0  # the one that was free last is the most likely still in a cache
+        metas = self.memory.write(slot, tensors)
+        data = pack(header._replace(slot=slot, tensors=metas, sent_s=time.perf_counter()))
+        self._sending = (header.request, slot if tensors else -1, data)
+        # The slots are the bound; many small headers may be more than the socket holds while the receiver stands
+        # still, and whoever sends must not stand still with it. Each slot given back sends on what is left.
+        self._unsent.append(data)
+        if tensors:
+            self._free.pop()
+        self._push()
+        return slot
+
+    def sent(self, request: int) -> int | None:
+        """See :meth:`stages.link.Sender.sent`."""
+        number, slot, data = self._sending
+        if number != request or not (self._pushed is data or any(waiting is data for waiting in self._unsent)):
+            return None
+        if self._free and self._free[-1] == slot:  # the interruption came before it was taken
+            self._free.pop()
+        return max(slot, 0)
 
     def _push(self) -> None:
         while self._unsent:
@@ -102,6 +120,7 @@ class ShmSender:
                 self._connection.send(self._unsent[0], socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
+            self._pushed = self._unsent[0]
             self._unsent.popleft()
 
     def _take_slot(self) -> int:

@@ -79,19 +79,23 @@ class TcpSender:
         for slot in range(hello.slots):
             self._free.put(slot)
         self._outgoing: queue.SimpleQueue[Header | None] = queue.SimpleQueue()
+        self._sent = (-1, 0)  # request and slot of the last one
         self._broken: str | None = None
         self._thread = threading.Thread(target=self._transmit, name="odin-tcp-send", daemon=True)
         self._thread.start()
 
     def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
         """See :meth:`stages.link.Sender.send`."""
-        slot = self._take_slot() if tensors else 0
-        if self._broken is not None:
-            raise ChannelClosedError(self._broken)
+        slot = -1
         try:
+            slot = self._take_slot() if tensors else 0
+            if self._broken is not None:
+                raise ChannelClosedError(self._broken)
             metas = self.memory.write(slot, tensors)
+            self._sent = (header.request, slot)
         except BaseException:
-            self._free.put(slot)
+            if tensors and slot >= 0 and self._sent != (header.request, slot):
+                self._free.put(slot)
             raise
         self._outgoing.put(header._replace(slot=slot, tensors=metas))
         return slot
@@ -99,6 +103,11 @@ class TcpSender:
     def release(self, slot: int) -> None:
         """See :meth:`stages.link.Sender.release`."""
         self._free.put(slot)
+
+    def sent(self, request: int) -> int | None:
+        """See :meth:`stages.link.Sender.sent`."""
+        number, slot = self._sent
+        return slot if number == request else None
 
     def _take_slot(self) -> int:
         slot = self._free.get()
