@@ -68,7 +68,7 @@ print("SAID" + json.dumps(said), flush=True)
 
 
 def run(tmp_path: Path, victim: str, **environment: str) -> dict[str, Any]:
-    folder = Path(f"/tmp/odin-test-{os.getpid()}-{victim[:3]}")  # short: a socket's path ends at 107
+    folder = Path(f"/tmp/o{os.getpid()}{victim[:3]}")  # short: a socket's path ends at 107
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, victim],
         env={

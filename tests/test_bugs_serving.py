@@ -63,7 +63,7 @@ def test_an_exception_of_a_signals_handler_costs_no_place():
             for _ in range(300):
                 try:
                     signal.setitimer(signal.ITIMER_REAL, draw.uniform(5e-5, 1.5e-3))
-                    while True:
+                    for _ in range(200):  # a handler's exception may be lost, in a callback of the garbage collector
                         stage.gateway.submit((numbers(1),))
                 except Interrupted:
                     pass
