@@ -148,7 +148,7 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 
 def _same_memory(parameter: nn.Parameter) -> nn.Parameter:
-    if type(parameter) is not nn.Parameter:  # what a subclass is made of is its own affair
+    if type(parameter) is not nn.Parameter or parameter.is_inference():  # a subclass is its own affair
         return parameter
     return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
 

@@ -50,7 +50,7 @@ def test_an_exception_of_a_signals_handler_costs_no_place():
         raise Interrupted
 
     draw = random.Random(0)
-    before = signal.signal(signal.SIGALRM, interrupt)
+    before = signal.signal(signal.SIGPROF, interrupt)
     try:
         with gateway_and_stage(max_in_flight=3) as stage:
 
@@ -62,17 +62,17 @@ def test_an_exception_of_a_signals_handler_costs_no_place():
             answering.start()
             for _ in range(300):
                 try:
-                    signal.setitimer(signal.ITIMER_REAL, draw.uniform(5e-5, 1.5e-3))
+                    signal.setitimer(signal.ITIMER_PROF, draw.uniform(5e-5, 1.5e-3))
                     for _ in range(200):  # a handler's exception may be lost, in a callback of the garbage collector
                         stage.gateway.submit((numbers(1),))
                 except Interrupted:
                     pass
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             for _ in range(12):
                 assert torch.equal(stage.gateway.submit((numbers(7),)).result(PROMPT_S)[0], numbers(7))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def test_a_child_forked_in_a_callback_ends_where_it_would_come_back():

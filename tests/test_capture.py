@@ -77,7 +77,8 @@ def test_private_copy_leaves_the_original_alone():
     assert model.training
     assert not copied.training
     assert copied.bn1.running_mean.data_ptr() != model.bn1.running_mean.data_ptr()
-    assert copied.conv1.weight is model.conv1.weight
+    assert copied.conv1.weight is not model.conv1.weight  # what casts it gives it other memory
+    assert copied.conv1.weight.data_ptr() == model.conv1.weight.data_ptr()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
