@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -108,22 +107,13 @@ def served_in_order(
     pipe: odin.Pipeline, images: list[torch.Tensor], before: Callable[[int], None]
 ) -> tuple[list[torch.Tensor], list[int]]:
     """Logits in the order of the images, and the images' numbers in the order in which they were done."""
-    done: list[int] = []
-    all_done = threading.Event()  # callbacks have a thread of their own
-
-    def note(number: int) -> None:
-        done.append(number)
-        if len(done) == len(images):
-            all_done.set()
-
     futures = []
     for number, image in enumerate(images):
         before(number)
         futures.append(pipe.submit(image))
-        futures[-1].add_done_callback(lambda _, number=number: note(number))
     served = [future.result(PROMPT_S) for future in futures]
-    assert all_done.wait(PROMPT_S)
-    return served, done
+    requests = [timeline.request for timeline in pipe.timelines()[-len(images) :]]
+    return served, [request - min(requests) for request in requests]
 
 
 def check(served: list[torch.Tensor], done: list[int], expected: list[torch.Tensor]) -> None:

@@ -103,16 +103,14 @@ def check_every_permit_is_back(stage: Stage, max_in_flight: int) -> None:
 def test_results_reach_their_own_futures_in_order_of_submission(kind: str):
     with gateway_and_stage(max_in_flight=4, kind=kind) as stage, ThreadPoolExecutor(1) as pool:
         serving = pool.submit(stage.answer_until_closed)
-        finished: list[int] = []
         futures = []
         for number in range(50):
             futures.append(stage.gateway.submit((numbers(number),)))
-            futures[-1].add_done_callback(lambda _, number=number: finished.append(number))
         for number, future in enumerate(futures):
             assert torch.equal(future.result(PROMPT_S)[0], numbers(number))
         stage.gateway.close()
         assert [header.request for header in serving.result(PROMPT_S)] == list(range(50))
-        assert finished == list(range(50))
+        assert [timeline.request for timeline in stage.timelines] == list(range(50))
         assert stage.gateway.counts() == GatewayCounts(completed=50, failed=0, in_flight=0)
 
 
@@ -321,15 +319,23 @@ def test_who_stops_waiting_leaves_the_line_and_is_not_sent():
 
 
 def test_an_interrupt_while_waiting_costs_no_place(monkeypatch: pytest.MonkeyPatch):
-    class Interrupted(threading.Event):
-        def wait(self, timeout=None):
-            raise KeyboardInterrupt
+    class Interrupted:
+        taken = False
+
+        def acquire(self, blocking=True):
+            if self.taken and blocking:
+                raise KeyboardInterrupt
+            free, self.taken = not self.taken, True
+            return free
+
+        def release(self):
+            self.taken = False
 
     with gateway_and_stage(max_in_flight=2) as stage:
         for number in range(2):
             stage.gateway.submit((numbers(number),))
         with monkeypatch.context() as patch:
-            patch.setattr("odin.gateway.threading.Event", Interrupted)
+            patch.setattr("odin.gateway.threading.Lock", Interrupted)
             for _ in range(3):
                 with pytest.raises(KeyboardInterrupt):
                     stage.gateway.submit((numbers(5),))
