@@ -35,7 +35,7 @@ from odin.microbatch import join_outputs, split_inputs
 from odin.options import check_batch, check_options, check_timeout, leading_size
 from odin.placement import place, warn_of_quotas
 from odin.ray_runtime import RayRuntime
-from odin.replies import outcome_of
+from odin.replies import Reply, outcome_of
 from odin.sources import load_source
 from odin.supervision import Recorder, Supervision
 from partitioner.chain import Chain, build_chain
@@ -282,34 +282,14 @@ class Pipeline:
         PipelineClosedError, StageLostError
             If the pipeline is closed or has lost a stage.
         """
-        deadline_s = self._deadline_s(timeout_s)
-        gateway, parts = self._prepare_request(inputs)
-        futures: list[Future[tuple[torch.Tensor, ...]]] = []
-        try:
-            for part in parts:
-                futures.append(gateway.submit(part, deadline_s=deadline_s))
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-        return join_outputs(futures, self.chain.unpack, callbacks=gateway.callbacks)
+        return self._send_parts(inputs, timeout_s, wait=True)
 
     async def asubmit(self, *inputs: Any, timeout_s: float | None = None) -> Any:
         """As :meth:`submit`, for ``async`` code: neither waiting for a place nor for the result blocks the loop.
 
         Returns the result itself; inputs must stay as they are until then. Cancelling the task cancels the request.
         """
-        deadline_s = self._deadline_s(timeout_s)
-        gateway, parts = self._prepare_request(inputs)
-        futures: list[Future[tuple[torch.Tensor, ...]]] = []
-        try:
-            for part in parts:
-                futures.append(gateway.enqueue(part, deadline_s=deadline_s))
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-        return await outcome_of(join_outputs(futures, self.chain.unpack, callbacks=gateway.callbacks))
+        return await outcome_of(self._send_parts(inputs, timeout_s, wait=False))
 
     def map(self, inputs: Iterable[Any], *, timeout_s: float | None = None) -> Iterator[Any]:
         """Serve many requests; results in the order of the inputs.
@@ -342,6 +322,21 @@ class Pipeline:
         """Before any lock: in a forked child nobody would ever release it."""
         if os.getpid() != self._pid:
             raise ForkedProcessError(self._pid)
+
+    def _send_parts(self, inputs: tuple[Any, ...], timeout_s: float | None, *, wait: bool) -> Reply[Any]:
+        """Send a request in parts of the micro-batch, waiting for a place of each or not; the future of the whole."""
+        deadline_s = self._deadline_s(timeout_s)
+        gateway, parts = self._prepare_request(inputs)
+        send = gateway.submit if wait else gateway.enqueue
+        futures: list[Future[tuple[torch.Tensor, ...]]] = []
+        try:
+            for part in parts:
+                futures.append(send(part, deadline_s=deadline_s))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        return join_outputs(futures, self.chain.unpack, callbacks=gateway.callbacks)
 
     def _prepare_request(self, inputs: tuple[Any, ...]) -> tuple[Gateway, list[tuple[torch.Tensor, ...]]]:
         assert self._gateway is not None
