@@ -33,7 +33,7 @@ from partitioner.model_copy import refusal
 from partitioner.observe import Observation, observe
 from partitioner.prepare import layout_of, make_outputs_dense, prepare
 from partitioner.reachable import contents
-from partitioner.repeat import check_repeatable, run
+from partitioner.repeat import check_repeatable, own_copy, run
 from partitioner.values import obstacle, plain
 from partitioner.watching import Draws
 
@@ -64,7 +64,7 @@ class Subject:
     """
 
     def __init__(self, model: nn.Module | torch.export.ExportedProgram, example_args: tuple[Any, ...]) -> None:
-        self.args = _copied(plain_tensors(example_args))
+        self.args = own_copy(plain_tensors(example_args))
         self._fresh: Callable[[], Callable[..., Any]]
         self._captures: list[tuple[str, Callable[[], Captured]]]
         if isinstance(model, torch.export.ExportedProgram):
@@ -97,7 +97,7 @@ class Subject:
         draws = Draws(function)
         try:
             with draws:
-                results = function(*_copied(self.args))
+                results = function(*own_copy(self.args))
         except Exception:  # the calls that follow say so
             return
         if draws.found:
@@ -120,11 +120,12 @@ class Subject:
         """Ways to capture the model, the quickest first; each works once, and gives a copy of its own at each call."""
         for how, capture in self._captures:
             yield functools.partial(self._capture, how, capture)
-        if not isinstance(called := self._fresh(), nn.Module):
+        called = self._fresh()
+        if not isinstance(called, nn.Module) or isinstance(called, fx.GraphModule):
             return
         before = contents(called)
         run(called, self.args)
-        if not isinstance(called, fx.GraphModule) and contents(called).changed(before):
+        if contents(called).changed(before):
             # What it builds in its first call (a grid of positions in a buffer) is there now.
             for how, any_size in (("", True), (" at the example's leading size", False)):
                 yield functools.partial(
@@ -192,20 +193,20 @@ def _check(captured: Captured, subject: Subject, channels_last: bool) -> Prepare
     def arrange(tensors: list[Tensor]) -> list[Tensor]:
         return [layout_of(t) if channels_last else t.contiguous() for t in tensors]
 
-    observations = [observe(captured, arrange(_copied(subject.inputs)), count_flops=True)]
+    observations = [observe(captured, arrange(own_copy(subject.inputs)), count_flops=True)]
     if observations[0].writes & observations[0].state_storages.keys():
         return "it writes its own constants"
     difference = deviation(_results(captured, observations[0].outputs), subject.expected)
     if difference:
         return difference
     for other in subject.other_values:
-        varied = observe(captured, arrange(tensors_in(_copied(other.args))))
+        varied = observe(captured, arrange(tensors_in(own_copy(other.args))))
         difference = deviation(_results(captured, varied.outputs), other.results)
         if difference:
             return f"on other values than the example's {difference}; something of an earlier call was kept"
     for other in () if captured.one_size else subject.other_sizes:
         try:
-            seen_there = observe(captured, arrange(tensors_in(_copied(other.args))))
+            seen_there = observe(captured, arrange(tensors_in(own_copy(other.args))))
             if deviation(_results(captured, seen_there.outputs), other.results):
                 break
             observations.append(seen_there)
@@ -274,7 +275,3 @@ def _check_known(leaf: Any) -> None:
             f"the model returns a {type(leaf).__name__}; return tensors, numbers, or tuples, lists, dicts and "
             "dataclasses of them"
         )
-
-
-def _copied(args: Any) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, args)

@@ -18,7 +18,7 @@ from partitioner.capture import TraceError, first_line
 from partitioner.reachable import Contents, contents
 from partitioner.values import as_bits, comparable
 
-__all__ = ["Run", "check_repeatable", "run"]
+__all__ = ["Run", "check_repeatable", "own_copy", "run"]
 
 _STATE = "the model keeps state between calls, so its results depend on earlier ones"
 _SHOWN = 4  # names of attributes in a message
@@ -36,11 +36,15 @@ class Run(NamedTuple):
     results: list[Any]
 
 
+def own_copy(args: Any) -> Any:
+    """Arguments with copies of their tensors, which a model may write."""
+    return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, args)
+
+
 def run(function: Callable[..., Any], args: tuple[Any, ...]) -> Run:
     """Call with copies of the tensors, and with random numbers that begin anew; the process's own stay as they are."""
-    copied = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, args)
     with _random_numbers_anew():
-        results = pytree.tree_leaves(function(*copied))
+        results = pytree.tree_leaves(function(*own_copy(args)))
     # copies: the model may hand out what the next call writes
     return Run(args, [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in results])
 

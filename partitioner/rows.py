@@ -59,6 +59,14 @@ def _made_by_a_row(value: fx.Node) -> bool:
     return False
 
 
+def _of_image(
+    weight: Tensor, padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[Tensor, tuple[tuple[int, ...], ...]]:
+    """Weight, and padding, stride and dilation, for a sequence as an image of one row."""
+    image = weight if weight.ndim == 4 else weight.unsqueeze(2)
+    return image, ((0, *padding), (1, *stride), (1, *dilation))
+
+
 def convolve_row(
     x: Tensor,
     weight: Tensor,
@@ -69,8 +77,7 @@ def convolve_row(
     *arguments: Any,
 ) -> Tensor:
     """``mkldnn._convolution_pointwise`` for sequences; a packed weight has two axes already."""
-    image = weight if weight.ndim == 4 else weight.unsqueeze(2)
-    sizes = ((0, *padding), (1, *stride), (1, *dilation))
+    image, sizes = _of_image(weight, padding, stride, dilation)
     result: Tensor = torch.ops.mkldnn._convolution_pointwise.default(x.unsqueeze(2), image, bias, *sizes, *arguments)
     return result.squeeze(2)
 
@@ -86,8 +93,7 @@ def convolve_row_add(
     *arguments: Any,
 ) -> Tensor:
     """``mkldnn._convolution_pointwise.binary`` for sequences."""
-    image = weight if weight.ndim == 4 else weight.unsqueeze(2)
-    sizes = ((0, *padding), (1, *stride), (1, *dilation))
+    image, sizes = _of_image(weight, padding, stride, dilation)
     result: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
         x.unsqueeze(2), other.unsqueeze(2), image, bias, *sizes, *arguments
     )

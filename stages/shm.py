@@ -124,7 +124,7 @@ class ShmSender:
             self._unsent.popleft()
 
     def _take_slot(self) -> int:
-        while self._credits and not self._free:
+        while not self._free:
             self._read_credits()
         # The slot that was free last is the one most likely still in a cache.
         return self._free.pop()
