@@ -33,11 +33,23 @@ from monitor.nvml import gpu_processes
 from odin.inject import Injector, Load
 from odin.ray_runtime import RayRuntime
 from odin.sources import load_source
+from stages.cuda import CudaExecutor, use_precision
 from stages.device import Device
-from stages.executor import make_executor
+from stages.executor import PRECISIONS as EXECUTOR_PRECISIONS
 
 SEED = 5
-PRECISIONS = ("float32", "float16", "bfloat16")
+PRECISIONS = ("float32", "tf32", "float16")
+LAYOUTS = [
+    (("gpu:0",), "float32", 1),
+    (("gpu:0",), "float16", 1),
+    (("gpu:0", "gpu:0"), "float16", 1),
+    (("cpu:0", "gpu:0"), "float32", 1),
+    (("gpu:0",), "float16", 16),
+    (("gpu:0",), "float32", 16),
+    (("gpu:0", "gpu:0"), "float32", 1),
+    (("cpu:0", "gpu:0", "cpu:1"), "float16", 1),
+    (("gpu:0", "cpu:0"), "float32", 1),
+]
 
 
 class Check:
@@ -203,8 +215,6 @@ def look(found: dict[str, Any]) -> None:
 
 def executor(found: dict[str, Any], models: Sequence[str]) -> None:
     """The chain on the GPU in this process: error against float64, beside PyTorch's own call, layer times."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
     for name in models:
         module = model_of(name)
         x = image()
@@ -220,9 +230,10 @@ def beside_eager(
     module: torch.nn.Module, chain: odin.Chain, x: torch.Tensor, exact: torch.Tensor, precision: str
 ) -> dict[str, Any]:
     """One precision: answers, repeatability, and times beside the eager module's."""
-    dtype: torch.dtype = getattr(torch, precision)
+    use_precision(precision)
+    dtype = EXECUTOR_PRECISIONS[precision]
     eager = copy.deepcopy(module).to("cuda", dtype)
-    runner = make_executor("gpu", chain.program.layers, chain.state, precision=precision)
+    runner = CudaExecutor(chain.program.layers, chain.state, index=0, precision=precision)
     layers = len(chain.layers)
     begin_s = time.perf_counter()
     runner.prepare(0, layers)
@@ -234,11 +245,14 @@ def beside_eager(
     found: dict[str, Any] = {"prepare_s": round(prepare_s, 3)}
     with torch.inference_mode():
         first = ours(x).values[0].cpu()
+        with runner.calibrating():  # captures all layers
+            layer_s = [ours(x).layer_s for _ in range(5)][-1]
+        found["layer_ms"] = [round(t * 1e3, 3) for t in layer_s]
         answers = [ours(x).values[0].cpu() for _ in range(3)]
         found["error"] = error_of(first, exact)
         found["error_of_eager"] = error_of(eager(x.to("cuda", dtype)).float().cpu(), exact)
         found["same_bits_each_time"] = all(torch.equal(first, answer) for answer in answers)
-        for batch in (1, 32):
+        for batch in (1, 8, 32):
             host = image(batch)
             moved = host.to("cuda", dtype)
             times: dict[str, list[float]] = {"eager": [], "ours": [], "ours, input on the GPU": []}
@@ -253,6 +267,7 @@ def beside_eager(
             found[f"batch {batch}"] |= {"wall": result.wall_s * 1e3, "between events": result.cpu_s * 1e3}
         found["captured as a CUDA graph, ms"] = graph_ms(eager, x.to("cuda", dtype))
     found["peak_mib"] = torch.cuda.max_memory_allocated() // 2**20
+    found["not captured"] = runner.refused
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     return found
@@ -280,29 +295,26 @@ def pipelines(found: dict[str, Any], check: Check, models: Sequence[str]) -> Non
         x = image()
         with torch.inference_mode():
             expected = model_of(name)(x)
-        layouts = [("gpu:0",), ("gpu:0", "gpu:0"), ("cpu:0", "gpu:0"), ("gpu:0", "cpu:0"), ("cpu:0", "gpu:0", "cpu:1")]
-        for stages in layouts:
-            for precision in ("float32", "float16"):
-                for batch in (1, 16) if stages == ("gpu:0",) else (1,):
-                    key = f"{name} {','.join(stages)} {precision} batch {batch}"
-                    if check.left_s < 20:
-                        found[key] = "skipped"
-                        continue
-                    here: dict[str, Any] = {}
-                    found[key] = here
-                    try:
-                        begin_s = time.perf_counter()
-                        with odin.Pipeline(
-                            name, stages=stages, batch=batch, precision=precision, share_devices=True, policy="static"
-                        ) as pipe:
-                            here["start_s"] = round(time.perf_counter() - begin_s, 1)
-                            here["plan"] = str(pipe.plan)
-                            here |= error_of(pipe(x), expected)
-                            here |= rate(pipe, image(batch), 200)
-                            begin_s = time.perf_counter()
-                        here["close_s"] = round(time.perf_counter() - begin_s, 2)
-                    except Exception:
-                        here["error"] = traceback.format_exc()
+        for stages, precision, batch in LAYOUTS:
+            key = f"{name} {','.join(stages)} {precision} batch {batch}"
+            here: dict[str, Any] = {}
+            found[key] = here
+            if check.left_s < 20:
+                here["skipped"] = "too little time is left"
+                continue
+            try:
+                begin_s = time.perf_counter()
+                with odin.Pipeline(
+                    name, stages=stages, batch=batch, precision=precision, share_devices=True, policy="static"
+                ) as pipe:
+                    here["start_s"] = round(time.perf_counter() - begin_s, 1)
+                    here["plan"] = str(pipe.plan)
+                    here |= error_of(pipe(x), expected)
+                    here |= rate(pipe, image(batch), 200)
+                    begin_s = time.perf_counter()
+                here["close_s"] = round(time.perf_counter() - begin_s, 2)
+            except Exception:
+                here["error"] = traceback.format_exc()
 
 
 def moves(found: dict[str, Any]) -> None:
@@ -318,7 +330,7 @@ def moves(found: dict[str, Any]) -> None:
             pipe(x)
             took, used = [], []
             with streaming(pipe, x, answers):
-                for plan in ("4|14", "14|4", "0|18", "18|0", "9|9") * 4:
+                for plan in ("4|14", "14|4", "0|18", "18|0", "9|9") * 3:
                     begin_s = time.perf_counter()
                     pipe.migrate(plan)
                     took.append(time.perf_counter() - begin_s)
@@ -347,9 +359,9 @@ def neighbour(found: dict[str, Any], kind: str, stages: tuple[str, ...]) -> None
                 handle = injector.start(Load(kind, Device("gpu", (0,)))) if phase == "beside" else None
                 if handle is not None:
                     found["load"] = handle.description
-                time.sleep(2.0)
+                time.sleep(1.5)
                 begin, begin_s = len(answers), time.perf_counter()
-                time.sleep(5.0)
+                time.sleep(4.0)
                 found[phase] = {
                     "images_per_s": round((len(answers) - begin) / (time.perf_counter() - begin_s), 1),
                     "plan": str(pipe.plan),
@@ -461,8 +473,8 @@ def main() -> int:
         "neighbour on a GPU that has all": (lambda found: neighbour(found, "gpu", ("gpu:0",)), 30),
         "neighbour on a GPU beside a core": (lambda found: neighbour(found, "gpu", ("cpu:0", "gpu:0")), 30),
         "neighbour that copies": (lambda found: neighbour(found, "gpu-copy", ("gpu:0", "gpu:0")), 30),
-        "failures": (failures, 30),
         "pipelines": (lambda found: pipelines(found, check, models), 30),
+        "failures": (failures, 45),
         "commands": (commands, 40),
         "left": (left, 0),
     }

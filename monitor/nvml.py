@@ -23,6 +23,7 @@ from monitor.procfs import ProcFs
 __all__ = ["GpuProcess", "GpuReport", "gpu_processes"]
 
 _WINDOW_US = 2_000_000  # older samples may be from before
+_LOOK_AGAIN_S = 0.1
 _HOST_NUMBERS = "the driver numbers processes as the host does, so own and others cannot be told apart here"
 _NO_DRIVER = "unknown: there is no NVIDIA driver here"
 
@@ -69,9 +70,11 @@ def gpu_processes(
     gpu: int | str,
     own_pids: Collection[int],
     *,
+    wait_s: float = 0.0,
     nvml: Any = None,
     proc: ProcFs | None = None,
     unix_s: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> GpuReport:
     """List the processes of others on a GPU.
 
@@ -82,8 +85,11 @@ def gpu_processes(
         ``CUDA_VISIBLE_DEVICES`` is set for example; UUIDs are the same for both.
     own_pids
         Processes that are left out: the gateway and all stages of this pipeline.
-    nvml, proc, unix_s
-        For tests: the module ``pynvml``, ``/proc``, and the time of day, by which the driver marks its samples.
+    wait_s
+        Wait up to so many seconds for a sample that was taken after the call: the latest is up to a second old, and
+        does not know of a process that has just begun to compute.
+    nvml, proc, unix_s, sleep
+        For tests: the module ``pynvml``, ``/proc``, the time of day, by which the driver marks its samples; waiting.
 
     Returns
     -------
@@ -100,7 +106,13 @@ def gpu_processes(
     except nvml.NVMLError as error:
         return GpuReport((), _why(nvml, error, "the driver"))
     try:
-        return _ask(gpu, frozenset(own_pids), nvml, ProcFs() if proc is None else proc, unix_s)
+        own, proc = frozenset(own_pids), ProcFs() if proc is None else proc
+        begin_us = int(unix_s() * 1e6)
+        for _ in range(round(wait_s / _LOOK_AGAIN_S)):
+            if _is_sampled(gpu, nvml, since_us=begin_us):
+                return _ask(gpu, own, nvml, proc, since_us=begin_us)
+            sleep(_LOOK_AGAIN_S)
+        return _ask(gpu, own, nvml, proc, since_us=int(unix_s() * 1e6) - _WINDOW_US)
     except nvml.NVMLError as error:
         return GpuReport((), _why(nvml, error, f"GPU {gpu}"))
     finally:
@@ -108,10 +120,23 @@ def gpu_processes(
             nvml.nvmlShutdown()  # it counts: others in this process keep theirs
 
 
-def _ask(gpu: int | str, own: frozenset[int], nvml: Any, proc: ProcFs, unix_s: Callable[[], float]) -> GpuReport:
-    handle = nvml.nvmlDeviceGetHandleByUUID(gpu) if isinstance(gpu, str) else nvml.nvmlDeviceGetHandleByIndex(gpu)
+def _handle(gpu: int | str, nvml: Any) -> Any:
+    return nvml.nvmlDeviceGetHandleByUUID(gpu) if isinstance(gpu, str) else nvml.nvmlDeviceGetHandleByIndex(gpu)
+
+
+def _is_sampled(gpu: int | str, nvml: Any, *, since_us: int) -> bool:
+    """Whether there is a sample since then, or none will come."""
+    try:
+        samples = nvml.nvmlDeviceGetProcessUtilization(_handle(gpu, nvml), since_us)
+    except nvml.NVMLError as error:
+        return not isinstance(error, nvml.NVMLError_NotFound)
+    return any(sample.pid and sample.timeStamp > since_us for sample in samples)
+
+
+def _ask(gpu: int | str, own: frozenset[int], nvml: Any, proc: ProcFs, *, since_us: int) -> GpuReport:
+    handle = _handle(gpu, nvml)
     memory = _memory(nvml, handle)
-    shares, why = _shares(nvml, handle, unix_s)
+    shares, why = _shares(nvml, handle, since_us)
     notes = [why] if why else []
     names = {pid: _name(nvml, proc, pid) for pid in memory.keys() | shares.keys()}
     nameless = {pid for pid, name in names.items() if not name} - own
@@ -152,12 +177,11 @@ def _memory(nvml: Any, handle: Any) -> dict[int, int | None]:
     return found
 
 
-def _shares(nvml: Any, handle: Any, unix_s: Callable[[], float]) -> tuple[dict[int, float], str]:
-    """Mean use by each process that computed lately, and why it is not known."""
+def _shares(nvml: Any, handle: Any, since_us: int) -> tuple[dict[int, float], str]:
+    """Mean use by each process that computed since then, and why it is not known."""
     with contextlib.suppress(nvml.NVMLError):
         if nvml.nvmlDeviceGetMigMode(handle)[0]:
             return {}, "unknown: this GPU is divided (MIG), and the driver does not tell what each process uses"
-    since_us = int(unix_s() * 1e6) - _WINDOW_US
     try:
         samples = nvml.nvmlDeviceGetProcessUtilization(handle, since_us)
     except nvml.NVMLError as error:

@@ -13,6 +13,8 @@ from monitor.throttling import ThrottleCounter
 __all__ = ["Surroundings", "look_around"]
 
 _INTERVAL_S = 0.4
+_GPU_SAMPLE_S = 1.5
+"""The driver samples about once a second."""
 
 
 class Surroundings(NamedTuple):
@@ -58,7 +60,7 @@ def look_around(
         All processes of the pipeline, which are never named.
     """
     if kind == "gpu":
-        found = gpu_processes(indices[0], own_pids=own_pids)
+        found = gpu_processes(indices[0], own_pids=own_pids, wait_s=_GPU_SAMPLE_S, sleep=sleep)
         return Surroundings(CulpritReport(found.culprits, found.note), gpu_share=found.share, interval_s=0.0)
     throttling = ThrottleCounter(stage_pid)
     cores = [int(core) for core in indices]

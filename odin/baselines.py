@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from partitioner.profile import (
     warn_if_suspect,
 )
 from partitioner.transfer import measure_transfer
+from stages.device import Device, DeviceError
 
 __all__ = ["measure_baselines", "pipeline_setting", "profile_key"]
 
@@ -73,6 +75,11 @@ def measure_baselines(
         profile = profiles[info.device_type] = cache.get(key, measure, refresh=refresh)
         if profile.suspect:
             warn_if_suspect(profile, who=_who_is_there(deployment, info.stage))
+    for info in deployment.infos:
+        if Device.parse(info.device).kind == "gpu":
+            # It gets ready for values of these shapes now, rather than with the first requests.
+            with contextlib.suppress(DeviceError):  # the whole chain does not fit; its layers may
+                deployment.profile(info.stage, inputs, warmup=_WARMUP, repeats=0)
     return tuple(profiles[info.device_type] for info in deployment.infos)
 
 

@@ -21,8 +21,9 @@ from partitioner.profile import (
     warn_if_suspect,
 )
 from stages.allocator import keep_freed_memory
+from stages.cuda import CudaExecutor, computing_as
 from stages.device import Device, DeviceError, allowed_core_count, bind_threads, check_cores, cpu_model, usable_cores
-from stages.executor import PRECISIONS, CudaExecutor, RunDelay
+from stages.executor import RunDelay
 from stages.threads import compute_threads
 
 __all__ = ["check_local", "local_devices", "pinned", "profile_local", "type_of"]
@@ -160,8 +161,9 @@ def _measure_gpu(
     chain: Chain, device: Device, inputs: Sequence[torch.Tensor], *, precision: str, repeats: int, warmup: int
 ) -> LayerTimes:
     layers: Any = chain.program.layers  # stages do not know the chain's classes, only what they can do
-    executor = CudaExecutor(layers, chain.state, index=device.indices[0], dtype=PRECISIONS[precision], sample_every=1)
+    executor = CudaExecutor(layers, chain.state, index=device.indices[0], precision=precision)
     count = len(chain.layers)
     executor.prepare(0, count)
-    passes = [executor.finish(executor.launch(0, count, tuple(inputs))).layer_s for _ in range(warmup + repeats)]
+    with executor.calibrating(), computing_as(precision):
+        passes = [executor.finish(executor.launch(0, count, tuple(inputs))).layer_s for _ in range(warmup + repeats)]
     return LayerTimes.of(passes[warmup:])

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from odin.errors import StageLostError
+from stages.device import DeviceError
 
 __all__ = ["allow_calls", "calling", "get", "refuse_calls", "wait"]
 
@@ -88,12 +89,19 @@ def get(refs: Any, *, timeout_s: float) -> Any:
     ------
     StageLostError
         If Ray is lost.
+    DeviceError
+        If that is what a call failed with.
     ray.exceptions.RayError
-        If a call failed, or is not done in time.
+        If a call failed otherwise, or is not done in time.
     """
     many = isinstance(refs, list)
     _, late = wait(refs if many else [refs], timeout_s=timeout_s)
     if late:
         raise ray.exceptions.GetTimeoutError(f"{len(late)} calls were not done within {timeout_s:.0f} s")
     with calling():
-        return ray.get(refs)
+        try:
+            return ray.get(refs)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, DeviceError):  # its message says it all; Ray's adds the stage's traceback
+                raise error.cause from None
+            raise

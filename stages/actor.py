@@ -15,6 +15,7 @@ from monitor.surroundings import Surroundings, look_around
 from stages import opaque
 from stages.allocator import keep_freed_memory, release_freed_memory
 from stages.channel import Address, Listener, open_ends
+from stages.cuda import use_precision
 from stages.device import (
     Device,
     DeviceError,
@@ -24,7 +25,7 @@ from stages.device import (
     pin_process,
     usable_cores,
 )
-from stages.executor import CudaExecutor, Executor, make_executor
+from stages.executor import Executor, make_executor
 from stages.lease import Lease, free_indices
 from stages.loop import StageLoop
 from stages.priority import run_at_normal_priority
@@ -205,9 +206,7 @@ class StageActor:
                 raise DeviceError(f"there is no {self._device} on this node; it has {there}")
             self._lease = Lease(self._device, label=self._label, share=self._share)
             torch.cuda.set_device(indices[0])
-            # "float32" means it: TensorFloat-32 has 10 bits of mantissa, and cuDNN uses it unless told otherwise.
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
+            use_precision(self._precision)
             return f"gpu {names[indices[0]]} {self._precision}"
         check_cores(indices)
         self._lease = Lease(self._device, label=self._label, share=self._share)
@@ -217,23 +216,27 @@ class StageActor:
         return f"cpu x{self._device.threads} {cpu_model()}"
 
     def profile(self, inputs: Sequence[StoredTensor], warmup: int, repeats: int) -> TimedPasses:
-        """Run the whole chain ``warmup + repeats`` times; what the repeats took."""
+        """Run the whole chain ``warmup + repeats`` times; what the repeats took.
+
+        Raises
+        ------
+        DeviceError
+            If the chain does not fit the device's memory.
+        """
         executor = self._executor
         assert executor is not None, "open comes first"
         torch.set_num_threads(self._device.threads)
         executor.prepare(0, self._layer_count)
-        if isinstance(executor, CudaExecutor):
-            executor.sample_every = 1
         values = tuple(load({str(number): tensor for number, tensor in enumerate(inputs)}).values())
         passes: list[tuple[float, ...]] = []
         run_delay_s = 0.0
-        for number in range(-warmup, repeats):
-            result = executor.finish(executor.launch(0, self._layer_count, values))
-            if number >= 0:
-                passes.append(result.layer_s)
-                run_delay_s += result.run_delay_s
-        if isinstance(executor, CudaExecutor):
-            executor.sample_every = CudaExecutor.SAMPLE_EVERY
+        with executor.calibrating():
+            for number in range(-warmup, repeats):
+                result = executor.finish(executor.launch(0, self._layer_count, values))
+                if number >= 0:
+                    passes.append(result.layer_s)
+                    run_delay_s += result.run_delay_s
+        executor.retain(())
         return TimedPasses(passes, run_delay_s)
 
     def listen(self, host: str) -> Address:

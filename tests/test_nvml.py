@@ -116,8 +116,8 @@ PROC = FakeProc(
 )
 
 
-def ask(nvml, gpu=0, *, proc=PROC):
-    report = gpu_processes(gpu, (STAGE,), nvml=nvml, proc=proc, unix_s=lambda: NOW_S)
+def ask(nvml, gpu=0, *, proc=PROC, **waiting):
+    report = gpu_processes(gpu, (STAGE,), nvml=nvml, proc=proc, unix_s=lambda: NOW_S, **waiting)
     assert nvml.users == 0
     return report
 
@@ -153,6 +153,23 @@ def test_old_samples_and_what_is_none_do_not_count():
     report = ask(nvml)
     assert report == GpuReport((GpuProcess(OTHER, "python train.py", GIB, 0.0),))
     assert (report.culprits, report.share) == ((), 0.0)
+
+
+def test_who_has_just_begun_is_seen_by_waiting_for_a_sample():
+    """A program that came a moment ago was in no sample yet, and the slowdown that it caused was called unknown."""
+    nvml = FakeNvml(compute=[(STAGE, GIB), (OTHER, GIB)], samples=[(STAGE, 90, 0.5)])
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            nvml.samples = [(STAGE, 90, 0.5), (OTHER, 60, -0.3), (STAGE, 40, -0.3)]
+
+    report = ask(nvml, wait_s=1.0, sleep=sleep)
+    assert [(p.pid, p.share) for p in report.processes] == [(OTHER, 0.6)]
+    assert waits == [pytest.approx(0.1)] * 3
+    assert ask(FakeNvml(compute=[(STAGE, GIB), (OTHER, GIB)]), wait_s=1.0, sleep=waits.append).share == 0.0
+    assert len(waits) == 13  # no sample came
 
 
 def test_programs_that_draw_count_too():
