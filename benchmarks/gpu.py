@@ -40,14 +40,14 @@ from stages.executor import PRECISIONS as EXECUTOR_PRECISIONS
 SEED = 5
 PRECISIONS = ("float32", "tf32", "float16")
 LAYOUTS = [
-    (("gpu:0",), "float32", 1),
     (("gpu:0",), "float16", 1),
+    (("gpu:0",), "float32", 1),
+    (("cpu:0", "gpu:0", "cpu:1"), "float16", 1),
     (("gpu:0", "gpu:0"), "float16", 1),
     (("cpu:0", "gpu:0"), "float32", 1),
     (("gpu:0",), "float16", 16),
     (("gpu:0",), "float32", 16),
     (("gpu:0", "gpu:0"), "float32", 1),
-    (("cpu:0", "gpu:0", "cpu:1"), "float16", 1),
     (("gpu:0", "cpu:0"), "float32", 1),
 ]
 

@@ -40,8 +40,9 @@ A stage with several threads spins or sleeps at barriers while one of them waits
 thread only. There the added ``threads * wall - CPU time`` beyond what grew in proportion with the wall time, at most
 the added wall time, counts as waiting; the rest of the added wall time is computing.
 
-A GPU stage's CPU time is time between CUDA events. If that makes up at least half of the added time, the kind is
-``GPU`` if another process uses the GPU, else ``unknown``.
+A GPU stage's CPU time is time between CUDA events. Programs take turns on a GPU, and wait between the events or before
+them. So the kind is ``GPU`` if another process uses the GPU, else ``unknown``; the note says whether the added time lies
+between the events.
 """
 
 from __future__ import annotations
@@ -214,13 +215,17 @@ def _name(slowdown: float, added: dict[str, float]) -> Interference:
 
 def _classify_gpu(slowdown: float, on_device: float, gpu_share: float | None) -> Interference:
     on_device = min(max(float(on_device), 0.0), 1.0)
+    if gpu_share is not None and not gpu_share < _LEAST_GPU_SHARE:
+        # Programs take turns on a GPU: what is waited before one's turn is not between the events.
+        note = "another process has the GPU open; how much it uses is not known" if math.isnan(gpu_share) else ""
+        return Interference(GPU, slowdown, ((GPU, 1.0),), note)
     if on_device < 0.5:
-        return Interference(UNKNOWN, slowdown, note="the GPU is hardly slower; time is lost on the way to it and back")
-    if gpu_share is None or gpu_share < _LEAST_GPU_SHARE:
+        note = (
+            "the GPU is hardly slower, and no other process is seen to use it; time is lost on the way to it and back"
+        )
+    else:
         note = "the GPU is slower and no other process is seen to use it: a lower clock, or a process hidden from here"
-        return Interference(UNKNOWN, slowdown, note=note)
-    note = "another process has the GPU open; how much it uses is not known" if math.isnan(gpu_share) else ""
-    return Interference(GPU, slowdown, ((GPU, on_device),), note)
+    return Interference(UNKNOWN, slowdown, note=note)
 
 
 def _usable(timings: Sequence[StageTiming]) -> list[StageTiming]:

@@ -28,7 +28,7 @@ from stages.device import Device, DeviceError
 
 __all__ = ["measure_baselines", "pipeline_setting", "profile_key"]
 
-_WARMUP, _REPEATS = 2, 7
+_WARMUP, _REPEATS = 3, 7  # a GPU runs, examines and captures its layers in the first three
 
 
 def measure_baselines(

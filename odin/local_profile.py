@@ -165,5 +165,7 @@ def _measure_gpu(
     count = len(chain.layers)
     executor.prepare(0, count)
     with executor.calibrating(), computing_as(precision):
-        passes = [executor.finish(executor.launch(0, count, tuple(inputs))).layer_s for _ in range(warmup + repeats)]
-    return LayerTimes.of(passes[warmup:])
+        passes = [
+            executor.finish(executor.launch(0, count, tuple(inputs))).layer_s for _ in range(3 + warmup + repeats)
+        ]
+    return LayerTimes.of(passes[3 + warmup :])

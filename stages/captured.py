@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Captured", "Rehearsal"]
+__all__ = ["Captured", "GraphMemory", "Rehearsal"]
 
 Values = tuple[torch.Tensor, ...]
 
@@ -58,21 +58,46 @@ class _Fixed(tuple[torch.Tensor, ...]):
     __slots__ = ()
 
 
+class GraphMemory:
+    """Memory that graphs share for what each needs only while it runs; on the current stream's device.
+
+    PyTorch gives such memory up with the last graph in it, and refuses it from then on: so one graph stays.
+
+    Attributes
+    ----------
+    failed
+        Why a capture went wrong; empty if none did. PyTorch holds the capture for unfinished then, and memory that is
+        freed back, so that there should be no further one.
+    """
+
+    def __init__(self) -> None:
+        self.handle: Any = torch.cuda.graph_pool_handle()
+        self.failed = ""
+        self._stays = torch.cuda.CUDAGraph()
+        value = torch.zeros(1, device="cuda")
+        self._stays.capture_begin(pool=self.handle, capture_error_mode="thread_local")
+        value += 1
+        self._stays.capture_end()
+
+
 class Captured:
     """A layer as a CUDA graph from fixed inputs to fixed outputs, both outside of the graphs' shared memory.
 
     What lies in that memory is needed only while one graph runs, so that all layers may use the same, in any order.
     """
 
-    def __init__(self, function: Callable[[Values], Values], inputs: Values, seen: _Seen, *, memory: Any) -> None:
+    def __init__(
+        self, function: Callable[[Values], Values], inputs: Values, seen: _Seen, *, memory: GraphMemory
+    ) -> None:
         self.inputs = inputs
         self.outputs: Values = _Fixed(
             form.empty() if source is None else inputs[source]
             for form, source in zip(seen.outputs, seen.passed_on, strict=True)
         )
+        self._memory = memory
         self._graph = torch.cuda.CUDAGraph()
         # Other threads allocate and copy meanwhile: only this one must not.
-        self._graph.capture_begin(pool=memory, capture_error_mode="thread_local")
+        self._graph.capture_begin(pool=memory.handle, capture_error_mode="thread_local")
         try:
             for fixed, value, source in zip(self.outputs, function(inputs), seen.passed_on, strict=True):
                 if source is None:
@@ -91,14 +116,23 @@ class Captured:
 
 
 class Rehearsal:
-    """What is known of one layer: the forms of values that it ran on, and its graphs."""
+    """What is known of one layer: the forms of values that it ran on, and its graphs.
+
+    A layer is captured only after a run that showed that it never waits for the GPU (:meth:`examine`): a capture that
+    fails does harm.
+
+    Attributes
+    ----------
+    refused
+        Why the layer is not captured; empty if it can be.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[Form, _Seen] = {}
         self._captured: dict[Form, Captured] = {}
         self._latest: Captured | None = None
+        self._examined = False
         self.refused = ""
-        """Why the layer is not captured; empty if it is, or was not tried."""
 
     def find(self, values: Values) -> Captured | None:
         """The graph for values of this form; None if there is none."""
@@ -119,31 +153,48 @@ class Rehearsal:
             self._seen[form] = _Seen(form_of(outputs), sources)
         return outputs
 
+    def examine(self, function: Callable[[Values], Values], values: Values) -> Values:
+        """Run as :meth:`run`, the second time so that waiting for the GPU is found out; no other thread uses it."""
+        if self._examined or self.refused or form_of(values) not in self._seen:
+            return self.run(function, values)
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            outputs = self.run(function, values)
+            self._examined = True
+        except RuntimeError as error:
+            self.refused = str(error) or type(error).__name__
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        return self.run(function, values) if self.refused else outputs
+
     def is_due(self, values: Values) -> bool:
-        """Whether the layer has run on this form, and capturing it pays."""
-        if self.refused or not self._seen:
+        """Whether the layer can be captured on this form, and that pays."""
+        if self.refused or not self._examined:
             return False
         form = form_of(values)
         return form in self._seen and _pays(form, self._seen[form])
 
-    def capture(self, function: Callable[[Values], Values], values: Values, *, memory: Any) -> Captured | None:
+    def capture(self, function: Callable[[Values], Values], values: Values, *, memory: GraphMemory) -> Captured | None:
         """Capture the layer on values of a form that is due; None if it cannot be captured."""
         form = form_of(values)
+        # Fixed inputs: those that the layer before fixed already, else a copy.
+        fixed = values if isinstance(values, _Fixed) else _Fixed(value.clone() for value in values)
         try:
-            # Fixed inputs: those that the layer before fixed already, else a copy.
-            fixed = values if isinstance(values, _Fixed) else _Fixed(value.clone() for value in values)
             captured = Captured(function, fixed, self._seen[form], memory=memory)
         except RuntimeError as error:
-            self.refused = str(error) or type(error).__name__
+            self.refused = memory.failed = str(error) or type(error).__name__
             return None
         self._captured[form] = captured
         return captured
 
-    def capture_known(self, function: Callable[[Values], Values], *, memory: Any) -> None:
+    def capture_known(self, function: Callable[[Values], Values], *, memory: GraphMemory) -> None:
         """Capture the layer on every form that it has run on."""
-        for form, seen in list(self._seen.items()):
-            if not self.refused and form not in self._captured and _pays(form, seen):
-                values = _Fixed(tensor.empty().zero_() for tensor in form)
+        for form in list(self._seen):
+            if memory.failed or form in self._captured:
+                continue
+            values = _Fixed(tensor.empty().zero_() for tensor in form)
+            if self.is_due(values):
                 function(values)
                 self.capture(function, values, memory=memory)
 

@@ -9,11 +9,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from stages.captured import Captured, Rehearsal
+from stages.captured import Captured, GraphMemory, Rehearsal
 from stages.device import DeviceError
 from stages.executor import PRECISIONS, LayerError, LayerProgram, Result, Values
 from stages.slots import SlotMemory
@@ -36,10 +36,11 @@ class _Ticket(NamedTuple):
 class CudaExecutor:
     """Runs layers on a GPU, with times from CUDA events.
 
-    A layer that has run once on values of some shapes is captured as a CUDA graph, at most one layer with each request
-    so that none waits long: a graph is one launch where PyTorch makes one for each kernel, and small batches spend
-    more time on launches than the GPU on computing. What cannot be captured, or is so large that launches do not
-    matter, runs without. Layers that were seen on a shape before are captured by :meth:`prepare`.
+    Layers are captured as CUDA graphs: a graph is one launch where PyTorch makes one for each kernel, and small batches
+    spend more time on launches than the GPU on computing. Which layers can be is found out while :meth:`calibrating`.
+    Those are captured then, by :meth:`prepare` when they come back, and on values of other shapes while serving, one
+    layer with each request so that none waits long. What waits for the GPU inside, or is so large that launches do not
+    matter, runs without a graph.
 
     Parameters
     ----------
@@ -58,7 +59,6 @@ class CudaExecutor:
 
     overlaps = True
     SAMPLE_EVERY = 16
-    _CAPTURES_PER_LAUNCH = 1
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class CudaExecutor:
         # Without tensor cores cuDNN is faster with channels before pixels, with them the other way round.
         self._plain_layout = precision == "float32"
         self.sample_every = sample_every
-        self._captures_per_launch: float = self._CAPTURES_PER_LAUNCH
+        self._calibrating = False
         self._launched = 0
         self._finished_s = 0.0
         self._resident: dict[str, torch.Tensor] = {}
@@ -85,7 +85,8 @@ class CudaExecutor:
         self._stream = torch.cuda.Stream(self._device)
         # One for all: memory that PyTorch keeps for reuse belongs to the stream that asked for it.
         self._preparing = torch.cuda.Stream(self._device)
-        self._graph_memory: Any = torch.cuda.graph_pool_handle()
+        with torch.cuda.stream(self._preparing):
+            self._graph_memory = GraphMemory()
         self._dropped: list[tuple[torch.cuda.Event, list[Captured]]] = []
 
     def prepare(self, first: int, last: int) -> None:
@@ -179,13 +180,15 @@ class CudaExecutor:
 
     @contextlib.contextmanager
     def calibrating(self) -> Iterator[None]:
-        """Meanwhile every launch tells the times of its layers, and captures all that were seen before."""
-        before = self.sample_every, self._captures_per_launch
-        self.sample_every, self._captures_per_launch = 1, math.inf
+        """Meanwhile every launch tells the times of its layers; the third one captures all that can be.
+
+        For a time when nothing else in this process uses the GPU.
+        """
+        before, self.sample_every, self._calibrating = self.sample_every, 1, True
         try:
             yield
         finally:
-            self.sample_every, self._captures_per_launch = before
+            self.sample_every, self._calibrating = before, False
 
     def launch(self, first: int, last: int, values: Values, *, keep_nan: bool = False) -> _Ticket:
         """See :meth:`Executor.launch`. The kernels that run on GPUs keep NaN anyway; CPU stages after it may not."""
@@ -195,7 +198,7 @@ class CudaExecutor:
         layer_events: list[torch.cuda.Event] = []
         sample = self._launched % self.sample_every == 0
         self._launched += 1
-        captures_left = self._captures_per_launch
+        captures_left = math.inf if self._calibrating else 1
         index = first
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             try:
@@ -206,10 +209,16 @@ class CudaExecutor:
                     if rehearsal is None:
                         rehearsal = self._rehearsals[index] = Rehearsal()
                     captured = rehearsal.find(values)
-                    if captured is None and captures_left >= 1 and rehearsal.is_due(values):
+                    due = captured is None and captures_left >= 1 and rehearsal.is_due(values)
+                    if due and not self._graph_memory.failed:
                         captured = rehearsal.capture(function, values, memory=self._graph_memory)
                         captures_left -= 1
-                    values = rehearsal.run(function, values) if captured is None else captured.replay(values)
+                    if captured is not None:
+                        values = captured.replay(values)
+                    elif self._calibrating:
+                        values = rehearsal.examine(function, values)
+                    else:
+                        values = rehearsal.run(function, values)
                     if sample:
                         layer_events.append(torch.cuda.Event(enable_timing=True))
                         layer_events[-1].record()
