@@ -41,8 +41,8 @@ thread only. There the added ``threads * wall - CPU time`` beyond what grew in p
 the added wall time, counts as waiting; the rest of the added wall time is computing.
 
 A GPU stage's CPU time is time between CUDA events. Programs take turns on a GPU, and wait between the events or before
-them. So the kind is ``GPU`` if another process uses the GPU, else ``unknown``; the note says whether the added time lies
-between the events.
+them. So the kind is ``GPU`` if another process uses the GPU, else ``unknown``; then the note says whether the added
+time lies between the events.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def profile_local(
     def measure() -> Profile:
         def once(_attempt: int) -> LayerTimes:
             if device.kind == "gpu":
-                return _measure_gpu(chain, device, inputs, precision=precision, repeats=repeats, warmup=warmup)
+                return _measure_gpu(chain, device, inputs, precision=precision, repeats=repeats, warmup=3 + warmup)
             return _measure_cpu(chain, device, inputs, repeats=repeats, warmup=warmup)
 
         return Profile.of(
@@ -165,7 +165,5 @@ def _measure_gpu(
     count = len(chain.layers)
     executor.prepare(0, count)
     with executor.calibrating(), computing_as(precision):
-        passes = [
-            executor.finish(executor.launch(0, count, tuple(inputs))).layer_s for _ in range(3 + warmup + repeats)
-        ]
-    return LayerTimes.of(passes[3 + warmup :])
+        passes = [executor.finish(executor.launch(0, count, tuple(inputs))).layer_s for _ in range(warmup + repeats)]
+    return LayerTimes.of(passes[warmup:])

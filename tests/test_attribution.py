@@ -247,7 +247,9 @@ def test_gpu():
     assert (alone.kind, "no other process" in alone.note) == ("unknown", True)
     assert classify(before, now, on_gpu=True, gpu_share=0.01).kind == "unknown"
     copies = classify(before, [timing(0.023, 0.010)] * 5, on_gpu=True, gpu_share=0.6)
-    assert (copies.kind, "on the way" in copies.note) == ("unknown", True)
+    assert copies.kind == "GPU"  # it waits for its turn before its first kernel
+    on_the_way = classify(before, [timing(0.023, 0.010)] * 5, on_gpu=True, gpu_share=None)
+    assert (on_the_way.kind, "on the way" in on_the_way.note) == ("unknown", True)
 
 
 @pytest.mark.parametrize(
