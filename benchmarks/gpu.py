@@ -473,8 +473,8 @@ def main() -> int:
         "neighbour on a GPU that has all": (lambda found: neighbour(found, "gpu", ("gpu:0",)), 30),
         "neighbour on a GPU beside a core": (lambda found: neighbour(found, "gpu", ("cpu:0", "gpu:0")), 30),
         "neighbour that copies": (lambda found: neighbour(found, "gpu-copy", ("gpu:0", "gpu:0")), 30),
-        "pipelines": (lambda found: pipelines(found, check, models), 30),
         "failures": (failures, 45),
+        "pipelines": (lambda found: pipelines(found, check, models), 30),
         "commands": (commands, 40),
         "left": (left, 0),
     }
