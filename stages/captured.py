@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -158,7 +159,9 @@ class Rehearsal:
         if self._examined or self.refused or form_of(values) not in self._seen:
             return self.run(function, values)
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():  # PyTorch calls it a prototype
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
         try:
             outputs = self.run(function, values)
             self._examined = True
