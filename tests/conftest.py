@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from odin.ray_runtime import RayRuntime
 from stages.device import usable_cores
+
+# Nothing here is timed: a busy machine takes as long as it takes. In CI examples are drawn from a fixed seed, so that a
+# failure there is one here as well.
+settings.register_profile("odin", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("odin"), derandomize=True, database=None, print_blob=True)
+settings.register_profile("fast", settings.get_profile("odin"), max_examples=10)
+settings.load_profile("ci" if os.environ.get("CI") else "odin")
 
 
 def pytest_configure() -> None:

@@ -7,11 +7,9 @@ from collections.abc import Iterable
 
 import psutil
 import pytest
+from patience import PROMPT_S
 
 from stages.device import usable_cores
-
-PROMPT_S = 20.0
-"""Far above what anything takes: reached only by a hang."""
 
 
 def a_core() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_pipelines import PROMPT_S
+from patience import PROMPT_S
 
 from monitor.eventlog import read_log
 from odin.bench.child import RunFailedError, UnfitError, run_in_process

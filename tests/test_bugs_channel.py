@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from channels import KINDS, PROMPT_S, listen, open_sender
+from channels import KINDS, listen, open_sender
+from patience import PROMPT_S
 
 from stages.channel import Address, Listener, open_ends
 from stages.link import ChannelClosedError, Hello, Receiver

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
-from small_pipelines import PROMPT_S, all_plans, images, small_chain
+from patience import PROMPT_S
+from small_pipelines import all_plans, images, small_chain
 from test_controller import Bench, Scripted
 
 import odin

@@ -11,7 +11,8 @@ import warnings
 import numpy as np
 import pytest
 import ray
-from small_pipelines import PROMPT_S, images, small_chain
+from patience import PROMPT_S
+from small_pipelines import images, small_chain
 from synthetic_run import START_S, request, run_started
 from test_controller import SETTING, Bench, Scripted
 

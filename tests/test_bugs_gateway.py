@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from channels import KINDS, PROMPT_S, numbers, open_pair
+from channels import KINDS, numbers, open_pair
+from patience import PROMPT_S
 from test_gateway import Stage, check_every_permit_is_back, gateway_and_stage, settled
 
 from odin import replies

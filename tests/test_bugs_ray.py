@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from channels import PROMPT_S, numbers
+from channels import numbers
+from patience import PROMPT_S
 from test_gateway import gateway_and_stage
 
 from odin.errors import StageLostError
@@ -49,7 +50,7 @@ with pipeline() as pipe:
     [process] = [process for process in ray_processes() if process.name() == victim]
     process.kill()
     asks = {
-        "future": lambda: future.result(60), "submit": lambda: pipe(x), "move": lambda: pipe.migrate(pipe.plan)
+        "future": lambda: future.result(600), "submit": lambda: pipe(x), "move": lambda: pipe.migrate(pipe.plan)
     }
     for name, ask in asks.items():
         try:
@@ -80,7 +81,7 @@ def run(tmp_path: Path, victim: str, **environment: str) -> dict[str, Any]:
         },
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=4 * PROMPT_S,
         check=False,
     )
     shutil.rmtree(folder, ignore_errors=True)

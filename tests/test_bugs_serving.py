@@ -14,7 +14,8 @@ import threading
 
 import pytest
 import torch
-from channels import PROMPT_S, numbers
+from channels import numbers
+from patience import PROMPT_S
 from test_gateway import check_every_permit_is_back, gateway_and_stage
 
 from monitor.eventlog import EventLog
@@ -164,6 +165,8 @@ def test_pipelines_of_one_process_share_ray_and_the_last_one_stops_it(tmp_path):
     """The first to close stopped Ray for all; two that started at once called ``ray.init`` twice."""
     script = tmp_path / "two.py"
     script.write_text(textwrap.dedent(TWO))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=4 * PROMPT_S, check=False
+    )
     assert done.stdout.splitlines()[-1:] == ["[True, True, True] [] False"], done.stdout + done.stderr
     assert done.returncode == 0

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from channels import KINDS, PROMPT_S, SPAWN, child, listen, numbers, open_pair, open_sender, pair, request
+from channels import KINDS, SPAWN, child, listen, numbers, open_pair, open_sender, pair, request
+from patience import PROMPT_S
 
 from stages.channel import Address, Listener, connect
 from stages.link import ChannelClosedError, Hello

@@ -15,7 +15,7 @@ from types import ModuleType
 import psutil
 import pytest
 import torch
-from small_pipelines import PROMPT_S
+from patience import PROMPT_S
 
 import odin
 

@@ -12,6 +12,7 @@ import threading
 
 import pytest
 import synthetic_run
+from patience import PROMPT_S
 from synthetic_run import START_S, interference, request, run_started
 
 from monitor.eventlog import EventLog, read_log
@@ -90,7 +91,7 @@ def test_without_further_events_requests_are_written_by_themselves(path):
     before = set(threading.enumerate())
     log.append(request(0, START_S, (0.1, 0.1)))
     [timer] = [thread for thread in set(threading.enumerate()) - before if thread.name == "odin-event-log"]
-    timer.join(30)
+    timer.join(PROMPT_S)
     assert len(lines(path)) == 1
     log.close()
 
@@ -166,7 +167,7 @@ def test_a_line_that_only_half_fits_is_taken_back(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.getcwd()])}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(path)], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script, str(path)], env=environment, capture_output=True, text=True, timeout=PROMPT_S
     )
     assert os.strerror(errno.EFBIG) in done.stdout, done.stderr
     assert path.read_text().endswith("}\n")
@@ -199,7 +200,7 @@ def test_two_writers_keep_whole_lines(path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert other.wait(60) == 0
+    assert other.wait(PROMPT_S) == 0
     log.close()
     events = list(read_log(path))
     assert sum(isinstance(event, LoadChanged) for event in events) == 300

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import PROMPT_S
 from policy_pipeline import drive, setting_for, slowed
 from small_pipelines import images, small_chain
 
@@ -159,7 +160,7 @@ def test_a_detector_that_does_not_exist_is_told_before_anything_starts():
 
 def test_the_command_tells_the_names_and_refuses_others():
     command = [sys.executable, "-m", "odin.cli", "run"]
-    told = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=120, check=True).stdout
+    told = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=PROMPT_S, check=True).stdout
     words = " ".join(told.split())
     assert "static, lls, odin, predictive, oracle, delayed-oracle, with parameters" in words
     assert "cusum, threshold, page-hinkley, adwin, with parameters" in words

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from loads import PROMPT_S, a_core, alive, another_core, cpu_s, family, left_after, wait_for
+from loads import a_core, alive, another_core, cpu_s, family, left_after, wait_for
+from patience import PROMPT_S
 
 from odin.inject import Injector, Load, LoadError, LoadFailedError
 from odin.inject import injector as injector_module

@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from loads import PROMPT_S, a_core, family, left_after
+from loads import a_core, family, left_after
+from patience import PROMPT_S
 
 from monitor.events import LoadChanged, from_json
 from odin.commands import inject

@@ -10,7 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from channels import PROMPT_S, SPAWN, child
+from channels import SPAWN, child
+from patience import PROMPT_S
 
 from stages.device import Device, DeviceError
 from stages.lease import Lease, free_indices

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PROMPT_S
 from rich.console import Console
 from synthetic_run import START_S, interference, run_started
 
@@ -23,7 +24,6 @@ from monitor.events import PolicyChanged, RequestFailed, RunEnded
 from monitor.live import Freeze, Keyboard, keyboard, live_panel, watch
 from monitor.view import ViewBuilder
 
-PROMPT_S = 30.0
 ALTERNATE, NORMAL = b"\x1b[?1049h", b"\x1b[?1049l"
 
 WATCHER = """
@@ -202,7 +202,7 @@ def test_no_terminal_at_all():
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PROMPT_S,
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -299,9 +299,9 @@ def test_keys_are_told_apart():
     keys = Keyboard(reader)
     assert keys.wait(0.0) == []
     os.write(writer, b"a\x1b[A\x1b[B\x1b[C\x1b[D\x1bOCq ")
-    assert keys.wait(1.0) == ["a", "up", "down", "right", "left", "right", "q", " "]
+    assert keys.wait(PROMPT_S) == ["a", "up", "down", "right", "left", "right", "q", " "]
     os.close(writer)
-    assert keys.wait(1.0) == []
+    assert keys.wait(PROMPT_S) == []
     assert keys.wait(0.0) == []  # it ended: there is nothing to read any more
     os.close(reader)
 

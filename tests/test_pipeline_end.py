@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_pipelines import PROMPT_S
+from patience import PROMPT_S
 
 from stages.device import usable_cores
 
@@ -91,7 +91,7 @@ def test_nothing_outlives_the_driver(tmp_path, how):
         if how != "forget":
             assert alive(pids["stages"])
             driver.send_signal(signal.Signals[how])
-        driver.wait(PROMPT_S)
+        driver.wait(2 * PROMPT_S)
         assert wait_until_gone(pids["family"] + pids["stages"]) == []
         assert shared_memory() <= before
     finally:

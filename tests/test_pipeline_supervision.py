@@ -9,7 +9,8 @@ import sys
 import time
 
 import pytest
-from small_pipelines import PROMPT_S, all_plans, images, small_chain
+from patience import PROMPT_S
+from small_pipelines import all_plans, images, small_chain
 
 import odin
 from monitor.eventlog import read_log
@@ -141,13 +142,17 @@ def test_the_view_shows_it_and_travels_to_those_who_ask(two_cores, chain):
             seen = PipelineView.from_json(client.ask())
             assert (seen.model, seen.completed, seen.plan) == (view.model, 20, view.plan)
         command = [sys.executable, "-m", "odin.cli", "top", str(os.getpid())]
-        plain = subprocess.run([*command, "--once"], capture_output=True, text=True, timeout=120, check=True).stdout
+        plain = subprocess.run(
+            [*command, "--once"], capture_output=True, text=True, timeout=PROMPT_S, check=True
+        ).stdout
         assert "residual" in plain
         assert two_cores[1] in plain
-        found = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120, check=True).stdout
+        found = subprocess.run(
+            [*command, "--json"], capture_output=True, text=True, timeout=PROMPT_S, check=True
+        ).stdout
         assert json.loads(found)["completed"] == 20
     assert os.getpid() not in local_pipelines()
-    gone = subprocess.run([*command, "--once"], capture_output=True, text=True, timeout=120, check=False)
+    gone = subprocess.run([*command, "--once"], capture_output=True, text=True, timeout=PROMPT_S, check=False)
     assert gone.returncode == 1
     assert "serves no pipeline" in gone.stderr
 

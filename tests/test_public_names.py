@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import PROMPT_S
 
 import odin
 
@@ -35,6 +36,6 @@ with contextlib.suppress(SystemExit):
 heavy = sorted({{"torch", "ray"}} & set(sys.modules))
 print("heavy:", *heavy)
 """
-    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PROMPT_S, check=True)
     expected = "heavy: torch" if command.startswith("--") else "heavy:"
     assert heavy.stdout.splitlines()[-1].strip() == expected

@@ -9,7 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from channels import PROMPT_S, SPAWN, child
+from channels import SPAWN, child
+from patience import PROMPT_S
 
 from odin.ray_folder import EmbeddedFolder, make_ray_folder
 

@@ -11,7 +11,8 @@ import sys
 
 import numpy as np
 import pytest
-from loads import PROMPT_S, a_core, family, left_after, wait_for
+from loads import a_core, family, left_after, wait_for
+from patience import PROMPT_S
 
 from odin.commands import record
 from odin.inject.load import LoadError
@@ -102,7 +103,7 @@ def test_killed_it_leaves_nothing_and_the_same_command_goes_on(folder):
     partial = folder / "out" / "toy-make.partial.jsonl"
     before = json.loads(partial.read_text().splitlines()[1])
     again = start(folder, *words)
-    out, err = again.communicate(timeout=120)
+    out, err = again.communicate(timeout=PROMPT_S)
     assert again.returncode == 0, err
     assert "written: out/toy-make.csv.gz" in err
     assert not partial.exists()

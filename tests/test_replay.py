@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PROMPT_S
 from synthetic_run import interference, request, run_started
 
 from monitor.events import to_json
 from monitor.view import PipelineView
 from odin.commands import replay
 from odin.commands.replay import Player
-
-PROMPT_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from channels import PROMPT_S, numbers, open_pair, pair, request
+from channels import numbers, open_pair, pair, request
+from patience import PROMPT_S
 
 from stages.link import ChannelClosedError, Hello
 from stages.shm import ShmReceiver, ShmSender

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from patience import PROMPT_S
 from PIL import Image
-from small_pipelines import PROMPT_S
 
 from odin.cli import main
 from odin.signals import Signals, Stopped, draining, held, importing

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from channels import PROMPT_S, SPAWN, child, listen, open_sender, pair, request
+from channels import SPAWN, child, listen, open_sender, pair, request
 from netns import Network, two_networks, unavailable
+from patience import PROMPT_S
 
 import stages.tcp
 from stages.link import ChannelClosedError

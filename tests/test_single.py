@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from patience import PROMPT_S
 
 from partitioner.single import copied
 
@@ -42,4 +43,4 @@ x = torch.randn(1, 3, 512, 512)
 copied(x, torch.channels_last)
 assert len(os.listdir("/proc/self/task")) == before
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PROMPT_S)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from patience import PROMPT_S
 
 from odin.status import _MOST_CONNECTIONS, RemoteStatus, StatusClient, StatusServer, local_pipelines
 
@@ -80,7 +81,7 @@ def remote(server: StatusServer) -> RemoteStatus:
 
 def knock(server: StatusServer, data: bytes = b"") -> socket.socket:
     """Connect without the key, and send something."""
-    peer = socket.create_connection((remote(server).host, remote(server).port), timeout=10)
+    peer = socket.create_connection((remote(server).host, remote(server).port), timeout=PROMPT_S)
     peer.sendall(data)
     return peer
 
@@ -99,7 +100,7 @@ def is_hung_up_on_unread(peer: socket.socket) -> bool:
     """As above, without reading."""
     with select.epoll() as poll:
         poll.register(peer.fileno(), select.EPOLLHUP)
-        return bool(poll.poll(10))
+        return bool(poll.poll(PROMPT_S))
 
 
 def is_answered(server: StatusServer) -> bool:
@@ -119,7 +120,7 @@ def is_answered(server: StatusServer) -> bool:
     ids=["http", "tls", "lengths", "ssh", "zeros"],
 )
 def test_nonsense_is_hung_up_on(server, data):
-    with socket.create_connection((remote(server).host, remote(server).port), timeout=10) as peer:
+    with socket.create_connection((remote(server).host, remote(server).port), timeout=PROMPT_S) as peer:
         with contextlib.suppress(ConnectionError):  # it may hang up while this is sent
             peer.sendall(data)
         assert is_hung_up_on(peer)
@@ -204,7 +205,7 @@ with StatusClient(server.remote) as client:
 assert spent_s < 0.3, spent_s
 server.close()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PROMPT_S)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -250,7 +251,7 @@ def test_a_pipeline_that_is_stopped_is_told_of():
 
     def answer() -> str:
         asked.set()
-        over.wait(30)
+        over.wait(PROMPT_S)
         return "state"
 
     server = StatusServer(answer)
@@ -286,7 +287,7 @@ from odin.status import StatusServer
 
 server = StatusServer(lambda: "state")
 print("serving", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

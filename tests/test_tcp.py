@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from channels import PROMPT_S, child, listen, numbers, pair, request
+from channels import child, listen, numbers, pair, request
+from patience import PROMPT_S
 
 from stages.channel import Address
 from stages.link import ChannelClosedError, Hello

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PROMPT_S
 
 from monitor.throttling import ThrottleCounter, Throttling, cpu_stat_files
 
@@ -137,7 +138,7 @@ def test_a_real_quota():
         except OSError as error:
             pytest.skip(f"this process may not set a CPU quota: {error}")
         counter = ThrottleCounter(process.pid)
-        deadline_s = time.perf_counter() + 10
+        deadline_s = time.perf_counter() + PROMPT_S
         while (delta_s := counter.delta_s()) == 0.0 and time.perf_counter() < deadline_s:
             time.sleep(0.1)
         assert delta_s is not None
