@@ -6,8 +6,9 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
+from loads import command, family
+from loads import descendants as processes_below
 from patience import PROMPT_S
 
 from monitor.eventlog import read_log
@@ -175,7 +176,12 @@ def two_usable() -> tuple[int, ...]:
 
 # ---------------------------------------------------------------- real runs
 def descendants() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
+    return set(family(os.getpid()))
+
+
+def load_processes() -> set[int]:
+    """Processes of loads below this one."""
+    return {process.pid for process in processes_below() if "worker.py" in command(process)}
 
 
 def torch_task(cores: tuple[int, ...], seconds: float = 2.6) -> Task:
@@ -192,7 +198,7 @@ def in_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pipeline_is_measured_under_load_and_its_log_has_the_load(two_cores, in_tests, tmp_path):
     cores = tuple(Device.parse(text).indices[0] for text in two_cores)
     log = tmp_path / "run.jsonl"
-    before = {pid for pid in descendants() if "worker.py" in " ".join(psutil.Process(pid).cmdline())}
+    before = load_processes()
     task = Task(
         Contender("odin", "static"), 0, 0, "bench_models:residual", "", "", cores, script(cores[1]), 4, 0.1, str(log)
     )
@@ -210,7 +216,7 @@ def test_a_pipeline_is_measured_under_load_and_its_log_has_the_load(two_cores, i
     assert "measuring" in told
     loads = [event for event in read_log(log) if event.kind == "load"]
     assert [(event.name, event.intensity) for event in loads] == [("busy", 1.0), ("busy", 0.0)]
-    assert {pid for pid in descendants() if "worker.py" in " ".join(psutil.Process(pid).cmdline())} <= before
+    assert load_processes() <= before
 
 
 def test_a_process_is_measured_and_leaves_nothing(two_usable, in_tests):

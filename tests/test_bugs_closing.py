@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+from loads import living
 from patience import PROMPT_S
 from small_pipelines import all_plans, images, small_chain
 from test_controller import Bench, Scripted
@@ -130,7 +131,7 @@ def test_close_waits_neither_for_a_migration_nor_for_a_stage_that_hangs(two_core
     with pytest.raises(odin.PipelineClosedError):
         pipe.migrate(all_plans(len(chain.layers))[1])
     pipe.close()
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], PROMPT_S)
+    _, alive = psutil.wait_procs(living(pids), PROMPT_S)
     for process in alive:
         process.kill()
     assert alive == []

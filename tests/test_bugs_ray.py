@@ -18,7 +18,7 @@ from test_gateway import gateway_and_stage
 from odin.errors import StageLostError
 
 PROGRAM = """
-import json, os, sys, threading, time, warnings
+import contextlib, json, os, sys, threading
 import psutil, ray, torch
 import odin
 from stages.device import usable_cores
@@ -32,7 +32,12 @@ def pipeline():
     return odin.Pipeline(model, example_input=x, stages=[f"cpu:{usable_cores()[0]}"], policy="static")
 
 def ray_processes():
-    return [process for process in me.children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE]
+    found = []
+    for process in me.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ends while it is looked at
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 def listening():
     connections = [c for process in (me, *ray_processes()) for c in process.net_connections("inet")]

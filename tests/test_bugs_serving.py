@@ -15,6 +15,7 @@ import threading
 import pytest
 import torch
 from channels import numbers
+from loads import wait_for
 from patience import PROMPT_S
 from test_gateway import check_every_permit_is_back, gateway_and_stage
 
@@ -33,6 +34,8 @@ def test_the_garbage_collector_may_cancel_while_the_gateways_lock_is_held():
         second = stage.gateway.enqueue((numbers(2),))
         with stage.gateway._lock:
             assert second.cancel()
+        # Another thread takes it out of the line; if the place is free before, it is sent, and is to be taken too.
+        wait_for(lambda: not stage.gateway._line, what="the cancelled request leaves the line")
         stage.answer(message)
         first.result(PROMPT_S)
         check_every_permit_is_back(stage, 1)

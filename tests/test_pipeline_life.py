@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from concurrent.futures import wait
@@ -10,6 +9,7 @@ from concurrent.futures import wait
 import psutil
 import pytest
 import torch
+from loads import living
 from patience import PROMPT_S
 from small_pipelines import all_plans, images, small_chain
 from torch import nn
@@ -96,15 +96,6 @@ def test_a_killed_first_stage_is_named(two_cores, chain):
         os.kill(pipe.snapshot().stages[0].pid, signal.SIGKILL)
         with pytest.raises(odin.StageLostError, match="stage 0"):
             list(pipe.map(images(100)))
-
-
-def living(pids):
-    """Those that live at this moment; one may end between any two looks at it."""
-    processes = []
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            processes.append(psutil.Process(pid))
-    return processes
 
 
 def test_after_close_submitting_is_an_error_and_no_process_is_left(two_cores, chain):

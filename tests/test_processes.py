@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from loads import alive
 
 from odin.processes import MARK_VARIABLE, ProcessGroup, start_group
 
@@ -54,7 +55,7 @@ def test_end_leaves_others_alone(tmp_path: Path, stranger: subprocess.Popen[byte
     group, children = start(tmp_path, TREE)
     assert group.end(grace_s=1.0) == ()
     assert group.members() == ()
-    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in children)
+    assert alive(children) == []
     assert stranger.poll() is None
 
 

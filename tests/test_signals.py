@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from loads import command as command_line
 from patience import PROMPT_S
 from PIL import Image
 
@@ -311,7 +312,7 @@ def test_a_signal_to_the_whole_group_drains_and_tells(command, number):
 )
 def test_a_signal_while_it_starts(command, number, running):
     command.wait_for(lambda: handles(command))
-    command.wait_for(lambda: running(" ".join(" ".join(process.cmdline()) for process in command.family())))
+    command.wait_for(lambda: running(" ".join(command_line(process) for process in command.family())))
     command.process.send_signal(number)
     status, _ = command.end()
     assert status == 128 + number

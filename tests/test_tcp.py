@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from channels import child, listen, numbers, pair, request
+from loads import wait_for
 from patience import PROMPT_S
 
 from stages.channel import Address
@@ -58,6 +59,7 @@ def test_a_full_ring_at_the_receiver_holds_the_sender_back(small_buffers):
 
         sending = pool.submit(send_three)
         message = receiver.receive()
+        wait_for(lambda: len(sent) >= 2, what="the other thread notes what it has sent")
         assert not third.wait(BLOCKED_S)
         assert sent == [0, 1]
         for number in range(3):

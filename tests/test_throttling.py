@@ -171,7 +171,7 @@ def _make_group() -> tuple[Path, dict[str, str]]:
 
 
 def _remove(group: Path) -> None:
-    for _ in range(50):  # the kernel takes a moment to let go of a process that has ended
+    for _ in range(int(PROMPT_S / 0.05)):  # the kernel takes a moment to let go of a process that has ended
         with contextlib.suppress(OSError):
             group.rmdir()
             return
