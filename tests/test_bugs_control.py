@@ -170,6 +170,8 @@ def test_on_event_may_raise_and_use_its_pipeline(two_cores, tmp_path):
         if len(of(told, RequestDone)) == 60 and "closed" not in seen:
             seen.append("closed")
             pipe.close()
+        if isinstance(event, RunEnded):
+            pipe.close()  # once more
 
     with Told() as warned:
         pipe = odin.Pipeline(small_chain(), stages=two_cores, policy="static", on_event=on_event, log=tmp_path / "log")

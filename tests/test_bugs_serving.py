@@ -41,6 +41,7 @@ def test_the_garbage_collector_may_cancel_while_the_gateways_lock_is_held():
         check_every_permit_is_back(stage, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals are the main thread's")
 def test_an_exception_of_a_signals_handler_costs_no_place():
     """Ctrl-C in a notebook, or a time limit by SIGALRM: after some of them ``submit`` waited for ever, or raised
@@ -79,6 +80,7 @@ def test_an_exception_of_a_signals_handler_costs_no_place():
         signal.signal(signal.SIGPROF, before)
 
 
+@pytest.mark.slow
 def test_a_child_forked_in_a_callback_ends_where_it_would_come_back():
     """It took part in its parent's loop of callbacks, with its parent's sockets, for ever."""
     reading, writing = os.pipe()

@@ -316,6 +316,7 @@ def send_and_wait(address: Address, count: int) -> None:
     threading.Event().wait()
 
 
+@pytest.mark.slow
 @both_kinds
 def test_a_killed_sender_is_noticed_at_once_after_what_it_sent(kind: str):
     listener = listen(kind)
@@ -348,6 +349,7 @@ BIG = 4 * 2**20
 """Numbers in a tensor that no socket buffer takes whole."""
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("held", [0, 1])
 def test_a_killed_receiver_is_noticed_by_a_sender_that_waits(kind: str, held: int):
@@ -428,6 +430,7 @@ def check_that_it_sleeps(pid: int) -> None:
     assert threads()[1] - before < LOOKS
 
 
+@pytest.mark.slow
 @both_kinds
 def test_a_waiting_receiver_uses_no_cpu(kind: str):
     ours, theirs = SPAWN.Pipe()
@@ -441,6 +444,7 @@ def test_a_waiting_receiver_uses_no_cpu(kind: str):
     sender.close(graceful=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "ahead"), [("shm", 1), ("tcp", 2)])
 def test_a_waiting_sender_uses_no_cpu(kind: str, ahead: int):
     # Over TCP the sender has a slot of its own: what fills it waits on the way, the next waits for the slot.

@@ -264,6 +264,7 @@ def test_slowdowns_are_injected_into_a_trace():
     assert all(delay.onset < 1.2 and delay.missed == 0 for delay in row.delays[2:])
 
 
+@pytest.mark.slow
 def test_the_command_runs_and_keeps_its_result(tmp_path):
     rows = np.random.default_rng(1).lognormal(0.0, 0.05, (900, 2))
     log = write(tmp_path / "night.jsonl", *(request(i, (0, 1, a), (1, 3, b)) for i, (a, b) in enumerate(rows)))

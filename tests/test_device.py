@@ -144,6 +144,7 @@ print(json.dumps([core, before, len(tasks), sorted({core for task in tasks for c
 """
 
 
+@pytest.mark.slow
 def test_every_thread_is_pinned_those_of_openmp_and_later_ones_too():
     done = subprocess.run([sys.executable, "-c", PIN], capture_output=True, text=True, check=True, timeout=PROMPT_S)
     core, before, after, cores = json.loads(done.stdout)

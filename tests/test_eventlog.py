@@ -148,6 +148,7 @@ def test_a_full_disk_is_told_and_ends_nothing():
     assert troubles == ["write", "end"]
 
 
+@pytest.mark.slow
 def test_a_line_that_only_half_fits_is_taken_back(tmp_path):
     """A limit of the file's size stands for the full disk; the next writer's line must begin a line."""
     path = tmp_path / "run.jsonl"
@@ -176,6 +177,7 @@ def test_a_line_that_only_half_fits_is_taken_back(tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY  # that of this process is untouched
 
 
+@pytest.mark.slow
 def test_two_writers_keep_whole_lines(path):
     log = EventLog(path, later=lambda flush: None)
     log.append(run_started())

@@ -158,6 +158,7 @@ def test_a_detector_that_does_not_exist_is_told_before_anything_starts():
     check_options(**TEXTS, detector=make_detector("cusum", 7))  # how many stages there will be is not known here
 
 
+@pytest.mark.slow
 def test_the_command_tells_the_names_and_refuses_others():
     command = [sys.executable, "-m", "odin.cli", "run"]
     told = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=PROMPT_S, check=True).stdout

@@ -21,6 +21,8 @@ from odin.inject import Injector, Load, LoadError, LoadFailedError, worker
 from odin.inject import injector as injector_module
 from stages.device import Device, DeviceError
 
+pytestmark = pytest.mark.slow
+
 STARTS = """
 import signal, sys, time
 # A shell without job control starts what runs in its background with Ctrl-C ignored, and so its children.

@@ -89,6 +89,7 @@ def test_passes_alone_may_follow(name):
     assert world.stopped == 1
 
 
+@pytest.mark.slow
 def test_arrays_are_there_before_anything_is_measured():
     seen = []
     with Injector() as injector:
@@ -156,6 +157,7 @@ def test_it_lies_beside_the_profiles(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------- for real
+@pytest.mark.slow
 def test_a_small_model_is_calibrated():
     device = Device("cpu", (a_core(),))
     found = calibrate("mobilenet_v2", device, quick=True, names=["cpu-100", "membw-25"])
@@ -166,11 +168,13 @@ def test_a_small_model_is_calibrated():
     assert found.alone_s > 0
 
 
+@pytest.mark.slow
 def test_an_unknown_model_is_told():
     with pytest.raises(LoadError, match="nonsense"):
         Reference("nonsense", Device("cpu", (a_core(),)))
 
 
+@pytest.mark.slow
 def test_a_reference_that_dies_is_told_and_none_is_left():
     before = set(family(os.getpid()))
     with Reference("mobilenet_v2", Device("cpu", (a_core(),))) as reference:
@@ -183,6 +187,7 @@ def test_a_reference_that_dies_is_told_and_none_is_left():
     assert alive([pid]) == []
 
 
+@pytest.mark.slow
 def test_a_fine_chain_has_more_layers_of_the_same_model():
     device = Device("cpu", (a_core(),))
     with Reference("mobilenet_v2", device) as coarse, Reference("mobilenet_v2", device, fine=True) as fine:
@@ -192,6 +197,7 @@ def test_a_fine_chain_has_more_layers_of_the_same_model():
         assert len(fine.run(1)[0]) == len(fine.layers)
 
 
+@pytest.mark.slow
 def test_wrong_devices_are_refused_before_anything_is_loaded():
     with pytest.raises(DeviceError, match="the named scenarios are loads of cores"):
         calibrate("resnet50", Device("gpu", (0,)))

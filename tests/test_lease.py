@@ -28,6 +28,7 @@ def hold(ready: Connection, text: str, share: bool, directory: Path) -> None:
     threading.Event().wait()
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_and_told_who_holds_it(tmp_path: Path):
     ours, theirs = SPAWN.Pipe()
     with child(hold, theirs, "cpu:1", False, tmp_path) as process:
@@ -45,6 +46,7 @@ def test_another_process_is_refused_and_told_who_holds_it(tmp_path: Path):
         Lease(CORE, label="mine", directory=tmp_path).release()
 
 
+@pytest.mark.slow
 def test_the_lease_of_a_killed_process_is_free(tmp_path: Path):
     ours, theirs = SPAWN.Pipe()
     with child(hold, theirs, "cpu:1", False, tmp_path) as process:
@@ -56,6 +58,7 @@ def test_the_lease_of_a_killed_process_is_free(tmp_path: Path):
     assert free_indices("cpu", [1], directory=tmp_path) == [1]
 
 
+@pytest.mark.slow
 def test_those_who_share_hold_it_together_and_keep_others_out(tmp_path: Path):
     ours, theirs = SPAWN.Pipe()
     with child(hold, theirs, "cpu:1", True, tmp_path):

@@ -122,6 +122,7 @@ def terminal():
         one.close()
 
 
+@pytest.mark.slow
 def test_q_quits_and_gives_the_terminal_back(terminal):
     shown = terminal("goes on")
     shown.read_until(b"resnet50")
@@ -137,6 +138,7 @@ def test_q_quits_and_gives_the_terminal_back(terminal):
     assert shown.output.rindex(b"\x1b[?25h") > shown.output.rindex(b"\x1b[?25l")  # the cursor is shown again
 
 
+@pytest.mark.slow
 def test_ctrl_c_quits(terminal):
     shown = terminal("goes on")
     shown.read_until(b"resnet50")
@@ -148,6 +150,7 @@ def test_ctrl_c_quits(terminal):
     assert b"Traceback" not in shown.output
 
 
+@pytest.mark.slow
 def test_sigterm_gives_the_terminal_back(terminal):
     shown = terminal("goes on")
     shown.read_until(b"resnet50")
@@ -157,6 +160,7 @@ def test_sigterm_gives_the_terminal_back(terminal):
     assert b"Traceback" not in shown.output
 
 
+@pytest.mark.slow
 def test_the_end_leaves_the_last_picture_and_says_why(terminal):
     shown = terminal("ends")
     shown.read_until(b"reason: ended")
@@ -167,6 +171,7 @@ def test_the_end_leaves_the_last_picture_and_says_why(terminal):
     assert shown.wait() == 0
 
 
+@pytest.mark.slow
 def test_an_error_comes_after_the_screen_is_left(terminal):
     shown = terminal("breaks")
     shown.read_until(b"RuntimeError: the connection broke")
@@ -174,6 +179,7 @@ def test_an_error_comes_after_the_screen_is_left(terminal):
     assert shown.wait() == 1
 
 
+@pytest.mark.slow
 def test_resizing(terminal):
     shown = terminal("goes on", COLUMNS="", LINES="")
     termios.tcsetwinsize(shown.descriptor, (24, 80))
@@ -186,6 +192,7 @@ def test_resizing(terminal):
     shown.read_until(b"reason: quit")
 
 
+@pytest.mark.slow
 def test_a_dumb_terminal_gets_lines(terminal):
     shown = terminal("ends", TERM="dumb")
     shown.read_until(b"reason: ended")
@@ -194,6 +201,7 @@ def test_a_dumb_terminal_gets_lines(terminal):
     assert shown.output.count(b"ended: all images done") == 1
 
 
+@pytest.mark.slow
 def test_no_terminal_at_all():
     here = Path(__file__).parent
     done = subprocess.run(

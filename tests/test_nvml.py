@@ -241,6 +241,7 @@ while time.monotonic() < end:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 def test_a_real_process_on_a_real_gpu():
     torch = pytest.importorskip("torch")

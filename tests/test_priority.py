@@ -37,6 +37,7 @@ print(before, left, niceness(), *seen)
 """
 
 
+@pytest.mark.slow
 def test_threads_that_were_there_before_are_raised_as_well_and_later_ones_inherit_it():
     # setpriority acts on one thread: a stage's data thread kept the niceness of 15 that Ray gives its workers.
     if os.geteuid() != 0:

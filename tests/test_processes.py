@@ -15,6 +15,8 @@ from loads import alive
 
 from odin.processes import MARK_VARIABLE, ProcessGroup, start_group
 
+pytestmark = pytest.mark.slow
+
 # A leader that starts two children: one ordinary, one that forgets its environment as setproctitle makes it.
 TREE = """
 import subprocess, sys, time

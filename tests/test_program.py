@@ -112,6 +112,7 @@ def test_a_traceback_shows_the_generated_line():
     assert "# conv1" in text
 
 
+@pytest.mark.slow
 def test_another_process_computes_the_same_bits(tmp_path):
     chain = build_chain(seeded(Residual), (image(),))
     inputs = chain.layout(chain.pack((image(),)))

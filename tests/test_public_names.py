@@ -26,6 +26,7 @@ def test_other_names_are_missed_as_usual():
         _ = odin.Pipelines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["top", "replay", "inject", "--version-of-nothing"])
 def test_light_commands_import_neither_torch_nor_ray(command):
     code = f"""

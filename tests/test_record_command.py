@@ -89,6 +89,7 @@ def broken_off(folder, words, end):
     return process.returncode, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_and_all_that_it_started(folder, end, status):
     assert broken_off(folder, [*FEW, "--passes", "1000"], end) == (
@@ -97,6 +98,7 @@ def test_a_signal_ends_it_and_all_that_it_started(folder, end, status):
     )
 
 
+@pytest.mark.slow
 def test_killed_it_leaves_nothing_and_the_same_command_goes_on(folder):
     words = [*FEW, "--passes", "1000"]
     assert broken_off(folder, words, signal.SIGKILL)[0] == -signal.SIGKILL
@@ -115,6 +117,7 @@ def test_killed_it_leaves_nothing_and_the_same_command_goes_on(folder):
     assert "cpu-100" in out
 
 
+@pytest.mark.slow
 def test_what_is_there_is_told_and_not_measured(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert run(*FEW) == 0
@@ -130,6 +133,7 @@ def test_what_is_there_is_told_and_not_measured(folder, monkeypatch, capsys):
         run(*FEW, "--passes", "4")
 
 
+@pytest.mark.slow
 def test_a_model_that_is_none_is_told(folder):
     with pytest.raises(LoadError, match="nonsense"):
         run("nonsense", "--on", ON, "--output", str(folder / "out"))

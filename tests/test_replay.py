@@ -183,6 +183,7 @@ sys.exit(replay.run(parser.parse_args(["replay", *sys.argv[1:]])))
 """
 
 
+@pytest.mark.slow
 def test_without_a_terminal_the_events_are_printed(log):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(log), "--speed", "1024"],
@@ -199,6 +200,7 @@ def test_without_a_terminal_the_events_are_printed(log):
     assert len(lines) == 11
 
 
+@pytest.mark.slow
 def test_on_a_terminal_it_pauses_jumps_and_quits(log):
     pid, descriptor = pty.fork()
     if pid == 0:

@@ -171,6 +171,7 @@ def test_main_gives_handlers_back(capsys):
     assert Signals.current is None
 
 
+@pytest.mark.slow
 def test_output_to_a_terminal_that_is_gone_goes_nowhere():
     """In a process of its own, in a terminal that is closed: the exit status is the signal's, not that of its print."""
     code = """

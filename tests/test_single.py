@@ -33,6 +33,7 @@ def test_tensors_that_need_gradients_or_are_conjugated_are_copied_as_values():
     assert torch.equal(copied(z.conj()), torch.tensor([1 - 2j, 3 + 1j]))
 
 
+@pytest.mark.slow
 def test_no_thread_is_started():
     code = """
 import os, torch

@@ -178,6 +178,7 @@ def test_who_asks_and_never_reads_is_hung_up_on():
         server.close()
 
 
+@pytest.mark.slow
 def test_a_lack_of_file_descriptors_passes(tmp_path):
     """In a process of its own: accepting fails while there are none, must not spin meanwhile, and works afterwards."""
     code = """
@@ -283,6 +284,7 @@ def test_a_process_that_serves_nothing_is_named():
         StatusClient(1)
 
 
+@pytest.mark.slow
 def test_a_killed_pipeline_leaves_no_socket_behind():
     code = """
 import time

@@ -166,6 +166,7 @@ def send_half_and_die(address: Address) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_sender_killed_in_the_middle_of_a_transfer_is_a_loss():
     listener = listen("tcp")
     with child(send_half_and_die, listener.address) as process:

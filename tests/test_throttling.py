@@ -127,6 +127,7 @@ def test_here():
     assert delta_s is None or delta_s >= 0
 
 
+@pytest.mark.slow
 def test_a_real_quota():
     group, quota = _make_group()
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])

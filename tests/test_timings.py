@@ -146,6 +146,7 @@ def test_synthetic_tables_of_other_sizes():
         synthetic_timings(scenarios=13)
 
 
+@pytest.mark.slow
 def test_tables_need_neither_torch_nor_ray():
     code = "import sys, odin.timings; print(sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PROMPT_S, check=True)
