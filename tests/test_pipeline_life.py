@@ -116,12 +116,19 @@ def test_a_core_is_leased_to_one_pipeline_until_its_end_which_leaves_no_process_
 
 
 def test_tcp_between_stages_gives_the_same_bits_and_leaving_by_an_exception_drops_what_is_under_way(two_cores, chain):
-    with pytest.raises(KeyboardInterrupt), odin.Pipeline(chain, stages=two_cores, transport="tcp") as pipe:
-        for number, (x, y) in enumerate(zip(images(20), pipe.map(images(20)), strict=True)):
-            assert torch.equal(y, chain(x)), number
-        os.kill(pipe.snapshot().stages[1].pid, signal.SIGSTOP)
-        futures = [pipe.submit(x) for x in images(3)]
-        raise KeyboardInterrupt
+    futures = []
+
+    def serve():
+        with odin.Pipeline(chain, stages=two_cores, transport="tcp") as pipe:
+            for number, (x, y) in enumerate(zip(images(20), pipe.map(images(20)), strict=True)):
+                assert torch.equal(y, chain(x)), number
+            os.kill(pipe.snapshot().stages[1].pid, signal.SIGSTOP)
+            futures.extend(pipe.submit(x) for x in images(3))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve()
+    assert len(futures) == 3
     for future in futures:
         with pytest.raises(odin.OdinError):
             future.result(PROMPT_S)

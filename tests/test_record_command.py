@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,27 +76,34 @@ def lines_of(path):
 def broken_off(folder, words, end):
     """Exit status and messages of a recording that got a signal after its first measurement; nothing of it is left."""
     partial = folder / "out" / "toy-make.partial.jsonl"
-    process = start(folder, *words)
-    try:
-        wait_for(lambda: lines_of(partial) >= 2 or process.poll() is not None, what="the first measurement")
-        children = family(process.pid)
-        process.send_signal(end)
-        _, err = process.communicate(timeout=PROMPT_S)
-    finally:
-        process.kill()
-        process.wait()
-    assert children, err
-    assert left_after(children) == []
-    return process.returncode, err
+    for _ in range(20):
+        process = start(folder, *words)
+        try:
+            ended = process.poll
+            wait_for(lambda ended=ended: lines_of(partial) >= 2 or ended() is not None, what="the first measurement")
+            children = family(process.pid)
+            process.send_signal(end)
+            _, err = process.communicate(timeout=PROMPT_S)
+        finally:
+            process.kill()
+            process.wait()
+        assert left_after(children) == []
+        if process.returncode != 0:
+            assert children, err
+            return process.returncode, err
+        shutil.rmtree(folder / "out")  # a machine so busy that it was done before we saw it begin
+    raise AssertionError(err)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("end", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_and_all_that_it_started(folder, end, status):
-    assert broken_off(folder, [*FEW, "--passes", "1000"], end) == (
-        status,
-        "toy:make: round 1 of 2 (0% done)\nbroken off; the same command goes on from out/toy-make.partial.jsonl\n",
-    )
+    ended, err = broken_off(folder, [*FEW, "--passes", "1000"], end)
+    assert ended == status
+    first, *rounds, last = err.splitlines()
+    assert first == "toy:make: round 1 of 2 (0% done)"
+    assert all(line.startswith("toy:make: round 2 of 2") for line in rounds)  # it may get there before the signal
+    assert last == "broken off; the same command goes on from out/toy-make.partial.jsonl"
 
 
 @pytest.mark.slow
