@@ -22,7 +22,12 @@ settings.load_profile("ci" if os.environ.get("CI") else "odin")
 
 
 def pytest_configure() -> None:
-    """Let programs that tests start have their signals, even where a shell or nohup runs the tests without them."""
+    """One compute thread, and signals as usual, even where a shell or nohup runs the tests without them.
+
+    Threads of OpenMP that wait for one another on a busy core spin: small models cost ten times the CPU time with two.
+    Programs that tests start inherit what happens to signals here.
+    """
+    torch.set_num_threads(1)
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
@@ -41,7 +46,6 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray that every pipeline of this process uses; started once, since that takes seconds."""
-    torch.set_num_threads(1)
     runtime = RayRuntime(weight_nbytes=256 * 2**20)
     yield
     runtime.close()
