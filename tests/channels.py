@@ -10,14 +10,13 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 import torch
+from patience import PROMPT_S
 
 from stages.channel import Address, Listener, connect
 from stages.link import Receiver, Sender
 from stages.wire import Header, Kind
 
 KINDS = ("shm", "tcp")
-PROMPT_S = 20.0
-"""Far above what anything takes: reached only by a hang."""
 
 # Children that inherit none of our sockets; torch is imported once for all of them.
 SPAWN = multiprocessing.get_context("forkserver")

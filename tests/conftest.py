@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from odin.ray_runtime import RayRuntime
 from stages.device import usable_cores
 
+# Nothing here is timed: a busy machine takes as long as it takes. In CI examples are drawn from a fixed seed, so that a
+# failure there is one here as well.
+settings.register_profile("odin", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("odin"), derandomize=True, database=None, print_blob=True)
+settings.register_profile("fast", settings.get_profile("odin"), max_examples=10)
+settings.load_profile("ci" if os.environ.get("CI") else "odin")
+
 
 def pytest_configure() -> None:
-    """Let programs that tests start have their signals, even where a shell or nohup runs the tests without them."""
+    """One compute thread, and signals as usual, even where a shell or nohup runs the tests without them.
+
+    Threads of OpenMP that wait for one another on a busy core spin: small models cost ten times the CPU time with two.
+    Programs that tests start inherit what happens to signals here.
+    """
+    torch.set_num_threads(1)
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
@@ -32,7 +46,6 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray that every pipeline of this process uses; started once, since that takes seconds."""
-    torch.set_num_threads(1)
     runtime = RayRuntime(weight_nbytes=256 * 2**20)
     yield
     runtime.close()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 
 import psutil
 import pytest
+from patience import PROMPT_S
 
 from stages.device import usable_cores
 
-PROMPT_S = 20.0
-"""Far above what anything takes: reached only by a hang."""
+GONE = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
+"""What a look at a process raises that has ended, perhaps during the look."""
 
 
 def a_core() -> int:
@@ -26,17 +28,44 @@ def another_core() -> int:
     return usable_cores()[-2]
 
 
-def alive(pids: Iterable[int]) -> list[str]:
-    """Those of ``pids`` that run, in words; what has ended and waits for its parent to see it does not."""
+def living(pids: Iterable[int]) -> list[psutil.Process]:
+    """Those of ``pids`` that are there at this moment; any may end between two looks at it."""
     found = []
     for pid in pids:
-        try:
+        with contextlib.suppress(*GONE):
             process = psutil.Process(pid)
             if process.status() != psutil.STATUS_ZOMBIE:
-                found.append(f"{pid} {' '.join(process.cmdline())}"[:200])
-        except psutil.NoSuchProcess:
-            continue
+                found.append(process)
     return found
+
+
+def alive(pids: Iterable[int]) -> list[str]:
+    """As :func:`living`, in words; what has ended and waits for its parent to see it does not live."""
+    return [f"{process.pid} {command(process)}"[:200] for process in living(pids)]
+
+
+def command(process: psutil.Process) -> str:
+    """The command line of a process, empty if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except GONE:
+        return ""
+
+
+def name(process: psutil.Process) -> str:
+    """The name of a process, empty if it has ended."""
+    try:
+        return process.name()
+    except GONE:
+        return ""
+
+
+def descendants(pid: int | None = None) -> list[psutil.Process]:
+    """Processes below one, or below this one, that live at this moment."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except GONE:
+        return []
 
 
 def left_after(pids: Iterable[int], *, patience_s: float = PROMPT_S) -> list[str]:
@@ -50,7 +79,7 @@ def left_after(pids: Iterable[int], *, patience_s: float = PROMPT_S) -> list[str
 
 def family(pid: int) -> list[int]:
     """Processes below one."""
-    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return [child.pid for child in descendants(pid)]
 
 
 def wait_for(condition, *, what: str) -> None:

@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from patience import PROMPT_S
+
 _COUNTER = itertools.count()
 
 
@@ -43,7 +45,7 @@ class Network:
         return ["ip", "netns", "exec", self.name, *command]
 
     def run(
-        self, command: Sequence[str], *, environment: dict[str, str] | None = None, timeout_s: float = 120.0
+        self, command: Sequence[str], *, environment: dict[str, str] | None = None, timeout_s: float = 2 * PROMPT_S
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside and collect its output; never raises for its exit status."""
         return subprocess.run(
@@ -96,7 +98,7 @@ class TwoNodes:
     member: Network
     environment: dict[str, str]
 
-    def python(self, code: str, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+    def python(self, code: str, *arguments: str, timeout_s: float = 2 * PROMPT_S) -> subprocess.CompletedProcess[str]:
         """Run Python code on the head's machine, with the cluster's token in its environment."""
         command = [sys.executable, "-c", code, *arguments]
         return self.head.run(command, environment=self.environment, timeout_s=timeout_s)

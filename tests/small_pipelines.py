@@ -7,9 +7,6 @@ from example_models import Residual, seeded
 
 import odin
 
-PROMPT_S = 30.0
-"""Far above what anything takes: reached only by a hang."""
-
 
 def small_chain() -> odin.Chain:
     return odin.build_chain(seeded(Residual), (torch.zeros(1, 3, 32, 32),), name="residual")

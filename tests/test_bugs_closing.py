@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
-from small_pipelines import PROMPT_S, all_plans, images, small_chain
+from loads import living
+from patience import PROMPT_S
+from small_pipelines import all_plans, images, small_chain
 from test_controller import Bench, Scripted
 
 import odin
@@ -129,7 +131,7 @@ def test_close_waits_neither_for_a_migration_nor_for_a_stage_that_hangs(two_core
     with pytest.raises(odin.PipelineClosedError):
         pipe.migrate(all_plans(len(chain.layers))[1])
     pipe.close()
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], PROMPT_S)
+    _, alive = psutil.wait_procs(living(pids), PROMPT_S)
     for process in alive:
         process.kill()
     assert alive == []
@@ -166,19 +168,3 @@ def test_callbacks_may_use_the_pipeline_in_every_way_and_close_it(two_cores):
     pipe.close()
     assert told[-1].kind == "end"
     assert told[-1].reason == "closed"
-
-
-@pytest.mark.ray
-def test_on_event_may_close_the_pipeline(two_cores):
-    closed = threading.Event()
-
-    def on_event(event: odin.Event) -> None:
-        if event.kind in ("request", "end"):
-            pipe.close()
-            closed.set()
-
-    (x,) = images(1)
-    pipe = odin.Pipeline(small_chain(), stages=two_cores, policy="static", on_event=on_event)
-    pipe.submit(x)
-    assert closed.wait(2 * PROMPT_S)
-    pipe.close()

@@ -11,7 +11,8 @@ import warnings
 import numpy as np
 import pytest
 import ray
-from small_pipelines import PROMPT_S, images, small_chain
+from patience import PROMPT_S
+from small_pipelines import images, small_chain
 from synthetic_run import START_S, request, run_started
 from test_controller import SETTING, Bench, Scripted
 
@@ -169,6 +170,8 @@ def test_on_event_may_raise_and_use_its_pipeline(two_cores, tmp_path):
         if len(of(told, RequestDone)) == 60 and "closed" not in seen:
             seen.append("closed")
             pipe.close()
+        if isinstance(event, RunEnded):
+            pipe.close()  # once more
 
     with Told() as warned:
         pipe = odin.Pipeline(small_chain(), stages=two_cores, policy="static", on_event=on_event, log=tmp_path / "log")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_pipelines import PROMPT_S
+from patience import PROMPT_S
 
 from odin.errors import ForkedProcessError
 from stages.device import usable_cores
@@ -21,6 +21,7 @@ import atexit, gc, multiprocessing, os, signal, sys, time
 import torch
 import odin
 from monitor.events import LoadChanged
+from patience import PROMPT_S
 from small_pipelines import images, small_chain
 
 
@@ -30,7 +31,7 @@ def end_of(what):
     if pid == 0:
         what()
         sys.exit(5)
-    end_s = time.monotonic() + 30.0
+    end_s = time.monotonic() + PROMPT_S
     while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
         if time.monotonic() > end_s:
             os.kill(pid, signal.SIGKILL)
@@ -79,16 +80,16 @@ if __name__ == "__main__":
     home = pipe.plan
     expected = chain(x)
     done = pipe.submit(x)
-    assert torch.equal(done.result(30), expected)
+    assert torch.equal(done.result(PROMPT_S), expected)
     stage = pipe.snapshot().stages[1].pid
     os.kill(stage, signal.SIGSTOP)
     pending = pipe.submit(x)
-    refused(lambda: pending.result(5))
-    refused(lambda: pending.exception(5))
+    refused(lambda: pending.result(PROMPT_S))
+    refused(lambda: pending.exception(PROMPT_S))
     assert end_of(lambda: os._exit(pending.cancel())) == 0
-    assert end_of(lambda: os._exit(not torch.equal(done.result(5), expected))) == 0
+    assert end_of(lambda: os._exit(not torch.equal(done.result(PROMPT_S), expected))) == 0
     os.kill(stage, signal.SIGCONT)
-    assert torch.equal(pending.result(30), expected)
+    assert torch.equal(pending.result(PROMPT_S), expected)
 
     async def ask():
         await pipe.asubmit(x)
@@ -124,14 +125,14 @@ if __name__ == "__main__":
     assert end_of(lambda: (_ for _ in ()).throw(SystemExit(6))) == 6
     child = multiprocessing.get_context("fork").Process(target=drop_everything)
     child.start()
-    child.join(30)
+    child.join(PROMPT_S)
     assert child.exitcode == 0
     running = multiprocessing.get_context("fork").Event()
-    child = multiprocessing.get_context("fork").Process(target=lambda: (running.set(), time.sleep(60)))
+    child = multiprocessing.get_context("fork").Process(target=lambda: (running.set(), time.sleep(600)))
     child.start()
-    assert running.wait(30)
+    assert running.wait(PROMPT_S)
     child.terminate()
-    child.join(30)
+    child.join(PROMPT_S)
     assert child.exitcode == -signal.SIGTERM
     loader = torch.utils.data.DataLoader([x[0], x[0]], num_workers=1, multiprocessing_context="fork")
     assert [torch.equal(y, expected) for y in pipe.map(loader)] == [True, True]
@@ -156,7 +157,7 @@ def test_a_forked_child_is_refused_and_nothing_it_does_or_leaves_touches_the_par
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         capture_output=True,
         text=True,
-        timeout=8 * PROMPT_S,
+        timeout=4 * PROMPT_S,
     )
     assert ended.stdout.endswith("all well\n"), ended.stdout + ended.stderr
     assert ended.stdout.count("exit handler of the child") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
+import math
 import threading
 import time
 import weakref
@@ -15,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from channels import KINDS, PROMPT_S, numbers, open_pair
+from channels import KINDS, numbers, open_pair
+from patience import PROMPT_S
 from test_gateway import Stage, check_every_permit_is_back, gateway_and_stage, settled
 
 from odin import replies
@@ -30,8 +32,17 @@ from stages.loop import RECALLED
 from stages.wire import Header, Kind
 
 
-def soon(seconds: float = 0.02) -> float:
-    return time.perf_counter() + seconds
+def by_and_by() -> float:
+    """A deadline that comes only by :func:`deadlines_pass`, however long the machine keeps a test waiting."""
+    return time.perf_counter() + 600.0
+
+
+def deadlines_pass(stage: Stage) -> None:
+    """From now on the gateway's timers find every deadline passed, those to come as well."""
+    timers = stage.gateway._timers
+    with timers._changed:
+        timers._clock = lambda: math.inf
+        timers._changed.notify()
 
 
 # -- deadlines --------------------------------------------------------------------------------------------------------
@@ -41,8 +52,9 @@ def soon(seconds: float = 0.02) -> float:
 def test_a_deadline_holds_while_the_stages_hang_and_the_late_answer_is_dropped(kind: str):
     # Only a stage that got to the request looked at its deadline: on one that hung, the future waited for ever.
     with gateway_and_stage(max_in_flight=2, kind=kind) as stage:
-        future = stage.gateway.submit((numbers(0),), deadline_s=soon())
+        future = stage.gateway.submit((numbers(0),), deadline_s=by_and_by())
         message = stage.take()
+        deadlines_pass(stage)
         assert isinstance(settled(future), DeadlineExceededError)
         assert "with the stages" in str(settled(future))
         # its input is still being read: the place is free only with the answer
@@ -64,10 +76,11 @@ def test_a_deadline_holds_while_the_stages_hang_and_the_late_answer_is_dropped(k
 def test_a_deadline_holds_while_waiting_for_a_place():
     with gateway_and_stage(max_in_flight=1) as stage:
         first = stage.gateway.submit((numbers(0),))
-        waiting = stage.gateway.submit((numbers(1),), deadline_s=soon())  # returns, failed, though nothing moves
+        deadlines_pass(stage)
+        waiting = stage.gateway.submit((numbers(1),), deadline_s=by_and_by())  # returns, failed, though nothing moves
         assert isinstance(settled(waiting), DeadlineExceededError)
         assert "in line for a place" in str(settled(waiting))
-        queued = stage.gateway.enqueue((numbers(2),), deadline_s=soon())
+        queued = stage.gateway.enqueue((numbers(2),), deadline_s=by_and_by())
         assert isinstance(settled(queued), DeadlineExceededError)
         stage.answer(stage.take())
         assert settled(first) is None
@@ -80,7 +93,9 @@ def test_a_deadline_holds_while_a_callback_blocks():
         first = stage.gateway.submit((numbers(0),))
         first.add_done_callback(lambda _: go_on.wait(PROMPT_S))
         stage.answer(stage.take())
-        assert isinstance(settled(stage.gateway.submit((numbers(1),), deadline_s=soon())), DeadlineExceededError)
+        second = stage.gateway.submit((numbers(1),), deadline_s=by_and_by())
+        deadlines_pass(stage)
+        assert isinstance(settled(second), DeadlineExceededError)
         go_on.set()
         stage.answer(stage.take())
 
@@ -98,8 +113,9 @@ def test_a_deadline_that_has_passed_fails_the_request_without_sending_it():
 
 def test_parts_of_one_request_share_its_deadline():
     with gateway_and_stage(max_in_flight=2) as stage:
-        deadline_s = soon()
+        deadline_s = by_and_by()
         whole = join_outputs([stage.gateway.enqueue((numbers(n),), deadline_s=deadline_s) for n in range(4)], tuple)
+        deadlines_pass(stage)
         assert isinstance(settled(whole), DeadlineExceededError)
         for _ in range(2):
             stage.answer(stage.take())
@@ -108,8 +124,9 @@ def test_parts_of_one_request_share_its_deadline():
 
 def test_close_does_not_wait_for_stages_that_hang_with_nothing_anyone_waits_for():
     with gateway_and_stage(max_in_flight=2) as stage:
-        late = stage.gateway.submit((numbers(0),), deadline_s=soon())
+        late = stage.gateway.submit((numbers(0),), deadline_s=by_and_by())
         cancelled = stage.gateway.submit((numbers(1),))
+        deadlines_pass(stage)
         assert isinstance(settled(late), DeadlineExceededError)
         assert cancelled.cancel()
         stage.gateway.close(timeout_s=600.0)
@@ -422,7 +439,7 @@ def test_answers_do_not_wait_for_the_garbage_collector():
         gc.disable()
         try:
             whole = join_outputs(
-                [stage.gateway.submit((numbers(0),), deadline_s=soon(600.0))], lambda values: values[0]
+                [stage.gateway.submit((numbers(0),), deadline_s=by_and_by())], lambda values: values[0]
             )
             stage.answer(stage.take())
             result = weakref.ref(whole.result(PROMPT_S))
@@ -450,8 +467,9 @@ def test_an_answer_to_nothing_is_passed_over():
 
 def test_a_lost_stage_fails_late_and_cancelled_requests_once():
     with gateway_and_stage(max_in_flight=3) as stage:
-        late = stage.gateway.submit((numbers(0),), deadline_s=soon())
+        late = stage.gateway.submit((numbers(0),), deadline_s=by_and_by())
         cancelled, other = (stage.gateway.submit((numbers(n),)) for n in (1, 2))
+        deadlines_pass(stage)
         assert isinstance(settled(late), DeadlineExceededError)
         cancelled.cancel()
         stage.sender.send(Header(Kind.LOST, 1))

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from channels import PROMPT_S, numbers
+from channels import numbers
+from patience import PROMPT_S
 from test_gateway import gateway_and_stage
 
 from odin.errors import StageLostError
 
 PROGRAM = """
-import json, os, sys, threading, time, warnings
+import contextlib, json, os, sys, threading
 import psutil, ray, torch
 import odin
 from stages.device import usable_cores
@@ -31,7 +32,12 @@ def pipeline():
     return odin.Pipeline(model, example_input=x, stages=[f"cpu:{usable_cores()[0]}"], policy="static")
 
 def ray_processes():
-    return [process for process in me.children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE]
+    found = []
+    for process in me.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ends while it is looked at
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 def listening():
     connections = [c for process in (me, *ray_processes()) for c in process.net_connections("inet")]
@@ -49,7 +55,7 @@ with pipeline() as pipe:
     [process] = [process for process in ray_processes() if process.name() == victim]
     process.kill()
     asks = {
-        "future": lambda: future.result(60), "submit": lambda: pipe(x), "move": lambda: pipe.migrate(pipe.plan)
+        "future": lambda: future.result(600), "submit": lambda: pipe(x), "move": lambda: pipe.migrate(pipe.plan)
     }
     for name, ask in asks.items():
         try:
@@ -80,7 +86,7 @@ def run(tmp_path: Path, victim: str, **environment: str) -> dict[str, Any]:
         },
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=4 * PROMPT_S,
         check=False,
     )
     shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from loads import alive
 from netns import TwoNodes, two_networks, two_node_cluster, unavailable
 
 from odin.cluster import ClusterError, join, recall, start_head, stop
@@ -178,7 +179,7 @@ def test_after_kill_9_the_rest_is_cleaned_up(tmp_path: Path) -> None:
         assert node.processes.members() == ()
         assert recall() is None
         listed = subprocess.run(["ip", "netns", "pids", machine.name], capture_output=True, text=True, check=True)
-        assert [pid for pid in listed.stdout.split() if psutil.Process(int(pid)).status() != "zombie"] == []
+        assert alive(map(int, listed.stdout.split())) == []
 
 
 @pytest.mark.ray

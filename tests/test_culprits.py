@@ -437,6 +437,7 @@ def look(core, own_pids, until):
     raise AssertionError(report)
 
 
+@pytest.mark.slow
 def test_a_real_process_is_found_on_its_core_and_on_no_other():
     here, *others = usable_cores()
     with busy(here) as pid:
@@ -450,6 +451,7 @@ def test_a_real_process_is_found_on_its_core_and_on_no_other():
             assert pid not in [culprit.pid for culprit in report.culprits]
 
 
+@pytest.mark.slow
 def test_a_real_process_of_our_own_is_not_named():
     core = usable_cores()[0]
     with busy(core) as pid:

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from patience import PROMPT_S
 
 from benchmarks.detection import Row, Trace, cell, cuttings, measure_trace, read_trace, verdict
 from monitor.detectors import CusumDetector
@@ -263,15 +264,18 @@ def test_slowdowns_are_injected_into_a_trace():
     assert all(delay.onset < 1.2 and delay.missed == 0 for delay in row.delays[2:])
 
 
+@pytest.mark.slow
 def test_the_command_runs_and_keeps_its_result(tmp_path):
     rows = np.random.default_rng(1).lognormal(0.0, 0.05, (900, 2))
     log = write(tmp_path / "night.jsonl", *(request(i, (0, 1, a), (1, 3, b)) for i, (a, b) in enumerate(rows)))
     output = tmp_path / "result.json"
     command = [sys.executable, "-m", "benchmarks.detection", "--quick", "--traces", str(log), "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PROMPT_S, check=True)
     assert "night (sigma 0.0" in done.stdout
     assert "target (CUSUM, CV 10%" in done.stdout
     results = json.loads(output.read_text())["results"]
     assert {row["noise"] for row in results} >= {"CV 5%", "CV 10%", "CV 20%"}
-    wrong = subprocess.run([*command[:4], "--traces", "nowhere.jsonl"], capture_output=True, text=True, timeout=60)
+    wrong = subprocess.run(
+        [*command[:4], "--traces", "nowhere.jsonl"], capture_output=True, text=True, timeout=PROMPT_S
+    )
     assert (wrong.returncode, "nowhere.jsonl" in wrong.stderr) == (2, True)

@@ -11,6 +11,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PROMPT_S
 
 from stages.device import (
     Device,
@@ -143,8 +144,9 @@ print(json.dumps([core, before, len(tasks), sorted({core for task in tasks for c
 """
 
 
+@pytest.mark.slow
 def test_every_thread_is_pinned_those_of_openmp_and_later_ones_too():
-    done = subprocess.run([sys.executable, "-c", PIN], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PIN], capture_output=True, text=True, check=True, timeout=PROMPT_S)
     core, before, after, cores = json.loads(done.stdout)
     assert before >= 6  # main, three of ours, two of OpenMP's
     assert after > before

@@ -15,7 +15,8 @@ from types import ModuleType
 import psutil
 import pytest
 import torch
-from small_pipelines import PROMPT_S
+from loads import living
+from patience import PROMPT_S
 
 import odin
 
@@ -64,8 +65,7 @@ def pipe(two_cores, chain) -> Iterator[odin.Pipeline]:
 
 
 def still_there(pids: list[int]) -> list[int]:
-    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    return [process.pid for process in psutil.wait_procs(processes, PROMPT_S)[1]]
+    return [process.pid for process in psutil.wait_procs(living(pids), PROMPT_S)[1]]
 
 
 BUSY = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); print(flush=True)\nwhile True: pass"

@@ -12,6 +12,8 @@ import threading
 
 import pytest
 import synthetic_run
+from loads import wait_for
+from patience import PROMPT_S
 from synthetic_run import START_S, interference, request, run_started
 
 from monitor.eventlog import EventLog, read_log
@@ -87,11 +89,8 @@ def test_requests_wait_for_each_other_and_anything_else_takes_them_along(path):
 
 def test_without_further_events_requests_are_written_by_themselves(path):
     log = EventLog(path)
-    before = set(threading.enumerate())
     log.append(request(0, START_S, (0.1, 0.1)))
-    [timer] = [thread for thread in set(threading.enumerate()) - before if thread.name == "odin-event-log"]
-    timer.join(30)
-    assert len(lines(path)) == 1
+    wait_for(lambda: len(lines(path)) == 1, what="the request is written")
     log.close()
 
 
@@ -147,6 +146,7 @@ def test_a_full_disk_is_told_and_ends_nothing():
     assert troubles == ["write", "end"]
 
 
+@pytest.mark.slow
 def test_a_line_that_only_half_fits_is_taken_back(tmp_path):
     """A limit of the file's size stands for the full disk; the next writer's line must begin a line."""
     path = tmp_path / "run.jsonl"
@@ -166,7 +166,7 @@ def test_a_line_that_only_half_fits_is_taken_back(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.getcwd()])}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(path)], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script, str(path)], env=environment, capture_output=True, text=True, timeout=PROMPT_S
     )
     assert os.strerror(errno.EFBIG) in done.stdout, done.stderr
     assert path.read_text().endswith("}\n")
@@ -175,6 +175,7 @@ def test_a_line_that_only_half_fits_is_taken_back(tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY  # that of this process is untouched
 
 
+@pytest.mark.slow
 def test_two_writers_keep_whole_lines(path):
     log = EventLog(path, later=lambda flush: None)
     log.append(run_started())
@@ -199,7 +200,7 @@ def test_two_writers_keep_whole_lines(path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert other.wait(60) == 0
+    assert other.wait(PROMPT_S) == 0
     log.close()
     events = list(read_log(path))
     assert sum(isinstance(event, LoadChanged) for event in events) == 300

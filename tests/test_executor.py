@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -55,23 +54,21 @@ def test_an_empty_range_passes_values_through_in_no_time():
     assert (result.wall_s, result.layer_s) == (0.0, ())
 
 
-def burn(cpu_s: float) -> None:
-    end_s = time.thread_time() + cpu_s
-    while time.thread_time() < end_s:
-        pass
+@pytest.mark.parametrize(("threads", "cpu_s"), [(1, 0.25), (2, 1.0)])
+def test_cpu_time_is_the_threads_or_with_several_threads_the_processs(
+    monkeypatch: pytest.MonkeyPatch, threads: int, cpu_s: float
+):
+    used_s = {"thread": 5.0, "process": 7.0}
 
+    def work(values: torch.Tensor) -> torch.Tensor:
+        used_s["thread"] += 0.25  # of this one ...
+        used_s["process"] += 0.25 + 0.75  # ... and of a helper
+        return values
 
-def burn_in_another_thread(values: torch.Tensor) -> torch.Tensor:
-    helper = threading.Thread(target=burn, args=(0.05,))
-    helper.start()
-    helper.join()
-    return values
-
-
-def test_cpu_time_is_the_threads_or_with_several_threads_the_processs():
-    layers = [FakeLayer("a", burn_in_another_thread)]
-    assert run(CpuExecutor(layers, {}, threads=2), 0, 1, torch.zeros(1)).cpu_s >= 0.05
-    assert run(CpuExecutor(layers, {}, threads=1), 0, 1, torch.zeros(1)).cpu_s < 0.05
+    monkeypatch.setattr("time.thread_time", lambda: used_s["thread"])
+    monkeypatch.setattr("time.process_time", lambda: used_s["process"])
+    executor = CpuExecutor([FakeLayer("a", work)], {}, threads=threads)
+    assert run(executor, 0, 1, torch.zeros(1)).cpu_s == cpu_s
 
 
 def test_times_are_those_of_the_thread_that_runs_the_layers_now():

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import Future
 
 import pytest
+from patience import PROMPT_S
 
 from monitor.events import PlanChanged, RequestDone
 from monitor.timing import RequestTimeline
@@ -91,7 +92,7 @@ def test_a_failing_submission_is_raised_once_the_others_are_done():
 def test_a_feeder_ends_with_the_first_failure_unless_told_otherwise():
     feeder = Feeder(lambda index: failed(KeyError(index)) if index == 2 else answered(), in_flight=1)
     with feeder:
-        feeder._thread.join(10.0)
+        feeder._thread.join(PROMPT_S)
     assert [answer.error for answer in feeder.answers] == ["", "", "KeyError(2)"]
     assert isinstance(feeder.error, KeyError)
 
@@ -102,7 +103,7 @@ def test_failures_in_a_row_end_it_and_single_ones_do_not():
 
     feeder = Feeder(submit, in_flight=1, failures=3)
     with feeder:
-        feeder._thread.join(10.0)
+        feeder._thread.join(PROMPT_S)
     assert [bool(answer.error) for answer in feeder.answers] == [False, True, False, True, False, True, True, True]
     assert str(feeder.error) == "7"
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from channels import KINDS, PROMPT_S, numbers, open_pair
+from channels import KINDS, numbers, open_pair
+from patience import PROMPT_S
 
 from monitor.timing import RequestTimeline, StageTiming
 from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError, StageLostError

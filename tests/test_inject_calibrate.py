@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import psutil
 import pytest
@@ -89,6 +90,7 @@ def test_passes_alone_may_follow(name):
     assert world.stopped == 1
 
 
+@pytest.mark.slow
 def test_arrays_are_there_before_anything_is_measured():
     seen = []
     with Injector() as injector:
@@ -156,9 +158,15 @@ def test_it_lies_beside_the_profiles(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------- for real
-def test_a_small_model_is_calibrated():
+@pytest.fixture
+def in_tests(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent)  # where bench_models lies
+
+
+@pytest.mark.slow
+def test_a_small_model_is_calibrated(in_tests):
     device = Device("cpu", (a_core(),))
-    found = calibrate("mobilenet_v2", device, quick=True, names=["cpu-100", "membw-25"])
+    found = calibrate("bench_models:residual", device, quick=True, names=["cpu-100", "membw-25"])
     assert [effect.name for effect in found.effects] == ["cpu-100", "membw-25"]
     assert (found.cpu_model, found.device, found.rounds) == (cpu_model(), str(device), 1)
     assert all(len(effect.layer_slowdown) == len(found.layers) for effect in found.effects)
@@ -166,32 +174,33 @@ def test_a_small_model_is_calibrated():
     assert found.alone_s > 0
 
 
+@pytest.mark.slow
 def test_an_unknown_model_is_told():
     with pytest.raises(LoadError, match="nonsense"):
         Reference("nonsense", Device("cpu", (a_core(),)))
 
 
-def test_a_reference_that_dies_is_told_and_none_is_left():
+@pytest.mark.slow
+def test_a_fine_chain_has_more_layers_of_the_same_model_and_a_reference_that_dies_is_told_and_none_is_left(in_tests):
+    device = Device("cpu", (a_core(),))
     before = set(family(os.getpid()))
-    with Reference("mobilenet_v2", Device("cpu", (a_core(),))) as reference:
+    with Reference("bench_models:deep", device) as coarse:
         (pid,) = set(family(os.getpid())) - before
-        (seconds,) = reference.run(1)
-        assert len(seconds) == len(reference.layers)
+        with Reference("bench_models:deep", device, fine=True) as fine:
+            assert len(fine.layers) > len(coarse.layers)
+            assert sum(fine.intensity) > 0
+            assert (fine.cut_nbytes[0], fine.cut_nbytes[-1]) == (coarse.cut_nbytes[0], coarse.cut_nbytes[-1])
+            assert len(fine.run(1)[0]) == len(fine.layers)
+        (seconds,) = coarse.run(1)
+        assert len(seconds) == len(coarse.layers)
         os.kill(pid, 9)
         with pytest.raises(LoadFailedError, match="the process that runs the model"):
-            reference.run(1)
+            coarse.run(1)
+    assert alive(set(family(os.getpid())) - before) == []
     assert alive([pid]) == []
 
 
-def test_a_fine_chain_has_more_layers_of_the_same_model():
-    device = Device("cpu", (a_core(),))
-    with Reference("mobilenet_v2", device) as coarse, Reference("mobilenet_v2", device, fine=True) as fine:
-        assert len(fine.layers) > len(coarse.layers)
-        assert sum(fine.intensity) > 0
-        assert (fine.cut_nbytes[0], fine.cut_nbytes[-1]) == (coarse.cut_nbytes[0], coarse.cut_nbytes[-1])
-        assert len(fine.run(1)[0]) == len(fine.layers)
-
-
+@pytest.mark.slow
 def test_wrong_devices_are_refused_before_anything_is_loaded():
     with pytest.raises(DeviceError, match="the named scenarios are loads of cores"):
         calibrate("resnet50", Device("gpu", (0,)))

@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from loads import PROMPT_S, a_core, family, left_after
+from loads import a_core, family, left_after
+from patience import PROMPT_S
 
 from monitor.events import LoadChanged, from_json
 from odin.commands import inject
@@ -52,6 +53,7 @@ def without_times(lines):
 
 
 # ---------------------------------------------------------------- what it does
+@pytest.mark.slow
 def test_a_line_for_every_change(capsys):
     assert run("cpu", "--on", ON, "--intensity", "0.5", "--threads", "2", "--seconds", "0.2") == 0
     out, err = capsys.readouterr()
@@ -60,6 +62,7 @@ def test_a_line_for_every_change(capsys):
     assert err == ""
 
 
+@pytest.mark.slow
 def test_a_named_scenario_with_a_ramp(capsys):
     assert run("--scenario", "cpu-100x2", "--on", ON, "--seconds", "0.5", "--ramp", "0.1") == 0
     out = capsys.readouterr().out.splitlines()
@@ -71,6 +74,7 @@ def test_a_named_scenario_with_a_ramp(capsys):
     ]
 
 
+@pytest.mark.slow
 def test_records_are_appended_to_a_log(tmp_path, capsys):
     log = tmp_path / "run.jsonl"
     log.write_text('{"event":"other"}\n')
@@ -85,6 +89,7 @@ def test_records_are_appended_to_a_log(tmp_path, capsys):
     assert all(isinstance(event, LoadChanged) and event.pid for event in events)
 
 
+@pytest.mark.slow
 def test_a_scenario_file(tmp_path, capsys):
     path = tmp_path / "some.toml"
     path.write_text(
@@ -99,19 +104,23 @@ def test_a_scenario_file(tmp_path, capsys):
         f"{ON} job 100% pid",
         f"{ON} job 0% pid",
     ]
-    assert float(out[0].split()[0]) == 0.0
-    assert float(out[2].split()[0]) >= 0.3
+    times = [float(line.split()[0]) for line in out]
+    assert times[0] == 0.0
+    assert times == sorted(times)
 
 
-def test_times_are_those_of_the_scenario(tmp_path, capsys):
+@pytest.mark.slow
+def test_times_begin_with_the_scenarios(tmp_path, capsys):
+    """And go on with when loads really changed; that they do in time is tried with a clock of its own."""
     path = tmp_path / "some.toml"
     path.write_text(f'[[load]]\nkind="cpu"\non="{ON}"\nstart_s=0.25\nend_s=0.35\n')
     assert run("--scenario", str(path)) == 0
     begin, end = (float(line.split()[0]) for line in capsys.readouterr().out.splitlines())
     assert begin == 0.25
-    assert end >= 0.35
+    assert end > begin
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_by_itself_ends_the_command(capsys):
     assert run("--program", "true", "--on", ON) == 0
     out, err = capsys.readouterr()
@@ -119,16 +128,19 @@ def test_a_program_that_ends_by_itself_ends_the_command(capsys):
     assert err == ""
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_is_told(capsys):
     assert run("--program", "sh -c 'echo no disk >&2; exit 4'", "--on", ON) == 1
     assert capsys.readouterr().err.endswith("sh ended with status 4: no disk\n")
 
 
+@pytest.mark.slow
 def test_a_load_that_does_not_start_is_told(capsys):
     assert run("gpu", "--on", "gpu:4000", "--seconds", "1") == 1
     assert "there is no gpu:4000" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
 )
@@ -148,6 +160,7 @@ def test_a_signal_ends_it_and_its_loads(tmp_path, number, status):
     assert len(out.splitlines()) == len(intensities) - 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_reaches_all_and_the_end_is_in_order(tmp_path):
     """A terminal signals the whole group; the loads are not in it, so their end is told as usual."""
     with start("--program", "sleep 600", "--on", ON, start_new_session=True) as process:
@@ -161,6 +174,7 @@ def test_ctrl_c_in_a_terminal_reaches_all_and_the_end_is_in_order(tmp_path):
     assert left_after(below) == []
 
 
+@pytest.mark.slow
 def test_it_goes_on_when_nobody_reads():
     with start("cpu", "--on", ON, "--seconds", "0.5") as process:
         process.stdout.readline()

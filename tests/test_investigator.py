@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+from patience import PROMPT_S
 
 from monitor.culprits import CulpritReport
 from monitor.events import Culprit
@@ -48,7 +49,7 @@ def test_a_stressor_is_named_with_what_it_does():
 
     bench = Bench(look)
     bench.investigator.investigate(1, QUIET, lambda: PREEMPTED)
-    assert bench.told.wait(30.0)
+    assert bench.told.wait(PROMPT_S)
     (found,) = bench.events
     assert (found.stage, found.interference, found.culprits, found.note) == (1, "CPU share", (STRESS,), "")
     assert asked == [1]
@@ -103,14 +104,14 @@ def test_one_case_at_a_time_for_each_stage():
 
     def look(stage):
         asked.append(stage)
-        gate.wait(30.0)
+        gate.wait(PROMPT_S)
         return Surroundings(CulpritReport(()))
 
     bench = Bench(look)
     for _ in range(5):
         bench.investigator.investigate(1, QUIET, lambda: PREEMPTED)
     gate.set()
-    assert bench.told.wait(30.0)
+    assert bench.told.wait(PROMPT_S)
     assert asked == [1]
     bench.investigator.close()
     bench.investigator.investigate(0, QUIET, lambda: PREEMPTED)  # after the end: nothing

@@ -10,7 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from channels import PROMPT_S, SPAWN, child
+from channels import SPAWN, child
+from patience import PROMPT_S
 
 from stages.device import Device, DeviceError
 from stages.lease import Lease, free_indices
@@ -27,6 +28,7 @@ def hold(ready: Connection, text: str, share: bool, directory: Path) -> None:
     threading.Event().wait()
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_and_told_who_holds_it(tmp_path: Path):
     ours, theirs = SPAWN.Pipe()
     with child(hold, theirs, "cpu:1", False, tmp_path) as process:
@@ -44,6 +46,7 @@ def test_another_process_is_refused_and_told_who_holds_it(tmp_path: Path):
         Lease(CORE, label="mine", directory=tmp_path).release()
 
 
+@pytest.mark.slow
 def test_the_lease_of_a_killed_process_is_free(tmp_path: Path):
     ours, theirs = SPAWN.Pipe()
     with child(hold, theirs, "cpu:1", False, tmp_path) as process:
@@ -55,6 +58,7 @@ def test_the_lease_of_a_killed_process_is_free(tmp_path: Path):
     assert free_indices("cpu", [1], directory=tmp_path) == [1]
 
 
+@pytest.mark.slow
 def test_those_who_share_hold_it_together_and_keep_others_out(tmp_path: Path):
     ours, theirs = SPAWN.Pipe()
     with child(hold, theirs, "cpu:1", True, tmp_path):

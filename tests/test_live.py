@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PROMPT_S
 from rich.console import Console
 from synthetic_run import START_S, interference, run_started
 
@@ -23,7 +24,6 @@ from monitor.events import PolicyChanged, RequestFailed, RunEnded
 from monitor.live import Freeze, Keyboard, keyboard, live_panel, watch
 from monitor.view import ViewBuilder
 
-PROMPT_S = 30.0
 ALTERNATE, NORMAL = b"\x1b[?1049h", b"\x1b[?1049l"
 
 WATCHER = """
@@ -122,6 +122,7 @@ def terminal():
         one.close()
 
 
+@pytest.mark.slow
 def test_q_quits_and_gives_the_terminal_back(terminal):
     shown = terminal("goes on")
     shown.read_until(b"resnet50")
@@ -137,6 +138,7 @@ def test_q_quits_and_gives_the_terminal_back(terminal):
     assert shown.output.rindex(b"\x1b[?25h") > shown.output.rindex(b"\x1b[?25l")  # the cursor is shown again
 
 
+@pytest.mark.slow
 def test_ctrl_c_quits(terminal):
     shown = terminal("goes on")
     shown.read_until(b"resnet50")
@@ -148,6 +150,7 @@ def test_ctrl_c_quits(terminal):
     assert b"Traceback" not in shown.output
 
 
+@pytest.mark.slow
 def test_sigterm_gives_the_terminal_back(terminal):
     shown = terminal("goes on")
     shown.read_until(b"resnet50")
@@ -157,6 +160,7 @@ def test_sigterm_gives_the_terminal_back(terminal):
     assert b"Traceback" not in shown.output
 
 
+@pytest.mark.slow
 def test_the_end_leaves_the_last_picture_and_says_why(terminal):
     shown = terminal("ends")
     shown.read_until(b"reason: ended")
@@ -167,6 +171,7 @@ def test_the_end_leaves_the_last_picture_and_says_why(terminal):
     assert shown.wait() == 0
 
 
+@pytest.mark.slow
 def test_an_error_comes_after_the_screen_is_left(terminal):
     shown = terminal("breaks")
     shown.read_until(b"RuntimeError: the connection broke")
@@ -174,6 +179,7 @@ def test_an_error_comes_after_the_screen_is_left(terminal):
     assert shown.wait() == 1
 
 
+@pytest.mark.slow
 def test_resizing(terminal):
     shown = terminal("goes on", COLUMNS="", LINES="")
     termios.tcsetwinsize(shown.descriptor, (24, 80))
@@ -186,6 +192,7 @@ def test_resizing(terminal):
     shown.read_until(b"reason: quit")
 
 
+@pytest.mark.slow
 def test_a_dumb_terminal_gets_lines(terminal):
     shown = terminal("ends", TERM="dumb")
     shown.read_until(b"reason: ended")
@@ -194,6 +201,7 @@ def test_a_dumb_terminal_gets_lines(terminal):
     assert shown.output.count(b"ended: all images done") == 1
 
 
+@pytest.mark.slow
 def test_no_terminal_at_all():
     here = Path(__file__).parent
     done = subprocess.run(
@@ -202,7 +210,7 @@ def test_no_terminal_at_all():
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PROMPT_S,
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -299,9 +307,9 @@ def test_keys_are_told_apart():
     keys = Keyboard(reader)
     assert keys.wait(0.0) == []
     os.write(writer, b"a\x1b[A\x1b[B\x1b[C\x1b[D\x1bOCq ")
-    assert keys.wait(1.0) == ["a", "up", "down", "right", "left", "right", "q", " "]
+    assert keys.wait(PROMPT_S) == ["a", "up", "down", "right", "left", "right", "q", " "]
     os.close(writer)
-    assert keys.wait(1.0) == []
+    assert keys.wait(PROMPT_S) == []
     assert keys.wait(0.0) == []  # it ended: there is nothing to read any more
     os.close(reader)
 

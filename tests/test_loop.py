@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from channels import PROMPT_S, open_pair
+from channels import open_pair
 from layers import SLOT_NBYTES, FakeLayer, OverlapExecutor, images, small_chain
+from patience import PROMPT_S
 from torch import nn
 
 from monitor.timing import unpack_timings

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_pipelines import PROMPT_S, all_plans, images, small_chain
+from patience import PROMPT_S
+from small_pipelines import all_plans, images, small_chain
 
 import odin
 

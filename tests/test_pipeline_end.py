@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-from small_pipelines import PROMPT_S
+from loads import command, living
+from patience import PROMPT_S
 
 from stages.device import usable_cores
 
@@ -59,17 +60,9 @@ def start_driver(tmp_path: Path, how: str) -> tuple[subprocess.Popen[str], dict[
 
 
 def alive(pids: list[int]) -> list[str]:
-    found = []
-    for pid in pids:
-        try:
-            process = psutil.Process(pid)
-            name = " ".join(process.cmdline()).strip()
-            # Ray's own two agents take a minute to notice that everything else is gone.
-            if process.status() != psutil.STATUS_ZOMBIE and name not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent"):
-                found.append(name[:100])
-        except psutil.NoSuchProcess:
-            continue
-    return found
+    # Ray's own two agents take a minute to notice that everything else is gone.
+    names = [command(process).strip() for process in living(pids)]
+    return [name[:100] for name in names if name not in ("", "ray::DashboardAgent", "ray::RuntimeEnvAgent")]
 
 
 def wait_until_gone(pids: list[int]) -> list[str]:
@@ -79,21 +72,26 @@ def wait_until_gone(pids: list[int]) -> list[str]:
     return left
 
 
-def shared_memory() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if "odin" in name or "plasma" in name}
+def shared_memory(pids: list[int]) -> set[str]:
+    """Files in shared memory that these processes have mapped; others on this machine have theirs."""
+    maps = ""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            maps += Path(f"/proc/{pid}/maps").read_text()
+    return {name for name in os.listdir("/dev/shm") if f"/dev/shm/{name}" in maps}
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGINT", "SIGTERM", "forget"])
 def test_nothing_outlives_the_driver(tmp_path, how):
-    before = shared_memory()
     driver, pids = start_driver(tmp_path, how)
     try:
+        shared = shared_memory(pids["family"])
         if how != "forget":
             assert alive(pids["stages"])
             driver.send_signal(signal.Signals[how])
-        driver.wait(PROMPT_S)
+        driver.wait(2 * PROMPT_S)
         assert wait_until_gone(pids["family"] + pids["stages"]) == []
-        assert shared_memory() <= before
+        assert shared.isdisjoint(os.listdir("/dev/shm"))
     finally:
         driver.kill()
         driver.wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from concurrent.futures import wait
@@ -10,7 +9,9 @@ from concurrent.futures import wait
 import psutil
 import pytest
 import torch
-from small_pipelines import PROMPT_S, all_plans, images, small_chain
+from loads import living
+from patience import PROMPT_S
+from small_pipelines import all_plans, images, small_chain
 from torch import nn
 
 import odin
@@ -46,12 +47,15 @@ def test_large_requests_are_served_in_micro_batches(two_cores, chain):
         assert pipe.snapshot().completed == 3
 
 
-def test_the_default_plan_comes_from_timing_the_layers(two_cores, chain):
+def test_the_default_plan_comes_from_timing_the_layers_and_a_killed_first_stage_is_named(two_cores, chain):
     with odin.Pipeline(chain, stages=two_cores) as pipe:
         assert len(pipe.profiles) == 2
         assert pipe.profiles[0] == pipe.profiles[1]  # one type of device, measured once
         assert len(pipe.profiles[0].layer_s) == len(chain.layers)
         assert pipe.plan.layer_count == len(chain.layers)
+        os.kill(pipe.snapshot().stages[0].pid, signal.SIGKILL)
+        with pytest.raises(odin.StageLostError, match="stage 0"):
+            list(pipe.map(images(100)))
 
 
 def test_several_inputs_and_outputs_and_an_exception_in_a_layer(two_cores):
@@ -90,24 +94,12 @@ def test_a_killed_stage_fails_every_request_promptly(two_cores, chain):
             pipe.migrate(pipe.plan)
 
 
-def test_a_killed_first_stage_is_named(two_cores, chain):
+def test_a_core_is_leased_to_one_pipeline_until_its_end_which_leaves_no_process_unless_both_share(two_cores, chain):
     with odin.Pipeline(chain, stages=two_cores) as pipe:
-        os.kill(pipe.snapshot().stages[0].pid, signal.SIGKILL)
-        with pytest.raises(odin.StageLostError, match="stage 0"):
-            list(pipe.map(images(100)))
-
-
-def living(pids):
-    """Those that live at this moment; one may end between any two looks at it."""
-    processes = []
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            processes.append(psutil.Process(pid))
-    return processes
-
-
-def test_after_close_submitting_is_an_error_and_no_process_is_left(two_cores, chain):
-    with odin.Pipeline(chain, stages=two_cores) as pipe:
+        with pytest.raises(odin.DeviceError, match=rf"{two_cores[0]} is in use by pid \d+, pipeline residual"):
+            odin.Pipeline(chain, stages=two_cores[:1], share_devices=True)
+        with pytest.raises(odin.DeviceError, match="no free core"):
+            odin.Pipeline(chain)
         pids = [stage.pid for stage in pipe.snapshot().stages]
         future = pipe.submit(images(1)[0])
     assert torch.equal(future.result(0), chain(images(1)[0]))
@@ -116,15 +108,27 @@ def test_after_close_submitting_is_an_error_and_no_process_is_left(two_cores, ch
     pipe.close()
     _, alive = psutil.wait_procs(living(pids), PROMPT_S)
     assert alive == []
-    with odin.Pipeline(chain, stages=two_cores):  # the cores are free again
-        pass
+    with (  # the cores are free again
+        odin.Pipeline(chain, stages=two_cores, share_devices=True) as one,
+        odin.Pipeline(chain, stages=[two_cores[1], two_cores[1]], share_devices=True) as other,
+    ):
+        assert torch.equal(one(images(1)[0]), other(images(1)[0]))
 
 
-def test_leaving_by_an_exception_drops_what_is_under_way(two_cores, chain):
-    pipe = odin.Pipeline(chain, stages=two_cores)
-    os.kill(pipe.snapshot().stages[1].pid, signal.SIGSTOP)
-    futures = [pipe.submit(x) for x in images(3)]
-    pipe.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+def test_tcp_between_stages_gives_the_same_bits_and_leaving_by_an_exception_drops_what_is_under_way(two_cores, chain):
+    futures = []
+
+    def serve():
+        with odin.Pipeline(chain, stages=two_cores, transport="tcp") as pipe:
+            for number, (x, y) in enumerate(zip(images(20), pipe.map(images(20)), strict=True)):
+                assert torch.equal(y, chain(x)), number
+            os.kill(pipe.snapshot().stages[1].pid, signal.SIGSTOP)
+            futures.extend(pipe.submit(x) for x in images(3))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve()
+    assert len(futures) == 3
     for future in futures:
         with pytest.raises(odin.OdinError):
             future.result(PROMPT_S)
@@ -138,20 +142,6 @@ def test_one_stage_on_several_cores(two_cores, chain):
         assert pipe.plan == (len(chain.layers),)
         assert torch.allclose(pipe(images(1)[0]), chain(images(1)[0]), rtol=1e-4, atol=1e-5)
         assert os.sched_getaffinity(pipe.snapshot().stages[0].pid) == set(cores)
-
-
-def test_a_core_is_leased_to_one_pipeline_unless_both_share(two_cores, chain):
-    with odin.Pipeline(chain, stages=two_cores) as pipe:
-        with pytest.raises(odin.DeviceError, match=rf"{two_cores[0]} is in use by pid \d+, pipeline residual"):
-            odin.Pipeline(chain, stages=two_cores[:1], share_devices=True)
-        with pytest.raises(odin.DeviceError, match="no free core"):
-            odin.Pipeline(chain)
-        assert torch.equal(pipe(images(1)[0]), chain(images(1)[0]))
-    with (
-        odin.Pipeline(chain, stages=two_cores, share_devices=True) as one,
-        odin.Pipeline(chain, stages=[two_cores[1], two_cores[1]], share_devices=True) as other,
-    ):
-        assert torch.equal(one(images(1)[0]), other(images(1)[0]))
 
 
 @pytest.mark.parametrize(
@@ -189,9 +179,3 @@ def test_a_missing_gpu_is_refused(ray_session, chain):
 def test_wrong_options_are_refused(ray_session, chain, options, message):
     with pytest.raises(ValueError, match=message):
         odin.Pipeline(chain, **options)
-
-
-def test_tcp_between_stages_gives_the_same_bits(two_cores, chain):
-    with odin.Pipeline(chain, stages=two_cores, transport="tcp") as pipe:
-        for number, (x, y) in enumerate(zip(images(20), pipe.map(images(20)), strict=True)):
-            assert torch.equal(y, chain(x)), number

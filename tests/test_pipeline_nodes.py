@@ -22,7 +22,8 @@ SERVE = """
 import json, os, random, signal, subprocess, sys
 import torch
 import odin
-from small_pipelines import PROMPT_S, all_plans, images, small_chain
+from small_pipelines import all_plans, images, small_chain
+from patience import PROMPT_S
 
 if __name__ == "__main__":
     address, stages, elsewhere = sys.argv[1], sys.argv[2].split(","), sys.argv[3]
@@ -39,7 +40,7 @@ if __name__ == "__main__":
         noted = pipe._look(1).report.note  # carried out by the far stage
         top = subprocess.run(
             ["ip", "netns", "exec", elsewhere, sys.executable, "-m", "odin.cli", "top", "--address", address, "--json"],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROMPT_S,
         )
         os.kill(infos[1].pid, signal.SIGKILL)  # namespaces share processes, so the far stage can be killed from here
         try:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PROMPT_S
 
 from stages.device import usable_cores
 
@@ -54,7 +55,12 @@ def test_a_small_shared_memory_filesystem_is_enough(tmp_path: Path):
         pytest.skip("this system does not let root mount a filesystem in a namespace")
     environment = {**os.environ, "ODIN_LEASE_DIR": str(tmp_path / "leases")}
     done = subprocess.run(
-        [*probe, sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=200, check=False
+        [*probe, sys.executable, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=4 * PROMPT_S,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("served")

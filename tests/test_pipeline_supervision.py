@@ -9,12 +9,14 @@ import sys
 import time
 
 import pytest
-from small_pipelines import PROMPT_S, all_plans, images, small_chain
+from patience import PROMPT_S
+from small_pipelines import all_plans, images, small_chain
 
 import odin
 from monitor.eventlog import read_log
 from monitor.events import LoadChanged, PlanChanged, PolicyChanged, RequestDone, RequestFailed, RunEnded, RunStarted
 from monitor.pipeline_view import PipelineView
+from odin.cli import main
 from odin.status import StatusClient, local_pipelines
 from partitioner.policies import Decision, Observation
 
@@ -113,9 +115,26 @@ def test_a_policys_decision_moves_layers_and_outputs_stay_the_same(two_cores, ch
     assert moved.prepare_s > 0
 
 
-def test_the_policy_can_be_changed_while_serving(two_cores, chain):
+def test_the_view_travels_to_those_who_ask_and_the_policy_can_be_changed_while_serving(two_cores, chain, capsys):
+    assert os.getpid() not in local_pipelines()
     told = []
     with odin.Pipeline(chain, stages=two_cores, policy="static", on_event=told.append) as pipe:
+        for x in images(20):
+            pipe(x)
+        view = wait_for(lambda: (v := pipe.view()).completed == 20 and v)
+        assert (view.model, view.plan, view.policy, view.failed) == ("residual", tuple(pipe.plan), "static", 0)
+        assert [stage.device for stage in view.stages] == two_cores
+        assert all(stage.time_s > 0 for stage in view.stages)
+        with StatusClient(os.getpid()) as client:
+            seen = PipelineView.from_json(client.ask())
+            assert (seen.model, seen.completed, seen.plan) == (view.model, 20, view.plan)
+        command = [sys.executable, "-m", "odin.cli", "top", str(os.getpid()), "--once"]  # another process
+        plain = subprocess.run(command, capture_output=True, text=True, timeout=PROMPT_S, check=True).stdout
+        assert "residual" in plain
+        assert two_cores[1] in plain
+        assert main(["top", str(os.getpid()), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["completed"] == 20
+
         pipe.policy = "odin:alpha=2"
         wait_for(lambda: pipe.policy == "odin:alpha=2")
         with pytest.raises(ValueError, match="there is no policy 'best'"):
@@ -126,30 +145,9 @@ def test_the_policy_can_be_changed_while_serving(two_cores, chain):
             pipe.policy = "oracle:limit=5"
         assert pipe.policy == "odin:alpha=2"
     assert [event.policy for event in told if isinstance(event, PolicyChanged)] == ["odin:alpha=2"]
-
-
-def test_the_view_shows_it_and_travels_to_those_who_ask(two_cores, chain):
     assert os.getpid() not in local_pipelines()
-    with odin.Pipeline(chain, stages=two_cores, policy="static") as pipe:
-        for x in images(20):
-            pipe(x)
-        view = wait_for(lambda: (v := pipe.view()).completed == 20 and v)
-        assert (view.model, view.plan, view.policy, view.failed) == ("residual", tuple(pipe.plan), "static", 0)
-        assert [stage.device for stage in view.stages] == two_cores
-        assert all(stage.time_s > 0 for stage in view.stages)
-        with StatusClient(os.getpid()) as client:
-            seen = PipelineView.from_json(client.ask())
-            assert (seen.model, seen.completed, seen.plan) == (view.model, 20, view.plan)
-        command = [sys.executable, "-m", "odin.cli", "top", str(os.getpid())]
-        plain = subprocess.run([*command, "--once"], capture_output=True, text=True, timeout=120, check=True).stdout
-        assert "residual" in plain
-        assert two_cores[1] in plain
-        found = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120, check=True).stdout
-        assert json.loads(found)["completed"] == 20
-    assert os.getpid() not in local_pipelines()
-    gone = subprocess.run([*command, "--once"], capture_output=True, text=True, timeout=120, check=False)
-    assert gone.returncode == 1
-    assert "serves no pipeline" in gone.stderr
+    assert main(["top", str(os.getpid()), "--once"]) == 1
+    assert "serves no pipeline" in capsys.readouterr().err
 
 
 def test_a_log_that_cannot_be_written_is_told_before_anything_starts(two_cores, chain, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import examples
 from policy_pipeline import drive, setting_for, slowed
 
 from partitioner.balance import stage_times
@@ -218,13 +219,13 @@ def scenes(draw):
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(scenes(), st.sampled_from(["lls", "odin:alpha=2,trial=1", "odin", "oracle:trial=1", "lls:trial=2"]))
 def test_whatever_happens_answers_are_plans_that_fit_and_differ(scene, name):
     drive(make_policy(name), **scene)  # asserts it
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 @given(scenes(), st.sampled_from(["oracle", "delayed-oracle", "odin", "lls"]))
 def test_whatever_happens_when_the_truth_is_known(scene, name):
     drive(make_policy(name), clairvoyant=True, **scene)
@@ -323,7 +324,7 @@ def test_lls_counts_transfers():
     assert run.plans_tried == ["4|2", "3|3"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(st.integers(0, 2**32 - 1))
 def test_lls_never_ends_below_where_it_began(seed):
     random = np.random.default_rng(seed)
@@ -458,7 +459,7 @@ def test_odin_takes_differences_below_one_percent_for_equal():
     assert run.kinds == ["trial"] * 4
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 10]))
 def test_odin_settles_on_the_best_plan_it_has_seen(seed, alpha):
     random = np.random.default_rng(seed)
@@ -474,7 +475,7 @@ def test_odin_settles_on_the_best_plan_it_has_seen(seed, alpha):
 # Oracle
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 6), st.booleans())
 def test_oracle_is_as_good_as_trying_all_plans(seed, stages, layers, dead):
     random = np.random.default_rng(seed)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import PROMPT_S
 
 from odin.deployment import _warn_of_niceness
 from stages.actor import StageInfo
@@ -36,12 +37,13 @@ print(before, left, niceness(), *seen)
 """
 
 
+@pytest.mark.slow
 def test_threads_that_were_there_before_are_raised_as_well_and_later_ones_inherit_it():
     # setpriority acts on one thread: a stage's data thread kept the niceness of 15 that Ray gives its workers.
     if os.geteuid() != 0:
         pytest.skip("lowering niceness needs root here")
     command = ["nice", "-n", "15", sys.executable, "-c", THREADS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PROMPT_S, check=True)
     assert done.stdout.split() == ["15", "0", "0", "0", "0"]
 
 

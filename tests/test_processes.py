@@ -11,8 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from loads import alive
 
 from odin.processes import MARK_VARIABLE, ProcessGroup, start_group
+
+pytestmark = pytest.mark.slow
 
 # A leader that starts two children: one ordinary, one that forgets its environment as setproctitle makes it.
 TREE = """
@@ -54,7 +57,7 @@ def test_end_leaves_others_alone(tmp_path: Path, stranger: subprocess.Popen[byte
     group, children = start(tmp_path, TREE)
     assert group.end(grace_s=1.0) == ()
     assert group.members() == ()
-    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in children)
+    assert alive(children) == []
     assert stranger.poll() is None
 
 

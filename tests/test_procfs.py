@@ -126,8 +126,7 @@ def test_this_process():
     assert now.parent == os.getppid()
     assert now.threads >= 2
     assert {os.getpid(), thread.native_id} <= threads.keys()
-    # Its own clock, and that of the file, which is told in ticks.
-    assert now.cpu_s <= time.process_time() + 0.05
+    assert now.cpu_s <= time.process_time() + 2 * TICK_S  # the file tells it in ticks, twice
     assert now.core in proc.cores()
     assert proc.affinity(os.getpid()) == os.sched_getaffinity(0)
     assert "pytest" in " ".join(proc.command(os.getpid()))

@@ -328,6 +328,7 @@ def _write_often(directory, number):
         assert len(set(read.layer_s)) == 1  # one writer's file, never a mixture
 
 
+@pytest.mark.slow
 def test_concurrent_writers(tmp_path):
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write_often, args=(tmp_path, number)) for number in (1, 2)]

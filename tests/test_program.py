@@ -11,6 +11,7 @@ import traceback
 import pytest
 import torch
 from example_models import Residual, image, seeded
+from patience import PROMPT_S
 from torch import nn
 
 from partitioner.chain import build_chain
@@ -111,6 +112,7 @@ def test_a_traceback_shows_the_generated_line():
     assert "# conv1" in text
 
 
+@pytest.mark.slow
 def test_another_process_computes_the_same_bits(tmp_path):
     chain = build_chain(seeded(Residual), (image(),))
     inputs = chain.layout(chain.pack((image(),)))
@@ -128,4 +130,4 @@ def test_another_process_computes_the_same_bits(tmp_path):
                 values = layer.bind(packed)(values)
         assert torch.equal(values[0], saved["outputs"][0])
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=PROMPT_S)

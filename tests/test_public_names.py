@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import PROMPT_S
 
 import odin
 
@@ -25,6 +26,7 @@ def test_other_names_are_missed_as_usual():
         _ = odin.Pipelines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["top", "replay", "inject", "--version-of-nothing"])
 def test_light_commands_import_neither_torch_nor_ray(command):
     code = f"""
@@ -35,6 +37,6 @@ with contextlib.suppress(SystemExit):
 heavy = sorted({{"torch", "ray"}} & set(sys.modules))
 print("heavy:", *heavy)
 """
-    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PROMPT_S, check=True)
     expected = "heavy: torch" if command.startswith("--") else "heavy:"
     assert heavy.stdout.splitlines()[-1].strip() == expected

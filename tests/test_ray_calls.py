@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from patience import PROMPT_S
 
 from odin import ray_calls, ray_watch
 from odin.errors import StageLostError
@@ -27,19 +28,19 @@ def test_disconnecting_waits_for_a_call_under_way_and_refuses_later_ones():
     def call() -> None:
         with ray_calls.calling():
             inside.set()
-            leave.wait(20)
+            leave.wait(PROMPT_S)
 
     with ThreadPoolExecutor(2) as pool:
         calling = pool.submit(call)
-        inside.wait(20)
+        inside.wait(PROMPT_S)
         assert not ray_calls.refuse_calls("the raylet has ended", timeout_s=0.0)
         disconnecting = pool.submit(ray_calls.refuse_calls, "anything else")
         with pytest.raises(StageLostError, match="the raylet has ended"), ray_calls.calling():
             pass
         assert not disconnecting.done()
         leave.set()
-        assert disconnecting.result(20)
-        calling.result(20)
+        assert disconnecting.result(PROMPT_S)
+        calling.result(PROMPT_S)
 
 
 def test_without_a_connection_no_new_ray_is_started(monkeypatch: pytest.MonkeyPatch):
@@ -54,7 +55,7 @@ def test_the_exit_that_ray_asks_for_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("ray.wait", wait)
     with pytest.raises(StageLostError, match="shut down during a call"):
-        ray_calls.get("reference", timeout_s=1.0)
+        ray_calls.get("reference", timeout_s=PROMPT_S)
 
 
 def test_a_control_process_elsewhere_may_be_away_for_a_while(monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from channels import PROMPT_S, SPAWN, child
+from channels import SPAWN, child
+from patience import PROMPT_S
 
 from odin.ray_folder import EmbeddedFolder, make_ray_folder
 
@@ -35,6 +36,7 @@ def hold(ready: Connection, root: str) -> None:
     ready.recv()
 
 
+@pytest.mark.slow
 def test_what_a_killed_program_left_is_removed_by_the_next_and_nothing_else(root: Path):
     cluster = make_ray_folder()  # of "odin cluster up", which outlives the program that started it
     ours, theirs = SPAWN.Pipe()

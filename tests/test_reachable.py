@@ -10,6 +10,7 @@ import threading
 
 import pytest
 import ray
+from patience import PROMPT_S
 
 from odin.cli import main
 from odin.reachable import check_head
@@ -50,7 +51,7 @@ def test_somebody_else(answer):
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(ConnectionError, match="is no Ray head"):
-            check_head(f"127.0.0.1:{listener.getsockname()[1]}")
+            check_head(f"127.0.0.1:{listener.getsockname()[1]}", timeout_s=PROMPT_S)
         thread.join()
 
 
@@ -61,7 +62,7 @@ def test_other_forms_are_rays_own():
 
 @pytest.mark.ray
 def test_a_head(ray_session):
-    check_head(ray.get_runtime_context().gcs_address)
+    check_head(ray.get_runtime_context().gcs_address, timeout_s=PROMPT_S)
 
 
 def test_the_command_tells(capsys, monkeypatch):

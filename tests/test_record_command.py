@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from loads import PROMPT_S, a_core, family, left_after, wait_for
+from loads import a_core, family, left_after, wait_for
+from patience import PROMPT_S
 
 from odin.commands import record
 from odin.inject.load import LoadError
@@ -74,35 +76,44 @@ def lines_of(path):
 def broken_off(folder, words, end):
     """Exit status and messages of a recording that got a signal after its first measurement; nothing of it is left."""
     partial = folder / "out" / "toy-make.partial.jsonl"
-    process = start(folder, *words)
-    try:
-        wait_for(lambda: lines_of(partial) >= 2 or process.poll() is not None, what="the first measurement")
-        children = family(process.pid)
-        process.send_signal(end)
-        _, err = process.communicate(timeout=PROMPT_S)
-    finally:
-        process.kill()
-        process.wait()
-    assert children, err
-    assert left_after(children) == []
-    return process.returncode, err
+    for _ in range(20):
+        process = start(folder, *words)
+        try:
+            ended = process.poll
+            wait_for(lambda ended=ended: lines_of(partial) >= 2 or ended() is not None, what="the first measurement")
+            children = family(process.pid)
+            process.send_signal(end)
+            _, err = process.communicate(timeout=PROMPT_S)
+        finally:
+            process.kill()
+            process.wait()
+        assert left_after(children) == []
+        if process.returncode != 0:
+            assert children, err
+            return process.returncode, err
+        shutil.rmtree(folder / "out")  # a machine so busy that it was done before we saw it begin
+    raise AssertionError(err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_and_all_that_it_started(folder, end, status):
-    assert broken_off(folder, [*FEW, "--passes", "1000"], end) == (
-        status,
-        "toy:make: round 1 of 2 (0% done)\nbroken off; the same command goes on from out/toy-make.partial.jsonl\n",
-    )
+    ended, err = broken_off(folder, [*FEW, "--passes", "1000"], end)
+    assert ended == status
+    first, *rounds, last = err.splitlines()
+    assert first == "toy:make: round 1 of 2 (0% done)"
+    assert all(line.startswith("toy:make: round 2 of 2") for line in rounds)  # it may get there before the signal
+    assert last == "broken off; the same command goes on from out/toy-make.partial.jsonl"
 
 
+@pytest.mark.slow
 def test_killed_it_leaves_nothing_and_the_same_command_goes_on(folder):
     words = [*FEW, "--passes", "1000"]
     assert broken_off(folder, words, signal.SIGKILL)[0] == -signal.SIGKILL
     partial = folder / "out" / "toy-make.partial.jsonl"
     before = json.loads(partial.read_text().splitlines()[1])
     again = start(folder, *words)
-    out, err = again.communicate(timeout=120)
+    out, err = again.communicate(timeout=PROMPT_S)
     assert again.returncode == 0, err
     assert "written: out/toy-make.csv.gz" in err
     assert not partial.exists()
@@ -114,6 +125,7 @@ def test_killed_it_leaves_nothing_and_the_same_command_goes_on(folder):
     assert "cpu-100" in out
 
 
+@pytest.mark.slow
 def test_what_is_there_is_told_and_not_measured(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert run(*FEW) == 0
@@ -129,6 +141,7 @@ def test_what_is_there_is_told_and_not_measured(folder, monkeypatch, capsys):
         run(*FEW, "--passes", "4")
 
 
+@pytest.mark.slow
 def test_a_model_that_is_none_is_told(folder):
     with pytest.raises(LoadError, match="nonsense"):
         run("nonsense", "--on", ON, "--output", str(folder / "out"))

@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PROMPT_S
 from synthetic_run import interference, request, run_started
 
 from monitor.events import to_json
 from monitor.view import PipelineView
 from odin.commands import replay
 from odin.commands.replay import Player
-
-PROMPT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +183,7 @@ sys.exit(replay.run(parser.parse_args(["replay", *sys.argv[1:]])))
 """
 
 
+@pytest.mark.slow
 def test_without_a_terminal_the_events_are_printed(log):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(log), "--speed", "1024"],
@@ -200,6 +200,7 @@ def test_without_a_terminal_the_events_are_printed(log):
     assert len(lines) == 11
 
 
+@pytest.mark.slow
 def test_on_a_terminal_it_pauses_jumps_and_quits(log):
     pid, descriptor = pty.fork()
     if pid == 0:

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from channels import PROMPT_S, numbers, open_pair, pair, request
+from channels import numbers, open_pair, pair, request
+from loads import wait_for
+from patience import PROMPT_S
 
 from stages.link import ChannelClosedError, Hello
 from stages.shm import ShmReceiver, ShmSender
@@ -39,6 +41,7 @@ def test_so_many_requests_as_slots_are_under_way_and_then_the_sender_waits(slots
 
         sending = pool.submit(send_one_too_many)
         messages = [receiver.receive() for _ in range(slots)]
+        wait_for(lambda: len(sent) >= slots, what="the other thread notes what it has sent")
         assert not one_more.wait(BLOCKED_S)
         assert sent == list(range(slots))
         messages[-1].release()

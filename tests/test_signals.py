@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from loads import command as command_line
+from patience import PROMPT_S
 from PIL import Image
-from small_pipelines import PROMPT_S
 
 from odin.cli import main
 from odin.signals import Signals, Stopped, draining, held, importing
@@ -170,6 +171,7 @@ def test_main_gives_handlers_back(capsys):
     assert Signals.current is None
 
 
+@pytest.mark.slow
 def test_output_to_a_terminal_that_is_gone_goes_nowhere():
     """In a process of its own, in a terminal that is closed: the exit status is the signal's, not that of its print."""
     code = """
@@ -311,7 +313,7 @@ def test_a_signal_to_the_whole_group_drains_and_tells(command, number):
 )
 def test_a_signal_while_it_starts(command, number, running):
     command.wait_for(lambda: handles(command))
-    command.wait_for(lambda: running(" ".join(" ".join(process.cmdline()) for process in command.family())))
+    command.wait_for(lambda: running(" ".join(command_line(process) for process in command.family())))
     command.process.send_signal(number)
     status, _ = command.end()
     assert status == 128 + number

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from channels import PROMPT_S, SPAWN, child, listen, open_sender, pair, request
+from channels import SPAWN, child, listen, open_sender, pair, request
 from netns import Network, two_networks, unavailable
+from patience import PROMPT_S
 
 import stages.tcp
 from stages.link import ChannelClosedError
@@ -101,6 +102,7 @@ def wait_for_segments(sender: TcpSender, count: int) -> None:
         seen = now
 
 
+@pytest.mark.slow
 def test_back_pressure_for_longer_than_the_limit_does_not_end_a_channel(quick: None):
     # A stage that computed for 15 s ended a healthy pipeline: TCP_USER_TIMEOUT counts probes of a closed window as
     # well, though each of them is answered. Here the receiver is stopped: not even a thread of it can answer.
@@ -176,6 +178,7 @@ def start_end(network: Network, role: str, ip: str, traffic: str) -> subprocess.
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available")
 @pytest.mark.parametrize("traffic", ["idle", "full"])
 def test_a_cut_cable_is_noticed_by_the_sender_whether_it_waits_or_sends(traffic: str):

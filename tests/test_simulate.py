@@ -122,6 +122,7 @@ def test_a_policy_that_raises_is_named_and_no_other_one_stands_in(table):
         run_job(RunJob(setup, Contestant("tests.test_simulate:Raising"), 0))
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_gives_and_end(table):
     setup = Setup("single", table, 2, 60, 20, 10)
     jobs = [RunJob(setup, Contestant("lls"), seed, seed) for seed in range(4)]
@@ -132,6 +133,7 @@ def test_processes_give_what_one_gives_and_end(table):
         next(run_jobs(jobs, processes=0))
 
 
+@pytest.mark.slow
 def test_processes_end_with_who_breaks_off(table):
     setup = Setup("single", table, 2, 60, 20, 10)
     steps = run_jobs([RunJob(setup, Contestant("lls"), seed) for seed in range(50)], processes=2)
@@ -141,6 +143,7 @@ def test_processes_end_with_who_breaks_off(table):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_comes_through(table):
     jobs = [RunJob(Setup("single", table, 2, 60), Contestant("tests.test_simulate:Raising"), seed) for seed in range(3)]
     with pytest.raises(StudyError, match="thirty"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import examples
 
 from odin.simulator.queueing import Line
 
@@ -104,7 +105,7 @@ def cases(draw):
 
 
 @given(cases())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 def test_equals_an_event_simulation(case):
     entries_s, busy_s, receive_s, send_s, slots, chunks, late = case
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from patience import PROMPT_S
 
 from partitioner.single import copied
 
@@ -32,6 +33,7 @@ def test_tensors_that_need_gradients_or_are_conjugated_are_copied_as_values():
     assert torch.equal(copied(z.conj()), torch.tensor([1 - 2j, 3 + 1j]))
 
 
+@pytest.mark.slow
 def test_no_thread_is_started():
     code = """
 import os, torch
@@ -42,4 +44,4 @@ x = torch.randn(1, 3, 512, 512)
 copied(x, torch.channels_last)
 assert len(os.listdir("/proc/self/task")) == before
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PROMPT_S)

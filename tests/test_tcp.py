@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from channels import PROMPT_S, child, listen, numbers, pair, request
+from channels import child, listen, numbers, pair, request
+from loads import wait_for
+from patience import PROMPT_S
 
 from stages.channel import Address
 from stages.link import ChannelClosedError, Hello
@@ -57,6 +59,7 @@ def test_a_full_ring_at_the_receiver_holds_the_sender_back(small_buffers):
 
         sending = pool.submit(send_three)
         message = receiver.receive()
+        wait_for(lambda: len(sent) >= 2, what="the other thread notes what it has sent")
         assert not third.wait(BLOCKED_S)
         assert sent == [0, 1]
         for number in range(3):
@@ -163,6 +166,7 @@ def send_half_and_die(address: Address) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_sender_killed_in_the_middle_of_a_transfer_is_a_loss():
     listener = listen("tcp")
     with child(send_half_and_die, listener.address) as process:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from patience import PROMPT_S
 
 from odin.inject.named import NAMED
 from odin.timings import ALONE, Block, TimingTable, synthetic_timings
@@ -145,7 +146,8 @@ def test_synthetic_tables_of_other_sizes():
         synthetic_timings(scenarios=13)
 
 
+@pytest.mark.slow
 def test_tables_need_neither_torch_nor_ray():
     code = "import sys, odin.timings; print(sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PROMPT_S, check=True)
     assert found.stdout.strip() == "[]"

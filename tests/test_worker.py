@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
+from patience import PROMPT_S
 
 from monitor.worker import Worker
-
-PROMPT_S = 30.0
 
 
 class Gate:
