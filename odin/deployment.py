@@ -46,40 +46,20 @@ _CHANNEL_SLOTS = 2
 
 
 class Deployment:
-    """Actors of all stages.
+    """Actors of all stages: their processes start with this, and have no model until :meth:`open`.
 
     Parameters
     ----------
     placed
         Device and node id of each stage.
-    program, state
-        The chain's program and plain weights, which are put into the object store once for each node.
     label
         The pipeline's name.
-    batch
-        Leading size of the requests to come, for which weights are packed.
     share, precision
         As for :class:`stages.actor.StageActor`.
-
-    Raises
-    ------
-    DeviceError
-        If a device does not exist or is taken.
-    TimeoutError
-        If Ray does not start an actor in time, for lack of free CPUs or GPUs of the cluster.
     """
 
-    def __init__(
-        self,
-        placed: Sequence[tuple[Device, str]],
-        program: Any,
-        state: Mapping[str, torch.Tensor],
-        *,
-        label: str,
-        batch: int,
-        share: bool,
-        precision: str,
-    ) -> None:
+    def __init__(self, placed: Sequence[tuple[Device, str]], *, label: str, share: bool, precision: str) -> None:
+        self._label, self._share, self._precision = label, share, precision
         self._weights_refs: list[Any] = []
         self._actors: list[Any] = []
         self._listeners: list[Listener] = []
@@ -87,16 +67,43 @@ class Deployment:
         self.node_id = ""
         self.infos: tuple[StageInfo, ...] = ()
         try:
-            for index, (device, node_id) in enumerate(placed):
-                self._actors.append(_create_actor(index, device, node_id, label, share, precision))
-            self.infos = self._open(placed, program, state, batch)
+            self._create_actors(placed)
         except BaseException:
             self.close()
             raise
 
-    def _open(
-        self, placed: Sequence[tuple[Device, str]], program: Any, state: Mapping[str, torch.Tensor], batch: int
-    ) -> tuple[StageInfo, ...]:
+    def _create_actors(self, placed: Sequence[tuple[Device, str]]) -> None:
+        """Start the processes of stages that have none, and end those of more stages than there are to be."""
+        surplus, self._actors = self._actors[len(placed) :], self._actors[: len(placed)]
+        for actor in surplus:
+            with calling():
+                ray.kill(actor)
+        for index in range(len(self._actors), len(placed)):
+            device, node_id = placed[index]
+            self._actors.append(_create_actor(index, device, node_id, self._label, self._share, self._precision))
+
+    def open(
+        self, placed: Sequence[tuple[Device, str]], program: Any, state: Mapping[str, torch.Tensor], *, batch: int
+    ) -> None:
+        """Give every stage its device and the model; what the stages are is in ``infos`` then.
+
+        Parameters
+        ----------
+        placed
+            All stages: those that were started, and more or fewer at the end.
+        program, state
+            The chain's program and plain weights, which are put into the object store once for each node.
+        batch
+            Leading size of the requests to come, for which weights are packed.
+
+        Raises
+        ------
+        DeviceError
+            If a device does not exist or is taken.
+        TimeoutError
+            If Ray does not start an actor in time, for lack of free CPUs or GPUs of the cluster.
+        """
+        self._create_actors(placed)
         try:
             with calling():
                 here = self.node_id = str(ray.get_runtime_context().get_node_id())
@@ -145,8 +152,8 @@ class Deployment:
             if isinstance(info, StageProblem):
                 raise DeviceError(info.message)
             infos.append(info)
+        self.infos = tuple(infos)
         _warn_of_niceness(infos)
-        return tuple(infos)
 
     def profile(self, index: int, inputs: Sequence[torch.Tensor], *, warmup: int, repeats: int) -> TimedPasses:
         """Time the whole chain on stage ``index``'s device, ``repeats`` times."""
