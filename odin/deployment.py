@@ -40,6 +40,7 @@ ACTOR_PREFIX = "odin-pipeline-"
 _START_TIMEOUT_S = 120.0
 _LOOK_AGAIN_S = 0.1
 _PING_TIMEOUT_S = 5.0
+_END_TIMEOUT_S = 2.0
 _LOOK_TIMEOUT_S = 10.0
 _CHANNEL_SLOTS = 2
 """One slot being computed on, one waiting: more would only add waiting."""
@@ -278,16 +279,22 @@ class Deployment:
             with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
                 ray.kill(actor)
         if actors:
-            self._kill_stopped()
+            self._wait_for_end()
 
-    def _kill_stopped(self) -> None:
-        """End stages on this machine that are stopped, as by SIGSTOP: they cannot follow Ray's request to end."""
+    def _wait_for_end(self) -> None:
+        """Wait until the stages on this machine have given back their devices; the next pipeline may take them then.
+
+        Those that are stopped, as by SIGSTOP, cannot follow Ray's request to end, and are killed.
+        """
+        processes = []
         for info in self.infos:
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(info.pid)
-                ours = info.node_id == self.node_id and any("ray::" in word for word in process.cmdline()[:1])
-                if ours and process.status() == psutil.STATUS_STOPPED:
-                    process.kill()
+                if info.node_id == self.node_id and any("ray::" in word for word in process.cmdline()[:1]):
+                    processes.append(process)
+                    if process.status() == psutil.STATUS_STOPPED:
+                        process.kill()
+        psutil.wait_procs(processes, timeout=_END_TIMEOUT_S)
 
 
 def _create_actor(index: int, device: Device, node_id: str, label: str, share: bool, precision: str) -> Any:
