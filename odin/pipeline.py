@@ -176,9 +176,10 @@ class Pipeline:
             source = to_source(model, weights=weights, example_input=example_input)
         self._recorder = Recorder(log, on_event)  # before anything is started: the file may not be writable
         try:
-            self._startup = self._start_up(
+            self._startup = self._make_startup(
                 devices, source, address=address, share_devices=share_devices, precision=precision
             )
+            self._startup.start()
             self.chain = to_chain(source)
             del source  # or its weights would stay, which the stages will have
             self.batch = check_batch(self.chain, batch)
@@ -207,7 +208,7 @@ class Pipeline:
 
     # -- the phases of starting, in their order -----------------------------------------------------------------------
 
-    def _start_up(
+    def _make_startup(
         self,
         devices: Sequence[Device] | None,
         source: Source | Chain,
@@ -216,7 +217,7 @@ class Pipeline:
         share_devices: bool,
         precision: str,
     ) -> Startup:
-        """Have Ray and the stages' processes start while the chain is built."""
+        """Ray and the stages' processes, which are to start while the chain is built."""
         nbytes = weight_nbytes(source)
         if devices is None or any(device.kind == "gpu" for device in devices):
             nbytes *= 2  # packed for CPU stages, plain for GPU stages

@@ -147,5 +147,5 @@ def warn_of_quotas(placed: Sequence[tuple[Device, str]], infos: Sequence[StageIn
                 f"the stages on {info.host} have {len(cores)} cores ({describe_cores(cores)}), but a CPU quota of "
                 f"{info.quota_cores:.3g} CPUs holds there: they will be throttled; name fewer cores, or raise the "
                 "container's quota",
-                stacklevel=3,
+                stacklevel=4,
             )

@@ -8,7 +8,8 @@ API server (dashboard)  web pages; ``include_dashboard=False``      not started 
 autoscaler monitor      asks a cloud for machines                   ``ray start --no-monitor``
 log monitor             prints workers' output in the driver        ``ray start
                                                                     --include-log-monitor``
-idle workers            one per core, for tasks to come             ``prestart_worker_first_driver``
+idle workers            one per core, for tasks to come             ``RAY_prestart_worker_first_
+                                                                    driver=0``
 agents of the raylet    metrics, runtime environments               needed: the raylet ends
                                                                     without them
 ======================  ==========================================  ==========================
@@ -30,13 +31,15 @@ from ray._private import parameter, services
 
 __all__ = ["without_helpers"]
 
+_IDLE_WORKERS = "RAY_prestart_worker_first_driver"
 _LEFT_OUT = {"no_monitor": True, "include_log_monitor": False}
 
 
 @contextmanager
 def without_helpers() -> Iterator[None]:
     """Have ``ray.init`` start no helpers in this block."""
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    asked = os.environ.get(_IDLE_WORKERS)
+    os.environ.setdefault(_IDLE_WORKERS, "0")  # the raylet reads it, which inherits it
     parameters: Any = parameter.RayParams
     start_api_server: Any = services.start_api_server
     known = inspect.signature(parameters).parameters
@@ -46,6 +49,8 @@ def without_helpers() -> Iterator[None]:
     try:
         yield
     finally:
+        if asked is None:
+            del os.environ[_IDLE_WORKERS]
         parameter.RayParams = parameters  # type: ignore[misc]
         services.start_api_server = start_api_server
 

@@ -26,7 +26,7 @@ _EARLY_STAGES = 8
 
 
 class Startup:
-    """Connects to Ray and starts the stages' processes, in a thread of its own.
+    """Connects to Ray and starts the stages' processes, in a thread of its own, from :meth:`start` on.
 
     It owns both until its end: :meth:`close` closes them, also what is only being started.
 
@@ -69,6 +69,9 @@ class Startup:
         self._given_up = threading.Event()
         # The program's end waits for it: it may have to close what it has started when nobody else does.
         self._thread = threading.Thread(target=self._run, name="odin-startup", daemon=False)
+
+    def start(self) -> None:
+        """Begin; call it once whoever is to close this knows it, for a signal may come at any moment."""
         self._thread.start()
 
     def join(self) -> tuple[RayRuntime, list[tuple[Device, str]], Deployment]:
@@ -89,7 +92,8 @@ class Startup:
     def close(self) -> None:
         """End the stages and disconnect, waiting for what is being started. Idempotent."""
         self._given_up.set()
-        self._thread.join()  # if this is interrupted the thread goes on, and closes what it started
+        if self._thread.ident is not None:
+            self._thread.join()  # if this is interrupted the thread goes on, and closes what it started
         self._end()
 
     def _run(self) -> None:

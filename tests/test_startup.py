@@ -56,7 +56,7 @@ class Closing:
 
 
 def starting(devices: list[Device] | None = None) -> Startup:
-    return Startup(
+    started = Startup(
         devices,
         address=None,
         weight_nbytes=0,
@@ -65,6 +65,8 @@ def starting(devices: list[Device] | None = None) -> Startup:
         share=False,
         precision="float32",
     )
+    started.start()
+    return started
 
 
 def test_what_is_being_started_when_the_model_turns_out_wrong_is_ended(monkeypatch):
