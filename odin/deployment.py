@@ -40,46 +40,27 @@ ACTOR_PREFIX = "odin-pipeline-"
 _START_TIMEOUT_S = 120.0
 _LOOK_AGAIN_S = 0.1
 _PING_TIMEOUT_S = 5.0
+_END_TIMEOUT_S = 2.0
 _LOOK_TIMEOUT_S = 10.0
 _CHANNEL_SLOTS = 2
 """One slot being computed on, one waiting: more would only add waiting."""
 
 
 class Deployment:
-    """Actors of all stages.
+    """Actors of all stages: their processes start with this, and have no model until :meth:`open`.
 
     Parameters
     ----------
     placed
         Device and node id of each stage.
-    program, state
-        The chain's program and plain weights, which are put into the object store once for each node.
     label
         The pipeline's name.
-    batch
-        Leading size of the requests to come, for which weights are packed.
     share, precision
         As for :class:`stages.actor.StageActor`.
-
-    Raises
-    ------
-    DeviceError
-        If a device does not exist or is taken.
-    TimeoutError
-        If Ray does not start an actor in time, for lack of free CPUs or GPUs of the cluster.
     """
 
-    def __init__(
-        self,
-        placed: Sequence[tuple[Device, str]],
-        program: Any,
-        state: Mapping[str, torch.Tensor],
-        *,
-        label: str,
-        batch: int,
-        share: bool,
-        precision: str,
-    ) -> None:
+    def __init__(self, placed: Sequence[tuple[Device, str]], *, label: str, share: bool, precision: str) -> None:
+        self._label, self._share, self._precision = label, share, precision
         self._weights_refs: list[Any] = []
         self._actors: list[Any] = []
         self._listeners: list[Listener] = []
@@ -87,16 +68,43 @@ class Deployment:
         self.node_id = ""
         self.infos: tuple[StageInfo, ...] = ()
         try:
-            for index, (device, node_id) in enumerate(placed):
-                self._actors.append(_create_actor(index, device, node_id, label, share, precision))
-            self.infos = self._open(placed, program, state, batch)
+            self._create_actors(placed)
         except BaseException:
             self.close()
             raise
 
-    def _open(
-        self, placed: Sequence[tuple[Device, str]], program: Any, state: Mapping[str, torch.Tensor], batch: int
-    ) -> tuple[StageInfo, ...]:
+    def _create_actors(self, placed: Sequence[tuple[Device, str]]) -> None:
+        """Start the processes of stages that have none, and end those of more stages than there are to be."""
+        surplus, self._actors = self._actors[len(placed) :], self._actors[: len(placed)]
+        for actor in surplus:
+            with calling():
+                ray.kill(actor)
+        for index in range(len(self._actors), len(placed)):
+            device, node_id = placed[index]
+            self._actors.append(_create_actor(index, device, node_id, self._label, self._share, self._precision))
+
+    def open(
+        self, placed: Sequence[tuple[Device, str]], program: Any, state: Mapping[str, torch.Tensor], *, batch: int
+    ) -> None:
+        """Give every stage its device and the model; what the stages are is in ``infos`` then.
+
+        Parameters
+        ----------
+        placed
+            All stages: those that were started, and more or fewer at the end.
+        program, state
+            The chain's program and plain weights, which are put into the object store once for each node.
+        batch
+            Leading size of the requests to come, for which weights are packed.
+
+        Raises
+        ------
+        DeviceError
+            If a device does not exist or is taken.
+        TimeoutError
+            If Ray does not start an actor in time, for lack of free CPUs or GPUs of the cluster.
+        """
+        self._create_actors(placed)
         try:
             with calling():
                 here = self.node_id = str(ray.get_runtime_context().get_node_id())
@@ -145,8 +153,8 @@ class Deployment:
             if isinstance(info, StageProblem):
                 raise DeviceError(info.message)
             infos.append(info)
+        self.infos = tuple(infos)
         _warn_of_niceness(infos)
-        return tuple(infos)
 
     def profile(self, index: int, inputs: Sequence[torch.Tensor], *, warmup: int, repeats: int) -> TimedPasses:
         """Time the whole chain on stage ``index``'s device, ``repeats`` times."""
@@ -271,16 +279,22 @@ class Deployment:
             with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
                 ray.kill(actor)
         if actors:
-            self._kill_stopped()
+            self._wait_for_end()
 
-    def _kill_stopped(self) -> None:
-        """End stages on this machine that are stopped, as by SIGSTOP: they cannot follow Ray's request to end."""
+    def _wait_for_end(self) -> None:
+        """Wait until the stages on this machine have given back their devices; the next pipeline may take them then.
+
+        Those that are stopped, as by SIGSTOP, cannot follow Ray's request to end, and are killed.
+        """
+        processes = []
         for info in self.infos:
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(info.pid)
-                ours = info.node_id == self.node_id and any("ray::" in word for word in process.cmdline()[:1])
-                if ours and process.status() == psutil.STATUS_STOPPED:
-                    process.kill()
+                if info.node_id == self.node_id and any("ray::" in word for word in process.cmdline()[:1]):
+                    processes.append(process)
+                    if process.status() == psutil.STATUS_STOPPED:
+                        process.kill()
+        psutil.wait_procs(processes, timeout=_END_TIMEOUT_S)
 
 
 def _create_actor(index: int, device: Device, node_id: str, label: str, share: bool, precision: str) -> Any:

@@ -10,9 +10,23 @@ from odin.detectors import make_detector
 from partitioner.chain import Chain
 from stages.executor import PRECISIONS
 
-__all__ = ["check_batch", "check_options", "check_timeout", "leading_size"]
+__all__ = ["BatchSizeError", "check_batch", "check_options", "check_timeout", "leading_size"]
 
 _TRANSPORTS = ("auto", "shm", "tcp")
+
+
+class BatchSizeError(ValueError):
+    """A micro-batch of a size that the model does not take.
+
+    Attributes
+    ----------
+    needed
+        The one that it takes.
+    """
+
+    def __init__(self, message: str, needed: int) -> None:
+        super().__init__(message)
+        self.needed = needed
 
 
 def check_options(
@@ -56,8 +70,9 @@ def check_batch(chain: Chain, batch: int | None) -> int:
     """Return the largest micro-batch: what was asked for, else the example's; ``ValueError`` if it does not work."""
     example = leading_size(chain)
     if batch is not None and batch != example and not chain.dynamic_batch:
-        raise ValueError(
+        raise BatchSizeError(
             f"batch={batch}, but {chain.name} works for leading size {example} only: "
-            f"give an example_input with leading size {batch}"
+            f"give an example_input with leading size {batch}",
+            example,
         )
     return batch or example

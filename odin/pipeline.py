@@ -27,22 +27,26 @@ from monitor.surroundings import Surroundings, look_around
 from monitor.timing import RequestTimeline
 from monitor.view import PipelineView, Serving
 from odin.baselines import measure_baselines, pipeline_setting, profile_key
+from odin.chains import example_inputs, to_chain, to_source, weight_nbytes
 from odin.deployment import Deployment
 from odin.errors import ForkedProcessError, OdinError, StageLostError
 from odin.forks import keep_from_children
 from odin.gateway import Gateway
 from odin.microbatch import join_outputs, split_inputs
 from odin.options import check_batch, check_options, check_timeout, leading_size
-from odin.placement import place, warn_of_quotas
+from odin.phases import phase
+from odin.placement import fit_stages, warn_of_quotas
 from odin.ray_runtime import RayRuntime
 from odin.replies import Reply, outcome_of
-from odin.sources import load_source
+from odin.sources import Source
+from odin.startup import Startup
 from odin.supervision import Recorder, Supervision
-from partitioner.chain import Chain, build_chain
+from partitioner.chain import Chain
 from partitioner.plan import Plan
-from partitioner.policies import Policy, make_policy
+from partitioner.policies import Policy, Setting, make_policy
 from partitioner.profile import Profile, ProfileCache, warn_if_suspect
 from stages.device import Device, parse_devices
+from stages.link import Receiver, Sender
 from stages.slots import slot_nbytes_for
 
 __all__ = ["Pipeline"]
@@ -58,12 +62,15 @@ class Pipeline:
     of its futures too, but not in a process that was forked later: there they raise
     :class:`~odin.ForkedProcessError`, and leaving the context manager does nothing.
 
+    What starting takes is logged by ``logging.getLogger("odin.startup")`` at level INFO, phase by phase.
+
     Parameters
     ----------
     model
-        Name of a model (see :func:`odin.load_source`), an ``nn.Module``, a ``torch.export.ExportedProgram``, or a
-        :class:`odin.Chain` made before with :func:`odin.build_chain`. A chain keeps its weights, and can be run here
-        too; otherwise this process lets go of them once the stages have them.
+        Name of a model (see :func:`odin.load_source`), an ``nn.Module``, a ``torch.export.ExportedProgram``, a
+        :class:`odin.Source`, or a :class:`odin.Chain` made before with :func:`odin.build_chain`. A chain keeps its
+        weights, and can be run here too; otherwise this process lets go of them once the stages have them. Ray and the
+        stages start while a chain is built here, so to build it before takes longer.
     stages
         One device per stage, in pipeline order: ``["cpu:0", "cpu:1"]``, ``"cpu:0-3,gpu:0"``, ``"NODE/cpu:0"``; or
         ``"auto"``: every free GPU of the cluster if there is any, else every free core, or as many as a CPU quota
@@ -127,7 +134,7 @@ class Pipeline:
 
     def __init__(
         self,
-        model: str | torch.nn.Module | torch.export.ExportedProgram | Chain,
+        model: str | torch.nn.Module | torch.export.ExportedProgram | Source | Chain,
         *,
         stages: str | Sequence[str | Device] = "auto",
         example_input: Any = None,
@@ -154,6 +161,7 @@ class Pipeline:
         self._gateway: Gateway | None = None
         self._recorder: Recorder | None = None
         self._supervision: Supervision | None = None
+        self._startup: Startup | None = None
         self._deployment: Deployment | None = None
         self._runtime: RayRuntime | None = None
         self._at_exit = _close_at_exit(self)
@@ -164,74 +172,25 @@ class Pipeline:
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
         policy = make_policy(policy) if isinstance(policy, str) else policy
         devices = None if stages == "auto" else parse_devices(stages)
-        self.chain = chain = _to_chain(model, weights=weights, example_input=example_input)
-        self.batch = check_batch(chain, batch)
-        if plan is not None:
-            plan.check_fits(layer_count=len(chain.layers), stage_count=len(devices or plan))
+        with phase("model loaded"):
+            source = to_source(model, weights=weights, example_input=example_input)
         self._recorder = Recorder(log, on_event)  # before anything is started: the file may not be writable
-
-        weight_nbytes = sum(tensor.numel() * tensor.element_size() for tensor in chain.state.values())
-        if devices is None or any(device.kind == "gpu" for device in devices):
-            weight_nbytes *= 2  # packed for CPU stages, plain for GPU stages
-        self._runtime = RayRuntime(address=address, weight_nbytes=weight_nbytes, on_lost=self._on_ray_lost)
         try:
-            placed = place(devices or "auto", layer_count=len(chain.layers), share=share_devices)
+            self._startup = self._make_startup(
+                devices, source, address=address, share_devices=share_devices, precision=precision
+            )
+            self._startup.start()
+            self.chain = to_chain(source)
+            del source  # or its weights would stay, which the stages will have
+            self.batch = check_batch(self.chain, batch)
             if plan is not None:
-                plan.check_fits(layer_count=len(chain.layers), stage_count=len(placed))
-            self._deployment = Deployment(
-                placed,
-                chain.program,
-                chain.state,
-                label=f"pipeline {chain.name} of process {os.getpid()}",
-                batch=self.batch,
-                share=share_devices,
-                precision=precision,
-            )
-            warn_of_quotas(placed, self._deployment.infos)
-            if chain is not model:
-                # The stages have them now; kept here they would be a second copy.
-                chain.release_weights()
-            several_nodes = len({node for _, node in placed}) > 1
-            self.devices = tuple(device._replace(node=node[:8] if several_nodes else "") for device, node in placed)
-            # A cut's bytes grow with the micro-batch.
-            scale = -(-self.batch // leading_size(chain))
-            cuts = [[scale * spec.nbytes for spec in cut] for cut in (chain.inputs, *(x.output for x in chain.layers))]
-            inputs = _example_inputs(chain, self.batch)
-            self._profile_keys = [
-                profile_key(chain, inputs, precision, info.device_type) for info in self._deployment.infos
-            ]
-            self.profiles: tuple[Profile, ...] = measure_baselines(
-                self._deployment, chain, inputs, precision=precision, cache=ProfileCache(), refresh=refresh_profile
-            )
-            setting = pipeline_setting(self.profiles, chain, [sum(cut) for cut in cuts], plan=plan)
-            # The first channel carries inputs, the last one outputs, those between whatever a plan may need.
-            slot_nbytes = [slot_nbytes_for(cut) for cut in cuts]
-            self.max_in_flight = max_in_flight or 2 * len(placed)
-            sender, receiver = self._deployment.connect(
-                setting.plan,
-                slot_nbytes=[slot_nbytes[0], *[max(slot_nbytes)] * (len(placed) - 1), slot_nbytes[-1]],
-                max_in_flight=self.max_in_flight,
-                transport=transport,
-            )
-            self._supervision = Supervision(
-                model=chain.name,
-                layers=[layer.name for layer in chain.layers],
-                stages=[
-                    StageDescription(str(device), info.node_id, info.pid, profile.layer_s)
-                    for device, info, profile in zip(self.devices, self._deployment.infos, self.profiles, strict=True)
-                ],
-                max_in_flight=self.max_in_flight,
-                batch=self.batch,
-                setting=setting,
-                policy=policy,
-                detector=detector,
-                migrate=self._switch,
-                look=self._look,
-                recorder=self._recorder,
-                doubt=self._doubt_profile,
-                serving=self._serving,
-                host=str(ray.util.get_node_ip_address()) if address is not None else "",
-            )
+                plan.check_fits(layer_count=len(self.chain.layers), stage_count=len(devices or plan))
+            self._open_stages(devices, plan, keep_weights=self.chain is model)
+            cuts = self._cuts()
+            setting = self._measure(cuts, plan, precision=precision, refresh=refresh_profile)
+            self.max_in_flight = max_in_flight or 2 * len(self.devices)
+            sender, receiver = self._connect(cuts, setting.plan, transport=transport)
+            self._supervision = self._supervise(setting, policy, detector, in_cluster=address is not None)
             self._gateway = Gateway(
                 sender,
                 receiver,
@@ -241,10 +200,112 @@ class Pipeline:
                 on_failure=self._supervision.on_failure,
             )
             if self._supervision.remote_status is not None:
+                assert self._deployment is not None
                 self._deployment.announce(self._supervision.remote_status)
         except BaseException:
             self.close(drain=False)
             raise
+
+    # -- the phases of starting, in their order -----------------------------------------------------------------------
+
+    def _make_startup(
+        self,
+        devices: Sequence[Device] | None,
+        source: Source | Chain,
+        *,
+        address: str | None,
+        share_devices: bool,
+        precision: str,
+    ) -> Startup:
+        """Ray and the stages' processes, which are to start while the chain is built."""
+        nbytes = weight_nbytes(source)
+        if devices is None or any(device.kind == "gpu" for device in devices):
+            nbytes *= 2  # packed for CPU stages, plain for GPU stages
+        return Startup(
+            devices,
+            address=address,
+            weight_nbytes=nbytes,
+            on_lost=self._on_ray_lost,
+            label=f"pipeline {source.name} of process {os.getpid()}",
+            share=share_devices,
+            precision=precision,
+        )
+
+    def _open_stages(self, devices: Sequence[Device] | None, plan: Plan | None, *, keep_weights: bool) -> None:
+        """Give the stages their devices and the model; ``self.devices`` says where they are."""
+        assert self._startup is not None
+        chain = self.chain
+        with phase("waited for Ray and the stages' processes"):
+            self._runtime, placed, self._deployment = self._startup.join()
+        placed = fit_stages(placed, layer_count=len(chain.layers), automatic=devices is None)
+        if plan is not None:
+            plan.check_fits(layer_count=len(chain.layers), stage_count=len(placed))
+        with phase("weights packed and given to the stages"):
+            self._deployment.open(placed, chain.program, chain.state, batch=self.batch)
+        warn_of_quotas(placed, self._deployment.infos)
+        if not keep_weights:
+            # The stages have them now; kept here they would be a second copy.
+            chain.release_weights()
+        several_nodes = len({node for _, node in placed}) > 1
+        self.devices = tuple(device._replace(node=node[:8] if several_nodes else "") for device, node in placed)
+
+    def _cuts(self) -> list[list[int]]:
+        """Bytes of each tensor that crosses a cut, the model's input and output among the cuts."""
+        scale = -(-self.batch // leading_size(self.chain))  # they grow with the micro-batch
+        specs = (self.chain.inputs, *(layer.output for layer in self.chain.layers))
+        return [[scale * spec.nbytes for spec in cut] for cut in specs]
+
+    def _measure(self, cuts: Sequence[Sequence[int]], plan: Plan | None, *, precision: str, refresh: bool) -> Setting:
+        """Time the layers on the stages' devices, or read what is on disk, and balance them."""
+        assert self._deployment is not None
+        chain, inputs = self.chain, example_inputs(self.chain, self.batch)
+        self._profile_keys = [
+            profile_key(chain, inputs, precision, info.device_type) for info in self._deployment.infos
+        ]
+        with phase("layers timed, or their times read"):
+            self.profiles: tuple[Profile, ...] = measure_baselines(
+                self._deployment, chain, inputs, precision=precision, cache=ProfileCache(), refresh=refresh
+            )
+            return pipeline_setting(self.profiles, chain, [sum(cut) for cut in cuts], plan=plan)
+
+    def _connect(self, cuts: Sequence[Sequence[int]], plan: Plan, *, transport: str) -> tuple[Sender, Receiver]:
+        """Open the channels and let the stages serve; the gateway's ends."""
+        assert self._deployment is not None
+        # The first channel carries inputs, the last one outputs, those between whatever a plan may need.
+        slot_nbytes = [slot_nbytes_for(cut) for cut in cuts]
+        with phase("channels opened"):
+            return self._deployment.connect(
+                plan,
+                slot_nbytes=[slot_nbytes[0], *[max(slot_nbytes)] * (len(self.devices) - 1), slot_nbytes[-1]],
+                max_in_flight=self.max_in_flight,
+                transport=transport,
+            )
+
+    def _supervise(
+        self, setting: Setting, policy: Policy, detector: Detector | str, *, in_cluster: bool
+    ) -> Supervision:
+        """Watch over what is to be served."""
+        assert self._deployment is not None
+        assert self._recorder is not None
+        return Supervision(
+            model=self.chain.name,
+            layers=[layer.name for layer in self.chain.layers],
+            stages=[
+                StageDescription(str(device), info.node_id, info.pid, profile.layer_s)
+                for device, info, profile in zip(self.devices, self._deployment.infos, self.profiles, strict=True)
+            ],
+            max_in_flight=self.max_in_flight,
+            batch=self.batch,
+            setting=setting,
+            policy=policy,
+            detector=detector,
+            migrate=self._switch,
+            look=self._look,
+            recorder=self._recorder,
+            doubt=self._doubt_profile,
+            serving=self._serving,
+            host=str(ray.util.get_node_ip_address()) if in_cluster else "",
+        )
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -511,10 +572,8 @@ class Pipeline:
         if self._deployment is not None:
             self._deployment.stop_preparing()
         with contextlib.ExitStack() as last:  # whatever fails on the way, no process is left behind
-            if self._runtime is not None:
-                last.callback(self._runtime.close)
-            if self._deployment is not None:
-                last.callback(self._deployment.close)
+            if self._startup is not None:
+                last.callback(self._startup.close)
             if self._supervision is not None:
                 supervision = self._supervision
                 last.callback(lambda: supervision.close(**self._ending()))
@@ -563,24 +622,3 @@ def _close_at_exit(pipeline: Pipeline) -> Callable[[], None]:
 
     atexit.register(close)
     return close
-
-
-def _to_chain(model: Any, *, weights: str | Path | None, example_input: Any) -> Chain:
-    if isinstance(model, Chain):
-        for name, value in (("weights", weights), ("example_input", example_input)):
-            if value is not None:
-                raise ValueError(f"{name} does not go with a chain, which has its own; give it to build_chain")
-        if model.released:
-            raise ValueError(f"the weights of {model.name} were released; build the chain anew")
-        return model
-    source = load_source(model, weights=weights, example_input=example_input)
-    return build_chain(source.model, source.example_args, name=source.name)
-
-
-def _example_inputs(chain: Chain, batch: int) -> tuple[torch.Tensor, ...]:
-    """Ones like the example's inputs with another leading size, in the prepared layout, for timing."""
-    tensors = []
-    for spec in chain.inputs:
-        shape = (batch, *spec.shape[1:]) if chain.dynamic_batch else spec.shape
-        tensors.append(torch.ones(shape, dtype=getattr(torch, spec.dtype)))
-    return chain.layout(tuple(tensors))

@@ -6,35 +6,38 @@ import warnings
 from collections.abc import Sequence
 
 import ray
+import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from odin import ray_calls
-from stages.actor import NodeDevices, StageInfo, list_node_devices
+from stages.actor import NodeDevices, StageInfo, list_devices_here, list_node_devices
 from stages.device import Device, DeviceError, describe_cores, parse_devices
 
-__all__ = ["place", "warn_of_quotas"]
+__all__ = ["fit_stages", "place", "warn_of_quotas"]
 
 _LISTING_TIMEOUT_S = 60.0
 
 
-def place(stages: str | Sequence[str | Device], *, layer_count: int, share: bool = False) -> list[tuple[Device, str]]:
+def place(
+    stages: str | Sequence[str | Device], *, share: bool = False, embedded: bool = False
+) -> list[tuple[Device, str]]:
     """Find the node of each stage.
 
     Parameters
     ----------
     stages
         One device per stage, or ``"auto"``: one stage per free GPU of the cluster if there is any, else one per free
-        core, at most one per layer, those of this node first. Where a CPU quota allows less than a node's cores, only
-        as many cores of that node are taken.
-    layer_count
-        Layers of the chain; more stages than layers are refused.
+        core, those of this node first. Where a CPU quota allows less than a node's cores, only as many cores of that
+        node are taken.
     share
         Accept devices that other pipelines hold.
+    embedded
+        Whether the cluster is this process's own, so that it can see for itself what there is.
 
     Returns
     -------
     list of (Device, str)
-        For each stage its device, the node left out, and the node's id.
+        For each stage its device, the node left out, and the node's id; see :func:`fit_stages`.
 
     Raises
     ------
@@ -43,10 +46,8 @@ def place(stages: str | Sequence[str | Device], *, layer_count: int, share: bool
         is.
     """
     if stages == "auto":
-        return _place_automatically(layer_count)
+        return _place_automatically(embedded)
     devices = parse_devices(stages)
-    if len(devices) > layer_count:
-        raise DeviceError(f"{len(devices)} stages for {layer_count} layers: use at most {layer_count} stages")
     alive = _alive_nodes()
     placed = [(device._replace(node=""), _find_node(device.node, alive)) for device in devices]
     seen: dict[tuple[str, str, int], Device] = {}
@@ -59,6 +60,19 @@ def place(stages: str | Sequence[str | Device], *, layer_count: int, share: bool
                     "(share_devices=True, --share-devices)"
                 )
     return placed
+
+
+def fit_stages(placed: Sequence[tuple[Device, str]], *, layer_count: int, automatic: bool) -> list[tuple[Device, str]]:
+    """Return the stages for a chain of so many layers: at most one per layer.
+
+    Raises
+    ------
+    DeviceError
+        If more were asked for.
+    """
+    if len(placed) > layer_count and not automatic:
+        raise DeviceError(f"{len(placed)} stages for {layer_count} layers: use at most {layer_count} stages")
+    return list(placed[:layer_count])
 
 
 def _alive_nodes() -> list[dict[str, object]]:
@@ -81,26 +95,35 @@ def _find_node(name: str, alive: Sequence[dict[str, object]]) -> str:
     raise DeviceError(f"{name!r} {problem} of the cluster; use a node's id, address or host name: {there}")
 
 
-def _place_automatically(layer_count: int) -> list[tuple[Device, str]]:
-    here = _find_node("", ())
-    alive = sorted(_alive_nodes(), key=lambda node: (node["NodeID"] != here, str(node["NodeID"])))
-    listings = [
-        list_node_devices.options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(str(node["NodeID"]), soft=False)
-        ).remote()
-        for node in alive
-    ]
-    try:
-        nodes: list[NodeDevices] = ray_calls.get(listings, timeout_s=_LISTING_TIMEOUT_S)
-    except DeviceError as error:  # Ray's copy of it, whose text is a traceback
-        raise DeviceError(str(getattr(error, "cause", error))) from error
+def _place_automatically(embedded: bool) -> list[tuple[Device, str]]:
+    nodes = _list_devices(embedded)
     gpus = [(Device("gpu", (index,)), node.node_id) for node in nodes for index in node.free_gpus]
     cores = [(Device("cpu", (index,)), node.node_id) for node in nodes for index in _cores_to_take(node)]
-    chosen = (gpus or cores)[:layer_count]
+    chosen = gpus or cores
     if not chosen:
         there = "; ".join(f"{node.host} has cores {describe_cores(node.cores)}{_quota_text(node)}" for node in nodes)
         raise DeviceError(f"no free core or GPU is left ({there}): close a pipeline, or name devices and share them")
     return chosen
+
+
+def _list_devices(embedded: bool) -> Sequence[NodeDevices]:
+    """List the devices of every node, this one first."""
+    if embedded and torch.cuda.device_count() == 0:  # to name GPUs would start CUDA in this process
+        return [list_devices_here()]  # a task would wait for a worker, which imports all that a stage does
+    here = _find_node("", ())
+    alive = sorted(_alive_nodes(), key=lambda node: (node["NodeID"] != here, str(node["NodeID"])))
+    with ray_calls.calling():
+        listings = [
+            list_node_devices.options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(str(node["NodeID"]), soft=False)
+            ).remote()
+            for node in alive
+        ]
+    try:
+        nodes: list[NodeDevices] = ray_calls.get(listings, timeout_s=_LISTING_TIMEOUT_S)
+    except DeviceError as error:  # Ray's copy of it, whose text is a traceback
+        raise DeviceError(str(getattr(error, "cause", error))) from error
+    return nodes
 
 
 def _cores_to_take(node: NodeDevices) -> tuple[int, ...]:
@@ -124,5 +147,5 @@ def warn_of_quotas(placed: Sequence[tuple[Device, str]], infos: Sequence[StageIn
                 f"the stages on {info.host} have {len(cores)} cores ({describe_cores(cores)}), but a CPU quota of "
                 f"{info.quota_cores:.3g} CPUs holds there: they will be throttled; name fewer cores, or raise the "
                 "container's quota",
-                stacklevel=3,
+                stacklevel=4,
             )

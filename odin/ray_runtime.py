@@ -13,8 +13,10 @@ import ray
 from odin.forks import check_ray_is_ours
 from odin.ray_calls import allow_calls, refuse_calls
 from odin.ray_folder import EmbeddedFolder
+from odin.ray_helpers import without_helpers
 from odin.ray_loopback import LOOPBACK, loopback_kept
 from odin.ray_processes import LastingThread, RayProcesses
+from odin.ray_random import own_random_numbers
 from odin.ray_signals import kept
 from odin.ray_token import use_own_token, use_token
 from odin.ray_watch import RayWatch
@@ -30,7 +32,7 @@ class RayRuntime:
     """A connection to Ray for the life of one pipeline.
 
     A process that is connected already keeps its connection (``address`` must then be ``None``). With an address the
-    cluster is used and left running. Otherwise a local Ray is started, without dashboard, and stopped by
+    cluster is used and left running. Otherwise a local Ray is started, without helpers, and stopped by
     :meth:`close`, which removes its folder as well. It listens on the loopback address only, and asks for the token.
     Pipelines of one process share the connection; the last to close gives it up.
 
@@ -72,6 +74,11 @@ class RayRuntime:
                 _connection = _Connection(address, weight_nbytes)
             self._connection = _connection
             self._connection.users.append(self)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is a Ray of this process's own: its one node sees this machine as this process does."""
+        return self._connection.embedded
 
     @property
     def lost(self) -> str | None:
@@ -118,7 +125,7 @@ class _Connection:
             use_token()
             try:
                 check_head(address)
-                with loopback_kept(), kept(starting=True):
+                with loopback_kept(), own_random_numbers(), kept(starting=True):
                     ray.init(address=address, **common)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 raise ConnectionError(
@@ -135,7 +142,7 @@ class _Connection:
 
     def _start_embedded(self, weight_nbytes: int, common: dict[str, Any]) -> None:
         assert self._folder is not None
-        with loopback_kept(), kept(starting=True), self._processes.starting():
+        with loopback_kept(), own_random_numbers(), without_helpers(), kept(starting=True), self._processes.starting():
             ray.init(
                 address="local",
                 num_cpus=len(usable_cores()),
@@ -151,6 +158,11 @@ class _Connection:
                 "this machine; it asks for its token",
                 stacklevel=1,
             )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it was started here."""
+        return self._folder is not None
 
     @property
     def lives(self) -> bool:

@@ -16,10 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
-from torch.utils._sympy.numbers import int_oo
 
 from partitioner.model_copy import deep_copy, evaluating, unwrapped
 from partitioner.values import obstacle, plain
@@ -262,6 +260,9 @@ def capture_export(model: nn.Module, example_args: tuple[Any, ...], *, any_leadi
 
 
 def _leading_size_fixed(exported: torch.export.ExportedProgram) -> bool:
+    # here, and below: with them comes sympy, a third of a second for this process and for every stage
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
     inputs = set(exported.graph_signature.user_inputs)
     values = [node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder" and node.name in inputs]
     sizes = [value.shape[0] for value in values if isinstance(value, Tensor)]
@@ -272,6 +273,8 @@ def _leading_size_fixed(exported: torch.export.ExportedProgram) -> bool:
 
 def _is_bounded(exported: torch.export.ExportedProgram, size: Any) -> bool:
     """Whether the graph holds in a range of sizes only: the code does otherwise beyond."""
+    from torch.utils._sympy.numbers import int_oo
+
     known = exported.range_constraints.get(size.node.expr)
     return known is not None and (known.upper != int_oo or known.lower > 2)  # export sees two samples at least
 

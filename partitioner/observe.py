@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, fx
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils import flop_counter
 
 from partitioner.capture import Captured
 from partitioner.values import ValueSpec, spec_of
-from partitioner.watching import Sizes
+from partitioner.watching import Sizes, without_compiler
 
 __all__ = ["Observation", "Seen", "as_dense", "is_dense", "observe"]
+
+if hasattr(flop_counter, "_FlopCounterMode"):  # the mode inside of the counter
+    without_compiler(flop_counter._FlopCounterMode)
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def observe(captured: Captured, inputs: Sequence[Tensor], *, count_flops: bool =
     for node in captured.graph.nodes:
         for operand in node.all_input_nodes:
             last_use[operand] = node
-    counter = FlopCounterMode(display=False) if count_flops else None
+    counter = flop_counter.FlopCounterMode(display=False) if count_flops else None
     fixed = _Fixed(memory, observation.state_storages, constants)
     sizes = Sizes(fixed.holds)
     with torch.no_grad(), counter or contextlib.nullcontext(), sizes:

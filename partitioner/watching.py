@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import random
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from types import FunctionType, TracebackType
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Draws", "Sizes"]
+__all__ = ["Draws", "Sizes", "without_compiler"]
 
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
+_Mode = TypeVar("_Mode", bound=type)
 
 
+def without_compiler(mode: _Mode) -> _Mode:
+    """Let the first operator under a dispatch mode not import the compiler (dynamo), which takes a second.
+
+    Torch imports it to keep it out of the mode's code. Where nobody has imported it nothing is compiled; where somebody
+    does later, it is kept out as ever. A torch that does otherwise is left to it.
+    """
+    dispatch: Any = getattr(mode.__dict__.get("__torch_dispatch__"), "__wrapped__", None)
+    if isinstance(dispatch, FunctionType) and not hasattr(dispatch, _KEPT_OUT):
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            compiler = sys.modules.get("torch._dynamo")
+            return (compiler.disable(dispatch) if compiler else dispatch)(*args, **kwargs)
+
+        setattr(dispatch, _KEPT_OUT, call)
+    return mode
+
+
+_KEPT_OUT = "__dynamo_disable"
+"""Attribute in which torch keeps the function that is to be called in the place of a mode's own."""
+
+
+@without_compiler
 class Draws(TorchDispatchMode):
     """While it is entered, notices random numbers: torch's, whatever generator draws them, numpy's and Python's.
 
@@ -83,6 +107,7 @@ def _caller() -> str:
     return f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
 
 
+@without_compiler
 class Sizes(TorchDispatchMode):
     """While it is entered, notices results whose size depends on values that differ from request to request.
 

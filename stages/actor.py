@@ -32,7 +32,7 @@ from stages.priority import run_at_normal_priority
 from stages.threads import compute_threads
 from stages.weights import StoredTensor, load, store
 
-__all__ = ["NodeDevices", "StageActor", "StageInfo", "StageProblem", "list_node_devices"]
+__all__ = ["NodeDevices", "StageActor", "StageInfo", "StageProblem", "list_devices_here", "list_node_devices"]
 
 
 class StageInfo(NamedTuple):
@@ -89,9 +89,8 @@ def _node_address() -> str:
     return str(ray.util.get_node_ip_address())
 
 
-@ray.remote
-def list_node_devices() -> NodeDevices:
-    """List the devices of the node that this task runs on."""
+def list_devices_here() -> NodeDevices:
+    """List the devices of the node that this process is on."""
     context = ray.get_runtime_context()
     gpus = _gpu_names()
     cores = usable_cores()
@@ -105,6 +104,12 @@ def list_node_devices() -> NodeDevices:
         tuple(free_indices("gpu", range(len(gpus)))),
         allowed_core_count(),
     )
+
+
+@ray.remote
+def list_node_devices() -> NodeDevices:
+    """List the devices of the node that this task runs on."""
+    return list_devices_here()
 
 
 def _gpu_names() -> tuple[str, ...]:

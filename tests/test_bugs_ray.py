@@ -18,7 +18,7 @@ from test_gateway import gateway_and_stage
 from odin.errors import StageLostError
 
 PROGRAM = """
-import contextlib, json, os, sys, threading
+import contextlib, json, os, random, sys, threading, time, warnings
 import psutil, ray, torch
 import odin
 from stages.device import usable_cores
@@ -44,8 +44,12 @@ def listening():
     return sorted({c.laddr.ip for c in connections if c.status == "LISTEN"})
 
 said = {}
+random.seed(0)
+before = random.getstate()
 with pipeline() as pipe:
+    said["random"] = random.getstate() == before
     pipe(x)
+    said["helpers"] = [" ".join(process.cmdline()).split()[0:3] for process in ray_processes()]
     said["listening"] = listening()
     said["folder"] = [str(p) for p in pipe._runtime._connection._folder.path.parent.iterdir()]
     stage = psutil.Process(pipe.snapshot().stages[0].pid)
@@ -110,6 +114,12 @@ def test_the_death_of_a_process_of_ray_fails_the_futures_and_not_the_program(tmp
     assert said["processes"] == []
     assert said["left"] == said["threads"] == []
     # and while it ran:
+    assert said["random"]
+    started = " ".join(word for words in said["helpers"] for word in words)
+    assert "gcs_server" in started
+    assert "raylet" in started
+    for helper in ("monitor.py", "dashboard.py", "log_monitor.py", "IDLE"):
+        assert helper not in started
     assert {ip.removeprefix("::ffff:") for ip in said["listening"]} == {"127.0.0.1"}
     assert len(said["folder"]) == 1
     assert said["niceness"] == ([0] if os.geteuid() == 0 else [15])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from example_models import Residual, ShapeDependent, image, seeded
 
-from odin.phases import tell_phases
+from odin.phases import phase, tell_phases
 from partitioner.chain import build_chain
 
 
@@ -25,8 +26,20 @@ def test_what_is_quick_is_not_told():
 
 
 def test_logging_is_left_as_it_was():
-    logger = logging.getLogger("partitioner")
-    before = logger.level, list(logger.handlers)
+    loggers = [logging.getLogger(name) for name in ("partitioner", "odin.startup")]
+    before = [(logger.level, list(logger.handlers)) for logger in loggers]
     with tell_phases(print):
-        assert logger.isEnabledFor(logging.INFO)
-    assert (logger.level, logger.handlers) == before
+        assert all(logger.isEnabledFor(logging.INFO) for logger in loggers)
+    assert [(logger.level, logger.handlers) for logger in loggers] == before
+
+
+def test_a_phase_is_told_with_its_seconds_once_it_is_done():
+    """There was one line for all that a start does: nobody saw which part of it took a minute."""
+    told: list[str] = []
+    ticks = iter([10.0, 12.5, 20.0])
+    with tell_phases(told.append):
+        with phase("Ray started", clock=lambda: next(ticks)):
+            assert told == []
+        with contextlib.suppress(ValueError), phase("never done", clock=lambda: next(ticks)):
+            raise ValueError
+    assert told == ["  2.50 s  Ray started"]

@@ -21,7 +21,6 @@ from odin.inject.load import Load
 from odin.phases import tell_phases
 from odin.signals import draining, importing
 from odin.sources import load_source
-from partitioner.chain import build_chain
 
 __all__ = ["add_parser", "run"]
 
@@ -64,9 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
     if source.preprocess is None:
         raise ValueError(f"{source.name}: how to turn image files into its input is not known; take another model")
     inputs = [load_image(path, source.preprocess) for path in paths]
-    console.print(f"cutting {escape(source.name)} and starting its stages ...", style="dim")
-    with tell_phases(lambda text: console.print(escape(text), style="dim")):
-        chain = build_chain(source.model, source.example_args, name=source.name)
     recording = Recorder()
     told: list[str] = []  # devices, once they are known
 
@@ -76,9 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
             console.print(f"   {text}", markup=False, highlight=False, soft_wrap=True)
 
     with ExitStack() as stack:
-        pipe = stack.enter_context(
-            Pipeline(chain, stages=arguments.stages, policy=arguments.policy, log=arguments.log, on_event=on_event)
-        )
+        console.print(f"starting {escape(source.name)}:", style="dim", highlight=False)
+        with tell_phases(lambda text: console.print(escape(text), style="dim", highlight=False)):
+            pipe = stack.enter_context(
+                Pipeline(source, stages=arguments.stages, policy=arguments.policy, log=arguments.log, on_event=on_event)
+            )
         devices = [str(device) for device in pipe.devices]
         told += devices
         load = Load.parse(arguments.load or f"cpu@{devices[-1]}")

@@ -33,7 +33,7 @@ from rich.text import Text
 from monitor.live import live_panel
 from odin.detectors import detector_names
 from odin.images import Preprocess, find_images, load_image
-from odin.options import leading_size
+from odin.options import BatchSizeError
 from odin.phases import tell_phases
 from odin.report import Ending, RunReport, RunTally, render_report
 from odin.results import json_line
@@ -41,7 +41,6 @@ from odin.signals import draining, importing
 from odin.sources import Source, load_source
 from odin.starting_loads import StartingLoads
 from odin.stream import Submits, stream
-from partitioner.chain import build_chain
 from partitioner.policies import policy_names
 
 __all__ = ["add_parser", "run", "run_images"]
@@ -133,19 +132,11 @@ def run(arguments: argparse.Namespace) -> int:
             "Give trained ones by --weights FILE.[/]"
         )
     options: dict[str, Any] = {} if arguments.precision is None else {"precision": arguments.precision}
-    with open_output(arguments.output) as output:
-        console.print(f"cutting {escape(source.name)} and starting its stages ...", style="dim")
-        with tell_phases(lambda text: console.print(escape(text), style="dim")):
-            chain = build_chain(source.model, source.example_args, name=source.name)
-        at_a_time = leading_size(chain)
-        if arguments.batch != at_a_time and not chain.dynamic_batch:
-            remedy = "leave it out" if at_a_time == 1 else f"give --batch {at_a_time}"
-            raise ValueError(
-                f"--batch {arguments.batch}: {source.name} takes {at_a_time} image{'s'[: at_a_time > 1]} at a time, no "
-                f"more and no less; {remedy}"
-            )
-        with odin.pipeline.Pipeline(
-            chain,
+    with (
+        open_output(arguments.output) as output,
+        starting(console, source.name, batch=arguments.batch) as started,
+        odin.pipeline.Pipeline(
+            source,
             stages=arguments.stages if arguments.stages == "auto" else arguments.stages.split(","),
             plan=arguments.plan,
             policy=arguments.policy,
@@ -160,24 +151,26 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.live
             else StartingLoads(lambda text: console.print(f"[yellow]already loaded:[/] {escape(text)}")),
             **options,
-        ) as pipe:
-            with live_panel(pipe.view, console) if arguments.live else nullcontext():
-                report, error = run_images(
-                    pipe,
-                    paths,
-                    source,
-                    output,
-                    console,
-                    repeat=arguments.repeat,
-                    top=arguments.top,
-                    window=pipe.max_in_flight,
-                    batch=arguments.batch,
-                    loaders=arguments.loaders,
-                    show_progress=not arguments.live and not (to_stdout and sys.stdout.isatty()),
-                )
-            console.print(render_report(report, pipe.view(), [layer.name for layer in chain.layers]))
-            if report.ending != "done":
-                pipe.close(drain=False)  # what is still in flight is to be dropped
+        ) as pipe,
+    ):
+        started()
+        with live_panel(pipe.view, console) if arguments.live else nullcontext():
+            report, error = run_images(
+                pipe,
+                paths,
+                source,
+                output,
+                console,
+                repeat=arguments.repeat,
+                top=arguments.top,
+                window=pipe.max_in_flight,
+                batch=arguments.batch,
+                loaders=arguments.loaders,
+                show_progress=not arguments.live and not (to_stdout and sys.stdout.isatty()),
+            )
+        console.print(render_report(report, pipe.view(), [layer.name for layer in pipe.chain.layers]))
+        if report.ending != "done":
+            pipe.close(drain=False)  # what is still in flight is to be dropped
     if error is not None:
         console.print(f"[bold red]broken off:[/] {escape(f'{type(error).__name__}: {error}')}")
         if isinstance(error, ValueError):
@@ -185,6 +178,28 @@ def run(arguments: argparse.Namespace) -> int:
     if report.ending == "interrupted":
         return 130
     return 1 if report.failed or error is not None else 0
+
+
+@contextmanager
+def starting(console: Console, name: str, *, batch: int) -> Iterator[Callable[[], None]]:
+    """Show the phases of starting a pipeline until the function that this gives is called."""
+    begin_s = time.perf_counter()
+    with ExitStack() as telling:
+        console.print(f"starting {escape(name)}:", style="dim", highlight=False)
+        telling.enter_context(tell_phases(lambda text: console.print(escape(text), style="dim", highlight=False)))
+
+        def started() -> None:
+            telling.close()
+            console.print(f"{time.perf_counter() - begin_s:6.2f} s  until it serves", style="dim", highlight=False)
+
+        try:
+            yield started
+        except BatchSizeError as error:
+            number = "1 image" if error.needed == 1 else f"{error.needed} images"
+            remedy = "leave it out" if error.needed == 1 else f"give --batch {error.needed}"
+            raise ValueError(
+                f"--batch {batch}: {name} takes {number} at a time, no more and no less; {remedy}"
+            ) from error
 
 
 def run_images(
