@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from odin.pipeline import Pipeline
     from odin.sources import Source, load_source
+    from odin.version import __version__
     from partitioner.chain import Chain, TraceError, build_chain
     from partitioner.plan import Plan
     from partitioner.policies import Decision, Observation, Policy, Setting, make_policy
@@ -51,6 +52,7 @@ __all__ = [
     "Source",
     "StageLostError",
     "TraceError",
+    "__version__",
     "build_chain",
     "load_source",
     "make_policy",
@@ -69,6 +71,7 @@ _HOMES = {
     ),
     "odin.pipeline": ("Pipeline",),
     "odin.sources": ("Source", "load_source"),
+    "odin.version": ("__version__",),
     "partitioner.chain": ("Chain", "TraceError", "build_chain"),
     "partitioner.plan": ("Plan",),
     "partitioner.policies": ("Decision", "Observation", "Policy", "Setting", "make_policy"),

@@ -9,6 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from odin import ray_calls
+from odin.options import refuse_twice
 from stages.actor import NodeDevices, StageInfo, list_node_devices
 from stages.device import Device, DeviceError, describe_cores, parse_devices
 
@@ -49,15 +50,7 @@ def place(stages: str | Sequence[str | Device], *, layer_count: int, share: bool
         raise DeviceError(f"{len(devices)} stages for {layer_count} layers: use at most {layer_count} stages")
     alive = _alive_nodes()
     placed = [(device._replace(node=""), _find_node(device.node, alive)) for device in devices]
-    seen: dict[tuple[str, str, int], Device] = {}
-    for device, node_id in placed:
-        for index in device.indices:
-            earlier = seen.setdefault((node_id, device.kind, index), device)
-            if earlier is not device and not share:
-                raise DeviceError(
-                    f"two stages are on {device.kind}:{index}; give each its own, or let them share it "
-                    "(share_devices=True, --share-devices)"
-                )
+    refuse_twice(placed, share=share)
     return placed
 
 

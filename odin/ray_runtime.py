@@ -18,7 +18,7 @@ from odin.ray_processes import LastingThread, RayProcesses
 from odin.ray_signals import kept
 from odin.ray_token import use_own_token, use_token
 from odin.ray_watch import RayWatch
-from odin.reachable import check_head
+from odin.reachable import check_address
 from stages.device import usable_cores
 
 __all__ = ["RayRuntime"]
@@ -116,8 +116,8 @@ class _Connection:
         common: dict[str, Any] = {"namespace": "odin", "log_to_driver": False, "logging_level": "ERROR"}
         if address is not None:
             use_token()
+            check_address(address)
             try:
-                check_head(address)
                 with loopback_kept(), kept(starting=True):
                     ray.init(address=address, **common)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:

@@ -28,9 +28,10 @@ from odin.detectors import make_detector
 from odin.errors import OdinError
 from odin.faults import Faults
 from odin.investigator import Investigator, Look
+from odin.options import refuse_simulation_only
 from odin.status import RemoteStatus, StatusServer
 from partitioner.plan import Plan
-from partitioner.policies import DelayedOraclePolicy, OraclePolicy, Policy, Setting
+from partitioner.policies import OraclePolicy, Policy, Setting
 from stages.device import Device
 
 __all__ = ["Recorder", "Supervision"]
@@ -284,11 +285,7 @@ def check_live(policy: Policy, setting: Setting) -> None:
     """Raise ``ValueError`` if a policy needs what only a simulation knows, would try too many plans, or has no name."""
     if not isinstance(policy.name, str):
         raise ValueError(f"the name of policy {type(policy).__name__} is {policy.name!r}; give its text form")
-    if isinstance(policy, DelayedOraclePolicy):
-        raise ValueError(
-            f"policy {policy.name} needs the true times of all layers, which only a simulation knows; live, "
-            "'oracle' tries all plans"
-        )
+    refuse_simulation_only(policy)
     if isinstance(policy, OraclePolicy):
         policy.check_sweep(setting)
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from stages.precision import PRECISION_NAMES, check_precision
 from stages.slots import SlotMemory
 
 __all__ = [
@@ -35,11 +36,7 @@ __all__ = [
 
 Values = tuple[torch.Tensor, ...]
 
-PRECISIONS: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+PRECISIONS: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISION_NAMES}
 
 
 class LayerProgram(Protocol):
@@ -375,8 +372,7 @@ def make_executor(
     ValueError
         If the precision is unknown.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    check_precision(precision)
     if kind == "gpu":
         return CudaExecutor(layers, state, index=index, dtype=PRECISIONS[precision])
     return CpuExecutor(layers, state, threads=threads)

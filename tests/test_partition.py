@@ -12,9 +12,9 @@ from rich.console import Console
 from torch import nn
 
 from odin.cli import main
-from odin.commands.partition import partition
 from odin.local_profile import check_local, local_devices, pinned, type_of
 from odin.partition_report import LayerRow, PartitionReport, StageRow, render_partition
+from odin.partitioning import partition
 from partitioner.chain import build_chain
 from partitioner.plan import Plan
 from partitioner.profile import Profile, ProfileCache, ProfileKey

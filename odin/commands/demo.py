@@ -7,6 +7,7 @@ after SIGHUP. A signal ends it early, with what happened until then told; a seco
 from __future__ import annotations
 
 import argparse
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from rich.markup import escape
 
 from monitor.events import Event
 from monitor.narrate import narrate
-from odin.images import find_images, load_image
+from odin.image_files import find_images
+from odin.inject.injector import check_local_device
 from odin.inject.load import Load
+from odin.model_names import check_model_name
+from odin.options import check_options
 from odin.phases import tell_phases
 from odin.signals import draining, importing
-from odin.sources import load_source
-from partitioner.chain import build_chain
 
 __all__ = ["add_parser", "run"]
 
@@ -46,20 +48,21 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demonstration; returns the exit status."""
+    paths = _check_usage(arguments)
     with importing():
         import torch
 
         from monitor.live import live_panel
         from odin.demo import Phase, phases, render_demo, run_phases
         from odin.feeding import Recorder
+        from odin.images import load_image
         from odin.inject.injector import Injector
         from odin.pipeline import Pipeline
+        from odin.sources import load_source
+        from partitioner.chain import build_chain
 
-    if arguments.scale <= 0:
-        raise ValueError(f"--scale {arguments.scale:g} leaves no time; give a number above 0")
     torch.set_num_threads(1)  # this process feeds; the cores are the stages'
     console = Console()
-    paths = find_images(arguments.input)
     source = load_source(arguments.model)
     if source.preprocess is None:
         raise ValueError(f"{source.name}: how to turn image files into its input is not known; take another model")
@@ -95,3 +98,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.log is not None:
         console.print(f"odin replay {arguments.log} plays it again", style="dim", highlight=False)
     return 0
+
+
+def _check_usage(arguments: argparse.Namespace) -> list[Path]:
+    """Return the image files; ``ValueError`` if the demonstration cannot be given as asked."""
+    if not 0 < arguments.scale < math.inf:
+        raise ValueError(f"--scale {arguments.scale:g} leaves no time, or no end; give a number above 0")
+    check_model_name(arguments.model)
+    check_options(stages=arguments.stages, policy=arguments.policy, log=arguments.log)
+    if arguments.load is not None:
+        check_local_device(Load.parse(arguments.load).on)
+    return find_images(arguments.input)

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from odin.evaluation.results import Results, now
+from odin.files import check_writable
 from odin.simulator.metrics import REFERENCES
 from odin.simulator.paper import DEVICES, REQUESTS, gather, paper_notes, paper_study
 from odin.simulator.study import Contestant, Job, Outcome, RunJob, Setup, StudyError, run_jobs
@@ -98,8 +99,11 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status."""
     mode = _check_usage(arguments)
-    if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
-        raise StudyError(f"--output {arguments.output}: there is no folder {arguments.output.parent}; make it first")
+    if arguments.output is not None:
+        check_writable(arguments.output, "--output")
+    for log in arguments.like or ():
+        if not Path(log).is_file():
+            raise StudyError(f"--like {log}: there is no such file; give event logs of odin run --log")
     if mode == "--like":
         return _like(arguments)
     return _paper(arguments) if mode == "paper" else _single(arguments)
