@@ -11,9 +11,11 @@ Names are imported when first used (PEP 562): commands that need neither torch n
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as typing's, which takes too long to import: Ctrl-C is not heard until odin.__main__ is there
 if TYPE_CHECKING:
+    from typing import Any
+
     from monitor.events import Event
     from monitor.pipeline_view import PipelineView
     from odin.errors import (

@@ -41,9 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             streams.drop_output()
             status = 0
         except SystemExit as ended:  # of argparse, after its message; of rich, if nobody reads
-            if _flushed(streams, 0) or not streams.dropped:
+            status = int(ended.code or 0) if isinstance(ended.code, int | None) else 1
+            if streams.dropped:
+                status = 0 if status == 1 else status
+            elif not (problem := _flushed(streams, 0)):
                 raise
-            status = 0 if ended.code == 1 else int(ended.code or 0)
+            else:
+                status = problem
         except Exception as error:
             if signals.status is None:
                 raise

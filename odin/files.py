@@ -64,10 +64,10 @@ def write_whole(path: Path, data: bytes) -> None:
 
     A link is followed. What is there and no plain file, such as ``/dev/stdout``, is written to as it is.
     """
-    path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
     try:

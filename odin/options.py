@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import platform
 import sys
 from collections.abc import Iterable, Sequence
 from numbers import Real
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 _TRANSPORTS = ("auto", "shm", "tcp")
+_LOOPBACK = ("127.0.0.1", "localhost")
+"""How a Ray that is started for one pipeline calls its only node, beside its host name."""
 _GPU_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """One of these is there wherever torch can compute on a GPU: NVIDIA's driver, AMD's, and Windows' for Linux."""
 
@@ -165,7 +168,7 @@ def _check_here(devices: Sequence[Device] | None, *, share: bool) -> None:
         # The first one's holder is named.
         refuse_taken_devices([Device("cpu", cores[:1])])
     for device in devices or ():
-        if device.node:
+        if device.node and device.node not in (platform.node(), *_LOOPBACK):
             raise DeviceError(
                 f"{device} names a node, but the pipeline is in no cluster: leave the node out "
                 f"({device._replace(node='')}), or give the cluster's address (address=, --address HOST:PORT)"

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,7 +30,7 @@ from odin.options import check_options
 from odin.phases import tell_phases
 from odin.signals import draining, importing
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "run", "what_next"]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -97,7 +102,16 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(render_demo(report, devices))
     if arguments.log is not None:
         console.print(f"odin replay {arguments.log} plays it again", style="dim", highlight=False)
+    console.print(f"next: {what_next(arguments, devices)}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def what_next(arguments: argparse.Namespace, devices: Sequence[str], program: str = sys.argv[0]) -> str:
+    """A command to try after the demonstration, which can be copied, with the program as it was called."""
+    if Path(program).name != "odin" or shutil.which("odin") == os.path.abspath(program):
+        program = "odin"
+    words = [program, "run", arguments.model, "--input", *arguments.input, "--stages", ",".join(devices)]
+    return shlex.join([*words, "--repeat", "50", "--output", "results.jsonl", "--live"])
 
 
 def _check_usage(arguments: argparse.Namespace) -> list[Path]:

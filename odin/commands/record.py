@@ -59,10 +59,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure; returns the exit status."""
-    for model in arguments.model:
-        check_model_name(model)
     settings = _settings(arguments)
     check_folder(arguments.output, "--output")
+    for model in arguments.model:
+        check_model_name(model)
     done: list[TimingTable] = []
     if not arguments.restart:  # all of them, before anything is measured
         done = [table for item in settings if (table := find_recorded(item, arguments.output)) is not None]
