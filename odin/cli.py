@@ -99,7 +99,7 @@ def _text(error: OSError) -> str:
 def _flushed(streams: StandardStreams, status: int) -> int:
     """The status once all is written, another one if it cannot be."""
     problem = streams.flush()
-    if problem:
+    if problem and not status:  # else it has been told
         say(f"odin: {problem}")
     return status or int(bool(problem))
 
