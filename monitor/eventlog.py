@@ -45,7 +45,7 @@ from monitor.events import (
 )
 from monitor.logreader import read_log
 
-__all__ = ["KEPT_PARTS", "PART_NBYTES", "EventLog", "read_log"]
+__all__ = ["KEPT_PARTS", "PART_NBYTES", "EventLog", "read_log", "refuse_taken"]
 
 WAIT_S = 0.5
 """Requests wait for each other so long, so that a fast pipeline does not write a file for every image."""
@@ -374,15 +374,22 @@ def _open(path: Path, *, append: bool) -> int:
         descriptor = os.open(path, _FLAGS, 0o666)
     except OSError as error:
         raise ValueError(f"event log {path}: {error.strerror}; name a file that can be written") from error
-    status = os.fstat(descriptor)
-    taken = path if stat.S_ISREG(status.st_mode) and status.st_size > 0 else Path(f"{path}.1")
-    if not append and (taken is path or taken.is_file()):
-        size = taken.stat().st_size
-        os.close(descriptor)
-        raise ValueError(
-            f"event log {taken} has {size} bytes in it, and a log holds one run: name a new file, or delete it"
-        )
+    if not append:
+        try:
+            refuse_taken(path)
+        except BaseException:
+            os.close(descriptor)
+            raise
     return descriptor
+
+
+def refuse_taken(path: str | os.PathLike[str]) -> None:
+    """Raise ``ValueError`` if the file, or an older part of its name, holds another run."""
+    for taken in (Path(path), Path(f"{path}.1")):
+        if taken.is_file() and (size := taken.stat().st_size):
+            raise ValueError(
+                f"event log {taken} has {size} bytes in it, and a log holds one run: name a new file, or delete it"
+            )
 
 
 def _cut_back(descriptor: int, nbytes: int) -> bool:

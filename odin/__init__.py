@@ -11,9 +11,11 @@ Names are imported when first used (PEP 562): commands that need neither torch n
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as typing's, which takes too long to import: Ctrl-C is not heard until odin.__main__ is there
 if TYPE_CHECKING:
+    from typing import Any
+
     from monitor.events import Event
     from monitor.pipeline_view import PipelineView
     from odin.errors import (
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     )
     from odin.pipeline import Pipeline
     from odin.sources import Source, load_source
+    from odin.version import __version__
     from partitioner.chain import Chain, TraceError, build_chain
     from partitioner.plan import Plan
     from partitioner.policies import Decision, Observation, Policy, Setting, make_policy
@@ -51,6 +54,7 @@ __all__ = [
     "Source",
     "StageLostError",
     "TraceError",
+    "__version__",
     "build_chain",
     "load_source",
     "make_policy",
@@ -69,6 +73,7 @@ _HOMES = {
     ),
     "odin.pipeline": ("Pipeline",),
     "odin.sources": ("Source", "load_source"),
+    "odin.version": ("__version__",),
     "partitioner.chain": ("Chain", "TraceError", "build_chain"),
     "partitioner.plan": ("Plan",),
     "partitioner.policies": ("Decision", "Observation", "Policy", "Setting", "make_policy"),

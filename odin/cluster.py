@@ -30,6 +30,11 @@ from odin.signals import held
 __all__ = ["ClusterError", "Node", "join", "recall", "start_head", "stop"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_WORKER_PORTS = (10_002, 19_999)
+"""Those that Ray gives its workers on every node, first and last."""
+_RAYS_PORTS = {8265: "its dashboard", 52_365: "its dashboard's agent"}
+"""Those that Ray keeps for itself, whether it uses them or not."""
+_EXCEPTION = re.compile(r"^(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): ", re.MULTILINE)
 _JOIN_HINT = re.compile(r"ray start --address='([^']+)'")
 
 
@@ -114,7 +119,7 @@ def start_head(
     with _locked(name):
         _refuse_running(name)
         _check_port(node_ip_address, port)
-        options = ["--head", f"--port={port}", f"--include-dashboard={str(dashboard).lower()}"]
+        options = ["--head", f"--port={port}", f"--include-dashboard={str(dashboard).lower()}", *_worker_ports(port)]
         if token_enabled():
             ensure_token()
         return _start(name, "head", "", options, node_ip_address, temp_dir, num_cpus, timeout_s)
@@ -265,12 +270,27 @@ def _wait_ready(log: Path, processes: ProcessGroup, timeout_s: float) -> str:
 
 
 def _tail(log: Path, lines: int = 12) -> str:
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    """The last that Ray said: its last exception without the traceback, or some lines."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    for exception in [*_EXCEPTION.finditer(text)][-1:]:
+        text = text[exception.start() :]
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def _worker_ports(port: int) -> list[str]:
+    """Options that leave the head's port out of those that Ray gives its workers, which it does not do by itself."""
+    first, last = _WORKER_PORTS
+    if not first <= port <= last:
+        return []
+    first, last = (first, port - 1) if port - first > last - port else (port + 1, last)
+    return [f"--min-worker-port={first}", f"--max-worker-port={last}"]
 
 
 def _check_port(node_ip_address: str | None, port: int) -> None:
     if not 0 <= port <= 65535:
         raise ValueError(f"port {port} does not exist; take one of 1024..65535, or 0 for any free one")
+    if port in _RAYS_PORTS:
+        raise ValueError(f"port {port} is kept by Ray for {_RAYS_PORTS[port]}; take another one, such as 6379, or 0")
     family = socket.AF_INET6 if node_ip_address and ":" in node_ip_address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free

@@ -40,7 +40,8 @@ from monitor.timing import RequestTimeline, StageTiming
 from monitor.watch import SlowdownChange, StageWatch
 from monitor.worker import Worker
 from odin.errors import OdinError, PipelineClosedError, StageLostError
-from odin.faults import Faults, describe, where_raised
+from odin.faults import Faults
+from odin.users_code import describe, name_of, start_policy, where_raised
 from partitioner.plan import Plan
 from partitioner.policies import Decision, Observation, Policy, Setting, StaticPolicy, checked_decision
 
@@ -162,7 +163,7 @@ class Controller:
         self._moved_s = -math.inf
         self._retry_s, self._asked_again_s = _FIRST_RETRY_S, -math.inf
         self._restart_policy = False
-        policy.start(setting)
+        start_policy(policy, setting)
         self._worker: Worker[RequestTimeline | Callable[[], None]] = Worker(
             self._take,
             name="odin-controller",
@@ -192,15 +193,15 @@ class Controller:
                 policy.start(self._setting._replace(plan=self._plan))
             except BaseException as error:
                 self._faults.tell(
-                    f"policy {_name(policy)}",
+                    f"policy {name_of(policy)}",
                     f"raised {describe(error)} at its start",
-                    f"{_name(self._policy)} goes on",
+                    f"{name_of(self._policy)} goes on",
                     repeat="both",
-                    place=_where(policy, error),
+                    place=where_raised(error, policy, "start"),
                 )
                 return
             self._policy, self._restart_policy = policy, False
-            self._emit(PolicyChanged(self._clock(), _name(policy)))
+            self._emit(PolicyChanged(self._clock(), name_of(policy)))
 
         self._worker.put(change)
 
@@ -317,7 +318,12 @@ class Controller:
                     raise ValueError(f"its {name} has shape {np.shape(values)}, not ({self._setting.stage_count},)")
             return changes, *told
         except BaseException as error:
-            self._faults.tell(f"detector {type(detector).__name__}", error, "cusum takes its place")
+            self._faults.tell(
+                f"detector {type(detector).__name__}",
+                f"raised {describe(error)}",
+                "cusum takes its place",
+                place=where_raised(error, detector, "update"),
+            )
             self._watch = StageWatch(self._setting.baseline_s)
             detector = self._watch.detector
             return [], detector.changed, detector.age, detector.noise, detector.disturbed
@@ -332,11 +338,11 @@ class Controller:
             return checked_decision(policy.decide(observation), self._setting)
         except BaseException as error:
             self._faults.tell(
-                f"policy {_name(policy)}",
+                f"policy {name_of(policy)}",
                 error,
                 "layers stay where they are",
                 repeat="both",
-                place=_where(policy, error),
+                place=where_raised(error, policy, "decide"),
             )
             self._policy = StaticPolicy()
             self._emit(PolicyChanged(self._clock(), self._policy.name))
@@ -426,23 +432,6 @@ class Controller:
             return kept[kept.index(since) :] if since in kept else kept
 
         self._investigate(stage, before, now)
-
-
-def _name(policy: Policy) -> str:
-    """A policy's name as text, whatever it is."""
-    try:
-        return str(policy.name)
-    except BaseException:
-        return type(policy).__name__
-
-
-def _where(policy: Policy, error: BaseException) -> str:
-    """Where in the policy's own file it went wrong, for the person who wrote it."""
-    code = getattr(getattr(type(policy), "decide", None), "__code__", None)
-    if code is None:
-        return where_raised(error)
-    found = where_raised(error, code.co_filename)
-    return found if code.co_filename in found else f" ({code.co_filename}, line {code.co_firstlineno})"
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,15 +6,14 @@ import contextlib
 import sys
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable
-from types import TracebackType
 from typing import Literal
 
 from monitor.events import Event, Fault
+from odin.users_code import describe, where_raised
 
-__all__ = ["Faults", "describe", "where_raised"]
+__all__ = ["Faults"]
 
 _MOST_KINDS = 200
 """Kinds told apart; a program that makes a new exception class for each request has no more of them."""
@@ -73,7 +72,7 @@ class Faults:
         repeat
             What is given again for each further fault of this kind, where there are few: the event, or both.
         place
-            Where a text's fault happened, as :func:`where_raised` gives it; an exception's is known.
+            Where a text's fault happened, as :func:`odin.users_code.where_raised` gives it; an exception's is known.
         silent
             Another event tells it: give only the warning.
         """
@@ -100,26 +99,6 @@ class Faults:
             if count > 1:
                 with contextlib.suppress(BaseException):
                     self._emit(Fault(self._clock(), part, f"{kind or 'the same'}: {count} times in all", count))
-
-
-def describe(error: BaseException) -> str:
-    """``repr(error)``, or the class alone where that raises."""
-    try:
-        return repr(error)
-    except BaseException:
-        return f"{type(error).__name__}(...)"
-
-
-def where_raised(error: BaseException, code_file: str = "") -> str:
-    """Return `` (FILE, line N)``: the innermost place, in ``code_file`` if there is one; empty without a traceback."""
-    place = _place(error.__traceback__, code_file)
-    return "" if place is None else f" ({place[0]}, line {place[1]})"
-
-
-def _place(trace: TracebackType | None, code_file: str) -> tuple[str, int] | None:
-    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(trace)]
-    own = [place for place in places if place[0] == code_file]
-    return (own or places)[-1] if places else None
 
 
 def _warn(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Image files to model input: find, decode, resize, crop, normalise.
+"""Image files to model input: decode, resize, crop, normalise.
 
 The arithmetic is that of torchvision's ``ImageClassification`` preset on PIL images, bit for bit: published accuracies
 were measured with it, and a resize without antialiasing alone costs ResNet-50 several points of top-1.
@@ -7,7 +7,6 @@ were measured with it, and a resize without antialiasing alone costs ResNet-50 s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +18,10 @@ from PIL import Image
 
 from odin.orientation import upright
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "IMAGE_SUFFIXES", "ImageError", "Preprocess", "find_images", "load_image"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImageError", "Preprocess", "load_image"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -198,37 +196,3 @@ def load_image(path: str | os.PathLike[str], preprocess: Preprocess) -> torch.Te
         raise ImageError(path, reason) from error
     except Exception as error:  # PIL's decoders raise whatever a broken file makes them stumble over
         raise ImageError(path, f"{type(error).__name__}: {error}") from error
-
-
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Image files among ``paths``: files as given, whatever their suffix; folders searched below, sorted by path.
-
-    Hidden files and folders (a leading dot) are left out; symbolic links to folders are not followed.
-
-    Raises
-    ------
-    ValueError
-        If a path does not exist or a folder holds no file with one of :data:`IMAGE_SUFFIXES`.
-    """
-    images: list[Path] = []
-    for given in paths:
-        path = Path(given)
-        if path.is_dir():
-            found = sorted(images_below(path))
-            if not found:
-                raise ValueError(f"no images in {path}: looked for files ending in {', '.join(IMAGE_SUFFIXES)}")
-            images += found
-        elif path.exists():
-            images.append(path)
-        else:
-            raise ValueError(f"input {path} does not exist")
-    return images
-
-
-def images_below(folder: Path) -> Iterable[Path]:
-    """Files with an image suffix in a folder and its sub-folders, in no particular order."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
-                yield Path(parent, name)

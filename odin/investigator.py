@@ -13,7 +13,8 @@ from monitor.events import Attributed, Event
 from monitor.surroundings import Surroundings
 from monitor.timing import StageTiming
 from monitor.worker import Worker
-from odin.faults import Faults, describe
+from odin.faults import Faults
+from odin.users_code import describe
 from partitioner.policies import Setting
 from stages.device import Device
 

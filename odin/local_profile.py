@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from odin.local_devices import check_named
 from partitioner.chain import Chain
 from partitioner.profile import (
     LayerTimes,
@@ -22,7 +23,7 @@ from partitioner.profile import (
 )
 from stages.allocator import keep_freed_memory
 from stages.cuda import CudaExecutor, computing_as
-from stages.device import Device, DeviceError, allowed_core_count, bind_threads, check_cores, cpu_model, usable_cores
+from stages.device import Device, DeviceError, allowed_core_count, bind_threads, cpu_model, usable_cores
 from stages.executor import RunDelay
 from stages.threads import compute_threads
 
@@ -49,22 +50,11 @@ def check_local(devices: Sequence[Device]) -> None:
     DeviceError
         If not; the message says which and what there is.
     """
-    seen: set[tuple[str, int]] = set()
+    check_named(devices)
     for device in devices:
-        if device.node:
-            raise DeviceError(
-                f"{device} is on another node: 'odin partition' profiles this machine only; 'odin run' profiles remote "
-                f"devices on their own nodes. Name a device here, such as {device._replace(node='')}"
-            )
-        if device.kind == "cpu":
-            check_cores(device.indices)
-        elif device.indices[0] >= torch.cuda.device_count():
+        if device.kind == "gpu" and device.indices[0] >= torch.cuda.device_count():
             names = [f"gpu:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
             raise DeviceError(f"there is no {device} that torch can use here; there is {', '.join(names) or 'no GPU'}")
-        for index in device.indices:
-            if (device.kind, index) in seen:
-                raise DeviceError(f"two stages are on {device.kind}:{index}; baselines hold for a device of one's own")
-            seen.add((device.kind, index))
 
 
 def type_of(device: Device) -> str:

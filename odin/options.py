@@ -1,18 +1,49 @@
-"""What can be told wrong about a pipeline's options before anything is started."""
+"""What can be told wrong about a pipeline's options before anything is imported, traced or started.
+
+Neither torch nor Ray is imported here, so that a command which nobody can carry out says so at once.
+"""
 
 from __future__ import annotations
 
 import math
+import operator
+import platform
+import sys
+from collections.abc import Iterable, Sequence
 from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from monitor.detectors import Detector
+from monitor.eventlog import EventLog, refuse_taken
 from odin.detectors import make_detector
-from partitioner.chain import Chain
-from stages.executor import PRECISIONS
+from odin.files import check_writable
+from odin.reachable import check_address
+from partitioner.plan import Plan
+from partitioner.policies import DelayedOraclePolicy, Policy, make_policy
+from stages.device import Device, DeviceError, check_cores, parse_devices, usable_cores
+from stages.lease import free_indices, refuse_taken_devices
+from stages.precision import check_precision
 
-__all__ = ["BatchSizeError", "check_batch", "check_options", "check_timeout", "leading_size"]
+if TYPE_CHECKING:
+    from partitioner.chain import Chain
+
+__all__ = [
+    "BatchSizeError",
+    "check_batch",
+    "check_options",
+    "check_timeout",
+    "has_gpu_driver",
+    "leading_size",
+    "refuse_simulation_only",
+    "refuse_twice",
+]
 
 _TRANSPORTS = ("auto", "shm", "tcp")
+_LOOPBACK = ("127.0.0.1", "localhost")
+"""How a Ray that is started for one pipeline calls its only node, beside its host name."""
+_GPU_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""One of these is there wherever torch can compute on a GPU: NVIDIA's driver, AMD's, and Windows' for Linux."""
 
 
 class BatchSizeError(ValueError):
@@ -30,18 +61,155 @@ class BatchSizeError(ValueError):
 
 
 def check_options(
-    *, precision: str, transport: str, batch: int | None, max_in_flight: int | None, detector: Detector | str
+    *,
+    stages: str | Sequence[str | Device] = "auto",
+    plan: Plan | str | None = None,
+    policy: Policy | str = "predictive",
+    detector: Detector | str = "cusum",
+    log: str | Path | EventLog | None = None,
+    on_event: Any = None,
+    batch: int | None = None,
+    max_in_flight: int | None = None,
+    address: str | None = None,
+    share_devices: bool = False,
+    precision: str = "float32",
+    transport: str = "auto",
 ) -> None:
-    """Raise ``ValueError`` if an option has a value that no pipeline can have."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    """Raise ``ValueError`` if an option has a value that no pipeline can have; they are those of ``odin.Pipeline``.
+
+    Raises
+    ------
+    ConnectionError
+        If nobody answers at ``address``.
+    """
+    check_precision(precision)
     if transport not in _TRANSPORTS:
         raise ValueError(f"transport {transport!r} is unknown; choose one of {', '.join(_TRANSPORTS)}")
-    for name, value in (("batch", batch), ("max_in_flight", max_in_flight)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}; it must be at least 1")
+    _check_count("batch", batch)
+    _check_count("max_in_flight", max_in_flight)
+    if on_event is not None and not callable(on_event):
+        raise ValueError(f"on_event={on_event!r} cannot be called; give a function that takes an event")
+    devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)
+    _check_plan(plan, devices)
+    _check_policy(policy)
+    _check_detector(detector)
+    _check_log(log)
+    if devices is not None:
+        refuse_twice(((device, device.node) for device in devices), share=share_devices)
+    if address is None and not _connected():
+        _check_here(devices, share=share_devices)
+    if address is not None and not _connected():
+        check_address(address)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if value is None:
+        return
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value!r} is no whole number; it must be at least 1") from None
+    if count < 1:
+        raise ValueError(f"{name}={count}; it must be at least 1")
+
+
+def _check_plan(plan: Plan | str | None, devices: Sequence[Device] | None) -> None:
+    if plan is None:
+        return
+    if isinstance(plan, str):
+        plan = Plan.parse(plan)
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan={plan!r} is no plan; give its text, such as '7|11', or Plan((7, 11))")
+    if plan.layer_count == 0:
+        raise ValueError(f"plan {plan} has no layers; give each stage some, such as 7|11")
+    if devices is not None and len(devices) != len(plan):
+        raise ValueError(
+            f"plan {plan} has {len(plan)} stages, the pipeline has {len(devices)} ({', '.join(map(str, devices))}); "
+            "give as many counts as devices"
+        )
+
+
+def _check_policy(policy: Policy | str) -> None:
+    if isinstance(policy, str):
+        policy = make_policy(policy)
+    _check_object("policy", policy, ("name", "start", "decide"), "'predictive'")
+    refuse_simulation_only(policy)
+
+
+def refuse_simulation_only(policy: Policy) -> None:
+    """Raise ``ValueError`` for a policy that needs what only a simulation knows."""
+    if isinstance(policy, DelayedOraclePolicy):
+        raise ValueError(
+            f"policy {policy.name} needs the true times of all layers, which only a simulation knows; live, "
+            "'oracle' tries all plans"
+        )
+
+
+def _check_detector(detector: Detector | str) -> None:
     if isinstance(detector, str):
         make_detector(detector, 1)  # how many stages there are is not known yet
+    else:
+        _check_object("detector", detector, ("update", "rebase", "changed", "disturbed"), "'cusum'")
+
+
+def _check_object(kind: str, given: Any, members: Sequence[str], text: str) -> None:
+    if isinstance(given, type):
+        raise ValueError(f"{kind}={given.__name__} is a class; give an object of it, or its text, such as {text}")
+    if missing := [name for name in members if not hasattr(given, name)]:
+        raise ValueError(
+            f"{kind}={given!r} has no {', no '.join(missing)}; give a {kind}'s text, such as {text}, or an object "
+            "like those of docs/extending.md"
+        )
+
+
+def _check_log(log: str | Path | EventLog | None) -> None:
+    if log is None or isinstance(log, EventLog):
+        return
+    if not isinstance(log, str | Path):
+        raise ValueError(f"log={log!r} is no file; give its path")
+    check_writable(log, "event log")
+    refuse_taken(log)
+
+
+def _connected() -> bool:
+    """Whether this process is in a Ray cluster already, whose nodes may have other cores than it may use itself."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _check_here(devices: Sequence[Device] | None, *, share: bool) -> None:
+    """What can be seen of this machine, where all stages will be."""
+    if devices is None and not has_gpu_driver() and not free_indices("cpu", cores := usable_cores()):
+        # The first one's holder is named.
+        refuse_taken_devices([Device("cpu", cores[:1])])
+    for device in devices or ():
+        if device.node and device.node not in (platform.node(), *_LOOPBACK):
+            raise DeviceError(
+                f"{device} names a node, but the pipeline is in no cluster: leave the node out "
+                f"({device._replace(node='')}), or give the cluster's address (address=, --address HOST:PORT)"
+            )
+        if device.kind == "cpu":
+            check_cores(device.indices)
+        elif not has_gpu_driver():
+            raise DeviceError(f"there is no {device} on this machine: no GPU's driver is; name cores, such as cpu:0")
+    refuse_taken_devices(devices or (), share=share)
+
+
+def has_gpu_driver() -> bool:
+    """Whether this machine may have a GPU that torch can use: where not, there is none."""
+    return any(Path(file).exists() for file in _GPU_FILES)
+
+
+def refuse_twice(placed: Iterable[tuple[Device, str]], *, share: bool) -> None:
+    """Raise :class:`DeviceError` if two of the devices, each with its node, have a core or GPU in common."""
+    seen: dict[tuple[str, str, int], int] = {}
+    for stage, (device, node) in enumerate(placed):
+        for index in device.indices:
+            if seen.setdefault((node, device.kind, index), stage) != stage and not share:
+                raise DeviceError(
+                    f"two stages are on {device.kind}:{index}; give each its own, or let them share it "
+                    "(share_devices=True, --share-devices)"
+                )
 
 
 def check_timeout(timeout_s: float | None) -> float:

@@ -167,11 +167,22 @@ class Pipeline:
         self._at_exit = _close_at_exit(self)
         keep_from_children(self)
         check_options(
-            precision=precision, transport=transport, batch=batch, max_in_flight=max_in_flight, detector=detector
+            stages=stages,
+            plan=plan,
+            policy=policy,
+            detector=detector,
+            log=log,
+            on_event=on_event,
+            batch=batch,
+            max_in_flight=max_in_flight,
+            address=address,
+            share_devices=share_devices,
+            precision=precision,
+            transport=transport,
         )
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
         policy = make_policy(policy) if isinstance(policy, str) else policy
-        devices = None if stages == "auto" else parse_devices(stages)
+        devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)
         with phase("model loaded"):
             source = to_source(model, weights=weights, example_input=example_input)
         self._recorder = Recorder(log, on_event)  # before anything is started: the file may not be writable

@@ -10,6 +10,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from odin import ray_calls
+from odin.options import refuse_twice
 from stages.actor import NodeDevices, StageInfo, list_devices_here, list_node_devices
 from stages.device import Device, DeviceError, describe_cores, parse_devices
 
@@ -50,15 +51,7 @@ def place(
     devices = parse_devices(stages)
     alive = _alive_nodes()
     placed = [(device._replace(node=""), _find_node(device.node, alive)) for device in devices]
-    seen: dict[tuple[str, str, int], Device] = {}
-    for device, node_id in placed:
-        for index in device.indices:
-            earlier = seen.setdefault((node_id, device.kind, index), device)
-            if earlier is not device and not share:
-                raise DeviceError(
-                    f"two stages are on {device.kind}:{index}; give each its own, or let them share it "
-                    "(share_devices=True, --share-devices)"
-                )
+    refuse_twice(placed, share=share)
     return placed
 
 

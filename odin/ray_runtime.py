@@ -20,7 +20,7 @@ from odin.ray_random import own_random_numbers
 from odin.ray_signals import kept
 from odin.ray_token import use_own_token, use_token
 from odin.ray_watch import RayWatch
-from odin.reachable import check_head
+from odin.reachable import check_address
 from stages.device import usable_cores
 
 __all__ = ["RayRuntime"]
@@ -123,8 +123,8 @@ class _Connection:
         common: dict[str, Any] = {"namespace": "odin", "log_to_driver": False, "logging_level": "ERROR"}
         if address is not None:
             use_token()
+            check_address(address)
             try:
-                check_head(address)
                 with loopback_kept(), own_random_numbers(), kept(starting=True):
                     ray.init(address=address, **common)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:

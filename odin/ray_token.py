@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["ensure_token", "token_enabled", "token_exposed", "token_path", "use_token"]
+__all__ = ["ensure_token", "shown_token", "token_enabled", "token_exposed", "token_path", "use_token"]
 
 
 def token_enabled(environment: Mapping[str, str] = os.environ) -> bool:
@@ -83,6 +83,17 @@ def _enable() -> None:
         from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, and its stub lacks it
 
         Config.initialize("")
+
+
+def shown_token() -> str:
+    """The token that this process shows clusters it connects to; empty if there is none."""
+    path = token_path()
+    if not token_enabled() or (path is not None and not path.exists()):
+        return ""
+    try:
+        return (os.environ["RAY_AUTH_TOKEN"] if path is None else path.read_text(encoding="utf-8")).strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def token_exposed(environment: Mapping[str, str] = os.environ) -> bool:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +16,11 @@ from torch.export import ExportedProgram
 
 from odin.images import Preprocess
 from odin.labels import imagenet_labels
+from odin.model_names import LIBRARIES, WEIGHT_SUFFIXES, find_here_too, unknown_model
 from odin.models import BUILTIN_MODELS
 from odin.models.initialize import initialize
-from odin.weights import WEIGHT_SUFFIXES, file_digest, load_weights, read_weights
-from odin.zoo import LIBRARIES, from_timm, from_torchvision, installed, with_classes_of
+from odin.weights import file_digest, load_weights, read_weights
+from odin.zoo import from_timm, from_torchvision, with_classes_of
 from partitioner.model_copy import evaluating, unwrapped
 
 __all__ = ["Source", "load_source"]
@@ -228,8 +226,7 @@ def call_factory(spec: str) -> tuple[nn.Module | ExportedProgram, tuple[torch.Te
     module_name, _, attribute = spec.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise ValueError(f"model {spec}: {module_name!r} is not the name of a module")
-    if os.getcwd() not in sys.path:  # a console script does not look there; last, so that nothing gets shadowed
-        sys.path.append(os.getcwd())
+    find_here_too()
     try:
         factory: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -249,39 +246,6 @@ def call_factory(spec: str) -> tuple[nn.Module | ExportedProgram, tuple[torch.Te
             f"model {spec}: gave a {type(made).__name__}, expected an nn.Module or (nn.Module, example_args)"
         )
     return model, None if example is None else as_tensors(example)
-
-
-def unknown_model(text: str) -> ValueError:
-    """The error for a spec that names nothing, with what it may have meant."""
-    if is_torchscript(text):
-        return ValueError(
-            f"{text!r} is a TorchScript program (torch.jit.save), which can be neither cut nor sent to stages: give "
-            "the Python module that it was made from, or export that one (torch.export.save, .pt2)"
-        )
-    if text.endswith((*WEIGHT_SUFFIXES, ".onnx")):
-        return ValueError(
-            f"{text!r} is a file of weights or of another format, not a model: name the model and give the weights "
-            "beside it (--weights), or save the model by torch.export.save as .pt2"
-        )
-    near = get_close_matches(text.lower(), BUILTIN_MODELS, n=3)
-    message = f"unknown model {text!r}"
-    if near:
-        message += f" (did you mean {' or '.join(near)}?)"
-    libraries = [f"{library}:{text}" for library in LIBRARIES if installed(library)]
-    also = f"; perhaps {' or '.join(libraries)}" if libraries else ""
-    return ValueError(
-        f"{message}. Built in: {', '.join(BUILTIN_MODELS)}{also}. Otherwise: torchvision:NAME, timm:NAME, "
-        "package.module:factory, or the path of a .pt2 file"
-    )
-
-
-def is_torchscript(path: str) -> bool:
-    """Whether a file was written by ``torch.jit.save``: an archive with code in it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
 
 
 def as_tensors(example: Any) -> tuple[torch.Tensor, ...]:

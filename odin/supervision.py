@@ -28,9 +28,11 @@ from odin.detectors import make_detector
 from odin.errors import OdinError
 from odin.faults import Faults
 from odin.investigator import Investigator, Look
+from odin.options import refuse_simulation_only
 from odin.status import RemoteStatus, StatusServer
+from odin.users_code import describe, where_raised
 from partitioner.plan import Plan
-from partitioner.policies import DelayedOraclePolicy, OraclePolicy, Policy, Setting
+from partitioner.policies import OraclePolicy, Policy, Setting
 from stages.device import Device
 
 __all__ = ["Recorder", "Supervision"]
@@ -284,11 +286,7 @@ def check_live(policy: Policy, setting: Setting) -> None:
     """Raise ``ValueError`` if a policy needs what only a simulation knows, would try too many plans, or has no name."""
     if not isinstance(policy.name, str):
         raise ValueError(f"the name of policy {type(policy).__name__} is {policy.name!r}; give its text form")
-    if isinstance(policy, DelayedOraclePolicy):
-        raise ValueError(
-            f"policy {policy.name} needs the true times of all layers, which only a simulation knows; live, "
-            "'oracle' tries all plans"
-        )
+    refuse_simulation_only(policy)
     if isinstance(policy, OraclePolicy):
         policy.check_sweep(setting)
 
@@ -298,9 +296,14 @@ def make_watch(detector: Detector | str, setting: Setting) -> StageWatch:
     stages = setting.stage_count
     if isinstance(detector, str):
         detector = make_detector(detector, stages)
-    if len(detector.changed) != stages:
+    try:
+        streams = len(detector.changed)
+    except Exception as error:
+        place = where_raised(error, detector, "update")
+        raise ValueError(f"detector {type(detector).__name__} raised {describe(error)}{place}") from error
+    if streams != stages:
         raise ValueError(
-            f"the detector has {len(detector.changed)} streams, the pipeline {stages} stages; make it for {stages}, or "
+            f"the detector has {streams} streams, the pipeline {stages} stages; make it for {stages}, or "
             "give its text, such as 'cusum' or 'module:Class'"
         )
     return StageWatch(setting.baseline_s, detector)

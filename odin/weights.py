@@ -18,15 +18,9 @@ import torch
 from torch import nn
 
 from odin.fitting import OTHER_NUMBERS, Fit, differences, few, fits, nearest, state_dicts
+from odin.model_names import WeightsError, check_weights_file
 
-__all__ = ["WEIGHT_SUFFIXES", "WeightsError", "file_digest", "load_weights", "read_weights"]
-
-PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
-
-
-class WeightsError(ValueError):
-    """A weight file that cannot be read or does not belong to the model."""
+__all__ = ["WeightsError", "file_digest", "load_weights", "read_weights"]
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -49,16 +43,13 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         If the file is missing, broken, of another kind, or contains pickled code; with the remedy.
     """
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"weights {path}: " + ("is a folder, name one file" if path.is_dir() else "no such file"))
+    check_weights_file(path)
     if path.suffix.lower() == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
             raise WeightsError(f"weights {path}: not a readable safetensors file ({error})") from error
-    if path.suffix.lower() in PICKLE_SUFFIXES:
-        return checked(read_pickle(path), path)
-    raise WeightsError(f"weights {path}: unknown kind of file; known are {', '.join(WEIGHT_SUFFIXES)}")
+    return checked(read_pickle(path), path)
 
 
 def read_pickle(path: Path) -> Any:

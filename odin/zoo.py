@@ -20,9 +20,8 @@ from odin.images import Preprocess
 from odin.labels import imagenet_labels
 from odin.weights import file_digest, load_weights, read_weights
 
-__all__ = ["LIBRARIES", "ZooModel", "from_timm", "from_torchvision", "installed", "with_classes_of"]
+__all__ = ["ZooModel", "from_timm", "from_torchvision", "with_classes_of"]
 
-LIBRARIES = ("torchvision", "timm")
 # torchvision sets this on models whose published weights want [-1, 1] images, and undoes its own normalisation in them.
 TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 
@@ -34,11 +33,6 @@ class ZooModel(NamedTuple):
     input_shape: tuple[int, ...]
     preprocess: Preprocess | None
     labels: tuple[str, ...] | None
-
-
-def installed(library: str) -> bool:
-    """Whether a library can be imported, without importing it."""
-    return importlib.util.find_spec(library) is not None
 
 
 def import_library(library: str) -> ModuleType:

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, distributions, entry_points
+from traceback import walk_tb
 from typing import Any
 
-__all__ = ["Family"]
+__all__ = ["Family", "raised"]
 
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -90,7 +91,14 @@ class Family:
             made = make(*arguments, **values)
         except (ValueError, ImportError) as error:
             raise ValueError(f"{here}: {error}") from error
-        self._check(here, made)
+        except Exception as error:
+            raise raised(here, error) from error
+        try:
+            self._check(here, made)
+        except ValueError:
+            raise
+        except Exception as error:  # a property's
+            raise raised(here, error) from error
         return made
 
     def _find(self, text: str) -> tuple[Any, str | None]:
@@ -153,6 +161,20 @@ class Family:
                 raise ValueError(f"{here}: {name} does not take what it will be given: {error}") from error
 
 
+def raised(here: str, error: Exception) -> ValueError:
+    """What to raise where the code of what a text names does: tells the place."""
+    return ValueError(f"{here} raised {type(error).__name__}: {error}{_place(error)}")
+
+
+def _place(error: Exception) -> str:
+    """`` (FILE, line N)``, without the import system's; empty if there is none."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f" ({error.filename}, line {error.lineno})"
+    places = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    told = [place for place in places if not place[0].startswith("<frozen")]
+    return f" ({told[-1][0]}, line {told[-1][1]})" if told else ""
+
+
 @cache
 def _scan(group: str, _path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
     offers: dict[str, tuple[EntryPoint, ...]] = {}
@@ -209,8 +231,7 @@ def _load(target: str) -> Any:
         ) from error
     except Exception as error:  # whatever its code raises
         raise ValueError(
-            f"module {module!r} cannot be imported: {type(error).__name__}: {error}; python -c 'import {module}' tells "
-            "where"
+            f"module {module!r} cannot be imported: {type(error).__name__}: {error}{_place(error)}"
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):

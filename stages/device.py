@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -70,7 +70,7 @@ class Device(NamedTuple):
         DeviceError
             If it is not one.
         """
-        match = _TEXT.fullmatch(text.strip())
+        match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise DeviceError(f"{text!r} is not a device: write cpu:3, cpu:0-3, gpu:0, or NODE/cpu:3 for another node")
         first = int(match["first"])
@@ -102,6 +102,8 @@ def parse_devices(stages: str | Sequence[str | Device]) -> tuple[Device, ...]:
         If there is none, or one is not a device.
     """
     texts = stages.split(",") if isinstance(stages, str) else stages
+    if isinstance(texts, Device) or not isinstance(texts, Iterable):
+        raise DeviceError(f"stages={stages!r} is no list of devices: write stages=['cpu:0', 'cpu:1'], or 'cpu:0,cpu:1'")
     devices = tuple(text if isinstance(text, Device) else Device.parse(text) for text in texts)
     if not devices:
         raise DeviceError("a pipeline needs at least one stage: stages=['cpu:0', 'cpu:1']")

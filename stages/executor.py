@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from stages.precision import PRECISION_NAMES, check_precision
 from stages.slots import SlotMemory
 
 __all__ = [
@@ -33,10 +34,7 @@ __all__ = [
 Values = tuple[torch.Tensor, ...]
 
 PRECISIONS: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "tf32": torch.float32,  # products of numbers with 10 bits of mantissa, sums in float32
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
+    name: torch.float32 if name == "tf32" else getattr(torch, name) for name in PRECISION_NAMES
 }
 
 
@@ -229,8 +227,7 @@ def make_executor(
     ValueError
         If the precision is unknown.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    check_precision(precision)
     if kind == "gpu":
         from stages.cuda import CudaExecutor
 

@@ -20,7 +20,7 @@ from typing import Self
 from stages.device import Device, DeviceError
 from stages.lease_folder import default_folder, open_folder, user_name
 
-__all__ = ["Lease", "free_indices"]
+__all__ = ["Lease", "free_indices", "refuse_taken_devices"]
 
 _ATTEMPTS, _PATIENCE_S = 10, 0.1
 
@@ -108,12 +108,9 @@ class Lease:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"pid {os.getpid()}, {label}".encode(), 0)
         except BlockingIOError as error:
-            holder = os.pread(self._descriptors[-1], 200, 0).decode("utf-8", "replace") or "another pipeline"
+            taken = _taken(device.kind, index, self._descriptors[-1])
             self.release()
-            raise DeviceError(
-                f"{device.kind}:{index} is in use by {holder}; choose another device, close that pipeline, or let both "
-                "share it (share_devices=True, --share-devices)"
-            ) from error
+            raise taken from error
         except BaseException:
             self.release()
             raise
@@ -130,6 +127,27 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+
+def refuse_taken_devices(devices: Iterable[Device], *, share: bool = False, directory: Path | None = None) -> None:
+    """Raise :class:`DeviceError` if a pipeline holds part of a device now; takes nothing."""
+    for device in devices:
+        for index in device.indices:
+            descriptor = _open(device.kind, index, directory)
+            try:
+                _lock(descriptor, fcntl.LOCK_SH if share else fcntl.LOCK_EX)
+            except BlockingIOError as error:
+                raise _taken(device.kind, index, descriptor) from error
+            finally:
+                os.close(descriptor)
+
+
+def _taken(kind: str, index: int, descriptor: int) -> DeviceError:
+    holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace") or "another pipeline"
+    return DeviceError(
+        f"{kind}:{index} is in use by {holder}; choose another device, close that pipeline, or let both "
+        "share it (share_devices=True, --share-devices)"
+    )
 
 
 def free_indices(kind: str, indices: Iterable[int], *, directory: Path | None = None) -> Sequence[int]:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from odin.images import IMAGENET_MEAN, IMAGENET_STD, ImageError, Preprocess, find_images, load_image, to_rgb
+from odin.image_files import find_images
+from odin.images import IMAGENET_MEAN, IMAGENET_STD, ImageError, Preprocess, load_image, to_rgb
 
 
 def photograph(width, height, seed=0):

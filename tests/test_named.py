@@ -227,7 +227,7 @@ def test_a_module_that_cannot_be_imported_is_told_with_its_cause(mine):
     ):
         make_policy("hungry:Policy")
     with pytest.raises(
-        ValueError, match="cannot be imported: ZeroDivisionError: division by zero; python -c 'import br"
+        ValueError, match=r"cannot be imported: ZeroDivisionError: division by zero \(.*broken\.py, line 1\)"
     ):
         make_policy("broken:Policy")
     with pytest.raises(ValueError, match="module 'mistyped' cannot be imported: SyntaxError"):

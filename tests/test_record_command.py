@@ -143,8 +143,10 @@ def test_what_is_there_is_told_and_not_measured(folder, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_model_that_is_none_is_told(folder):
-    with pytest.raises(LoadError, match="nonsense"):
+    with pytest.raises(ValueError, match="unknown model 'nonsense'"):
         run("nonsense", "--on", ON, "--output", str(folder / "out"))
+    with pytest.raises(LoadError, match="nonsense"):  # a module that is there, without it
+        run("json:nonsense", "--on", ON, "--output", str(folder / "out"))
     assert list((folder / "out").iterdir()) == []
 
 

@@ -143,7 +143,8 @@ def write_images(task: Task, folder: Path) -> None:
     import sklearn
     import torch
 
-    from odin.images import find_images, load_image
+    from odin.image_files import find_images
+    from odin.images import load_image
     from odin.sources import load_source
 
     source = load_source(task.model, weights=task.weights or None)

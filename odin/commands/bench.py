@@ -28,10 +28,14 @@ from odin.bench.outcome import Run, results, to_cell
 from odin.bench.script import Script, describe, file_script, random_script
 from odin.bench.table import live_table
 from odin.bench.task import Contender, Task
+from odin.files import check_folder, check_writable
 from odin.inject.injector import check_local_device
 from odin.inject.named import NAMED, check_name
+from odin.model_names import check_model_name, check_weights_file
+from partitioner.plan import Plan
 from partitioner.policies import make_policy
 from stages.device import Device, parse_devices
+from stages.lease import refuse_taken_devices
 
 __all__ = ["add_parser", "run"]
 
@@ -86,9 +90,15 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     _check_usage(arguments)
     cores = choose_cores(None if arguments.stages is None else parse_devices(arguments.stages))
+    devices = tuple(Device("cpu", (core,)) for core in cores)
+    if arguments.plan:
+        Plan.parse(arguments.plan).check_fits(
+            layer_count=Plan.parse(arguments.plan).layer_count, stage_count=len(devices)
+        )
+    refuse_taken_devices(devices)
     contenders = [Contender("odin", make_policy(text).name) for text in arguments.policy or POLICIES]
     also = _alternatives(arguments.also)
-    scripts = _scripts(arguments, tuple(Device("cpu", (core,)) for core in cores))
+    scripts = _scripts(arguments, devices)
     missing: tuple[str, ...] = ()
     if "serve" in also and (problem := serve_problem()):
         also = tuple(name for name in also if name != "serve")
@@ -158,12 +168,13 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--in-flight {arguments.in_flight}: give at least 1; 2 per core keep all cores busy")
     for name in arguments.load or ():
         check_name(name)
-    if arguments.weights is not None and not arguments.weights.is_file():
-        raise ValueError(f"--weights {arguments.weights}: there is no such file")
-    if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
-        raise ValueError(f"--output {arguments.output}: there is no folder {arguments.output.parent}; make it first")
-    if arguments.output is not None and arguments.output.is_dir():
-        raise ValueError(f"--output {arguments.output} is a folder; name a file")
+    check_model_name(arguments.model)
+    if arguments.weights is not None:
+        check_weights_file(arguments.weights)
+    if arguments.output is not None:
+        check_writable(arguments.output, "--output")
+    if arguments.logs is not None:
+        check_folder(arguments.logs, "--logs")
 
 
 def _alternatives(text: str) -> tuple[str, ...]:

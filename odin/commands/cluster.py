@@ -14,6 +14,7 @@ from rich.table import Table
 from odin.cluster import ClusterError, Node, join, recall, start_head, stop
 from odin.nodes import Machine, NodeReport, node_reports
 from odin.ray_token import token_enabled, token_exposed, token_path
+from odin.reachable import check_address
 
 __all__ = ["add_parser", "nodes_table", "run"]
 
@@ -144,6 +145,8 @@ def _status(arguments: argparse.Namespace, console: Console) -> int:
                 f"or the machine restarted; 'cluster down{_state_option(node)}' clears what is left"
             )
         address = node.address
+    else:
+        check_address(address)
     with console.status(f"asking the nodes at {address}"):
         reports = node_reports(address)
     console.print(nodes_table(reports))

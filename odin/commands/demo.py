@@ -7,6 +7,12 @@ after SIGHUP. A signal ends it early, with what happened until then told; a seco
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,13 +22,15 @@ from rich.markup import escape
 
 from monitor.events import Event
 from monitor.narrate import narrate
-from odin.images import find_images, load_image
+from odin.image_files import find_images
+from odin.inject.injector import check_local_device
 from odin.inject.load import Load
+from odin.model_names import check_model_name
+from odin.options import check_options
 from odin.phases import tell_phases
 from odin.signals import draining, importing
-from odin.sources import load_source
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "run", "what_next"]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -45,20 +53,20 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demonstration; returns the exit status."""
+    paths = _check_usage(arguments)
     with importing():
         import torch
 
         from monitor.live import live_panel
         from odin.demo import Phase, phases, render_demo, run_phases
         from odin.feeding import Recorder
+        from odin.images import load_image
         from odin.inject.injector import Injector
         from odin.pipeline import Pipeline
+        from odin.sources import load_source
 
-    if arguments.scale <= 0:
-        raise ValueError(f"--scale {arguments.scale:g} leaves no time; give a number above 0")
     torch.set_num_threads(1)  # this process feeds; the cores are the stages'
     console = Console()
-    paths = find_images(arguments.input)
     source = load_source(arguments.model)
     if source.preprocess is None:
         raise ValueError(f"{source.name}: how to turn image files into its input is not known; take another model")
@@ -92,4 +100,24 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(render_demo(report, devices))
     if arguments.log is not None:
         console.print(f"odin replay {arguments.log} plays it again", style="dim", highlight=False)
+    console.print(f"next: {what_next(arguments, devices)}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def what_next(arguments: argparse.Namespace, devices: Sequence[str], program: str = sys.argv[0]) -> str:
+    """A command to try after the demonstration, which can be copied, with the program as it was called."""
+    if Path(program).name != "odin" or shutil.which("odin") == os.path.abspath(program):
+        program = "odin"
+    words = [program, "run", arguments.model, "--input", *arguments.input, "--stages", ",".join(devices)]
+    return shlex.join([*words, "--repeat", "50", "--output", "results.jsonl", "--live"])
+
+
+def _check_usage(arguments: argparse.Namespace) -> list[Path]:
+    """Return the image files; ``ValueError`` if the demonstration cannot be given as asked."""
+    if not 0 < arguments.scale < math.inf:
+        raise ValueError(f"--scale {arguments.scale:g} leaves no time, or no end; give a number above 0")
+    check_model_name(arguments.model)
+    check_options(stages=arguments.stages, policy=arguments.policy, log=arguments.log)
+    if arguments.load is not None:
+        check_local_device(Load.parse(arguments.load).on)
+    return find_images(arguments.input)

@@ -27,6 +27,7 @@ from odin.inject.named import NAMED, check_name, named_load
 from odin.inject.named_table import named_table
 from odin.inject.play import play
 from odin.inject.scenario import Scenario, Step
+from odin.model_names import check_model_name
 from stages.device import Device, cpu_model, parse_devices, usable_cores
 
 __all__ = ["add_parser", "run"]
@@ -192,6 +193,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     if len(devices) != 1:
         raise LoadError(f"{len(devices)} devices to calibrate on: name one")
     model = arguments.model or "resnet50"
+    check_model_name(model)
     messages = Console(stderr=True, highlight=False)
     with messages.status(f"starting {model} on {devices[0]}") as status:
         calibration = calibrate(

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from odin.local_profile import check_local, local_devices, profile_local, type_of
-from odin.partition_report import LayerRow, PartitionReport, StageRow, render_partition
+from odin.commands.arguments import positive
+from odin.local_devices import check_named
+from odin.model_names import check_model_name, check_weights_file
 from odin.phases import tell_phases
-from odin.sources import load_source
-from partitioner.balance import balance, fluid_bound_hz, stage_times
-from partitioner.chain import Chain, build_chain
+from odin.signals import importing
 from partitioner.plan import Plan
-from partitioner.profile import Profile, ProfileCache
-from partitioner.transfer import TransferCost, measure_transfer
-from stages.device import Device, parse_devices
-from stages.executor import PRECISIONS
+from stages.device import parse_devices
+from stages.precision import PRECISION_NAMES
 
-__all__ = ["add_parser", "partition", "run"]
+__all__ = ["add_parser", "run"]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -42,12 +36,12 @@ def add_parser(subparsers: Any) -> None:
         "programs: use only what you trust",
     )
     parser.add_argument("--stages", default="auto", help="auto, or devices joined by commas: cpu:0,cpu:2-3,gpu:0")
-    parser.add_argument("--batch", type=int, metavar="N", help="images per request (default: the example's, 1)")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width that the model gets")
+    parser.add_argument("--batch", type=positive, metavar="N", help="images per request (default: the example's, 1)")
+    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width that the model gets")
     parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth; times do not depend on it")
     parser.add_argument("--plan", metavar="COUNTS", help="show this plan, such as 7|11, instead of the best")
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="float32", help="number format of GPU stages (default float32)"
+        "--precision", choices=PRECISION_NAMES, default="float32", help="number format of GPU stages (default float32)"
     )
     parser.add_argument("--refresh", action="store_true", help="measure again although there is a profile on disk")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -55,10 +49,25 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status."""
+    check_model_name(arguments.model)
+    if arguments.weights is not None:
+        check_weights_file(arguments.weights)
     devices = None if arguments.stages == "auto" else parse_devices(arguments.stages)
+    plan = None if arguments.plan is None else Plan.parse(arguments.plan)
+    if devices is not None:
+        check_named(devices)
+        if plan is not None:
+            plan.check_fits(layer_count=plan.layer_count, stage_count=len(devices))
+    with importing():  # here, so that --help and wrong usage need not wait for torch
+        from odin.local_profile import check_local, local_devices
+        from odin.partition_report import render_partition
+        from odin.partitioning import partition
+        from odin.sources import load_source
+        from partitioner.chain import build_chain
+        from partitioner.profile import ProfileCache
+
     if devices is not None:  # before the model is loaded, which takes long
         check_local(devices)
-    plan = None if arguments.plan is None else Plan.parse(arguments.plan)
     messages = Console(stderr=True, highlight=False)
     with messages.status(f"loading {arguments.model}") as status:
         source = load_source(arguments.model, weights=arguments.weights, image_size=arguments.image_size)
@@ -81,115 +90,3 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         Console(highlight=False).print(render_partition(report))
     return 0
-
-
-def partition(
-    chain: Chain,
-    devices: Sequence[Device],
-    *,
-    batch: int | None = None,
-    plan: Plan | None = None,
-    precision: str = "float32",
-    cache: ProfileCache,
-    refresh: bool = False,
-    transfer: TransferCost | None = None,
-) -> PartitionReport:
-    """Profile a chain on local devices and balance it.
-
-    Parameters
-    ----------
-    chain
-        The model.
-    devices
-        One per stage, on this machine.
-    batch
-        Images per request; None is the example's.
-    plan
-        Plan to evaluate; None is the best.
-    precision
-        Number format of GPU stages.
-    cache, refresh
-        Where profiles are kept; whether to measure although one is there.
-    transfer
-        Cost of a hop; None measures it.
-
-    Raises
-    ------
-    ValueError
-        If a device, the batch or the plan does not fit.
-    """
-    check_local(devices)
-    layer_count, stage_count = len(chain.layers), len(devices)
-    if stage_count > layer_count:
-        raise ValueError(f"{stage_count} stages for {layer_count} layers: use at most {layer_count} stages")
-    if plan is not None:
-        plan.check_fits(layer_count=layer_count, stage_count=stage_count)
-    inputs, scale = _inputs(chain, batch)
-
-    profiles: dict[str, Profile] = {}
-    for device in devices:  # one device stands for all of its type
-        name = type_of(device)
-        if name not in profiles:
-            profiles[name] = profile_local(chain, device, inputs, precision=precision, cache=cache, refresh=refresh)
-    by_stage = [profiles[type_of(device)] for device in devices]
-    times_s = [profile.layer_s for profile in by_stage]
-    transfer = measure_transfer() if transfer is None else transfer
-    input_nbytes = sum(spec.nbytes for spec in chain.inputs)
-    cut_nbytes = [scale * nbytes for nbytes in (input_nbytes, *(layer.output_nbytes for layer in chain.layers))]
-    send_s, receive_s = transfer.send_s(cut_nbytes), transfer.receive_s(cut_nbytes)
-    best = balance(times_s, send_s=send_s, receive_s=receive_s)
-    chosen = best.plan if plan is None else plan
-    total_s = stage_times(chosen, times_s, send_s, receive_s)
-    compute_s = stage_times(chosen, times_s)
-
-    stage_of = [stage for stage, count in enumerate(chosen) for _ in range(count)]
-    return PartitionReport(
-        model=chain.name,
-        batch=int(inputs[0].shape[0]) if inputs[0].dim() else 1,
-        device_types=tuple(profiles),
-        layers=tuple(
-            LayerRow(
-                layer.index,
-                layer.name,
-                tuple(profile.layer_s[layer.index] for profile in profiles.values()),
-                scale * layer.output_nbytes,
-                scale * layer.flops,
-                layer.parameter_nbytes,
-                stage_of[layer.index],
-            )
-            for layer in chain.layers
-        ),
-        stages=tuple(
-            StageRow(
-                index,
-                str(device),
-                profile.device_type,
-                first,
-                last,
-                compute_s[index],
-                total_s[index] - compute_s[index],
-            )
-            for index, (device, profile, (first, last)) in enumerate(zip(devices, by_stage, chosen.ranges, strict=True))
-        ),
-        plan=chosen,
-        best_plan=best.plan,
-        bottleneck_s=max(total_s),
-        best_bottleneck_s=best.bottleneck_s,
-        fluid_hz=fluid_bound_hz(times_s),
-        spread=statistics.median(value for profile in profiles.values() for value in profile.spread),
-    )
-
-
-def _inputs(chain: Chain, batch: int | None) -> tuple[tuple[torch.Tensor, ...], int]:
-    """Inputs for timing with ``batch`` as leading size, and how many times the example's size that is."""
-    example_batch = chain.inputs[0].shape[0] if chain.inputs[0].shape else 1
-    size = example_batch if batch is None else batch
-    if size < 1:
-        raise ValueError(f"batch is {size}; a request has at least one image")
-    if size != example_batch and not chain.dynamic_batch:
-        raise ValueError(f"batch {size}: {chain.name} works for leading size {example_batch} only; leave --batch out")
-    tensors = []
-    for spec in chain.inputs:
-        shape = (size, *spec.shape[1:]) if chain.dynamic_batch else spec.shape
-        tensors.append(torch.ones(shape, dtype=getattr(torch, spec.dtype)))
-    return chain.layout(tensors), -(-size // max(1, example_batch))

@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from odin.files import check_folder
 from odin.inject.load import LoadError, LoadFailedError
 from odin.inject.named import NAMED
+from odin.model_names import check_model_name
 from odin.signals import Stopped
 from odin.timings.files import file_name
 from odin.timings.recorder import Progress, Settings, find_recorded, partial_path, record
@@ -58,8 +60,9 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure; returns the exit status."""
     settings = _settings(arguments)
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise ValueError(f"--output {arguments.output} is a file; name a folder")
+    check_folder(arguments.output, "--output")
+    for model in arguments.model:
+        check_model_name(model)
     done: list[TimingTable] = []
     if not arguments.restart:  # all of them, before anything is measured
         done = [table for item in settings if (table := find_recorded(item, arguments.output)) is not None]

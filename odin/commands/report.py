@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from odin.files import check_different, check_folder, check_writable
+from odin.signals import importing
+
 __all__ = ["add_parser", "run"]
 
 
@@ -34,13 +37,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    from odin.evaluation.results import read_results
-    from odin.evaluation.sections import make_report
-    from odin.files import write_whole
-
     output = arguments.output
     if output is None and arguments.markdown is None and arguments.figures is None:
         output = Path("report.html")
+    _check_usage(arguments, output)
+    with importing():
+        from odin.evaluation.results import read_results
+        from odin.evaluation.sections import make_report
+        from odin.files import write_whole
+
     try:
         report = make_report([read_results(path) for path in arguments.results], title=arguments.title)
         written, figures = [], {}
@@ -68,3 +73,16 @@ def run(arguments: argparse.Namespace) -> int:
     for path in written:
         print(path)
     return 0
+
+
+def _check_usage(arguments: argparse.Namespace, output: Path | None) -> None:
+    """Find what cannot be before anything is read."""
+    for path in arguments.results:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name the files of odin simulate and odin bench in it")
+    for option, file in (("--output", output), ("--markdown", arguments.markdown)):
+        if file is not None:
+            check_writable(file, option)
+    check_different(output=output, markdown=arguments.markdown)
+    if arguments.figures is not None:
+        check_folder(arguments.figures, "--figures")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,17 +31,21 @@ from rich.progress import (
 from rich.text import Text
 
 from monitor.live import live_panel
+from odin.commands.arguments import positive
 from odin.detectors import detector_names
-from odin.images import Preprocess, find_images, load_image
-from odin.options import BatchSizeError
+from odin.files import check_different, check_writable
+from odin.image_files import find_images
+from odin.model_names import check_model_name, check_weights_file
+from odin.options import BatchSizeError, check_options
 from odin.phases import tell_phases
-from odin.report import Ending, RunReport, RunTally, render_report
-from odin.results import json_line
 from odin.signals import draining, importing
-from odin.sources import Source, load_source
 from odin.starting_loads import StartingLoads
-from odin.stream import Submits, stream
 from partitioner.policies import policy_names
+
+if TYPE_CHECKING:  # they import torch
+    from odin.report import Ending, RunReport
+    from odin.sources import Source
+    from odin.stream import Submits
 
 __all__ = ["add_parser", "run", "run_images"]
 
@@ -110,16 +114,18 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    with importing():
+    paths = _check_usage(arguments)
+    with importing():  # here, so that --help and wrong usage need not wait for torch and Ray
         import torch
 
-        import odin.pipeline  # here, so that --help and wrong usage need not wait for Ray
+        import odin.pipeline
+        from odin.report import render_report
+        from odin.sources import load_source
 
     torch.set_num_threads(1)  # this process feeds; the cores are the stages'
 
     to_stdout = arguments.output == "-"
     console = Console(stderr=to_stdout)
-    paths = find_images(arguments.input)[: arguments.limit]
     source = load_source(arguments.model, weights=arguments.weights, image_size=arguments.image_size)
     if source.preprocess is None:
         raise ValueError(
@@ -202,6 +208,30 @@ def starting(console: Console, name: str, *, batch: int) -> Iterator[Callable[[]
             ) from error
 
 
+def _check_usage(arguments: argparse.Namespace) -> list[Path]:
+    """Return the image files; ``ValueError`` or ``ConnectionError`` if the command cannot be carried out as asked."""
+    check_model_name(arguments.model)
+    if arguments.weights is not None:
+        check_weights_file(arguments.weights)
+    output = None if arguments.output == "-" else arguments.output
+    if output is not None:
+        check_writable(output, "--output")
+    check_different(output=output, log=arguments.log)
+    check_options(
+        stages=arguments.stages,
+        plan=arguments.plan,
+        policy=arguments.policy,
+        detector=arguments.detector,
+        log=arguments.log,
+        batch=arguments.batch,
+        max_in_flight=arguments.max_in_flight,
+        address=arguments.address,
+        share_devices=arguments.share_devices,
+        precision=arguments.precision or "float32",
+    )
+    return find_images(arguments.input)[: arguments.limit]
+
+
 def run_images(
     pipe: Submits,
     paths: Sequence[Path],
@@ -224,8 +254,13 @@ def run_images(
     RunReport
         What was done.
     Exception or None
-        What ended the stream early, if the pipeline stopped taking requests.
+        What ended the stream early: the pipeline took no more requests, or the results cannot be written.
     """
+    from odin.images import Preprocess, load_image
+    from odin.report import RunTally
+    from odin.results import json_line
+    from odin.stream import stream
+
     preprocess = source.preprocess or Preprocess()
     keys = (ImageKey(path, number) for number in range(repeat) for path in paths)
     tally = RunTally()
@@ -306,11 +341,3 @@ def progress_bar(console: Console, show: bool) -> Progress:
         console=console,
         disable=not show,
     )
-
-
-def positive(text: str) -> int:
-    """Parse an integer >= 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number

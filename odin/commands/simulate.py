@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from odin.evaluation.results import Results, now
+from odin.files import check_writable
 from odin.simulator.metrics import REFERENCES
 from odin.simulator.paper import DEVICES, REQUESTS, gather, paper_notes, paper_study
 from odin.simulator.study import Contestant, Job, Outcome, RunJob, Setup, StudyError, run_jobs
@@ -98,8 +99,11 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status."""
     mode = _check_usage(arguments)
-    if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
-        raise StudyError(f"--output {arguments.output}: there is no folder {arguments.output.parent}; make it first")
+    if arguments.output is not None:
+        check_writable(arguments.output, "--output")
+    for log in arguments.like or ():
+        if not Path(log).is_file():
+            raise StudyError(f"--like {log}: there is no such file; give event logs of odin run --log")
     if mode == "--like":
         return _like(arguments)
     return _paper(arguments) if mode == "paper" else _single(arguments)
@@ -151,8 +155,8 @@ def _single(arguments: argparse.Namespace) -> int:
     outcomes, ended = _do(jobs, processes=arguments.jobs or 1)
     results = _results(outcomes)
     title = str(setup) + (f", {arguments.repeats} repeats" if arguments.repeats else "")
-    _tell(arguments, results, policy_table(title, results.cells))
-    return _ended(jobs, outcomes, ended)
+    kept = _tell(arguments, results, policy_table(title, results.cells))
+    return _ended(jobs, outcomes, ended) or int(not kept)
 
 
 def _paper(arguments: argparse.Namespace) -> int:
@@ -172,8 +176,8 @@ def _paper(arguments: argparse.Namespace) -> int:
     if len(outcomes) < len(jobs):
         notes = (f"Broken off after {len(outcomes)} of {len(jobs)} runs.", *notes)
     results = _results(outcomes, notes)
-    _tell(arguments, results, render_study(results.cells, study.own))
-    return _ended(jobs, outcomes, ended)
+    kept = _tell(arguments, results, render_study(results.cells, study.own))
+    return _ended(jobs, outcomes, ended) or int(not kept)
 
 
 def _like(arguments: argparse.Namespace) -> int:
@@ -182,8 +186,8 @@ def _like(arguments: argparse.Namespace) -> int:
         validate(path, table=table, detector=arguments.detector or "cusum", seeds=arguments.repeats or _LIKE_SEEDS)
         for path in arguments.like
     )
-    _tell(arguments, Results(_command(), now(), _environment(), validations=found), validation_table(found))
-    return 0
+    results = Results(_command(), now(), _environment(), validations=found)
+    return int(not _tell(arguments, results, validation_table(found)))
 
 
 def _speeds(text: str | None) -> tuple[float, ...]:
@@ -246,23 +250,27 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _tell(arguments: argparse.Namespace, results: Results, tables: RenderableType) -> None:
-    """Keep and show results."""
+def _tell(arguments: argparse.Namespace, results: Results, tables: RenderableType) -> bool:
+    """Show results and keep them; whether that could be done, where it was asked for."""
+    kept = True
     messages = Console(stderr=True, highlight=False)
     if arguments.output is not None:
         try:
             results.write(arguments.output)
         except OSError as error:
-            messages.print(f"odin simulate: cannot keep the results: {error}")
+            kept = False
+            problem = f"odin simulate: cannot keep the results in {arguments.output}: {error.strerror}"
+            messages.print(problem, markup=False, soft_wrap=True)
         else:
             messages.print(f"kept in {arguments.output}; odin report {arguments.output} shows them", soft_wrap=True)
     if arguments.json:
         print(results.to_json())
-        return
+        return kept
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(tables)
     for note in results.notes:
         console.print(Text(note, style="dim"))
+    return kept
 
 
 def _ended(jobs: Sequence[Job], outcomes: Sequence[Outcome], ended: BaseException | None) -> int:

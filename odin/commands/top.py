@@ -17,6 +17,7 @@ from rich.console import Console
 from monitor.live import watch
 from monitor.screen import plain
 from monitor.view import PipelineView
+from odin.reachable import check_address
 from odin.signals import importing
 from odin.status import RemoteStatus, StatusClient, local_pipelines
 
@@ -85,6 +86,7 @@ def _find_here(pid: int | None) -> int:
 
 
 def _find_in_cluster(arguments: argparse.Namespace) -> RemoteStatus:
+    check_address(arguments.address)
     with importing():
         from odin.cluster_status import find_pipelines  # here: it takes seconds to import Ray
 

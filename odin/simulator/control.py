@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.watch import StageWatch
+from odin.users_code import describe, name_of, start_policy, where_raised
 from partitioner.plan import Plan
-from partitioner.policies.base import Decision, Observation, Policy, Setting
+from partitioner.policies.base import Decision, Observation, Policy, Setting, checked_decision
 from partitioner.policies.static import StaticPolicy
 
 __all__ = ["Control", "Switch"]
@@ -33,7 +34,8 @@ class Control:
     """Watch, policy and migration: one request at a time, in the order in which they finish.
 
     As live: while a migration is prepared the next finished requests wait to be looked at, and a policy that raises is
-    replaced by ``static``. Looking and deciding themselves take no simulated time.
+    replaced by ``static``. Looking and deciding themselves take no simulated time. What a policy answers that is no
+    decision, and a detector that raises, are a ``ValueError`` here, which names it and the place in its file.
 
     Parameters
     ----------
@@ -74,7 +76,7 @@ class Control:
         self.switches: deque[Switch] = deque()
         self.decisions: list[tuple[int, Decision]] = []
         self.changes: list[tuple[int, int]] = []
-        policy.start(setting)
+        start_policy(policy, setting)
 
     @property
     def idle(self) -> bool:
@@ -94,11 +96,15 @@ class Control:
         """Take one finished request, at the time ``now_s``."""
         self._finished += 1
         if self._watch is not None:
-            self._watch.update(cuts, stage_s, layer_s)
             detector = self._watch.detector
-            changed, age, noise, disturbed = detector.changed, detector.age, detector.noise, detector.disturbed
-            if changed.any():
-                self.changes.extend((self._finished, stage) for stage in np.flatnonzero(changed).tolist())
+            try:
+                self._watch.update(cuts, stage_s, layer_s)
+                changed, age, noise, disturbed = detector.changed, detector.age, detector.noise, detector.disturbed
+                if changed.any():
+                    self.changes.extend((self._finished, stage) for stage in np.flatnonzero(changed).tolist())
+            except Exception as error:
+                place = where_raised(error, detector, "update")
+                raise ValueError(f"detector {type(detector).__name__} raised {describe(error)}{place}") from error
         else:
             changed, noise, disturbed = self._unchanged, self._noise, None
             age = np.full(len(plan), self._finished)
@@ -116,11 +122,20 @@ class Control:
         )
         self._last_completed_s = completed_s
         try:
-            decision = self._policy.decide(observation)
+            answer = self._policy.decide(observation)
         except Exception as error:
-            warnings.warn(f"policy {self._policy.name} raised {error!r}; layers stay where they are", stacklevel=1)
+            warnings.warn(
+                f"policy {name_of(self._policy)} raised {describe(error)}"
+                f"{where_raised(error, self._policy, 'decide')}; layers stay where they are",
+                stacklevel=1,
+            )
             self._policy = StaticPolicy()
             return
+        try:
+            decision = checked_decision(answer, self._setting)
+        except (TypeError, ValueError) as error:
+            place = where_raised(error, self._policy, "decide")
+            raise ValueError(f"policy {name_of(self._policy)}: {error}{place}") from error
         if decision is not None and decision.plan != self._plan:
             self._carry_out(decision, now_s)
         elif self.exploring and not getattr(self._policy, "exploring", True):
@@ -129,7 +144,6 @@ class Control:
             self.switches.append(Switch(now_s, self._plan, False))
 
     def _carry_out(self, decision: Decision, now_s: float) -> None:
-        decision.plan.check_fits(layer_count=self._setting.layer_count, stage_count=self._setting.stage_count)
         self._plan = decision.plan
         # Kind "probe" is the way back from a visit as well.
         self.exploring = decision.kind in _EXPLORES and decision.plan != self._steady

@@ -161,6 +161,8 @@ def _as_plan(plan: Any) -> Plan:
 def _as_seconds(value: Any) -> float:
     if value is None:
         return math.nan
+    if isinstance(value, float) and math.isnan(value):
+        return value
     if isinstance(value, str | bytes):
         raise TypeError(f"its decision's predicted_s is {value!r}; give seconds as a number, or nan")
     try:
