@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -11,7 +12,6 @@ from types import ModuleType
 from typing import Any
 
 import monitor
-import odin
 import partitioner
 import stages
 from partitioner.policies import GivenPolicy, Policy, Setting
@@ -23,7 +23,7 @@ def _folder(package: ModuleType) -> str:
     return f"{Path(package.__file__ or '').parent}{os.sep}"
 
 
-_OURS = tuple(_folder(package) for package in (odin, stages, partitioner, monitor))
+_OURS = tuple(_folder(package) for package in (sys.modules[__name__.partition(".")[0]], stages, partitioner, monitor))
 _PYTHONS = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 

@@ -307,6 +307,14 @@ def test_results_that_cannot_be_kept_are_a_failure():
     assert "cannot keep the results in /dev/full: No space left on device" in " ".join(done.stderr.split())
 
 
+def test_results_of_images_that_cannot_be_written_name_the_file():
+    """They could not be written again when the file was closed: a traceback."""
+    from odin.commands.run import open_output
+
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"), open_output("/dev/full") as output:
+        output.write("a line\n")
+
+
 def test_the_streams_of_a_test_stay_as_they_are(capsys):
     streams = StandardStreams()
     print("text", end="")

@@ -178,6 +178,8 @@ def run(arguments: argparse.Namespace) -> int:
         if report.ending != "done":
             pipe.close(drain=False)  # what is still in flight is to be dropped
     if error is not None:
+        if isinstance(error, BrokenPipeError) and to_stdout:
+            raise error  # who read the results has gone
         console.print(f"[bold red]broken off:[/] {escape(f'{type(error).__name__}: {error}')}")
         if isinstance(error, ValueError):
             raise error
@@ -317,7 +319,13 @@ def open_output(name: str) -> Iterator[TextIO]:
             file = stack.enter_context(Path(name).open("w", encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"--output {name}: {error.strerror}") from error
-        yield file
+        try:
+            yield file
+        finally:
+            try:
+                file.close()
+            except OSError as error:  # what could not be written before is tried again
+                raise OSError(error.errno, error.strerror, name) from error
 
 
 class RateColumn(ProgressColumn):
