@@ -3,7 +3,7 @@
 Exit status: 0 if every image has a result; 1 if any failed (it has a line with the reason, and the others have theirs)
 or the pipeline broke down; 2 for wrong usage; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. The first signal
 stops feeding and lets what is in flight finish, a second one drops it; either way the results so far are whole lines
-and the summary is printed. Results that are in the file of ``--output`` already stay: ``--resume`` does what is missing.
+and the summary is printed. Results that ``--output`` has already stay there: ``--resume`` does what is missing.
 """
 
 from __future__ import annotations

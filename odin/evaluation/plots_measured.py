@@ -162,7 +162,9 @@ def draw_live(layout: Layout, cells: Sequence[Cell], looks: Mapping[str, Look]) 
         for name, value, _, form in LIVE_VALUES
     ]
     shown = [(name, values, form) for name, values, form in shown if any(np.isfinite(value[0]) for value in values)]
-    figure, found = panels(layout, len(shown), height_in=0.24 * len(policies) + 0.6)
+    longest = max(map(len, policies))
+    height_in = 0.24 * len(policies) + 0.6
+    figure, found = panels(layout, len(shown), height_in=height_in, tick_letters=longest, x_label=False, y_label=False)
     for axes, (name, values, form) in zip(found, shown, strict=True):
         most = max(np.nanmax(value) for value in values if np.isfinite(value[0]))
         for at, (policy, (middle, low, high)) in enumerate(zip(policies, values, strict=True)):
