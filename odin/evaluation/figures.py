@@ -225,12 +225,13 @@ def svg(plot: Plot, layout: Layout) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" style="max-width:{most_in:.2f}in" ', 1)
 
 
-def save(plot: Plot, folder: Path) -> tuple[Path, Path]:
-    """Write the figure as SVG and PNG, on white; returns the files."""
+def save(plot: Plot, folder: Path, *, on_drawn: Callable[[], None] = lambda: None) -> tuple[Path, Path]:
+    """Write the figure as SVG and PNG, on white; returns the files. ``on_drawn`` is called after each."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / f"{plot.slug}.svg", folder / f"{plot.slug}.png"
     for path in paths:
         path.write_bytes(_render(plot, WIDE, path.suffix[1:], facecolor="white"))
+        on_drawn()
     return paths
 
 

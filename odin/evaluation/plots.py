@@ -46,7 +46,7 @@ def _by_policy(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 def draw_cdfs(layout: Layout, groups: Groups, looks: Looks) -> Figure:
     """Latency distributions, a panel per group, logarithmic in latency."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
     figure, found = panels(layout, len(groups), height_in=2.6, entries=list(looks))
     for axes, (title, cells) in zip(found, groups.items(), strict=True):
@@ -62,7 +62,7 @@ def draw_cdfs(layout: Layout, groups: Groups, looks: Looks) -> Figure:
         wide = max(spread) / min(spread) > 30 if spread else True
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())  # its many small ticks, without numbers, take long
         axes.set_xlabel("latency, ms")
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -169,7 +169,7 @@ def draw_heat(
         axes.set_yticks(np.arange(len(periods)) + 0.5, [f"{number:g}" for number in periods])
         if at % across == 0:
             axes.yaxis.set_label_coords(-(ticks_in + 0.1) / (each_in - ticks_in - 0.1), 0.5)
-            axes.set_ylabel("period")
+            axes.set_ylabel("period", verticalalignment="top")
         if not any(shown[at + across :: across]):
             axes.xaxis.set_label_coords(0.5, -0.18 / (0.27 * len(periods)))
             axes.set_xlabel("duration")
