@@ -18,6 +18,7 @@ from typing import NamedTuple
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from monitor.colors import DISTURBED, LATENCY, LOAD, LOST, QUIET, THROUGHPUT
 from monitor.narrate import figure, plan_text, seconds
 from monitor.pipeline_view import EventLine, PipelineView
 from monitor.sparkline import ASCII, UNICODE, Glyphs, calm_top, chart, per_cell, sparkline, thin_out
@@ -38,16 +39,16 @@ _PLAIN_EVENTS = 30
 _EVENT_LINES = 4
 """Lines that an event has at most."""
 _EVENT_STYLES = {
-    "slowdown": "yellow",
-    "attribution": "yellow",
-    "plan": "cyan",
-    "verified": "cyan",
-    "restored": "green",
-    "load": "magenta",
-    "failure": "red",
-    "fault": "red",
-    "missing": "red",
-    "move-failed": "red",
+    "slowdown": DISTURBED,
+    "attribution": DISTURBED,
+    "plan": THROUGHPUT,
+    "verified": THROUGHPUT,
+    "restored": QUIET,
+    "load": LOAD,
+    "failure": LOST,
+    "fault": LOST,
+    "missing": LOST,
+    "move-failed": LOST,
     "end": "bold",
 }
 
@@ -163,7 +164,7 @@ def _both_ends(left: Text, right: Text, width: int, glyphs: Glyphs) -> Text:
 
 def _header(view: PipelineView, width: int, glyphs: Glyphs) -> Text:
     left = Text(" ").append(clean(view.model, glyphs), style="bold")
-    left.append(f"  {plan_text(view.plan)}", style="bold cyan")
+    left.append(f"  {plan_text(view.plan)}", style=f"bold {THROUGHPUT}")
     left.append(f"  {clean(view.policy, glyphs)}")
     right = Text()
     if view.ended is not None:
@@ -171,11 +172,11 @@ def _header(view: PipelineView, width: int, glyphs: Glyphs) -> Text:
     if width >= 60:
         right.append(f"  {view.completed:,} done")
         if view.failed:
-            right.append(f"  {view.failed:,} failed", style="bold red")
+            right.append(f"  {view.failed:,} failed", style=f"bold {LOST}")
         if view.in_flight is not None:
             right.append(f"  {view.in_flight} in flight")
     elif view.failed:
-        right.append(f"  {view.failed:,} failed", style="bold red")
+        right.append(f"  {view.failed:,} failed", style=f"bold {LOST}")
     return _both_ends(left, right.append(f"  {_clock(view.uptime_s)} "), width, glyphs)
 
 
@@ -214,7 +215,7 @@ def _measures_low(view: PipelineView, width: int, height: int, glyphs: Glyphs) -
     cells = max(0, width - rate.cell_len - 1)
     values = list(history.throughput_hz[-cells:]) if cells else []
     top = calm_top(values, at_least=history.fluid_bound_hz)
-    rate.append(sparkline(values, top=top, glyphs=glyphs), style="cyan")
+    rate.append(sparkline(values, top=top, glyphs=glyphs), style=THROUGHPUT)
     lines = [fit(rate, width, glyphs)]
     if height >= 8:
         text = f" p50 {seconds(view.latency_p50_s)}  p99 {seconds(view.latency_p99_s)}"
@@ -274,7 +275,7 @@ def _throughput_chart(view: PipelineView, rows: int, glyphs: Glyphs) -> _Chart:
         Text(f"{figure(view.throughput_hz)}/s", style="bold"),
         Text(f"{glyphs.bound} bound {figure(view.fluid_bound_hz)}/s{percent}", style="dim"),
     ]
-    return _Chart(labels, history.throughput_hz, history.fluid_bound_hz, history.seconds, top, rows, "cyan")
+    return _Chart(labels, history.throughput_hz, history.fluid_bound_hz, history.seconds, top, rows, THROUGHPUT)
 
 
 def _latency_charts(view: PipelineView, rows: int, glyphs: Glyphs) -> list[_Chart]:
@@ -291,7 +292,7 @@ def _latency_charts(view: PipelineView, rows: int, glyphs: Glyphs) -> list[_Char
         if most := _beyond(past_s, top):
             told = f"{glyphs.beyond} {seconds(most)}"
             labels = [label, Text(told, style="dim")] if height > 1 else [label.append(f" {told}", style="dim")]
-        charts.append(_Chart(labels, past_s, (), history.seconds, top, height, "blue"))
+        charts.append(_Chart(labels, past_s, (), history.seconds, top, height, LATENCY))
     return charts
 
 
@@ -323,7 +324,7 @@ def _loads(view: PipelineView, width: int, glyphs: Glyphs) -> list[Text]:
     if not view.loads:
         return []
     loads = ", ".join(f"{load.name} on {load.on} at {load.intensity:.0%}" for load in view.loads)
-    return [fit(Text(f" injected: {clean(loads, glyphs)}", style="magenta"), width, glyphs)]
+    return [fit(Text(f" injected: {clean(loads, glyphs)}", style=LOAD), width, glyphs)]
 
 
 def _events(events: tuple[EventLine, ...], width: int, height: int, glyphs: Glyphs, *, heading: bool) -> list[Text]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rich.cells import cell_len
 from rich.text import Text
 
+from monitor.colors import DISTURBED, LOST, QUIET
 from monitor.narrate import cause, factor, seconds
 from monitor.pipeline_view import PipelineView, StageView
 from monitor.sparkline import Glyphs
@@ -17,7 +18,7 @@ from monitor.textfit import clean, fit, fit_end, pad, wrap
 
 __all__ = ["STYLES", "bar", "stage_lines"]
 
-STYLES = {"quiet": "green", "disturbed": "yellow", "empty": "dim", "lost": "bold red"}
+STYLES = {"quiet": QUIET, "disturbed": DISTURBED, "empty": "dim", "lost": f"bold {LOST}"}
 _LEAST_BAR = 8
 _WIDEST_BAR = 64
 _DEVICE_WIDTH, _WIDE_DEVICE_WIDTH = 14, 40
