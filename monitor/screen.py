@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import io
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from operator import itemgetter
+from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from monitor.colors import DISTURBED, LATENCY, LOAD, LOST, QUIET, THROUGHPUT
 from monitor.narrate import figure, plan_text, seconds
 from monitor.pipeline_view import EventLine, PipelineView
-from monitor.sparkline import ASCII, UNICODE, Glyphs, chart, per_cell, sparkline, thin_out
+from monitor.sparkline import ASCII, UNICODE, Glyphs, calm_top, chart, per_cell, sparkline, thin_out
 from monitor.stage_table import stage_lines
-from monitor.textfit import clean, fit, pad
+from monitor.textfit import clean, fit, pad, wrap
 
-__all__ = ["Picture", "plain", "render"]
+__all__ = ["Picture", "plain", "plain_width", "render"]
 
 _LABEL_WIDTH = 20
+"""Cells left of a chart; more where figures are long."""
 _HISTORY_S = 120
 _TALL = 12
 """From this height on there are headings, charts and a footer."""
@@ -31,17 +36,19 @@ _LEAST_ROWS = 3
 _SIDE_BY_SIDE = 150
 """From this width on latency stands beside throughput."""
 _PLAIN_EVENTS = 30
+_EVENT_LINES = 4
+"""Lines that an event has at most."""
 _EVENT_STYLES = {
-    "slowdown": "yellow",
-    "attribution": "yellow",
-    "plan": "cyan",
-    "verified": "cyan",
-    "restored": "green",
-    "load": "magenta",
-    "failure": "red",
-    "fault": "red",
-    "missing": "red",
-    "move-failed": "red",
+    "slowdown": DISTURBED,
+    "attribution": DISTURBED,
+    "plan": THROUGHPUT,
+    "verified": THROUGHPUT,
+    "restored": QUIET,
+    "load": LOAD,
+    "failure": LOST,
+    "fault": LOST,
+    "missing": LOST,
+    "move-failed": LOST,
     "end": "bold",
 }
 
@@ -137,6 +144,11 @@ def plain(view: PipelineView, *, width: int = 100, ascii_only: bool = False) -> 
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).rstrip() + "\n"
 
 
+def plain_width() -> int:
+    """Cells of a line of plain text: those of the terminal it goes to, or 100 for a file or a pipe."""
+    return Console().width if sys.stdout.isatty() else 100
+
+
 def _join(lines: list[Text]) -> Text:
     joined = Text("\n", no_wrap=True, overflow="crop", end="").join(lines)
     joined.no_wrap, joined.overflow = True, "crop"
@@ -152,7 +164,7 @@ def _both_ends(left: Text, right: Text, width: int, glyphs: Glyphs) -> Text:
 
 def _header(view: PipelineView, width: int, glyphs: Glyphs) -> Text:
     left = Text(" ").append(clean(view.model, glyphs), style="bold")
-    left.append(f"  {plan_text(view.plan)}", style="bold cyan")
+    left.append(f"  {plan_text(view.plan)}", style=f"bold {THROUGHPUT}")
     left.append(f"  {clean(view.policy, glyphs)}")
     right = Text()
     if view.ended is not None:
@@ -160,11 +172,11 @@ def _header(view: PipelineView, width: int, glyphs: Glyphs) -> Text:
     if width >= 60:
         right.append(f"  {view.completed:,} done")
         if view.failed:
-            right.append(f"  {view.failed:,} failed", style="bold red")
+            right.append(f"  {view.failed:,} failed", style=f"bold {LOST}")
         if view.in_flight is not None:
             right.append(f"  {view.in_flight} in flight")
     elif view.failed:
-        right.append(f"  {view.failed:,} failed", style="bold red")
+        right.append(f"  {view.failed:,} failed", style=f"bold {LOST}")
     return _both_ends(left, right.append(f"  {_clock(view.uptime_s)} "), width, glyphs)
 
 
@@ -181,15 +193,19 @@ def _measures(view: PipelineView, width: int, height: int, glyphs: Glyphs) -> li
     if height < _TALL:
         return _measures_low(view, width, height, glyphs)
     rows = _LEAST_ROWS + min(5, max(0, (height - len(view.stages) - 20) // 4))  # stages first
-    if width >= _SIDE_BY_SIDE:
-        half = (width - 2) // 2
-        left = _throughput_chart(view, half, rows, glyphs)
-        right = _latency_charts(view, half, rows, glyphs)
-        return [
-            fit(pad(one or Text(), half + 2).append_text(other or Text()), width, glyphs)
-            for one, other in zip_longest(left, right)
-        ]
-    return [*_throughput_chart(view, width, rows, glyphs), *_latency_charts(view, width, 2, glyphs)]
+    beside = width >= _SIDE_BY_SIDE
+    across = (width - 2) // 2 if beside else width
+    charts = [_throughput_chart(view, rows, glyphs), *_latency_charts(view, rows if beside else 2, glyphs)]
+    longest = max(label.cell_len for one in charts for label in one.labels)
+    label_width = max(_LABEL_WIDTH, min(longest + 2, across // 2))
+    left, *latency = [one.lines(across, label_width, glyphs) for one in charts]
+    right = [line for lines in latency for line in lines]
+    if not beside:
+        return [*left, *right]
+    return [
+        fit(pad(one or Text(), across + 2).append_text(other or Text()), width, glyphs)
+        for one, other in zip_longest(left, right)
+    ]
 
 
 def _measures_low(view: PipelineView, width: int, height: int, glyphs: Glyphs) -> list[Text]:
@@ -198,7 +214,8 @@ def _measures_low(view: PipelineView, width: int, height: int, glyphs: Glyphs) -
     history = view.history
     cells = max(0, width - rate.cell_len - 1)
     values = list(history.throughput_hz[-cells:]) if cells else []
-    rate.append(sparkline(values, top=_top(history.throughput_hz, history.fluid_bound_hz), glyphs=glyphs), style="cyan")
+    top = calm_top(values, at_least=history.fluid_bound_hz)
+    rate.append(sparkline(values, top=top, glyphs=glyphs), style=THROUGHPUT)
     lines = [fit(rate, width, glyphs)]
     if height >= 8:
         text = f" p50 {seconds(view.latency_p50_s)}  p99 {seconds(view.latency_p99_s)}"
@@ -206,47 +223,90 @@ def _measures_low(view: PipelineView, width: int, height: int, glyphs: Glyphs) -
     return lines
 
 
-def _throughput_chart(view: PipelineView, width: int, rows: int, glyphs: Glyphs) -> list[Text]:
+class _Chart(NamedTuple):
+    """A history beside its labels, one a line.
+
+    Attributes
+    ----------
+    labels
+        The figures at the left.
+    past, bounds
+        A value for each second, and what they are bounded by.
+    end
+        Second after the last of them.
+    top
+        The value that fills it.
+    rows
+        Height.
+    style
+        Colour.
+    """
+
+    labels: list[Text]
+    past: Sequence[float]
+    bounds: Sequence[float]
+    end: int
+    top: float
+    rows: int
+    style: str
+
+    def lines(self, width: int, label_width: int, glyphs: Glyphs) -> list[Text]:
+        """Draw it, the labels in ``label_width`` cells."""
+        cells = max(0, width - label_width - 2)
+        count = per_cell(_HISTORY_S, cells)
+        values, bounds = (
+            thin_out(series, count, end=self.end)[-cells:] if cells else [] for series in (self.past, self.bounds)
+        )
+        drawn = chart(values, bounds=bounds, top=self.top, height=self.rows, glyphs=glyphs)
+        rows = zip_longest(self.labels, drawn, [None, *drawn[:-1]])
+        return [
+            _labelled(label, row or "", above, self.style, width, label_width, glyphs) for label, row, above in rows
+        ]
+
+
+def _throughput_chart(view: PipelineView, rows: int, glyphs: Glyphs) -> _Chart:
+    history = view.history
+    top = calm_top(history.throughput_hz, at_least=history.fluid_bound_hz)
     share = view.throughput_hz / view.fluid_bound_hz if view.fluid_bound_hz > 0 else math.nan
     percent = "" if math.isnan(share) else f" {min(share, 9.99):.0%}"
+    most = _beyond(history.throughput_hz, top)
     labels = [
-        Text("throughput", style="dim"),
+        Text("throughput" + (f" {glyphs.beyond} {figure(most)}/s" if most else ""), style="dim"),
         Text(f"{figure(view.throughput_hz)}/s", style="bold"),
         Text(f"{glyphs.bound} bound {figure(view.fluid_bound_hz)}/s{percent}", style="dim"),
     ]
-    history, cells = view.history, max(0, width - _LABEL_WIDTH - 2)
-    count = per_cell(_HISTORY_S, cells)
-    values = thin_out(history.throughput_hz, count, end=history.seconds)[-cells:] if cells else []
-    bounds = thin_out(history.fluid_bound_hz, count, end=history.seconds)[-cells:] if cells else []
-    drawn = chart(values, bounds=bounds, top=_top(values, bounds), height=rows, glyphs=glyphs)
-    return _beside(labels, drawn, "cyan", width, glyphs)
+    return _Chart(labels, history.throughput_hz, history.fluid_bound_hz, history.seconds, top, rows, THROUGHPUT)
 
 
-def _latency_charts(view: PipelineView, width: int, rows: int, glyphs: Glyphs) -> list[Text]:
-    history, cells = view.history, max(0, width - _LABEL_WIDTH - 2)
-    count, top = per_cell(_HISTORY_S, cells), _calm_top(history.latency_p99_s)
-    lines = []
+def _latency_charts(view: PipelineView, rows: int, glyphs: Glyphs) -> list[_Chart]:
+    history, charts = view.history, []
+    top = 1.1 * calm_top(history.latency_p99_s)  # one scale for both
     for name, now_s, past_s, height in (
         ("p50", view.latency_p50_s, history.latency_p50_s, rows // 2),
         ("p99", view.latency_p99_s, history.latency_p99_s, rows - rows // 2),
     ):
-        values = thin_out(past_s, count, end=history.seconds)[-cells:] if cells else []
         label = Text(f"latency {name} " if height > 1 else f"{name} ", style="dim").append(
             seconds(now_s), style="not dim bold"
         )
-        drawn = chart(values, top=top, height=height, glyphs=glyphs)
-        lines += _beside([label], drawn, "blue", width, glyphs)
-    return lines
+        labels = [label]
+        if most := _beyond(past_s, top):
+            told = f"{glyphs.beyond} {seconds(most)}"
+            labels = [label, Text(told, style="dim")] if height > 1 else [label.append(f" {told}", style="dim")]
+        charts.append(_Chart(labels, past_s, (), history.seconds, top, height, LATENCY))
+    return charts
 
 
-def _beside(labels: list[Text], drawn: list[str], style: str, width: int, glyphs: Glyphs) -> list[Text]:
-    rows = zip_longest(labels, drawn, [None, *drawn[:-1]])
-    return [_labelled(label, row or "", above, style, width, glyphs) for label, row, above in rows]
+def _beyond(past: Sequence[float], top: float) -> float:
+    """The highest value if it is above the top of its chart, else 0."""
+    most = max((value for value in past if math.isfinite(value)), default=0.0)
+    return most if most > top else 0.0
 
 
-def _labelled(label: Text | None, row: str, above: str | None, style: str, width: int, glyphs: Glyphs) -> Text:
+def _labelled(
+    label: Text | None, row: str, above: str | None, style: str, width: int, label_width: int, glyphs: Glyphs
+) -> Text:
     """A line of a chart: the columns' tops stand out from what is below them."""
-    line = pad(Text(" ").append_text(fit(label or Text(), _LABEL_WIDTH - 1, glyphs)), _LABEL_WIDTH + 1)
+    line = pad(Text(" ").append_text(fit(label or Text(), label_width - 1, glyphs)), label_width + 1)
     covered = [above is not None and above[index] not in (glyphs.levels[0], glyphs.bound) for index in range(len(row))]
     styles = [
         "dim" if cell == glyphs.bound else f"dim {style}" if under else style
@@ -257,17 +317,6 @@ def _labelled(label: Text | None, row: str, above: str | None, style: str, width
     return fit(line, width, glyphs)
 
 
-def _top(*series: tuple[float, ...] | list[float]) -> float:
-    known = [value for values in series for value in values if math.isfinite(value)]
-    return max(known, default=0.0)
-
-
-def _calm_top(p99_s: tuple[float, ...] | list[float]) -> float:
-    """The scale of latencies: one stray second must not flatten all the others."""
-    known = sorted(value for value in p99_s if math.isfinite(value))
-    return 1.1 * min(known[-1], 4 * known[len(known) // 2]) if known else 0.0
-
-
 # -- what happened --------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +324,7 @@ def _loads(view: PipelineView, width: int, glyphs: Glyphs) -> list[Text]:
     if not view.loads:
         return []
     loads = ", ".join(f"{load.name} on {load.on} at {load.intensity:.0%}" for load in view.loads)
-    return [fit(Text(f" injected: {clean(loads, glyphs)}", style="magenta"), width, glyphs)]
+    return [fit(Text(f" injected: {clean(loads, glyphs)}", style=LOAD), width, glyphs)]
 
 
 def _events(events: tuple[EventLine, ...], width: int, height: int, glyphs: Glyphs, *, heading: bool) -> list[Text]:
@@ -283,9 +332,24 @@ def _events(events: tuple[EventLine, ...], width: int, height: int, glyphs: Glyp
     if height <= 0:
         return []
     lines = [fit(Text(" events", style="dim"), width, glyphs)] if heading and height > 1 else []
-    room = height - len(lines)
-    for event in events[-room:] if room else ():
-        line = Text(f" {event.at_s:7.1f} s  ", style="dim")
-        line.append(clean(event.text, glyphs), style=f"not dim {_EVENT_STYLES.get(event.kind, '')}".rstrip())
-        lines.append(fit(line, width, glyphs))
-    return lines
+    told: list[Text] = []
+    for event in reversed(events):
+        room = height - len(lines) - len(told)
+        if room <= 0:
+            break
+        own = _event_lines(event, width, glyphs, most=_EVENT_LINES if heading else 1)
+        if len(own) > room:
+            own = _event_lines(event, width, glyphs, most=room)
+        told = [*own, *told]
+    return [*lines, *told]
+
+
+def _event_lines(event: EventLine, width: int, glyphs: Glyphs, *, most: int) -> list[Text]:
+    at = f" {event.at_s:7.1f} s  "
+    style = f"not dim {_EVENT_STYLES.get(event.kind, '')}".rstrip()
+    text = clean(event.text, glyphs)
+    broken = wrap(text, width - len(at), lines=most, glyphs=glyphs) if width >= 2 * len(at) else [text]
+    first, *rest = broken or [""]
+    lines = [Text(at, style="dim").append(first, style=style)]
+    lines += [Text(" " * (len(at) + 2)).append(more, style=style.replace("not dim", "")) for more in rest]
+    return [fit(line, width, glyphs) for line in lines]

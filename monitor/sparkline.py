@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["ASCII", "UNICODE", "Glyphs", "chart", "per_cell", "sparkline", "thin_out"]
+__all__ = ["ASCII", "UNICODE", "Glyphs", "calm_top", "chart", "per_cell", "sparkline", "thin_out"]
 
 
 class Glyphs(NamedTuple):
@@ -24,6 +24,8 @@ class Glyphs(NamedTuple):
         Stands for text that had to be left out.
     below
         Leads from a row to the remark below it.
+    beyond
+        The top of a column that would be higher than the picture.
     """
 
     levels: str
@@ -34,15 +36,29 @@ class Glyphs(NamedTuple):
     free: str
     ellipsis: str
     below: str
+    beyond: str
 
 
-UNICODE = Glyphs(" ▁▂▃▄▅▆▇█", "╌", "━", "╺", "╸", "─", "…", "└")
-ASCII = Glyphs(" ._-=+*##", "~", "#", "#", "#", ".", "~", "`")
+UNICODE = Glyphs(" ▁▂▃▄▅▆▇█", "╌", "━", "╺", "╸", "─", "…", "└", "▲")
+ASCII = Glyphs(" ._-=+*##", "~", "#", "#", "#", ".", "~", "`", "^")
 
 
 def per_cell(points: int, cells: int) -> int:
     """How many points to draw in each cell so that about ``points`` of them fill ``cells``, rather fewer."""
     return max(1, int(points / max(1, cells) + 0.4))
+
+
+def calm_top(values: Sequence[float], *, at_least: Sequence[float] = ()) -> float:
+    """The value that fills a picture: single high ones must not flatten all the others.
+
+    Everything up to 1.5 times what 95% of the values, and all of ``at_least``, come to is shown.
+    """
+    known = sorted(value for value in values if math.isfinite(value))
+    shown = max((value for value in at_least if math.isfinite(value)), default=0.0)
+    if not known:
+        return shown
+    usual = max(known[int(0.95 * (len(known) - 1))], shown)
+    return max(shown, min(known[-1], 1.5 * usual)) if usual > 0 else known[-1]
 
 
 def thin_out(values: Sequence[float], count: int, *, end: int = 0) -> list[float]:
@@ -65,7 +81,7 @@ def thin_out(values: Sequence[float], count: int, *, end: int = 0) -> list[float
 
 
 def sparkline(values: Sequence[float], *, top: float, glyphs: Glyphs = UNICODE) -> str:
-    """One row, a cell per value; 0 is the foot of the row, ``top`` and more fill it, nan is blank."""
+    """One row, a cell per value; 0 is the foot of the row, ``top`` fills it, nan is blank."""
     return chart(values, top=top, height=1, glyphs=glyphs)[0]
 
 
@@ -81,7 +97,7 @@ def chart(
     bounds
         Where a line is drawn, in cells that the column leaves blank; as many as values, or none.
     top
-        The value that fills all rows.
+        The value that fills all rows; what is above it gets a mark.
     height
         Number of rows.
     """
@@ -99,4 +115,6 @@ def chart(
             filled = min(full, steps - (height - 1 - row) * full)
             if filled > 0:
                 grid[row][column] = glyphs.levels[filled]
+        if value > top > 0:
+            grid[0][column] = glyphs.beyond
     return ["".join(row) for row in grid]

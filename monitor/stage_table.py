@@ -10,17 +10,18 @@ from typing import NamedTuple
 from rich.cells import cell_len
 from rich.text import Text
 
+from monitor.colors import DISTURBED, LOST, QUIET
 from monitor.narrate import cause, factor, seconds
 from monitor.pipeline_view import PipelineView, StageView
 from monitor.sparkline import Glyphs
-from monitor.textfit import clean, fit, pad
+from monitor.textfit import clean, fit, fit_end, pad, wrap
 
 __all__ = ["STYLES", "bar", "stage_lines"]
 
-STYLES = {"quiet": "green", "disturbed": "yellow", "empty": "dim", "lost": "bold red"}
+STYLES = {"quiet": QUIET, "disturbed": DISTURBED, "empty": "dim", "lost": f"bold {LOST}"}
 _LEAST_BAR = 8
 _WIDEST_BAR = 64
-_DEVICE_WIDTH = 14
+_DEVICE_WIDTH, _WIDE_DEVICE_WIDTH = 14, 40
 
 
 class _Column(NamedTuple):
@@ -61,6 +62,8 @@ _COLUMNS = (
 _CAUSE_WIDTH = 34
 _CAUSE_FROM = 130
 """From this width on the cause has a column; below, a line of its own."""
+_REMARK_LINES = (6, 3, 1)
+"""Lines that a cause has at most below its row, fewer where they do not fit."""
 _NAMES_WIDTH = 24
 _NAMES_FROM = 170
 
@@ -68,7 +71,7 @@ _NAMES_FROM = 170
 def stage_lines(view: PipelineView, *, width: int, height: int, glyphs: Glyphs) -> list[Text]:
     """At most ``height`` lines, each at most ``width`` wide: a heading if there is room, and a row per stage.
 
-    A disturbed stage has its cause beside it, or below it if that fits. If there are more stages than lines, the
+    A disturbed stage has its cause beside it if that has room, or below it. If there are more stages than lines, the
     disturbed and lost ones are kept, then the first ones, and a last line tells how many are hidden.
     """
     if height <= 0:
@@ -76,15 +79,16 @@ def stage_lines(view: PipelineView, *, width: int, height: int, glyphs: Glyphs) 
     stages, heading = view.stages, height > min(len(view.stages), 2)
     room = height - heading
     shown, hidden = _choose(stages, room)
-    wide = width >= _CAUSE_FROM
-    below = not wide and len(shown) + sum(_cause(stage) != "" for stage in shown) + bool(hidden) <= room
-    layout = _Layout(view, width, glyphs)
+    layout = _Layout(view, shown, width, glyphs)
+    room -= len(shown) + bool(hidden)
+    for most in _REMARK_LINES:
+        remarks = [layout.remark(stage, most) for stage in shown]
+        if below := sum(map(len, remarks)) <= room:
+            break
     lines = [layout.heading()] if heading else []
-    for stage in shown:
-        lines.append(layout.row(stage))
-        if below and _cause(stage):
-            remark = Text(f"{glyphs.below} {stage.state}: {clean(_cause(stage), glyphs)}", style=STYLES[stage.state])
-            lines.append(fit(Text(" " * layout.bar_at).append_text(remark), width, glyphs))
+    for stage, remark in zip(shown, remarks, strict=True):
+        lines.append(layout.row(stage, below=below and remark != []))
+        lines += remark if below else []
     if hidden:
         lines.append(fit(Text(f" {glyphs.ellipsis} {_count(hidden)}", style="dim"), width, glyphs))
     return lines[:height]
@@ -136,14 +140,15 @@ def _cause(stage: StageView) -> str:
 class _Layout:
     """Which columns fit, and how wide the bar is then."""
 
-    def __init__(self, view: PipelineView, width: int, glyphs: Glyphs) -> None:
+    def __init__(self, view: PipelineView, shown: Sequence[StageView], width: int, glyphs: Glyphs) -> None:
         self._view, self._width, self._glyphs = view, width, glyphs
         self._index_width = len(str(len(view.stages) - 1))
+        wide = width >= _CAUSE_FROM
         longest = max(cell_len(clean(stage.device, glyphs)) for stage in view.stages)
-        self._device_width = min(longest, _DEVICE_WIDTH if width >= 60 else 7)
+        self._device_width = min(longest, _WIDE_DEVICE_WIDTH if wide else _DEVICE_WIDTH if width >= 60 else 7)
         self.bar_at = 1 + self._index_width + 1 + self._device_width + 2
         left = width - self.bar_at - 1
-        self._causes = _CAUSE_WIDTH if width >= _CAUSE_FROM else 0
+        self._causes = _CAUSE_WIDTH if wide else 0
         self._names = _NAMES_WIDTH if width >= _NAMES_FROM else 0
         left -= sum(2 + extra for extra in (self._causes, self._names) if extra)
         chosen: list[_Column] = []
@@ -152,8 +157,37 @@ class _Layout:
             if left - needed >= (_LEAST_BAR if column.rank <= 3 else 20):
                 chosen.append(column)
         self._columns = [column for column in _COLUMNS if column in chosen]
-        self._bar_width = max(0, min(_WIDEST_BAR, left - sum(2 + column.width for column in chosen)))
-        self._causes += max(0, left - sum(2 + column.width for column in chosen) - self._bar_width) * bool(self._causes)
+        left = max(0, left - sum(2 + column.width for column in chosen))
+        self._bar_width = min(left, 20)
+        left -= self._bar_width
+        if self._causes:  # what is to be read goes before a longer bar
+            needed = max((self._cause_width(stage) for stage in shown), default=0) - self._causes
+            grown = max(0, needed) if needed <= left else 0  # what does not fit goes below
+            self._causes, left = self._causes + grown, left - grown
+        if self._names:
+            needed = max((cell_len(clean(_names(view, stage), glyphs)) for stage in shown), default=0) - self._names
+            grown = min(left, max(0, needed))
+            self._names, left = self._names + grown, left - grown
+        grown = min(left, _WIDEST_BAR - self._bar_width)
+        self._bar_width, left = self._bar_width + grown, left - grown
+        self._causes += left * bool(self._causes)
+
+    def _cause_width(self, stage: StageView) -> int:
+        return cell_len(clean(_cause(stage), self._glyphs))
+
+    def remark(self, stage: StageView, most: int) -> list[Text]:
+        """The cause in lines below the row; none if it fits into the row."""
+        if self._cause_width(stage) <= self._causes:
+            return []
+        glyphs = self._glyphs
+        text = f"{glyphs.below} {stage.state}: {clean(_cause(stage), glyphs)}"
+        broken = wrap(text, max(1, self._width - self.bar_at - 2), lines=most, glyphs=glyphs)
+        indents = (" " * (self.bar_at + 2 * (at > 0)) for at in range(len(broken)))
+        style = STYLES[stage.state]
+        return [
+            fit(Text(indent).append(line, style), self._width, glyphs)
+            for indent, line in zip(indents, broken, strict=True)
+        ]
 
     def heading(self) -> Text:
         line = pad(Text(" stage"), self.bar_at)
@@ -168,10 +202,12 @@ class _Layout:
         line.stylize("dim")
         return fit(line, self._width, self._glyphs)
 
-    def row(self, stage: StageView) -> Text:
+    def row(self, stage: StageView, *, below: bool = False) -> Text:
+        """A stage's row; with its cause, unless that is ``below``."""
         glyphs, style = self._glyphs, STYLES[stage.state]
         line = Text(f" {stage.stage:>{self._index_width}} ", style="")
-        line.append_text(pad(fit(Text(clean(stage.device, glyphs)), self._device_width, glyphs), self._device_width))
+        device = fit_end(clean(stage.device, glyphs), self._device_width, glyphs)
+        line.append_text(pad(Text(device), self._device_width))
         line.append("  ")
         held = bar(stage.first, stage.last, self._view.layer_count, self._bar_width, glyphs)
         for is_free, cells in groupby(held, key=lambda cell: cell == glyphs.free):
@@ -184,7 +220,7 @@ class _Layout:
             line.append("  ")
             cell = (text.ljust if column.left else text.rjust)(column.width)
             line.append(cell, style=style if column.heading in ("slowdown", "state", "") else "")
-        if self._causes:
+        if self._causes and not below:
             line.append("  " + clean(_cause(stage), glyphs), style=style)
         return fit(line, self._width, glyphs)
 

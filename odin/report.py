@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +18,9 @@ from monitor.window import percentiles_s
 from odin.stream import Outcome
 
 __all__ = ["Ending", "RunReport", "RunTally", "render_report"]
+
+_NAMES_FROM = 76
+"""From this width on there is room for the names of a stage's layers."""
 
 Ending = Literal["done", "interrupted", "broken off"]
 
@@ -96,18 +99,30 @@ def render_report(report: RunReport, view: PipelineView, layer_names: Sequence[s
         f"\nthroughput {figure(report.throughput_hz)} images/s, latency p50 {milliseconds(report.latency_p50_s)}"
     )
     totals.append(f", p95 {milliseconds(report.latency_p95_s)}, p99 {milliseconds(report.latency_p99_s)}")
-    return Group(totals, stage_table(view, layer_names))
+    return Group(totals, StageTable(view, layer_names))
 
 
-def stage_table(view: PipelineView, layer_names: Sequence[str]) -> Table:
+@dataclass(frozen=True)
+class StageTable:
+    """One row per stage, without the layers' names where the terminal is too narrow for them."""
+
+    view: PipelineView
+    layer_names: Sequence[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield stage_table(self.view, self.layer_names, names=options.max_width >= _NAMES_FROM)
+
+
+def stage_table(view: PipelineView, layer_names: Sequence[str], *, names: bool = True) -> Table:
     """One row per stage: where it is, what it runs, how long it takes and waits."""
     table = Table(
         title=f"{view.model}, plan {'|'.join(map(str, view.plan))}", title_justify="left", box=box.SIMPLE_HEAD
     )
-    for heading in ("stage", "device"):
-        table.add_column(heading)
-    table.add_column("layers", justify="right")
-    table.add_column("from ... to", overflow="fold")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("device", overflow="fold")
+    table.add_column("layers", justify="right", no_wrap=True)
+    if names:
+        table.add_column("from ... to", overflow="fold", min_width=16)
     for heading in ("time", "share", "queue"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in view.stages:
@@ -115,7 +130,7 @@ def stage_table(view: PipelineView, layer_names: Sequence[str]) -> Table:
             str(stage.stage),
             stage.device,
             str(stage.last - stage.first),
-            layer_range(stage, layer_names),
+            *([layer_range(stage, layer_names)] if names else []),
             milliseconds(stage.time_s),
             "-" if math.isnan(stage.utilisation) or stage.first == stage.last else f"{stage.utilisation:.0%}",
             milliseconds(stage.queue_s),

@@ -16,11 +16,12 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from odin.fitting import OTHER_NUMBERS, Fit, differences, few, fits, nearest, state_dicts
 from odin.model_names import WeightsError, check_weights_file
 
-__all__ = ["WeightsError", "file_digest", "load_weights", "read_weights"]
+__all__ = ["WeightsError", "file_digest", "load_weights", "model_digest", "read_weights"]
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -167,6 +168,22 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     """First 8 hex digits of the SHA-256, which torchvision writes into the names of its checkpoints."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+
+
+def model_digest(model: nn.Module | ExportedProgram) -> str:
+    """SHA-256 of names, types, shapes and bytes of a model's parameters, buffers and constants, as hex digits."""
+    digest = hashlib.sha256()
+    state = model.state_dict | model.constants if isinstance(model, ExportedProgram) else model.state_dict()
+    for name, value in state.items():
+        digest.update(repr((name, str(value.dtype), tuple(value.shape)) if is_plain(value) else (name, value)).encode())
+        if is_plain(value):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value of a state dict is a tensor whose bytes lie in one piece of memory."""
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
 def first_line(error: BaseException) -> str:

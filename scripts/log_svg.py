@@ -9,6 +9,7 @@ import io
 import sys
 from pathlib import Path
 
+from picture import write_picture
 from rich.console import Console
 
 from monitor.eventlog import read_log
@@ -33,10 +34,7 @@ def main() -> int:
         record=True, width=WIDTH, height=HEIGHT, force_terminal=True, color_system="truecolor", file=io.StringIO()
     )
     console.print(render(builder.view(end_s), width=WIDTH, height=HEIGHT, keys="q quit   p pause"))
-    # Leading spaces as they are: some renderers drop the non-breaking ones.
-    picture = console.export_svg(title="odin top").replace("&#160;", " ")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(picture.replace("<svg class", '<svg xml:space="preserve" class'), encoding="utf-8")
+    write_picture(console, target, "odin top")
     return 0
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from picture import write_picture
 from rich.console import Console
 from rich.text import Text
 
@@ -26,8 +27,7 @@ def main() -> int:
     )
     console = Console(record=True, width=WIDTH, force_terminal=True, color_system="truecolor", file=io.StringIO())
     console.print(Text.from_ansi(f"$ {' '.join(command)}\n{done.stdout.rstrip()}"))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(console.export_svg(title=" ".join(command[:2])), encoding="utf-8")
+    write_picture(console, target, " ".join(command[:2]))
     return done.returncode
 
 

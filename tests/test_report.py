@@ -65,3 +65,29 @@ def test_rendering():
         "",
         "time, queue: medians over the last requests; share: busy part of the time",
     ]
+
+
+def test_60_columns_are_enough():
+    """Names of layers took the room of all other columns: they were a letter wide."""
+    builder = ViewBuilder()
+    builder.apply(run_started((2, 1), model="net", devices=["node-of-the-lab-7/cpu:0", "cpu:1"]))
+    view = builder.view(START_S)
+    stages = (
+        StageView(0, "node-of-the-lab-7/cpu:0", "n", 1, 0, 2, "quiet", 9.876, 9.9, 1.0, 0.00412, 0.874),
+        StageView(1, "cpu:1", "n", 1, 2, 3, "quiet", 0.0587, 0.0587, 1.0, 0.00412, 0.874),
+    )
+    report = RunReport(9, 2, 4.5, 0.1234, 0.2, 12.2)
+    names = ["features.denseblock1.denselayer1.conv1", "features.denseblock4.norm", "classifier.fc"]
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(render_report(report, dataclasses.replace(view, stages=stages), names))
+    assert [line.rstrip() for line in console.export_text().splitlines()][5:] == [
+        "  stage   device        layers      time   share     queue",
+        " ──────────────────────────────────────────────────────────",
+        "  0       node-of-the        2   9876 ms     87%   4.12 ms",
+        "          -lab-7/cpu:",
+        "          0",
+        "  1       cpu:1              1   58.7 ms     87%   4.12 ms",
+        "",
+        "time, queue: medians over the last requests; share: busy",
+        "part of the time",
+    ]

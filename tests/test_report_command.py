@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import math
 import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from rich.console import Console
 from synthetic_results import POLICIES, synthetic_cell, synthetic_grid, synthetic_live, synthetic_timeline
 
 from odin.cli import main
 from odin.evaluation.figures import NARROW, WIDE, svg
 from odin.evaluation.html import html
 from odin.evaluation.markdown import markdown, origin
-from odin.evaluation.plots_measured import mean_hz, thinned
+from odin.evaluation.plots_measured import axis_end_hz, beyond, mean_hz, thinned
 from odin.evaluation.results import Results, ResultsError
 from odin.evaluation.sections import make_report
-from odin.evaluation.style import INK, looks
+from odin.evaluation.style import DARK, DEVICES, INK, looks
 
 SMALL = Results(
     command="odin simulate paper --quick",
@@ -185,6 +188,102 @@ def test_busy_timelines_are_drawn() -> None:
     assert plot.caption.count("/s") == 2
     assert svg(plot, WIDE).startswith("<svg ")
     assert svg(plot, NARROW).startswith("<svg ")
+
+
+def spiked(*, spikes, count=60, policy="lls", usual_hz=10.0, peak_hz=12.0):
+    """A timeline of ``usual_hz`` but at the seconds of ``spikes``."""
+    line = synthetic_timeline("grid", policy, devices=2)
+    rates = tuple(spikes.get(at, usual_hz) for at in range(count))
+    at_s = tuple(float(at) for at in range(count))
+    return replace(line, at_s=at_s, throughput_hz=rates, latency_s=(0.1,) * count, peak_hz=peak_hz, changes=())
+
+
+@pytest.mark.parametrize(
+    ("lines", "end_hz"),
+    [
+        ([spiked(spikes={})], 12.0),
+        ([spiked(spikes={7: 17.0})], 17.0),  # no spike: somewhat more than usual
+        ([spiked(spikes={7: 400.0})], 18.0),
+        ([spiked(spikes={0: 400.0, 1: math.inf, 59: 90.0})], 18.0),
+        ([spiked(spikes={7: 400.0}), spiked(spikes={}, policy="static", usual_hz=20.0)], 30.0),
+        ([spiked(spikes=dict.fromkeys(range(20, 30), 400.0))], 400.0),  # a level of its own
+        ([spiked(spikes={7: 400.0}, peak_hz=math.nan)], 15.0),
+        ([spiked(spikes={7: 5.0}, usual_hz=0.0, peak_hz=math.nan)], 5.0),
+        ([spiked(spikes={}, count=0, peak_hz=math.nan)], 1.0),
+    ],
+)
+def test_one_spike_does_not_set_the_axis(lines, end_hz) -> None:
+    """The axis ended at the highest point of all: one of 400/s pressed every line onto the ground."""
+    assert axis_end_hz(lines) == pytest.approx(1.28 * end_hz)
+
+
+def test_a_spike_is_told_where_it_is_not_drawn() -> None:
+    lines = (spiked(spikes={7: 400.0, 50: 90.0}), spiked(spikes={}, policy="static"))
+    plot = make_report([replace(SMALL, cells=(), timelines=lines)]).plots[0]
+    assert plot.caption.endswith("Beyond the axis (arrows): lls 400/s at 7 s (2 points).")
+    for layout in (WIDE, NARROW):
+        figure = plot.draw(layout)
+        assert [axes.get_ylim() for axes in figure.axes[::2]] == [(0, pytest.approx(1.28 * 18))] * 2
+        assert [text.get_text() for text in figure.axes[0].texts] == ["400/s"]
+    assert beyond(lines[0], 50.0) == [(7.0, 400.0), (50.0, 90.0)]
+    calm = make_report([replace(SMALL, cells=(), timelines=(lines[1],))]).plots[0]
+    assert "Beyond" not in calm.caption
+
+
+def test_one_strange_repeat_does_not_shrink_the_bars() -> None:
+    cells = [
+        replace(cell, latency_p99_s=9.0 if cell.policy == "lls" and cell.repeat == 1 else 0.2)
+        for cell in synthetic_live(repeats=3).cells
+    ]
+    live = next(p for p in make_report([replace(SMALL, cells=tuple(cells))]).plots if p.slug.startswith("live"))
+    [axes] = [axes for axes in live.draw(WIDE).axes if axes.get_title() == "p99 latency, ms"]
+    assert axes.get_xlim()[1] < 500
+    assert "200 (to 9000)" in [text.get_text() for text in axes.texts]
+
+
+def test_each_figure_is_laid_out_and_drawn_once() -> None:
+    """Matplotlib's search for margins drew each twice and measured it many times; events had two artists each."""
+    line = synthetic_timeline("grid", "lls", devices=2)
+    events = tuple((float(at), at + 0.5, at % 4, "cpu-25") for at in range(2000))
+    plots = make_report([replace(SMALL, cells=(*SMALL.cells, *synthetic_live(repeats=1).cells))]).plots
+    busy = make_report([replace(SMALL, cells=(), timelines=(replace(line, interference=events),))]).plots[0]
+    for plot in (*plots, busy):
+        figure = plot.draw(WIDE)
+        assert figure.get_layout_engine() is None
+        assert all(len(axes.patches) + len(axes.collections) < 100 for axes in figure.axes)
+
+
+def test_progress_is_told(tmp_path, monkeypatch) -> None:
+    told = []
+    report = make_report([SMALL])
+    html(report, on_drawn=lambda: told.append(1))
+    assert len(told) == 2 * len(report.plots) > 0
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
+    monkeypatch.setattr("odin.commands.report.Console", lambda **_: terminal)
+    path = SMALL.write(tmp_path / "r.json")
+    assert main(["report", str(path), "--output", str(tmp_path / "r.html"), "--figures", str(tmp_path / "f")]) == 0
+    total = 4 * len(report.plots)
+    assert f"{total}/{total}" in terminal.file.getvalue()
+
+
+def contrast(color: str, ground: str) -> float:
+    """As the Web Content Accessibility Guidelines have it: 1 to 21."""
+
+    def luminance(text: str) -> float:
+        parts = [int(text[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(color), luminance(ground)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colours_are_read_on_white_and_on_the_dark_page() -> None:
+    every = looks([*POLICIES, "mine:Policy", "odin:alpha=5", "odin:alpha=2 (serial)", "ray-serve", "a", "b", "c"])
+    for color in {look.color for look in every.values()}:
+        assert contrast(color, "#ffffff") >= 4.5, color
+        assert color == INK or contrast(DARK[color], "#14171a") >= 4.5, color
+    assert all(contrast(color, "#ffffff") >= 4.5 for color in DEVICES)
 
 
 def test_captions_say_what_is_seen() -> None:

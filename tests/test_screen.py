@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 import re
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -13,13 +14,14 @@ from rich.console import Console
 from rich.text import Text
 from synthetic_run import START_S, interference, many_stages, run_started
 
-from monitor.events import Attributed, Culprit, PlanChanged, RequestFailed, SlowdownChanged
+from monitor.events import Attributed, Culprit, PlanChanged, RequestFailed, RunStarted, SlowdownChanged
 from monitor.screen import Picture, plain, render
-from monitor.sparkline import ASCII, UNICODE, chart, per_cell, sparkline, thin_out
+from monitor.sparkline import ASCII, UNICODE, calm_top, chart, per_cell, sparkline, thin_out
 from monitor.stage_table import bar, stage_lines
-from monitor.textfit import clean, fit, pad
+from monitor.textfit import clean, fit, fit_end, pad, wrap
 from monitor.view import EventLine, ViewBuilder
 
+DATA = Path(__file__).parent / "data"
 SIZES = [(80, 24), (120, 30), (200, 60), (40, 10)]
 
 
@@ -96,11 +98,88 @@ def test_40_by_10_shows_what_matters(disturbed):
         " stage    layers         time  slowdown",
         " 0 cpu:0  ━━━━━━───    120 ms      1.0x",
         " 1 cpu:1  ──────━━━    126 ms    ! 2.1x",
-        "          └ disturbed: CPU share, pid 4…",
-        "    31.1 s  cause: CPU share on stage 1…",
+        "          └ disturbed: CPU share, pid",
+        "            4242 stress-ng 50%",
         "    31.1 s  moved 9|9 -> 12|6 in 2 ms, …",
         "    32.6 s  got 8.17/s (expected 8.33/s)",
     ]
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    """The same with long names, three culprits, latencies of seconds, and one second of strange figures."""
+    story = []
+    culprits = Culprit(4242, "stress-ng-cpu", 0.5), Culprit(4243, "python3 train.py", 0.31)
+    for event in interference(layer_s=0.01, end=False):
+        if isinstance(event, RunStarted):
+            stages = (dataclasses.replace(one, device=f"node-of-the-lab-7/{one.device}") for one in event.stages)
+            event = dataclasses.replace(event, stages=tuple(stages))
+        elif isinstance(event, Attributed):
+            more = (*culprits, Culprit(4244, "firefox-esr", 0.12))
+            event = dataclasses.replace(event, culprits=more, note="others are hidden")
+        story.append(event)
+    view = view_at(story, 40.0, in_flight=4)
+    throughput_hz, p99_s = list(view.history.throughput_hz), list(view.history.latency_p99_s)
+    throughput_hz[10], p99_s[12] = 400.0, 12.3
+    history = dataclasses.replace(view.history, throughput_hz=tuple(throughput_hz), latency_p99_s=tuple(p99_s))
+    return dataclasses.replace(view, latency_p50_s=9.876, latency_p99_s=9.999, history=history)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_nothing_that_tells_is_cut_off(crowded, width):
+    """At 200 columns the unit of ``latency p50 9,876 ms`` and most of the cause were cut off, at 60 the events."""
+    drawn = lines(crowded, width, 30, keys="q quit   p pause")
+    assert drawn == (DATA / f"screen_{width}.txt").read_text().splitlines()
+    told = " ".join(" ".join(drawn).split())
+    assert all(name in told for name in ("cpu:0", "cpu:1", "9,876 ms", "9,999 ms", "12.3 s", "400/s"))
+    assert "firefox-esr 12%" in told
+    assert not any("…" in line for line in drawn if "…e-lab-7/cpu:" not in line)
+
+
+def test_one_strange_second_does_not_flatten_the_chart(disturbed):
+    """The chart's top was the highest second: all others were a flat line."""
+    throughput_hz = list(disturbed.history.throughput_hz)
+    calm = lines(disturbed, 80, 24)[2:5]
+    throughput_hz[4] = 4000.0
+    history = dataclasses.replace(disturbed.history, throughput_hz=tuple(throughput_hz))
+    drawn = lines(dataclasses.replace(disturbed, history=history), 80, 24)[2:5]
+    assert drawn[0].startswith(" throughput ▲ 4,000/s")
+    assert drawn[0].count("▲") == 2
+    assert drawn[2].count("█") >= calm[2].count("█") - 1
+    assert drawn[1].count(" ") < 40
+
+
+def test_of_a_device_the_end_is_kept():
+    assert fit_end("very-long-host.example/cpu:0-15", 14, UNICODE) == "…mple/cpu:0-15"
+    assert fit_end("node/cpu:3", 14, ASCII) == "node/cpu:3"
+    assert cell_len(fit_end("名前名前/cpu:3", 8, UNICODE)) <= 8
+    assert fit_end("abc", 1, UNICODE) == fit_end("abc", 0, UNICODE) == ""
+
+
+def test_wrap():
+    assert wrap("one two three", 7, lines=3, glyphs=UNICODE) == ["one two", "three"]
+    assert wrap("one two three four", 7, lines=2, glyphs=UNICODE) == ["one two", "three …"]
+    assert wrap("abcdefgh ij", 5, lines=9, glyphs=UNICODE) == ["abcde", "fgh", "ij"]
+    assert wrap("", 5, lines=1, glyphs=UNICODE) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "at_least", "top"),
+    [
+        ([], [], 0.0),
+        ([math.nan], [3.0], 3.0),
+        ([10.0] * 60, [12.0], 12.0),
+        ([10.0] * 59 + [14.0], [], 14.0),
+        ([10.0] * 59 + [400.0], [], 15.0),
+        ([10.0] * 59 + [400.0], [20.0], 30.0),
+        ([400.0] + [10.0] * 58 + [math.inf], [], 15.0),
+        ([10.0] * 50 + [400.0] * 10, [], 400.0),  # a level of its own
+        ([0.0] * 59 + [5.0], [], 5.0),
+        ([1.0, 400.0], [], 1.5),
+    ],
+)
+def test_the_top_of_a_chart(values, at_least, top):
+    assert calm_top(values, at_least=at_least) == top
 
 
 def test_ascii(disturbed):
@@ -281,7 +360,7 @@ def test_bars_of_nothing():
 
 
 def test_sparkline():
-    assert sparkline([0, 1, 2, 4, 8, 9, math.nan], top=8) == "▁▁▂▄██ "
+    assert sparkline([0, 1, 2, 4, 8, 9, math.nan], top=8) == "▁▁▂▄█▲ "
     assert sparkline([1.0], top=0.0) == "▁"
     assert sparkline([], top=1.0) == ""
 

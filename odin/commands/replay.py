@@ -20,7 +20,7 @@ from rich.console import Console
 from monitor.eventlog import read_log
 from monitor.events import Event
 from monitor.live import watch
-from monitor.screen import plain
+from monitor.screen import plain, plain_width
 from monitor.view import PipelineView, ViewBuilder
 
 __all__ = ["Player", "add_parser", "run"]
@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(view.to_json())
         else:
             ascii_only = not (sys.stdout.encoding or "ascii").lower().startswith("utf")
-            print(plain(view, width=arguments.width or 100, ascii_only=ascii_only), end="")
+            print(plain(view, width=arguments.width or plain_width(), ascii_only=ascii_only), end="")
         return 0
     if arguments.at is not None:
         player.advance(arguments.at)

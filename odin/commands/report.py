@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from odin.files import check_different, check_folder, check_writable
 from odin.signals import importing
@@ -49,18 +54,20 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         report = make_report([read_results(path) for path in arguments.results], title=arguments.title)
         written, figures = [], {}
-        if output is not None:
-            from odin.evaluation.html import html
+        drawings = 2 * len(report.plots) * sum(place is not None for place in (output, arguments.figures))
+        with _progress(drawings) as advance:
+            if output is not None:
+                from odin.evaluation.html import html
 
-            write_whole(output, html(report).encode())
-            written.append(output)
-        if arguments.figures is not None:
-            from odin.evaluation.figures import save
+                write_whole(output, html(report, on_drawn=advance).encode())
+                written.append(output)
+            if arguments.figures is not None:
+                from odin.evaluation.figures import save
 
-            for plot in report.plots:
-                paths = save(plot, arguments.figures)
-                written += paths
-                figures[plot.slug] = paths[0]
+                for plot in report.plots:
+                    paths = save(plot, arguments.figures, on_drawn=advance)
+                    written += paths
+                    figures[plot.slug] = paths[0]
         if arguments.markdown is not None:
             from odin.evaluation.markdown import markdown
 
@@ -86,3 +93,13 @@ def _check_usage(arguments: argparse.Namespace, output: Path | None) -> None:
     check_different(output=output, markdown=arguments.markdown)
     if arguments.figures is not None:
         check_folder(arguments.figures, "--figures")
+
+
+@contextmanager
+def _progress(drawings: int) -> Iterator[Callable[[], None]]:
+    """A bar on the terminal while figures are drawn; gives what counts one as drawn."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("drawing", total=drawings)
+        yield lambda: progress.advance(task)

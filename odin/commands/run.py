@@ -3,18 +3,19 @@
 Exit status: 0 if every image has a result; 1 if any failed (it has a line with the reason, and the others have theirs)
 or the pipeline broke down; 2 for wrong usage; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. The first signal
 stops feeding and lets what is in flight finish, a second one drops it; either way the results so far are whole lines
-and the summary is printed.
+and the summary is printed. Results that ``--output`` has already stay there: ``--resume`` does what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -38,6 +39,7 @@ from odin.image_files import find_images
 from odin.model_names import check_model_name, check_weights_file
 from odin.options import BatchSizeError, check_options
 from odin.phases import tell_phases
+from odin.run_output import RunSettings, check_output, count_missing, open_output, remaining
 from odin.signals import draining, importing
 from odin.starting_loads import StartingLoads
 from partitioner.policies import policy_names
@@ -50,13 +52,6 @@ if TYPE_CHECKING:  # they import torch
 __all__ = ["add_parser", "run", "run_images"]
 
 FAILURES_SHOWN = 20
-
-
-class ImageKey(NamedTuple):
-    """One image of one pass over the inputs."""
-
-    path: Path
-    repeat: int
 
 
 def add_parser(subparsers: Any) -> None:
@@ -76,6 +71,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="image files, or folders to search")
     parser.add_argument("--output", default="-", metavar="FILE", help="where the JSON lines go; - is standard output")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume", action="store_true", help="keep the results that --output has already, and do only what is missing"
+    )
+    existing.add_argument("--overwrite", action="store_true", help="replace the results that --output has")
     parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth; without it weights are random")
     parser.add_argument("--stages", default="auto", help="auto, or devices joined by commas: cpu:0,cpu:2-3,gpu:0")
     parser.add_argument("--plan", metavar="COUNTS", help="layers per stage, such as 7|11; default: balanced by profile")
@@ -114,6 +114,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    check_output(arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
     paths = _check_usage(arguments)
     with importing():  # here, so that --help and wrong usage need not wait for torch and Ray
         import torch
@@ -138,45 +139,55 @@ def run(arguments: argparse.Namespace) -> int:
             "Give trained ones by --weights FILE.[/]"
         )
     options: dict[str, Any] = {} if arguments.precision is None else {"precision": arguments.precision}
-    with (
-        open_output(arguments.output) as output,
-        starting(console, source.name, batch=arguments.batch) as started,
-        odin.pipeline.Pipeline(
-            source,
-            stages=arguments.stages if arguments.stages == "auto" else arguments.stages.split(","),
-            plan=arguments.plan,
-            policy=arguments.policy,
-            detector=arguments.detector,
-            log=arguments.log,
-            batch=arguments.batch,
-            max_in_flight=arguments.max_in_flight,
-            address=arguments.address,
-            share_devices=arguments.share_devices,
-            refresh_profile=arguments.refresh_profile,
-            on_event=None
-            if arguments.live
-            else StartingLoads(lambda text: console.print(f"[yellow]already loaded:[/] {escape(text)}")),
-            **options,
-        ) as pipe,
-    ):
-        started()
-        with live_panel(pipe.view, console) if arguments.live else nullcontext():
-            report, error = run_images(
-                pipe,
-                paths,
+    with open_output(arguments.output, resume=arguments.resume, overwrite=arguments.overwrite) as place:
+        settings = run_settings(arguments, source) if place.keeps_settings else None
+        if settings is not None:
+            place.read(settings)
+        if place.done:
+            missing, in_all = count_missing(paths, arguments.repeat, place.done), len(paths) * arguments.repeat
+            console.print(f"{escape(arguments.output)} has {in_all - missing} of {in_all} results already")
+            if not missing:
+                return 0
+        with (
+            starting(console, source.name, batch=arguments.batch) as started,
+            odin.pipeline.Pipeline(
                 source,
-                output,
-                console,
-                repeat=arguments.repeat,
-                top=arguments.top,
-                window=pipe.max_in_flight,
+                stages=arguments.stages if arguments.stages == "auto" else arguments.stages.split(","),
+                plan=arguments.plan,
+                policy=arguments.policy,
+                detector=arguments.detector,
+                log=arguments.log,
                 batch=arguments.batch,
-                loaders=arguments.loaders,
-                show_progress=not arguments.live and not (to_stdout and sys.stdout.isatty()),
-            )
-        console.print(render_report(report, pipe.view(), [layer.name for layer in pipe.chain.layers]))
-        if report.ending != "done":
-            pipe.close(drain=False)  # what is still in flight is to be dropped
+                max_in_flight=arguments.max_in_flight,
+                address=arguments.address,
+                share_devices=arguments.share_devices,
+                refresh_profile=arguments.refresh_profile,
+                on_event=None
+                if arguments.live
+                else StartingLoads(lambda text: console.print(f"[yellow]already loaded:[/] {escape(text)}")),
+                **options,
+            ) as pipe,
+        ):
+            started()
+            output = place.begin(settings)
+            with live_panel(pipe.view, console) if arguments.live else nullcontext():
+                report, error = run_images(
+                    pipe,
+                    paths,
+                    source,
+                    output,
+                    console,
+                    done=place.done,
+                    repeat=arguments.repeat,
+                    top=arguments.top,
+                    window=pipe.max_in_flight,
+                    batch=arguments.batch,
+                    loaders=arguments.loaders,
+                    show_progress=not arguments.live and not (to_stdout and sys.stdout.isatty()),
+                )
+            console.print(render_report(report, pipe.view(), [layer.name for layer in pipe.chain.layers]))
+            if report.ending != "done":
+                pipe.close(drain=False)  # what is still in flight is to be dropped
     if error is not None:
         if isinstance(error, BrokenPipeError) and to_stdout:
             raise error  # who read the results has gone
@@ -234,6 +245,23 @@ def _check_usage(arguments: argparse.Namespace) -> list[Path]:
     return find_images(arguments.input)[: arguments.limit]
 
 
+def run_settings(arguments: argparse.Namespace, source: Source) -> RunSettings:
+    """What the results will depend on."""
+    from odin.weights import model_digest
+
+    return RunSettings(
+        model=arguments.model,
+        weights=arguments.weights,
+        state=model_digest(source.model),
+        image_size=arguments.image_size,
+        precision=arguments.precision,
+        batch=arguments.batch,
+        top=arguments.top,
+        repeat=arguments.repeat,
+        folder=os.getcwd(),
+    )
+
+
 def run_images(
     pipe: Submits,
     paths: Sequence[Path],
@@ -241,6 +269,7 @@ def run_images(
     output: TextIO,
     console: Console,
     *,
+    done: Mapping[tuple[str, int], int] | None = None,
     repeat: int = 1,
     top: int = 5,
     window: int,
@@ -249,7 +278,7 @@ def run_images(
     show_progress: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[RunReport, Exception | None]:
-    """Stream images through ``pipe`` and write a line for each as its result comes.
+    """Stream images through ``pipe`` and write a line for each as its result comes, but for those that are ``done``.
 
     Returns
     -------
@@ -264,12 +293,12 @@ def run_images(
     from odin.stream import stream
 
     preprocess = source.preprocess or Preprocess()
-    keys = (ImageKey(path, number) for number in range(repeat) for path in paths)
+    keys = remaining(paths, repeat=repeat, batch=batch, done=done)
     tally = RunTally()
     error: Exception | None = None
     told = False
     with draining() as interrupted, progress_bar(console, show_progress) as progress:
-        task = progress.add_task(source.name, total=len(paths) * repeat)
+        task = progress.add_task(source.name, total=count_missing(paths, repeat, done or {}))
         started_s = clock()
         outcomes = stream(
             pipe,
@@ -283,6 +312,8 @@ def run_images(
         )
         try:
             for outcome in outcomes:
+                if outcome.key.written:
+                    continue  # it is here only to complete its request
                 number = outcome.key.repeat if repeat > 1 else None
                 line = json_line(outcome, image=outcome.key.path, labels=source.labels, top=top, repeat=number)
                 output.write(line + "\n")
@@ -306,26 +337,6 @@ def run_images(
         elapsed_s = clock() - started_s
     ending: Ending = "broken off" if error is not None else "interrupted" if interrupted.is_set() else "done"
     return tally.report(elapsed_s=elapsed_s, ending=ending), error
-
-
-@contextmanager
-def open_output(name: str) -> Iterator[TextIO]:
-    """Standard output for ``-``, else the file, emptied; opened before the work so that a bad path fails first."""
-    if name == "-":
-        yield sys.stdout
-        return
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(Path(name).open("w", encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"--output {name}: {error.strerror}") from error
-        try:
-            yield file
-        finally:
-            try:
-                file.close()
-            except OSError as error:  # what could not be written before is tried again
-                raise OSError(error.errno, error.strerror, name) from error
 
 
 class RateColumn(ProgressColumn):

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from monitor.live import watch
-from monitor.screen import plain
+from monitor.screen import plain, plain_width
 from monitor.view import PipelineView
 from odin.reachable import check_address
 from odin.signals import importing
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 print(client.ask())
             elif arguments.once:
-                print(plain(PipelineView.from_json(client.ask())))
+                print(plain(PipelineView.from_json(client.ask()), width=plain_width()))
             else:
                 _watch(client)
     except ConnectionError as error:

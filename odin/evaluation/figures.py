@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["NARROW", "WIDE", "Layout", "Plot", "ReportError", "legend", "new_figure", "panels", "save", "svg"]
+__all__ = ["NARROW", "WIDE", "Layout", "Plot", "ReportError", "legend", "panels", "save", "svg"]
 
 
 class ReportError(ValueError):
@@ -98,6 +98,7 @@ def _rules(layout: Layout) -> Iterator[None]:
         "ytick.minor.width": 0.5,
         "lines.markersize": 4.0,
         "axes.titlelocation": "left",
+        "axes.titley": 1.0,  # else each title's place is looked for, which takes long
         "legend.frameon": False,
         "figure.facecolor": "none",
         "axes.facecolor": "none",
@@ -110,13 +111,6 @@ def _rules(layout: Layout) -> Iterator[None]:
         yield
 
 
-def new_figure(layout: Layout, height_in: float, *, width_in: float | None = None) -> Figure:
-    """An empty figure that sees to it that nothing overlaps."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width_in or layout.width_in, height_in), layout="constrained")
-
-
 def panels(
     layout: Layout,
     count: int,
@@ -124,21 +118,59 @@ def panels(
     height_in: float,
     columns: int | None = None,
     entries: Sequence[str] = (),
-    share_y: bool = True,
+    tick_letters: int = 4,
+    x_label: bool = True,
+    y_label: bool = True,
 ) -> tuple[Figure, list[Axes]]:
-    """Panels beside and below each other, with room for a legend of these entries on top."""
+    """Panels beside and below each other, with room for a legend of these entries on top, all on one y axis.
+
+    Every margin is known beforehand: to try what fits, as matplotlib's layouts do, takes most of a figure's time.
+
+    Parameters
+    ----------
+    layout
+        The room there is.
+    count
+        Number of panels.
+    height_in
+        Height of a panel with its title and labels.
+    columns
+        Most panels beside each other; default: as many as the layout has room for.
+    entries
+        What the legend will tell.
+    tick_letters
+        Letters of the longest label at the y axis.
+    x_label, y_label
+        Whether the axes have names.
+    """
+    from matplotlib.figure import Figure
+
     across = min(count, columns or layout.columns)
     down = -(-count // across)
     width_in = layout.width_in if layout.narrow or across > 1 else 0.62 * layout.width_in
     rows = -(-len(entries) // _legend_columns(width_in, layout, entries)) if entries else 0
-    figure = new_figure(layout, down * height_in + rows * layout.size_pt / 72 * 1.7 + 0.1, width_in=width_in)
-    grid = figure.subplots(down, across, squeeze=False, sharey=share_y)
-    found = [axes for row in grid for axes in row]
-    for axes in found[count:]:
-        axes.set_visible(False)
-    for at in range(count - across, count):  # the lowest of each column
-        found[at].tick_params(labelbottom=True)
-    return figure, found[:count]
+    line_in = layout.size_pt / 72
+    top_in = rows * line_in * 1.7 + 0.1
+    whole_in = down * height_in + top_in
+    figure = Figure(figsize=(width_in, whole_in))
+    left_in = tick_letters * 0.62 * line_in + 0.12 + y_label * 1.6 * line_in
+    bottom_in = 1.9 * line_in + x_label * 1.5 * line_in
+    each_in = (width_in - left_in - 0.1) / across
+    own_in = each_in - 0.15, height_in - bottom_in - 1.9 * line_in
+    found: list[Axes] = []
+    for at in range(count):
+        row, column = divmod(at, across)
+        x_in = left_in + column * each_in
+        y_in = whole_in - top_in - (row + 1) * height_in + bottom_in
+        place = (x_in / width_in, y_in / whole_in, own_in[0] / width_in, own_in[1] / whole_in)
+        axes = figure.add_axes(place, sharey=found[0] if found else None)
+        axes.tick_params(labelleft=column == 0)
+        axes.xaxis.set_label_coords(0.5, (0.15 * line_in - bottom_in) / own_in[1])
+        axes.yaxis.set_label_coords((0.4 * line_in - left_in) / own_in[0], 0.5)
+        axes.xaxis.label.set_verticalalignment("bottom")
+        axes.yaxis.label.set_verticalalignment("top")
+        found.append(axes)
+    return figure, found
 
 
 def _legend_columns(width_in: float, layout: Layout, entries: Sequence[str]) -> int:
@@ -166,7 +198,8 @@ def legend(figure: Figure, layout: Layout, looks: Sequence[tuple[str, Look]], *,
     ]
     figure.legend(
         handles=handles,
-        loc="outside upper left",
+        loc="upper left",
+        bbox_to_anchor=(0.0, 1.0),
         ncols=_legend_columns(figure.get_figwidth(), layout, [name for name, _ in looks]),
         handlelength=3.2 if lines else 1.2,
         columnspacing=1.4,
@@ -192,12 +225,13 @@ def svg(plot: Plot, layout: Layout) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" style="max-width:{most_in:.2f}in" ', 1)
 
 
-def save(plot: Plot, folder: Path) -> tuple[Path, Path]:
-    """Write the figure as SVG and PNG, on white; returns the files."""
+def save(plot: Plot, folder: Path, *, on_drawn: Callable[[], None] = lambda: None) -> tuple[Path, Path]:
+    """Write the figure as SVG and PNG, on white; returns the files. ``on_drawn`` is called after each."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / f"{plot.slug}.svg", folder / f"{plot.slug}.png"
     for path in paths:
         path.write_bytes(_render(plot, WIDE, path.suffix[1:], facecolor="white"))
+        on_drawn()
     return paths
 
 

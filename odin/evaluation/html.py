@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 
 from odin.evaluation.figures import NARROW, WIDE, Plot, svg
@@ -71,8 +72,8 @@ summary { cursor: pointer; color: var(--accent); font-size: 0.92rem; }
 """
 
 
-def html(report: Report) -> str:
-    """The whole page."""
+def html(report: Report, *, on_drawn: Callable[[], None] = lambda: None) -> str:
+    """The whole page; ``on_drawn`` is called after each of its drawings, of which every figure has two."""
     dark = " ".join(f"--c{light[1:]}: {color};" for light, color in DARK.items())
     links = "".join(f'<a href="#{section.slug}">{escape(section.title)}</a> ' for section in report.sections)
     return "\n".join(
@@ -84,7 +85,7 @@ def html(report: Report) -> str:
             f"<style>{_CSS.replace('DARK', dark)}</style></head><body>",
             f"<h1>{escape(report.title)}</h1>",
             f'<nav aria-label="Sections">{links}<a href="#made">How it was made</a></nav>',
-            *map(_section, report.sections),
+            *(_section(section, on_drawn) for section in report.sections),
             '<section id="made"><h2>How it was made</h2><ul>',
             *(f"<li>{code(origin(source))}</li>" for source in report.sources),
             "</ul></section></body></html>",
@@ -93,23 +94,26 @@ def html(report: Report) -> str:
     )
 
 
-def _section(section: Section) -> str:
+def _section(section: Section, on_drawn: Callable[[], None]) -> str:
     parts = [f'<section id="{section.slug}"><h2>{escape(section.title)}</h2>']
     if section.slug == "notes":
         parts.append(f"<ul>{''.join(f'<li>{code(text)}</li>' for text in section.texts)}</ul>")
     else:
         parts += [f"<p>{code(text)}</p>" for text in section.texts]
     parts += [html_table(table) for table in section.tables if not table.folded]
-    parts += map(_figure, section.plots)
+    parts += [_figure(plot, on_drawn) for plot in section.plots]
     parts += [html_table(table) for table in section.tables if table.folded]
     return "\n".join([*parts, "</section>"])
 
 
-def _figure(plot: Plot) -> str:
+def _figure(plot: Plot, on_drawn: Callable[[], None]) -> str:
     """Twice: as wide screens and paper have it, and as a telephone has it; the style sheet shows one of them."""
     origins = "".join(f'<span class="origin">{code(origin(source))}</span>' for source in plot.sources)
+    drawn = []
+    for layout in (WIDE, NARROW):
+        drawn.append(f'<div class="{layout.name}">{svg(plot, layout)}</div>')
+        on_drawn()
     return (
-        f'<figure id="figure-{plot.slug}"><div class="wide">{svg(plot, WIDE)}</div>'
-        f'<div class="narrow">{svg(plot, NARROW)}</div>'
+        f'<figure id="figure-{plot.slug}">{"".join(drawn)}'
         f"<figcaption><b>{escape(plot.title)}.</b> {code(plot.caption)}{origins}</figcaption></figure>"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odin.evaluation.figures import Layout, legend, new_figure, panels
+from odin.evaluation.figures import Layout, legend, panels
 from odin.evaluation.results import QUANTILES, SLO_LEVELS, Cell
 from odin.evaluation.standing import Place, Standing, mean, order_policies, pooled_quantiles
 from odin.evaluation.style import INK, LOSS, Look
@@ -46,7 +46,7 @@ def _by_policy(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 def draw_cdfs(layout: Layout, groups: Groups, looks: Looks) -> Figure:
     """Latency distributions, a panel per group, logarithmic in latency."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
     figure, found = panels(layout, len(groups), height_in=2.6, entries=list(looks))
     for axes, (title, cells) in zip(found, groups.items(), strict=True):
@@ -62,7 +62,7 @@ def draw_cdfs(layout: Layout, groups: Groups, looks: Looks) -> Figure:
         wide = max(spread) / min(spread) > 30 if spread else True
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())  # its many small ticks, without numbers, take long
         axes.set_xlabel("latency, ms")
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -108,6 +108,7 @@ def draw_heat(
 ) -> Figure:
     """Period x duration for each policy and model, annotated, all in one colour scale."""
     from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from matplotlib.figure import Figure
 
     models = sorted({place.model for place in places})
     periods = sorted({place.period for place in places})
@@ -127,19 +128,25 @@ def draw_heat(
     # policy and model beside each other, or where there is no room, the model above the policy
     letters = max(len(policy) for policy in policies) + max(len(model) for model in models) + 2
     apart = len(models) > 1 and letters * 0.64 * layout.size_pt / 72 > layout.width_in / across - 0.35
-    height = 0.27 * len(periods) + 0.62 + 0.16 * apart
+    line_in, bar_in, label_in = layout.size_pt / 72, 0.75, 1.6 * layout.size_pt / 72
+    height_in = 0.27 * len(periods) + 0.62 + 0.16 * apart
     down = -(-len(shown) // across)
-    figure = new_figure(layout, down * height + 0.75)
-    grid = figure.subplots(down, across, squeeze=False)
-    flat = [axes for row in grid for axes in row]
-    for axes in flat[len(shown) :]:
-        axes.set_visible(False)
+    whole_in = down * height_in + bar_in
+    figure = Figure(figsize=(layout.width_in, whole_in))
+    ticks_in = max(len(f"{number:g}") for number in periods) * 0.62 * line_in + 0.08
+    each_in = (layout.width_in - label_in) / across
+
+    def corner(at: int) -> tuple[float, float, float, float]:
+        row, column = divmod(at, across)
+        x_in, y_in = label_in + column * each_in + ticks_in, whole_in - (row + 1) * height_in + 0.36
+        own_in = each_in - ticks_in - 0.1
+        return x_in / layout.width_in, y_in / whole_in, own_in / layout.width_in, 0.27 * len(periods) / whole_in
+
     mesh = None
     for at, pair in enumerate(shown):
-        axes = flat[at]
         if pair is None:
-            axes.set_visible(False)
             continue
+        axes = figure.add_axes(corner(at))
         policy, model = pair
         cells = np.full((len(periods), len(durations)), np.nan)
         for place, found in places.items():
@@ -161,13 +168,14 @@ def draw_heat(
         axes.set_xticks(np.arange(len(durations)) + 0.5, [f"{number:g}" for number in durations])
         axes.set_yticks(np.arange(len(periods)) + 0.5, [f"{number:g}" for number in periods])
         if at % across == 0:
-            axes.set_ylabel("period")
+            axes.yaxis.set_label_coords(-(ticks_in + 0.1) / (each_in - ticks_in - 0.1), 0.5)
+            axes.set_ylabel("period", verticalalignment="top")
         if not any(shown[at + across :: across]):
+            axes.xaxis.set_label_coords(0.5, -0.18 / (0.27 * len(periods)))
             axes.set_xlabel("duration")
     assert mesh is not None
-    bar = figure.colorbar(
-        mesh, ax=flat, location="bottom", aspect=50 if not layout.narrow else 25, shrink=0.6, pad=0.01
-    )
+    below = figure.add_axes((0.2, 0.42 / whole_in, 0.6, 0.09 / whole_in))
+    bar = figure.colorbar(mesh, cax=below, orientation="horizontal")
     bar.set_label(label)
     solids: Any = bar.solids
     solids.set(rasterized=False, edgecolor="face")

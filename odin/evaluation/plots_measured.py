@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["POINTS", "draw_detection", "draw_live", "draw_timelines", "mean_hz", "thinned"]
+__all__ = ["POINTS", "axis_end_hz", "beyond", "draw_detection", "draw_live", "draw_timelines", "mean_hz", "thinned"]
 
 POINTS = 500
 """Points that a line over time has at most: more than a page can show."""
 _LABELLED = 8
+_USUAL = 0.95
+"""Share of all points that the axis is made for ..."""
+_ROOM = 1.5
+"""... and it ends at this multiple of what they come to, if single points are beyond."""
 
 FloatArray = NDArray[np.float64]
 
@@ -51,12 +56,31 @@ def mean_hz(timeline: Timeline) -> float:
     return float(np.average(rate_hz[kept], weights=since_s[kept])) if kept.any() else float("nan")
 
 
+def axis_end_hz(timelines: Sequence[Timeline]) -> float:
+    """Where an axis of throughput for all of these ends: single points far above the others do not set it.
+
+    Everything up to 1.5 times what 95% of the points, or the best plan undisturbed, come to is on it, and there is room
+    for the marks above.
+    """
+    values = sorted(value for timeline in timelines for value in _finite(timeline.throughput_hz))
+    peaks = _finite([timeline.peak_hz for timeline in timelines])
+    if not values:
+        return 1.28 * (max(peaks, default=1.0) or 1.0)
+    usual = max([values[int(_USUAL * (len(values) - 1))], *peaks])
+    return 1.28 * (max(min(values[-1], _ROOM * usual) if usual > 0 else values[-1], *peaks, 0.0) or 1.0)
+
+
+def beyond(timeline: Timeline, top: float) -> list[tuple[float, float]]:
+    """Second and throughput of the points above ``top``."""
+    points = zip(timeline.at_s, timeline.throughput_hz, strict=True)
+    return [(at_s, value) for at_s, value in points if np.isfinite(value) and value > top]
+
+
 def draw_timelines(layout: Layout, timelines: Sequence[Timeline], looks: Mapping[str, Look]) -> Figure:
     """Throughput over time, a panel per policy; below each the interference, a lane per device."""
     devices = sorted({event[2] for timeline in timelines for event in timeline.interference})
     figure, rows = _stacked(layout, len(timelines), lanes_in=min(0.13 * len(devices), 0.8))
-    top = max(max(_finite(t.throughput_hz), default=0.0) for t in timelines)
-    top = max([top, *(t.peak_hz for t in timelines if np.isfinite(t.peak_hz))]) * 1.28
+    top = axis_end_hz(timelines)
     end_s = max(max(_finite(t.at_s), default=1.0) for t in timelines)
     for at, timeline in enumerate(timelines):
         axes, lanes = rows[at]
@@ -73,6 +97,7 @@ def draw_timelines(layout: Layout, timelines: Sequence[Timeline], looks: Mapping
         if len(times) <= 30:
             axes.vlines(times, 0, top * 0.94, color=INK, linewidth=0.6, alpha=0.6, zorder=2)
         _label_changes(axes, timeline, end_s=end_s, top=top, layout=layout)
+        _mark_beyond(axes, beyond(timeline, top), end_s=end_s, top=top, layout=layout)
         axes.set_ylim(0, top)
         axes.set_xlim(0, end_s)
         axes.set_title(timeline.policy, color=look.color, weight="bold" if look.width > 2 else "normal", pad=3)
@@ -80,9 +105,10 @@ def draw_timelines(layout: Layout, timelines: Sequence[Timeline], looks: Mapping
         rate = f"mean {mean_hz(timeline):.3g}/s, " if y.size else ""
         axes.set_title(f"{rate}{changes}", loc="right", pad=3, size=layout.size_pt - 1)
         axes.tick_params(labelbottom=False, length=2)
-        for start_s, stop_s, device, _ in timeline.interference:
-            color = DEVICES[devices.index(device) % len(DEVICES)]
-            axes.axvspan(start_s, min(stop_s, end_s), color=color, alpha=0.16, linewidth=0, zorder=0)
+        for color, spans in _spans(timeline, devices, end_s):
+            axes.broken_barh(
+                spans, (0, 1), transform=axes.get_xaxis_transform(), color=color, alpha=0.16, linewidth=0, zorder=0
+            )
         _draw_lanes(lanes, timeline, devices, end_s=end_s, layout=layout)
         last = at == len(timelines) - 1
         lanes.tick_params(labelbottom=last, bottom=last)
@@ -134,6 +160,26 @@ def _label_changes(axes: Axes, timeline: Timeline, *, end_s: float, top: float, 
         axes.text(time_s + width_s * 0.12, top * 0.955, label, size=size, va="center", zorder=4)
 
 
+def _mark_beyond(
+    axes: Axes, points: Sequence[tuple[float, float]], *, end_s: float, top: float, layout: Layout
+) -> None:
+    """Arrows where the line leaves the axes, and how far the farthest one goes."""
+    if not points:
+        return
+    axes.plot([at_s for at_s, _ in points], [top * 0.86] * len(points), "^", color=INK, markersize=4.0, zorder=4)
+    at_s, value = max(points, key=itemgetter(1))
+    right = at_s > 0.8 * end_s  # the text goes where there is room
+    axes.text(
+        at_s + (-0.008 if right else 0.008) * end_s,
+        top * 0.86,
+        f"{value:.3g}/s",
+        size=layout.size_pt - 2.5,
+        ha="right" if right else "left",
+        va="center",
+        zorder=4,
+    )
+
+
 def _draw_lanes(lanes: Axes, timeline: Timeline, devices: Sequence[int], *, end_s: float, layout: Layout) -> None:
     size = layout.size_pt - 2.5
     lanes.grid(visible=False)
@@ -142,14 +188,25 @@ def _draw_lanes(lanes: Axes, timeline: Timeline, devices: Sequence[int], *, end_
     shown = list(range(len(devices))) if len(devices) <= 6 else []
     lanes.set_yticks(shown, [f"device {devices[at]}" for at in shown], size=size)
     lanes.tick_params(axis="y", length=0, pad=2)
-    for start_s, stop_s, device, label in timeline.interference:
-        at = devices.index(device)
-        stop_s = min(stop_s, end_s)
-        width_s = max(stop_s - start_s - end_s * 0.001, 0.0)  # those that follow at once are apart
-        lanes.barh(at, width_s, left=start_s, height=0.8, color=DEVICES[at % len(DEVICES)], linewidth=0)
+    gap_s = end_s * 0.001  # those that follow at once are apart
+    for at, (color, spans) in enumerate(_spans(timeline, devices, end_s)):
+        lanes.broken_barh(
+            [(s, max(width - gap_s, 0.0)) for s, width in spans], (at - 0.4, 0.8), color=color, linewidth=0
+        )
+    for start_s, stop_s, device, label in timeline.interference if shown else ():
+        at, stop_s = devices.index(device), min(stop_s, end_s)
         room_in = (stop_s - start_s) / end_s * layout.width_in * 0.9
-        if shown and (len(label) + 1) * 0.66 * size / 72 < room_in:
+        if (len(label) + 1) * 0.66 * size / 72 < room_in:
             lanes.text((start_s + stop_s) / 2, at, label, size=size, ha="center", va="center_baseline", color="#ffffff")
+
+
+def _spans(timeline: Timeline, devices: Sequence[int], end_s: float) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """Colour, and begin and length of each interference, by device: an artist for each event would take very long."""
+    for at, device in enumerate(devices):
+        own = [
+            (begin, max(min(end, end_s) - begin, 0.0)) for begin, end, on, _ in timeline.interference if on == device
+        ]
+        yield DEVICES[at % len(DEVICES)], own
 
 
 def draw_live(layout: Layout, cells: Sequence[Cell], looks: Mapping[str, Look]) -> Figure:
@@ -162,9 +219,13 @@ def draw_live(layout: Layout, cells: Sequence[Cell], looks: Mapping[str, Look]) 
         for name, value, _, form in LIVE_VALUES
     ]
     shown = [(name, values, form) for name, values, form in shown if any(np.isfinite(value[0]) for value in values)]
-    figure, found = panels(layout, len(shown), height_in=0.24 * len(policies) + 0.6)
+    longest = max(map(len, policies))
+    height_in = 0.24 * len(policies) + 0.6
+    figure, found = panels(layout, len(shown), height_in=height_in, tick_letters=longest, x_label=False, y_label=False)
     for axes, (name, values, form) in zip(found, shown, strict=True):
-        most = max(np.nanmax(value) for value in values if np.isfinite(value[0]))
+        middles = [value[0] for value in values if np.isfinite(value[0])]
+        most = min(max(np.nanmax(value) for value in values if np.isfinite(value[0])), _ROOM * max(middles))
+        most = most if most > 0 else max(middles)
         for at, (policy, (middle, low, high)) in enumerate(zip(policies, values, strict=True)):
             if not np.isfinite(middle):
                 axes.text(0, at, " not measured", va="center", size=layout.size_pt - 2)
@@ -174,8 +235,9 @@ def draw_live(layout: Layout, cells: Sequence[Cell], looks: Mapping[str, Look]) 
             end = middle
             if np.isfinite(low):
                 axes.errorbar(middle, at, xerr=[[middle - low], [high - middle]], color=INK, linewidth=1, capsize=2)
-                end = high
-            axes.text(end + most * 0.03, at, f"{middle:{form}}", va="center", size=layout.size_pt - 1.5)
+                end = min(high, most)
+            told = f"{middle:{form}}" + (f" (to {high:{form}})" if high > most else "")
+            axes.text(end + most * 0.03, at, told, va="center", size=layout.size_pt - 1.5)
         axes.set_title(name)
         axes.set_xlim(0, most * 1.3 if most > 0 else 1)
         axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -227,7 +289,7 @@ def draw_detection(layout: Layout, points: Sequence[DetectionPoint]) -> Figure:
 
 
 def _detector_looks(count: int) -> list[Look]:
-    colors = ("#d55e00", "#0072b2", "#009e73", "#b0508c", "#a68a00", "#56b4e9", "#7a5c3a")
+    colors = ("#c25400", "#0072b2", "#007d5b", "#b0508c", "#857000", "#007f98", "#7a5c3a")
     dashes = ("-", (0, (3, 1.2)), (0, (5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (1.2, 1.2)), (0, (8, 2)), (0, (2, 2)))
     markers = "os^vDPX"
     return [Look(colors[at % 7], markers[at % 7], dashes[at % 7], 2.2 if at == 0 else 1.4) for at in range(count)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 from odin.evaluation.figures import Plot
 from odin.evaluation.measured import detection_table, live_table, order_table, validation_table
 from odin.evaluation.medians import interval_text
-from odin.evaluation.plots_measured import draw_detection, draw_live, draw_timelines, mean_hz
+from odin.evaluation.plots_measured import axis_end_hz, beyond, draw_detection, draw_live, draw_timelines, mean_hz
 from odin.evaluation.results import Cell, Timeline
 from odin.evaluation.standing import Place, mean, order_policies, standings
 from odin.evaluation.story import Data, Section, compare, slug
@@ -32,6 +33,7 @@ def timelines(data: Data) -> Section | None:
         caption = (
             f"{model}, {title}: {events} interference events. Shaded, and in a lane for each device: interference; "
             f"triangles: plan changes; dotted: the best plan undisturbed. Mean throughput of the time shown: {means}."
+            + _spikes(lines)
         )
         draw = partial(draw_timelines, timelines=lines, looks=data.looks)
         plots.append(
@@ -44,6 +46,17 @@ def timelines(data: Data) -> Section | None:
             )
         )
     return Section("timelines", "Throughput over time", plots=tuple(plots)) if plots else None
+
+
+def _spikes(lines: Sequence[Timeline]) -> str:
+    """What the axis of throughput leaves out."""
+    shown, told = axis_end_hz(lines), []
+    for line in lines:
+        if points := beyond(line, shown):
+            at_s, most = max(points, key=itemgetter(1))
+            more = f" ({len(points)} points)" if len(points) > 1 else ""
+            told.append(f"{line.policy} {most:.3g}/s at {at_s:.3g} s{more}")
+    return f" Beyond the axis (arrows): {', '.join(told)}." if told else ""
 
 
 def live(data: Data) -> Section | None:
