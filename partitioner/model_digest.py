@@ -91,6 +91,7 @@ def model_digest(model: nn.Module, args: tuple[Any, ...], executed: Executed) ->
             digest.walk_code(code, names)
             for value in closure:
                 digest.walk(value)
+        digest.walk_named_methods()
     except NotCoveredError:
         raise
     except Exception as error:  # objects of the model's may do anything when they are looked at
@@ -162,6 +163,8 @@ class _Digest:
         self._numbers: dict[Any, int] = {}
         self._kept: list[Any] = []  # so that identities stay taken
         self._files: set[str] = set()
+        self._attributes: set[str] = set()
+        self._methods: dict[str, list[types.FunctionType]] = {}
 
     def hexdigest(self) -> str:
         return self._sum.hexdigest()
@@ -231,6 +234,8 @@ class _Digest:
             return self._builtin(value)
         if isinstance(value, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
             self.add(str(value))
+            packet = value.overloadpacket if isinstance(value, torch._ops.OpOverload) else value
+            _check_operators(packet._qualified_op_name.partition("::")[0])
             return []
         if isinstance(value, functools.partial):
             return [value.func, value.args, value.keywords, vars(value)]
@@ -307,6 +312,7 @@ class _Digest:
                     if isinstance(item, types.FunctionType):
                         self.add(name, *_code(item.__code__))
                         inside += [item.__defaults__, item.__kwdefaults__]
+                        self._methods.setdefault(name, []).append(item)
                     else:
                         inside.append(item)
         return inside
@@ -329,6 +335,7 @@ class _Digest:
         if not code.co_filename.startswith("<"):
             self._file(str(names.get("__name__")))
         read = references(code)
+        self._attributes |= read.attributes
         for name in sorted(read.globals):
             if name in names:
                 self.add(name)
@@ -345,6 +352,13 @@ class _Digest:
             elif is_standard(module):
                 check_home(module)
 
+    def walk_named_methods(self) -> None:
+        """Add methods that were not executed, but are named in code: other sizes may lead there."""
+        while named := sorted(self._attributes & self._methods.keys()):
+            for name in named:
+                for method in self._methods.pop(name):
+                    self.walk(method)
+
     def _module(self, module: types.ModuleType, read: Iterable[str] = ()) -> None:
         """Add what is read of a module by any of these names."""
         name = module.__name__
@@ -352,6 +366,8 @@ class _Digest:
         if is_standard(name):
             check_home(name)
             return
+        if isinstance(module, torch._ops._OpNamespace):
+            _check_operators(module.name)
         for attribute in sorted(read):
             value = vars(module).get(attribute)
             if value is None or self._is_known(("attribute", name, attribute, id(value)), value):
@@ -387,6 +403,11 @@ class _Digest:
             self.add(module, hashlib.sha256(Path(file).read_bytes()).digest())
         except OSError as error:
             raise NotCoveredError(f"{file} cannot be read") from error
+
+
+def _check_operators(namespace: str) -> None:
+    if namespace not in ("aten", "prims", "prim", "mkldnn", "mkl", "onednn", "quantized"):
+        raise NotCoveredError(f"it uses operators of {namespace}, which is not PyTorch's own")
 
 
 def _inside_descriptor(value: Any) -> list[Any]:

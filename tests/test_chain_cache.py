@@ -28,6 +28,7 @@ from partitioner.repeat import first_call
 
 KEY = hashlib.sha256(b"a").hexdigest()
 LIMIT = 1e6
+LIMIT_OF_MANY = 1e9
 
 
 def scaled(x):
@@ -53,6 +54,16 @@ class Exported(nn.Module):
         y = self.norm(self.conv(x)) + self.offset
         y = y.clamp(-self.bound, self.bound).clamp(-self.own_bound, self.own_bound).clamp(-LIMIT, LIMIT)
         return scaled(y) * self.grid
+
+
+class ForMany(Exported):
+    """What is done with many samples is not executed with one."""
+
+    def forward(self, x):
+        return super().forward(self.for_many(x) if x.shape[0] > 2 else x)
+
+    def for_many(self, x):
+        return x.clamp(max=LIMIT_OF_MANY)
 
 
 def make(kind=Exported):
@@ -246,6 +257,13 @@ def test_another_model_has_another_key(monkeypatch, change):
     assert digest(model) != before
 
 
+def test_what_the_example_does_not_reach_is_in_the_key(monkeypatch):
+    before = digest(make(ForMany))
+    assert digest(make(ForMany)) == before
+    monkeypatch.setattr(sys.modules[__name__], "LIMIT_OF_MANY", 1e8)
+    assert digest(make(ForMany)) != before
+
+
 @pytest.mark.parametrize("change", [changed_weight, changed_class_attribute, changed_torch])
 def test_nothing_is_served_for_another_model(built, captures, monkeypatch, change):
     model = make()
@@ -297,6 +315,7 @@ READINGS = {
     "code": lambda: eval("1"),
     "random": lambda: random.getrandbits,
     "numbers in a file": lambda: torch.from_file,
+    "operators of an extension": lambda: torch.ops.not_of_torch,
     "library": lambda: json.dumps,
 }
 
