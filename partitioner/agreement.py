@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import itertools
@@ -26,14 +27,17 @@ from partitioner.capture import (
     private_copy,
     untraceable,
 )
+from partitioner.chain_cache import ChainCache
 from partitioner.containers import known_containers
+from partitioner.executed import Executed
 from partitioner.independence import deviation, other_sizes, tensors_in
+from partitioner.known import Known
 from partitioner.liveness import Liveness
 from partitioner.model_copy import refusal
 from partitioner.observe import Observation, observe
 from partitioner.prepare import layout_of, make_outputs_dense, prepare
 from partitioner.reachable import contents
-from partitioner.repeat import check_repeatable, own_copy, run
+from partitioner.repeat import FirstCall, Run, check_repeatable, first_call, other_contents, own_copy, run
 from partitioner.values import obstacle, plain
 from partitioner.watching import Draws
 
@@ -45,6 +49,9 @@ _logger = logging.getLogger(__name__)
 # and cuts must not depend on the machine or its load, so these are one common CPU core's, not measured ones.
 _FLOPS_PER_S = 100e9
 _BYTES_PER_S = 10e9
+
+_KEPT = "the graph kept on disk"
+_AFTER_A_CALL = ", after a first call"
 
 
 class Subject:
@@ -61,9 +68,20 @@ class Subject:
     other_sizes
         Calls with other leading sizes, if any size will do: samples do not depend on each other, whichever are before
         or after them.
+
+    Parameters
+    ----------
+    cache
+        Where what is found out is kept for the next start, and looked up; None for not at all.
     """
 
-    def __init__(self, model: nn.Module | torch.export.ExportedProgram, example_args: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        model: nn.Module | torch.export.ExportedProgram,
+        example_args: tuple[Any, ...],
+        *,
+        cache: ChainCache | None = None,
+    ) -> None:
         self.args = own_copy(plain_tensors(example_args))
         self._fresh: Callable[[], Callable[..., Any]]
         self._captures: list[tuple[str, Callable[[], Captured]]]
@@ -85,41 +103,68 @@ class Subject:
         else:
             raise ValueError(f"expected a torch.nn.Module or an ExportedProgram, got a {type(model).__name__}")
         self._captured: dict[str, Captured | TraceError] = {}
-        self._check_results()
-        runs = check_repeatable(self._fresh, self.args)
-        self.expected = runs[0].results
+        self._outcome: pytree.TreeSpec
+        executed = Executed() if cache is not None and isinstance(model, nn.Module) else None
+        first = first_call(self._fresh, self.args, watched=functools.partial(self._watched, executed))
+        self.expected = first.made.results
+        self.other_values: tuple[Run, ...] = ()
+        self.other_sizes: tuple[Run, ...] = ()
+        self._known: Known | None = None
+        if executed is not None and cache is not None and isinstance(model, nn.Module):
+            self._known = Known(private_copy(model), self.args, executed, self._outcome, cache=cache)
+        if self._known is None or not self._check_what_is_known(self._known, first):
+            self._check(first)
+
+    def _watched(self, executed: Executed | None, function: Callable[..., Any]) -> Callable[..., Any]:
+        draws = Draws(function)
+
+        def call(*args: Any) -> Any:
+            with draws, executed or contextlib.nullcontext():
+                results = function(*args)
+            _check_results(results, draws)
+            self._outcome = pytree.tree_structure(results)
+            return results
+
+        return call
+
+    def _check(self, first: FirstCall) -> None:
+        """See whether the model keeps state between calls, and whether its samples depend on each other."""
+        runs = check_repeatable(self._fresh, first)
         self.other_values = runs[1:2]
         self.other_sizes = other_sizes(self._fresh(), runs)
 
-    def _check_results(self) -> None:
-        """Raise :class:`TraceError` if results are random, or of a kind that a chain cannot return."""
+    def _check_what_is_known(self, known: Known, first: FirstCall) -> bool:
+        """Call the model only as often as the comparison with its graph needs; whether an earlier start knew it."""
+        if not known.stateless:
+            return False
         function = self._fresh()
-        draws = Draws(function)
-        try:
-            with draws:
-                results = function(*own_copy(self.args))
-        except Exception:  # the calls that follow say so
-            return
-        if draws.found:
-            raise TraceError(
-                f"the model draws random numbers while it runs ({draws.found}), so its results vary from call to "
-                "call. Remedies: switch that off for inference (F.dropout(x, p, training=self.training)); or draw "
-                "outside and pass the numbers as an input; or, if they are to be the same in every call, keep them as "
-                "a buffer"
-            )
-        known_containers(results)
-        for leaf in pytree.tree_leaves(results):
-            _check_known(leaf)
+        for other in other_contents(self.args) if known.other_values else ():
+            with contextlib.suppress(Exception):  # it need not take them
+                self.other_values = (run(function, other),)
+                break
+        if known.other_sizes:
+            self.other_sizes = other_sizes(function, (first.made, *self.other_values), rows=1)
+        if bool(self.other_values) == known.other_values and bool(self.other_sizes) == known.other_sizes:
+            return True
+        known.forget("it does not take the values and sizes that it took")
+        self.other_values = self.other_sizes = ()
+        return False
 
     @property
     def inputs(self) -> list[Tensor]:
         """The example's tensors, in order."""
         return tensors_in(self.args)
 
-    def captures(self) -> Iterator[Callable[[], Captured]]:
+    def captures(self) -> Iterator[tuple[str, Callable[[], Captured]]]:
         """Ways to capture the model, the quickest first; each works once, and gives a copy of its own at each call."""
+        known = self._known
         for how, capture in self._captures:
-            yield functools.partial(self._capture, how, capture)
+            if how == "torch.export" and known is not None and known.graph is not None:
+                yield _KEPT, functools.partial(self._capture, _KEPT, known.graph.copy)
+                # asked for another one: it was not the model's
+                known.forget("its graph computes something else")
+                self._check(first_call(self._fresh, self.args))
+            yield how, functools.partial(self._capture, how, capture)
         called = self._fresh()
         if not isinstance(called, nn.Module) or isinstance(called, fx.GraphModule):
             return
@@ -128,11 +173,22 @@ class Subject:
         if contents(called).changed(before):
             # What it builds in its first call (a grid of positions in a buffer) is there now.
             for how, any_size in (("", True), (" at the example's leading size", False)):
-                yield functools.partial(
-                    self._capture,
-                    f"torch.export{how}, after a first call",
-                    functools.partial(capture_export, private_copy(called), self.args, any_leading_size=any_size),
-                )
+                how = f"torch.export{how}{_AFTER_A_CALL}"
+                capture = functools.partial(capture_export, private_copy(called), self.args, any_leading_size=any_size)
+                yield how, functools.partial(self._capture, how, capture)
+
+    def keep(self, how: str) -> None:
+        """Keep what was found out for the next start; ``how`` is the capture that agreed with the model."""
+        if self._known is None or (how == _KEPT and self._known.stateless):
+            return
+        captured = self._captured[how]
+        assert isinstance(captured, Captured)
+        self._known.keep(
+            captured if captured.how == "torch.export" else None,
+            other_values=bool(self.other_values),
+            other_sizes=bool(self.other_sizes),
+            any_example=not how.endswith(_AFTER_A_CALL),
+        )
 
     def _capture(self, how: str, capture: Callable[[], Captured]) -> Captured:
         if how not in self._captured:
@@ -165,7 +221,7 @@ class Prepared:
 def prepare_and_check(subject: Subject) -> Prepared:
     """Capture and prepare in the most optimised way whose results match the original's."""
     failures: list[str] = []
-    for capture in subject.captures():
+    for how, capture in subject.captures():
         for fold_batch_norm, channels_last in ((True, True), (True, False), (False, False)):
             try:
                 captured = capture()
@@ -175,13 +231,17 @@ def prepare_and_check(subject: Subject) -> Prepared:
             try:
                 prepare(captured, subject.inputs, fold_batch_norm=fold_batch_norm, channels_last=channels_last)
                 result = _check(captured, subject, channels_last)
-            except TraceError:
+            except TraceError as error:
+                if how == _KEPT:  # only graphs that could be prepared are kept
+                    failures.append(str(error))
+                    break
                 raise
             except Exception as error:
                 # tracing gave a graph that does not run, or one that cannot run in this layout
                 failures.append(f"the graph of {captured.how} fails: {first_line(error)}")
                 continue
             if isinstance(result, Prepared):
+                subject.keep(how)
                 return result
             failures.append(f"the graph of {captured.how} deviates from the model: {result}")
     raise untraceable(list(dict.fromkeys(failures)))
@@ -260,6 +320,20 @@ def plain_tensors(args: Any) -> Any:
             raise ValueError(f"input {index} is on the meta device, without values: give an example with some")
     count = itertools.count()
     return pytree.tree_map(lambda leaf: plain(leaf, f"input {next(count)}") if isinstance(leaf, Tensor) else leaf, args)
+
+
+def _check_results(results: Any, draws: Draws) -> None:
+    """Raise :class:`TraceError` if results are random, or of a kind that a chain cannot return."""
+    if draws.found:
+        raise TraceError(
+            f"the model draws random numbers while it runs ({draws.found}), so its results vary from call to "
+            "call. Remedies: switch that off for inference (F.dropout(x, p, training=self.training)); or draw "
+            "outside and pass the numbers as an input; or, if they are to be the same in every call, keep them as "
+            "a buffer"
+        )
+    known_containers(results)
+    for leaf in pytree.tree_leaves(results):
+        _check_known(leaf)
 
 
 _FIXED = (bool, int, float, complex, str, bytes, NoneType, torch.dtype, torch.device, torch.layout, enum.Enum)

@@ -32,6 +32,7 @@ __all__ = [
     "capture_fx",
     "first_line",
     "private_copy",
+    "slots",
     "substitute",
     "untraceable",
 ]
@@ -206,7 +207,7 @@ def capture_fx(model: nn.Module, example_args: tuple[Any, ...]) -> Captured:
     TraceError
         If the model's Python code needs the values (or types) of tensors.
     """
-    leaves, in_spec = _slots(example_args)
+    leaves, in_spec = slots(example_args)
     tracer = _Tracer(leaves, in_spec)
     try:
         with torch.no_grad():
@@ -318,7 +319,7 @@ def capture_exported_program(exported: torch.export.ExportedProgram, example_arg
     """
     module = exported.module()
     assert isinstance(module, fx.GraphModule)
-    leaves, _ = _slots(example_args)
+    leaves, _ = slots(example_args)
     _, given_spec = pytree.tree_flatten((example_args, {}))
     if given_spec != exported.call_spec.in_spec:
         raise ValueError(
@@ -347,7 +348,7 @@ def capture_exported_program(exported: torch.export.ExportedProgram, example_arg
     return _assemble(module, graph, leaves, in_spec, returned, exported.call_spec.out_spec, "torch.export")
 
 
-def _slots(example_args: tuple[Any, ...]) -> tuple[list[Any], pytree.TreeSpec]:
+def slots(example_args: tuple[Any, ...]) -> tuple[list[Any], pytree.TreeSpec]:
     """Flatten arguments and put a numbered slot in place of each tensor."""
     leaves, spec = pytree.tree_flatten(example_args)
     count = 0
@@ -407,9 +408,9 @@ def _assemble(
                 modules[path] = ModuleEntry(module, {name: intern(f"{path}.{name}", t) for name, t in inside})
 
     order: dict[fx.Node, int] = {}
-    slots = [Slot(order.setdefault(leaf, len(order))) if isinstance(leaf, fx.Node) else leaf for leaf in returned]
+    slotted = [Slot(order.setdefault(leaf, len(order))) if isinstance(leaf, fx.Node) else leaf for leaf in returned]
     graph.output_node().args = (list(order),)
-    outcome = pytree.tree_unflatten(slots, out_spec)
+    outcome = pytree.tree_unflatten(slotted, out_spec)
     return Captured(graph, state, modules, frozenset(buffers), leaves, in_spec, outcome, how)
 
 

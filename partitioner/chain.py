@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from partitioner.agreement import Prepared, Subject, deviation, prepare_and_check, tensors_in
 from partitioner.bounds import Bounds
 from partitioner.capture import Captured, Slot, TraceError
+from partitioner.chain_cache import ChainCache
 from partitioner.cuts import choose_cuts
 from partitioner.fuse import Packing, fuse
 from partitioner.names import layer_names
@@ -289,6 +290,7 @@ def build_chain(
     name: str = "model",
     coarse_share: float = 0.10,
     minimum_share: float = 0.005,
+    keep: bool = True,
 ) -> Chain:
     """Turn a CNN into a chain of layers.
 
@@ -310,6 +312,9 @@ def build_chain(
         A layer with more than this share of the estimated cost is cut further, where several tensors cross.
     minimum_share
         A layer with less than this share joins a neighbour.
+    keep
+        Keep on disk what takes long to find out (the graph that ``torch.export`` makes, that the model keeps no state),
+        and use what an earlier start kept of the same model; see :class:`partitioner.known.Known`.
 
     Returns
     -------
@@ -338,7 +343,7 @@ def build_chain(
         raise ValueError(f"example_args hold no tensor: {example_args!r}")
     # outside inference mode: preparation watches tensor versions, which inference tensors do not have
     with torch.inference_mode(False), torch.no_grad():
-        subject = Subject(model, example_args)
+        subject = Subject(model, example_args, cache=ChainCache() if keep else None)
         prepared = prepare_and_check(subject)
         chain = _cut(prepared, subject, name, coarse_share, minimum_share, fused=prepared.channels_last)
         if prepared.channels_last and deviation(chain.try_plain(subject.args), subject.expected):

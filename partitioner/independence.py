@@ -17,7 +17,7 @@ __all__ = ["deviation", "other_sizes", "tensors_in"]
 _ROWS = 9  # samples tried together at least: eight frames that are shifted among each other are common
 
 
-def other_sizes(function: Callable[..., Any], runs: Sequence[Run]) -> tuple[Run, ...]:
+def other_sizes(function: Callable[..., Any], runs: Sequence[Run], *, rows: int = _ROWS) -> tuple[Run, ...]:
     """Call a model with other leading sizes and see whether each sample's result is its own.
 
     For an example ``x`` of two samples and other contents ``y`` and ``z`` of the same size::
@@ -33,6 +33,8 @@ def other_sizes(function: Callable[..., Any], runs: Sequence[Run]) -> tuple[Run,
         A copy of the model.
     runs
         The example's call first, then at least one with other contents.
+    rows
+        Samples tried together at least.
 
     Returns
     -------
@@ -49,7 +51,7 @@ def other_sizes(function: Callable[..., Any], runs: Sequence[Run]) -> tuple[Run,
     if any(not _has_rows(made.results, size) for made in runs):
         return ()
     before = _concatenated(others)
-    more = max(1, _ROWS - size)
+    more = max(1, rows - size)
     repeats = -(-more // (size * len(others)))
     parts = [_rows(_concatenated([before] * repeats), 0, more), example]
     together = _concatenated(parts)

@@ -22,6 +22,7 @@ __all__ = [
     "Profile",
     "ProfileCache",
     "ProfileKey",
+    "cache_directory",
     "device_type",
     "measure_undisturbed",
     "profile_layers",
@@ -354,7 +355,7 @@ class ProfileCache:
     """
 
     def __init__(self, directory: str | Path | None = None) -> None:
-        self.directory = Path(directory) if directory is not None else _default_directory()
+        self.directory = Path(directory) if directory is not None else cache_directory("profiles")
 
     def path(self, key: ProfileKey) -> Path:
         """File of a key."""
@@ -427,8 +428,9 @@ def warn_if_suspect(profile: Profile, *, who: str = "") -> None:
         )
 
 
-def _default_directory() -> Path:
+def cache_directory(kind: str) -> Path:
+    """Folder for what is kept of one kind: ``$ODIN_CACHE_DIR/KIND``, else ``odin/KIND`` in the user's cache folder."""
     if configured := os.environ.get("ODIN_CACHE_DIR"):
-        return Path(configured).expanduser() / "profiles"
+        return Path(configured).expanduser() / kind
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "odin" / "profiles"
+    return Path(base).expanduser() / "odin" / kind

@@ -18,7 +18,7 @@ from partitioner.capture import TraceError, first_line
 from partitioner.reachable import Contents, contents
 from partitioner.values import as_bits, comparable
 
-__all__ = ["Run", "check_repeatable", "own_copy", "run"]
+__all__ = ["FirstCall", "Run", "check_repeatable", "first_call", "other_contents", "own_copy", "run"]
 
 _STATE = "the model keeps state between calls, so its results depend on earlier ones"
 _SHOWN = 4  # names of attributes in a message
@@ -68,7 +68,51 @@ def _random_numbers_anew() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
-def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, ...]) -> tuple[Run, ...]:
+class FirstCall(NamedTuple):
+    """A copy of a model that was called once, with the example: what it held before, and the call."""
+
+    function: Callable[..., Any]
+    before: Contents
+    made: Run
+
+
+def first_call(
+    fresh: Callable[[], Callable[..., Any]],
+    args: tuple[Any, ...],
+    *,
+    watched: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+) -> FirstCall:
+    """Call a model with the example.
+
+    Parameters
+    ----------
+    fresh
+        Gives a new copy of the model, as a function.
+    args
+        The example's arguments.
+    watched
+        Makes of a function one that does the same and looks at it. A :class:`TraceError` from there comes through.
+
+    Raises
+    ------
+    ValueError
+        If the model fails on the example.
+    """
+    function = fresh()
+    before = contents(function)
+    try:
+        made = run(function if watched is None else watched(function), args)
+    except TraceError:
+        raise
+    except Exception as error:
+        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        raise ValueError(
+            f"the model fails on its example arguments (tensor shapes {shapes}): {type(error).__name__}: {error}"
+        ) from error
+    return FirstCall(function, before, made)
+
+
+def check_repeatable(fresh: Callable[[], Callable[..., Any]], called: FirstCall) -> tuple[Run, ...]:
     """Call a model again and again, with the example and with other contents, and see whether its past shows.
 
     ::
@@ -85,8 +129,8 @@ def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, .
     ----------
     fresh
         Gives a new copy of the model, as a function.
-    args
-        The example's arguments.
+    called
+        The first call, with the example. Nothing else has called that copy.
 
     Returns
     -------
@@ -95,13 +139,11 @@ def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, .
 
     Raises
     ------
-    ValueError
-        If the model fails on the example.
     TraceError
         If results depend on earlier calls.
     """
-    function = fresh()
-    before = contents(function)
+    function, before, first = called
+    args, after_first = first.args, contents(called.function)
 
     def call(arguments: tuple[Any, ...]) -> tuple[Run, Contents]:
         for generator in before.generators:
@@ -114,16 +156,9 @@ def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, .
         except Exception as error:
             raise TraceError(f"{_STATE}: called again on the same input it fails with {first_line(error)}") from error
 
-    try:
-        first, after_first = call(args)
-    except Exception as error:
-        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
-        raise ValueError(
-            f"the model fails on its example arguments (tensor shapes {shapes}): {type(error).__name__}: {error}"
-        ) from error
     second, after_second = call_again()
     others: list[tuple[Run, Contents]] = []
-    for other in _other_contents(args):
+    for other in other_contents(args):
         with contextlib.suppress(Exception):  # it need not take them
             others.append(call(other))
         if len(others) == 2:
@@ -148,7 +183,7 @@ def check_repeatable(fresh: Callable[[], Callable[..., Any]], args: tuple[Any, .
     return runs
 
 
-def _other_contents(args: tuple[Any, ...]) -> Sequence[tuple[Any, ...]]:
+def other_contents(args: tuple[Any, ...]) -> Sequence[tuple[Any, ...]]:
     """Arguments like the example's with other numbers: noise that is larger than they are, its negative, their own."""
     noise = torch.Generator().manual_seed(0)
 

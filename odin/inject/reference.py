@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ def main(model: str, device_text: str, *, fine: bool = False) -> None:
     """Serve passes until the input ends; a fine chain is cut within blocks, wherever that leaves layers above 1%."""
     device = Device.parse(device_text)
     source = load_source(model)
-    cuts = {"coarse_share": _FINE_SHARE} if fine else {}
+    cuts: dict[str, Any] = {"coarse_share": _FINE_SHARE} if fine else {}
     chain = build_chain(source.model, source.example_args, name=source.name, **cuts)
     with compute_threads(device.threads):
         packed = chain.program.pack(chain.state)
