@@ -35,7 +35,7 @@ from odin.gateway import Gateway
 from odin.microbatch import join_outputs, split_inputs
 from odin.options import check_batch, check_options, check_timeout, leading_size
 from odin.phases import phase
-from odin.placement import fit_stages, warn_of_quotas
+from odin.placement import check_stage_count, warn_of_quotas
 from odin.ray_runtime import RayRuntime
 from odin.replies import Reply, outcome_of
 from odin.sources import Source
@@ -194,9 +194,11 @@ class Pipeline:
             self.chain = to_chain(source)
             del source  # or its weights would stay, which the stages will have
             self.batch = check_batch(self.chain, batch)
+            if devices is not None:
+                check_stage_count(len(devices), layer_count=len(self.chain.layers))
             if plan is not None:
                 plan.check_fits(layer_count=len(self.chain.layers), stage_count=len(devices or plan))
-            self._open_stages(devices, plan, keep_weights=self.chain is model)
+            self._open_stages(plan, keep_weights=self.chain is model)
             cuts = self._cuts()
             setting = self._measure(cuts, plan, precision=precision, refresh=refresh_profile)
             self.max_in_flight = max_in_flight or 2 * len(self.devices)
@@ -242,13 +244,13 @@ class Pipeline:
             precision=precision,
         )
 
-    def _open_stages(self, devices: Sequence[Device] | None, plan: Plan | None, *, keep_weights: bool) -> None:
+    def _open_stages(self, plan: Plan | None, *, keep_weights: bool) -> None:
         """Give the stages their devices and the model; ``self.devices`` says where they are."""
         assert self._startup is not None
         chain = self.chain
         with phase("waited for Ray and the stages' processes"):
             self._runtime, placed, self._deployment = self._startup.join()
-        placed = fit_stages(placed, layer_count=len(chain.layers), automatic=devices is None)
+        placed = placed[: len(chain.layers)]  # of the free ones: those that were named are not more
         if plan is not None:
             plan.check_fits(layer_count=len(chain.layers), stage_count=len(placed))
         with phase("weights packed and given to the stages"):

@@ -14,7 +14,7 @@ from odin.options import refuse_twice
 from stages.actor import NodeDevices, StageInfo, list_devices_here, list_node_devices
 from stages.device import Device, DeviceError, describe_cores, parse_devices
 
-__all__ = ["fit_stages", "place", "warn_of_quotas"]
+__all__ = ["check_stage_count", "place", "warn_of_quotas"]
 
 _LISTING_TIMEOUT_S = 60.0
 
@@ -38,7 +38,7 @@ def place(
     Returns
     -------
     list of (Device, str)
-        For each stage its device, the node left out, and the node's id; see :func:`fit_stages`.
+        For each stage its device, the node left out, and the node's id. There may be more than the chain has layers.
 
     Raises
     ------
@@ -55,17 +55,10 @@ def place(
     return placed
 
 
-def fit_stages(placed: Sequence[tuple[Device, str]], *, layer_count: int, automatic: bool) -> list[tuple[Device, str]]:
-    """Return the stages for a chain of so many layers: at most one per layer.
-
-    Raises
-    ------
-    DeviceError
-        If more were asked for.
-    """
-    if len(placed) > layer_count and not automatic:
-        raise DeviceError(f"{len(placed)} stages for {layer_count} layers: use at most {layer_count} stages")
-    return list(placed[:layer_count])
+def check_stage_count(count: int, *, layer_count: int) -> None:
+    """Raise :class:`DeviceError` if more stages were asked for than there are layers."""
+    if count > layer_count:
+        raise DeviceError(f"{count} stages for {layer_count} layers: use at most {layer_count} stages")
 
 
 def _alive_nodes() -> list[dict[str, object]]:
