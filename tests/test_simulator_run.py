@@ -143,6 +143,13 @@ def test_a_plan_in_force_is_no_decision_and_one_that_does_not_fit_an_error():
         simulate(EVEN, Scripted({5: move((2, 1, 1))}), requests=10)
 
 
+@pytest.mark.parametrize("answer", ["3|1", ("3|1", "move"), Decision(None, "move", ""), Decision(Plan((3, 1)), 7, "")])
+def test_an_answer_that_is_no_decision_is_an_error_that_names_the_policy(answer):
+    """A string used to end the simulation with an AttributeError from the simulator's own code."""
+    with pytest.raises(ValueError, match="policy scripted: its "):
+        simulate(EVEN, Scripted({5: answer}), requests=10)
+
+
 def test_a_policy_that_raises_becomes_static():
     policy = Scripted({4: RuntimeError("no idea"), 6: move((1, 3))})
 
