@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
+
+import msgspec
 
 from monitor.events import (
     Attributed,
@@ -125,4 +126,4 @@ def many_stages(count, *, layers_each=2, disturbed=(), seconds=20):
 
 def shifted(event, by_s):
     """The same event at another time."""
-    return dataclasses.replace(event, at_s=event.at_s + by_s)
+    return msgspec.structs.replace(event, at_s=event.at_s + by_s)

@@ -1,7 +1,7 @@
-import dataclasses
 import io
 import math
 
+import msgspec
 from rich.console import Console
 from synthetic_run import START_S, run_started
 
@@ -42,7 +42,7 @@ def test_rendering():
 
     builder = ViewBuilder()
     builder.apply(run_started((2, 1, 0), model="net", devices=["cpu:0", "cpu:1", "cpu:2-3"]))
-    view = dataclasses.replace(
+    view = msgspec.structs.replace(
         builder.view(START_S),
         stages=(
             stage(0, "cpu:0", 0, 2),

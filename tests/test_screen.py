@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import re
 
+import msgspec
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
@@ -238,7 +238,7 @@ def test_plain_is_plain(disturbed):
 
 def test_the_last_events_are_shown(disturbed):
     events = tuple(EventLine(float(number), "policy", f"number {number}") for number in range(50))
-    drawn = lines(dataclasses.replace(disturbed, events=events), 80, 24)
+    drawn = lines(msgspec.structs.replace(disturbed, events=events), 80, 24)
     shown = [int(line.split()[-1]) for line in drawn if "number" in line]
     assert shown == list(range(50 - len(shown), 50))
     assert len(shown) >= 6
