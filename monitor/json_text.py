@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+import re
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
-__all__ = ["json_text", "plain_json", "with_nan"]
+__all__ = ["from_plain", "json_text", "plain_json", "to_plain", "with_nan"]
+
+_Kind = TypeVar("_Kind")
 
 
 def json_text(record: Any) -> str:
@@ -23,7 +26,7 @@ def json_text(record: Any) -> str:
     try:
         return _ENCODER.encode(record).decode()
     except UnicodeEncodeError:  # seldom: the name of a file or a process, which may be any bytes
-        text = json.dumps(msgspec.to_builtins(record, enc_hook=_plain))
+        text = json.dumps(to_plain(record))
         return json.dumps(json.loads(text, parse_constant=lambda nan: None), separators=(",", ":"))
 
 
@@ -36,6 +39,48 @@ def plain_json(text: str) -> Any:
         If it is no JSON.
     """
     return json.loads(text) if "\\ud" in text else msgspec.json.decode(text)
+
+
+def to_plain(record: Any) -> Any:
+    """``record`` as dicts, lists, texts and numbers."""
+    return msgspec.to_builtins(record, enc_hook=_plain)
+
+
+def from_plain(values: Any, kind: type[_Kind], *, strict: bool = True) -> _Kind:
+    """Make a record of plain JSON values.
+
+    Parameters
+    ----------
+    strict
+        False takes texts for numbers where they are, as ``"inf"``, which JSON has no other word for.
+
+    Raises
+    ------
+    ValueError
+        If they are none; the message names the place and what is there.
+
+    Examples
+    --------
+    >>> from_plain([1, "two"], list[int])
+    Traceback (most recent call last):
+        ...
+    ValueError: Expected `int`, got `str` - at `$[1]`: 'two'
+    """
+    try:
+        return msgspec.convert(values, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{error}{_what_is_at(values, str(error))}") from error
+
+
+def _what_is_at(values: Any, message: str) -> str:
+    """What is at the place that a message of msgspec names, such as ``$.cells[3].period``."""
+    found = re.search(r"at `\$(.*)`$", message)
+    try:
+        for key, index in re.findall(r"\.(\w+)|\[(\d*|\.\.\.)\]", found.group(1)) if found else ():
+            values = values[key] if key else values[int(index)]
+    except (LookupError, TypeError, ValueError):
+        return ""
+    return f": {values!r:.40}" if found else ""
 
 
 def with_nan(values: Any) -> Any:

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from odin.evaluation.results import read_results
     from odin.evaluation.sections import make_report
-    from odin.files import write_whole
+    from partitioner.files import write_whole
 
     output = arguments.output
     if output is None and arguments.markdown is None and arguments.figures is None:
