@@ -26,13 +26,13 @@ from rich.table import Table
 from odin.bench.machine import (
     Environment,
     StealMeter,
-    pin_process,
     process_tree,
     pss_nbytes,
     release_memory,
 )
 from odin.feeding import keep_in_flight
 from partitioner.files import write_whole
+from stages.device import bind_threads
 
 __all__ = [
     "Environment",
@@ -40,13 +40,13 @@ __all__ = [
     "LoadResult",
     "StealMeter",
     "add_arguments",
+    "bind_threads",
     "closed_loop",
     "interleave",
     "mib",
     "milliseconds",
     "paired_ratio",
     "percentile",
-    "pin_process",
     "pinned",
     "process_tree",
     "pss_nbytes",

@@ -23,6 +23,7 @@ from partitioner.profile import (
 from stages.allocator import keep_freed_memory
 from stages.device import Device, DeviceError, allowed_core_count, bind_threads, check_cores, cpu_model, usable_cores
 from stages.executor import PRECISIONS, CudaExecutor, RunDelay
+from stages.gpus import gpu_names
 from stages.threads import compute_threads
 
 __all__ = ["check_local", "local_devices", "pinned", "profile_local", "type_of"]
@@ -35,7 +36,7 @@ def local_devices(layer_count: int) -> tuple[Device, ...]:
 
     Of the cores as many as a CPU quota allows.
     """
-    gpus = [Device("gpu", (index,)) for index in range(torch.cuda.device_count())]
+    gpus = [Device("gpu", (index,)) for index in range(len(gpu_names()))]
     cores = [Device("cpu", (core,)) for core in usable_cores()[: allowed_core_count()]]
     return tuple((gpus or cores)[:layer_count])
 
@@ -57,8 +58,8 @@ def check_local(devices: Sequence[Device]) -> None:
             )
         if device.kind == "cpu":
             check_cores(device.indices)
-        elif device.indices[0] >= torch.cuda.device_count():
-            names = [f"gpu:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+        elif device.indices[0] >= len(gpu_names()):
+            names = [f"gpu:{index} ({name})" for index, name in enumerate(gpu_names())]
             raise DeviceError(f"there is no {device} that torch can use here; there is {', '.join(names) or 'no GPU'}")
         for index in device.indices:
             if (device.kind, index) in seen:
@@ -69,7 +70,7 @@ def check_local(devices: Sequence[Device]) -> None:
 def type_of(device: Device) -> str:
     """Text under which profiles of a local device are kept, the same that its stage gives."""
     if device.kind == "gpu":
-        return device_type("gpu", torch.cuda.get_device_name(device.indices[0]))
+        return device_type("gpu", gpu_names()[device.indices[0]])
     return device_type("cpu", cpu_model(), threads=device.threads)
 
 

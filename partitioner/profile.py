@@ -372,9 +372,9 @@ class ProfileCache:
 
     def store(self, key: ProfileKey, profile: Profile) -> bool:
         """Keep a profile; False if the disk will not have it, which costs time later but is no error."""
-        file = msgspec.json.encode(_File(FORMAT, VERSION, key, profile))
+        content = {"format": FORMAT, "version": VERSION, "key": key, "profile": profile.to_json()}
         try:
-            write_whole(self.path(key), msgspec.json.format(file, indent=1) + b"\n")
+            write_whole(self.path(key), f"{json.dumps(content, indent=1)}\n".encode())
         except OSError:
             return False
         return True

@@ -15,12 +15,12 @@ import pytest
 from benchmarks.common import (
     Environment,
     Figure,
+    bind_threads,
     closed_loop,
     interleave,
     milliseconds,
     paired_ratio,
     percentile,
-    pin_process,
     pinned,
     process_tree,
     pss_nbytes,
@@ -151,7 +151,7 @@ def test_pinning_is_undone() -> None:
     before = os.sched_getaffinity(0)
     with pinned([max(before)]):
         assert os.sched_getaffinity(0) == {max(before)}
-        pin_process(before)
+        bind_threads(before)
         assert os.sched_getaffinity(0) == before
     assert os.sched_getaffinity(0) == before
 

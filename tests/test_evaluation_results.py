@@ -121,7 +121,10 @@ def test_whole_numbers_are_floats_where_floats_belong(tmp_path) -> None:
         ('{"format": "odin-evaluation", "version": 1}', "damaged"),
         ('{"format": "odin-evaluation", "version": 1, "command": 3, "created": ""}', r"got `int` - at `\$.command`: 3"),
         ('{"format": "odin-evaluation", "version": 1, "command": "", "created": "", "more": 1}', "unknown more"),
-        ('{"format": "odin-evaluation", "version": 1, "command": "", "created": "", "cells": [[]]}', r"Expected `object`, got `array` - at `\$.cells\[0\]`: \[\]"),
+        (
+            '{"format": "odin-evaluation", "version": 1, "command": "", "created": "", "cells": [[]]}',
+            r"Expected `object`, got `array` - at `\$.cells\[0\]`: \[\]",
+        ),
     ],
 )
 def test_what_is_no_result_is_told(tmp_path, text, message) -> None:
