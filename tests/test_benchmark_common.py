@@ -29,16 +29,7 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-
-
-class Clock:
-    """A clock that moves by hand."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from odin.testing import FakeClock
 
 
 def test_percentile_is_linear_between_neighbours() -> None:
@@ -87,7 +78,7 @@ def test_no_rounds() -> None:
 
 
 def test_timed_reads_the_clock_around_the_call() -> None:
-    clock = Clock()
+    clock = FakeClock()
 
     def call() -> None:
         clock.now_s += 2.5
@@ -96,7 +87,7 @@ def test_timed_reads_the_clock_around_the_call() -> None:
 
 
 def test_closed_loop_counts_after_the_warm_up() -> None:
-    clock = Clock()
+    clock = FakeClock()
 
     def submit(index: int) -> Future[int]:  # a server of 2 s per request that answers at once
         clock.now_s += 2.0

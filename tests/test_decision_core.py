@@ -10,29 +10,16 @@ import pytest
 from monitor.detectors import CusumDetector
 from monitor.watch import StageWatch
 from odin.decision_core import DecisionCore, Finished
+from odin.testing import ScriptedPolicy
 from partitioner.plan import Plan
 from partitioner.policies import Decision, Setting, StaticPolicy
 
 SETTING = Setting(Plan((2, 2)), np.ones((2, 4)), np.zeros(5), np.zeros(5), np.ones(4))
 
 
-class Scripted:
-    """Answers what it is told to, one after the other; raises what is an exception."""
-
-    name = "scripted"
-
-    def __init__(self, *answers):
-        self.answers, self.started, self.seen = list(answers), [], []
-
-    def start(self, setting):
-        self.started.append(setting.plan)
-
-    def decide(self, observation):
-        self.seen.append(observation)
-        answer = self.answers.pop(0) if self.answers else None
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+def scripted(*answers):
+    """Answers these, one after the other."""
+    return ScriptedPolicy(dict(enumerate(answers, start=1)))
 
 
 class Core(DecisionCore):
@@ -62,7 +49,7 @@ def move(*plan):
 
 
 def test_only_a_decision_for_another_plan_is_to_be_carried_out_and_it_holds_once_it_was():
-    core = Core(Scripted(move(2, 2), move(3, 1), move(3, 1), move(3, 1)))
+    core = Core(scripted(move(2, 2), move(3, 1), move(3, 1), move(3, 1)))
     assert core.take()[1] is None
     assert core.take()[1] == move(3, 1)
     assert core.take()[1] == move(3, 1)  # nobody has moved anything yet
@@ -71,17 +58,17 @@ def test_only_a_decision_for_another_plan_is_to_be_carried_out_and_it_holds_once
 
 
 def test_a_policy_starts_anew_where_its_decision_came_to_nothing():
-    policy = Scripted(move(3, 1))
+    policy = scripted(move(3, 1))
     core = Core(policy)
     core.take()
     core.not_carried_out()
     core.take()
     core.take()
-    assert policy.started == [Plan((2, 2)), Plan((2, 2))]
+    assert [setting.plan for setting in policy.started] == [Plan((2, 2)), Plan((2, 2))]
 
 
 def test_intervals_are_between_those_looked_at():
-    policy = Scripted()
+    policy = scripted()
     core = Core(policy)
     for _ in range(3):
         core.take()
@@ -93,7 +80,7 @@ def test_intervals_are_between_those_looked_at():
     ("answer", "answered"), [(RuntimeError("no idea"), False), ("3|1", True), (SystemExit(), False)]
 )
 def test_a_policy_at_fault_is_replaced_by_static_and_told_of(answer, answered):
-    policy = Scripted(answer)
+    policy = scripted(answer)
     core = Core(policy)
     assert core.take()[1] is None
     [fault] = core.policy_faults
@@ -104,7 +91,7 @@ def test_a_policy_at_fault_is_replaced_by_static_and_told_of(answer, answered):
 
 
 def test_who_uses_it_may_raise_instead_of_going_on():
-    core = Core(Scripted(KeyboardInterrupt()))
+    core = Core(scripted(KeyboardInterrupt()))
 
     def refuse(fault):
         raise fault.error
@@ -126,7 +113,7 @@ def test_a_detector_at_fault_gives_way_to_the_default_one(fault):
             return np.zeros(3, dtype=int)
 
     faulty = Faulty(2)
-    core = Core(Scripted(), StageWatch(SETTING.baseline_s, faulty))
+    core = Core(scripted(), StageWatch(SETTING.baseline_s, faulty))
     core.take()
     [(detector, error)] = core.detector_faults
     assert detector is faulty
@@ -139,7 +126,7 @@ def test_a_detector_at_fault_gives_way_to_the_default_one(fault):
 
 
 def test_where_nobody_watches_nothing_changes_and_ages_count_requests():
-    policy = Scripted()
+    policy = scripted()
     core = Core(policy)
     assert not core.idle
     core.take()
