@@ -26,12 +26,13 @@ from rich.table import Table
 from odin.bench.machine import (
     Environment,
     StealMeter,
-    pin_process,
     process_tree,
     pss_nbytes,
     release_memory,
 )
 from odin.feeding import keep_in_flight
+from partitioner.files import write_whole
+from stages.device import bind_threads
 
 __all__ = [
     "Environment",
@@ -39,13 +40,13 @@ __all__ = [
     "LoadResult",
     "StealMeter",
     "add_arguments",
+    "bind_threads",
     "closed_loop",
     "interleave",
     "mib",
     "milliseconds",
     "paired_ratio",
     "percentile",
-    "pin_process",
     "pinned",
     "process_tree",
     "pss_nbytes",
@@ -300,10 +301,7 @@ def write_result(path: Path | None, *, environment: Environment, parameters: obj
     if path is None:
         return
     content = {"environment": environment, "parameters": parameters, "results": results}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(plain(content), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, f"{json.dumps(plain(content), indent=1)}\n".encode())
 
 
 def plain(value: Any) -> Any:

@@ -29,8 +29,8 @@ from benchmarks.common import (
     Environment,
     Figure,
     add_arguments,
+    bind_threads,
     interleave,
-    pin_process,
     report,
     summarize,
     with_quartiles,
@@ -62,7 +62,7 @@ def relay(pipe: Connection, core: int, host: str, slot_nbytes: int) -> None:
     listener = Listener(host)
     pipe.send(listener.address)
     next_address = pipe.recv()
-    pin_process([core])
+    bind_threads([core])
     sender, receiver = open_ends(listener, next_address, slots=SLOTS, slot_nbytes=slot_nbytes)
     StageLoop(0, CpuExecutor([], {}), receiver, sender, epoch=0, first=0, last=0).run()
 
@@ -103,7 +103,7 @@ def zmq_relay(core: int, source: str, target: str) -> None:
     """Pass multipart messages on."""
     import zmq
 
-    pin_process([core])
+    bind_threads([core])
     context = zmq.Context()
     pull, push = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     pull.bind(source)
@@ -154,7 +154,7 @@ def ray_hops(x: torch.Tensor, cores: list[int]) -> Iterator[tuple[Trip, list[int
 
     class Relay:
         def __init__(self, core: int) -> None:
-            pin_process([core])
+            bind_threads([core])
 
         def pid(self) -> int:
             return os.getpid()

@@ -6,15 +6,13 @@ of a Linux machine share), so that a load injector's records and the pipeline's 
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
+import msgspec
+from msgspec import Struct
 
-from monitor.timing import RequestTimeline, StageTiming
+from monitor.json_text import json_text, plain_json, with_nan
+from monitor.timing import RequestTimeline
 
 __all__ = [
     "Attributed",
@@ -41,8 +39,29 @@ FORMAT = "odin-log"
 VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class StageDescription:
+class _Kind:
+    """An event's tag, to be read from the event or from its class."""
+
+    def __get__(self, event: Struct | None, made_by: type[Struct]) -> str:
+        return str(made_by.__struct_config__.tag)
+
+
+class _Event(Struct, frozen=True, tag_field="event", forbid_unknown_fields=True):
+    """What every event has.
+
+    Attributes
+    ----------
+    kind
+        What happened in a word, as in the log.
+    at_s
+        When.
+    """
+
+    kind: ClassVar[_Kind] = _Kind()
+    at_s: float
+
+
+class StageDescription(Struct, frozen=True, forbid_unknown_fields=True):
     """One stage: where it is, and its layers' undisturbed seconds on that device."""
 
     device: str
@@ -51,8 +70,7 @@ class StageDescription:
     baseline_s: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RunStarted:
+class RunStarted(_Event, frozen=True, tag="run"):
     """First record of a log.
 
     Attributes
@@ -63,8 +81,6 @@ class RunStarted:
         Names of the chain's layers.
     """
 
-    kind: ClassVar[str] = "run"
-    at_s: float
     unix_s: float
     model: str
     layers: tuple[str, ...]
@@ -77,27 +93,20 @@ class RunStarted:
     version: int = VERSION
 
 
-@dataclass(frozen=True, slots=True)
-class RequestDone:
+class RequestDone(_Event, frozen=True, tag="request"):
     """A finished request with every stage's own timing; ``at_s`` is its completion."""
 
-    kind: ClassVar[str] = "request"
-    at_s: float
     timeline: RequestTimeline
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFailed:
+class RequestFailed(_Event, frozen=True, tag="failure"):
     """A request that failed, and why."""
 
-    kind: ClassVar[str] = "failure"
-    at_s: float
     request: int
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class SlowdownChanged:
+class SlowdownChanged(_Event, frozen=True, tag="slowdown"):
     """A stage's slowdown changed.
 
     Attributes
@@ -112,8 +121,6 @@ class SlowdownChanged:
         ``onset`` (was undisturbed), ``change`` (disturbed before and after), ``end`` (undisturbed again).
     """
 
-    kind: ClassVar[str] = "slowdown"
-    at_s: float
     stage: int
     request: int
     age: int
@@ -121,8 +128,7 @@ class SlowdownChanged:
     state: str
 
 
-@dataclass(frozen=True, slots=True)
-class Culprit:
+class Culprit(Struct, frozen=True, forbid_unknown_fields=True):
     """A process that shares a stage's device.
 
     Attributes
@@ -136,8 +142,7 @@ class Culprit:
     share: float
 
 
-@dataclass(frozen=True, slots=True)
-class Attributed:
+class Attributed(_Event, frozen=True, tag="attribution"):
     """What disturbs a stage, as far as the system tells.
 
     Attributes
@@ -151,16 +156,13 @@ class Attributed:
         Why something is unknown, or what else takes the device; may be empty.
     """
 
-    kind: ClassVar[str] = "attribution"
-    at_s: float
     stage: int
     interference: str
     culprits: tuple[Culprit, ...] = ()
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PlanChanged:
+class PlanChanged(_Event, frozen=True, tag="plan"):
     """Layers moved.
 
     Attributes
@@ -175,8 +177,6 @@ class PlanChanged:
         From the decision until new requests ran under the new plan.
     """
 
-    kind: ClassVar[str] = "plan"
-    at_s: float
     request: int
     epoch: int
     before: tuple[int, ...]
@@ -187,29 +187,22 @@ class PlanChanged:
     prepare_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class PlanVerified:
+class PlanVerified(_Event, frozen=True, tag="verified"):
     """What a plan came to, beside what was predicted: requests per second by the slowest stage's time."""
 
-    kind: ClassVar[str] = "verified"
-    at_s: float
     epoch: int
     plan: tuple[int, ...]
     predicted_hz: float
     measured_hz: float
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyChanged:
+class PolicyChanged(_Event, frozen=True, tag="policy"):
     """Another policy decides from now on."""
 
-    kind: ClassVar[str] = "policy"
-    at_s: float
     policy: str
 
 
-@dataclass(frozen=True, slots=True)
-class LoadChanged:
+class LoadChanged(_Event, frozen=True, tag="load"):
     """An injected load began, changed or ended.
 
     Attributes
@@ -222,8 +215,6 @@ class LoadChanged:
         0 to 1; 0 when it ends.
     """
 
-    kind: ClassVar[str] = "load"
-    at_s: float
     name: str
     load: str
     on: str
@@ -231,8 +222,7 @@ class LoadChanged:
     pid: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class MoveFailed:
+class MoveFailed(_Event, frozen=True, tag="move-failed"):
     """Layers were to move and could not; the plan before stays in force.
 
     Attributes
@@ -247,8 +237,6 @@ class MoveFailed:
         Seconds until the policy is asked again.
     """
 
-    kind: ClassVar[str] = "move-failed"
-    at_s: float
     request: int
     plan: tuple[int, ...]
     wanted: tuple[int, ...]
@@ -257,8 +245,7 @@ class MoveFailed:
     retry_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(_Event, frozen=True, tag="fault"):
     """Something beside the data path failed, such as a user's ``on_event`` or the event log; serving goes on.
 
     The first of a kind is told when it happens; at the end of the run, how many of it there were.
@@ -273,15 +260,12 @@ class Fault:
         How many there have been.
     """
 
-    kind: ClassVar[str] = "fault"
-    at_s: float
     part: str
     error: str
     times: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class EventsMissing:
+class EventsMissing(_Event, frozen=True, tag="missing"):
     """Events that were not recorded: there were too many, or the log could not be written.
 
     Attributes
@@ -294,19 +278,14 @@ class EventsMissing:
         The reason in a few words.
     """
 
-    kind: ClassVar[str] = "missing"
-    at_s: float
     requests: int
     others: int
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class RunEnded:
+class RunEnded(_Event, frozen=True, tag="end"):
     """Last record: why the run ended, and what it came to."""
 
-    kind: ClassVar[str] = "end"
-    at_s: float
     reason: str
     completed: int
     failed: int
@@ -328,60 +307,19 @@ Event = (
     | RunEnded
 )
 
-_KINDS: dict[str, Any] = {
-    event.kind: event
-    for event in (
-        RunStarted,
-        RequestDone,
-        RequestFailed,
-        SlowdownChanged,
-        Attributed,
-        PlanChanged,
-        PlanVerified,
-        PolicyChanged,
-        LoadChanged,
-        MoveFailed,
-        Fault,
-        EventsMissing,
-        RunEnded,
-    )
-}
-
 
 def to_json(event: Event) -> str:
     """Write one event as one line of JSON, ``event`` naming its kind; nan is ``null``, a named tuple is a list."""
-    values: dict[str, Any] = {"event": event.kind}
-    for field in dataclasses.fields(event):
-        value = getattr(event, field.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = dataclasses.asdict(value)
-        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
-            value = [dataclasses.asdict(item) for item in value]
-        values[field.name] = value
-    try:
-        return _ENCODER.encode(values)
-    except ValueError:  # seldom: only then look for what JSON has no word for
-        return _ENCODER.encode(_without_nan(values))
+    return json_text(event)
 
 
-def _plain(value: Any) -> Any:
-    """Numpy's numbers and arrays, which others' policies and detectors work with, as plain ones."""
-    if isinstance(value, np.generic | np.ndarray):
-        return _without_nan(value.tolist())
-    raise TypeError(f"{value!r} of type {type(value).__name__} has no place in a log")
+_DECODER = msgspec.json.Decoder(Event)
 
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_plain)
+class _Line(Struct):
+    """A type of its own, since msgspec looks through a union anew each time."""
 
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return value
+    event: Event
 
 
 def from_json(line: str) -> Event:
@@ -393,53 +331,13 @@ def from_json(line: str) -> Event:
         If the line is no event of this version.
     """
     try:
-        values = json.loads(line)
-        make = _KINDS[values.pop("event")]
-        return _READERS.get(make, _read_plain)(make, values)  # type: ignore[no-any-return]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        event: Event
+        if "null" in line or "\\ud" in line:  # nan, or perhaps what is no text
+            event = msgspec.convert({"event": with_nan(plain_json(line))}, _Line).event
+        else:
+            event = _DECODER.decode(line)
+        if isinstance(event, RunStarted) and (event.format, event.version) != (FORMAT, VERSION):
+            raise ValueError(f"format {event.format!r} version {event.version!r}, not {FORMAT} {VERSION}")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not an event of an ODIN log: {line[:80]!r} ({error!r})") from error
-
-
-def _read_plain(make: Any, values: dict[str, Any]) -> Any:
-    for field in dataclasses.fields(make):
-        if field.name not in values:
-            continue
-        value = values[field.name]
-        if value is None and field.type == "float":
-            values[field.name] = math.nan
-        elif isinstance(value, list) and str(field.type).startswith("tuple"):
-            values[field.name] = tuple(value)
-        elif not isinstance(value, _PLAIN.get(str(field.type), object)):
-            raise TypeError(f"{field.name} is {value!r}, not {field.type}")
-    return make(**values)
-
-
-_PLAIN: dict[str, Any] = {"int": int, "float": (int, float), "str": str}
-
-
-def _read_run(make: Any, values: dict[str, Any]) -> Any:
-    if values.get("version") != VERSION or values.get("format") != FORMAT:
-        raise ValueError(f"format {values.get('format')!r} version {values.get('version')!r}, not {FORMAT} {VERSION}")
-    values["stages"] = [
-        StageDescription(**{**s, "baseline_s": tuple(math.nan if b is None else b for b in s["baseline_s"])})
-        for s in values["stages"]
-    ]
-    return _read_plain(make, values)
-
-
-def _read_request(make: Any, values: dict[str, Any]) -> Any:
-    *numbers, stages = values["timeline"]
-    timings = tuple(
-        StageTiming._make((*timing[:8], tuple(math.nan if s is None else s for s in timing[8]))) for timing in stages
-    )
-    return make(values["at_s"], RequestTimeline._make((*numbers, timings)))
-
-
-def _read_attribution(make: Any, values: dict[str, Any]) -> Any:
-    values["culprits"] = [
-        Culprit(c["pid"], c["name"], math.nan if c["share"] is None else c["share"]) for c in values["culprits"]
-    ]
-    return _read_plain(make, values)
-
-
-_READERS: dict[Any, Any] = {RunStarted: _read_run, RequestDone: _read_request, Attributed: _read_attribution}
+    return event

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
+
+import msgspec
+from msgspec import Struct
 
 from monitor.events import Culprit
+from monitor.json_text import json_text, plain_json, with_nan
 
 __all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "StageState", "StageView"]
 
@@ -18,8 +18,7 @@ VERSION = 1
 StageState = Literal["quiet", "disturbed", "empty", "lost"]
 
 
-@dataclass(frozen=True, slots=True)
-class StageView:
+class StageView(Struct, frozen=True, forbid_unknown_fields=True):
     """One stage.
 
     Attributes
@@ -58,8 +57,7 @@ class StageView:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(Struct, frozen=True, forbid_unknown_fields=True):
     """One point per second, oldest first; ``nan`` where there was nothing to measure.
 
     Attributes
@@ -75,8 +73,7 @@ class History:
     latency_p99_s: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class EventLine:
+class EventLine(Struct, frozen=True, forbid_unknown_fields=True):
     """Something that happened, in a few words; ``at_s`` counts from the start of the run."""
 
     at_s: float
@@ -84,8 +81,7 @@ class EventLine:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class InjectedLoad:
+class InjectedLoad(Struct, frozen=True, forbid_unknown_fields=True):
     """A load that is known to be injected now; see :class:`monitor.events.LoadChanged`."""
 
     name: str
@@ -95,8 +91,7 @@ class InjectedLoad:
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class PipelineView:
+class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole pipeline.
 
     Attributes
@@ -153,8 +148,7 @@ class PipelineView:
 
     def to_json(self) -> str:
         """Write as one line of JSON; nan and infinity are ``null``."""
-        values = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
-        return json.dumps(_finite(values), separators=(",", ":"), allow_nan=False)
+        return json_text({"format": FORMAT, "version": VERSION, **msgspec.structs.asdict(self)})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -166,55 +160,11 @@ class PipelineView:
             If it is no view of this version.
         """
         try:
-            values = json.loads(text)
+            values: dict[str, Any] = msgspec.convert(plain_json(text), dict[str, Any])
             made = values.pop("format"), values.pop("version")
             if made != (FORMAT, VERSION):
                 raise ValueError(f"format {made[0]!r} version {made[1]!r}, not {FORMAT} {VERSION}")
-            values["stages"] = [
-                _read(StageView, {**stage, "culprits": [_read(Culprit, item) for item in stage["culprits"]]})
-                for stage in values["stages"]
-            ]
-            values["history"] = _read(History, values["history"])
-            values["loads"] = [_read(InjectedLoad, load) for load in values["loads"]]
-            values["events"] = [_read(EventLine, event) for event in values["events"]]
-            view = _read(cls, values)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            unknown = {name: values[name] for name in ("in_flight", "ended")}  # null, as in the view
+            return msgspec.convert({**with_nan(values), **unknown}, cls)
+        except (ValueError, LookupError) as error:
             raise ValueError(f"not a view of an ODIN pipeline: {text[:80]!r} ({error!r})") from error
-        return view  # type: ignore[no-any-return]
-
-
-_PLAIN = {
-    "int": int,
-    "float": (int, float),
-    "str": str,
-    "int | None": (int, type(None)),
-    "str | None": (str, type(None)),
-}
-
-
-def _read(make: Any, values: dict[str, Any]) -> Any:
-    read = {}
-    for field in dataclasses.fields(make):
-        value = values.pop(field.name)
-        if isinstance(value, list):
-            value = tuple(math.nan if item is None else item for item in value)
-        elif value is None and field.type == "float":
-            value = math.nan
-        elif field.type == "StageState" and value not in get_args(StageState):
-            raise ValueError(f"{value!r} is no state of a stage")
-        if not isinstance(value, _PLAIN.get(str(field.type), object)):  # type: ignore[arg-type]
-            raise TypeError(f"{field.name} is {value!r}, not {field.type}")
-        read[field.name] = value
-    if values:
-        raise ValueError(f"unknown: {', '.join(values)}")
-    return make(**read)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

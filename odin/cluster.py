@@ -26,6 +26,7 @@ from odin.processes import ProcessGroup, start_group
 from odin.ray_folder import make_ray_folder, remove_folder
 from odin.ray_token import ensure_token, token_enabled, token_path
 from odin.signals import held
+from partitioner.files import write_whole
 
 __all__ = ["ClusterError", "Node", "join", "recall", "start_head", "stop"]
 
@@ -332,10 +333,8 @@ def _state_path(name: str) -> Path:
 
 
 def _remember(node: Node) -> None:
-    path = _state_path(node.name)
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(asdict(node), indent=1, default=str) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    text = json.dumps(asdict(node), indent=1, default=str)
+    write_whole(_state_path(node.name), f"{text}\n".encode())
 
 
 def _forget(node: Node) -> None:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.detectors.base import Detector
 from monitor.events import (
     Event,
     EventsMissing,
@@ -39,11 +40,12 @@ from monitor.events import (
 from monitor.timing import RequestTimeline, StageTiming
 from monitor.watch import SlowdownChange, StageWatch
 from monitor.worker import Worker
+from odin.decision_core import DecisionCore, Finished, PolicyFault
 from odin.errors import OdinError, PipelineClosedError, StageLostError
 from odin.faults import Faults
-from odin.users_code import describe, name_of, start_policy, where_raised
+from odin.users_code import describe, name_of, where_raised
 from partitioner.plan import Plan
-from partitioner.policies import Decision, Observation, Policy, Setting, StaticPolicy, checked_decision
+from partitioner.policies import Decision, Policy, Setting
 
 __all__ = ["Controller", "Doubt", "Investigate", "Migrate"]
 
@@ -141,15 +143,18 @@ class Controller:
         self._investigate = investigate
         self._doubt = doubt
         self._doubted: set[int] = set()
-        self._watch = watch or StageWatch(setting.baseline_s)
+        self._core = DecisionCore(
+            setting,
+            policy,
+            watch or StageWatch(setting.baseline_s),
+            on_policy_fault=self._policy_replaced,
+            on_detector_fault=self._detector_replaced,
+        )
         self._budget = budget
         self._clock, self._cpu_clock = clock, cpu_clock
-        self._policy = policy
-        self._plan = setting.plan
         self._seen_cuts: tuple[int, ...] = ()
         self._seen_plan = setting.plan
         self._finished = 0
-        self._last_completed_s = math.nan
         self._last_seen_s = math.nan
         self._debt_s = 0.0
         self._waiting: list[tuple[int, RequestTimeline]] = []  # to be looked at, with their numbers
@@ -162,8 +167,6 @@ class Controller:
         self._asked: deque[_Asked] = deque()
         self._moved_s = -math.inf
         self._retry_s, self._asked_again_s = _FIRST_RETRY_S, -math.inf
-        self._restart_policy = False
-        start_policy(policy, setting)
         self._worker: Worker[RequestTimeline | Callable[[], None]] = Worker(
             self._take,
             name="odin-controller",
@@ -183,24 +186,23 @@ class Controller:
     @property
     def policy(self) -> Policy:
         """Who decides."""
-        return self._policy
+        return self._core.policy
 
     def set_policy(self, policy: Policy) -> None:
         """Let another policy decide from the next request on."""
 
         def change() -> None:
             try:
-                policy.start(self._setting._replace(plan=self._plan))
+                self._core.set_policy(policy)
             except BaseException as error:
                 self._faults.tell(
                     f"policy {name_of(policy)}",
                     f"raised {describe(error)} at its start",
-                    f"{name_of(self._policy)} goes on",
+                    f"{name_of(self._core.policy)} goes on",
                     repeat="both",
                     place=where_raised(error, policy, "start"),
                 )
                 return
-            self._policy, self._restart_policy = policy, False
             self._emit(PolicyChanged(self._clock(), name_of(policy)))
 
         self._worker.put(change)
@@ -278,14 +280,12 @@ class Controller:
         cuts = (0, *(timing.last for timing in stages))
         if cuts != self._seen_cuts:
             self._seen_cuts, self._seen_plan = cuts, Plan(timing.last - timing.first for timing in stages)
-        plan = self._seen_plan
-        changes, changed, age, noise, disturbed = self._detect(cuts, stage_s, layer_s)
-        if np.count_nonzero(changed):
+        changes, observation = self._core.observe(
+            Finished(number, self._seen_plan, cuts, stage_s, layer_s, timeline.completed_s)
+        )
+        if np.count_nonzero(observation.changed):
             self._changed_at = number
-        if self._watch.any_faster and self._doubt is not None:
-            for stage in sorted({*np.flatnonzero(self._watch.faster > 0).tolist()} - self._doubted):
-                self._doubted.add(stage)
-                self._doubt(stage, float(self._watch.faster[stage]))
+        self._tell_of_short_baselines()
         for change in changes:
             self._emit(
                 SlowdownChanged(
@@ -297,56 +297,37 @@ class Controller:
         for stage, timing in enumerate(stages):
             self._recent[stage].append(timing)
         self._verify(timeline.epoch, stages)
-        interval_s, self._last_completed_s = timeline.completed_s - self._last_completed_s, timeline.completed_s
         if self._clock() < self._asked_again_s:
             return  # a move failed
-        observation = Observation(number, plan, stage_s, layer_s, interval_s, changed, age, noise, disturbed=disturbed)
-        decision = self._ask(observation)
-        if decision is not None and decision.plan != self._plan:
+        decision = self._core.decide(observation)
+        if decision is not None:
             self._carry_out(decision)
 
-    def _detect(
-        self, cuts: tuple[int, ...], stage_s: FloatArray, layer_s: FloatArray
-    ) -> tuple[list[SlowdownChange], NDArray[np.bool_], NDArray[np.int64], FloatArray, NDArray[np.bool_]]:
-        """What the detector makes of a request; one that raises, or tells of another number of stages, is replaced."""
-        detector = self._watch.detector
-        try:
-            changes = self._watch.update(cuts, stage_s, layer_s)
-            told = detector.changed, detector.age, detector.noise, detector.disturbed
-            for name, values in zip(("changed", "age", "noise", "disturbed"), told, strict=True):
-                if np.shape(values) != (self._setting.stage_count,):
-                    raise ValueError(f"its {name} has shape {np.shape(values)}, not ({self._setting.stage_count},)")
-            return changes, *told
-        except BaseException as error:
-            self._faults.tell(
-                f"detector {type(detector).__name__}",
-                f"raised {describe(error)}",
-                "cusum takes its place",
-                place=where_raised(error, detector, "update"),
-            )
-            self._watch = StageWatch(self._setting.baseline_s)
-            detector = self._watch.detector
-            return [], detector.changed, detector.age, detector.noise, detector.disturbed
+    def _tell_of_short_baselines(self) -> None:
+        watch = self._core.watch
+        if self._doubt is None or watch is None or not watch.any_faster:
+            return
+        for stage in sorted({*np.flatnonzero(watch.faster > 0).tolist()} - self._doubted):
+            self._doubted.add(stage)
+            self._doubt(stage, float(watch.faster[stage]))
 
-    def _ask(self, observation: Observation) -> Decision | None:
-        """What the policy decides; one that raises, or answers with what cannot be carried out, is replaced."""
-        policy = self._policy
-        try:
-            if self._restart_policy:
-                self._restart_policy = False
-                policy.start(self._setting._replace(plan=self._plan))  # it took its last decision for done
-            return checked_decision(policy.decide(observation), self._setting)
-        except BaseException as error:
-            self._faults.tell(
-                f"policy {name_of(policy)}",
-                error,
-                "layers stay where they are",
-                repeat="both",
-                place=where_raised(error, policy, "decide"),
-            )
-            self._policy = StaticPolicy()
-            self._emit(PolicyChanged(self._clock(), self._policy.name))
-            return None
+    def _detector_replaced(self, detector: Detector, error: BaseException) -> None:
+        self._faults.tell(
+            f"detector {type(detector).__name__}",
+            f"raised {describe(error)}",
+            "cusum takes its place",
+            place=where_raised(error, detector, "update"),
+        )
+
+    def _policy_replaced(self, fault: PolicyFault) -> None:
+        self._faults.tell(
+            f"policy {name_of(fault.policy)}",
+            fault.error,
+            "layers stay where they are",
+            repeat="both",
+            place=where_raised(fault.error, fault.policy, "decide"),
+        )
+        self._emit(PolicyChanged(self._clock(), name_of(self._core.policy)))
 
     # -- moves ------------------------------------------------------------------------------------------------------
 
@@ -380,7 +361,7 @@ class Controller:
             MoveFailed(
                 now_s,
                 self._finished,
-                tuple(self._plan),
+                tuple(self._core.plan),
                 tuple(decision.plan),
                 decision.kind,
                 _first_line(error),
@@ -389,12 +370,12 @@ class Controller:
         )
         self._asked_again_s = now_s + self._retry_s
         self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
-        self._restart_policy = True
+        self._core.not_carried_out()
 
     def _moved(self, epoch: int, decision: Decision, kind: str, decided_s: float, prepare_s: float) -> None:
         predicted_hz = 1 / decision.predicted_s if decision.predicted_s > 0 else math.nan
-        before, after = tuple(self._plan), tuple(decision.plan)
-        self._plan = decision.plan
+        before, after = tuple(self._core.plan), tuple(decision.plan)
+        self._core.carried_out(decision.plan)
         self._moved_s = decided_s = max(decided_s, self._moved_s)  # logs are read in the order of time
         self._emit(
             PlanChanged(decided_s, self._finished, epoch, before, after, kind, decision.why, predicted_hz, prepare_s)

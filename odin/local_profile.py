@@ -25,6 +25,7 @@ from stages.allocator import keep_freed_memory
 from stages.cuda import CudaExecutor, computing_as
 from stages.device import Device, DeviceError, allowed_core_count, bind_threads, cpu_model, usable_cores
 from stages.executor import RunDelay
+from stages.gpus import gpu_names
 from stages.threads import compute_threads
 
 __all__ = ["check_local", "local_devices", "pinned", "profile_local", "type_of"]
@@ -37,7 +38,7 @@ def local_devices(layer_count: int) -> tuple[Device, ...]:
 
     Of the cores as many as a CPU quota allows.
     """
-    gpus = [Device("gpu", (index,)) for index in range(torch.cuda.device_count())]
+    gpus = [Device("gpu", (index,)) for index in range(len(gpu_names()))]
     cores = [Device("cpu", (core,)) for core in usable_cores()[: allowed_core_count()]]
     return tuple((gpus or cores)[:layer_count])
 
@@ -52,15 +53,15 @@ def check_local(devices: Sequence[Device]) -> None:
     """
     check_named(devices)
     for device in devices:
-        if device.kind == "gpu" and device.indices[0] >= torch.cuda.device_count():
-            names = [f"gpu:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+        if device.kind == "gpu" and device.indices[0] >= len(gpu_names()):
+            names = [f"gpu:{index} ({name})" for index, name in enumerate(gpu_names())]
             raise DeviceError(f"there is no {device} that torch can use here; there is {', '.join(names) or 'no GPU'}")
 
 
 def type_of(device: Device) -> str:
     """Text under which profiles of a local device are kept, the same that its stage gives."""
     if device.kind == "gpu":
-        return device_type("gpu", torch.cuda.get_device_name(device.indices[0]))
+        return device_type("gpu", gpu_names()[device.indices[0]])
     return device_type("cpu", cpu_model(), threads=device.threads)
 
 

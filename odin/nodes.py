@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,6 +14,7 @@ import psutil
 from monitor.cgroups import cpu_quota_cores
 from odin.ray_token import use_token
 from odin.reachable import check_head
+from stages.device import cpu_model
 
 __all__ = ["Machine", "NodeReport", "describe_machine", "node_reports"]
 
@@ -70,7 +70,7 @@ class NodeReport:
 def describe_machine() -> Machine:
     """Describe the machine that this runs on."""
     cores = len(os.sched_getaffinity(0)) or psutil.cpu_count() or 1
-    return Machine(cores, _cpu_model(), _gpu_names(), cpu_quota_cores())
+    return Machine(cores, cpu_model(), _gpu_names(), cpu_quota_cores())
 
 
 def node_reports(address: str, *, timeout_s: float = 30.0) -> tuple[NodeReport, ...]:
@@ -140,14 +140,6 @@ def _connected(address: str) -> Iterator[None]:
     finally:
         with kept():
             ray.shutdown()
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _gpu_names() -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from monitor.detectors import Detector
 from monitor.eventlog import EventLog, refuse_taken
 from odin.detectors import make_detector
-from odin.files import check_writable
 from odin.reachable import check_address
+from partitioner.files import check_writable
 from partitioner.plan import Plan
 from partitioner.policies import DelayedOraclePolicy, Policy, make_policy
 from stages.device import Device, DeviceError, check_cores, parse_devices, usable_cores

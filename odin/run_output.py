@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from odin.files import write_whole
+from partitioner.files import write_whole
 
 __all__ = ["ImageKey", "RunOutput", "RunSettings", "check_output", "count_missing", "open_output", "remaining"]
 

@@ -13,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils import flop_counter
 
+from partitioner import strides
 from partitioner.capture import Captured
 from partitioner.values import ValueSpec, spec_of
 from partitioner.watching import Sizes, without_compiler
@@ -87,14 +88,7 @@ class Observation:
 
 def is_dense(tensor: Tensor) -> bool:
     """Return whether a tensor's elements fill a contiguous extent of memory, each place once, in any order of axes."""
-    if not has_memory(tensor):
-        return False
-    expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
-        if stride != expected:
-            return tensor.numel() == 0
-        expected *= size
-    return True
+    return has_memory(tensor) and strides.is_dense(tensor.shape, tensor.stride())
 
 
 def as_dense(tensor: Tensor) -> Tensor:

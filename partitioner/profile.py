@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import os
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
+
+import msgspec
+
+from partitioner.files import write_whole
 
 __all__ = [
     "LayerTimes",
@@ -304,19 +306,9 @@ class Profile:
             If they are not a profile.
         """
         try:
-            return cls(
-                device_type=str(values["device_type"]),
-                layer_s=tuple(map(float, values["layer_s"])),
-                spread=tuple(map(float, values["spread"])),
-                repeats=int(values["repeats"]),
-                batch=int(values["batch"]),
-                created=str(values["created"]),
-                torch_version=str(values["torch_version"]),
-                waited=float(values["waited"]),
-                suspect=str(values["suspect"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a profile ({error!r}); measure it anew") from error
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"not a profile ({error}); measure it anew") from error
 
 
 class ProfileKey(NamedTuple):
@@ -338,6 +330,15 @@ class ProfileKey(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
     device_type: str
+
+
+class _File(msgspec.Struct):
+    """What a file of the cache holds."""
+
+    format: str
+    version: int
+    key: ProfileKey
+    profile: Profile
 
 
 class ProfileCache:
@@ -365,34 +366,18 @@ class ProfileCache:
     def load(self, key: ProfileKey) -> Profile | None:
         """Return the profile stored for ``key``, or None."""
         try:
-            content = json.loads(self.path(key).read_bytes())
-            if content["format"] != FORMAT or content["version"] != VERSION:
-                return None
-            if content["key"] != json.loads(json.dumps(key)):
-                return None
-            return Profile.from_json(content["profile"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            file = msgspec.json.decode(self.path(key).read_bytes(), type=_File)
+        except (OSError, ValueError, RecursionError):
             return None
+        return file.profile if (file.format, file.version, file.key) == (FORMAT, VERSION, key) else None
 
     def store(self, key: ProfileKey, profile: Profile) -> bool:
         """Keep a profile; False if the disk will not have it, which costs time later but is no error."""
         content = {"format": FORMAT, "version": VERSION, "key": key, "profile": profile.to_json()}
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=self.directory, prefix=".writing-", suffix=".json")
+            write_whole(self.path(key), f"{json.dumps(content, indent=1)}\n".encode())
         except OSError:
             return False
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(content, file, indent=1)
-                file.write("\n")
-            os.replace(name, self.path(key))
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            if isinstance(error, OSError):
-                return False
-            raise
         return True
 
     def get(self, key: ProfileKey, measure: Callable[[], Profile], *, refresh: bool = False) -> Profile:

@@ -26,6 +26,7 @@ from stages.device import (
     usable_cores,
 )
 from stages.executor import Executor, make_executor
+from stages.gpus import gpu_names
 from stages.lease import Lease, free_indices
 from stages.loop import StageLoop
 from stages.priority import run_at_normal_priority
@@ -92,7 +93,7 @@ def _node_address() -> str:
 def list_devices_here() -> NodeDevices:
     """List the devices of the node that this process is on."""
     context = ray.get_runtime_context()
-    gpus = _gpu_names()
+    gpus = gpu_names()
     cores = usable_cores()
     return NodeDevices(
         context.get_node_id(),
@@ -110,13 +111,6 @@ def list_devices_here() -> NodeDevices:
 def list_node_devices() -> NodeDevices:
     """List the devices of the node that this task runs on."""
     return list_devices_here()
-
-
-def _gpu_names() -> tuple[str, ...]:
-    """Names of the CUDA devices that a stage could use here."""
-    if not torch.cuda.is_available():
-        return ()
-    return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
 
 
 class TimedPasses(NamedTuple):
@@ -205,7 +199,7 @@ class StageActor:
     def _take_device(self) -> str:
         kind, indices = self._device.kind, self._device.indices
         if kind == "gpu":
-            names = _gpu_names()
+            names = gpu_names()
             if indices[0] >= len(names):
                 there = ", ".join(f"gpu:{index} {name}" for index, name in enumerate(names)) or "no CUDA device"
                 raise DeviceError(f"there is no {self._device} on this node; it has {there}")

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
+from partitioner.strides import is_dense
 from stages.memory import available_nbytes
 from stages.wire import DTYPE_CODES, DTYPES, TensorMeta
 
-__all__ = ["ALIGNMENT", "SlotMemory", "allocate_memfd", "contiguous_strides", "is_dense", "slot_nbytes_for"]
+__all__ = ["ALIGNMENT", "SlotMemory", "allocate_memfd", "contiguous_strides", "slot_nbytes_for"]
 
 ALIGNMENT = 64
 """Tensors start at multiples of this many bytes, as PyTorch's own CPU allocations do."""
@@ -37,16 +38,6 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
         strides.append(step)
         step *= max(size, 1)
     return tuple(reversed(strides))
-
-
-def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether the elements fill their span of memory without gaps or overlaps, in any order of dimensions."""
-    step = 1
-    for stride, size in sorted((stride, size) for size, stride in zip(shape, strides, strict=True) if size != 1):
-        if stride != step:
-            return False
-        step *= size
-    return True
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from partitioner.strides import is_dense
 from stages.opaque import attach, detach, is_packed
-from stages.slots import contiguous_strides, is_dense
+from stages.slots import contiguous_strides
 from stages.wire import DTYPE_CODES, DTYPES
 
 __all__ = ["StoredTensor", "load", "store"]

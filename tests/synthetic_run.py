@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
+
+import msgspec
 
 from monitor.events import (
     Attributed,
@@ -11,36 +12,22 @@ from monitor.events import (
     LoadChanged,
     PlanChanged,
     PlanVerified,
-    RequestDone,
     RunEnded,
-    RunStarted,
     SlowdownChanged,
-    StageDescription,
 )
-from monitor.timing import RequestTimeline, StageTiming
-
-START_S = 1000.0
-
-
-def run_started(plan=(9, 9), *, layer_s=0.01, model="resnet50", policy="predictive", devices=None, batch=1):
-    """A run whose every layer takes ``layer_s`` on every stage."""
-    layers = sum(plan)
-    devices = devices or [f"cpu:{index}" for index in range(len(plan))]
-    names = tuple(f"layer{index}" for index in range(layers))
-    stages = tuple(
-        StageDescription(device, "node", 100 + index, (layer_s,) * layers) for index, device in enumerate(devices)
-    )
-    return RunStarted(START_S, 1.7e9, model, names, stages, tuple(plan), policy, 2 * len(plan), batch)
+from odin.testing import START_S as START_S
+from odin.testing import request_done
+from odin.testing import run_started as started
 
 
-def request(number, at_s, stage_s, *, plan=(9, 9), epoch=0, latency_s=0.2, queue_s=0.004):
-    """A finished request: ``stage_s`` are the stages' wall seconds, spread evenly over their layers."""
-    first, timings = 0, []
-    for index, (count, wall_s) in enumerate(zip(plan, stage_s, strict=True)):
-        each_s = (wall_s / count,) * count if count else ()
-        timings.append(StageTiming(index, first, first + count, queue_s, wall_s, wall_s, 0.0, 0.001, each_s))
-        first += count
-    return RequestDone(at_s, RequestTimeline(number, epoch, at_s - latency_s, at_s, tuple(timings)))
+def run_started(plan=(9, 9), **options):
+    """A run of 18 layers on two stages."""
+    return started(plan, **options)
+
+
+def request(number, at_s, stage_s, *, plan=(9, 9), **options):
+    """A request of such a run."""
+    return request_done(number, at_s, stage_s, plan=plan, **options)
 
 
 class Story:
@@ -125,4 +112,4 @@ def many_stages(count, *, layers_each=2, disturbed=(), seconds=20):
 
 def shifted(event, by_s):
     """The same event at another time."""
-    return dataclasses.replace(event, at_s=event.at_s + by_s)
+    return msgspec.structs.replace(event, at_s=event.at_s + by_s)

@@ -15,12 +15,12 @@ import pytest
 from benchmarks.common import (
     Environment,
     Figure,
+    bind_threads,
     closed_loop,
     interleave,
     milliseconds,
     paired_ratio,
     percentile,
-    pin_process,
     pinned,
     process_tree,
     pss_nbytes,
@@ -29,16 +29,7 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-
-
-class Clock:
-    """A clock that moves by hand."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from odin.testing import FakeClock
 
 
 def test_percentile_is_linear_between_neighbours() -> None:
@@ -87,7 +78,7 @@ def test_no_rounds() -> None:
 
 
 def test_timed_reads_the_clock_around_the_call() -> None:
-    clock = Clock()
+    clock = FakeClock()
 
     def call() -> None:
         clock.now_s += 2.5
@@ -96,7 +87,7 @@ def test_timed_reads_the_clock_around_the_call() -> None:
 
 
 def test_closed_loop_counts_after_the_warm_up() -> None:
-    clock = Clock()
+    clock = FakeClock()
 
     def submit(index: int) -> Future[int]:  # a server of 2 s per request that answers at once
         clock.now_s += 2.0
@@ -151,7 +142,7 @@ def test_pinning_is_undone() -> None:
     before = os.sched_getaffinity(0)
     with pinned([max(before)]):
         assert os.sched_getaffinity(0) == {max(before)}
-        pin_process(before)
+        bind_threads(before)
         assert os.sched_getaffinity(0) == before
     assert os.sched_getaffinity(0) == before
 

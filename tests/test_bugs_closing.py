@@ -38,7 +38,7 @@ def test_a_migration_that_overtakes_a_policys_leaves_everyone_on_the_plan_in_for
         controller._worker._items.popleft()()
     moves = bench.of(PlanChanged)
     assert [(move.epoch, move.before, move.after) for move in moves] == [(1, (2, 2), (1, 3)), (2, (1, 3), (3, 1))]
-    assert controller._plan == Plan((3, 1))
+    assert controller._core.plan == Plan((3, 1))
     assert moves[0].at_s <= moves[1].at_s  # a log is read in the order of time
     # the view, and the log that is read back, end on the same plan
     stages = tuple(StageDescription(f"cpu:{i}", "n", 1, (1.0,) * 4) for i in range(2))
@@ -65,7 +65,7 @@ def test_a_migration_after_a_policys_comes_after_it():
     while controller._worker._items:
         controller._worker._items.popleft()()
     assert [move.epoch for move in bench.of(PlanChanged)] == [1, 2]
-    assert controller._plan == Plan((1, 3))
+    assert controller._core.plan == Plan((1, 3))
 
 
 class Faked:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import threading
 import time
 import warnings
 
+import msgspec
 import numpy as np
 import pytest
 import ray
@@ -511,7 +511,7 @@ def test_a_load_that_cannot_be_written_down_is_refused_where_it_is_noted(change)
     watching = supervision()
     load = LoadChanged(1.0, "mine", "cpu", "cpu:1", 1.0, 7)
     with pytest.raises(ValueError, match="no load that can be recorded"):
-        watching.note_load(dataclasses.replace(load, **change))
+        watching.note_load(msgspec.structs.replace(load, **change))
     with pytest.raises(ValueError, match="no load that can be recorded"):
         watching.note_load("stress-ng")
     watching.note_load(load)

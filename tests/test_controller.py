@@ -11,6 +11,7 @@ from monitor.timing import RequestTimeline, StageTiming
 from monitor.watch import StageWatch
 from odin.controller import Controller
 from odin.errors import PipelineClosedError
+from odin.testing import ScriptedPolicy, timeline
 from partitioner.plan import Plan
 from partitioner.policies import Decision, Setting, StaticPolicy
 
@@ -18,25 +19,11 @@ LAYERS = 4
 SETTING = Setting(Plan((2, 2)), np.ones((2, LAYERS)), np.zeros(LAYERS + 1), np.zeros(LAYERS + 1), np.ones(LAYERS))
 
 
-class Scripted:
-    """Decides what it is told to, at the request it is told to."""
+class Scripted(ScriptedPolicy):
+    """``r3=...``: what it answers to request 3."""
 
-    name = "scripted"
-
-    def __init__(self, **decisions):
-        self.decisions = {int(key[1:]): value for key, value in decisions.items()}
-        self.seen = []
-        self.started = []
-
-    def start(self, setting):
-        self.started.append(setting)
-
-    def decide(self, observation):
-        self.seen.append(observation)
-        decision = self.decisions.get(observation.request)
-        if isinstance(decision, Exception):
-            raise decision
-        return decision
+    def __init__(self, **answers):
+        super().__init__({int(key[1:]): value for key, value in answers.items()})
 
 
 class Bench:
@@ -64,14 +51,9 @@ class Bench:
         for _ in range(count):
             self.request += 1
             self.now_s += interval_s
-            stages, first = [], 0
-            for stage, layers in enumerate(plan):
-                layer_s = (slowdown[stage],) * layers
-                timing = StageTiming(stage, first, first + layers, 0.0, sum(layer_s), sum(layer_s), 0.0, 0.5, layer_s)
-                stages.append(timing)
-                first += layers
-            timeline = RequestTimeline(self.request, epoch, self.now_s - 4.0, self.now_s, tuple(stages))
-            self.controller.step(timeline)
+            stage_s = [layers * factor for layers, factor in zip(plan, slowdown, strict=True)]
+            options = {"epoch": epoch, "latency_s": 4.0, "queue_s": 0.0, "transfer_s": 0.5}
+            self.controller.step(timeline(self.request, self.now_s, stage_s, plan=plan, **options))
 
     def of(self, kind):
         return [event for event in self.events if isinstance(event, kind)]

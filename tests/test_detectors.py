@@ -16,23 +16,11 @@ from monitor.detectors.history import History, samples_since_change
 from monitor.detectors.noise import NoiseCalibration
 from monitor.detectors.page_hinkley import PageHinkleyDetector
 from monitor.detectors.per_stream import PerStreamDetector
+from odin.testing import drive_detector as run
+from odin.testing import log_slowdowns as quiet
 
 LN2 = math.log(2)
 NAN = math.nan
-
-
-def quiet(requests, streams=1, *, cv=0.1, seed=0):
-    return np.random.default_rng(seed).normal(0.0, math.sqrt(math.log1p(cv**2)), (requests, streams))
-
-
-def run(detector, samples, *, first=0):
-    """All (request, stream, disturbed, age) of changes."""
-    found = []
-    for request, x in enumerate(samples, start=first):
-        detector.update(x)
-        for stream in np.flatnonzero(detector.changed):
-            found.append((request, int(stream), bool(detector.disturbed[stream]), int(detector.age[stream])))
-    return found
 
 
 # ---------------------------------------------------------------- CUSUM: onset, end, levels

@@ -119,9 +119,12 @@ def test_whole_numbers_are_floats_where_floats_belong(tmp_path) -> None:
         ('{"format": "odin-evaluation", "version": 2}', "version 2, and this program reads up to 1"),
         ('{"format": "odin-evaluation"}', "version None"),
         ('{"format": "odin-evaluation", "version": 1}', "damaged"),
-        ('{"format": "odin-evaluation", "version": 1, "command": 3, "created": ""}', "3 where a value of type str"),
+        ('{"format": "odin-evaluation", "version": 1, "command": 3, "created": ""}', r"got `int` - at `\$.command`: 3"),
         ('{"format": "odin-evaluation", "version": 1, "command": "", "created": "", "more": 1}', "unknown more"),
-        ('{"format": "odin-evaluation", "version": 1, "command": "", "created": "", "cells": [[]]}', "is no Cell"),
+        (
+            '{"format": "odin-evaluation", "version": 1, "command": "", "created": "", "cells": [[]]}',
+            r"Expected `object`, got `array` - at `\$.cells\[0\]`: \[\]",
+        ),
     ],
 )
 def test_what_is_no_result_is_told(tmp_path, text, message) -> None:

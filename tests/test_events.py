@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import synthetic_run
 
@@ -54,6 +55,33 @@ def test_one_line_there_and_back(event):
     assert json.loads(line)["event"] == event.kind
     assert from_json(line) == event
     assert from_json(line + "\n") == event
+
+
+@pytest.mark.parametrize("share", [0.5, math.nan])
+def test_a_process_whose_name_is_no_text_is_named_all_the_same(share):
+    """The kernel cuts names after 15 bytes, which may be the middle of a letter."""
+    line = to_json(Attributed(1.0, 0, "CPU share", (Culprit(7, "grüße\udcc3", share),)))
+    line.encode()
+    assert from_json(line).culprits[0].name == "grüße\udcc3"
+
+
+def test_what_a_log_of_version_0_1_has_written_is_read():
+    """Byte for byte what its own encoder wrote, letters outside ASCII escaped, half of a pair among them."""
+    line = r'{"event":"attribution","at_s":1003,"stage":1,"interference":"CPU share","culprits":' \
+        r'[{"pid":4242,"name":"\u00fcn\ud83d\ude00\udcc3","share":null}],"note":""}'  # fmt: skip
+    event = from_json(line)
+    assert event.at_s == 1003.0
+    assert event.culprits[0].name == "ün\N{GRINNING FACE}\udcc3"
+    assert math.isnan(event.culprits[0].share)
+    line = '{"event":"request","at_s":0.5,"timeline":[3,0,0.25,0.5,[[0,0,2,0.1,0.2,0.3,0.0,1e-05,[null,0.5]]]]}'
+    done = from_json(line)
+    assert math.isnan(done.timeline.stages[0].layer_s[0])
+    assert done.timeline.stages[0].transfer_s == 1e-5
+
+
+@pytest.mark.parametrize("number", [np.int64(7), np.int32(7), np.float32(7.0), np.float64(7.0)])
+def test_numbers_of_numpy_are_numbers(number):
+    assert json.loads(to_json(PlanVerified(number, 1, (number, 2), 1.0, 1.0)))["plan"] == [7, 2]
 
 
 def test_what_is_read_is_made_of_the_same_types():

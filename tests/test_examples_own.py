@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from policy_pipeline import drive, setting_for, slowed
 from small_pipelines import images, small_chain
 
 import odin
@@ -18,6 +17,8 @@ from odin.cli import main
 from odin.detectors import make_detector
 from odin.options import check_options
 from odin.supervision import make_watch
+from odin.testing import drive_policy as drive
+from odin.testing import setting_for, slowed
 from partitioner.plan import Plan
 from partitioner.policies import make_policy
 

@@ -11,14 +11,7 @@ from patience import PROMPT_S
 from monitor.events import PlanChanged, RequestDone
 from monitor.timing import RequestTimeline
 from odin.feeding import Answer, Feeder, Recorder, keep_in_flight
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from odin.testing import FakeClock
 
 
 def answered(value=0):
@@ -34,7 +27,7 @@ def failed(error):
 
 
 def test_requests_are_timed_from_submission_to_completion():
-    clock, seen = Clock(), []
+    clock, seen = FakeClock(), []
 
     def submit(index):
         clock.now_s += 2.0

@@ -21,12 +21,12 @@ import pytest
 import odin
 from odin.cli import COMMANDS, main, make_parser
 from odin.commands.demo import what_next
-from odin.files import check_different, check_folder, check_writable, write_whole
 from odin.model_names import BUILTIN_NAMES
 from odin.models import BUILTIN_MODELS
 from odin.options import check_options
 from odin.standard_streams import StandardStreams
 from odin.version import find_version
+from partitioner.files import check_different, check_folder, check_writable, write_whole
 from partitioner.plan import Plan
 from partitioner.policies import StaticPolicy
 from stages.device import Device

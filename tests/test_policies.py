@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import examples
-from policy_pipeline import drive, setting_for, slowed
 
+from odin.testing import drive_policy as drive
+from odin.testing import setting_for, slowed
 from partitioner.balance import stage_times
 from partitioner.plan import Plan
 from partitioner.policies import (

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from policy_pipeline import drive, setting_for, slowed
 
+from odin.testing import drive_policy as drive
+from odin.testing import setting_for, slowed
 from partitioner.balance import balance, stage_times
 from partitioner.plan import Plan
 from partitioner.policies import make_policy

@@ -7,6 +7,7 @@ import multiprocessing
 
 import pytest
 
+from odin.testing import FakeClock
 from partitioner.profile import (
     LayerTimes,
     Profile,
@@ -22,14 +23,6 @@ KEY = ProfileKey("abc123", ((1, 3, 224, 224),), "float32", "cpu x1 Some Processo
 PROFILE = Profile("cpu x1 Some Processor", (0.25, 0.1), (0.5, 0.0), 10, 1, "2025-01-01T00:00:00+00:00", "2.6.0")
 
 
-class FakeClock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
 def timed(costs, **options):
     """Profile layers whose passes cost what ``costs[pass][layer]`` says; also returns the order of the calls."""
     clock, calls = FakeClock(), []
@@ -37,7 +30,7 @@ def timed(costs, **options):
     def run_layer(index, values):
         number = len(calls) // len(costs[0])
         calls.append((index, values))
-        clock.now += costs[number][index]
+        clock.now_s += costs[number][index]
         return values + 1
 
     result = profile_layers(run_layer, 0, len(costs[0]), clock=clock, **options)
@@ -67,8 +60,8 @@ def test_device_is_idle_before_every_reading_of_the_clock():
 
     def read():
         events.append("clock")
-        clock.now += 0.5
-        return clock.now
+        clock.now_s += 0.5
+        return clock()
 
     profile_layers(
         lambda index, values: events.append(f"layer {index}"),
@@ -222,7 +215,7 @@ def test_waiting_for_the_core_while_timing_is_told():
     clock, waited = FakeClock(), iter([5.0, 5.5, 7.0, 7.0])  # before and after each pass that counts
 
     def run_layer(index, values):
-        clock.now += 1.0
+        clock.now_s += 1.0
         return values
 
     result = profile_layers(run_layer, 0, 2, repeats=2, warmup=0, clock=clock, run_delay=lambda: next(waited))

@@ -19,6 +19,7 @@ from monitor.events import to_json
 from monitor.view import PipelineView
 from odin.commands import replay
 from odin.commands.replay import Player
+from odin.testing import FakeClock
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +27,6 @@ def log(tmp_path_factory):
     path = tmp_path_factory.mktemp("logs") / "run.jsonl"
     path.write_text("".join(to_json(event) + "\n" for event in interference(layer_s=0.01)), encoding="utf-8")
     return path
-
-
-class Clock:
-    def __init__(self):
-        self.now_s = 50.0
-
-    def __call__(self):
-        return self.now_s
 
 
 def command(*arguments):
@@ -69,7 +62,7 @@ def test_json(log, capsys):
 
 
 def test_played_at_its_speed(log):
-    clock = Clock()
+    clock = FakeClock(50.0)
     player = Player(log, speed=4.0, clock=clock)
     assert player().uptime_s == 0.0
     clock.now_s += 2.5
@@ -93,7 +86,7 @@ def test_played_at_its_speed(log):
 
 
 def test_jumps(log):
-    player = Player(log, clock=Clock())
+    player = Player(log, clock=FakeClock(50.0))
     player.press("right")
     player.press("right")
     view = player()
@@ -111,7 +104,7 @@ def test_jumps(log):
 def test_a_log_without_an_end_ends_where_it_ends(log, tmp_path):
     cut = tmp_path / "cut.jsonl"
     cut.write_bytes(log.read_bytes()[:20_000])
-    player = Player(cut, clock=Clock())
+    player = Player(cut, clock=FakeClock(50.0))
     assert player().ended is None
     player.advance(1e9)
     view = player()
@@ -120,7 +113,7 @@ def test_a_log_without_an_end_ends_where_it_ends(log, tmp_path):
 
     whole = tmp_path / "whole.jsonl"
     whole.write_bytes(b"\n".join(log.read_bytes().split(b"\n")[:50]) + b"\n")
-    player = Player(whole, clock=Clock())
+    player = Player(whole, clock=FakeClock(50.0))
     player.advance(1e9)
     assert player().ended == "the log ends without the run's end: the run was killed, or goes on"
 
@@ -128,7 +121,7 @@ def test_a_log_without_an_end_ends_where_it_ends(log, tmp_path):
 def test_a_log_of_a_run_alone(tmp_path):
     path = tmp_path / "run.jsonl"
     path.write_text(to_json(run_started()) + "\n")
-    player = Player(path, clock=Clock())
+    player = Player(path, clock=FakeClock(50.0))
     player.advance(1e9)
     assert (player().completed, player().uptime_s) == (0, 0.0)
 

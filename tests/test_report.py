@@ -1,7 +1,7 @@
-import dataclasses
 import io
 import math
 
+import msgspec
 from rich.console import Console
 from synthetic_run import START_S, run_started
 
@@ -42,7 +42,7 @@ def test_rendering():
 
     builder = ViewBuilder()
     builder.apply(run_started((2, 1, 0), model="net", devices=["cpu:0", "cpu:1", "cpu:2-3"]))
-    view = dataclasses.replace(
+    view = msgspec.structs.replace(
         builder.view(START_S),
         stages=(
             stage(0, "cpu:0", 0, 2),
@@ -79,7 +79,7 @@ def test_60_columns_are_enough():
     report = RunReport(9, 2, 4.5, 0.1234, 0.2, 12.2)
     names = ["features.denseblock1.denselayer1.conv1", "features.denseblock4.norm", "classifier.fc"]
     console = Console(width=60, record=True, file=io.StringIO())
-    console.print(render_report(report, dataclasses.replace(view, stages=stages), names))
+    console.print(render_report(report, msgspec.structs.replace(view, stages=stages), names))
     assert [line.rstrip() for line in console.export_text().splitlines()][5:] == [
         "  stage   device        layers      time   share     queue",
         " ──────────────────────────────────────────────────────────",

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from policy_pipeline import setting_for
 
 from monitor.watch import StageWatch
+from odin.testing import setting_for
 from partitioner.balance import balance
 from partitioner.plan import Plan
 from partitioner.policies.base import Observation

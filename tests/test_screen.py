@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
@@ -112,17 +112,17 @@ def crowded():
     culprits = Culprit(4242, "stress-ng-cpu", 0.5), Culprit(4243, "python3 train.py", 0.31)
     for event in interference(layer_s=0.01, end=False):
         if isinstance(event, RunStarted):
-            stages = (dataclasses.replace(one, device=f"node-of-the-lab-7/{one.device}") for one in event.stages)
-            event = dataclasses.replace(event, stages=tuple(stages))
+            stages = (msgspec.structs.replace(one, device=f"node-of-the-lab-7/{one.device}") for one in event.stages)
+            event = msgspec.structs.replace(event, stages=tuple(stages))
         elif isinstance(event, Attributed):
             more = (*culprits, Culprit(4244, "firefox-esr", 0.12))
-            event = dataclasses.replace(event, culprits=more, note="others are hidden")
+            event = msgspec.structs.replace(event, culprits=more, note="others are hidden")
         story.append(event)
     view = view_at(story, 40.0, in_flight=4)
     throughput_hz, p99_s = list(view.history.throughput_hz), list(view.history.latency_p99_s)
     throughput_hz[10], p99_s[12] = 400.0, 12.3
-    history = dataclasses.replace(view.history, throughput_hz=tuple(throughput_hz), latency_p99_s=tuple(p99_s))
-    return dataclasses.replace(view, latency_p50_s=9.876, latency_p99_s=9.999, history=history)
+    history = msgspec.structs.replace(view.history, throughput_hz=tuple(throughput_hz), latency_p99_s=tuple(p99_s))
+    return msgspec.structs.replace(view, latency_p50_s=9.876, latency_p99_s=9.999, history=history)
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -141,8 +141,8 @@ def test_one_strange_second_does_not_flatten_the_chart(disturbed):
     throughput_hz = list(disturbed.history.throughput_hz)
     calm = lines(disturbed, 80, 24)[2:5]
     throughput_hz[4] = 4000.0
-    history = dataclasses.replace(disturbed.history, throughput_hz=tuple(throughput_hz))
-    drawn = lines(dataclasses.replace(disturbed, history=history), 80, 24)[2:5]
+    history = msgspec.structs.replace(disturbed.history, throughput_hz=tuple(throughput_hz))
+    drawn = lines(msgspec.structs.replace(disturbed, history=history), 80, 24)[2:5]
     assert drawn[0].startswith(" throughput ▲ 4,000/s")
     assert drawn[0].count("▲") == 2
     assert drawn[2].count("█") >= calm[2].count("█") - 1
@@ -317,7 +317,7 @@ def test_plain_is_plain(disturbed):
 
 def test_the_last_events_are_shown(disturbed):
     events = tuple(EventLine(float(number), "policy", f"number {number}") for number in range(50))
-    drawn = lines(dataclasses.replace(disturbed, events=events), 80, 24)
+    drawn = lines(msgspec.structs.replace(disturbed, events=events), 80, 24)
     shown = [int(line.split()[-1]) for line in drawn if "number" in line]
     assert shown == list(range(50 - len(shown), 50))
     assert len(shown) >= 6

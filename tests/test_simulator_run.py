@@ -8,30 +8,12 @@ import pytest
 from monitor.timing import RequestTimeline, StageTiming
 from odin.controller import Controller
 from odin.simulator import Event, Interference, LogNormalNoise, World, simulate
+from odin.testing import ScriptedPolicy
 from odin.timings import synthetic_timings
 from partitioner.plan import Plan
 from partitioner.policies import Decision, make_policy
 
 EVEN = World.of(np.full((2, 4), 0.5))
-
-
-class Scripted:
-    """Answers the n-th observation as told, and keeps all of them."""
-
-    name = "scripted"
-
-    def __init__(self, answers=()):
-        self.answers = dict(answers)
-
-    def start(self, setting):
-        self.setting, self.seen = setting, []
-
-    def decide(self, observation):
-        self.seen.append(observation)
-        answer = self.answers.get(observation.request)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
 
 def move(plan, kind="move"):
@@ -119,7 +101,7 @@ def test_any_number_of_devices(devices):
 @pytest.mark.parametrize(("prepare_s", "first"), [(0.0, 14), (0.001, 15), (1.0, 15), (1.001, 16), (2.5, 17)])
 def test_a_decision_reaches_the_first_request_submitted_after_it_was_prepared(prepare_s, first):
     """One request per second; 10 finishes, its permit goes to 14 at that moment, and then the decision is made."""
-    run = simulate(EVEN, Scripted({10: move((3, 1))}), requests=30, in_flight=4, prepare_s=prepare_s)
+    run = simulate(EVEN, ScriptedPolicy({10: move((3, 1))}), requests=30, in_flight=4, prepare_s=prepare_s)
 
     assert plans_of(run) == ["2|2"] * (first - 1) + ["3|1"] * (31 - first)
     assert run.decisions == ((10, move((3, 1))),)
@@ -127,7 +109,7 @@ def test_a_decision_reaches_the_first_request_submitted_after_it_was_prepared(pr
 
 def test_the_controller_looks_at_nothing_while_it_prepares():
     """Decided at 10, prepared for 2.5 requests: the decision at 11 comes as late, and is prepared as long."""
-    policy = Scripted({10: move((3, 1)), 11: move((1, 3))})
+    policy = ScriptedPolicy({10: move((3, 1)), 11: move((1, 3))})
 
     run = simulate(EVEN, policy, requests=40, in_flight=4, prepare_s=2.5)
 
@@ -138,13 +120,20 @@ def test_the_controller_looks_at_nothing_while_it_prepares():
 
 
 def test_a_plan_in_force_is_no_decision_and_one_that_does_not_fit_an_error():
-    assert simulate(EVEN, Scripted({5: move((2, 2))}), requests=10).decisions == ()
+    assert simulate(EVEN, ScriptedPolicy({5: move((2, 2))}), requests=10).decisions == ()
     with pytest.raises(ValueError, match="3 stages"):
-        simulate(EVEN, Scripted({5: move((2, 1, 1))}), requests=10)
+        simulate(EVEN, ScriptedPolicy({5: move((2, 1, 1))}), requests=10)
+
+
+@pytest.mark.parametrize("answer", ["3|1", ("3|1", "move"), Decision(None, "move", ""), Decision(Plan((3, 1)), 7, "")])
+def test_an_answer_that_is_no_decision_is_an_error_that_names_the_policy(answer):
+    """A string used to end the simulation with an AttributeError from the simulator's own code."""
+    with pytest.raises(ValueError, match="policy scripted: its "):
+        simulate(EVEN, ScriptedPolicy({5: answer}), requests=10)
 
 
 def test_a_policy_that_raises_becomes_static():
-    policy = Scripted({4: RuntimeError("no idea"), 6: move((1, 3))})
+    policy = ScriptedPolicy({4: RuntimeError("no idea"), 6: move((1, 3))})
 
     with pytest.warns(UserWarning, match="no idea"):
         run = simulate(EVEN, policy, requests=20)
@@ -164,10 +153,10 @@ def test_observations_are_those_of_the_live_controller():
     interference = Interference.periodic(
         devices=3, scenarios=table.scenarios, period=50, duration=30, length=220, seed=1
     )
-    simulated = Scripted(answers)
+    simulated = ScriptedPolicy(answers)
     run = simulate(world, simulated, requests=220, plan=Plan((3, 3, 3)), interference=interference, seed=7)
 
-    live, moved = Scripted(answers), []
+    live, moved = ScriptedPolicy(answers), []
     controller = Controller(
         world.setting(Plan((3, 3, 3))),
         policy=live,
@@ -193,7 +182,7 @@ def test_observations_are_those_of_the_live_controller():
 
 
 def test_a_stage_tells_what_its_layers_took_and_nothing_if_it_has_none():
-    policy = Scripted()
+    policy = ScriptedPolicy()
 
     simulate(World.of([[1.0, 2.0, 4.0]] * 3), policy, requests=5, plan=Plan((2, 0, 1)))
 
@@ -208,7 +197,7 @@ def test_true_times_are_those_of_the_moment_or_of_the_finished_request(truth, fi
     """Four in flight: with the 10th answer request 14 comes in, the first one submitted under the disturbance."""
     world = World.of(np.full((2, 4), 0.5), slowdown={"x": [2.0, 2.0, 3.0, 3.0]})
     interference = Interference((Event(1, "x", 10, 20),))
-    policy = Scripted()
+    policy = ScriptedPolicy()
 
     simulate(world, policy, requests=30, in_flight=4, interference=interference, truth=truth)
 
@@ -230,7 +219,7 @@ def test_conditions_change_for_all_requests_under_way_when_so_many_have_been_ans
     """
     world = World.of(np.full((2, 4), 0.5), slowdown={"x": 2.0, "z": math.inf})
     interference = Interference((Event(0, "x", 5, 8), Event(1, "z", 12, 13)))
-    policy = Scripted()
+    policy = ScriptedPolicy()
 
     run = simulate(world, policy, requests=15, interference=interference, best=True)
 
@@ -259,7 +248,7 @@ def test_conditions_that_change_in_the_midst_of_a_layer():
     """By seconds: what is half done takes half of its new time from then on."""
     world = World.of([[1.0]], slowdown={"x": 2.0})
     interference = Interference((Event(0, "x", 0.5, 2.5),), "seconds")
-    policy = Scripted()
+    policy = ScriptedPolicy()
 
     run = simulate(world, policy, requests=4, interference=interference, in_flight=1)
 
@@ -350,7 +339,7 @@ def test_equals_layer_by_layer_integration(unit, slots, period, duration):
     interference = Interference(events, unit)
     answers = {request: move((2, 2, request % 3, 4 - request % 3, 0, 4)) for request in range(5, 140, 10)}
 
-    run = simulate(world, Scripted(answers), requests=150, interference=interference, slots=slots)
+    run = simulate(world, ScriptedPolicy(answers), requests=150, interference=interference, slots=slots)
 
     np.testing.assert_allclose(run.finished_s, integrated(world, interference, run, slots), rtol=1e-12, atol=1e-10)
     assert len(run.plans) > 3
@@ -362,7 +351,10 @@ def test_noise_does_not_depend_on_the_policy(unit):
     world = World.from_timings(table, devices=2)
     events = (Event(1, "cpu-50", 20, 60), Event(0, "membw-75", 40, 50))
     interference = Interference(events, "requests") if unit == "requests" else None
-    still, moving = Scripted(), Scripted({request: move((request % 8, 8 - request % 8)) for request in range(3, 95, 7)})
+    still, moving = (
+        ScriptedPolicy(),
+        ScriptedPolicy({request: move((request % 8, 8 - request % 8)) for request in range(3, 95, 7)}),
+    )
 
     first = simulate(world, still, requests=100, plan=Plan((4, 4)), interference=interference, seed=4)
     simulate(world, moving, requests=100, plan=Plan((4, 4)), interference=interference, seed=4)
@@ -405,7 +397,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another():
 
 def test_serial_trials_let_one_request_through_at_a_time():
     answers = {20: move((3, 1), "trial"), 30: move((1, 3), "trial"), 40: move((2, 2), "settle")}
-    run = simulate(EVEN, Scripted(answers), requests=70, in_flight=4, serial_trials=True, prepare_s=0.1)
+    run = simulate(EVEN, ScriptedPolicy(answers), requests=70, in_flight=4, serial_trials=True, prepare_s=0.1)
 
     plans = plans_of(run)
     tried = np.flatnonzero(run.trial)
@@ -424,7 +416,7 @@ def test_serial_trials_let_one_request_through_at_a_time():
 def test_trials_serve_requests_unless_they_are_serial():
     answers = {20: move((3, 1), "trial"), 30: move((2, 2), "settle")}
 
-    run = simulate(EVEN, Scripted(answers), requests=50, in_flight=4, prepare_s=0.0)
+    run = simulate(EVEN, ScriptedPolicy(answers), requests=50, in_flight=4, prepare_s=0.0)
 
     assert np.flatnonzero(run.trial).tolist() == list(range(23, 33))
     np.testing.assert_allclose(np.diff(run.finished_s)[24:32], 1.5)
@@ -433,12 +425,12 @@ def test_trials_serve_requests_unless_they_are_serial():
 def test_the_way_back_from_a_visit_is_no_trial():
     answers = {10: move((3, 1), "probe"), 11: move((2, 2), "probe")}
 
-    run = simulate(EVEN, Scripted(answers), requests=30, in_flight=4, prepare_s=0.0)
+    run = simulate(EVEN, ScriptedPolicy(answers), requests=30, in_flight=4, prepare_s=0.0)
 
     assert np.flatnonzero(run.trial).tolist() == [13]
 
 
-class Exploring(Scripted):
+class Exploring(ScriptedPolicy):
     """Says itself when it is done: with the 20th observation."""
 
     @property

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from partitioner.strides import is_dense
 from partitioner.values import CARRIED, comparable
-from stages.slots import ALIGNMENT, SlotMemory, allocate_memfd, contiguous_strides, is_dense, slot_nbytes_for
+from stages.slots import ALIGNMENT, SlotMemory, allocate_memfd, contiguous_strides, slot_nbytes_for
 from stages.wire import DTYPES, TensorMeta
 
 

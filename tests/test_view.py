@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from synthetic_run import START_S, Story, interference, many_stages, request, run_started, shifted
@@ -433,6 +433,14 @@ def test_nonsense_is_no_view(text):
         PipelineView.from_json(text)
 
 
+def test_a_process_whose_name_is_no_text_is_shown_all_the_same():
+    attributed = Attributed(START_S, 0, "CPU share", (Culprit(7, "gr\udcc3", math.nan),))
+    onset = SlowdownChanged(START_S, 0, 0, 1, 2.0, "onset")
+    text = built([run_started(), onset, attributed]).view(START_S).to_json()
+    text.encode()
+    assert PipelineView.from_json(text).stages[0].culprits[0].name == "gr\udcc3"
+
+
 def test_events_that_cannot_be():
     with pytest.raises(ValueError, match="the first event is a 'policy'; it must be the run's start"):
         ViewBuilder().apply(PolicyChanged(1.0, "lls"))
@@ -449,7 +457,7 @@ def test_events_that_cannot_be():
         with pytest.raises(ValueError, match=r"stage -?\d; the run has 2 stages|does not fit"):
             built([run_started(), event])
     with pytest.raises(ValueError, match="does not spread 17 layers over 2 stages"):
-        built([dataclasses.replace(run_started(), layers=("x",) * 17)])
+        built([msgspec.structs.replace(run_started(), layers=("x",) * 17)])
     three = request(0, START_S + 0.1, (0.1, 0.1, 0.1), plan=(6, 6, 6))
     with pytest.raises(ValueError, match="a stage beyond the run's 2"):
         built([run_started(), three]).view(START_S + 0.2)

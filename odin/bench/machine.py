@@ -23,7 +23,6 @@ __all__ = [
     "Environment",
     "StealMeter",
     "command_line",
-    "pin_process",
     "process_tree",
     "pss_nbytes",
     "release_memory",
@@ -79,19 +78,6 @@ def command_line() -> str:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     program = f"-m {spec.name.removesuffix('.__main__')}" if spec is not None else sys.argv[0]
     return " ".join(["python", program, *sys.argv[1:]])
-
-
-def pin_process(cores: Iterable[int], pid: int | None = None) -> None:
-    """Bind every thread that a process has now (and those they start later) to ``cores``.
-
-    ``sched_setaffinity`` takes one thread, and torch's pool threads exist by the time a model has run once.
-    """
-    wanted = set(cores)
-    for task in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
-        try:
-            os.sched_setaffinity(int(task.name), wanted)
-        except ProcessLookupError:  # the thread ended in between
-            continue
 
 
 def process_tree(pid: int | None = None) -> tuple[int, ...]:

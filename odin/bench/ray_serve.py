@@ -23,13 +23,14 @@ class Replica:
     def __init__(self, model: str, weights: Path | None, cores: tuple[int, ...], claims: str) -> None:
         import torch
 
-        from odin.bench.machine import pin_process, release_memory
+        from odin.bench.machine import release_memory
         from odin.bench.plain_models import folded_model
+        from stages.device import bind_threads
 
         torch.set_num_threads(1)
         self.infer = folded_model(model, weights)
         self.core = claim(cores, Path(claims))
-        pin_process([self.core])
+        bind_threads([self.core])
         release_memory()
 
     async def __call__(self, image: Array) -> Array:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
-from odin.bench.machine import pin_process
 from odin.bench.plain_models import eager_model, folded_model
 from odin.bench.server import Array, Server, Setup
+from stages.device import bind_threads
 
 __all__ = ["torch_eager", "torch_folded"]
 
@@ -44,5 +44,5 @@ def serving(setup: Setup, infer: Callable[[Array], Array]) -> Iterator[Server]:
             return executor.submit(infer, setup.images[row : row + 1])
 
         submit(0).result()  # makes the pool's threads
-        pin_process(setup.cores)
+        bind_threads(setup.cores)
         yield Server(lambda image: executor.submit(infer, image).result(), submit, ())

@@ -28,10 +28,10 @@ from odin.bench.outcome import Run, results, to_cell
 from odin.bench.script import Script, describe, file_script, random_script
 from odin.bench.table import live_table
 from odin.bench.task import Contender, Task
-from odin.files import check_folder, check_writable
 from odin.inject.injector import check_local_device
 from odin.inject.named import NAMED, check_name
 from odin.model_names import check_model_name, check_weights_file
+from partitioner.files import check_folder, check_writable
 from partitioner.plan import Plan
 from partitioner.policies import make_policy
 from stages.device import Device, parse_devices

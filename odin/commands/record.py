@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from odin.files import check_folder
 from odin.inject.load import LoadError, LoadFailedError
 from odin.inject.named import NAMED
 from odin.model_names import check_model_name
@@ -24,6 +23,7 @@ from odin.timings.files import file_name
 from odin.timings.recorder import Progress, Settings, find_recorded, partial_path, record
 from odin.timings.report import render_timings
 from odin.timings.table import TimingTable
+from partitioner.files import check_folder
 from stages.device import Device, usable_cores
 
 __all__ = ["add_parser", "run"]

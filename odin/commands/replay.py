@@ -6,7 +6,6 @@ Exit status: 0; 2 for wrong usage or a file that is no log; 130 after Ctrl-C, 14
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import sys
 import time
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
 
 from monitor.eventlog import read_log
@@ -85,7 +85,7 @@ class Player:
             view = self._builder.view(self._start_s + self._position_s)
         if self._next is None and view.ended is None:
             why = "; ".join(self._notes) or "the run was killed, or goes on"
-            view = dataclasses.replace(view, ended=f"the log ends without the run's end: {why}")
+            view = msgspec.structs.replace(view, ended=f"the log ends without the run's end: {why}")
         return view
 
     @contextmanager

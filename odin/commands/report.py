@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from odin.files import check_different, check_folder, check_writable
 from odin.signals import importing
+from partitioner.files import check_different, check_folder, check_writable
 
 __all__ = ["add_parser", "run"]
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     with importing():
         from odin.evaluation.results import read_results
         from odin.evaluation.sections import make_report
-        from odin.files import write_whole
+        from partitioner.files import write_whole
 
     try:
         report = make_report([read_results(path) for path in arguments.results], title=arguments.title)

@@ -34,7 +34,6 @@ from rich.text import Text
 from monitor.live import live_panel
 from odin.commands.arguments import positive
 from odin.detectors import detector_names
-from odin.files import check_different, check_writable
 from odin.image_files import find_images
 from odin.model_names import check_model_name, check_weights_file
 from odin.options import BatchSizeError, check_options
@@ -42,6 +41,7 @@ from odin.phases import tell_phases
 from odin.run_output import RunSettings, check_output, count_missing, open_output, remaining
 from odin.signals import draining, importing
 from odin.starting_loads import StartingLoads
+from partitioner.files import check_different, check_writable
 from partitioner.policies import policy_names
 
 if TYPE_CHECKING:  # they import torch

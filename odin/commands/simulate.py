@@ -20,13 +20,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from odin.evaluation.results import Results, now
-from odin.files import check_writable
 from odin.simulator.metrics import REFERENCES
 from odin.simulator.paper import DEVICES, REQUESTS, gather, paper_notes, paper_study
 from odin.simulator.study import Contestant, Job, Outcome, RunJob, Setup, StudyError, run_jobs
 from odin.simulator.summary import policy_table, render_study, validation_table
 from odin.simulator.validate import validate
 from odin.timings import load_timings
+from partitioner.files import check_writable
 from stages.device import allowed_core_count, cpu_model, usable_cores
 
 __all__ = ["add_parser", "run"]

@@ -7,11 +7,11 @@ Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from contextlib import closing
 from typing import Any
 
+import msgspec
 from rich.console import Console
 
 from monitor.live import watch
@@ -65,7 +65,7 @@ def _watch(client: StatusClient) -> None:
             if not last:
                 raise
             if last[0].ended is None:  # it went away between two questions, without a last word
-                last[:] = [dataclasses.replace(last[0], ended=str(error))]
+                last[:] = [msgspec.structs.replace(last[0], ended=str(error))]
         return last[0]
 
     watch(next_view, Console())

@@ -6,15 +6,13 @@ import gzip
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
-import numpy as np
-
-from odin.files import write_whole
+from monitor.json_text import from_plain, to_plain, with_nan
+from partitioner.files import write_whole
 
 __all__ = [
     "FORMAT",
@@ -257,11 +255,13 @@ def read_results(path: str | Path) -> Results:
     version = values.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise ResultsError(f"{path} is of version {version}, and this program reads up to {VERSION}; update ODIN")
+    body = {name: value for name, value in values.items() if name not in ("format", "version")}
     try:
-        found: Results = _decode({k: v for k, v in values.items() if k not in ("format", "version")}, Results)
-    except (TypeError, ValueError) as error:
+        if unknown := body.keys() - {item.name for item in fields(Results)}:
+            raise ValueError(f"unknown {', '.join(sorted(unknown))}")
+        return from_plain(with_nan(body), Results, strict=False)
+    except ValueError as error:
         raise ResultsError(f"{path} is damaged: {error}; make it anew") from error
-    return found
 
 
 def merge(*results: Results) -> Results:
@@ -306,46 +306,15 @@ def _once(items: Iterable[_Item]) -> tuple[_Item, ...]:
 
 
 def _encode(value: Any) -> Any:
-    """Plain JSON of a dataclass and what is in it, NumPy's numbers included."""
-    if is_dataclass(value):
-        return {item.name: _encode(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _encode(found) for key, found in value.items()}
-    if isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float | np.floating):
-        number = float(value)
-        return number if math.isfinite(number) else None if math.isnan(number) else str(number)
-    if isinstance(value, np.integer):
-        return int(value)
-    return [_encode(item) for item in value]
+    """Plain JSON values of a record, numpy's numbers included."""
+    return _without_nan(to_plain(value))
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _decode(value: Any, kind: Any) -> Any:
-    """Read JSON as what the annotations say; TypeError or ValueError if it is something else."""
-    if is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise TypeError(f"{value!r:.40} is no {kind.__name__}")  # type: ignore[union-attr]
-        hints = _hints(kind)  # type: ignore[arg-type]
-        if unknown := value.keys() - hints.keys():
-            raise TypeError(f"unknown {', '.join(sorted(unknown))}")
-        return kind(**{name: _decode(found, hints[name]) for name, found in value.items()})  # type: ignore[operator]
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise TypeError(f"{value!r:.40} is no list")
-        kinds = get_args(kind)
-        if kinds[-1] is Ellipsis:
-            return tuple(_decode(item, kinds[0]) for item in value)
-        return tuple(_decode(item, of) for item, of in zip(value, kinds, strict=True))
-    if get_origin(kind) is not None:  # Mapping[str, str]
-        return {str(key): str(found) for key, found in dict(value).items()}
-    if kind is float and (value is None or value in ("inf", "-inf")):
-        return math.nan if value is None else float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float if kind is float else kind):
-        raise TypeError(f"{value!r:.40} where a value of type {kind.__name__} belongs")
-    return kind(value)
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

@@ -7,11 +7,12 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from odin.files import write_whole
+from monitor.json_text import from_plain, to_plain
+from partitioner.files import write_whole
 from partitioner.profile import ProfileCache
 
 __all__ = ["Calibration", "Effect", "calibration_path", "load_calibrations", "store_calibration"]
@@ -41,6 +42,10 @@ class Effect:
     low: float
     high: float
     layer_slowdown: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.slowdown) and self.slowdown > 0):
+            raise ValueError(f"a slowdown of {self.slowdown}, which is no positive number")
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; :meth:`from_json` reads them back."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return {"format": FORMAT, "version": VERSION, **to_plain(self)}
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
@@ -97,19 +102,11 @@ class Calibration:
             If they are none.
         """
         try:
-            values = dict(values)
-            if (values.pop("format"), values.pop("version")) != (FORMAT, VERSION):
+            if (values["format"], values["version"]) != (FORMAT, VERSION):
                 raise ValueError("another format or version")
-            effects = tuple(
-                Effect(**{**effect, "layer_slowdown": tuple(map(float, effect["layer_slowdown"]))})
-                for effect in values["effects"]
-            )
-            found = cls(**{**values, "layers": tuple(values["layers"]), "effects": effects})
-            if not all(math.isfinite(effect.slowdown) and effect.slowdown > 0 for effect in effects):
-                raise ValueError("slowdowns that are no positive numbers")
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a calibration ({error!r}); measure it anew") from error
-        return found
+            return from_plain(values, cls)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"not a calibration ({error}); measure it anew") from error
 
 
 def calibration_path(model: str, cpu_model: str, *, directory: Path | None = None) -> Path:

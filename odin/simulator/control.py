@@ -1,4 +1,4 @@
-"""What ``odin/controller.py`` does with each finished request, in simulated time."""
+"""The controller in simulated time: what it makes of a request is :mod:`odin.decision_core`'s, as live."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.detectors.base import Detector
 from monitor.watch import StageWatch
-from odin.users_code import describe, name_of, start_policy, where_raised
+from odin.decision_core import DecisionCore, Finished, PolicyFault
+from odin.users_code import describe, name_of, where_raised
 from partitioner.plan import Plan
-from partitioner.policies.base import Decision, Observation, Policy, Setting, checked_decision
-from partitioner.policies.static import StaticPolicy
+from partitioner.policies.base import Decision, Policy, Setting
 
 __all__ = ["Control", "Switch"]
 
@@ -64,24 +65,26 @@ class Control:
     """
 
     def __init__(self, setting: Setting, policy: Policy, watch: StageWatch | None, *, prepare_s: float) -> None:
-        self._setting, self._policy, self._watch, self._prepare_s = setting, policy, watch, prepare_s
-        self._plan = self._steady = setting.plan
+        self._core = DecisionCore(
+            setting,
+            policy,
+            watch,
+            on_policy_fault=self._policy_replaced,
+            on_detector_fault=self._detector_replaced,
+        )
+        self._prepare_s = prepare_s
+        self._steady = setting.plan
         self.exploring = False
         self._finished = 0
-        self._last_completed_s = float("nan")
-        stages = setting.stage_count
-        self._unchanged: NDArray[np.bool_] = np.zeros(stages, dtype=np.bool_)
-        self._noise = np.zeros(stages)
         self.free_s = 0.0
         self.switches: deque[Switch] = deque()
         self.decisions: list[tuple[int, Decision]] = []
         self.changes: list[tuple[int, int]] = []
-        start_policy(policy, setting)
 
     @property
     def idle(self) -> bool:
         """Whether nobody looks at finished requests."""
-        return self._watch is None and type(self._policy) is StaticPolicy
+        return self._core.idle
 
     def look(
         self,
@@ -95,56 +98,34 @@ class Control:
     ) -> None:
         """Take one finished request, at the time ``now_s``."""
         self._finished += 1
-        if self._watch is not None:
-            detector = self._watch.detector
-            try:
-                self._watch.update(cuts, stage_s, layer_s)
-                changed, age, noise, disturbed = detector.changed, detector.age, detector.noise, detector.disturbed
-                if changed.any():
-                    self.changes.extend((self._finished, stage) for stage in np.flatnonzero(changed).tolist())
-            except Exception as error:
-                place = where_raised(error, detector, "update")
-                raise ValueError(f"detector {type(detector).__name__} raised {describe(error)}{place}") from error
-        else:
-            changed, noise, disturbed = self._unchanged, self._noise, None
-            age = np.full(len(plan), self._finished)
-        observation = Observation(
-            self._finished,
-            plan,
-            stage_s,
-            layer_s,
-            completed_s - self._last_completed_s,
-            changed,
-            age,
-            noise,
-            true_s,
-            disturbed,
-        )
-        self._last_completed_s = completed_s
-        try:
-            answer = self._policy.decide(observation)
-        except Exception as error:
-            warnings.warn(
-                f"policy {name_of(self._policy)} raised {describe(error)}"
-                f"{where_raised(error, self._policy, 'decide')}; layers stay where they are",
-                stacklevel=1,
-            )
-            self._policy = StaticPolicy()
-            return
-        try:
-            decision = checked_decision(answer, self._setting)
-        except (TypeError, ValueError) as error:
-            place = where_raised(error, self._policy, "decide")
-            raise ValueError(f"policy {name_of(self._policy)}: {error}{place}") from error
-        if decision is not None and decision.plan != self._plan:
+        _, observation = self._core.observe(Finished(self._finished, plan, cuts, stage_s, layer_s, completed_s, true_s))
+        if np.count_nonzero(observation.changed):
+            self.changes.extend((self._finished, stage) for stage in np.flatnonzero(observation.changed).tolist())
+        decision = self._core.decide(observation)
+        if decision is not None:
             self._carry_out(decision, now_s)
-        elif self.exploring and not getattr(self._policy, "exploring", True):
+        elif self.exploring and not getattr(self._core.policy, "exploring", True):
             # The plan tried last was the best: it stays without another decision.
-            self.exploring, self._steady = False, self._plan
-            self.switches.append(Switch(now_s, self._plan, False))
+            self.exploring, self._steady = False, self._core.plan
+            self.switches.append(Switch(now_s, self._core.plan, False))
+
+    def _policy_replaced(self, fault: PolicyFault) -> None:
+        if not isinstance(fault.error, Exception):
+            raise fault.error  # such as Ctrl-C
+        name, place = name_of(fault.policy), where_raised(fault.error, fault.policy, "decide")
+        if fault.answered:
+            raise ValueError(f"policy {name}: {fault.error}{place}") from fault.error
+        warnings.warn(f"policy {name} raised {describe(fault.error)}{place}; layers stay where they are", stacklevel=1)
+
+    def _detector_replaced(self, detector: Detector, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            raise error
+        # Another one's results would be told as its own.
+        place = where_raised(error, detector, "update")
+        raise ValueError(f"detector {type(detector).__name__} raised {describe(error)}{place}") from error
 
     def _carry_out(self, decision: Decision, now_s: float) -> None:
-        self._plan = decision.plan
+        self._core.carried_out(decision.plan)
         # Kind "probe" is the way back from a visit as well.
         self.exploring = decision.kind in _EXPLORES and decision.plan != self._steady
         if not self.exploring:

@@ -6,24 +6,23 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from odin.evaluation.goals import GOALS, Goal
 from odin.evaluation.results import SLO_LEVELS, Cell, Validation
+from odin.evaluation.standing import order_policies
 
 __all__ = [
-    "GOALS",
     "PAPER",
-    "Goal",
     "Worst",
     "mean_of",
     "paper_table",
     "policy_table",
-    "ranking",
     "render_study",
     "scaling_table",
     "validation_table",
@@ -44,27 +43,6 @@ _CAPTION = (
 )
 _PAPER_GAIN = "about 15..20% better"
 _HZ_WITHIN, _P99_WITHIN = 0.05, 0.15
-_ORDER = ("static", "lls", "odin", "predictive", "delayed-oracle", "oracle")
-
-
-class Goal(NamedTuple):
-    """What a policy is to hold in every cell: a figure of a cell, and the least or most that it may be."""
-
-    figure: str
-    what: str
-    limit: float
-    least: bool
-
-    def holds(self, value: float) -> bool:
-        """Whether a value is within the limit; nan, where there is nothing to say, is."""
-        return math.isnan(value) or (value >= self.limit if self.least else value <= self.limit)
-
-
-GOALS = (
-    Goal("of_delayed", "throughput / delayed oracle", 0.97, True),
-    Goal("of_static", "throughput / static", 0.99, True),
-    Goal("changes_per_event", "plan changes per event", 2.0, False),
-)
 
 
 class Worst(NamedTuple):
@@ -87,19 +65,12 @@ def mean_of(cells: Iterable[Cell], figure: Figure) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def ranking(policy: str) -> tuple[int, str]:
-    """Sort key: baselines first, oracles last, others' policies between."""
-    name = policy.partition(" ")[0].partition(":")[0]
-    place = _ORDER.index(name) if name in _ORDER else _ORDER.index("predictive")
-    return place, policy
-
-
 def policy_table(title: str, cells: Sequence[Cell]) -> Table:
     """One row per policy: means over all of the cells."""
     table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left")
     for index, column in enumerate(("policy", *_COLUMNS)):
         table.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
-    for policy, own in _by(cells, lambda cell: cell.policy, key=ranking):
+    for policy, own in _by_policy(cells):
         table.add_row(policy, *(form(mean_of(own, figure)) for figure, form in _COLUMNS.values()))
     return table
 
@@ -216,7 +187,7 @@ def scaling_table(cells: Sequence[Cell]) -> Table:
     table.add_column("policy", no_wrap=True)
     for size in sizes:
         table.add_column(str(size), justify="right")
-    for policy, own in _by(cells, lambda cell: cell.policy, key=ranking):
+    for policy, own in _by_policy(cells):
         by_size = ([cell for cell in own if cell.devices == size] for size in sizes)
         table.add_row(policy, *(_ratio(mean_of(some, _of("of_delayed"))) for some in by_size))
     best = [[cell for cell in cells if cell.devices == size and cell.policy == "delayed-oracle"] for size in sizes]
@@ -275,11 +246,14 @@ def render_study(cells: Sequence[Cell], policies: Iterable[str]) -> RenderableTy
     return Group(*parts)
 
 
-def _by(
-    cells: Iterable[Cell], of: Callable[[Cell], K], *, key: Callable[[K], Any] | None = None
-) -> list[tuple[K, list[Cell]]]:
-    """Cells by what they have in common: in order of appearance, or sorted by a key of it."""
+def _by_policy(cells: Iterable[Cell]) -> list[tuple[str, list[Cell]]]:
+    groups = dict(_by(cells, lambda cell: cell.policy))
+    return [(policy, groups[policy]) for policy in order_policies(groups)]
+
+
+def _by(cells: Iterable[Cell], of: Callable[[Cell], K]) -> list[tuple[K, list[Cell]]]:
+    """Cells by what they have in common, in order of appearance."""
     groups: dict[K, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(of(cell), []).append(cell)
-    return list(groups.items()) if key is None else sorted(groups.items(), key=lambda item: key(item[0]))
+    return list(groups.items())

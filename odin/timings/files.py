@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from odin.files import write_whole
 from odin.timings.table import Block, FloatArray, TimingTable
+from partitioner.files import write_whole
 
 __all__ = [
     "FORMAT",

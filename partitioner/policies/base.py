@@ -111,7 +111,7 @@ class Decision(NamedTuple):
     plan: Plan
     kind: Literal["move", "trial", "settle", "undo", "probe"]
     why: str
-    predicted_s: float = float("nan")
+    predicted_s: float = math.nan
 
 
 def checked_decision(answer: Any, setting: Setting) -> Decision | None:

@@ -1,10 +1,5 @@
 """A tiny closed loop in which any policy can be driven: deterministic, seeded, no clock, no processes.
 
-    policy = make_policy("odin:alpha=2")
-    calm = np.ones((2, 6))
-    run = drive(policy, calm, Plan((3, 3)), changes={50: slowed(calm, {1: 2.0})}, requests=200, in_flight=4)
-    run.final_plan, run.moves, run.plans_tried
-
 A change of the true times, what a policy is told, and when a decision is felt, with ``in_flight=3``, ``flag_delay=1``
 and a change from request 50 on::
 
@@ -19,20 +14,23 @@ and a change from request 50 on::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from partitioner.balance import stage_times
 from partitioner.plan import Plan
 from partitioner.policies.base import Decision, Observation, Policy, Setting
 
-__all__ = ["Run", "drive", "setting_for", "slowed"]
+__all__ = ["PolicyRun", "drive_policy", "setting_for", "slowed"]
+
+FloatArray = NDArray[np.float64]
 
 
-class Run(NamedTuple):
+class PolicyRun(NamedTuple):
     """What happened, request by request; request ``r`` is at index ``r - 1``.
 
     Attributes
@@ -51,8 +49,8 @@ class Run(NamedTuple):
 
     plans: list[Plan]
     decisions: list[tuple[int, Decision]]
-    bottleneck_s: np.ndarray
-    finished_s: np.ndarray
+    bottleneck_s: FloatArray
+    finished_s: FloatArray
     flagged: list[tuple[int, tuple[int, ...]]]
 
     @property
@@ -76,16 +74,35 @@ class Run(NamedTuple):
         return self.decisions[-1][1].plan if self.decisions else self.plans[0]
 
 
-def slowed(times_s, factors):
-    """Times with some stages slowed down: ``factors`` is {stage: factor or one per layer}, inf for a dead stage."""
-    times = np.array(times_s, dtype=float)
+def slowed(times_s: ArrayLike, factors: Mapping[int, ArrayLike]) -> FloatArray:
+    """Times with some stages slowed down: ``factors`` is {stage: factor or one per layer}, inf for a dead stage.
+
+    Examples
+    --------
+    >>> slowed([[1.0, 1.0], [1.0, 1.0]], {1: 2.5}).tolist()
+    [[1.0, 1.0], [2.5, 2.5]]
+    """
+    times: FloatArray = np.array(times_s, dtype=float)
     for stage, factor in factors.items():
         times[stage] = times[stage] * np.asarray(factor, dtype=float)
     return times
 
 
-def setting_for(times_s, plan, *, send_s=None, receive_s=None, intensity=None) -> Setting:
-    """Setting whose baselines are ``times_s``, shape (stages, layers); transfers are free unless given."""
+def setting_for(
+    times_s: ArrayLike,
+    plan: Plan | Iterable[int],
+    *,
+    send_s: ArrayLike | None = None,
+    receive_s: ArrayLike | None = None,
+    intensity: ArrayLike | None = None,
+) -> Setting:
+    """Setting whose baselines are ``times_s``, shape (stages, layers); transfers are free unless given.
+
+    Examples
+    --------
+    >>> setting_for([[1.0, 1.0], [2.0, 2.0]], (1, 1)).baseline_s.sum(axis=1).tolist()
+    [2.0, 4.0]
+    """
     times = np.array(times_s, dtype=float)
     layers = times.shape[1]
     free = np.zeros(layers + 1)
@@ -98,15 +115,15 @@ def setting_for(times_s, plan, *, send_s=None, receive_s=None, intensity=None) -
     )
 
 
-def drive(
+def drive_policy(
     policy: Policy,
-    baseline_s,
-    plan,
+    baseline_s: ArrayLike,
+    plan: Plan | Iterable[int],
     *,
-    changes: Mapping[int, np.ndarray] | Callable[[int], np.ndarray] = MappingProxyType({}),
+    changes: Mapping[int, ArrayLike] | Callable[[int], ArrayLike | None] = MappingProxyType({}),
     requests: int,
     in_flight: int = 3,
-    noise=0.0,
+    noise: ArrayLike = 0.0,
     layer_noise: float = 0.0,
     seed: int = 0,
     flag_delay: int | None = 0,
@@ -114,11 +131,11 @@ def drive(
     clairvoyant: bool = False,
     layers_measured: bool = True,
     dead_s: float = 1000.0,
-    send_s=None,
-    receive_s=None,
-    intensity=None,
+    send_s: ArrayLike | None = None,
+    receive_s: ArrayLike | None = None,
+    intensity: ArrayLike | None = None,
     watch: Callable[[Observation, Decision | None], None] | None = None,
-) -> Run:
+) -> PolicyRun:
     """Start the policy and let it see ``requests`` requests.
 
     Parameters
@@ -160,7 +177,21 @@ def drive(
     Raises
     ------
     AssertionError
-        If the policy answers with the plan in force, or one that does not fit.
+        If the policy answers with the plan in force.
+    ValueError
+        If it answers with a plan that does not fit.
+
+    Examples
+    --------
+    Stage 1 becomes twice as slow at request 50:
+
+    >>> from partitioner.policies import make_policy
+    >>> calm = np.ones((2, 6))
+    >>> run = drive_policy(
+    ...     make_policy("odin:alpha=2"), calm, (3, 3), changes={50: slowed(calm, {1: 2.0})}, requests=200
+    ... )
+    >>> run.plans_tried, run.final_plan, run.decisions[0][0]
+    (['4|2', '3|3', '4|2'], Plan((4, 2)), 53)
     """
     setting = setting_for(baseline_s, plan, send_s=send_s, receive_s=receive_s, intensity=intensity)
     stages, layers = setting.baseline_s.shape
@@ -171,7 +202,7 @@ def drive(
     policy.start(setting)
     in_force = setting.plan
     submitted = [in_force] * in_flight  # plans of the requests in the pipeline, the next to finish first
-    run = Run([], [], np.empty(requests), np.empty(requests), [])
+    run = PolicyRun([], [], np.empty(requests), np.empty(requests), [])
     known = setting.baseline_s.copy()  # what the detector takes each stage to be like
     strange = np.zeros(stages, dtype=int)  # requests for which it has not been
     age = np.zeros(stages, dtype=np.int64)
@@ -193,7 +224,7 @@ def drive(
         taken = np.where(np.isinf(true), dead_s, true) * factor[:, None] * layer_factor
         on_stage = np.repeat(np.arange(stages), ran_under)
         layer_s = taken[on_stage, np.arange(layers)]
-        stage_s = np.bincount(on_stage, weights=layer_s, minlength=stages)
+        stage_s: FloatArray = np.asarray(np.bincount(on_stage, layer_s, minlength=stages), dtype=np.float64)
 
         # One request behind the other: a stage begins when it is free and the request has come.
         ranges = np.array(ran_under.ranges)
