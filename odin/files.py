@@ -10,7 +10,7 @@ from pathlib import Path
 __all__ = ["check_different", "check_folder", "check_writable", "write_whole"]
 
 
-def check_writable(path: str | os.PathLike[str], what: str) -> None:
+def check_writable(path: str | os.PathLike[str], what: str, *, makes_folder: bool = False) -> None:
     """Raise ``ValueError`` if no file can be written there; changes nothing.
 
     Parameters
@@ -19,6 +19,8 @@ def check_writable(path: str | os.PathLike[str], what: str) -> None:
         The file, there or not.
     what
         What names it, for the message: ``--output``.
+    makes_folder
+        Whether who writes makes its folder, too.
     """
     file = Path(path)
     try:
@@ -26,6 +28,9 @@ def check_writable(path: str | os.PathLike[str], what: str) -> None:
             raise ValueError(f"{what} {file} is a folder; name a file")
         if not file.exists():
             folder = file.absolute().parent
+            if makes_folder:
+                check_folder(folder, what)
+                return
             if not folder.exists():
                 raise ValueError(f"{what} {file}: there is no folder {file.parent}; make it first")
             if not folder.is_dir():
