@@ -155,7 +155,7 @@ def test_the_first_two_cores_or_those_named(monkeypatch):
         (["--output", "/no/such/folder/x.json"], "there is no folder /no/such/folder"),
         (["--output", "/tmp"], "/tmp is a folder"),
         (["--stages", "cpu:0,cpu:0"], "at least two different"),
-        (["--weights", "/no/such.pth"], "there is no such file"),
+        (["--weights", "/no/such.pth"], "no such file"),
         (["--policy", "lls", "--policy", "lls"], "lls is named twice"),
     ],
 )

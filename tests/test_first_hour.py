@@ -152,7 +152,7 @@ WRONG = [
     ("bench live --plan 1|2|3|4|5|6|7|8|9", "plan 1|2|3|4|5|6|7|8|9 has 9 stages"),
     ("bench live --output no/folder/x", "there is no folder no/folder"),
     ("bench live --logs taken/x", "is a file; name a folder"),
-    ("report gone --output no/folder/x", "there is no folder no/folder"),
+    ("report gone --output taken/x", "is a file; name a folder"),
     ("report gone --output x --markdown x", "--output and --markdown both name x"),
     ("report gone --figures taken", "is a file; name a folder"),
     ("report .", ". is a folder; name the files"),
@@ -189,7 +189,7 @@ def test_wrong_usage_is_told_before_anything_slow_is_imported(tmp_path):
         "record resnet5",
         "bench live --plan 7",
         "simulate --policy sleep",
-        "report gone --output no/folder/x",
+        "report . --output x",
         "top --address 127.0.0.1:1",
         "cluster status --address 127.0.0.1:1",
     ]

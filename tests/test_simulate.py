@@ -256,6 +256,9 @@ def test_live_runs_beside_their_simulations(capsys, monkeypatch, table, tmp_path
         return Validation(f"run {len(asked)}", "lls", 10.0, 10.4, 0.2, 0.25)
 
     monkeypatch.setattr(command, "validate", validate)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).touch()
     output = tmp_path / "r.json"
     words = ("--like", "a.jsonl", "b.jsonl", "--repeats", "2", "--detector", "threshold", "--output", str(output))
     status, out, _ = simulate(capsys, *words)

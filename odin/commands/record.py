@@ -61,11 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure; returns the exit status."""
     settings = _settings(arguments)
     check_folder(arguments.output, "--output")
-    for model in arguments.model:
-        check_model_name(model)
     done: list[TimingTable] = []
     if not arguments.restart:  # all of them, before anything is measured
         done = [table for item in settings if (table := find_recorded(item, arguments.output)) is not None]
+    for item in settings:
+        if all(table.model != item.name for table in done):
+            check_model_name(item.model)
     status = 0
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     try:

@@ -89,7 +89,7 @@ def _check_usage(arguments: argparse.Namespace, output: Path | None) -> None:
             raise ValueError(f"{path} is a folder; name the files of odin simulate and odin bench in it")
     for option, file in (("--output", output), ("--markdown", arguments.markdown)):
         if file is not None:
-            check_writable(file, option)
+            check_writable(file, option, makes_folder=True)
     check_different(output=output, markdown=arguments.markdown)
     if arguments.figures is not None:
         check_folder(arguments.figures, "--figures")
