@@ -12,7 +12,9 @@ from torch import nn
 
 import odin.pipeline
 from monitor.view import ViewBuilder
+from odin.chains import to_chain
 from odin.cli import main
+from odin.options import check_batch
 
 
 def tiny():
@@ -61,9 +63,10 @@ class ChainAlone:
 
     started = 0
 
-    def __init__(self, chain, *, max_in_flight, **_):
+    def __init__(self, source, *, batch, max_in_flight, **_):
+        self.chain, self.max_in_flight = to_chain(source), max_in_flight or 2
+        check_batch(self.chain, batch)
         type(self).started += 1
-        self.chain, self.max_in_flight = chain, max_in_flight or 2
         self.pool = ThreadPoolExecutor(1)
 
     def __enter__(self):

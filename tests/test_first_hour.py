@@ -312,7 +312,7 @@ def test_results_of_images_that_cannot_be_written_name_the_file():
     from odin.commands.run import open_output
 
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"), open_output("/dev/full") as output:
-        output.write("a line\n")
+        output.begin(None).write("a line\n")
 
 
 def test_the_streams_of_a_test_stay_as_they_are(capsys):
