@@ -97,7 +97,7 @@ def compare(model: str, *, rounds: int, seed: int) -> list[Row]:
     import torch
 
     from odin.sources import load_source
-    from stages.allocator import keep_freed_memory
+    from stages.host import keep_freed_memory
 
     keep_freed_memory()  # as every stage does
     torch.set_num_threads(1)

@@ -29,7 +29,7 @@ from stages.actor import StageActor, StageInfo, StageProblem, TimedPasses
 from stages.channel import Address, Listener, open_ends
 from stages.device import Device, DeviceError
 from stages.link import Receiver, Sender
-from stages.threads import compute_threads
+from stages.opaque import compute_threads
 from stages.weights import store
 
 __all__ = ["ACTOR_PREFIX", "Deployment"]

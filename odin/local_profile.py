@@ -21,12 +21,12 @@ from partitioner.profile import (
     profile_layers,
     warn_if_suspect,
 )
-from stages.allocator import keep_freed_memory
 from stages.cuda import CudaExecutor, computing_as
 from stages.device import Device, DeviceError, allowed_core_count, bind_threads, cpu_model, usable_cores
 from stages.executor import RunDelay
 from stages.gpus import gpu_names
-from stages.threads import compute_threads
+from stages.host import keep_freed_memory
+from stages.opaque import compute_threads
 
 __all__ = ["check_local", "local_devices", "pinned", "profile_local", "type_of"]
 

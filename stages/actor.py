@@ -13,7 +13,6 @@ import torch
 from monitor.cgroups import cpu_quota_cores
 from monitor.surroundings import Surroundings, look_around
 from stages import opaque
-from stages.allocator import keep_freed_memory, release_freed_memory
 from stages.channel import Address, Listener, open_ends
 from stages.cuda import use_precision
 from stages.device import (
@@ -27,10 +26,10 @@ from stages.device import (
 )
 from stages.executor import Executor, make_executor
 from stages.gpus import gpu_names
+from stages.host import keep_freed_memory, release_freed_memory, run_at_normal_priority
 from stages.lease import Lease, free_indices
 from stages.loop import StageLoop
-from stages.priority import run_at_normal_priority
-from stages.threads import compute_threads
+from stages.opaque import compute_threads
 from stages.weights import StoredTensor, load, store
 
 __all__ = ["NodeDevices", "StageActor", "StageInfo", "StageProblem", "list_devices_here", "list_node_devices"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from partitioner.strides import is_dense
-from stages.memory import available_nbytes
+from stages.host import available_nbytes
 from stages.wire import DTYPE_CODES, DTYPES, TensorMeta
 
 __all__ = ["ALIGNMENT", "SlotMemory", "allocate_memfd", "contiguous_strides", "slot_nbytes_for"]

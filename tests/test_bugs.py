@@ -9,7 +9,7 @@ from torch import nn
 
 import odin
 from stages import opaque
-from stages.threads import compute_threads
+from stages.opaque import compute_threads
 from stages.weights import store
 
 

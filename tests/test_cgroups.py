@@ -19,7 +19,7 @@ from odin.local_profile import local_devices
 from odin.placement import _cores_to_take, warn_of_quotas
 from stages.actor import NodeDevices, StageInfo
 from stages.device import Device, allowed_core_count
-from stages.memory import available_nbytes
+from stages.host import available_nbytes
 
 GIB = 2**30
 NO_LIMIT = "9223372036854771712"

@@ -11,11 +11,11 @@ from patience import PROMPT_S
 
 from odin.deployment import _warn_of_niceness
 from stages.actor import StageInfo
-from stages.priority import run_at_normal_priority
+from stages.host import run_at_normal_priority
 
 THREADS = """
 import os, threading
-from stages.priority import run_at_normal_priority
+from stages.host import run_at_normal_priority
 
 leave = threading.Event()
 def niceness():

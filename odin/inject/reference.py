@@ -19,9 +19,9 @@ from odin.local_profile import pinned
 from odin.sources import load_source
 from partitioner.chain import Chain, build_chain
 from partitioner.intensity import arithmetic_intensity
-from stages.allocator import keep_freed_memory
 from stages.device import Device
-from stages.threads import compute_threads
+from stages.host import keep_freed_memory
+from stages.opaque import compute_threads
 
 _FINE_SHARE = 0.01
 

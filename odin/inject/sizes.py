@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from odin.inject.load import Load, LoadError
-from stages.memory import available_nbytes
+from stages.host import available_nbytes
 
 __all__ = ["Cache", "buffer_nbytes", "last_level_cache"]
 
