@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.balance import balance
-from stages.device import cpu_model
+from odin.partitioner.balance.exact import balance
+from odin.stages.device import cpu_model
 
 LIMITS_S = {(152, 52): 5e-3, (1000, 1000): 1.0}
 CASES = ("no transfer", "transfer", "transfer per stage", "heavy-tailed transfer", "min_layers=1", "half dead")

@@ -23,16 +23,10 @@ from typing import Any, NamedTuple, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from odin.bench.machine import (
-    Environment,
-    StealMeter,
-    process_tree,
-    pss_nbytes,
-    release_memory,
-)
-from odin.feeding import keep_in_flight
-from partitioner.files import write_whole
-from stages.device import bind_threads
+from odin.partitioner.files import write_whole
+from odin.stages.device import bind_threads
+from odin_lab.feeding import keep_in_flight
+from odin_lab.live.machine import Environment, StealMeter, process_tree, pss_nbytes, release_memory
 
 __all__ = [
     "Environment",

@@ -34,7 +34,7 @@ from benchmarks.common import (
 )
 
 if TYPE_CHECKING:  # torch is imported only once its threads are limited
-    from odin.sources import Source
+    from odin.models.sources import Source
 
 Array = npt.NDArray[np.float32]
 Runner = Callable[[], Array]
@@ -96,8 +96,8 @@ def compare(model: str, *, rounds: int, seed: int) -> list[Row]:
     """Time every runtime on one model; RuntimeError if one computes something else."""
     import torch
 
-    from odin.sources import load_source
-    from stages.host import keep_freed_memory
+    from odin.models.sources import load_source
+    from odin.stages.host import keep_freed_memory
 
     keep_freed_memory()  # as every stage does
     torch.set_num_threads(1)
@@ -141,7 +141,7 @@ def relative_error(output: Array, expected: Array) -> float:
 
 def chain_runner(source: Source) -> Runner:
     """ODIN's prepared, unsplit model."""
-    from partitioner.chain import build_chain
+    from odin.partitioner.chain import build_chain
 
     chain = build_chain(source.model, source.example_args, name=source.name)
     return lambda: as_array(chain(*source.example_args))

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import Environment, add_arguments, report, write_result
-from monitor.detectors import CusumDetector, ThresholdDetector
-from monitor.detectors.adwin import AdwinDetector
-from monitor.detectors.page_hinkley import PageHinkleyDetector
-from monitor.events import RequestDone, RunStarted, from_json
-from odin.simulator.detection import (
+from odin.monitor.detectors import CusumDetector, ThresholdDetector
+from odin.monitor.detectors.adwin import AdwinDetector
+from odin.monitor.detectors.page_hinkley import PageHinkleyDetector
+from odin.monitor.events import RequestDone, RunStarted, from_json
+from odin_lab.simulator.detection import (
     ARL,
     CALIBRATION,
     LIMIT,

@@ -17,8 +17,8 @@ import torch
 
 import odin
 from benchmarks.common import Environment, add_arguments, report, summarize, with_quartiles, write_result
-from monitor.timing import RequestTimeline
-from stages.device import usable_cores
+from odin.monitor.timing import RequestTimeline
+from odin.stages.device import usable_cores
 
 TARGETS = {"resnet50": 0.97, "mobilenet_v2": 0.90}
 

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 import odin
-import odin.feeding
-from monitor.events import PlanChanged
-from monitor.timing import RequestTimeline
-from odin.feeding import Recorder
+import odin_lab.feeding
+from odin.monitor.events import PlanChanged
+from odin.monitor.timing import RequestTimeline
+from odin_lab.feeding import Recorder
 
 __all__ = ["Feeder", "Recorder"]
 
 
-class Feeder(odin.feeding.Feeder):
+class Feeder(odin_lab.feeding.Feeder):
     """Streams one input again and again through a pipeline, in a thread, until left.
 
     Parameters

@@ -28,14 +28,14 @@ import torch
 
 import odin
 from benchmarks.common import Environment, plain
-from monitor.events import Attributed, Event, Fault, MoveFailed, PlanChanged, SlowdownChanged
-from monitor.nvml import gpu_processes
-from odin.inject import Injector, Load
-from odin.ray_runtime import RayRuntime
-from odin.sources import load_source
-from stages.cuda import CudaExecutor, use_precision
-from stages.device import Device
-from stages.executor import PRECISIONS as EXECUTOR_PRECISIONS
+from odin.cluster.ray_runtime import RayRuntime
+from odin.models.sources import load_source
+from odin.monitor.events import Attributed, Event, Fault, MoveFailed, PlanChanged, SlowdownChanged
+from odin.monitor.machine.nvml import gpu_processes
+from odin.stages.compute.cuda import CudaExecutor, use_precision
+from odin.stages.compute.executor import PRECISIONS as EXECUTOR_PRECISIONS
+from odin.stages.device import Device
+from odin_lab.inject import Injector, Load
 
 SEED = 5
 PRECISIONS = ("float32", "tf32", "float16")
@@ -421,7 +421,7 @@ def failures(found: dict[str, Any]) -> None:
 
 def commands(found: dict[str, Any]) -> None:
     """The command line as a user types it."""
-    start = [sys.executable, "-c", "import sys; from odin.cli import main; sys.exit(main())"]
+    start = [sys.executable, "-c", "import sys; from odin.cli.main import main; sys.exit(main())"]
     with tempfile.TemporaryDirectory() as folder:
         for arguments in (
             ["partition", "resnet50", "--stages", "cpu:0,gpu:0"],

@@ -4,8 +4,8 @@ Each candidate sends a tensor through two processes and back, three hops, one re
 
     this process -> relay on the first core -> relay on the second core -> this process
 
-The relays of the ``odin`` rows are real stages: :class:`stages.loop.StageLoop` with an empty range of layers, so that
-receiving, timing, copying to the next slot and the header are all in it. ``python -m benchmarks.hop``
+The relays of the ``odin`` rows are real stages: :class:`odin.stages.loop.StageLoop` with an empty range of layers, so
+that receiving, timing, copying to the next slot and the header are all in it. ``python -m benchmarks.hop``
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-from stages.channel import Listener, open_ends
-from stages.executor import CpuExecutor
-from stages.loop import StageLoop
-from stages.wire import Header, Kind
+from odin.stages.channel.opening import Listener, open_ends
+from odin.stages.channel.wire import Header, Kind
+from odin.stages.compute.executor import CpuExecutor
+from odin.stages.loop import StageLoop
 
 HOPS = 3
 SLOTS = 2
@@ -221,7 +221,7 @@ def main() -> int:
 
     import ray
 
-    from odin.ray_runtime import RayRuntime
+    from odin.cluster.ray_runtime import RayRuntime
 
     os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     runtime = RayRuntime(weight_nbytes=256 * 2**20)

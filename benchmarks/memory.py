@@ -18,7 +18,7 @@ from torch import nn
 
 import odin
 from benchmarks.common import Environment, add_arguments, mib, process_tree, pss_nbytes, report, write_result
-from stages.device import usable_cores
+from odin.stages.device import usable_cores
 
 TARGET = 1.15
 

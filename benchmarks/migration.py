@@ -23,7 +23,7 @@ import torch
 
 import odin
 from benchmarks.common import Environment, Figure, add_arguments, percentile, report, summarize, write_result
-from stages.device import usable_cores
+from odin.stages.device import usable_cores
 
 
 class Correctness(NamedTuple):

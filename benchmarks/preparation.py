@@ -30,7 +30,7 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-from stages.host import keep_freed_memory
+from odin.stages.host import keep_freed_memory
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

@@ -19,10 +19,10 @@ import torch
 import odin
 from benchmarks.common import Environment, add_arguments, paired_ratio, report, summarize, with_quartiles, write_result
 from benchmarks.feeding import Feeder, Recorder
-from monitor.events import PlanChanged, RunStarted, SlowdownChanged
-from odin.evaluation.hindsight import gains_in_hindsight
-from partitioner.transfer import measure_transfer
-from stages.device import usable_cores
+from odin.monitor.events import PlanChanged, RunStarted, SlowdownChanged
+from odin.partitioner.transfer import measure_transfer
+from odin.stages.device import usable_cores
+from odin_lab.report.hindsight import gains_in_hindsight
 
 
 class Stretch(NamedTuple):

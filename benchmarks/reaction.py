@@ -30,12 +30,12 @@ from benchmarks.common import (
     write_result,
 )
 from benchmarks.feeding import Feeder, Recorder
-from monitor.events import LoadChanged, PlanChanged, SlowdownChanged
-from monitor.timing import RequestTimeline
-from odin.inject.injector import Handle, Injector
-from odin.inject.load import Load
-from partitioner.plan import Plan
-from stages.device import usable_cores
+from odin.monitor.events import LoadChanged, PlanChanged, SlowdownChanged
+from odin.monitor.timing import RequestTimeline
+from odin.partitioner.plan import Plan
+from odin.stages.device import usable_cores
+from odin_lab.inject.injector import Handle, Injector
+from odin_lab.inject.load import Load
 
 _WAITED = 0.25
 """Part of a stage's time."""

@@ -33,12 +33,12 @@ from benchmarks.common import (
     write_result,
 )
 from benchmarks.feeding import Feeder, Recorder
-from monitor.events import LoadChanged, PlanChanged
-from monitor.timing import RequestTimeline
-from odin.inject.injector import Injector
-from odin.inject.load import Load
-from partitioner.balance import fluid_bound_hz
-from stages.device import usable_cores
+from odin.monitor.events import LoadChanged, PlanChanged
+from odin.monitor.timing import RequestTimeline
+from odin.partitioner.balance.exact import fluid_bound_hz
+from odin.stages.device import usable_cores
+from odin_lab.inject.injector import Injector
+from odin_lab.inject.load import Load
 
 POLICIES = ("predictive", "odin:alpha=10", "lls", "static")
 _FAR_WORSE = 0.75

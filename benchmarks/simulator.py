@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from benchmarks.common import Environment, add_arguments, interleave, report, summarize, with_quartiles, write_result
-from odin.simulator import Interference, World, simulate
-from odin.timings import synthetic_timings
-from partitioner.policies import make_policy
+from odin.partitioner.policies import make_policy
+from odin_lab.simulator import Interference, World, simulate
+from odin_lab.timings import synthetic_timings
 
 CASES = ((4_000, 4), (1_000_000, 52))
 QUICK = ((1_000, 4), (5_000, 52))

@@ -65,8 +65,8 @@ def follow(home, path, name):
     setattr(owner, attribute, timed)
 
 begin_s = time.monotonic()
-from odin.cli import main
-import odin.commands.run, odin.pipeline
+from odin.cli.main import main
+import odin.cli.run, odin.pipeline
 note("imports", begin_s)
 for home, path, name in json.loads(PLACES):
     follow(home, path, name)
@@ -78,18 +78,18 @@ sys.exit(status)
 """
 
 PLACES = (
-    ("odin.commands.run", "load_source", "model"),
-    ("odin.commands.run", "build_chain", "chain"),
-    ("odin.chains", "build_chain", "chain"),
+    ("odin.cli.run", "load_source", "model"),
+    ("odin.cli.run", "build_chain", "chain"),
+    ("odin.models.chains", "build_chain", "chain"),
     ("odin.pipeline", "RayRuntime", "Ray"),
-    ("odin.startup", "RayRuntime", "Ray"),
+    ("odin.cluster.startup", "RayRuntime", "Ray"),
     ("odin.pipeline", "place", "placement"),
-    ("odin.startup", "place", "placement"),
-    ("odin.startup", "Startup.join", "waiting for Ray"),
+    ("odin.cluster.startup", "place", "placement"),
+    ("odin.cluster.startup", "Startup.join", "waiting for Ray"),
     ("odin.pipeline", "Deployment", "stages"),
-    ("odin.deployment", "Deployment.open", "stages"),
+    ("odin.cluster.deployment", "Deployment.open", "stages"),
     ("odin.pipeline", "measure_baselines", "profile"),
-    ("odin.deployment", "Deployment.connect", "channels"),
+    ("odin.cluster.deployment", "Deployment.connect", "channels"),
 )
 """Functions that a phase consists of, in whichever of the trees has them: module, path in it, phase."""
 

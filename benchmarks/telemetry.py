@@ -31,10 +31,10 @@ from benchmarks.common import (
     write_result,
 )
 from benchmarks.feeding import Feeder, Recorder
-from monitor.events import RequestDone
-from monitor.timing import RequestTimeline, StageTiming, unpack_timings
-from stages.device import usable_cores
-from stages.executor import CpuExecutor
+from odin.monitor.events import RequestDone
+from odin.monitor.timing import RequestTimeline, StageTiming, unpack_timings
+from odin.stages.compute.executor import CpuExecutor
+from odin.stages.device import usable_cores
 
 MODELS = ("resnet50", "mobilenet_v2")
 

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 import odin
 from odin import Device
-from odin.inject import Injector, Scenario, play
-from stages.device import usable_cores
+from odin.stages.device import usable_cores
+from odin_lab.inject import Injector, Scenario, play
 
 NEEDED_ACCURACY = 0.97
 MOVE_EVERY = 10

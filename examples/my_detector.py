@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from monitor.detectors.streams import Streams
+from odin.monitor.detectors.streams import Streams
 
 MINIMUM = np.log(1.1)
 """A stage that is slower by less is not called disturbed."""

@@ -12,7 +12,7 @@ file. While the file cannot be written, as on a full disk, events are counted; w
 many are missing.
 
 Other processes, such as a load injector, may append whole lines to the same file. Lines of several writers are nearly
-in order; :func:`monitor.logreader.read_log` puts them right.
+in order; :func:`odin.monitor.logreader.read_log` puts them right.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from monitor.events import (
+from odin.monitor.events import (
     Attributed,
     Event,
     EventsMissing,
@@ -43,7 +43,7 @@ from monitor.events import (
     from_json,
     to_json,
 )
-from monitor.logreader import read_log
+from odin.monitor.logreader import read_log
 
 __all__ = ["KEPT_PARTS", "PART_NBYTES", "EventLog", "read_log", "refuse_taken"]
 

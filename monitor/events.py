@@ -11,8 +11,8 @@ from typing import ClassVar
 import msgspec
 from msgspec import Struct
 
-from monitor.json_text import json_text, plain_json, with_nan
-from monitor.timing import RequestTimeline
+from odin.monitor.json_text import json_text, plain_json, with_nan
+from odin.monitor.timing import RequestTimeline
 
 __all__ = [
     "Attributed",
@@ -149,7 +149,7 @@ class Attributed(_Event, frozen=True, tag="attribution"):
     ----------
     interference
         ``CPU share``, ``throttling``, ``memory``, ``core speed`` or ``memory or core speed``, joined by ``" + "`` if
-        several; or ``GPU``, ``unknown``. See :mod:`monitor.attribution`.
+        several; or ``GPU``, ``unknown``. See :mod:`odin.monitor.attribution.kind`.
     culprits
         Who does it, worst first; empty if unknown.
     note
@@ -170,7 +170,7 @@ class PlanChanged(_Event, frozen=True, tag="plan"):
     request
         Requests finished when it was decided.
     decision
-        What kind of move, see ``partitioner.policies.Decision``; ``migrate`` for one that the user asked for.
+        What kind of move, see ``odin.partitioner.policies.Decision``; ``migrate`` for one that the user asked for.
     predicted_hz
         Requests per second that the policy expects; ``nan`` if it does not predict.
     prepare_s

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from monitor.events import Event, EventsMissing, RunStarted, from_json
+from odin.monitor.events import Event, EventsMissing, RunStarted, from_json
 
 __all__ = ["read_log"]
 
@@ -31,7 +31,7 @@ def read_log(path: str | os.PathLike[str], *, on_note: Callable[[str], Any] = wa
     Parameters
     ----------
     path
-        A file that :class:`monitor.eventlog.EventLog` wrote.
+        A file that :class:`odin.monitor.eventlog.EventLog` wrote.
     on_note
         Told what is worth knowing about the file, at its end: that its last line is cut off, or others are, as when
         the disk was full or the machine stopped. Such lines are left out.
@@ -39,7 +39,7 @@ def read_log(path: str | os.PathLike[str], *, on_note: Callable[[str], Any] = wa
     Yields
     ------
     Event
-        First the :class:`~monitor.events.RunStarted`, then the others.
+        First the :class:`~odin.monitor.events.RunStarted`, then the others.
 
     Raises
     ------

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monitor.detectors import CusumDetector, Detector
+from odin.monitor.detectors import CusumDetector, Detector
 
 __all__ = ["SlowdownChange", "StageWatch"]
 
@@ -62,7 +62,7 @@ class StageWatch:
     baseline_s
         Seconds of each layer on each stage's device with nothing else running, shape (stages, layers).
     detector
-        One stream per stage; default :class:`~monitor.detectors.CusumDetector`.
+        One stream per stage; default :class:`~odin.monitor.detectors.CusumDetector`.
     notable
         Slowdown from which a stage is told to be disturbed, > 1; it ends below 1 + half of what is above 1. Smaller
         ones are mostly the stages' effect on each other, through shared caches, memory and hyper-threads. They count

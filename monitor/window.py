@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from monitor.timing import RequestTimeline
+from odin.monitor.timing import RequestTimeline
 
 __all__ = ["TimelineWindow", "percentiles_s"]
 

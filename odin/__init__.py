@@ -16,8 +16,6 @@ TYPE_CHECKING = False  # as typing's, which takes too long to import: Ctrl-C is 
 if TYPE_CHECKING:
     from typing import Any
 
-    from monitor.events import Event
-    from monitor.pipeline_view import PipelineView
     from odin.errors import (
         DeadlineExceededError,
         ForkedProcessError,
@@ -26,13 +24,15 @@ if TYPE_CHECKING:
         PipelineClosedError,
         StageLostError,
     )
+    from odin.models.sources import Source, load_source
+    from odin.monitor.events import Event
+    from odin.monitor.view.pipeline_view import PipelineView
+    from odin.partitioner.chain import Chain, TraceError, build_chain
+    from odin.partitioner.plan import Plan
+    from odin.partitioner.policies import Decision, Observation, Policy, Setting, make_policy
     from odin.pipeline import Pipeline
-    from odin.sources import Source, load_source
+    from odin.stages.device import Device, DeviceError
     from odin.version import __version__
-    from partitioner.chain import Chain, TraceError, build_chain
-    from partitioner.plan import Plan
-    from partitioner.policies import Decision, Observation, Policy, Setting, make_policy
-    from stages.device import Device, DeviceError
 
 __all__ = [
     "Chain",
@@ -61,8 +61,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "monitor.events": ("Event",),
-    "monitor.pipeline_view": ("PipelineView",),
+    "odin.monitor.events": ("Event",),
+    "odin.monitor.view.pipeline_view": ("PipelineView",),
     "odin.errors": (
         "DeadlineExceededError",
         "ForkedProcessError",
@@ -72,12 +72,12 @@ _HOMES = {
         "StageLostError",
     ),
     "odin.pipeline": ("Pipeline",),
-    "odin.sources": ("Source", "load_source"),
+    "odin.models.sources": ("Source", "load_source"),
     "odin.version": ("__version__",),
-    "partitioner.chain": ("Chain", "TraceError", "build_chain"),
-    "partitioner.plan": ("Plan",),
-    "partitioner.policies": ("Decision", "Observation", "Policy", "Setting", "make_policy"),
-    "stages.device": ("Device", "DeviceError"),
+    "odin.partitioner.chain": ("Chain", "TraceError", "build_chain"),
+    "odin.partitioner.plan": ("Plan",),
+    "odin.partitioner.policies": ("Decision", "Observation", "Policy", "Setting", "make_policy"),
+    "odin.stages.device": ("Device", "DeviceError"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -10,10 +10,10 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Run the command line; returns the exit status, see :func:`odin.cli.main`."""
-    # Until odin.signals takes over: Python itself would show where in its imports it was.
+    """Run the command line; returns the exit status, see :func:`odin.cli.main.main`."""
+    # Until odin.process.signals takes over: Python itself would show where in its imports it was.
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
-    from odin.cli import main as run
+    from odin.cli.main import main as run
 
     return run()
 

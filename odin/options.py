@@ -14,19 +14,19 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monitor.detectors import Detector
-from monitor.eventlog import EventLog, refuse_taken
-from odin.detectors import make_detector
-from odin.reachable import check_address
-from partitioner.files import check_writable
-from partitioner.plan import Plan
-from partitioner.policies import DelayedOraclePolicy, Policy, make_policy
-from stages.device import Device, DeviceError, check_cores, parse_devices, usable_cores
-from stages.lease import free_indices, refuse_taken_devices
-from stages.precision import check_precision
+from odin.cluster.reachable import check_address
+from odin.control.detectors import make_detector
+from odin.monitor.detectors import Detector
+from odin.monitor.eventlog import EventLog, refuse_taken
+from odin.partitioner.files import check_writable
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies import DelayedOraclePolicy, Policy, make_policy
+from odin.stages.compute.precision import check_precision
+from odin.stages.device import Device, DeviceError, check_cores, parse_devices, usable_cores
+from odin.stages.lease import free_indices, refuse_taken_devices
 
 if TYPE_CHECKING:
-    from partitioner.chain import Chain
+    from odin.partitioner.chain import Chain
 
 __all__ = [
     "BatchSizeError",

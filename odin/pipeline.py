@@ -20,34 +20,34 @@ from typing import Any, Self
 import ray
 import torch
 
-from monitor.detectors import Detector
-from monitor.eventlog import EventLog
-from monitor.events import Event, LoadChanged, StageDescription
-from monitor.surroundings import Surroundings, look_around
-from monitor.timing import RequestTimeline
-from monitor.view import PipelineView, Serving
-from odin.baselines import measure_baselines, pipeline_setting, profile_key
-from odin.chains import example_inputs, to_chain, to_source, weight_nbytes
-from odin.deployment import Deployment
+from odin.cluster.deployment import Deployment
+from odin.cluster.placement import check_stage_count, warn_of_quotas
+from odin.cluster.ray_runtime import RayRuntime
+from odin.cluster.startup import Startup
+from odin.control.baselines import measure_baselines, pipeline_setting, profile_key
+from odin.control.supervision import Recorder, Supervision
 from odin.errors import ForkedProcessError, OdinError, StageLostError
-from odin.forks import keep_from_children
-from odin.gateway import Gateway
-from odin.microbatch import join_outputs, split_inputs
+from odin.models.chains import example_inputs, to_chain, to_source, weight_nbytes
+from odin.models.sources import Source
+from odin.monitor.attribution.surroundings import Surroundings, look_around
+from odin.monitor.detectors import Detector
+from odin.monitor.eventlog import EventLog
+from odin.monitor.events import Event, LoadChanged, StageDescription
+from odin.monitor.timing import RequestTimeline
+from odin.monitor.view.builder import PipelineView, Serving
 from odin.options import check_batch, check_options, check_timeout, leading_size
-from odin.phases import phase
-from odin.placement import check_stage_count, warn_of_quotas
-from odin.ray_runtime import RayRuntime
-from odin.replies import Reply, outcome_of
-from odin.sources import Source
-from odin.startup import Startup
-from odin.supervision import Recorder, Supervision
-from partitioner.chain import Chain
-from partitioner.plan import Plan
-from partitioner.policies import Policy, Setting, make_policy
-from partitioner.profile import Profile, ProfileCache, warn_if_suspect
-from stages.device import Device, parse_devices
-from stages.link import Receiver, Sender
-from stages.slots import slot_nbytes_for
+from odin.partitioner.chain import Chain
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies import Policy, Setting, make_policy
+from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
+from odin.process.forks import keep_from_children
+from odin.process.phases import phase
+from odin.requests.gateway import Gateway
+from odin.requests.microbatch import join_outputs, split_inputs
+from odin.requests.replies import Reply, outcome_of
+from odin.stages.channel.link import Receiver, Sender
+from odin.stages.channel.slots import slot_nbytes_for
+from odin.stages.device import Device, parse_devices
 
 __all__ = ["Pipeline"]
 
@@ -82,21 +82,21 @@ class Pipeline:
         kept on disk) and balanced exactly.
     policy
         When and where layers move: ``"predictive"`` (ODIN's own), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
-        :class:`~partitioner.policies.Policy` or ``"module:Class"`` of one; or ``"static"``: never, except by
+        :class:`~odin.partitioner.policies.Policy` or ``"module:Class"`` of one; or ``"static"``: never, except by
         :meth:`migrate`.
     detector
         What tells that a stage's slowdown has changed: ``"cusum"``, ``"threshold:ratio=0.2"``, ``"page-hinkley"``,
-        ``"adwin"``, ``"module:Class"``, or a :class:`~monitor.detectors.Detector` with one stream per stage.
+        ``"adwin"``, ``"module:Class"``, or a :class:`~odin.monitor.detectors.Detector` with one stream per stage.
     log
         File to which every event of the run is appended, one JSON line each, for ``odin replay``. At 256 MiB it is
         renamed to ``FILE.1`` and a new one begun; four older parts are kept, then the oldest is deleted. While it
         cannot be written, as on a full disk, serving goes on, and how much is missing is recorded once it can be
-        again. For other limits give an :class:`~monitor.eventlog.EventLog`.
+        again. For other limits give an :class:`~odin.monitor.eventlog.EventLog`.
     on_event
         Called with every event as it happens, one after the other, from a thread of its own; see
-        :mod:`monitor.events`. It may be slow, raise and use the pipeline: nothing waits for it. Of what it raises
+        :mod:`odin.monitor.events`. It may be slow, raise and use the pipeline: nothing waits for it. Of what it raises
         each kind is told once. If it cannot keep up, the oldest finished requests are not told, and a
-        :class:`~monitor.events.EventsMissing` says how many.
+        :class:`~odin.monitor.events.EventsMissing` says how many.
     weights
         File of weights, ``.safetensors`` or ``.pth``.
     batch
@@ -598,7 +598,7 @@ class Pipeline:
                 self._gateway.close(drain=drain, timeout_s=timeout_s)
 
     def abandon(self) -> None:
-        """In a forked child: let go of what keeps something alive elsewhere. Called by :mod:`odin.forks`."""
+        """In a forked child: let go of what keeps something alive elsewhere. Called by :mod:`odin.process.forks`."""
         if self._supervision is not None:
             self._supervision.abandon()
 

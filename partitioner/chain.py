@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from partitioner.agreement import Prepared, Subject, deviation, prepare_and_check, tensors_in
-from partitioner.bounds import Bounds
-from partitioner.capture import Captured, Slot, TraceError
-from partitioner.chain_cache import ChainCache
-from partitioner.cuts import choose_cuts
-from partitioner.fuse import Packing, fuse
-from partitioner.names import layer_names
-from partitioner.prepare import layout_of
-from partitioner.program import KeepingNan, LayerFunction, LayerProgram, Program, generate, module_path
-from partitioner.single import copied
-from partitioner.values import ValueSpec, decoder, dtype_name, plain
+from odin.partitioner.cache.chain_cache import ChainCache
+from odin.partitioner.check.agreement import Prepared, Subject, deviation, prepare_and_check, tensors_in
+from odin.partitioner.code.bounds import Bounds
+from odin.partitioner.code.fuse import Packing, fuse
+from odin.partitioner.code.program import KeepingNan, LayerFunction, LayerProgram, Program, generate, module_path
+from odin.partitioner.code.single import copied
+from odin.partitioner.graph.capture import Captured, Slot, TraceError
+from odin.partitioner.graph.cuts import choose_cuts
+from odin.partitioner.graph.names import layer_names
+from odin.partitioner.graph.prepare import layout_of
+from odin.partitioner.graph.values import ValueSpec, decoder, dtype_name, plain
 
 __all__ = ["Chain", "Layer", "LayerProgram", "Program", "TraceError", "ValueSpec", "build_chain"]
 
@@ -295,9 +295,9 @@ def build_chain(
     """Turn a CNN into a chain of layers.
 
     The model is captured (``torch.fx``, or ``torch.export`` where that fails), prepared for inference, cut
-    (:func:`partitioner.cuts.choose_cuts`) and compared with the original on the example. If the prepared form deviates
-    by more than rounding, a less prepared one is taken. The result depends on the model and the example's shapes only,
-    never on measured time.
+    (:func:`odin.partitioner.graph.cuts.choose_cuts`) and compared with the original on the example. If the prepared
+    form deviates by more than rounding, a less prepared one is taken. The result depends on the model and the example's
+    shapes only, never on measured time.
 
     Parameters
     ----------
@@ -314,7 +314,7 @@ def build_chain(
         A layer with less than this share joins a neighbour.
     keep
         Keep on disk what takes long to find out (the graph that ``torch.export`` makes, that the model keeps no state),
-        and use what an earlier start kept of the same model; see :class:`partitioner.known.Known`.
+        and use what an earlier start kept of the same model; see :class:`odin.partitioner.cache.known.Known`.
 
     Returns
     -------

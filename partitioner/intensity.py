@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.chain import Chain
+from odin.partitioner.chain import Chain
 
 __all__ = ["arithmetic_intensity"]
 

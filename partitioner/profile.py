@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
 
-from partitioner.files import write_whole
+from odin.partitioner.files import write_whole
 
 __all__ = [
     "LayerTimes",

@@ -12,10 +12,10 @@ from pathlib import Path
 from picture import write_picture
 from rich.console import Console
 
-from monitor.eventlog import read_log
-from monitor.events import RunEnded
-from monitor.screen import render
-from monitor.view import ViewBuilder
+from odin.monitor.eventlog import read_log
+from odin.monitor.events import RunEnded
+from odin.monitor.view.builder import ViewBuilder
+from odin.monitor.view.screen import render
 
 WIDTH, HEIGHT = 110, 32
 

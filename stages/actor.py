@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
-from monitor.cgroups import cpu_quota_cores
-from monitor.surroundings import Surroundings, look_around
-from stages import opaque
-from stages.channel import Address, Listener, open_ends
-from stages.cuda import use_precision
-from stages.device import (
+from odin.monitor.attribution.surroundings import Surroundings, look_around
+from odin.monitor.machine.cgroups import cpu_quota_cores
+from odin.stages.channel.opening import Address, Listener, open_ends
+from odin.stages.compute import opaque
+from odin.stages.compute.cuda import use_precision
+from odin.stages.compute.executor import Executor, make_executor
+from odin.stages.compute.opaque import compute_threads
+from odin.stages.compute.weights import StoredTensor, load, store
+from odin.stages.device import (
     Device,
     DeviceError,
     allowed_core_count,
@@ -24,13 +27,10 @@ from stages.device import (
     pin_process,
     usable_cores,
 )
-from stages.executor import Executor, make_executor
-from stages.gpus import gpu_names
-from stages.host import keep_freed_memory, release_freed_memory, run_at_normal_priority
-from stages.lease import Lease, free_indices
-from stages.loop import StageLoop
-from stages.opaque import compute_threads
-from stages.weights import StoredTensor, load, store
+from odin.stages.gpus import gpu_names
+from odin.stages.host import keep_freed_memory, release_freed_memory, run_at_normal_priority
+from odin.stages.lease import Lease, free_indices
+from odin.stages.loop import StageLoop
 
 __all__ = ["NodeDevices", "StageActor", "StageInfo", "StageProblem", "list_devices_here", "list_node_devices"]
 
@@ -71,7 +71,7 @@ class NodeDevices(NamedTuple):
     Attributes
     ----------
     allowed_cores
-        How many of the usable cores may be busy at a time, see :func:`stages.device.allowed_core_count`.
+        How many of the usable cores may be busy at a time, see :func:`odin.stages.device.allowed_core_count`.
     """
 
     node_id: str

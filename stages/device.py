@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from monitor.cgroups import cpu_quota_cores
+from odin.monitor.machine.cgroups import cpu_quota_cores
 
 __all__ = [
     "Device",

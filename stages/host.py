@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from monitor.cgroups import available_memory_nbytes
-from stages.device import for_every_thread
+from odin.monitor.machine.cgroups import available_memory_nbytes
+from odin.stages.device import for_every_thread
 
 __all__ = ["available_nbytes", "keep_freed_memory", "release_freed_memory", "run_at_normal_priority"]
 

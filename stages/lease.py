@@ -2,7 +2,7 @@
 
 A lease is a lock (``flock``) on a small file per device. The kernel drops it when the process that holds it ends,
 however it ends, so nothing can stay taken by mistake. It covers all pipelines that see the same folder, in whichever
-cluster they run: those of one user, or of all where root has made a folder for them (:mod:`stages.lease_folder`).
+cluster they run: those of one user, or of all where root has made a folder for them (:mod:`odin.stages.lease_folder`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from stages.device import Device, DeviceError
-from stages.lease_folder import default_folder, open_folder, user_name
+from odin.stages.device import Device, DeviceError
+from odin.stages.lease_folder import default_folder, open_folder, user_name
 
 __all__ = ["Lease", "free_indices", "refuse_taken_devices"]
 
@@ -88,7 +88,7 @@ class Lease:
     share
         Accept to share with other pipelines that accept it too.
     directory
-        Folder of the locks; :func:`stages.lease_folder.default_folder` by default.
+        Folder of the locks; :func:`odin.stages.lease_folder.default_folder` by default.
 
     Raises
     ------

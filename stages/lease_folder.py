@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.device import DeviceError
+from odin.stages.device import DeviceError
 
 __all__ = ["SHARED", "default_folder", "open_folder"]
 

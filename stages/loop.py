@@ -18,10 +18,10 @@ import time
 import traceback
 from typing import Any, NamedTuple
 
-from monitor.timing import StageTiming
-from stages.executor import Executor, LayerError
-from stages.link import ChannelClosedError, Message, Receiver, Sender
-from stages.wire import Failure, Header, Kind
+from odin.monitor.timing import StageTiming
+from odin.stages.channel.link import ChannelClosedError, Message, Receiver, Sender
+from odin.stages.channel.wire import Failure, Header, Kind
+from odin.stages.compute.executor import Executor, LayerError
 
 __all__ = ["DEADLINE", "RECALLED", "StageLoop"]
 

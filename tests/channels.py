@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from patience import PROMPT_S
 
-from stages.channel import Address, Listener, connect
-from stages.link import Receiver, Sender
-from stages.wire import Header, Kind
+from odin.stages.channel.link import Receiver, Sender
+from odin.stages.channel.opening import Address, Listener, connect
+from odin.stages.channel.wire import Header, Kind
 
 KINDS = ("shm", "tcp")
 
 # Children that inherit none of our sockets; torch is imported once for all of them.
 SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["stages.channel"])
+SPAWN.set_forkserver_preload(["odin.stages.channel.opening"])
 
 
 def listen(kind: str) -> Listener:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from odin.ray_runtime import RayRuntime
-from stages.device import usable_cores
+from odin.cluster.ray_runtime import RayRuntime
+from odin.stages.device import usable_cores
 
 # Nothing here is timed: a busy machine takes as long as it takes. In CI examples are drawn from a fixed seed, so that a
 # failure there is one here as well.

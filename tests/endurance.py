@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 import odin
-from stages.device import usable_cores
+from odin.stages.device import usable_cores
 
 PATIENCE_S = 120.0
 """Far above what anything takes: reached only by a hang."""

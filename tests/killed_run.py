@@ -11,9 +11,9 @@ from synthetic_run import START_S, run_started
 from torch import nn
 
 import odin.pipeline
-from monitor.view import ViewBuilder
-from odin.chains import to_chain
-from odin.cli import main
+from odin.cli.main import main
+from odin.models.chains import to_chain
+from odin.monitor.view.builder import ViewBuilder
 from odin.options import check_batch
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from partitioner.chain import Chain, build_chain
-from stages.executor import CpuExecutor, Result, Values
+from odin.partitioner.chain import Chain, build_chain
+from odin.stages.compute.executor import CpuExecutor, Result, Values
 
 
 @functools.cache

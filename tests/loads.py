@@ -10,7 +10,7 @@ import psutil
 import pytest
 from patience import PROMPT_S
 
-from stages.device import usable_cores
+from odin.stages.device import usable_cores
 
 GONE = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
 """What a look at a process raises that has ended, perhaps during the look."""

@@ -25,10 +25,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import odin
-from stages.device import usable_cores
+from odin.stages.device import usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = tuple(str(ROOT / folder) for folder in ("odin", "partitioner", "stages", "monitor"))
+OURS = tuple(str(ROOT / folder) for folder in ("odin", "odin_lab"))
 TOLERANCE = 1e-4
 NEAR_OVERFLOW = 1e37
 """Beyond this magnitude rounding decides what overflows: only that no number stands for a NaN is compared there."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from odin.evaluation.results import QUANTILES, SLO_LEVELS, Cell, DetectionPoint, Results, Timeline, Validation
+from odin_lab.report.results import QUANTILES, SLO_LEVELS, Cell, DetectionPoint, Results, Timeline, Validation
 
 POLICIES = ("predictive", "odin:alpha=2", "odin:alpha=10", "lls", "static", "oracle", "delayed-oracle")
 _QUALITY = {

@@ -6,15 +6,7 @@ import random
 
 import msgspec
 
-from monitor.events import (
-    Attributed,
-    Culprit,
-    LoadChanged,
-    PlanChanged,
-    PlanVerified,
-    RunEnded,
-    SlowdownChanged,
-)
+from odin.monitor.events import Attributed, Culprit, LoadChanged, PlanChanged, PlanVerified, RunEnded, SlowdownChanged
 from odin.testing import START_S as START_S
 from odin.testing import request_done
 from odin.testing import run_started as started

@@ -28,7 +28,7 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-from odin.processes import start_group
+from odin.process.groups import start_group
 
 TITLES = {
     "odin": "ODIN, two stages",
@@ -143,9 +143,9 @@ def write_images(task: Task, folder: Path) -> None:
     import sklearn
     import torch
 
-    from odin.image_files import find_images
-    from odin.images import load_image
-    from odin.sources import load_source
+    from odin.models.image_files import find_images
+    from odin.models.images import load_image
+    from odin.models.sources import load_source
 
     source = load_source(task.model, weights=task.weights or None)
     if source.preprocess is None or not isinstance(source.model, torch.nn.Module):

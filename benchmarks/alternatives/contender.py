@@ -8,7 +8,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from benchmarks.common import LoadResult, closed_loop
-from odin.bench.server import Array, Server, Setup
+from odin_lab.live.server import Array, Server, Setup
 
 __all__ = ["Array", "Contender", "Loop", "Setup", "serving"]
 

@@ -14,9 +14,9 @@ from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from benchmarks.alternatives.contender import Setup
 from benchmarks.alternatives.torch_pipelining import Answer, Task
 from benchmarks.common import release_memory
-from odin.sources import load_source
-from partitioner.chain import Chain, build_chain
-from partitioner.plan import Plan
+from odin.models.sources import load_source
+from odin.partitioner.chain import Chain, build_chain
+from odin.partitioner.plan import Plan
 
 __all__ = ["Stage", "run_rank"]
 

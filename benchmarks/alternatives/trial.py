@@ -24,10 +24,10 @@ __all__ = ["CONTENDERS", "Task", "Trial", "main"]
 
 # Name -> module and function: each trial imports its own contender only, so that memory is compared fairly.
 CONTENDERS = {
-    "odin": ("odin.bench.pipeline_server", "default_pipeline"),
-    "torch-eager": ("odin.bench.torch_process", "torch_eager"),
-    "torch-folded": ("odin.bench.torch_process", "torch_folded"),
-    "ray-serve": ("odin.bench.ray_serve", "ray_serve"),
+    "odin": ("odin_lab.live.pipeline_server", "default_pipeline"),
+    "torch-eager": ("odin_lab.live.torch_process", "torch_eager"),
+    "torch-folded": ("odin_lab.live.torch_process", "torch_folded"),
+    "ray-serve": ("odin_lab.live.ray_serve", "ray_serve"),
     "torch-pipelining": ("benchmarks.alternatives.torch_pipelining", "torch_pipelining"),
 }
 TOLERANCE = 1e-3  # of the largest output

@@ -4,8 +4,8 @@
 from their own files.
 """
 
-from monitor.detectors.base import Detector
-from monitor.detectors.cusum import CusumDetector
-from monitor.detectors.threshold import ThresholdDetector
+from odin.monitor.detectors.base import Detector
+from odin.monitor.detectors.cusum import CusumDetector
+from odin.monitor.detectors.threshold import ThresholdDetector
 
 __all__ = ["CusumDetector", "Detector", "ThresholdDetector"]

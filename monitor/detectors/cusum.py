@@ -36,10 +36,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monitor.detectors.bank import CusumBank
-from monitor.detectors.history import History, samples_since_change
-from monitor.detectors.noise import NoiseCalibration
-from monitor.detectors.streams import Streams
+from odin.monitor.detectors.bank import CusumBank
+from odin.monitor.detectors.history import History, samples_since_change
+from odin.monitor.detectors.noise import NoiseCalibration
+from odin.monitor.detectors.streams import Streams
 
 __all__ = ["CusumDetector"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monitor.detectors.per_stream import PerStreamDetector, river_drift
+from odin.monitor.detectors.per_stream import PerStreamDetector, river_drift
 
 __all__ = ["PageHinkleyDetector"]
 

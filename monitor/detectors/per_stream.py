@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monitor.detectors.history import History, samples_since_change
-from monitor.detectors.streams import Streams
+from odin.monitor.detectors.history import History, samples_since_change
+from odin.monitor.detectors.streams import Streams
 
 __all__ = ["DriftDetector", "PerStreamDetector", "river_drift"]
 

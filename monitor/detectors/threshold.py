@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monitor.detectors.streams import Streams
+from odin.monitor.detectors.streams import Streams
 
 __all__ = ["ThresholdDetector"]
 

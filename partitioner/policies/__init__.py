@@ -1,12 +1,12 @@
 """Policies: when and where layers move; pure, the same objects live and in simulation."""
 
-from partitioner.policies.base import Decision, Observation, Policy, Setting, checked_decision
-from partitioner.policies.lls import LlsPolicy
-from partitioner.policies.odin import OdinPolicy
-from partitioner.policies.oracle import DelayedOraclePolicy, OraclePolicy
-from partitioner.policies.predictive import PredictivePolicy
-from partitioner.policies.registry import POLICIES, GivenPolicy, make_policy, policy_names
-from partitioner.policies.static import StaticPolicy
+from odin.partitioner.policies.base import Decision, Observation, Policy, Setting, checked_decision
+from odin.partitioner.policies.lls import LlsPolicy
+from odin.partitioner.policies.odin import OdinPolicy
+from odin.partitioner.policies.oracle import DelayedOraclePolicy, OraclePolicy
+from odin.partitioner.policies.predictive import PredictivePolicy
+from odin.partitioner.policies.registry import POLICIES, GivenPolicy, make_policy, policy_names
+from odin.partitioner.policies.static import StaticPolicy
 
 __all__ = [
     "POLICIES",

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.plan import Plan
+from odin.partitioner.plan import Plan
 
 __all__ = ["Decision", "Observation", "Policy", "Setting", "checked_decision"]
 
@@ -117,8 +117,8 @@ class Decision(NamedTuple):
 def checked_decision(answer: Any, setting: Setting) -> Decision | None:
     """What a policy answered, as plain values that can be carried out and written down.
 
-    Numpy's numbers become plain ones, a plan in another form becomes a :class:`~partitioner.plan.Plan`, a ``why`` that
-    is no text becomes one, and a prediction that cannot be one (not finite, not positive, None) becomes nan.
+    Numpy's numbers become plain ones, a plan in another form becomes a :class:`~odin.partitioner.plan.Plan`, a ``why``
+    that is no text becomes one, and a prediction that cannot be one (not finite, not positive, None) becomes nan.
 
     Raises
     ------
@@ -181,7 +181,7 @@ class Policy(Protocol):
 
     @property
     def name(self) -> str:
-        """Text form that :func:`partitioner.policies.make_policy` reads back, such as ``odin:alpha=10``."""
+        """Text form that :func:`odin.partitioner.policies.make_policy` reads back, such as ``odin:alpha=10``."""
 
     def start(self, setting: Setting) -> None:
         """Forget everything and get ready for a pipeline; called before the first observation."""

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.plan import Plan
-from partitioner.policies.held import Held
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.held import Held
 
 __all__ = ["Estimate", "Forecast"]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.plan import Plan
-from partitioner.policies.base import Setting
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.base import Setting
 
 __all__ = ["Held", "Holdings"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from partitioner.plan import Plan
+from odin.partitioner.plan import Plan
 
 __all__ = ["PlansInFlight"]
 

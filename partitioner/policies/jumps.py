@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.plan import Plan
-from partitioner.policies.base import Observation
-from partitioner.policies.held import Holdings
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.base import Observation
+from odin.partitioner.policies.held import Holdings
 
 __all__ = ["Jump", "Jumps"]
 

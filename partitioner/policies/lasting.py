@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from partitioner.policies.jumps import Jump
+from odin.partitioner.policies.jumps import Jump
 
 __all__ = ["Lasting"]
 

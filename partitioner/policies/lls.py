@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from partitioner.plan import Plan
-from partitioner.policies.base import Decision
-from partitioner.policies.trials import DEFAULT_TRIAL, EQUAL, FloatArray, Trial, TrialPolicy, shift_layer
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.base import Decision
+from odin.partitioner.policies.trials import DEFAULT_TRIAL, EQUAL, FloatArray, Trial, TrialPolicy, shift_layer
 
 __all__ = ["LlsPolicy", "utilisation"]
 

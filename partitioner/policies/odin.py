@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from partitioner.policies.base import Decision
-from partitioner.policies.trials import DEFAULT_TRIAL, EQUAL, FloatArray, Trial, TrialPolicy, shift_layer
+from odin.partitioner.policies.base import Decision
+from odin.partitioner.policies.trials import DEFAULT_TRIAL, EQUAL, FloatArray, Trial, TrialPolicy, shift_layer
 
 __all__ = ["OdinPolicy"]
 

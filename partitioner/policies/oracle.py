@@ -9,11 +9,11 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.balance import balance, stage_times
-from partitioner.plan import Plan
-from partitioner.policies.base import Decision, Observation, Setting
-from partitioner.policies.in_flight import PlansInFlight
-from partitioner.policies.trials import Trial, TrialPolicy
+from odin.partitioner.balance.exact import balance, stage_times
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.base import Decision, Observation, Setting
+from odin.partitioner.policies.in_flight import PlansInFlight
+from odin.partitioner.policies.trials import Trial, TrialPolicy
 
 __all__ = ["DelayedOraclePolicy", "OraclePolicy", "plan_count", "sweep_order"]
 
@@ -89,9 +89,9 @@ class _Clairvoyant:
 class OraclePolicy(TrialPolicy):
     """The best plan for the true times at no cost in simulation; live, the best of all plans, each tried.
 
-    In simulation (``Observation.true_s`` given) it answers every request with :func:`partitioner.balance.balance` of
-    the true times at that moment, transfers as the setting has them, whenever that plan's bottleneck is less than the
-    present one's.
+    In simulation (``Observation.true_s`` given) it answers every request with
+    :func:`odin.partitioner.balance.exact.balance` of the true times at that moment, transfers as the setting has them,
+    whenever that plan's bottleneck is less than the present one's.
 
     Live it cannot know. On a detected change it measures the present plan and then all others, each time moving one
     layer (but for one jump, from one end of :func:`sweep_order` back to the plan beside the first), and settles on the

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.balance import balance
-from partitioner.costs import stage_times
-from partitioner.plan import Plan
-from partitioner.policies.base import Setting
-from partitioner.policies.forecast import Estimate, Forecast
-from partitioner.policies.held import Holdings
+from odin.partitioner.balance.costs import stage_times
+from odin.partitioner.balance.exact import balance
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.base import Setting
+from odin.partitioner.policies.forecast import Estimate, Forecast
+from odin.partitioner.policies.held import Holdings
 
 __all__ = ["Planner"]
 

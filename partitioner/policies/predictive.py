@@ -34,21 +34,21 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.plan import Plan
-from partitioner.policies.base import Decision, Observation, Setting
-from partitioner.policies.forecast import Estimate, Forecast
-from partitioner.policies.held import Holdings
-from partitioner.policies.in_flight import PlansInFlight
-from partitioner.policies.jumps import Jumps
-from partitioner.policies.lasting import Lasting
-from partitioner.policies.news import News
-from partitioner.policies.planner import Planner
-from partitioner.policies.pursuit import Pursuit
-from partitioner.policies.regret import Regret
-from partitioner.policies.slowdown import SlowdownModel
-from partitioner.policies.unrest import LARGE, Unrest
-from partitioner.policies.verdict import Check, Verdicts
-from partitioner.policies.visits import Visits, with_one_layer
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.base import Decision, Observation, Setting
+from odin.partitioner.policies.forecast import Estimate, Forecast
+from odin.partitioner.policies.held import Holdings
+from odin.partitioner.policies.in_flight import PlansInFlight
+from odin.partitioner.policies.jumps import Jumps
+from odin.partitioner.policies.lasting import Lasting
+from odin.partitioner.policies.news import News
+from odin.partitioner.policies.planner import Planner
+from odin.partitioner.policies.pursuit import Pursuit
+from odin.partitioner.policies.regret import Regret
+from odin.partitioner.policies.slowdown import SlowdownModel
+from odin.partitioner.policies.unrest import LARGE, Unrest
+from odin.partitioner.policies.verdict import Check, Verdicts
+from odin.partitioner.policies.visits import Visits, with_one_layer
 
 __all__ = ["PredictivePolicy"]
 

@@ -20,9 +20,9 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.plan import Plan
-from partitioner.policies.base import Setting
-from partitioner.policies.held import Held, Holdings
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.base import Setting
+from odin.partitioner.policies.held import Held, Holdings
 
 __all__ = ["Pursuit"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from partitioner.named import Family
-from partitioner.policies.base import Decision, Observation, Policy, Setting
+from odin.partitioner.named import Family
+from odin.partitioner.policies.base import Decision, Observation, Policy, Setting
 
 __all__ = ["ENTRY_POINT_GROUP", "POLICIES", "GivenPolicy", "make_policy", "policy_names"]
 
@@ -16,12 +16,12 @@ _FAMILY = Family(
     kind="policy",
     group=ENTRY_POINT_GROUP,
     builtin={
-        "static": "partitioner.policies.static:StaticPolicy",
-        "lls": "partitioner.policies.lls:LlsPolicy",
-        "odin": "partitioner.policies.odin:OdinPolicy",
-        "predictive": "partitioner.policies.predictive:PredictivePolicy",
-        "oracle": "partitioner.policies.oracle:OraclePolicy",
-        "delayed-oracle": "partitioner.policies.oracle:DelayedOraclePolicy",
+        "static": "odin.partitioner.policies.static:StaticPolicy",
+        "lls": "odin.partitioner.policies.lls:LlsPolicy",
+        "odin": "odin.partitioner.policies.odin:OdinPolicy",
+        "predictive": "odin.partitioner.policies.predictive:PredictivePolicy",
+        "oracle": "odin.partitioner.policies.oracle:OraclePolicy",
+        "delayed-oracle": "odin.partitioner.policies.oracle:DelayedOraclePolicy",
     },
     properties=("name",),
     methods={"start": 1, "decide": 1},
@@ -71,7 +71,7 @@ def make_policy(text: str) -> Policy:
 
     ``NAME`` or ``NAME:parameter=value,parameter=value`` for those built in and those of the entry-point group
     ``odin.policies``; ``module:Class``, with or without ``:parameter=value,...``, for any class that has ``name``,
-    ``start`` and ``decide``. :mod:`partitioner.named` has the grammar.
+    ``start`` and ``decide``. :mod:`odin.partitioner.named` has the grammar.
 
     Returns
     -------

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.plan import Plan
-from partitioner.policies.base import Observation
-from partitioner.policies.held import Holdings
-from partitioner.policies.wander import Wander
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.base import Observation
+from odin.partitioner.policies.held import Holdings
+from odin.partitioner.policies.wander import Wander
 
 __all__ = ["LEAST_NOISE", "LEAST_S", "Segments", "Tail"]
 

@@ -24,10 +24,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.policies.base import Observation, Setting
-from partitioner.policies.forecast import Estimate
-from partitioner.policies.held import Holdings
-from partitioner.policies.segments import LEAST_NOISE, LEAST_S, Segments
+from odin.partitioner.policies.base import Observation, Setting
+from odin.partitioner.policies.forecast import Estimate
+from odin.partitioner.policies.held import Holdings
+from odin.partitioner.policies.segments import LEAST_NOISE, LEAST_S, Segments
 
 __all__ = ["SlowdownModel"]
 

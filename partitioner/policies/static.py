@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from partitioner.policies.base import Decision, Observation, Setting
+from odin.partitioner.policies.base import Decision, Observation, Setting
 
 __all__ = ["StaticPolicy"]
 

@@ -8,9 +8,9 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.plan import Plan
-from partitioner.policies.base import Decision, Observation, Setting
-from partitioner.policies.in_flight import PlansInFlight
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.base import Decision, Observation, Setting
+from odin.partitioner.policies.in_flight import PlansInFlight
 
 __all__ = ["DEFAULT_TRIAL", "EQUAL", "Trial", "TrialPolicy", "shift_layer", "transfer_s"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-from partitioner.policies.base import Setting
+from odin.partitioner.policies.base import Setting
 
 __all__ = ["LARGE", "Unrest"]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partitioner.plan import Plan
+from odin.partitioner.plan import Plan
 
 __all__ = ["Visits", "with_one_layer"]
 

@@ -1,0 +1,1 @@
+"""Why a stage is slow, and who makes it so."""

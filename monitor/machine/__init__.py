@@ -1,0 +1,1 @@
+"""What Linux and the GPU's driver tell: processes, cores, control groups, quotas."""

@@ -1,0 +1,1 @@
+"""From events to what a viewer sees, and its picture in a terminal."""

@@ -1,0 +1,411 @@
+"""From the events of a run to what a viewer sees of it now.
+
+Taking a finished request in costs a few appends; everything that takes arithmetic waits for :meth:`ViewBuilder.view` or
+for the end of a second, so that it may run beside serving.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odin.monitor.events import (
+    Attributed,
+    Event,
+    EventsMissing,
+    Fault,
+    LoadChanged,
+    MoveFailed,
+    PlanChanged,
+    PlanVerified,
+    PolicyChanged,
+    RequestDone,
+    RequestFailed,
+    RunEnded,
+    RunStarted,
+    SlowdownChanged,
+)
+from odin.monitor.view.narrate import narrate
+from odin.monitor.view.pipeline_view import EventLine, History, InjectedLoad, PipelineView, StageState, StageView
+from odin.monitor.view.recent import RecentRequests
+from odin.monitor.window import percentiles_s
+
+__all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "Serving", "StageView", "ViewBuilder"]
+
+FloatArray = NDArray[np.float64]
+
+HISTORY_S = 120
+_SURE_REQUESTS = 4
+"""From so many requests on, the measured slowdown is shown rather than the detector's first estimate."""
+_QUIET_SECONDS = 60
+_EVENT_LINES = 100
+_LOST = re.compile(r"stage (\d+) \([^)]*\) is gone")
+
+
+class Serving(NamedTuple):
+    """What the gateway of a running pipeline knows at a moment, before events tell it.
+
+    Attributes
+    ----------
+    completed, failed, in_flight
+        Requests since the start; those submitted and not finished.
+    epoch, plan
+        Those that the next request runs under.
+    """
+
+    completed: int
+    failed: int
+    in_flight: int
+    epoch: int
+    plan: tuple[int, ...]
+
+
+class _Second(NamedTuple):
+    """One point of each history."""
+
+    throughput_hz: float
+    fluid_bound_hz: float
+    latency_p50_s: float
+    latency_p99_s: float
+
+
+class _Stage:
+    """What is known of one stage beyond its times."""
+
+    def __init__(self) -> None:
+        self.disturbed = False
+        self.lost = False
+        self.slowdown = 1.0
+        self.cause: Attributed | None = None
+        self.valid_from = 0
+        """Only requests counted later than this belong to the present plan and slowdown."""
+        self.quiet: deque[tuple[int, float]] = deque(maxlen=_QUIET_SECONDS)
+        """Requests so far and time / baseline, at the end of each undisturbed second. The median of the latter says
+        what 1.0x is, whatever the baselines' error."""
+
+    @property
+    def undisturbed_ratio(self) -> float:
+        return statistics.median(ratio for _, ratio in self.quiet) if self.quiet else 1.0
+
+    def forget_quiet(self, after: int) -> None:
+        """The stage was disturbed already, unnoticed, after so many requests."""
+        while self.quiet and self.quiet[-1][0] > after:
+            self.quiet.pop()
+
+    def adopt_other_layers(self) -> None:
+        """Other layers have other errors of their baselines: learn anew, from what is known."""
+        latest = self.undisturbed_ratio
+        if self.quiet and not self.disturbed:
+            count = self.quiet[-1][0]
+            self.quiet.clear()
+            self.quiet.append((count, latest))
+
+
+class _Now(NamedTuple):
+    """Arrays over stages: medians of late, undisturbed times, slowdowns."""
+
+    time_s: FloatArray
+    queue_s: FloatArray
+    baseline_s: FloatArray
+    reference_s: FloatArray
+    slowdown: FloatArray
+    fluid_bound_hz: float
+
+
+class ViewBuilder:
+    """Takes events in and tells how the pipeline looks; both may be called from any thread.
+
+    Events are taken in the order of their times; a little disorder does no harm. The first one is the
+    :class:`~odin.monitor.events.RunStarted`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._run: RunStarted | None = None
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            RunStarted: self._start,
+            RequestDone: self._request,
+            RequestFailed: self._failure,
+            SlowdownChanged: self._slowdown,
+            Attributed: self._attribution,
+            PlanChanged: self._plan_change,
+            PlanVerified: self._tell,
+            PolicyChanged: self._policy_change,
+            LoadChanged: self._load,
+            MoveFailed: self._tell,
+            Fault: self._tell,
+            EventsMissing: self._missing,
+            RunEnded: self._end,
+        }
+
+    def apply(self, event: Event) -> None:
+        """Take one event in.
+
+        Raises
+        ------
+        ValueError
+            If it comes before the run's start, or speaks of a stage that the run does not have.
+        """
+        with self._lock:
+            if type(event) is not RunStarted:
+                if self._run is None:
+                    raise ValueError(f"the first event is a {event.kind!r}; it must be the run's start")
+                if event.at_s >= self._second_ends_s:
+                    self._close_seconds(event.at_s)
+            self._handlers[type(event)](event)
+
+    def view(self, now_s: float, serving: Serving | None = None, *, in_flight: int | None = None) -> PipelineView:
+        """How the pipeline looks at ``now_s``, a reading of the clock of the events.
+
+        Parameters
+        ----------
+        serving
+            What is known of the present moment beyond the events, of a pipeline that runs.
+        in_flight
+            Requests under way, where that alone is known.
+
+        Raises
+        ------
+        ValueError
+            If there was no event yet.
+        """
+        with self._lock:
+            run = self._run
+            if run is None:
+                raise ValueError("there is no view before the run's start")
+            if self._ended_s is not None:
+                now_s = self._ended_s
+            self._close_seconds(now_s)
+            plan, epoch = self._plan, self._epoch
+            completed, failed = self._recent.count + self._not_recorded, self._failed
+            if serving is not None:
+                completed, failed, in_flight, epoch, plan = serving
+            idle = in_flight == 0
+            now = self._now(plan, epoch)
+            utilisation = self._recent.utilisation(now_s, idle=idle)
+            p50_s, p99_s = percentiles_s(self._recent.latencies_s(now_s), (50, 99))
+            return PipelineView(
+                model=run.model,
+                policy=self._policy,
+                plan=tuple(plan),
+                epoch=epoch,
+                layers=run.layers,
+                batch=run.batch,
+                uptime_s=max(0.0, now_s - run.at_s),
+                completed=completed,
+                failed=failed,
+                in_flight=in_flight,
+                max_in_flight=run.max_in_flight,
+                throughput_hz=self._recent.throughput_hz(now_s, idle=idle),
+                fluid_bound_hz=now.fluid_bound_hz,
+                latency_p50_s=p50_s,
+                latency_p99_s=p99_s,
+                stages=tuple(self._stage_view(index, plan, now, utilisation) for index in range(len(run.stages))),
+                history=History(self._seconds, *(tuple(points) for points in zip(*self._history, strict=True)))
+                if self._history
+                else History(self._seconds, (), (), (), ()),
+                loads=tuple(self._loads.values()),
+                events=tuple(self._lines),
+                event_count=self._event_count,
+                ended=self._ended,
+            )
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def _start(self, run: RunStarted) -> None:
+        if self._run is not None:
+            raise ValueError("another run begins; a view shows one")
+        layers = len(run.layers)
+        if sum(run.plan) != layers or len(run.plan) != len(run.stages) or not run.stages:
+            raise ValueError(f"plan {run.plan} does not spread {layers} layers over {len(run.stages)} stages")
+        for index, stage in enumerate(run.stages):
+            if len(stage.baseline_s) != layers:
+                raise ValueError(f"stage {index} has {len(stage.baseline_s)} baselines for {layers} layers")
+        # cumulative, so that any range's baseline is one subtraction: shape (stages, layers + 1)
+        self._baseline_s = np.zeros((len(run.stages), layers + 1))
+        np.cumsum([stage.baseline_s for stage in run.stages], axis=1, out=self._baseline_s[:, 1:])
+        self._run = run
+        self._devices = [stage.device for stage in run.stages]
+        self._plan, self._epoch, self._policy = tuple(run.plan), 0, run.policy
+        self._stages = [_Stage() for _ in run.stages]
+        self._failed = self._not_recorded = self._event_count = self._seconds = 0
+        self._second_ends_s = run.at_s + 1.0
+        self._second_latencies_s: list[float] = []
+        self._history: deque[_Second] = deque(maxlen=HISTORY_S)
+        self._recent = RecentRequests(len(run.stages))
+        self._loads: dict[tuple[str, str], InjectedLoad] = {}
+        self._lines: deque[EventLine] = deque(maxlen=_EVENT_LINES)
+        self._last_key: object = None
+        self._ended: str | None = None
+        self._ended_s: float | None = None
+        self._say(run)
+
+    def _request(self, event: RequestDone) -> None:
+        self._recent.append(event)
+        self._second_latencies_s.append(event.timeline.completed_s - event.timeline.submitted_s)
+
+    def _failure(self, event: RequestFailed) -> None:
+        self._failed += 1
+        self._look_for_lost(event.error)
+        self._say(event, merge=("failure", event.error))
+
+    def _slowdown(self, event: SlowdownChanged) -> None:
+        self._say(event)
+        stage = self._stages[event.stage]
+        stage.valid_from = max(stage.valid_from, self._recent.count - event.age)
+        stage.disturbed = event.state != "end"
+        if event.state == "onset":
+            stage.forget_quiet(self._recent.count - event.age)
+        if stage.disturbed:
+            stage.slowdown = event.slowdown
+        else:
+            stage.slowdown, stage.cause = 1.0, None
+
+    def _attribution(self, event: Attributed) -> None:
+        self._say(event)
+        self._stages[event.stage].cause = event
+
+    def _plan_change(self, event: PlanChanged) -> None:
+        assert self._run is not None
+        if len(event.after) != len(self._stages) or sum(event.after) != len(self._run.layers):
+            raise ValueError(f"plan {event.after} does not fit the run's {len(self._run.layers)} layers and its stages")
+        now = self._now()
+        for index, stage in enumerate(self._stages):
+            if math.isfinite(now.slowdown[index]) and stage.disturbed:
+                stage.slowdown = float(now.slowdown[index])  # the best guess under the new plan
+            if event.after[index] != self._plan[index]:
+                stage.adopt_other_layers()
+        self._plan, self._epoch = tuple(event.after), event.epoch
+        self._say(event)
+
+    def _policy_change(self, event: PolicyChanged) -> None:
+        self._policy = event.policy
+        self._say(event)
+
+    def _load(self, event: LoadChanged) -> None:
+        key = (event.name, event.on)
+        if event.intensity > 0:
+            self._loads[key] = InjectedLoad(event.name, event.load, event.on, event.intensity, event.pid)
+        else:
+            self._loads.pop(key, None)
+        self._say(event, merge=("load", key) if event.intensity > 0 else None)  # a ramp is one line
+
+    def _end(self, event: RunEnded) -> None:
+        self._ended, self._ended_s = event.reason, event.at_s
+        self._look_for_lost(event.reason)
+        self._loads.clear()
+        self._say(event)
+
+    def _missing(self, event: EventsMissing) -> None:
+        self._not_recorded += event.requests
+        self._say(event)
+
+    def _tell(self, event: Event) -> None:
+        self._say(event)
+
+    def _say(self, event: Event, *, merge: object = None) -> None:
+        """Add a line, or replace the last one if it tells the same story."""
+        assert self._run is not None
+        kind = "restored" if isinstance(event, SlowdownChanged) and event.state == "end" else event.kind
+        line = EventLine(event.at_s - self._run.at_s, kind, narrate(event, self._devices))
+        if merge is not None and merge == self._last_key:
+            self._lines.pop()
+        else:
+            self._event_count += 1
+        self._last_key = merge
+        self._lines.append(line)
+
+    def _look_for_lost(self, error: str) -> None:
+        if (match := _LOST.search(error)) and int(match[1]) < len(self._stages):
+            self._stages[int(match[1])].lost = True
+
+    # -- statistics -------------------------------------------------------------------------------------------------
+
+    def _close_seconds(self, now_s: float) -> None:
+        skipped = int(now_s - self._second_ends_s) - HISTORY_S  # nobody asked, and nothing happened, for long
+        if skipped > 0:
+            self._seconds += skipped
+            self._second_ends_s += skipped
+        while now_s >= self._second_ends_s:
+            now = self._now()
+            self._learn_undisturbed(now)
+            p50_s, p99_s = percentiles_s(self._second_latencies_s, (50, 99))
+            rate_hz = self._recent.throughput_hz(self._second_ends_s)
+            self._history.append(_Second(rate_hz, now.fluid_bound_hz, p50_s, p99_s))
+            self._second_latencies_s.clear()
+            self._seconds += 1
+            self._second_ends_s += 1.0
+
+    def _learn_undisturbed(self, now: _Now) -> None:
+        if not self._second_latencies_s:
+            return
+        for stage, time_s, baseline_s in zip(self._stages, now.time_s, now.baseline_s, strict=True):
+            if not stage.disturbed and time_s > 0 and baseline_s > 0:
+                stage.quiet.append((self._recent.count, float(time_s / baseline_s)))
+
+    def _now(self, plan: Sequence[int] | None = None, epoch: int | None = None) -> _Now:
+        plan, epoch = self._plan if plan is None else plan, self._epoch if epoch is None else epoch
+        stages = self._stages
+        valid_from = np.array([float(stage.valid_from) for stage in stages])
+        time_s, queue_s, known = self._recent.stage_times(epoch, valid_from)
+
+        cuts = np.concatenate(([0], np.cumsum(plan)))
+        rows = np.arange(len(stages))
+        baseline_s = self._baseline_s[rows, cuts[1:]] - self._baseline_s[rows, cuts[:-1]]
+        empty = cuts[1:] == cuts[:-1]
+        median_s = np.where(empty, math.nan, time_s)
+        undisturbed_ratio = np.array([stage.undisturbed_ratio for stage in stages])
+        reference_s = baseline_s * undisturbed_ratio
+        with np.errstate(divide="ignore", invalid="ignore"):
+            measured = median_s / reference_s
+        disturbed = np.array([stage.disturbed for stage in stages])
+        told = np.array([stage.slowdown for stage in stages])
+        unsure = empty | ~np.isfinite(measured) | (disturbed & (known < _SURE_REQUESTS))
+        slowdown = np.where(unsure, told, measured)
+        return _Now(
+            median_s,
+            np.where(empty, math.nan, queue_s),
+            baseline_s,
+            reference_s,
+            slowdown,
+            self._fluid_bound_hz(undisturbed_ratio, np.where(disturbed, slowdown, 1.0)),
+        )
+
+    def _fluid_bound_hz(self, undisturbed_ratio: FloatArray, slowdown: FloatArray) -> float:
+        chain_s = self._baseline_s[:, -1] * undisturbed_ratio * slowdown
+        usable = np.array([not stage.lost for stage in self._stages]) & np.isfinite(chain_s) & (chain_s > 0)
+        return float(np.sum(1.0 / chain_s[usable])) if usable.any() else math.nan
+
+    def _stage_view(self, index: int, plan: Sequence[int], now: _Now, utilisation: FloatArray) -> StageView:
+        assert self._run is not None
+        stage, told = self._stages[index], self._run.stages[index]
+        first = sum(plan[:index])
+        state: StageState = (
+            "lost" if stage.lost else "empty" if not plan[index] else "disturbed" if stage.disturbed else "quiet"
+        )
+        cause = stage.cause
+        return StageView(
+            stage=index,
+            device=told.device,
+            node_id=told.node_id,
+            pid=told.pid,
+            first=first,
+            last=first + plan[index],
+            state=state,
+            time_s=float(now.time_s[index]),
+            reference_s=float(now.reference_s[index]),
+            slowdown=float(now.slowdown[index]),
+            queue_s=float(now.queue_s[index]),
+            utilisation=float(utilisation[index]),
+            interference=cause.interference if cause else "",
+            culprits=cause.culprits if cause else (),
+            note=cause.note if cause else "",
+        )

@@ -1,0 +1,142 @@
+"""Events in a few words, as the terminal shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from odin.monitor.events import (
+    Attributed,
+    Culprit,
+    Event,
+    EventsMissing,
+    Fault,
+    LoadChanged,
+    MoveFailed,
+    PlanChanged,
+    PlanVerified,
+    PolicyChanged,
+    RequestFailed,
+    RunEnded,
+    RunStarted,
+    SlowdownChanged,
+)
+
+__all__ = ["cause", "factor", "figure", "narrate", "plan_text", "seconds"]
+
+_MOST_STAGES = 8
+"""A plan of more stages than this is not written out."""
+
+_MOVES = {
+    "move": "moved",
+    "trial": "trying",
+    "settle": "settled",
+    "undo": "undone",
+    "probe": "probing",
+    "migrate": "asked to move",
+}
+_CHANGES = {"onset": "detected", "change": "changed", "end": "restored"}
+
+
+def figure(value: float) -> str:
+    """Three significant figures without an exponent; a dash for nan."""
+    if not math.isfinite(value):
+        return "-" if math.isnan(value) else "inf"
+    size = abs(value)
+    decimals = 0 if size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{value:,.{decimals}f}"
+
+
+def factor(value: float) -> str:
+    """A slowdown, as ``2.1x``; a dash for nan."""
+    if not math.isfinite(value):
+        return "-" if math.isnan(value) else "inf x"
+    return f"{value:.1f}x" if value < 9.95 else f"{value:,.0f}x"
+
+
+def seconds(value_s: float) -> str:
+    """Seconds with three figures, in ms below ten seconds; a dash for nan."""
+    if math.isnan(value_s):
+        return "-"
+    return f"{figure(value_s)} s" if value_s >= 10 else f"{figure(value_s * 1e3)} ms"
+
+
+def plan_text(plan: Sequence[int]) -> str:
+    """Return the plan as ``7|11``, or only how many stages it has if that would be long."""
+    return "|".join(map(str, plan)) if len(plan) <= _MOST_STAGES else f"{len(plan)} stages"
+
+
+def cause(interference: str, culprits: Sequence[Culprit], note: str = "") -> str:
+    """What disturbs a stage: ``CPU share, pid 4242 stress-ng 50%``."""
+    parts = [interference]
+    parts += [
+        f"pid {culprit.pid} {culprit.name}" + ("" if math.isnan(culprit.share) else f" {culprit.share:.0%}")
+        for culprit in culprits
+    ]
+    return ", ".join(parts) + (f" ({note})" if note else "")
+
+
+def narrate(event: Event, devices: Sequence[str]) -> str:
+    """Tell an event in a few words; ``devices`` are the stages'. Finished requests have none: the text is empty.
+
+    Raises
+    ------
+    ValueError
+        If the event speaks of a stage that the pipeline does not have.
+    """
+    match event:
+        case RunStarted():
+            batch = f", up to {event.batch} images a request" if event.batch > 1 else ""
+            return f"started: {event.model} on {len(event.stages)} stages, {plan_text(event.plan)}{batch}"
+        case SlowdownChanged():
+            text = f"{_CHANGES.get(event.state, event.state)}: stage {event.stage} {_device(event.stage, devices)}"
+            return text if event.state == "end" else f"{text} {factor(event.slowdown)}"
+        case Attributed():
+            _device(event.stage, devices)
+            what, *who = cause(event.interference, event.culprits, event.note).split(",", 1)
+            return "cause: " + ",".join([f"{what} on stage {event.stage}", *who])
+        case PlanChanged():
+            text = f"{_MOVES.get(event.decision, event.decision)} {_move_text(event.before, event.after)}"
+            if event.prepare_s >= 0:
+                text += f" in {event.prepare_s * 1e3:.3g} ms" if event.prepare_s < 1 else f" in {event.prepare_s:.1f} s"
+            if event.predicted_hz >= 0:
+                text += f", expecting {figure(event.predicted_hz)}/s"
+            return text + (f" ({event.why})" if event.why else "")
+        case PlanVerified():
+            text = f"got {figure(event.measured_hz)}/s"
+            return text + (f" (expected {figure(event.predicted_hz)}/s)" if event.predicted_hz >= 0 else "")
+        case PolicyChanged():
+            return f"policy: {event.policy}"
+        case LoadChanged():
+            return f"load: {event.name} on {event.on} " + (
+                f"at {event.intensity:.0%}" if event.intensity > 0 else "ended"
+            )
+        case RequestFailed():
+            return f"failed: request {event.request}: {event.error}"
+        case MoveFailed():
+            return f"could not move {_move_text(event.plan, event.wanted)}: {event.error}"
+        case Fault():
+            return f"fault: {event.part}: {event.error}"
+        case EventsMissing():
+            return f"not recorded: {event.requests} requests, {event.others} other events: {event.why}"
+        case RunEnded():
+            return f"ended: {event.reason}"
+    return ""
+
+
+def _device(stage: int, devices: Sequence[str]) -> str:
+    if not 0 <= stage < len(devices):
+        raise ValueError(f"an event speaks of stage {stage}; the run has {len(devices)} stages")
+    return devices[stage]
+
+
+def _move_text(before: Sequence[int], after: Sequence[int]) -> str:
+    if len(after) <= _MOST_STAGES:
+        return f"{plan_text(before)} -> {plan_text(after)}"
+    changes = [
+        f"stage {stage} {was} -> {now}"
+        for stage, (was, now) in enumerate(zip(before, after, strict=False))
+        if was != now
+    ]
+    more = len(changes) - 3
+    return ", ".join(changes[:3]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,170 @@
+"""What a viewer sees of a pipeline at a moment, as frozen values that travel as JSON."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import msgspec
+from msgspec import Struct
+
+from odin.monitor.events import Culprit
+from odin.monitor.json_text import json_text, plain_json, with_nan
+
+__all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "StageState", "StageView"]
+
+FORMAT = "odin-view"
+VERSION = 1
+
+StageState = Literal["quiet", "disturbed", "empty", "lost"]
+
+
+class StageView(Struct, frozen=True, forbid_unknown_fields=True):
+    """One stage.
+
+    Attributes
+    ----------
+    first, last
+        Half-open range of layers under the present plan.
+    time_s
+        Median wall seconds per request of late, under the present plan and the present slowdown; ``nan`` before the
+        first such request, and for an empty stage.
+    reference_s
+        Seconds that the same layers take undisturbed.
+    slowdown
+        Time now / undisturbed time; for an empty stage, what was last known.
+    interference, culprits, note
+        What disturbs it, as in :class:`odin.monitor.events.Attributed`; empty while nothing does.
+    queue_s
+        Median seconds that a request of late waited before it.
+    utilisation
+        Part of the time in which requests were under way of late that the stage computed, 0 to 1.
+    """
+
+    stage: int
+    device: str
+    node_id: str
+    pid: int
+    first: int
+    last: int
+    state: StageState
+    time_s: float
+    reference_s: float
+    slowdown: float
+    queue_s: float
+    utilisation: float
+    interference: str = ""
+    culprits: tuple[Culprit, ...] = ()
+    note: str = ""
+
+
+class History(Struct, frozen=True, forbid_unknown_fields=True):
+    """One point per second, oldest first; ``nan`` where there was nothing to measure.
+
+    Attributes
+    ----------
+    seconds
+        Whole seconds since the start: the last point is of second ``seconds - 1``.
+    """
+
+    seconds: int
+    throughput_hz: tuple[float, ...]
+    fluid_bound_hz: tuple[float, ...]
+    latency_p50_s: tuple[float, ...]
+    latency_p99_s: tuple[float, ...]
+
+
+class EventLine(Struct, frozen=True, forbid_unknown_fields=True):
+    """Something that happened, in a few words; ``at_s`` counts from the start of the run."""
+
+    at_s: float
+    kind: str
+    text: str
+
+
+class InjectedLoad(Struct, frozen=True, forbid_unknown_fields=True):
+    """A load that is known to be injected now; see :class:`odin.monitor.events.LoadChanged`."""
+
+    name: str
+    load: str
+    on: str
+    intensity: float
+    pid: int
+
+
+class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole pipeline.
+
+    Attributes
+    ----------
+    layers
+        Names of the chain's layers.
+    plan
+        Layers per stage.
+    batch
+        Largest number of images in a request.
+    uptime_s
+        Seconds since the run started.
+    in_flight
+        Requests submitted and not finished; ``None`` if not known, as in a log.
+    throughput_hz
+        Requests completed per second of the time in which requests were under way, of late: pauses do not count.
+        ``nan`` before two are done. See :meth:`odin.monitor.view.recent.RecentRequests.throughput_hz`.
+    fluid_bound_hz
+        Requests per second if work could be divided without granularity, over all devices as slow as they now are.
+    latency_p50_s, latency_p99_s
+        Over the last ten seconds, or the last 20 requests if fewer finished in these.
+    event_count
+        How many events there have been; ``events`` has the last ones, oldest first.
+    ended
+        Why the run ended; ``None`` while it goes on.
+    """
+
+    model: str
+    policy: str
+    plan: tuple[int, ...]
+    epoch: int
+    layers: tuple[str, ...]
+    batch: int
+    uptime_s: float
+    completed: int
+    failed: int
+    in_flight: int | None
+    max_in_flight: int
+    throughput_hz: float
+    fluid_bound_hz: float
+    latency_p50_s: float
+    latency_p99_s: float
+    stages: tuple[StageView, ...]
+    history: History
+    loads: tuple[InjectedLoad, ...] = ()
+    events: tuple[EventLine, ...] = ()
+    event_count: int = 0
+    ended: str | None = None
+
+    @property
+    def layer_count(self) -> int:
+        """Layers of the chain."""
+        return len(self.layers)
+
+    def to_json(self) -> str:
+        """Write as one line of JSON; nan and infinity are ``null``."""
+        return json_text({"format": FORMAT, "version": VERSION, **msgspec.structs.asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If it is no view of this version.
+        """
+        try:
+            values: dict[str, Any] = msgspec.convert(plain_json(text), dict[str, Any])
+            made = values.pop("format"), values.pop("version")
+            if made != (FORMAT, VERSION):
+                raise ValueError(f"format {made[0]!r} version {made[1]!r}, not {FORMAT} {VERSION}")
+            unknown = {name: values[name] for name in ("in_flight", "ended")}  # null, as in the view
+            return msgspec.convert({**with_nan(values), **unknown}, cls)
+        except (ValueError, LookupError) as error:
+            raise ValueError(f"not a view of an ODIN pipeline: {text[:80]!r} ({error!r})") from error

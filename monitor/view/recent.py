@@ -1,0 +1,181 @@
+"""The last requests of a run and what they say: throughput, latencies, and each stage's time, queue and busy share.
+
+Rates are over *busy time*: the time in which at least one request was under way, from its submission to its
+completion. A pause between two requests does not count, however long it was::
+
+    request 1   |-------|                          completions at a, b, c
+    request 2      |--------|                      busy from a to b, and from the submission of request 3 to c
+    request 3                       |-------|      throughput = 2 / (that time)
+                        a   b               c
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odin.monitor.events import RequestDone
+from odin.monitor.timing import RequestTimeline
+
+__all__ = ["RecentRequests", "column_medians"]
+
+FloatArray = NDArray[np.float64]
+
+RATE_S = 3.0
+"""Throughput and utilisation are those of so many seconds, or of the last few requests if fewer finished in these."""
+_RATE_REQUESTS = 4
+LATENCY_S = 10.0
+_LATENCY_REQUESTS = 20
+STAGE_REQUESTS = 16
+"""A stage's time and queue are medians over so many requests."""
+_COMPLETIONS = 4096
+_TIMELINES = 64
+
+
+class RecentRequests:
+    """Remembers the last requests; taking one in costs two appends.
+
+    Parameters
+    ----------
+    stage_count
+        Stages of the pipeline.
+    """
+
+    def __init__(self, stage_count: int) -> None:
+        self._stage_count = stage_count
+        self.count = 0
+        """Requests so far."""
+        self._completions: deque[tuple[float, float]] = deque(maxlen=_COMPLETIONS)  # (completion, latency), seconds
+        self._timelines: deque[RequestTimeline] = deque(maxlen=_TIMELINES)
+
+    def append(self, event: RequestDone) -> None:
+        """Remember one."""
+        timeline = event.timeline
+        self.count += 1
+        self._completions.append((event.at_s, timeline.completed_s - timeline.submitted_s))
+        self._timelines.append(timeline)
+
+    def latencies_s(self, now_s: float) -> list[float]:
+        """Seconds from submission to completion over the last seconds, oldest first."""
+        return [latency_s for _, latency_s in self._window(now_s, LATENCY_S, _LATENCY_REQUESTS)]
+
+    def throughput_hz(self, now_s: float, *, idle: bool = False) -> float:
+        """Requests completed per second of busy time, of late.
+
+        Completions after the first of the last ``RATE_S`` seconds, or of the last few requests if fewer finished in
+        these, divided by the busy time from that first completion to the last one. Requests that come one at a time
+        give the inverse of their latency, however long the pauses between them.
+
+        Parameters
+        ----------
+        idle
+            Whether it is known that nothing is under way now. If so, the time since the last completion is a pause.
+            Otherwise a silence counts as busy time, so that the throughput of a pipeline that has stopped falls to 0.
+
+        Returns
+        -------
+        float
+            ``nan`` before two are done.
+        """
+        if idle and self._completions:
+            now_s = self._completions[-1][0]
+        completions = self._window(now_s, RATE_S, _RATE_REQUESTS)
+        if len(completions) < 2:
+            return math.nan
+        gaps = len(completions) - 1
+        busy_s = _busy_s(completions)
+        silence_s, usual_s = now_s - completions[-1][0], busy_s / gaps
+        if silence_s > max(RATE_S, 4 * usual_s):
+            return 0.0
+        if silence_s > 2 * usual_s:
+            busy_s += silence_s
+        return gaps / busy_s if busy_s > 0 else math.nan
+
+    def utilisation(self, now_s: float, *, idle: bool = False) -> FloatArray:
+        """Part of the busy time of late that each stage computed, 0 to 1, shape (stages,); ``nan`` without a rate."""
+        if idle and self._completions:
+            now_s = self._completions[-1][0]
+        recent = list(self._timelines)
+        late = [timeline for timeline in recent if timeline.completed_s > now_s - RATE_S]
+        timelines = late if len(late) >= _RATE_REQUESTS else recent[-_RATE_REQUESTS:]
+        busy_s = _busy_s([(timeline.completed_s, timeline.latency_s) for timeline in timelines])
+        if busy_s <= 0 or self.throughput_hz(now_s, idle=idle) == 0:
+            return np.full(self._stage_count, math.nan)
+        wall_s, _ = self._tables(timelines[1:])  # the first one's work lies before the span
+        share: FloatArray = np.minimum(np.nansum(wall_s, axis=0) / busy_s, 1.0)
+        return share
+
+    def stage_times(self, epoch: int, valid_from: FloatArray) -> tuple[FloatArray, FloatArray, NDArray[np.int64]]:
+        """Each stage's times of late under one plan.
+
+        Parameters
+        ----------
+        epoch
+            The plan's.
+        valid_from
+            How many of the first requests not to look at, for each stage, shape (stages,).
+
+        Returns
+        -------
+        time_s, queue_s
+            Medians, shape (stages,); ``nan`` where nothing is known.
+        known
+            Of how many requests the first of them is the median.
+        """
+        latest = list(self._timelines)[-STAGE_REQUESTS:]
+        number = self.count - len(latest) + 1 + np.arange(len(latest))
+        wall_s, queue_s = self._tables(latest)
+        of_epoch = np.array([timeline.epoch == epoch for timeline in latest], dtype=bool)
+        wall_s[~of_epoch], queue_s[~of_epoch] = math.nan, math.nan
+        wall_s[number[:, None] <= valid_from] = math.nan
+        return column_medians(wall_s), column_medians(queue_s), np.sum(~np.isnan(wall_s), axis=0)
+
+    def _window(self, now_s: float, window_s: float, at_least: int) -> list[tuple[float, float]]:
+        """Completions of the last ``window_s``, or the last few if those are fewer; oldest first."""
+        found: list[tuple[float, float]] = []
+        for completion in reversed(self._completions):
+            if completion[0] <= now_s - window_s and len(found) >= at_least:
+                break
+            found.append(completion)
+        return found[::-1]
+
+    def _tables(self, timelines: list[RequestTimeline]) -> tuple[FloatArray, FloatArray]:
+        """Wall and queue seconds, shape (requests, stages)."""
+        shape = len(timelines), self._stage_count
+        wall_s, queue_s = np.full(shape, math.nan), np.full(shape, math.nan)
+        try:
+            for row, timeline in enumerate(timelines):
+                for timing in timeline.stages:
+                    wall_s[row, timing.stage] = timing.wall_s
+                    queue_s[row, timing.stage] = timing.queue_s
+        except IndexError as error:
+            raise ValueError(f"a request passed a stage beyond the run's {self._stage_count}") from error
+        return wall_s, queue_s
+
+
+def _busy_s(requests: Sequence[tuple[float, float]]) -> float:
+    """Seconds from the first completion to the last in which a request was under way; (completion, latency) each."""
+    if len(requests) < 2:
+        return 0.0
+    completed_s, latency_s = np.array(sorted(requests)).T
+    # When the first of those still to come was submitted: before that nothing was under way.
+    resumed_s = np.minimum.accumulate((completed_s - latency_s)[::-1])[::-1]
+    begin_s, end_s = completed_s[:-1], completed_s[1:]
+    return float((end_s - np.clip(resumed_s[1:], begin_s, end_s)).sum())
+
+
+def column_medians(table: FloatArray) -> FloatArray:
+    """Median of each column without its nans, and nan for a column of nothing else, where ``nanmedian`` warns."""
+    if not len(table):
+        return np.full(table.shape[1], math.nan)
+    ordered = np.sort(table, axis=0)  # nan goes to the end
+    known = np.sum(~np.isnan(ordered), axis=0)
+    columns = np.arange(table.shape[1])
+    low = ordered[np.maximum(known - 1, 0) // 2, columns]
+    high = ordered[np.minimum(known // 2, len(table) - 1), columns]
+    medians: FloatArray = np.where(known > 0, (low + high) / 2, math.nan)
+    return medians

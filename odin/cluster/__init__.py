@@ -1,0 +1,1 @@
+"""Ray: connecting, tokens, nodes that were started, where stages go, and their actors."""

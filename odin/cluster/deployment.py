@@ -1,0 +1,336 @@
+"""The stages of one pipeline as Ray actors: placed, connected, prepared, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pickle
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psutil
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from odin.cluster import ray_calls
+from odin.cluster.ray_calls import calling
+from odin.errors import OdinError, PipelineClosedError, StageLostError
+from odin.monitor.attribution.surroundings import Surroundings
+from odin.partitioner.plan import Plan
+from odin.stages.actor import StageActor, StageInfo, StageProblem, TimedPasses
+from odin.stages.channel.link import Receiver, Sender
+from odin.stages.channel.opening import Address, Listener, open_ends
+from odin.stages.compute import opaque
+from odin.stages.compute.opaque import compute_threads
+from odin.stages.compute.weights import store
+from odin.stages.device import Device, DeviceError
+
+__all__ = ["ACTOR_PREFIX", "Deployment"]
+
+ACTOR_PREFIX = "odin-pipeline-"
+"""Of the name of each pipeline's first stage in the cluster."""
+
+_START_TIMEOUT_S = 120.0
+_LOOK_AGAIN_S = 0.1
+_PING_TIMEOUT_S = 5.0
+_END_TIMEOUT_S = 2.0
+_LOOK_TIMEOUT_S = 10.0
+_CHANNEL_SLOTS = 2
+"""One slot being computed on, one waiting: more would only add waiting."""
+
+
+class Deployment:
+    """Actors of all stages: their processes start with this, and have no model until :meth:`open`.
+
+    Parameters
+    ----------
+    placed
+        Device and node id of each stage.
+    label
+        The pipeline's name.
+    share, precision
+        As for :class:`odin.stages.actor.StageActor`.
+    """
+
+    def __init__(self, placed: Sequence[tuple[Device, str]], *, label: str, share: bool, precision: str) -> None:
+        self._label, self._share, self._precision = label, share, precision
+        self._weights_refs: list[Any] = []
+        self._actors: list[Any] = []
+        self._listeners: list[Listener] = []
+        self._stopping = threading.Event()
+        self.node_id = ""
+        self.infos: tuple[StageInfo, ...] = ()
+        try:
+            self._create_actors(placed)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create_actors(self, placed: Sequence[tuple[Device, str]]) -> None:
+        """Start the processes of stages that have none, and end those of more stages than there are to be."""
+        surplus, self._actors = self._actors[len(placed) :], self._actors[: len(placed)]
+        for actor in surplus:
+            with calling():
+                ray.kill(actor)
+        for index in range(len(self._actors), len(placed)):
+            device, node_id = placed[index]
+            self._actors.append(_create_actor(index, device, node_id, self._label, self._share, self._precision))
+
+    def open(
+        self, placed: Sequence[tuple[Device, str]], program: Any, state: Mapping[str, torch.Tensor], *, batch: int
+    ) -> None:
+        """Give every stage its device and the model; what the stages are is in ``infos`` then.
+
+        Parameters
+        ----------
+        placed
+            All stages: those that were started, and more or fewer at the end.
+        program, state
+            The chain's program and plain weights, which are put into the object store once for each node.
+        batch
+            Leading size of the requests to come, for which weights are packed.
+
+        Raises
+        ------
+        DeviceError
+            If a device does not exist or is taken.
+        TimeoutError
+            If Ray does not start an actor in time, for lack of free CPUs or GPUs of the cluster.
+        """
+        self._create_actors(placed)
+        try:
+            with calling():
+                here = self.node_id = str(ray.get_runtime_context().get_node_id())
+                program_ref = ray.put(program)
+        except (TypeError, AttributeError, RuntimeError, pickle.PickleError) as error:
+            if isinstance(error, OdinError):
+                raise
+            # a hook or a function of the model that holds a lock, a file, a TorchScript program
+            raise ValueError(
+                f"the model's layers cannot be sent to stages, other processes: {str(error).strip().splitlines()[0]}; "
+                "take what cannot be pickled out of the functions and hooks that the model calls"
+            ) from error
+        # The packed form depends on the processor and on the number of threads.
+        packed: dict[tuple[str, int], Any] = {}
+        if opaque.supported():
+            for threads in {device.threads for device, node in placed if device.kind == "cpu" and node == here}:
+                with compute_threads(threads):
+                    stored = store(program.pack(state, batch=batch))
+                with calling():
+                    packed[here, threads] = ray.put(stored)
+        # GPU stages take plain weights, and on another node the first CPU stage packs them.
+        elsewhere = any(device.kind == "gpu" or (node, device.threads) not in packed for device, node in placed)
+        calls: list[Any] = []
+        with calling():
+            plain_ref = ray.put(store(state)) if elsewhere else None
+            for actor, (device, node) in zip(self._actors, placed, strict=True):
+                form = (node, device.threads)
+                if device.kind == "cpu" and form not in packed:
+                    packed[form] = actor.pack.remote(program_ref, plain_ref, batch)
+                weights_ref = packed[form] if device.kind == "cpu" else plain_ref
+                calls.append(actor.open.remote(program_ref, weights_ref, batch))
+        _, late = ray_calls.wait(calls, timeout_s=_START_TIMEOUT_S)
+        if late:
+            waiting = ", ".join(str(placed[calls.index(call)][0]) for call in late)
+            raise TimeoutError(
+                f"Ray did not start the stages on {waiting} within {_START_TIMEOUT_S:.0f} s; the cluster has "
+                f"{ray.available_resources().get('CPU', 0):g} CPUs and "
+                f"{ray.available_resources().get('GPU', 0):g} GPUs free: stop other work there, or pass "
+                "share_devices=True (--share-devices)"
+            )
+        opened: list[StageInfo | StageProblem] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
+        # Objects live as long as references to them: packed weights per node for CPU stages, plain ones for GPUs.
+        self._weights_refs = [*packed.values(), *([plain_ref] if any(d.kind == "gpu" for d, _ in placed) else [])]
+        infos = []
+        for info in opened:
+            if isinstance(info, StageProblem):
+                raise DeviceError(info.message)
+            infos.append(info)
+        self.infos = tuple(infos)
+        _warn_of_niceness(infos)
+
+    def profile(self, index: int, inputs: Sequence[torch.Tensor], *, warmup: int, repeats: int) -> TimedPasses:
+        """Time the whole chain on stage ``index``'s device, ``repeats`` times."""
+        # as arrays of bytes: tensors of some types cannot be unpickled
+        stored = list(store({str(number): tensor for number, tensor in enumerate(inputs)}).values())
+        with calling():
+            call = self._actors[index].profile.remote(stored, warmup, repeats)
+        runs: TimedPasses = ray_calls.get(call, timeout_s=float("inf"))
+        return runs
+
+    def connect(
+        self, plan: Plan, *, slot_nbytes: Sequence[int], max_in_flight: int, transport: str
+    ) -> tuple[Sender, Receiver]:
+        """Open all channels and start the stages' loops under epoch 0.
+
+        Parameters
+        ----------
+        plan
+            Layers per stage.
+        slot_nbytes
+            Bytes of a slot of each channel: gateway to stage 0, between stages, last stage to gateway.
+        max_in_flight
+            Slots of the first channel.
+        transport
+            ``"auto"`` (shared memory within a node, TCP between), ``"shm"`` or ``"tcp"``.
+
+        Returns
+        -------
+        (Sender, Receiver)
+            The gateway's two ends.
+        """
+        nodes = [self.node_id, *(info.node_id for info in self.infos), self.node_id]
+        hosts = [*(info.host for info in self.infos), ray.util.get_node_ip_address()]
+        local = [_is_local(a, b, transport) for a, b in itertools.pairwise(nodes)]
+        listening = ["" if local[i] else hosts[i] for i in range(len(hosts))]
+        with calling():
+            calls = [actor.listen.remote(listening[i]) for i, actor in enumerate(self._actors)]
+        addresses: list[Address] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
+        own = Listener(listening[-1])
+        self._listeners.append(own)
+        addresses.append(own.address)
+        with calling():
+            starts = [
+                actor.start.remote(addresses[index + 1], _CHANNEL_SLOTS, slot_nbytes[index + 1], (0, first, last))
+                for index, (actor, (first, last)) in enumerate(zip(self._actors, plan.ranges, strict=True))
+            ]
+        sender, receiver = open_ends(own, addresses[0], slots=max_in_flight, slot_nbytes=slot_nbytes[0], credits=False)
+        ray_calls.get(starts, timeout_s=_START_TIMEOUT_S)
+        return sender, receiver
+
+    def prepare(self, epoch: int, plan: Plan) -> None:
+        """Make every stage ready for ``epoch``.
+
+        Raises
+        ------
+        ray.exceptions.RayError
+            If a stage is gone or cannot, or takes too long.
+        StageLostError
+            If Ray itself is gone.
+        PipelineClosedError
+            If :meth:`stop_preparing` was called, before or meanwhile.
+        """
+        end_s = time.monotonic() + _START_TIMEOUT_S
+        left: list[Any] = []
+        if not self._stopping.is_set():
+            with calling():
+                left = [
+                    actor.prepare.remote(epoch, first, last)
+                    for actor, (first, last) in zip(self._actors, plan.ranges, strict=True)
+                ]
+        while left and not self._stopping.is_set():
+            done, left = ray_calls.wait(left, timeout_s=_LOOK_AGAIN_S)
+            ray_calls.get(done, timeout_s=_LOOK_AGAIN_S)
+            if left and time.monotonic() > end_s:
+                raise GetTimeoutError(f"stages were not ready for epoch {epoch} within {_START_TIMEOUT_S:.0f} s")
+        if self._stopping.is_set():
+            raise PipelineClosedError("the pipeline was closed while stages prepared for another plan")
+
+    def stop_preparing(self) -> None:
+        """Let a :meth:`prepare` under way, and every later one, give up at once."""
+        self._stopping.set()
+
+    def find_lost(self) -> int | None:
+        """Index of the first stage whose process no longer answers or serves; ``None`` if all do."""
+        with calling():
+            calls: list[Any] = [actor.ping.remote() for actor in self._actors]
+        answered, _ = ray_calls.wait(calls, timeout_s=_PING_TIMEOUT_S)
+        # The dead first: on a busy machine one that lives may be slow to answer.
+        for index, call in enumerate(calls):
+            if call in answered:
+                try:
+                    ray_calls.get(call, timeout_s=_PING_TIMEOUT_S)
+                except RayActorError:
+                    return index
+        return next((index for index, call in enumerate(calls) if call not in answered), None)
+
+    def look(self, stage: int, own_pids: Sequence[int]) -> Surroundings:
+        """Let a stage see who shares its device; takes about half a second.
+
+        Raises
+        ------
+        ray.exceptions.RayError
+            If the stage is gone or does not answer.
+        """
+        with calling():
+            call = self._actors[stage].look.remote(tuple(own_pids))
+        report: Surroundings = ray_calls.get(call, timeout_s=_LOOK_TIMEOUT_S)
+        return report
+
+    def announce(self, status: Any) -> None:
+        """Tell the first stage where the gateway answers questions, for members of the cluster who ask it."""
+        with calling():
+            call = self._actors[0].set_status.remote((os.getpid(), status))
+        ray_calls.get(call, timeout_s=_PING_TIMEOUT_S)
+
+    def close(self) -> None:
+        """End all stages and their processes. Idempotent."""
+        for listener in self._listeners:
+            listener.close()
+        actors, self._actors = self._actors, []
+        for actor in actors:
+            with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
+                ray.kill(actor)
+        if actors:
+            self._wait_for_end()
+
+    def _wait_for_end(self) -> None:
+        """Wait until the stages on this machine have given back their devices; the next pipeline may take them then.
+
+        Those that are stopped, as by SIGSTOP, cannot follow Ray's request to end, and are killed.
+        """
+        processes = []
+        for info in self.infos:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(info.pid)
+                if info.node_id == self.node_id and any("ray::" in word for word in process.cmdline()[:1]):
+                    processes.append(process)
+                    if process.status() == psutil.STATUS_STOPPED:
+                        process.kill()
+        psutil.wait_procs(processes, timeout=_END_TIMEOUT_S)
+
+
+def _create_actor(index: int, device: Device, node_id: str, label: str, share: bool, precision: str) -> Any:
+    options: dict[str, Any] = {
+        "num_cpus": 0 if share or device.kind == "gpu" else device.threads,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
+        # Control calls must not wait for one another: a long prepare beside a ping.
+        "max_concurrency": 4,
+        "max_restarts": 0,
+    }
+    if index == 0:  # by this name "odin top" on another node finds the pipeline
+        options["name"] = f"{ACTOR_PREFIX}{uuid.uuid4().hex[:12]}"
+    if device.kind == "gpu":
+        options["num_gpus"] = 0 if share else 1
+        # The stage picks its GPU by number itself; Ray only keeps count.
+        options["runtime_env"] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
+    with calling():
+        remote: Any = ray.remote(StageActor).options(**options)
+        return remote.remote(index, str(device), label, share=share, precision=precision)
+
+
+def _warn_of_niceness(infos: Sequence[StageInfo]) -> None:
+    nice = [info for info in infos if info.niceness > 0]
+    if nice:
+        where = ", ".join(f"stage {info.stage} ({info.device}, {info.host})" for info in nice)
+        warnings.warn(
+            f"{where} runs at niceness {max(info.niceness for info in nice)}, which this user may not undo: any other "
+            "program there takes nearly all of its core; start that Ray with RAY_worker_niceness=0 in its environment, "
+            "as scripts/cluster.sh does",
+            stacklevel=1,
+        )
+
+
+def _is_local(node: str, other: str, transport: str) -> bool:
+    if transport == "auto":
+        return node == other
+    if transport == "shm" and node != other:
+        raise ValueError("transport='shm' reaches within one node only, and the stages are on several: use 'auto'")
+    return transport == "shm"

@@ -1,0 +1,1 @@
+"""What watches over a serving pipeline: the controller, its policy and detector, baselines, faults."""

@@ -1,0 +1,421 @@
+"""The controller: sees every finished request, asks the policy, moves layers, and checks what came of it.
+
+::
+
+    gateway thread          controller thread                                   investigating thread
+    request done  ------->  record -> watch (detector) -> policy.decide
+                              |            |                  |
+                              |            onset ------------------------------> who shares the device, and how
+                              |                               move -> prepare -> switch -> (8 requests later) verified
+
+Nothing here is in a request's way: the gateway hands timelines over through a queue. Whatever a policy, a detector or a
+move raises, the thread goes on: the policy or detector is replaced, the plan in force stays. If requests come faster
+than they can be looked at, the oldest that wait are left out and counted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odin.control.decision_core import DecisionCore, Finished, PolicyFault
+from odin.control.faults import Faults
+from odin.control.users_code import describe, name_of, where_raised
+from odin.errors import OdinError, PipelineClosedError, StageLostError
+from odin.monitor.detectors.base import Detector
+from odin.monitor.events import (
+    Event,
+    EventsMissing,
+    MoveFailed,
+    PlanChanged,
+    PlanVerified,
+    PolicyChanged,
+    RequestDone,
+    RequestFailed,
+    SlowdownChanged,
+)
+from odin.monitor.timing import RequestTimeline, StageTiming
+from odin.monitor.watch import SlowdownChange, StageWatch
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies import Decision, Policy, Setting
+from odin.process.worker_thread import Worker
+
+__all__ = ["Controller", "Doubt", "Investigate", "Migrate"]
+
+FloatArray = NDArray[np.float64]
+
+Migrate = Callable[[Plan], int]
+"""Moves the pipeline to a plan and returns the epoch."""
+
+Investigate = Callable[[int, Sequence[StageTiming], Callable[[], Sequence[StageTiming]]], None]
+"""Told of a disturbed stage, with its timings before, and a way to get those since; returns at once."""
+
+Doubt = Callable[[int, float], None]
+"""Told once of a stage that is faster than its baseline, and how long it takes as a part of that."""
+
+_JOIN_S = 5.0
+"""A policy or a caller's ``on_event`` that does not return holds the end up for so long."""
+_VERIFY_REQUESTS = 8
+_TIMINGS_KEPT = 64
+_CREDIT_S = 2.0
+"""CPU seconds that may be spent ahead of the budget: in the midst of things every request is looked at, at once."""
+_TOGETHER_S = 0.1
+"""CPU seconds ahead of the budget from which on usual requests are looked at a few at a time ..."""
+_TOGETHER = 4
+"""... that many: one after the other each takes far less, in warm caches."""
+_USUAL, _USUAL_RATE = 0.2, 0.1
+"""Part by which a usual request's stages differ from the mean at most, and how fast that follows."""
+_NEWS = 64
+"""Requests after a detected change of which none is usual."""
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0
+"""After a move that failed the policy is not asked for so long, twice as long after each that fails again."""
+
+
+class _Verification(NamedTuple):
+    epoch: int
+    plan: tuple[int, ...]
+    predicted_hz: float
+    stage_s: list[list[float]]
+
+
+class _Asked(NamedTuple):
+    epoch: int
+    plan: Plan
+    at_s: float
+    prepare_s: float
+
+
+class Controller:
+    """Joins watch, policy and migration; runs in a thread of its own.
+
+    Parameters
+    ----------
+    setting
+        What policies are told at the start.
+    policy
+        Decides.
+    migrate
+        Carries a decision out.
+    emit
+        Takes every event; called from several threads.
+    investigate
+        Finds out who disturbs a stage.
+    doubt
+        Told of baselines that turn out too long.
+    watch
+        Default: one with the default detector.
+    faults
+        Told of what goes wrong; default: tells it by warnings and ``emit``.
+    budget
+        Share of one core that this thread may take in the long run. Where it takes more, requests that are like those
+        before them are looked at a few at a time. Recording is never left out, so with very fast models not every
+        request is looked at.
+    clock, cpu_clock
+        Monotonic seconds; CPU seconds of the calling thread.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        policy: Policy,
+        migrate: Migrate,
+        emit: Callable[[Event], None],
+        investigate: Investigate | None = None,
+        doubt: Doubt | None = None,
+        watch: StageWatch | None = None,
+        faults: Faults | None = None,
+        budget: float = 0.01,
+        clock: Callable[[], float] = time.perf_counter,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._setting = setting
+        self._migrate = migrate
+        self._emit = emit
+        self._faults = faults or Faults(emit, clock=clock)
+        self._investigate = investigate
+        self._doubt = doubt
+        self._doubted: set[int] = set()
+        self._core = DecisionCore(
+            setting,
+            policy,
+            watch or StageWatch(setting.baseline_s),
+            on_policy_fault=self._policy_replaced,
+            on_detector_fault=self._detector_replaced,
+        )
+        self._budget = budget
+        self._clock, self._cpu_clock = clock, cpu_clock
+        self._seen_cuts: tuple[int, ...] = ()
+        self._seen_plan = setting.plan
+        self._finished = 0
+        self._last_seen_s = math.nan
+        self._debt_s = 0.0
+        self._waiting: list[tuple[int, RequestTimeline]] = []  # to be looked at, with their numbers
+        self._changed_at = 0
+        self._last_cuts: tuple[int, ...] = ()
+        self._usual_s: list[float] = []
+        self._recent: list[deque[StageTiming]] = [deque(maxlen=_TIMINGS_KEPT) for _ in range(setting.stage_count)]
+        self._undisturbed: list[tuple[StageTiming, ...]] = [()] * setting.stage_count  # as of the latest onsets
+        self._verification: _Verification | None = None
+        self._asked: deque[_Asked] = deque()
+        self._moved_s = -math.inf
+        self._retry_s, self._asked_again_s = _FIRST_RETRY_S, -math.inf
+        self._worker: Worker[RequestTimeline | Callable[[], None]] = Worker(
+            self._take,
+            name="odin-controller",
+            on_error=lambda error: self._faults.tell("the controller", error, "it goes on with the next request"),
+            expendable=lambda item: isinstance(item, RequestTimeline),
+            on_left_out=self._left_out,
+        )
+
+    def start(self) -> None:
+        """Begin to look at requests."""
+        self._worker.start()
+
+    def close(self) -> None:
+        """Decide nothing more; returns once what is under way has ended, some seconds later at most. Idempotent."""
+        self._worker.close(_JOIN_S)
+
+    @property
+    def policy(self) -> Policy:
+        """Who decides."""
+        return self._core.policy
+
+    def set_policy(self, policy: Policy) -> None:
+        """Let another policy decide from the next request on."""
+
+        def change() -> None:
+            try:
+                self._core.set_policy(policy)
+            except BaseException as error:
+                self._faults.tell(
+                    f"policy {name_of(policy)}",
+                    f"raised {describe(error)} at its start",
+                    f"{name_of(self._core.policy)} goes on",
+                    repeat="both",
+                    place=where_raised(error, policy, "start"),
+                )
+                return
+            self._emit(PolicyChanged(self._clock(), name_of(policy)))
+
+        self._worker.put(change)
+
+    def on_result(self, timeline: RequestTimeline) -> None:
+        """Hand over a finished request; does not wait."""
+        self._worker.put(timeline)
+
+    def on_failure(self, request: int, error: OdinError) -> None:
+        """Hand over a failed request; does not wait."""
+        event = RequestFailed(self._clock(), request, f"{type(error).__name__}: {error}")
+        self._worker.put(lambda: self._emit(event))
+
+    def on_migration(self, epoch: int, plan: Plan, prepare_s: float) -> None:
+        """Hand over that the user moved layers; does not wait. To be called before the next epoch begins."""
+        self._asked.append(_Asked(epoch, plan, self._clock(), prepare_s))
+        self._worker.put(self._note_asked)
+
+    # -- the thread -------------------------------------------------------------------------------------------------
+
+    def _take(self, item: RequestTimeline | Callable[[], None]) -> None:
+        if callable(item):
+            item()
+        else:
+            self.step(item)
+
+    def _left_out(self, count: int) -> None:
+        self._finished += count
+        why = "they came faster than they could be looked at"
+        self._faults.tell(
+            "the controller",
+            f"left out the oldest of the requests: {why}",
+            "they are counted, serving goes on",
+            kind="left out",
+        )
+        self._emit(EventsMissing(self._clock(), count, 0, why))
+
+    def step(self, timeline: RequestTimeline) -> None:
+        """Take one finished request."""
+        begin_s = self._cpu_clock()
+        self._emit(RequestDone(timeline.completed_s, timeline))
+        self._finished += 1
+        if self._last_seen_s < timeline.completed_s:
+            self._debt_s = max(0.0, self._debt_s - self._budget * (timeline.completed_s - self._last_seen_s))
+        self._last_seen_s = timeline.completed_s
+        self._waiting.append((self._finished, timeline))
+        if self._debt_s > _CREDIT_S:
+            self._waiting.clear()
+        elif self._debt_s <= _TOGETHER_S or len(self._waiting) >= _TOGETHER or not self._is_usual(timeline.stages):
+            together, self._waiting = self._waiting, []
+            for number, waiting in together:
+                self._look(number, waiting)
+        self._debt_s += self._cpu_clock() - begin_s
+
+    def _is_usual(self, stages: Sequence[StageTiming]) -> bool:
+        """Whether a request looks as those before it did, so that it can wait for the next ones: no detector here."""
+        cuts = tuple(timing.last for timing in stages)
+        if self._finished - self._changed_at <= _NEWS or self._last_cuts != cuts:
+            self._last_cuts = cuts
+            self._usual_s = [timing.wall_s for timing in stages]
+            return False
+        usual = True
+        for stage, timing in enumerate(stages):
+            off_s = timing.wall_s - self._usual_s[stage]
+            usual = usual and abs(off_s) <= _USUAL * self._usual_s[stage]
+            self._usual_s[stage] += _USUAL_RATE * off_s
+        return usual
+
+    def _look(self, number: int, timeline: RequestTimeline) -> None:
+        stages = timeline.stages
+        stage_s = np.array([timing.wall_s for timing in stages])
+        layer_s = np.fromiter(itertools.chain.from_iterable(timing.layer_s for timing in stages), np.float64)
+        if len(stages) != self._setting.stage_count or len(layer_s) != self._setting.layer_count:
+            return  # a stage did not tell: an older record, or one cut short
+        cuts = (0, *(timing.last for timing in stages))
+        if cuts != self._seen_cuts:
+            self._seen_cuts, self._seen_plan = cuts, Plan(timing.last - timing.first for timing in stages)
+        changes, observation = self._core.observe(
+            Finished(number, self._seen_plan, cuts, stage_s, layer_s, timeline.completed_s)
+        )
+        if np.count_nonzero(observation.changed):
+            self._changed_at = number
+        self._tell_of_short_baselines()
+        for change in changes:
+            self._emit(
+                SlowdownChanged(
+                    timeline.completed_s, change.stage, timeline.request, change.age, change.slowdown, change.state
+                )
+            )
+            if change.state != "end" and self._investigate is not None:
+                self._send_investigator(change, timeline)
+        for stage, timing in enumerate(stages):
+            self._recent[stage].append(timing)
+        self._verify(timeline.epoch, stages)
+        if self._clock() < self._asked_again_s:
+            return  # a move failed
+        decision = self._core.decide(observation)
+        if decision is not None:
+            self._carry_out(decision)
+
+    def _tell_of_short_baselines(self) -> None:
+        watch = self._core.watch
+        if self._doubt is None or watch is None or not watch.any_faster:
+            return
+        for stage in sorted({*np.flatnonzero(watch.faster > 0).tolist()} - self._doubted):
+            self._doubted.add(stage)
+            self._doubt(stage, float(watch.faster[stage]))
+
+    def _detector_replaced(self, detector: Detector, error: BaseException) -> None:
+        self._faults.tell(
+            f"detector {type(detector).__name__}",
+            f"raised {describe(error)}",
+            "cusum takes its place",
+            place=where_raised(error, detector, "update"),
+        )
+
+    def _policy_replaced(self, fault: PolicyFault) -> None:
+        self._faults.tell(
+            f"policy {name_of(fault.policy)}",
+            fault.error,
+            "layers stay where they are",
+            repeat="both",
+            place=where_raised(fault.error, fault.policy, "decide"),
+        )
+        self._emit(PolicyChanged(self._clock(), name_of(self._core.policy)))
+
+    # -- moves ------------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, decision: Decision) -> None:
+        decided_s = self._clock()
+        try:
+            epoch = self._migrate(decision.plan)
+        except (PipelineClosedError, StageLostError):  # the requests' futures tell
+            return
+        except BaseException as error:
+            self._move_failed(decision, error)
+            return
+        self._retry_s = _FIRST_RETRY_S
+        prepare_s = self._clock() - decided_s
+        self._note_asked(epoch)  # moves that were asked for meanwhile came into force before this one
+        self._moved(epoch, decision, decision.kind, decided_s, prepare_s)
+
+    def _note_asked(self, before: float = math.inf) -> None:
+        """Take note of moves that the user asked for, those of epochs before ``before``, in their order."""
+        while self._asked and self._asked[0].epoch < before:
+            epoch, plan, at_s, prepare_s = self._asked.popleft()
+            self._moved(epoch, Decision(plan, "move", "asked for"), "migrate", at_s, prepare_s)
+
+    def _move_failed(self, decision: Decision, error: BaseException) -> None:
+        """Stay under the plan in force, and let the policy begin anew with it after a while."""
+        now_s = self._clock()
+        self._faults.tell(
+            "moving layers", error, "they stay where they are, and the policy is asked again later", silent=True
+        )
+        self._emit(
+            MoveFailed(
+                now_s,
+                self._finished,
+                tuple(self._core.plan),
+                tuple(decision.plan),
+                decision.kind,
+                _first_line(error),
+                self._retry_s,
+            )
+        )
+        self._asked_again_s = now_s + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+        self._core.not_carried_out()
+
+    def _moved(self, epoch: int, decision: Decision, kind: str, decided_s: float, prepare_s: float) -> None:
+        predicted_hz = 1 / decision.predicted_s if decision.predicted_s > 0 else math.nan
+        before, after = tuple(self._core.plan), tuple(decision.plan)
+        self._core.carried_out(decision.plan)
+        self._moved_s = decided_s = max(decided_s, self._moved_s)  # logs are read in the order of time
+        self._emit(
+            PlanChanged(decided_s, self._finished, epoch, before, after, kind, decision.why, predicted_hz, prepare_s)
+        )
+        steady = kind != "trial"  # trials are judged by the policy that makes them
+        self._verification = _Verification(epoch, after, predicted_hz, []) if steady else None
+
+    def _verify(self, epoch: int, stages: Sequence[StageTiming]) -> None:
+        """Tell what a plan came to once a few requests have run under it."""
+        verification = self._verification
+        if verification is None or epoch != verification.epoch:
+            return
+        verification.stage_s.append([timing.wall_s + timing.transfer_s for timing in stages])
+        if len(verification.stage_s) < _VERIFY_REQUESTS:
+            return
+        self._verification = None
+        # A hand-over that waits for a slower stage takes as long as that stage: the maximum stays what it is.
+        slowest_s = float(np.mean(verification.stage_s, axis=0).max())
+        self._emit(
+            PlanVerified(self._clock(), epoch, verification.plan, verification.predicted_hz, 1 / max(slowest_s, 1e-9))
+        )
+
+    def _send_investigator(self, change: SlowdownChange, timeline: RequestTimeline) -> None:
+        assert self._investigate is not None
+        stage = change.stage
+        recent = self._recent[stage]
+        since = timeline.stages[stage]
+        if change.state == "onset":  # before a later change it was disturbed as well
+            self._undisturbed[stage] = tuple(recent)[: len(recent) - max(0, change.age - 1)]
+        before = self._undisturbed[stage]
+
+        def now() -> Sequence[StageTiming]:
+            # Those after the ones before, read in another thread: a snapshot.
+            kept = tuple(recent)
+            return kept[kept.index(since) :] if since in kept else kept
+
+        self._investigate(stage, before, now)
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, without the traceback of a stage that comes with it."""
+    lines = describe(error).split("\\n")[0].splitlines() or [type(error).__name__]
+    return lines[0][:300]

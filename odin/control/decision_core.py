@@ -1,0 +1,182 @@
+"""What is made of a finished request: detector and policy, without threads, clocks, Ray or torch.
+
+The controller of a live pipeline and the simulator both go through it, so what serves is what is simulated::
+
+    request -> observe: watch (detector) -> changes, observation -> decide: policy -> a plan to move to, or nothing
+                                                                     carried_out <- who uses it has moved the layers
+
+When to look at a request, how layers are moved and who is told of it is left to them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odin.control.users_code import start_policy
+from odin.monitor.detectors.base import Detector
+from odin.monitor.watch import SlowdownChange, StageWatch
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.base import Decision, Observation, Policy, Setting, checked_decision
+from odin.partitioner.policies.static import StaticPolicy
+
+__all__ = ["DecisionCore", "Finished", "PolicyFault"]
+
+FloatArray = NDArray[np.float64]
+
+
+class Finished(NamedTuple):
+    """A finished request as its stages told of it.
+
+    Attributes
+    ----------
+    number
+        How many have finished, this one included.
+    plan, cuts
+        The plan that it ran under, and that plan's stages + 1 cuts.
+    stage_s, layer_s
+        Seconds of each stage, shape (stages,), and of each layer, shape (layers,).
+    completed_s
+        When it finished; only differences count.
+    true_s
+        As in :class:`~odin.partitioner.policies.Observation`.
+    """
+
+    number: int
+    plan: Plan
+    cuts: tuple[int, ...]
+    stage_s: FloatArray
+    layer_s: FloatArray
+    completed_s: float
+    true_s: FloatArray | None = None
+
+
+class PolicyFault(NamedTuple):
+    """A policy that was replaced by ``static``: what it raised, or why its answer could not be carried out."""
+
+    policy: Policy
+    error: BaseException
+    answered: bool
+
+
+class DecisionCore:
+    """Watch and policy of one pipeline, one finished request at a time.
+
+    A policy that raises, or whose answer cannot be carried out, is replaced by ``static``; a detector that raises, or
+    tells of another number of stages, by the default one. Whoever uses this is told of it, and may raise instead of
+    going on.
+
+    Parameters
+    ----------
+    setting
+        What the policy is told at the start; its plan is the one in force.
+    policy
+        Decides.
+    watch
+        Finds changes; None: nobody does.
+    on_policy_fault
+        Told of a policy that has been replaced.
+    on_detector_fault
+        Told of a detector that has been replaced, and what it raised.
+
+    Attributes
+    ----------
+    plan
+        The plan in force.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        policy: Policy,
+        watch: StageWatch | None,
+        *,
+        on_policy_fault: Callable[[PolicyFault], None],
+        on_detector_fault: Callable[[Detector, BaseException], None],
+    ) -> None:
+        self.plan = setting.plan
+        self._setting, self._policy, self._watch = setting, policy, watch
+        self._on_policy_fault, self._on_detector_fault = on_policy_fault, on_detector_fault
+        self._shape = (setting.stage_count,)
+        self._unchanged: NDArray[np.bool_] = np.zeros(self._shape, dtype=np.bool_)
+        self._noise: FloatArray = np.zeros(self._shape)
+        self._last_completed_s = math.nan
+        self._start_anew = False
+        start_policy(policy, setting)
+
+    @property
+    def policy(self) -> Policy:
+        """Who decides."""
+        return self._policy
+
+    @property
+    def watch(self) -> StageWatch | None:
+        """Who finds changes."""
+        return self._watch
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing can come of looking at requests."""
+        return self._watch is None and type(self._policy) is StaticPolicy
+
+    def set_policy(self, policy: Policy) -> None:
+        """Let another policy decide from the next request on; if its start raises, the one before goes on."""
+        policy.start(self._setting._replace(plan=self.plan))
+        self._policy, self._start_anew = policy, False
+
+    def carried_out(self, plan: Plan) -> None:
+        """Say that layers were moved."""
+        self.plan = plan
+
+    def not_carried_out(self) -> None:
+        """Say that a decision came to nothing: the policy took it for done, and starts anew with the plan in force."""
+        self._start_anew = True
+
+    def observe(self, finished: Finished) -> tuple[Sequence[SlowdownChange], Observation]:
+        """Take one finished request: what has changed with it, and what to ask the policy, if it is to be asked."""
+        number, plan, cuts, stage_s, layer_s, completed_s, true_s = finished
+        interval_s, self._last_completed_s = completed_s - self._last_completed_s, completed_s
+        changes: Sequence[SlowdownChange] = ()
+        if self._watch is None:
+            age = np.full(self._shape, number)
+            return changes, Observation(
+                number, plan, stage_s, layer_s, interval_s, self._unchanged, age, self._noise, true_s, None
+            )
+        detector = self._watch.detector
+        try:
+            changes = self._watch.update(cuts, stage_s, layer_s)
+            told = detector.changed, detector.age, detector.noise, detector.disturbed
+            if any(np.shape(values) != self._shape for values in told):
+                self._complain(*told)
+        except BaseException as error:
+            self._watch = StageWatch(self._setting.baseline_s)
+            self._on_detector_fault(detector, error)
+            detector, changes = self._watch.detector, ()
+            told = detector.changed, detector.age, detector.noise, detector.disturbed
+        changed, age, noise, disturbed = told
+        return changes, Observation(number, plan, stage_s, layer_s, interval_s, changed, age, noise, true_s, disturbed)
+
+    def _complain(self, *told: Any) -> None:
+        for name, values in zip(("changed", "age", "noise", "disturbed"), told, strict=True):
+            if np.shape(values) != self._shape:
+                raise ValueError(f"its {name} has shape {np.shape(values)}, not {self._shape}")
+
+    def decide(self, observation: Observation) -> Decision | None:
+        """Ask the policy; a decision for another plan than the one in force is to be carried out."""
+        policy, answered = self._policy, False
+        try:
+            if self._start_anew:
+                self._start_anew = False
+                policy.start(self._setting._replace(plan=self.plan))
+            answer = policy.decide(observation)
+            answered = True
+            decision = checked_decision(answer, self._setting)
+        except BaseException as error:
+            self._policy = StaticPolicy()
+            self._on_policy_fault(PolicyFault(policy, error, answered))
+            return None
+        return None if decision is None or decision.plan == self.plan else decision

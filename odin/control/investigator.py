@@ -1,0 +1,153 @@
+"""Finding out who disturbs a stage, and how: in a thread of its own, once for every change of its slowdown."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from odin.control.faults import Faults
+from odin.control.users_code import describe
+from odin.monitor.attribution.culprits import CulpritReport
+from odin.monitor.attribution.kind import UNKNOWN, classify
+from odin.monitor.attribution.surroundings import Surroundings
+from odin.monitor.events import Attributed, Event
+from odin.monitor.timing import StageTiming
+from odin.partitioner.policies import Setting
+from odin.process.worker_thread import Worker
+from odin.stages.device import Device
+
+__all__ = ["Investigator", "Look"]
+
+Look = Callable[[int], Surroundings]
+"""Looks around on the machine of a stage; takes part of a second."""
+
+_ENOUGH_REQUESTS = 8
+_PATIENCE_S = 2.0
+_POLL_S = 0.1
+
+
+class _Case(NamedTuple):
+    stage: int
+    before: Sequence[StageTiming]
+    now: Callable[[], Sequence[StageTiming]]
+
+
+class Investigator:
+    """Puts together what the stage's timings and its machine tell.
+
+    Parameters
+    ----------
+    setting
+        For the layers' baselines and arithmetic intensities.
+    devices
+        The stages' devices.
+    look
+        Looks around where a stage runs.
+    emit
+        Told the answer, as :class:`odin.monitor.events.Attributed`.
+    faults
+        Told of what goes wrong; default: tells it by warnings and ``emit``.
+    clock, sleep
+        Monotonic seconds; waiting.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        devices: Sequence[Device],
+        *,
+        look: Look,
+        emit: Callable[[Event], None],
+        faults: Faults | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._setting = setting
+        self._devices = tuple(devices)
+        self._look = look
+        self._emit = emit
+        self._faults = faults or Faults(emit, clock=clock)
+        self._clock, self._sleep = clock, sleep
+        self._closed = False
+        self._busy: set[int] = set()
+        self._lock = threading.Lock()
+        self._worker: Worker[_Case] = Worker(self._take, name="odin-investigator", on_error=self._failed)
+        self._worker.start()
+
+    def investigate(self, stage: int, before: Sequence[StageTiming], now: Callable[[], Sequence[StageTiming]]) -> None:
+        """Take a case on and return at once; one at a time for each stage.
+
+        Parameters
+        ----------
+        before
+            Timings of the stage while nothing disturbed it.
+        now
+            Gives its timings since.
+        """
+        with self._lock:
+            if self._closed or stage in self._busy:
+                return
+            self._busy.add(stage)
+        self._worker.put(_Case(stage, before, now))
+
+    def close(self) -> None:
+        """Drop what is open. Idempotent."""
+        with self._lock:
+            self._closed = True
+        self._worker.close(timeout_s=0.0)
+
+    def _take(self, case: _Case) -> None:
+        if self._closed:
+            return
+        try:
+            answer = self.solve(case.stage, case.before, case.now)
+        except BaseException as error:
+            self._failed(error)
+            answer = Attributed(self._clock(), case.stage, UNKNOWN, note=f"could not be found out: {describe(error)}")
+        finally:
+            with self._lock:
+                self._busy.discard(case.stage)
+        if not self._closed:
+            self._emit(answer)
+
+    def _failed(self, error: BaseException) -> None:
+        self._faults.tell("finding out who disturbs a stage", error, "the cause is told as unknown")
+
+    def solve(self, stage: int, before: Sequence[StageTiming], now: Callable[[], Sequence[StageTiming]]) -> Attributed:
+        """Answer one case."""
+        begin_s = self._clock()
+        try:
+            seen = self._look(stage)
+        except BaseException as error:  # its node is gone, or does not let us look
+            seen = Surroundings(CulpritReport((), f"unknown: could not look around: {error}"))
+        while len(now()) < _ENOUGH_REQUESTS and self._clock() - begin_s < _PATIENCE_S and not self._closed:
+            self._sleep(_POLL_S)
+        device = self._devices[stage]
+        timings = now()
+        if len(before) < _ENOUGH_REQUESTS and timings:
+            before = [self._as_profiled(stage, timings[-1])]
+        throttled_s = None
+        if seen.throttled_s is not None and seen.interval_s > 0:
+            # The quota was watched for a part of these requests only.
+            throttled_s = seen.throttled_s / seen.interval_s * sum(timing.wall_s for timing in timings)
+        found = classify(
+            before,
+            timings,
+            threads=device.threads,
+            baseline_s=self._setting.baseline_s[stage].tolist(),
+            intensity=self._setting.intensity.tolist(),
+            throttled_s=throttled_s,
+            on_gpu=device.kind == "gpu",
+            gpu_share=seen.gpu_share,
+        )
+        culprits, note = seen.report.blame(found.kind)
+        return Attributed(self._clock(), stage, found.kind, culprits, "; ".join(filter(None, (found.note, note))))
+
+    def _as_profiled(self, stage: int, now: StageTiming) -> StageTiming:
+        """What a request took when the layers were profiled: for a load that came with the first requests."""
+        layer_s = tuple(self._setting.baseline_s[stage][now.first : now.last].tolist())
+        wall_s = sum(layer_s)
+        cpu_s = wall_s * self._devices[stage].threads
+        return now._replace(queue_s=0.0, wall_s=wall_s, cpu_s=cpu_s, run_delay_s=0.0, transfer_s=0.0, layer_s=layer_s)

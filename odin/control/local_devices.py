@@ -1,0 +1,35 @@
+"""What can be told of devices that must be on this machine, without importing torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from odin.options import has_gpu_driver
+from odin.stages.device import Device, DeviceError, check_cores
+
+__all__ = ["check_named"]
+
+
+def check_named(devices: Sequence[Device]) -> None:
+    """Check that devices to profile are on this machine and named once, cores that they exist, GPUs that they may.
+
+    Raises
+    ------
+    DeviceError
+        If not; the message says which.
+    """
+    seen: set[tuple[str, int]] = set()
+    for device in devices:
+        if device.node:
+            raise DeviceError(
+                f"{device} is on another node: 'odin partition' profiles this machine only; 'odin run' profiles remote "
+                f"devices on their own nodes. Name a device here, such as {device._replace(node='')}"
+            )
+        if device.kind == "cpu":
+            check_cores(device.indices)
+        elif not has_gpu_driver():
+            raise DeviceError(f"there is no {device} on this machine: no GPU's driver is; name cores, such as cpu:0")
+        for index in device.indices:
+            if (device.kind, index) in seen:
+                raise DeviceError(f"two stages are on {device.kind}:{index}; baselines hold for a device of one's own")
+            seen.add((device.kind, index))

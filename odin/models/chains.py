@@ -1,0 +1,64 @@
+"""What a pipeline is given becomes a chain, and what must be known of it beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from odin.models.sources import Source, load_source
+from odin.partitioner.chain import Chain, build_chain
+from odin.process.phases import phase
+
+__all__ = ["example_inputs", "to_chain", "to_source", "weight_nbytes"]
+
+
+def to_source(model: Any, *, weights: str | Path | None, example_input: Any) -> Source | Chain:
+    """Load what :class:`odin.Pipeline` is given; a chain stays as it is.
+
+    Raises
+    ------
+    ValueError
+        If it names or is no model, or an option does not go with it.
+    """
+    if not isinstance(model, (Chain, Source)):
+        return load_source(model, weights=weights, example_input=example_input)
+    for name, value in (("weights", weights), ("example_input", example_input)):
+        if value is not None:
+            made_by = "build_chain" if isinstance(model, Chain) else "load_source"
+            kind = type(model).__name__.lower()
+            raise ValueError(f"{name} does not go with a {kind}, which has its own; give it to {made_by}")
+    if isinstance(model, Chain) and model.released:
+        raise ValueError(f"the weights of {model.name} were released; build the chain anew")
+    return model
+
+
+def to_chain(source: Source | Chain) -> Chain:
+    """Cut a model that is not a chain yet."""
+    if isinstance(source, Chain):
+        return source
+    with phase(f"{source.name} cut into layers"):
+        return build_chain(source.model, source.example_args, name=source.name)
+
+
+def weight_nbytes(source: Source | Chain) -> int:
+    """Bytes of a model's tensors: about what its chain's weights will be, which do not exist yet."""
+    values: list[Any]
+    if isinstance(source, Chain):
+        values = list(source.state.values())
+    elif isinstance(source.model, torch.nn.Module):
+        values = [*source.model.parameters(), *source.model.buffers()]
+        values += [value for module in source.model.modules() for value in vars(module).values()]
+    else:
+        values = [*source.model.state_dict.values(), *source.model.constants.values()]
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+
+
+def example_inputs(chain: Chain, batch: int) -> tuple[torch.Tensor, ...]:
+    """Ones like the example's inputs with another leading size, in the prepared layout, for timing."""
+    tensors = []
+    for spec in chain.inputs:
+        shape = (batch, *spec.shape[1:]) if chain.dynamic_batch else spec.shape
+        tensors.append(torch.ones(shape, dtype=getattr(torch, spec.dtype)))
+    return chain.layout(tuple(tensors))

@@ -1,0 +1,1 @@
+"""What concerns the whole process: signals, forked children, threads, child processes, files."""

@@ -1,0 +1,513 @@
+"""The gateway: tags requests, sends them into the first stage, and resolves their futures.
+
+A request's input stays in its slot of the first channel until the stages have answered, so that it can be sent again.
+The number of slots is the bound on requests in flight: who would exceed it stands in line, which is the pipeline's
+backpressure::
+
+    submit -> line -> (a slot is free) -> stages -> answer: the slot is free, next in line
+
+Cancelled, or its deadline passed: the future is done at once, but the slot is free only with the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError
+from odin.monitor.timing import RequestTimeline, unpack_timings
+from odin.monitor.view.builder import Serving
+from odin.monitor.window import TimelineWindow
+from odin.partitioner.code.single import copied
+from odin.partitioner.plan import Plan
+from odin.requests.replies import Callbacks, Reply
+from odin.requests.timers import Timer, Timers
+from odin.stages.channel.link import ChannelClosedError, Message, Receiver, Sender
+from odin.stages.channel.wire import Header, Kind
+from odin.stages.loop import DEADLINE, RECALLED
+
+__all__ = ["Gateway", "GatewayCounts"]
+
+Values = tuple[torch.Tensor, ...]
+
+_NEVER = math.inf
+_TRICKLE_S = 1.0
+"""While callbacks are behind one request is let in after each such time: it may be what a callback waits for."""
+_GOODBYE_S = 5.0
+"""What closing waits for the stages to say goodbye, with nothing under way."""
+_CALLBACKS_S = 1.0
+"""What closing without drain waits for callbacks."""
+
+
+class GatewayCounts(NamedTuple):
+    """Requests finished, failed and under way."""
+
+    completed: int
+    failed: int
+    in_flight: int
+
+
+class _Request:
+    """One request from ``submit`` until the stages have let go of it."""
+
+    __slots__ = (
+        "deadline_s", "number", "over", "recalled", "refusal", "reply", "sent", "slot", "submitted_s",
+        "timer", "urgent", "values",
+    )  # fmt: skip
+
+    def __init__(self, values: Values, deadline_s: float, reply: Reply[Values], urgent: bool) -> None:
+        self.values = values
+        self.deadline_s = deadline_s
+        self.reply = reply
+        self.urgent = urgent  # goes first, and whatever waits: the callbacks' thread waits for it
+        self.number = self.slot = -1
+        self.submitted_s = 0.0
+        self.over = False  # its outcome is known: answered, failed, too late, cancelled
+        self.recalled = False
+        self.sent: threading.Lock | None = None  # free when it no longer stands in line, if it ever did
+        self.refusal: BaseException | None = None  # why it could not be sent
+        self.timer: Timer | None = None
+
+    def leave_line(self) -> None:
+        """Let go on who waits in :meth:`Gateway.submit`. Idempotent.
+
+        A lock, as an event breaks where a signal's handler raises within its ``wait`` ("release unlocked lock").
+        """
+        if self.sent is not None:
+            with contextlib.suppress(RuntimeError):  # it is free
+                self.sent.release()
+
+
+class Gateway:
+    """Both ends of the pipeline.
+
+    Parameters
+    ----------
+    sender
+        Channel to the first stage, opened without credits; its slots bound the requests in flight.
+    receiver
+        Channel from the last stage.
+    plan
+        The plan of epoch 0.
+    describe_loss
+        Called once when a stage is lost, with its index if known; returns the error for all affected futures.
+    on_result
+        Called in the receiving thread with each finished request's timeline, also of one whose caller waits no more.
+    on_failure
+        Called with the number of each request that failed, and why.
+    clock
+        Monotonic seconds, for timelines.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        receiver: Receiver,
+        *,
+        plan: Plan,
+        describe_loss: Callable[[int | None], OdinError],
+        on_result: Callable[[RequestTimeline], None] | None = None,
+        on_failure: Callable[[int, OdinError], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._sender = sender
+        self._receiver = receiver
+        self._describe_loss = describe_loss
+        self._on_result = on_result
+        self._on_failure = on_failure
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._plan = plan
+        self._epoch = 0
+        self._next_request = 0
+        self._pending: dict[int, _Request] = {}  # with the stages, those whose outcome is known included
+        self._line: OrderedDict[int, _Request] = OrderedDict()
+        self._places = sender.memory.slots
+        self._completed = self._failed = 0
+        self._error: OdinError | None = None
+        self._draining = False
+        self._trickles = False
+        self._idle = threading.Condition(self._lock)
+        self._timers = Timers()
+        self.callbacks = Callbacks(self._let_in)
+        self.window = TimelineWindow()
+        self._thread = threading.Thread(target=self._receive_all, name="odin-gateway", daemon=True)
+        self._thread.start()
+
+    @property
+    def _free(self) -> int:
+        """Places that no request has: one number for it, which an exception in between cannot put out of step."""
+        return self._places - len(self._pending)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the next request runs under."""
+        return self._plan
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next request gets."""
+        return self._epoch
+
+    @property
+    def lost(self) -> OdinError | None:
+        """Why the pipeline broke; ``None`` while it serves, and after it was closed."""
+        return None if isinstance(self._error, PipelineClosedError) else self._error
+
+    def counts(self) -> GatewayCounts:
+        """Requests finished, failed and under way."""
+        with self._lock:
+            return GatewayCounts(self._completed, self._failed, len(self._pending))
+
+    def serving(self) -> Serving:
+        """Counts, and the plan that the next request runs under, all of one moment."""
+        with self._lock:
+            return Serving(self._completed, self._failed, len(self._pending), self._epoch, self._plan)
+
+    def check_open(self) -> None:
+        """Raise what :meth:`submit` would raise, if the pipeline is closed or broken."""
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+
+    def switch(self, epoch: int, plan: Plan) -> None:
+        """Tag requests with ``epoch`` from the next one on; every stage must have prepared for it."""
+        with self._lock:
+            self._epoch, self._plan = epoch, plan
+
+    # -- in ---------------------------------------------------------------------------------------------------------
+
+    def submit(self, values: Values, *, deadline_s: float = _NEVER) -> Reply[Values]:
+        """Send one request, waiting while ``max_in_flight`` are under way.
+
+        Parameters
+        ----------
+        values
+            Input tensors in the prepared layout; copied before this returns.
+        deadline_s
+            On ``time.perf_counter``: the future fails then, wherever the request is, and no stage starts on it later.
+
+        Raises
+        ------
+        PipelineClosedError, StageLostError
+            If the pipeline is closed or broken.
+        """
+        request = self._enter(values, deadline_s)
+        if request.sent is not None:
+            try:
+                request.sent.acquire()
+            except BaseException:
+                request.reply.cancel()
+                raise
+            if request.refusal is not None:
+                raise request.refusal
+        return request.reply
+
+    def enqueue(self, values: Values, *, deadline_s: float = _NEVER) -> Reply[Values]:
+        """As :meth:`submit`, without waiting: the values must stay as they are until the future is done."""
+        return self._enter(values, deadline_s).reply
+
+    def _enter(self, values: Values, deadline_s: float) -> _Request:
+        request = _Request(values, deadline_s, Reply(self.callbacks), self.callbacks.is_current())
+        late = deadline_s < _NEVER and deadline_s <= time.perf_counter()
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            request.number = self._next_request
+            self._next_request += 1
+            if late:
+                request.over = True
+                self._failed += 1
+            else:
+                if self._free > 0 and (request.urgent or not (self._line or self.callbacks.behind)):
+                    self._send(request)
+                else:
+                    self._stand_in_line(request)
+                if deadline_s < _NEVER:
+                    request.timer = self._timers.add(deadline_s, partial(self._expire, request))
+                request.reply.on_cancel = partial(self._withdraw, request)
+        if late:
+            self._fail(request, DeadlineExceededError("its deadline passed before it was submitted"))
+        return request
+
+    def _stand_in_line(self, request: _Request) -> None:
+        request.sent = threading.Lock()
+        request.sent.acquire()
+        self._line[request.number] = request
+        if request.urgent:
+            self._line.move_to_end(request.number, last=False)
+        elif self._free > 0:
+            self._trickle()
+
+    def _send(self, request: _Request) -> None:
+        """Take a free place and send; the lock is held."""
+        left_s = request.deadline_s if request.deadline_s == _NEVER else request.deadline_s - time.perf_counter()
+        header = Header(Kind.REQUEST, request.number, epoch=self._epoch, left_s=left_s)
+        request.submitted_s = self._clock()
+        self._pending[request.number] = request
+        try:
+            request.slot = self._sender.send(header, request.values)
+        except ChannelClosedError:
+            pass  # word of a loss arrives from the other end, with the stage's index, and fails this future too
+        except BaseException as error:  # does not fit, or a signal's handler has raised, perhaps after it was sent
+            slot = None if isinstance(error, Exception) else self._sender.sent(request.number)
+            if slot is None:
+                self._pending.pop(request.number, None)
+            else:
+                request.slot, request.over = slot, True
+            raise
+        request.values = ()
+
+    def _advance(self, *, at_least: int = 0) -> list[_Request]:
+        """Send who is first in line while places are free; returns those that cannot be sent. The lock is held."""
+        refused = []
+        while self._free > 0 and self._line:
+            number, request = next(iter(self._line.items()))
+            if not request.urgent and self.callbacks.behind:
+                if at_least <= 0:
+                    self._trickle()
+                    break
+                at_least -= 1
+            del self._line[number]
+            try:
+                self._send(request)
+            except Exception as error:
+                request.refusal, request.over = error, True
+                refused.append(request)
+            request.leave_line()
+        return refused
+
+    def _let_in(self, *, at_least: int = 0) -> None:
+        with self._lock:
+            refused = self._advance(at_least=at_least)
+        self._refuse(refused)
+
+    def _trickle(self) -> None:
+        """See to it that one request gets in after a while, however far behind callbacks are; the lock is held."""
+
+        def let_one_in() -> None:
+            self._trickles = False
+            self._let_in(at_least=1)
+
+        if not self._trickles:
+            self._trickles = True
+            self._timers.add(time.perf_counter() + _TRICKLE_S, let_one_in)
+
+    # -- out --------------------------------------------------------------------------------------------------------
+
+    def _receive_all(self) -> None:
+        """Resolve futures until the pipeline is closed or broken."""
+        try:
+            while True:
+                message = self._receiver.receive()
+                kind = message.header.kind
+                if kind is Kind.CLOSE:
+                    self._fail_all(PipelineClosedError("the pipeline was closed"))
+                    return
+                if kind is Kind.LOST:
+                    self._fail_all(self._why_lost(message.header.request))
+                    return
+                self._resolve(message)
+        except ChannelClosedError:
+            self._fail_all(self._why_lost(None))
+        except BaseException as error:  # a defect of ours must not leave callers waiting
+            self._fail_all(OdinError(f"the gateway failed: {error!r}"))
+            raise
+
+    def _resolve(self, message: Message) -> None:
+        header = message.header
+        failure = header.failure
+        with self._lock:  # who sends it holds that until it is among the pending
+            request = self._pending.get(header.request)
+        if request is None:  # not one of ours: nothing can be waiting for it
+            message.release()
+            return
+        outcome: Values | Exception = ()
+        if failure is None and not request.over:
+            try:
+                # The slot is the last stage's: what leaves the pipeline is a copy.
+                outcome = tuple(copied(tensor) for tensor in message.tensors)
+            except Exception as error:  # out of memory
+                outcome = error
+        message.release()
+        completed_s = self._clock()
+        with self._lock:
+            if self._pending.pop(header.request, None) is None:  # failed with all others just now
+                return
+            if request.slot >= 0:
+                if request.recalled:
+                    self._sender.memory.recall(request.slot, recalled=False)
+                self._sender.release(request.slot)
+            was_over, request.over = request.over, True
+            if failure is None and (request.reply.cancelled() or not was_over):
+                self._completed += 1
+            elif not was_over:
+                self._failed += 1
+            refused = self._advance()
+            if not self._pending or self._draining:
+                self._idle.notify_all()
+        if refused:
+            self._refuse(refused)
+        if failure is None:
+            try:
+                timings = unpack_timings(header.timings)
+                timeline = RequestTimeline(header.request, header.epoch, request.submitted_s, completed_s, timings)
+                self.window.append(timeline)
+                if self._on_result is not None:
+                    self._on_result(timeline)
+            finally:  # no longer among the pending: whatever happens here, its caller must not wait for ever
+                if not was_over:
+                    self._settle(request, outcome)
+        elif not was_over:
+            late = failure.kind in (DEADLINE, RECALLED)
+            self._fail(
+                request,
+                DeadlineExceededError(f"{failure.where}: {failure.message}") if late else LayerFailedError(*failure),
+            )
+
+    def _expire(self, request: _Request) -> None:
+        """Fail a request whose deadline has passed, wherever it is; its place stays taken while stages have it."""
+        with self._lock:
+            if request.over:
+                return
+            request.over = True
+            self._failed += 1
+            where = "in line for a place" if self._leave(request) else "with the stages"
+        self._fail(request, DeadlineExceededError(f"its deadline passed while it was {where}"))
+        request.leave_line()
+
+    def _withdraw(self, request: _Request) -> None:
+        """Drop a request that its caller has cancelled.
+
+        Who cancels may be the garbage collector, or a signal's handler, in a thread that has the lock. So nobody waits
+        for it here: if it is taken, the timers' thread does it.
+        """
+        if self._lock.acquire(blocking=False):
+            try:
+                self._drop(request)
+            finally:
+                self._lock.release()
+        else:
+            self._timers.add(time.perf_counter(), partial(self._drop_later, request))
+
+    def _drop_later(self, request: _Request) -> None:
+        with self._lock:
+            self._drop(request)
+
+    def _drop(self, request: _Request) -> None:
+        """Take a request out that its caller has cancelled; the lock is held."""
+        if request.over:
+            return
+        request.over = True
+        self._leave(request)
+        if request.timer is not None:
+            request.timer.cancel()
+        request.leave_line()
+
+    def _leave(self, request: _Request) -> bool:
+        """Take a request out of the line, or tell the first stage not to start on it; the lock is held."""
+        stood_in_line = self._line.pop(request.number, None) is not None
+        if request.number in self._pending and request.slot >= 0:
+            request.recalled = True
+            self._sender.memory.recall(request.slot)
+        request.values = ()
+        if self._draining:
+            self._idle.notify_all()
+        return stood_in_line
+
+    def _why_lost(self, stage: int | None) -> OdinError:
+        """Return the error for a broken link, which we may have cut ourselves."""
+        with self._lock:
+            error = None if self._draining else self._error
+        return error or self._describe_loss(stage)
+
+    def fail(self, error: OdinError) -> None:
+        """Fail everything under way and everything to come: the stages are lost, in whatever way that was learned."""
+        self._fail_all(error)
+
+    def _fail_all(self, error: OdinError) -> None:
+        """Fail everything under way, and everything to come unless it fails for an earlier reason."""
+        with self._lock:
+            self._error = self._error or error
+            pending = [request for request in self._pending.values() if not request.over]
+            self._pending = {}
+            self._failed += len(pending)
+            for request in pending:
+                request.over = True
+            refused = self._close_line(error)
+            self._idle.notify_all()
+        for request in pending:
+            self._fail(request, error)
+        self._refuse(refused)
+
+    def _close_line(self, error: OdinError) -> list[_Request]:
+        """Turn away everyone in line; the lock is held."""
+        refused, self._line = list(self._line.values()), OrderedDict()
+        for request in refused:
+            request.over = True
+            request.refusal = error
+        return refused
+
+    def _refuse(self, requests: Iterable[_Request]) -> None:
+        """Tell those in line why they cannot be sent."""
+        for request in requests:
+            assert request.refusal is not None  # it is why they are here
+            self._settle(request, request.refusal)
+            request.leave_line()
+
+    def _fail(self, request: _Request, error: OdinError) -> None:
+        try:
+            if self._on_failure is not None:
+                self._on_failure(request.number, error)
+        finally:
+            self._settle(request, error)
+
+    def _settle(self, request: _Request, outcome: Values | BaseException) -> None:
+        if request.timer is not None:
+            request.timer.cancel()
+        request.reply.settle(outcome)
+
+    # -- end --------------------------------------------------------------------------------------------------------
+
+    def _has_drained(self) -> bool:
+        return not self._draining or all(request.over for request in self._pending.values())
+
+    def close(self, *, drain: bool = True, timeout_s: float = 60.0) -> None:
+        """Refuse new requests, let those under way finish (if ``drain``), and close both channels. Idempotent.
+
+        Waits for ``timeout_s`` at most until all futures are done, and then for callbacks that are still to be called.
+        May be called from a callback.
+        """
+        closed = PipelineClosedError("the pipeline is closed; start a new one to submit requests")
+        end_s = time.monotonic() + timeout_s
+        with self._lock:
+            broken = self._error is not None
+            self._error = self._error or closed
+            refused = self._close_line(self._error)
+        self._refuse(refused)
+        with self._lock:
+            if not broken and drain:
+                self._draining = True
+                try:
+                    self._idle.wait_for(self._has_drained, timeout_s)
+                finally:
+                    self._draining = False
+            else:  # who drains, in another thread, waits no more
+                self._draining = False
+                self._idle.notify_all()
+            graceful = not broken and not self._pending
+        self._sender.close(graceful=graceful)
+        if graceful:
+            self._thread.join(_GOODBYE_S)
+        self._receiver.close()
+        self._thread.join(timeout_s)
+        self._timers.close()
+        self.callbacks.close(max(_CALLBACKS_S, end_s - time.monotonic()) if drain else _CALLBACKS_S)

@@ -1,0 +1,1 @@
+"""How another terminal sees a running pipeline."""

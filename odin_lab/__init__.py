@@ -1,0 +1,1 @@
+"""Measuring and comparing: loads, timings, simulation, live benchmark, reports. Serving imports nothing of it."""

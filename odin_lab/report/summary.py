@@ -1,0 +1,204 @@
+"""The tables of the report: who stands where, what it costs, what was missed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from odin_lab.report.goals import GOALS
+from odin_lab.report.results import Cell
+from odin_lab.report.standing import Place, Standing, is_yardstick, mean, order_policies, standings
+from odin_lab.report.tables import Better, Row, Table, Value
+
+__all__ = [
+    "cells_table",
+    "costs_table",
+    "headline_table",
+    "misses_table",
+    "misses_text",
+    "scaling_table",
+    "yardsticks",
+]
+
+_TOLD = 6
+
+Standings = Mapping[Place, Mapping[str, Standing]]
+
+
+def _policies(found: Standings) -> tuple[str, ...]:
+    return order_policies(policy for place in found.values() for policy in place)
+
+
+def _values(found: Standings, policy: str, name: str) -> list[float]:
+    return [getattr(place[policy], name) for place in found.values() if policy in place]
+
+
+def _summary(values: Iterable[float], better: Better, form: str = ".3f") -> Value:
+    """Mean over the places, behind it the worst of them."""
+    kept = [value for value in values if math.isfinite(value)]
+    middle = mean(kept)
+    worst = (min if better == "high" else max)(kept, default=math.nan)
+    return Value.of(middle, form, extra=f"({worst:{form}})" if len(kept) > 1 else "")
+
+
+def yardsticks(policies: Sequence[str]) -> frozenset[int]:
+    """Where in a sequence the policies are that are out of competition."""
+    return frozenset(at for at, policy in enumerate(policies) if is_yardstick(policy))
+
+
+def headline_table(cells: Iterable[Cell], title: str) -> Table:
+    """Policies x what matters: the mean over all places and, in parentheses, the worst place."""
+    found = standings(cells)
+    policies = _policies(found)
+    columns: tuple[tuple[str, str, Better, str], ...] = (
+        ("throughput / oracle", "of_oracle", "high", ".3f"),
+        ("throughput / delayed oracle", "of_delayed", "high", ".3f"),
+        ("throughput / static", "of_static", "high", ".2f"),
+        ("throughput / lls", "of_lls", "high", ".2f"),
+        ("p99 latency / lls", "p99_of_lls", "low", ".2f"),
+        ("requests at 80% of peak", "holds", "high", ".3f"),
+        ("changes per event", "changes_per_event", "low", ".2f"),
+    )
+    rows: tuple[Row, ...] = tuple(
+        (policy, *(_summary(_values(found, policy, name), better, form) for _, name, better, form in columns))
+        for policy in policies
+    )
+    settings = f"{len(found)} settings" if len(found) != 1 else "one setting"
+    worst = ", in parentheses the worst of them" if len(found) > 1 else ""
+    caption = (
+        f"Mean over {settings}{worst}. Higher is better, but for the p99 latency and the plan changes; bold is the "
+        "best that is no yardstick (the oracles, in italics, know the true layer times)."
+    )
+    better = tuple(column[2] for column in columns)
+    return Table(
+        title, caption, ("policy", *(c[0] for c in columns)), rows, better, yardsticks(policies)
+    ).without_empty()
+
+
+def costs_table(cells: Iterable[Cell], title: str) -> Table:
+    """What the policies spend on finding plans."""
+    found = standings(cells)
+    policies = _policies(found)
+    names = ("exploring", "trials_per_event", "changes_per_event")
+    rows: tuple[Row, ...] = tuple(
+        (
+            policy,
+            *(
+                _summary(_values(found, policy, name), "low", ".3f" if at == 0 else ".2f")
+                for at, name in enumerate(names)
+            ),
+        )
+        for policy in policies
+    )
+    caption = "Mean over the settings, in parentheses the worst. A trial is a plan that is tried to see how it does."
+    columns = ("policy", "share of requests on trial", "trials per event", "plan changes per event")
+    return Table(title, caption, columns, rows, ("low",) * 3, yardsticks(policies)).without_empty()
+
+
+def cells_table(cells: Iterable[Cell], name: str, title: str) -> Table:
+    """Each place in a row, each policy in a column: the numbers of the heat maps."""
+    found = standings(cells)
+    policies = _policies(found)
+    rows: list[Row] = []
+    for place, policy_standings in found.items():
+        told = (getattr(policy_standings.get(policy), name, math.nan) for policy in policies)
+        where = (place.model, str(place.devices), f"{place.period:g}", f"{place.duration:g}")
+        rows.append((*where, *map(Value.of, told)))
+    return Table(
+        title,
+        "Mean over the repeats; bold is the best of each row that is no yardstick.",
+        ("model", "devices", "period", "duration", *policies),
+        tuple(rows),
+        ("high",),
+        frozenset(4 + at for at in yardsticks(policies)),
+        labels=4,
+        best_by="row",
+        folded=True,
+    )
+
+
+def scaling_table(cells: Iterable[Cell], title: str) -> Table:
+    """Throughput ratio to the oracle over devices."""
+    found = standings(cells)
+    policies = _policies(found)
+    models = {place.model for place in found}
+    devices = sorted({(place.model, place.devices) for place in found})
+    rows: list[Row] = []
+    for model, count in devices:
+        here = {place: found[place] for place in found if (place.model, place.devices) == (model, count)}
+        rows.append(
+            ((model,) if len(models) > 1 else ())
+            + (str(count), *(Value.of(mean(_values(here, policy, "of_oracle"))) for policy in policies))
+        )
+    labels = 2 if len(models) > 1 else 1
+    return Table(
+        title,
+        "Mean over the repeats; bold is the best of each row that is no yardstick.",
+        (("model",) if len(models) > 1 else ()) + ("devices", *policies),
+        tuple(rows),
+        ("high",),
+        frozenset(labels + at for at in yardsticks(policies)),
+        labels=labels,
+        best_by="row",
+    ).without_empty()
+
+
+def _limit(figure: str) -> float:
+    return next(goal.limit for goal in GOALS if goal.figure == figure)
+
+
+def _misses(place: Mapping[str, Standing], policy: str) -> tuple[bool, ...]:
+    return tuple(not goal.holds(getattr(place[policy], goal.figure)) for goal in GOALS)
+
+
+def misses_table(found: Standings, title: str) -> Table:
+    """How often each policy misses what is asked, and how often it is the fastest."""
+    policies = [policy for policy in _policies(found) if not is_yardstick(policy)]
+    rows: list[Row] = []
+    for policy in policies:
+        places = [place for place in found.values() if policy in place]
+        counts = [sum(_misses(place, policy)[at] for place in places) for at in range(len(GOALS))]
+        fastest = sum(
+            place[policy].throughput_hz >= max(s.throughput_hz for p, s in place.items() if not is_yardstick(p))
+            for place in places
+        )
+        rows.append((policy, str(len(places)), *(Value.of(count, ".0f") for count in (fastest, *counts))))
+    caption = "In how many of the settings each policy is the fastest that is no yardstick, and misses what is asked."
+    columns = (
+        "policy",
+        "settings",
+        "fastest in",
+        f"below {_limit('of_delayed'):g} of the delayed oracle",
+        f"below {_limit('of_static'):g} of static",
+        f"over {_limit('changes_per_event'):g} changes per event",
+    )
+    return Table(title, caption, columns, tuple(rows), ("high", "low", "low", "low"), labels=2)
+
+
+def misses_text(found: Standings, policy: str) -> str:
+    """Where the policy misses what is asked, the worst first; or that it does nowhere."""
+    places = {place: standing for place, standing in found.items() if policy in standing}
+    asked: tuple[tuple[str, Callable[[Standing], float], int, str], ...] = (
+        (f"below {_limit('of_delayed'):g} of the delayed oracle's throughput", lambda s: s.of_delayed, 1, ".3f"),
+        (f"below {_limit('of_static'):g} of static's throughput", lambda s: s.of_static, 1, ".3f"),
+        (
+            f"more than {_limit('changes_per_event'):g} plan changes per interference event",
+            lambda s: s.changes_per_event,
+            -1,
+            ".2f",
+        ),
+    )
+    told = []
+    for at, (what, value, sign, form) in enumerate(asked):
+        known = [place for place in places if not math.isnan(value(places[place][policy]))]
+        missed = [place for place in known if _misses(places[place], policy)[at]]
+        missed.sort(key=lambda place: sign * value(places[place][policy]))
+        listed = "; ".join(f"{place} ({value(places[place][policy]):{form}})" for place in missed[:_TOLD])
+        more = f"; and {len(missed) - _TOLD} more" if len(missed) > _TOLD else ""
+        if missed:
+            told.append(f"{what} in {len(missed)} of {len(known)} settings: {listed}{more}.")
+        else:
+            told.append(
+                f"{what} in none of {len(known)} settings." if known else f"{what}: not known from these results."
+            )
+    return " ".join(f"{policy} is {text}" if at < 2 else f"It makes {text}" for at, text in enumerate(told))

@@ -1,0 +1,231 @@
+"""One simulated run: what goes in, and what came of each request."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odin.control.detectors import make_detector
+from odin.monitor.watch import StageWatch
+from odin.partitioner.balance.exact import balance
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.base import Decision, Policy, Setting
+from odin_lab.simulator.arrivals import Arrivals
+from odin_lab.simulator.conditions import Conditions
+from odin_lab.simulator.control import Control
+from odin_lab.simulator.engine import Engine, Truth
+from odin_lab.simulator.interference import Interference
+from odin_lab.simulator.world import World
+
+__all__ = ["PREPARE_S", "Run", "simulate"]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+PREPARE_S = 0.007
+"""Seconds from a decision to the switch: median of some 130 moves of two-stage ResNet50 pipelines (3 to 20 ms)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What came of each request; index 0 is request 1.
+
+    Attributes
+    ----------
+    arrived_s, submitted_s, finished_s
+        Seconds from the beginning at which each request came, was taken by the gateway (it waits while as many as are
+        allowed are in flight) and was answered, shape (requests,).
+    plan_index
+        Which of ``plans`` each request ran under.
+    plans
+        Those that requests ran under, each once.
+    true_bottleneck_s
+        True seconds of the slowest stage, transfers included, under that plan and the conditions of the request's
+        submission, without noise.
+    best_bottleneck_s
+        The same of the exact best plan for these conditions; ``None`` unless asked for.
+    trial
+        Whether it ran under a plan that was tried out: one of kind ``trial`` or ``probe``.
+    decisions
+        (requests finished, decision).
+    changes
+        (requests finished, stage whose change was detected with the last of them).
+    interference
+        What was going on.
+    peak_hz
+        Throughput of the best plan with nothing else running.
+    """
+
+    arrived_s: FloatArray
+    submitted_s: FloatArray
+    finished_s: FloatArray
+    plan_index: IntArray
+    plans: tuple[Plan, ...]
+    true_bottleneck_s: FloatArray
+    best_bottleneck_s: FloatArray | None
+    trial: NDArray[np.bool_]
+    decisions: tuple[tuple[int, Decision], ...]
+    changes: tuple[tuple[int, int], ...]
+    interference: Interference
+    peak_hz: float
+
+    @property
+    def latency_s(self) -> FloatArray:
+        """Seconds from each request's coming to its answer; in a closed loop requests are taken as they come."""
+        latency_s: FloatArray = self.finished_s - self.arrived_s
+        return latency_s
+
+    @property
+    def throughput_hz(self) -> float:
+        """Requests answered per second, from the first submission on."""
+        return len(self.finished_s) / float(self.finished_s[-1] - self.submitted_s[0])
+
+
+def simulate(
+    world: World,
+    policy: Policy,
+    *,
+    requests: int,
+    interference: Interference | None = None,
+    plan: Plan | None = None,
+    arrivals: str | Arrivals = "closed",
+    in_flight: int | None = None,
+    slots: int = 2,
+    detector: str = "cusum",
+    serial_trials: bool = False,
+    prepare_s: float = PREPARE_S,
+    best: bool = False,
+    truth: Truth = "now",
+    told: Setting | None = None,
+    seed: int = 0,
+) -> Run:
+    """Let a pipeline serve requests under interference, with the policy that would serve live.
+
+    Parameters
+    ----------
+    world
+        What is true.
+    policy
+        Decides; started anew.
+    requests
+        How many, at least 1.
+    interference
+        What disturbs the devices; default: nothing.
+    plan
+        To begin with; default: the exact best one for the baselines.
+    arrivals
+        See :mod:`odin_lab.simulator.arrivals`.
+    in_flight
+        Requests that the gateway lets in at once; default: two for each stage, as live.
+    slots
+        Buffers between neighbouring stages, the one that is computed on included; 2 live.
+    detector
+        Text form of a detector; ``none`` detects nothing.
+    serial_trials
+        While a plan is tried out requests go one at a time, as in the ODIN paper.
+    prepare_s
+        Seconds from a decision to the first request that can be submitted under the new plan.
+    best
+        Also find the best plan for all conditions that there were.
+    truth
+        What ``Observation.true_s`` tells oracles: ``now``, the times at that moment, or ``finished``, those at which
+        the request that has just been answered was submitted; ``hidden``: nothing, as live.
+    told
+        What policy and watch are told of layers and transfers, if that is not the truth: a profile. Its plan is the
+        one to begin with, unless ``plan`` is given.
+    seed
+        Of noise and arrivals, which do not depend on the policy.
+
+    Returns
+    -------
+    Run
+        What came of it.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of its range, or the policy answers with a plan that does not fit.
+
+    Examples
+    --------
+    >>> from odin.partitioner.policies import make_policy
+    >>> run = simulate(World.of([[0.1, 0.1], [0.1, 0.1]]), make_policy("static"), requests=100)
+    >>> str(run.plans[0]), round(run.throughput_hz, 1)
+    ('1|1', 9.9)
+    """
+    if requests < 1:
+        raise ValueError(f"{requests} requests: simulate at least 1")
+    if in_flight is not None and in_flight < 1:
+        raise ValueError(f"in_flight={in_flight}: at least 1")
+    if not 0 <= prepare_s < math.inf:
+        raise ValueError(f"prepare_s={prepare_s}: seconds, 0 or more")
+    if truth not in get_args(Truth):
+        raise ValueError(f"truth={truth!r} is none of {', '.join(get_args(Truth))}")
+    interference = interference or Interference()
+    arrivals = Arrivals.parse(arrivals) if isinstance(arrivals, str) else arrivals
+    setting = world.setting(plan or (told and told.plan))
+    if told is not None:
+        if told.baseline_s.shape != world.baseline_s.shape:
+            raise ValueError(f"told of {told.baseline_s.shape} stages and layers, where {world.baseline_s.shape} are")
+        setting = told._replace(plan=setting.plan)
+    watch = None
+    if detector != "none":
+        watch = StageWatch(setting.baseline_s, make_detector(detector, world.device_count))
+    engine = Engine(
+        world,
+        Control(setting, policy, watch, prepare_s=prepare_s),
+        plan=setting.plan,
+        requests=requests,
+        interference=interference,
+        arrivals=arrivals,
+        in_flight=in_flight or 2 * world.device_count,
+        slots=slots,
+        serial_trials=serial_trials,
+        truth=truth,
+        seed=seed,
+    )
+    engine.run()
+    return Run(
+        np.array(engine.arrived_s),
+        np.array(engine.submitted_s),
+        np.array(engine.finished_s),
+        engine.plan_index,
+        tuple(engine.plans),
+        engine.bottleneck_s,
+        _best_bottlenecks(world, interference, engine.conditions_number) if best else None,
+        engine.trial,
+        tuple(engine.control.decisions),
+        tuple(engine.control.changes),
+        interference,
+        1 / balance(world.baseline_s, send_s=world.send_s, receive_s=world.receive_s).bottleneck_s,
+    )
+
+
+def _best_bottlenecks(world: World, interference: Interference, numbers: IntArray) -> FloatArray:
+    """Seconds of the best plan for the conditions of each request, given how many changes there had been."""
+    conditions = Conditions(world, interference)
+    known: dict[tuple[tuple[int, tuple[str, ...]], ...], float] = {}
+    found_s, last = np.full(int(numbers.max()) + 1, np.nan), int(numbers.max())
+    wanted = set(numbers.tolist())
+    while True:
+        if conditions.number in wanted:
+            key = tuple(sorted(conditions.scenarios.items()))
+            if key not in known:
+                known[key] = _best_s(world, conditions.true_s)
+            found_s[conditions.number] = known[key]
+        if conditions.number >= last:
+            return found_s[numbers]
+        conditions.advance(conditions.next_edge)
+
+
+def _best_s(world: World, true_s: FloatArray) -> float:
+    try:
+        return balance(true_s, send_s=world.send_s, receive_s=world.receive_s).bottleneck_s
+    except ValueError:
+        if np.isinf(true_s).any():  # every plan needs a device that is dead
+            return math.inf
+        raise

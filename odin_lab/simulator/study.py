@@ -1,0 +1,349 @@
+"""Many runs of many policies: one job per run, over processes, with the same noise and events for every policy."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from typing import NamedTuple, Self
+
+from odin.control.detectors import make_detector
+from odin.partitioner.policies import make_policy
+from odin_lab.inject.scenario import Scenario
+from odin_lab.inject.worker import die_with_parent
+from odin_lab.report.results import Cell, DetectionPoint, Timeline
+from odin_lab.simulator.detection import Contender, detection_points
+from odin_lab.simulator.interference import Interference
+from odin_lab.simulator.metrics import to_cell, to_timeline
+from odin_lab.simulator.run import Run, simulate
+from odin_lab.simulator.world import World
+from odin_lab.timings import TimingTable, load_timings
+
+__all__ = [
+    "Contestant",
+    "DetectionJob",
+    "Outcome",
+    "RunJob",
+    "Setup",
+    "Stretch",
+    "StudyError",
+    "make_run",
+    "run_job",
+    "run_jobs",
+]
+
+_SERIAL = " (serial)"
+_ANSWERED = " (answered)"
+_BLIND = ("static", "oracle", "delayed-oracle")  # what a detector finds is nothing to them: a run takes half the time
+_AHEAD = 2  # jobs per process that wait to be run
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+class StudyError(ValueError):
+    """A study cannot be made as asked."""
+
+
+class Contestant(NamedTuple):
+    """A policy and how it is run.
+
+    Attributes
+    ----------
+    policy
+        Its text form.
+    serial
+        Whether it explores as in the ODIN paper, one request at a time.
+    answered
+        Whether an oracle is told the conditions under which the request just answered was submitted, in place of those
+        of the moment.
+    """
+
+    policy: str
+    serial: bool = False
+    answered: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``odin:alpha=10``, ``odin:alpha=10 (serial)`` or ``delayed-oracle (answered)``.
+
+        Raises
+        ------
+        ValueError
+            If there is no such policy.
+
+        Examples
+        --------
+        >>> Contestant.parse("lls (serial)")
+        Contestant(policy='lls', serial=True, answered=False)
+        """
+        name = text.strip()
+        serial, answered = name.endswith(_SERIAL), name.endswith(_ANSWERED)
+        return cls(make_policy(name.removesuffix(_SERIAL).removesuffix(_ANSWERED)).name, serial, answered)
+
+    def __str__(self) -> str:
+        return self.policy + (_SERIAL if self.serial else _ANSWERED if self.answered else "")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a policy is put into.
+
+    Attributes
+    ----------
+    study
+        Name of the study that the result belongs to.
+    table
+        A shipped timing table by name, or the path of one.
+    devices
+        How many.
+    requests
+        How many are submitted.
+    period, duration
+        Every ``period`` requests one of the table's scenarios on one of the devices for ``duration`` requests; 0, 0
+        for none.
+    scenario
+        Path of a scenario file, in place of period and duration.
+    stages
+        What the scenario file calls the devices, in order; empty for ``cpu:0``, ``cpu:1``, ...
+    speeds
+        Speed of each device, 1 being the recorded one's; empty for equal ones.
+    arrivals, detector, noise
+        As :func:`odin_lab.simulator.simulate` and :meth:`odin_lab.simulator.World.from_timings` have them.
+    """
+
+    study: str
+    table: str
+    devices: int
+    requests: int
+    period: int = 0
+    duration: int = 0
+    scenario: str = ""
+    stages: tuple[str, ...] = ()
+    speeds: tuple[float, ...] = ()
+    arrivals: str = "closed"
+    detector: str = "cusum"
+    noise: str = "measured"
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "requests"):
+            if getattr(self, name) < 1:
+                raise StudyError(f"{getattr(self, name)} {name}: a run has at least 1")
+        if self.scenario and (self.period or self.duration):
+            raise StudyError(f"interference from {self.scenario} and by period and duration: leave one of them out")
+        if min(self.period, self.duration) < 0 or (self.period > 0) != (self.duration > 0):
+            raise StudyError(
+                f"period {self.period}, duration {self.duration}: give both, of at least 1 request, or none of them "
+                "for no interference"
+            )
+        if self.stages and len(self.stages) != self.devices:
+            raise StudyError(f"{len(self.stages)} names of stages for {self.devices} devices; give one per device")
+        if self.detector != "none":
+            make_detector(self.detector, self.devices)
+        if self.speeds and len(self.speeds) != self.devices:
+            raise StudyError(f"{len(self.speeds)} speeds for {self.devices} devices; give one per device")
+
+    def __str__(self) -> str:
+        what = f"period {self.period}, duration {self.duration}" if self.period else self.scenario or "undisturbed"
+        return f"{self.table} on {self.devices} devices, {what}"
+
+
+class Stretch(NamedTuple):
+    """A part of a run that is kept over time: requests ``[first, last)`` by index, under a title."""
+
+    title: str
+    first: int = 0
+    last: int | None = None
+
+
+class RunJob(NamedTuple):
+    """One run."""
+
+    setup: Setup
+    contestant: Contestant
+    seed: int
+    repeat: int = 0
+    stretch: Stretch | None = None
+
+
+class DetectionJob(NamedTuple):
+    """Delays of one detector under one noise."""
+
+    detector: str
+    noise_cv: float
+    seed: int
+    streams: int = 100
+    quiet: int = 2_000
+
+
+class Outcome(NamedTuple):
+    """What a job gave."""
+
+    cells: tuple[Cell, ...] = ()
+    timelines: tuple[Timeline, ...] = ()
+    detections: tuple[DetectionPoint, ...] = ()
+
+
+Job = RunJob | DetectionJob
+
+
+@functools.lru_cache(maxsize=8)
+def _table(name: str) -> TimingTable:
+    return load_timings(name)
+
+
+def _interference(setup: Setup, table: TimingTable, seed: int) -> Interference | None:
+    if setup.scenario:
+        stages = setup.stages or tuple(f"cpu:{index}" for index in range(setup.devices))
+        return Interference.from_scenario(Scenario.load(setup.scenario), stages)
+    if not setup.period:
+        return None
+    return Interference.periodic(
+        devices=setup.devices,
+        scenarios=table.scenarios,
+        period=setup.period,
+        duration=setup.duration,
+        length=setup.requests,
+        seed=seed,
+    )
+
+
+def make_run(job: RunJob) -> Run:
+    """Simulate: the same noise and events for every contestant of a setup and seed.
+
+    Raises
+    ------
+    StudyError
+        If the policy fails; names it, the setup and the seed.
+    """
+    setup = job.setup
+    table = _table(setup.table)
+    world = World.from_timings(table, devices=setup.devices, speeds=setup.speeds or None, noise=setup.noise)
+    interference = _interference(setup, table, job.seed)
+    policy = make_policy(job.contestant.policy)
+    try:
+        with warnings.catch_warnings():
+            # The controller goes on with static then, and so does the simulator: that would be another policy's result.
+            warnings.filterwarnings("error", message="policy .* raised")
+            return simulate(
+                world,
+                policy,
+                requests=setup.requests,
+                interference=interference,
+                arrivals=setup.arrivals,
+                detector="none" if job.contestant.policy in _BLIND else setup.detector,
+                serial_trials=job.contestant.serial,
+                truth="finished" if job.contestant.answered else "now",
+                seed=job.seed,
+            )
+    except (ValueError, UserWarning) as error:
+        raise StudyError(f"{job.contestant} on {setup}, seed {job.seed}: {error}") from error
+
+
+def run_job(job: Job) -> Outcome:
+    """Do one job."""
+    if isinstance(job, DetectionJob):
+        contender = Contender(functools.partial(make_detector, job.detector), job.streams)
+        return Outcome(
+            detections=detection_points(job.detector, contender, noise_cv=job.noise_cv, seed=job.seed, quiet=job.quiet)
+        )
+    run, setup, policy = make_run(job), job.setup, str(job.contestant)
+    model = _table(setup.table).model
+    cell = to_cell(
+        run,
+        study=setup.study,
+        model=model,
+        policy=policy,
+        devices=setup.devices,
+        period=setup.period,
+        duration=setup.duration,
+        repeat=job.repeat,
+    )
+    if job.stretch is None:
+        return Outcome((cell,))
+    title, first, last = job.stretch
+    line = to_timeline(run, study=setup.study, model=model, policy=policy, title=title, first=first, last=last)
+    return Outcome((cell,), (line,))
+
+
+def run_jobs(jobs: Sequence[Job], *, processes: int) -> Generator[tuple[Job, Outcome], None, None]:
+    """Do jobs in as many processes, and yield each as it is done.
+
+    However the iteration ends - by its end, an exception such as Ctrl-C, or ``close`` - the processes end with it.
+    With one process the jobs are done in this one.
+
+    Raises
+    ------
+    StudyError
+        From a job, or if a process was killed.
+    """
+    if processes < 1:
+        raise StudyError(f"{processes} processes: at least 1 is needed")
+    if processes == 1 or len(jobs) <= 1:
+        for job in jobs:
+            yield job, run_job(job)
+        return
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        min(processes, len(jobs)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(os.getpid(),),
+    )
+    try:
+        yield from _through(pool, jobs, ahead=_AHEAD * processes)
+    except BrokenProcessPool as error:
+        raise StudyError(
+            "a process of the study was killed, perhaps for want of memory; take fewer by --jobs"
+        ) from error
+    finally:
+        for process in set(multiprocessing.active_children()) - before:
+            process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)  # its own thread waits for them
+
+
+def _through(
+    pool: ProcessPoolExecutor, jobs: Sequence[Job], *, ahead: int
+) -> Generator[tuple[Job, Outcome], None, None]:
+    waiting: dict[Future[Outcome], Job] = {}
+    rest = iter(jobs)
+    while True:
+        with _no_signals():  # which the processes that start here inherit: they are for this one to see
+            while len(waiting) < ahead and (job := next(rest, None)) is not None:
+                waiting[pool.submit(run_job, job)] = job
+        if not waiting:
+            return
+        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield waiting.pop(future), future.result()
+
+
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    """Put Ctrl-C and its like off until the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    resource_tracker.ensure_running()  # else its start, in the block, lets them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(parent: int) -> None:
+    """Begin a process: it ends with its parent, however that ends."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    if sys.platform == "linux":
+        die_with_parent(parent)

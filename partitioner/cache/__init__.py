@@ -1,0 +1,1 @@
+"""What an earlier start found out about a model, kept on disk."""

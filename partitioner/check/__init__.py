@@ -1,0 +1,1 @@
+"""The original model as the judge: whether the prepared one agrees, what it keeps, what depends on what."""

@@ -1,0 +1,1 @@
+"""A layer as generated Python code, and what that code calls."""

@@ -1,0 +1,232 @@
+"""Opening a channel: the downstream end listens, the upstream end connects.
+
+A channel is a bounded, ordered, one-way link that carries requests from one stage to the next. Within a machine
+tensors lie in shared memory (:mod:`odin.stages.channel.shm`), between machines they cross TCP
+(:mod:`odin.stages.channel.tcp`). Either way the sender copies once into a slot and blocks while none is free, the
+receiver reads views and gives the slot back, nobody spins, and the death of either end is seen by the other at once,
+because the kernel closes the socket.
+
+Whoever can reach a port may knock at it while a channel opens. So handshakes run beside each other, each with a time
+limit, and whoever shows the token wins at once.
+"""
+
+from __future__ import annotations
+
+import secrets
+import selectors
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Receiver, Sender
+from odin.stages.channel.peer import is_trusted, peer_user
+from odin.stages.channel.shm import ShmReceiver, ShmSender
+from odin.stages.channel.tcp import TcpReceiver, TcpSender
+
+__all__ = ["Address", "Listener", "connect", "open_ends"]
+
+_TOKEN_NBYTES = 16
+_BACKLOG = 128
+"""Connections that the kernel keeps for us before :meth:`Listener.accept` is called."""
+_HELLO_TIMEOUT_S = 5.0
+_MAX_KNOCKING = 64
+"""Connections that may owe their hello at the same time; the one that has owed it longest has to go for the next."""
+
+
+class Address(NamedTuple):
+    """Where a stage listens: ``host`` is empty for the channel within a machine; ``token`` opens the door."""
+
+    host: str
+    port: int
+    name: str
+    token: bytes
+
+    @property
+    def local(self) -> bool:
+        """Whether this is a shared-memory channel within one machine."""
+        return not self.host
+
+
+class Listener:
+    """Waits for the one upstream end of a channel.
+
+    Parameters
+    ----------
+    host
+        IP address to listen on for TCP; empty for shared memory within this machine.
+    """
+
+    def __init__(self, host: str = "") -> None:
+        token = secrets.token_bytes(_TOKEN_NBYTES)
+        self._lock = threading.Lock()
+        self._accepting = False
+        self._stopped, self._stop = socket.socketpair()
+        if host:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._socket = socket.socket(family, socket.SOCK_STREAM)
+            self._socket.bind((host, 0))
+            self.address = Address(host, self._socket.getsockname()[1], "", token)
+        else:
+            # An abstract name is no file: nothing to remove, whatever happens.
+            name = f"odin-{secrets.token_hex(8)}"
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket.bind(f"\0{name}")
+            self.address = Address("", 0, name, token)
+        self._socket.listen(_BACKLOG)
+        self._socket.setblocking(False)
+
+    def accept(self, timeout_s: float = 60.0) -> Receiver:
+        """Wait for the upstream end and stop listening; connections without the token are dropped.
+
+        Raises
+        ------
+        ChannelClosedError
+            If nobody with the token connects in time, or :meth:`close` is called meanwhile.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        with self._lock:
+            if self._socket.fileno() < 0:
+                raise ChannelClosedError("the channel was closed before the previous stage connected")
+            self._accepting = True
+        with self._socket, self._stop, self._stopped, selectors.DefaultSelector() as selector:
+            knocking: dict[socket.socket, float] = {}  # and until when each may owe its hello, oldest first
+            try:
+                for waited_for in (self._socket, self._stopped):
+                    selector.register(waited_for, selectors.EVENT_READ)
+                while (now_s := time.monotonic()) < deadline_s:
+                    for late in [connection for connection, until_s in knocking.items() if until_s <= now_s]:
+                        _hang_up(late, knocking, selector)
+                    ready = [key.fileobj for key, _ in selector.select(min([deadline_s, *knocking.values()]) - now_s)]
+                    if self._stopped in ready:
+                        raise ChannelClosedError("the channel was closed before the previous stage connected")
+                    for connection in [connection for connection in knocking if connection in ready]:
+                        receiver = self._hear(connection, knocking, selector)
+                        if receiver is not None:
+                            return receiver
+                    if self._socket in ready:
+                        self._let_in(knocking, selector)
+            finally:
+                for connection in tuple(knocking):
+                    _hang_up(connection, knocking, selector)
+        raise ChannelClosedError(f"no previous stage connected within {timeout_s:.0f} s")
+
+    def _let_in(self, knocking: dict[socket.socket, float], selector: selectors.BaseSelector) -> None:
+        """Accept one connection, which then owes its hello."""
+        try:
+            connection, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # it has gone again
+            return
+        if len(knocking) >= _MAX_KNOCKING:
+            _hang_up(next(iter(knocking)), knocking, selector)
+        try:
+            _check_same_user(connection)
+            if not self.address.local:
+                # Not ready before the hello is there as a whole: one that comes in pieces keeps nobody busy.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, HELLO_NBYTES)
+        except (OSError, ChannelClosedError):
+            connection.close()
+            return
+        connection.setblocking(False)
+        knocking[connection] = time.monotonic() + _HELLO_TIMEOUT_S
+        selector.register(connection, selectors.EVENT_READ)
+
+    def _hear(
+        self, connection: socket.socket, knocking: dict[socket.socket, float], selector: selectors.BaseSelector
+    ) -> Receiver | None:
+        """Read the hello, which is there or never will be; ``None`` if it is a stranger's."""
+        selector.unregister(connection)
+        del knocking[connection]
+        try:
+            if self.address.local:
+                return ShmReceiver(connection, self.address.token)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            return TcpReceiver(connection, self.address.token)
+        except (OSError, ChannelClosedError):
+            connection.close()
+            return None
+
+    def close(self) -> None:
+        """Stop listening; wakes a waiting :meth:`accept`. Idempotent."""
+        with self._lock:
+            self._stop.close()
+            if not self._accepting:  # otherwise the thread that accepts closes what it waits for
+                self._socket.close()
+                self._stopped.close()
+
+
+def connect(address: Address, *, slots: int, slot_nbytes: int, credits: bool = True, timeout_s: float = 30.0) -> Sender:
+    """Open the upstream end of a channel.
+
+    Parameters
+    ----------
+    address
+        Where the downstream end listens.
+    slots, slot_nbytes
+        Size of the ring: so many requests wait in it before :meth:`odin.stages.channel.link.Sender.send` blocks.
+    credits
+        Whether the receiver frees slots; without, the sender calls ``release`` itself.
+
+    Raises
+    ------
+    ChannelClosedError
+        If there is no listener, or it refuses.
+    """
+    hello = Hello(address.token, slots, slot_nbytes, credits)
+    connection: socket.socket | None = None
+    try:
+        if address.local:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            connection.settimeout(timeout_s)
+            connection.connect(f"\0{address.name}")
+            return ShmSender(connection, hello)
+        connection = socket.create_connection((address.host, address.port), timeout=timeout_s)
+        return TcpSender(connection, hello)
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, OSError) and not isinstance(error, ChannelClosedError):
+            remedy = " (processes that do not share a network namespace need transport='tcp')" if address.local else ""
+            where = address.name if address.local else f"{address.host}:{address.port}"
+            raise ChannelClosedError(f"cannot connect to the stage at {where}: {error}{remedy}") from error
+        raise
+
+
+def open_ends(
+    listener: Listener, next_address: Address, *, slots: int, slot_nbytes: int, credits: bool = True
+) -> tuple[Sender, Receiver]:
+    """Connect to the next in the ring of stages and gateway, and accept the previous one, both at once.
+
+    Each accepts only while it connects onwards itself, so one after the other would wait in a circle.
+
+    Raises
+    ------
+    ChannelClosedError
+        As :func:`connect` and :meth:`Listener.accept`.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        accepting = pool.submit(listener.accept)
+        try:
+            sender = connect(next_address, slots=slots, slot_nbytes=slot_nbytes, credits=credits)
+        except BaseException:
+            listener.close()  # nobody waits for the previous stage any more
+            raise
+        try:
+            return sender, accepting.result()
+        except BaseException:
+            sender.close(graceful=False)
+            raise
+
+
+def _hang_up(connection: socket.socket, knocking: dict[socket.socket, float], selector: selectors.BaseSelector) -> None:
+    selector.unregister(connection)
+    del knocking[connection]
+    connection.close()
+
+
+def _check_same_user(connection: socket.socket) -> None:
+    """Refuse another user's process on a Unix socket; the memory it would map is ours."""
+    user = peer_user(connection)
+    if not is_trusted(user):
+        raise ChannelClosedError(f"a process of user {user} knocked")

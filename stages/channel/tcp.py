@@ -1,0 +1,260 @@
+"""The channel between two machines: header and tensors over one TCP connection.
+
+Each end has a thread and a ring of slots of its own, so that a transfer overlaps with computing: the sender copies
+into a slot and goes on, its thread puts the bytes on the wire; the receiver's thread reads the bytes into a free
+slot, and stops reading while there is none, so that TCP's own flow control holds the sender back. That may last as
+long as it likes; only silence of the other machine (:mod:`odin.stages.channel.silence`) ends a channel.
+
+Frame: header length ``u32``, header, then the slot's bytes up to the end of the last tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+
+import torch
+
+from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
+from odin.stages.channel.silence import KEEPALIVE, Silence, probe, segments_received
+from odin.stages.channel.slots import SlotMemory
+from odin.stages.channel.wire import Header, Kind, WireError, pack, unpack
+
+__all__ = ["TcpReceiver", "TcpSender", "tune"]
+
+_LENGTH = struct.Struct("<I")
+_MAX_HEADER_NBYTES = 256 * 1024
+_GOODBYE_TIMEOUT_S = 5.0
+_SEND_TIMEOUT = struct.Struct("@ll")
+"""``struct timeval``: seconds, microseconds."""
+
+
+def tune(connection: socket.socket) -> None:
+    """Send small frames at once."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _payload_nbytes(header: Header) -> int:
+    return max((meta.offset + meta.nbytes for meta in header.tensors), default=0)
+
+
+class TcpSender:
+    """Upstream end; see :class:`odin.stages.channel.link.Sender`.
+
+    Parameters
+    ----------
+    connection
+        A connected TCP socket; owned from now on.
+    hello
+        Size of the ring, and the token that the listener expects.
+    """
+
+    def __init__(self, connection: socket.socket, hello: Hello) -> None:
+        tune(connection)
+        probe(connection, receives=False, keepalive=KEEPALIVE)
+        try:
+            connection.sendall(hello.pack())
+            answer = connection.recv(1)
+        except OSError as error:
+            raise ChannelClosedError(f"the receiver refused the channel: {error}") from error
+        if answer != b"+":
+            raise ChannelClosedError("the receiver refused the channel: its token is another")
+        connection.settimeout(None)
+        # A blocked send comes back now and then to look after the peer; the socket itself stays a blocking one.
+        self._look_s = KEEPALIVE.silence_s / Silence.LOOKS
+        whole_s, part_s = divmod(self._look_s, 1)
+        connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT.pack(int(whole_s), int(1e6 * part_s))
+        )
+        self._silence = Silence(KEEPALIVE.silence_s)
+        self.memory = SlotMemory(hello.slots, hello.slot_nbytes)
+        self._connection = connection
+        self._credits = hello.credits
+        self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        for slot in range(hello.slots):
+            self._free.put(slot)
+        self._outgoing: queue.SimpleQueue[Header | None] = queue.SimpleQueue()
+        self._sent = (-1, 0)  # request and slot of the last one
+        self._broken: str | None = None
+        self._thread = threading.Thread(target=self._transmit, name="odin-tcp-send", daemon=True)
+        self._thread.start()
+
+    def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
+        """See :meth:`odin.stages.channel.link.Sender.send`."""
+        slot = -1
+        try:
+            slot = self._take_slot() if tensors else 0
+            if self._broken is not None:
+                raise ChannelClosedError(self._broken)
+            metas = self.memory.write(slot, tensors)
+            self._sent = (header.request, slot)
+        except BaseException:
+            if tensors and slot >= 0 and self._sent != (header.request, slot):
+                self._free.put(slot)
+            raise
+        self._outgoing.put(header._replace(slot=slot, tensors=metas))
+        return slot
+
+    def release(self, slot: int) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.release`."""
+        self._free.put(slot)
+
+    def sent(self, request: int) -> int | None:
+        """See :meth:`odin.stages.channel.link.Sender.sent`."""
+        number, slot = self._sent
+        return slot if number == request else None
+
+    def _take_slot(self) -> int:
+        slot = self._free.get()
+        if slot is None:
+            self._free.put(None)
+            raise ChannelClosedError(self._broken or "the channel was closed")
+        return slot
+
+    def _transmit(self) -> None:
+        try:
+            while (header := self._next_header()) is not None:
+                data = pack(header)
+                self._put(memoryview(_LENGTH.pack(len(data)) + data))
+                nbytes = _payload_nbytes(header)
+                if nbytes:
+                    self._put(self.memory.buffer(header.slot, nbytes))
+                if header.tensors and self._credits:  # empty tensors took a slot too
+                    self._free.put(header.slot)
+        except OSError as error:
+            self._break(f"the next stage is gone ({error})")
+
+    def _next_header(self) -> Header | None:
+        while True:
+            try:
+                return self._outgoing.get(timeout=self._look_s)
+            except queue.Empty:
+                self._look_after_peer()
+
+    def _put(self, view: memoryview) -> None:
+        """Send all of it, however long the receiver takes."""
+        while True:
+            try:
+                sent = self._connection.send(view)
+            except BlockingIOError:  # not a byte in all that time
+                sent = 0
+            view = view[sent:]
+            if not len(view):
+                return
+            self._look_after_peer()
+
+    def _look_after_peer(self) -> None:
+        count = segments_received(self._connection)
+        if count is not None and self._silence.look(count, time.monotonic()):
+            raise TimeoutError(f"nothing was heard of its machine for {KEEPALIVE.silence_s} s")
+
+    def _break(self, reason: str) -> None:
+        self._broken = self._broken or reason
+        self._free.put(None)
+
+    def close(self, *, graceful: bool = True) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.close`."""
+        if graceful and self._broken is None:
+            self._outgoing.put(Header(Kind.CLOSE, 0))
+            self._outgoing.put(None)
+            self._thread.join(_GOODBYE_TIMEOUT_S)
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_WR)
+                self._connection.settimeout(_GOODBYE_TIMEOUT_S)
+                while self._connection.recv(64):  # until the receiver has read everything and closed
+                    pass
+        self._break("the channel was closed")
+        self._outgoing.put(None)
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._thread.join(_GOODBYE_TIMEOUT_S)  # before its descriptor's number can become another file's
+        self._connection.close()
+
+
+class TcpReceiver:
+    """Downstream end; see :class:`odin.stages.channel.link.Receiver`.
+
+    Parameters
+    ----------
+    connection
+        An accepted TCP socket; owned from now on.
+    token
+        The token that the sender must show.
+    """
+
+    def __init__(self, connection: socket.socket, token: bytes) -> None:
+        tune(connection)
+        probe(connection, receives=True, keepalive=KEEPALIVE)
+        data = bytearray(HELLO_NBYTES)
+        if not _read_exactly(connection, memoryview(data)) or (hello := Hello.unpack(bytes(data), token)) is None:
+            raise ChannelClosedError("a stranger knocked: wrong token")
+        connection.sendall(b"+")
+        connection.settimeout(None)  # before the thread starts: an idle channel must not time out
+        self.memory = SlotMemory(hello.slots, hello.slot_nbytes)
+        self._connection = connection
+        self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        for slot in range(hello.slots):
+            self._free.put(slot)
+        self._incoming: queue.SimpleQueue[Message | str] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._collect, name="odin-tcp-receive", daemon=True)
+        self._thread.start()
+
+    def receive(self) -> Message:
+        """See :meth:`odin.stages.channel.link.Receiver.receive`."""
+        message = self._incoming.get()
+        if isinstance(message, str):
+            self._incoming.put(message)
+            raise ChannelClosedError(message)
+        return message
+
+    def _collect(self) -> None:
+        reason = "the previous stage is gone"
+        try:
+            while (message := self._read_message()) is not None:
+                self._incoming.put(message)
+        except (OSError, ValueError) as error:
+            reason = f"{reason} ({error})"
+        self._incoming.put(reason)
+
+    def _read_message(self) -> Message | None:
+        length = bytearray(_LENGTH.size)
+        if not _read_exactly(self._connection, memoryview(length)):
+            return None
+        (nbytes,) = _LENGTH.unpack(length)
+        if nbytes > _MAX_HEADER_NBYTES:
+            raise WireError(f"header of {nbytes} bytes; at most {_MAX_HEADER_NBYTES} are allowed")
+        data = bytearray(nbytes)
+        if not _read_exactly(self._connection, memoryview(data)):
+            return None
+        header = unpack(bytes(data))
+        if header.tensors:
+            self.memory.check(header.tensors)
+            slot = self._free.get()
+            if slot is None or not _read_exactly(self._connection, self.memory.buffer(slot, _payload_nbytes(header))):
+                return None
+            header = header._replace(slot=slot)
+        # The clocks of two machines cannot be compared: queueing counts from the arrival here.
+        return Message(header._replace(sent_s=time.perf_counter()), self.memory, self._free.put)
+
+    def close(self) -> None:
+        """See :meth:`odin.stages.channel.link.Receiver.close`."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._free.put(None)
+        self._thread.join(_GOODBYE_TIMEOUT_S)  # before its descriptor's number can become another file's
+        self._connection.close()
+
+
+def _read_exactly(connection: socket.socket, view: memoryview) -> bool:
+    """Fill ``view``; ``False`` if the connection ends first."""
+    while len(view):
+        received = connection.recv_into(view)
+        if received == 0:
+            return False
+        view = view[received:]
+    return True

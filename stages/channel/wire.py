@@ -1,0 +1,168 @@
+"""The header that travels with a request: a small fixed binary format, never pickle.
+
+Layout, little-endian, no padding::
+
+    magic u16 | version u8 | kind u8 | keep NaN u8 | request u64 | epoch u32 | left f64 | sent f64 | slot u32
+    tensors u16 | timings u32 | error u32                                          (byte counts for the last two)
+    per tensor: dtype u8 | dimensions u8 | offset u64 | bytes u64 | shape i64 x d | strides i64 x d
+    timings: records of odin.monitor.timing, one appended by each stage
+    error:   four UTF-8 strings, each with its length as u32
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["DTYPES", "DTYPE_CODES", "Failure", "Header", "Kind", "TensorMeta", "WireError", "pack", "unpack"]
+
+MAGIC, VERSION = 0x0D14, 2
+_FIXED = struct.Struct("<HBB?QIddIHII")
+_TENSOR = struct.Struct("<BBQQ")
+_LENGTHS = struct.Struct("<IIII")
+
+DTYPES: tuple[torch.dtype, ...] = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.int32,
+    torch.int64, torch.bool, torch.complex64, torch.complex128, torch.uint16, torch.uint32, torch.uint64,
+    torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
+    torch.complex32,
+)  # fmt: skip
+"""Index in this tuple = code on the wire; append only."""
+DTYPE_CODES: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES)}
+
+
+class WireError(ValueError):
+    """Bytes that are not a header of this version."""
+
+
+class Kind(enum.IntEnum):
+    """What a message says."""
+
+    REQUEST = 0
+    ERROR = 1  #: the request failed in a stage; later stages pass it on untouched
+    CLOSE = 2  #: the sender is done; nothing follows
+    LOST = 3  #: the sender's predecessor is gone; ``request`` is the index of the lost stage
+
+
+_KINDS = frozenset(Kind)
+
+
+class TensorMeta(NamedTuple):
+    """Where a tensor's bytes lie in its slot and how to read them; ``dtype`` is a wire code, strides in elements."""
+
+    dtype: int
+    offset: int
+    nbytes: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Failure(NamedTuple):
+    """A failure inside a stage, as text: where, the exception's type, its message and its traceback."""
+
+    where: str
+    kind: str
+    message: str
+    traceback: str
+
+
+class Header(NamedTuple):
+    """One message between stages.
+
+    Attributes
+    ----------
+    left_s
+        Seconds after ``sent_s`` from which on no stage starts on the request; infinity for no deadline. A time left and
+        not a time of day: clocks of two machines cannot be compared.
+    sent_s
+        The sender's monotonic clock, comparable within one machine only; receivers on another machine replace it.
+    slot
+        Slot of the channel that holds the tensors.
+    timings
+        Records of :mod:`odin.monitor.timing`, oldest first, not decoded on the way.
+    keep_nan
+        A stage found NaN, or values so large that it could arise, which the fastest kernels would lose: the stages
+        after it take those that keep it.
+    """
+
+    kind: Kind
+    request: int
+    epoch: int = 0
+    left_s: float = float("inf")
+    sent_s: float = 0.0
+    slot: int = 0
+    tensors: tuple[TensorMeta, ...] = ()
+    timings: bytes = b""
+    failure: Failure | None = None
+    keep_nan: bool = False
+
+
+def pack(header: Header) -> bytes:
+    """Encode a header."""
+    error = b""
+    if header.failure is not None:
+        texts = [text.encode("utf-8", "replace")[:20_000] for text in header.failure]
+        error = _LENGTHS.pack(*map(len, texts)) + b"".join(texts)
+    parts = [
+        _FIXED.pack(
+            MAGIC, VERSION, header.kind, header.keep_nan, header.request, header.epoch, header.left_s,
+            header.sent_s, header.slot, len(header.tensors), len(header.timings), len(error),
+        )
+    ]  # fmt: skip
+    for meta in header.tensors:
+        dimensions = len(meta.shape)
+        parts.append(_TENSOR.pack(meta.dtype, dimensions, meta.offset, meta.nbytes))
+        parts.append(struct.pack(f"<{2 * dimensions}q", *meta.shape, *meta.strides))
+    parts.append(header.timings)
+    parts.append(error)
+    return b"".join(parts)
+
+
+def unpack(data: bytes | memoryview) -> Header:
+    """Decode a header.
+
+    Raises
+    ------
+    WireError
+        If the bytes are not a header of this version.
+    """
+    try:
+        fields = _FIXED.unpack_from(data, 0)
+        magic, version, kind, keep_nan, request, epoch, left_s, sent_s, slot, tensors, timings, error = fields
+        if (magic, version) != (MAGIC, VERSION):
+            raise WireError(
+                f"header begins with {magic:#06x} version {version}, expected {MAGIC:#06x} version {VERSION}"
+            )
+        offset, metas = _FIXED.size, []
+        for _ in range(tensors):
+            dtype, dimensions, start, nbytes = _TENSOR.unpack_from(data, offset)
+            offset += _TENSOR.size
+            sizes = struct.unpack_from(f"<{2 * dimensions}q", data, offset)
+            offset += 16 * dimensions
+            metas.append(TensorMeta(dtype, start, nbytes, sizes[:dimensions], sizes[dimensions:]))
+            if dtype >= len(DTYPES) or min(sizes, default=0) < 0:
+                raise WireError(f"tensor of dtype code {dtype} with sizes and strides {sizes}")
+        if offset + timings + error != len(data):
+            raise WireError(f"header of {len(data)} bytes, {offset + timings + error} expected")
+        if kind not in _KINDS:
+            raise WireError(f"header of unknown kind {kind}")
+        timing_bytes = bytes(data[offset : offset + timings])
+        failure = _unpack_failure(data, offset + timings, error) if error else None
+        return Header(Kind(kind), request, epoch, left_s, sent_s, slot, tuple(metas), timing_bytes, failure, keep_nan)
+    except struct.error as cause:
+        raise WireError(f"header of {len(data)} bytes ends early") from cause
+
+
+def _unpack_failure(data: bytes | memoryview, offset: int, nbytes: int) -> Failure:
+    lengths = _LENGTHS.unpack_from(data, offset)
+    offset += _LENGTHS.size
+    if _LENGTHS.size + sum(lengths) != nbytes:
+        raise WireError(f"failure texts of {lengths} bytes in a field of {nbytes}")
+    texts = []
+    for length in lengths:
+        texts.append(bytes(data[offset : offset + length]).decode("utf-8", "replace"))
+        offset += length
+    return Failure(*texts)

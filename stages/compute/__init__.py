@@ -1,0 +1,1 @@
+"""Layers on a device: timed execution, and weights where every stage reads them."""

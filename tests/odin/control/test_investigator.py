@@ -1,0 +1,118 @@
+"""Who disturbs a stage, put together from its timings and a look around."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from patience import PROMPT_S
+
+from odin.control.investigator import Investigator
+from odin.monitor.attribution.culprits import CulpritReport
+from odin.monitor.attribution.surroundings import Surroundings
+from odin.monitor.events import Culprit
+from odin.monitor.timing import StageTiming
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies import Setting
+from odin.stages.device import Device
+
+SETTING = Setting(Plan((2, 2)), np.full((2, 4), 0.05), np.zeros(5), np.zeros(5), np.array([10.0, 50.0, 10.0, 50.0]))
+STRESS = Culprit(4242, "stress-ng", 0.5)
+DEVICES = (Device.parse("cpu:0"), Device.parse("cpu:1"))
+QUIET = [StageTiming(1, 2, 4, 0.0, 0.1, 0.1, 0.0, 0.0, (0.05, 0.05))] * 10
+PREEMPTED = [StageTiming(1, 2, 4, 0.0, 0.2, 0.1, 0.1, 0.0, (0.1, 0.1))] * 10
+
+
+class Bench:
+    def __init__(self, look):
+        self.events, self.now_s, self.slept = [], 0.0, 0
+        self.told = threading.Event()
+        self.investigator = Investigator(
+            SETTING, DEVICES, look=look, emit=self.emit, clock=lambda: self.now_s, sleep=self.sleep
+        )
+
+    def emit(self, event):
+        self.events.append(event)
+        self.told.set()
+
+    def sleep(self, seconds):
+        self.now_s += seconds
+        self.slept += 1
+
+
+def test_a_stressor_is_named_with_what_it_does():
+    asked = []
+
+    def look(stage):
+        asked.append(stage)
+        return Surroundings(CulpritReport((STRESS,)))
+
+    bench = Bench(look)
+    bench.investigator.investigate(1, QUIET, lambda: PREEMPTED)
+    assert bench.told.wait(PROMPT_S)
+    (found,) = bench.events
+    assert (found.stage, found.interference, found.culprits, found.note) == (1, "CPU share", (STRESS,), "")
+    assert asked == [1]
+    assert bench.slept == 0
+    bench.investigator.close()
+
+
+def test_it_waits_for_a_few_requests_but_not_for_ever():
+    bench = Bench(lambda stage: Surroundings(CulpritReport((STRESS,))))
+    found = bench.investigator.solve(1, QUIET, lambda: PREEMPTED[:1])
+    assert 1.9 < bench.now_s < 2.2
+    assert (found.interference, found.culprits) == ("CPU share", (STRESS,))
+    bench.investigator.close()
+
+
+def test_a_load_from_the_start_is_compared_with_the_profile():
+    bench = Bench(lambda stage: Surroundings(CulpritReport((STRESS,))))
+    found = bench.investigator.solve(1, [], lambda: PREEMPTED)
+    assert (found.interference, found.culprits, found.note) == ("CPU share", (STRESS,), "")
+    bench.investigator.close()
+
+
+def test_without_timings_the_culprit_is_still_named_and_the_kind_unknown():
+    bench = Bench(lambda stage: Surroundings(CulpritReport((STRESS,))))
+    found = bench.investigator.solve(1, QUIET, list)
+    assert (found.interference, found.culprits) == ("unknown", (STRESS,))
+    assert found.note
+    bench.investigator.close()
+
+
+def test_where_one_cannot_look_it_says_so():
+    def look(stage):
+        raise PermissionError("not allowed")
+
+    bench = Bench(look)
+    found = bench.investigator.solve(1, QUIET, lambda: PREEMPTED)
+    assert (found.interference, found.culprits) == ("CPU share", ())
+    assert "could not look around: not allowed" in found.note
+    bench.investigator.close()
+
+
+def test_a_quota_is_scaled_to_the_requests_it_was_watched_beside():
+    # Throttled for half of the 0.4 s that were watched: half of the disturbed requests' 2 s, all of their added time.
+    bench = Bench(lambda stage: Surroundings(CulpritReport(()), throttled_s=0.2, interval_s=0.4))
+    found = bench.investigator.solve(1, QUIET, lambda: PREEMPTED)
+    assert found.interference == "throttling"
+    bench.investigator.close()
+
+
+def test_one_case_at_a_time_for_each_stage():
+    gate, asked = threading.Event(), []
+
+    def look(stage):
+        asked.append(stage)
+        gate.wait(PROMPT_S)
+        return Surroundings(CulpritReport(()))
+
+    bench = Bench(look)
+    for _ in range(5):
+        bench.investigator.investigate(1, QUIET, lambda: PREEMPTED)
+    gate.set()
+    assert bench.told.wait(PROMPT_S)
+    assert asked == [1]
+    bench.investigator.close()
+    bench.investigator.investigate(0, QUIET, lambda: PREEMPTED)  # after the end: nothing
+    assert asked == [1]

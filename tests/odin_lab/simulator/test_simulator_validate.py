@@ -1,0 +1,182 @@
+"""Live runs simulated: here the 'live' run is made up by another simulation of stages, and written as an event log."""
+
+import math
+
+import numpy as np
+import pytest
+
+from odin.monitor.eventlog import EventLog
+from odin.monitor.events import (
+    LoadChanged,
+    PlanChanged,
+    PolicyChanged,
+    RequestDone,
+    RunEnded,
+    RunStarted,
+    StageDescription,
+)
+from odin.monitor.timing import RequestTimeline, StageTiming
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies import make_policy
+from odin.partitioner.transfer import DEFAULT_HOP_S
+from odin_lab.simulator import Event, Interference, World, simulate
+from odin_lab.simulator.liverun import read_live_run
+from odin_lab.simulator.validate import replay, simulate_like, twin_of, validate
+from odin_lab.timings import synthetic_timings
+
+LAYERS, SEND_S, RECEIVE_S, ORIGIN_S = 8, 0.0004, DEFAULT_HOP_S / 2, 1000.0
+
+
+class Watching:
+    """A policy that keeps what another one is told."""
+
+    def __init__(self, policy):
+        self.policy, self.name = policy, policy.name
+
+    def start(self, setting):
+        self.seen = []
+        self.policy.start(setting)
+
+    def decide(self, observation):
+        self.seen.append(observation)
+        return self.policy.decide(observation)
+
+
+def world_of(noise="measured"):
+    table = synthetic_timings(LAYERS)
+    free = np.zeros(LAYERS + 1)
+    base_s = np.array([table.baseline_s(), 1.2 * table.baseline_s()])
+    slowdown = {"load": table.slowdown("cpu-100"), "beside": np.full(LAYERS, 1.1)}
+    measured = World.from_timings(table, devices=1, noise=noise).noise
+    return World.of(base_s, send_s=free + SEND_S, receive_s=free + RECEIVE_S, slowdown=slowdown, noise=measured)
+
+
+def write_run(path, world, *, policy="static", requests=600, spans=((5.0, 12.0), (20.0, 26.0)), **options):
+    """Simulate, and write what live stages would have told. Loads are on the second device and felt on the first."""
+    events = [Event(device, ("beside", "load")[device], *span) for span in spans for device in (0, 1)]
+    watching = Watching(make_policy(policy))
+    run = simulate(world, watching, requests=requests, interference=Interference(tuple(events), "seconds"),
+                   in_flight=4, truth="hidden", **options)  # fmt: skip
+    lines = [
+        LoadChanged(ORIGIN_S + at_s, "cpu", "cpu@cpu:1", "cpu:1", intensity, 7)
+        for span in spans
+        for at_s, intensity in zip(span, (1.0, 0.0), strict=True)
+        if at_s < math.inf
+    ]
+    left_s = np.full((requests + 2, 2), -math.inf)  # two rows ahead: nobody waits for requests before the first
+    handed_s = np.zeros((requests + 1, 2))
+    for index, seen in enumerate(watching.seen):
+        row, at_s, timings = index + 2, run.submitted_s[index] + SEND_S, []
+        for stage, (first, last) in enumerate(seen.plan.ranges):
+            begin_s = max(at_s, left_s[row - 1, stage]) + RECEIVE_S
+            done_s = begin_s + seen.stage_s[stage]
+            slot_s = left_s[row - 2, 1] if stage == 0 else -math.inf
+            left_s[row, stage] = max(done_s, slot_s) + SEND_S
+            handed_s[index + 1, stage] = left_s[row, stage] - done_s
+            queue_s, told_s = begin_s - at_s, handed_s[index, stage]
+            layer_s = tuple(seen.layer_s[first:last])
+            timings.append(StageTiming(stage, first, last, queue_s, seen.stage_s[stage], 0.0, 0.0, told_s, layer_s))
+            at_s = left_s[row, stage]
+        times = (ORIGIN_S + run.submitted_s[index], ORIGIN_S + run.finished_s[index])
+        lines.append(RequestDone(times[1], RequestTimeline(index, 0, *times, tuple(timings))))
+    for request, decision in run.decisions:
+        at_s = ORIGIN_S + run.finished_s[request - 1]
+        lines.append(PlanChanged(at_s, request, 1, (), tuple(decision.plan), decision.kind, "", math.nan, 0.009))
+    describe = [StageDescription(f"cpu:{i}", "", 0, tuple(0.9 * world.baseline_s[i])) for i in (0, 1)]
+    names = tuple(f"layer{i}" for i in range(LAYERS))
+    plan = tuple(watching.seen[0].plan)
+    started = RunStarted(ORIGIN_S - 1, 0.0, "made up", names, tuple(describe), plan, policy, 4)
+    with EventLog(path) as log:
+        log.append(started)
+        for line in sorted(lines, key=lambda line: line.at_s):
+            log.append(line)
+        log.append(RunEnded(ORIGIN_S + 1 + run.finished_s[-1], "closed", requests, 0))
+    return run
+
+
+def test_a_replay_is_exact_where_the_stages_behave_as_modelled(tmp_path):
+    run = write_run(tmp_path / "run.jsonl", world_of())
+    live = read_live_run(tmp_path / "run.jsonl")
+
+    hz, p99_s = replay(live)
+
+    assert live.is_closed_loop
+    np.testing.assert_allclose(live.throughput_hz, run.throughput_hz)
+    assert hz == pytest.approx(run.throughput_hz, rel=1e-4)  # the gateway's own way out is not in it
+    assert p99_s == pytest.approx(np.percentile(run.latency_s, 99), rel=1e-3)
+
+
+def test_truth_is_found_in_the_run(tmp_path):
+    world = world_of(noise="none")
+    write_run(tmp_path / "run.jsonl", world, plan=Plan((4, 4)))
+    live = read_live_run(tmp_path / "run.jsonl")
+
+    twin = twin_of(live)
+
+    assert [(span.stage, span.start_s, span.end_s) for span in live.loads] == [(1, 5.0, 12.0), (1, 20.0, 26.0)]
+    own = [(0, slice(0, 4)), (1, slice(4, 8))]  # the layers that each stage had
+    for stage, layers in own:
+        np.testing.assert_allclose(twin.world.baseline_s[stage, layers], world.baseline_s[stage, layers], rtol=1e-6)
+        slowdown = twin.world.effect((f"cpu@cpu:1*1 seen by stage {stage}",))
+        np.testing.assert_allclose(slowdown[layers], world.slowdown[("beside", "load")[stage]][layers], rtol=1e-6)
+    # Of others it is known what the profile said, and that this stage is so much slower than its profile.
+    np.testing.assert_allclose(twin.world.baseline_s[0, 4:], world.baseline_s[0, 4:], rtol=1e-6)
+    np.testing.assert_allclose(twin.told.baseline_s, 0.9 * world.baseline_s)
+    np.testing.assert_allclose(twin.world.send_s, SEND_S)
+
+
+@pytest.mark.parametrize("policy", ["static", "predictive", "odin:alpha=2"])
+def test_a_run_s_twin_comes_to_the_same(tmp_path, policy):
+    run = write_run(tmp_path / "run.jsonl", world_of(), policy=policy, requests=900, seed=11)
+
+    validation = validate(tmp_path / "run.jsonl", seeds=3)
+
+    assert (validation.policy, validation.name) == (policy, "made up, 2 stages, 900 requests, 2 loads")
+    assert validation.live_hz == pytest.approx(run.throughput_hz)
+    assert validation.live_p99_s == pytest.approx(np.percentile(run.latency_s, 99))
+    assert validation.simulated_hz == pytest.approx(validation.live_hz, rel=0.05)
+    assert validation.simulated_p99_s == pytest.approx(validation.live_p99_s, rel=0.15)
+
+
+def test_open_arrivals_come_as_they_came(tmp_path):
+    write_run(tmp_path / "run.jsonl", world_of(noise="none"), requests=200, arrivals="poisson:8", spans=((5.0, 12.0),))
+    live = read_live_run(tmp_path / "run.jsonl")
+
+    (run,) = simulate_like(live)
+
+    assert not live.is_closed_loop
+    np.testing.assert_allclose(run.arrived_s, live.submitted_s)
+    np.testing.assert_allclose(run.finished_s, live.finished_s, atol=2e-3)
+
+
+def test_what_loads_do_may_come_from_a_table(tmp_path):
+    write_run(tmp_path / "run.jsonl", world_of(noise="none"))
+    table = synthetic_timings(LAYERS, seed=5)
+
+    twin = twin_of(read_live_run(tmp_path / "run.jsonl"), table=table)
+
+    np.testing.assert_allclose(twin.world.effect(("cpu@cpu:1*1 seen by stage 1",)), table.slowdown("cpu-100"))
+    np.testing.assert_allclose(twin.world.effect(("cpu@cpu:1*1 seen by stage 0",)), 1.0)
+    with pytest.raises(ValueError, match="9 layers, the run 8"):
+        validate(tmp_path / "run.jsonl", table=synthetic_timings(9))
+
+
+def test_only_what_comes_before_another_policy_counts(tmp_path):
+    write_run(tmp_path / "run.jsonl", world_of(), requests=200, spans=((1.0, 3.0),))
+    whole = read_live_run(tmp_path / "run.jsonl")
+    with EventLog(tmp_path / "run.jsonl", append=True) as log:
+        log.append(PolicyChanged(ORIGIN_S + whole.finished_s[149] + 1e-6, "odin:alpha=2"))
+
+    assert len(read_live_run(tmp_path / "run.jsonl").finished_s) == 150
+
+
+def test_runs_that_cannot_be_simulated(tmp_path):
+    write_run(tmp_path / "short.jsonl", world_of(), requests=10)
+    with pytest.raises(ValueError, match="10 whole requests"):
+        validate(tmp_path / "short.jsonl")
+
+    write_run(tmp_path / "hand.jsonl", world_of(), requests=100)
+    with EventLog(tmp_path / "hand.jsonl", append=True) as log:
+        log.append(PlanChanged(ORIGIN_S + 1.0, 9, 1, (4, 4), (3, 5), "migrate", "asked for", math.nan, 0.01))
+    with pytest.raises(ValueError, match="moved by hand after request 9"):
+        validate(tmp_path / "hand.jsonl")
