@@ -34,7 +34,7 @@ from odin_lab.simulator.detection import (
     LIMIT,
     QUIET,
     SLOWDOWNS,
-    Contender,
+    Candidate,
     Delay,
     Noise,
     drifting,
@@ -139,30 +139,30 @@ def cuttings(trace: Trace, *, count: int, length: int, random: np.random.Generat
 
 # ---------------------------------------------------------------- measuring
 def measure(
-    name: str, contender: Contender, kind: str, noise: Noise, *, rounds: int, seed: int, quiet: int, slow: bool
+    name: str, candidate: Candidate, kind: str, noise: Noise, *, rounds: int, seed: int, quiet: int, slow: bool
 ) -> Row:
     """One detector under one kind of noise; every detector of the same round gets the same samples."""
     slowdowns = SLOWDOWNS if slow else ()
-    found = measure_detector(contender, noise, rounds=rounds, seed=seed, quiet=quiet, slowdowns=slowdowns)
+    found = measure_detector(candidate, noise, rounds=rounds, seed=seed, quiet=quiet, slowdowns=slowdowns)
     return Row(name, kind, found.false_alarms / found.undisturbed * 10_000, found.undisturbed, found.delays)
 
 
-def measure_trace(name: str, contender: Contender, trace: Trace, *, rounds: int, seed: int) -> Row:
+def measure_trace(name: str, candidate: Candidate, trace: Trace, *, rounds: int, seed: int) -> Row:
     """One detector on one recorded trace; the bound takes the noise for normal, by its median absolute deviation."""
     skip = min(CALIBRATION, len(trace.samples) // 4)
     stages = trace.samples.shape[1]
-    alarms = false_alarms(contender.make(stages), trace.samples, skip=skip, moves=trace.moves)
+    alarms = false_alarms(candidate.make(stages), trace.samples, skip=skip, moves=trace.moves)
     undisturbed = int((~np.isnan(trace.samples[skip:])).sum())
     middle = np.nanmedian(trace.samples, axis=0)
     sigma = 1.4826 * float(np.nanmedian(np.abs(trace.samples - middle)))
-    count = max(1, contender.streams // stages)
+    count = max(1, candidate.streams // stages)
     delays = []
     for slowdown in SLOWDOWNS:
         seen = []
         for round_index in range(rounds):
             random = np.random.default_rng([seed, round_index])
             samples = cuttings(trace, count=count, length=CALIBRATION + 2 * LIMIT, random=random)
-            detector = contender.make(samples.shape[1])
+            detector = candidate.make(samples.shape[1])
             seen.append(sightings(detector, samples, slowdown, calibration=CALIBRATION, limit=LIMIT))
         delays.append(to_delay(slowdown, seen, least_delay(slowdown, sigma)))
     kind = f"{trace.name} (sigma {sigma:.3f})"
@@ -203,7 +203,7 @@ def cell(delay: Delay, *, end: bool) -> str:
     return f"{told}, {missed:{'.1%' if missed < 0.1 else '.0%'}} > {LIMIT}"
 
 
-def verdict(rows: Iterable[Row], *, noise: str, detector: str) -> str:
+def target_text(rows: Iterable[Row], *, noise: str, detector: str) -> str:
     """Whether the target holds, in a line."""
     (row,) = (row for row in rows if (row.noise, row.detector) == (noise, detector))
     worst = max((delay for delay in row.delays if delay.slowdown >= 1.25), key=lambda delay: delay.ratio)
@@ -229,13 +229,13 @@ def main() -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     many, few = (100, 8) if arguments.quick else (400, 16)
-    contenders = {
-        "CUSUM": Contender(lambda streams: CusumDetector(streams, arl=ARL), many),
-        "threshold 20 %": Contender(ThresholdDetector, many),
+    candidates = {
+        "CUSUM": Candidate(lambda streams: CusumDetector(streams, arl=ARL), many),
+        "threshold 20 %": Candidate(ThresholdDetector, many),
     }
     if importlib.util.find_spec("river") is not None:
-        contenders["Page-Hinkley (river)"] = Contender(PageHinkleyDetector, few)
-        contenders["ADWIN (river)"] = Contender(AdwinDetector, few)
+        candidates["Page-Hinkley (river)"] = Candidate(PageHinkleyDetector, few)
+        candidates["ADWIN (river)"] = Candidate(AdwinDetector, few)
     else:
         print("without river's detectors, which are not installed: pip install 'odin-pipeline[compare]'")
     kinds = {f"CV {cv:.0%}": (log_normal(cv), True) for cv in (0.05, 0.1, 0.2)}
@@ -247,22 +247,22 @@ def main() -> int:
     results: list[Row] = []
     for kind, (noise, slow) in kinds.items():
         rows = [
-            measure(name, contender, kind, noise, rounds=rounds, seed=arguments.seed, quiet=quiet, slow=slow)
-            for name, contender in contenders.items()
+            measure(name, candidate, kind, noise, rounds=rounds, seed=arguments.seed, quiet=quiet, slow=slow)
+            for name, candidate in candidates.items()
         ]
         show(kind, rows, environment)
         results += rows
     for trace in traces:
         try:
             rows = [
-                measure_trace(name, contender, trace, rounds=rounds, seed=arguments.seed)
-                for name, contender in contenders.items()
+                measure_trace(name, candidate, trace, rounds=rounds, seed=arguments.seed)
+                for name, candidate in candidates.items()
             ]
         except ValueError as error:
             parser.error(str(error))
         show(rows[0].noise, rows, environment)
         results += rows
-    print(verdict(results, noise="CV 10%", detector="CUSUM"))
+    print(target_text(results, noise="CV 10%", detector="CUSUM"))
     write_result(arguments.output, environment=environment, parameters=vars(arguments), results=results)
     return 0
 

@@ -12,9 +12,9 @@ import odin
 import odin_lab.feeding
 from odin.monitor.events import PlanChanged
 from odin.monitor.timing import RequestTimeline
-from odin_lab.feeding import Recorder
+from odin_lab.feeding import KeptEvents
 
-__all__ = ["Feeder", "Recorder"]
+__all__ = ["Feeder", "KeptEvents"]
 
 
 class Feeder(odin_lab.feeding.Feeder):
@@ -30,7 +30,7 @@ class Feeder(odin_lab.feeding.Feeder):
         Takes the pipeline's events.
     """
 
-    def __init__(self, pipe: odin.Pipeline, x: torch.Tensor, recorder: Recorder) -> None:
+    def __init__(self, pipe: odin.Pipeline, x: torch.Tensor, recorder: KeptEvents) -> None:
         super().__init__(lambda _: pipe.submit(x), in_flight=pipe.max_in_flight)
         self.pipe = pipe
         self.recorder = recorder

@@ -18,7 +18,7 @@ import torch
 
 import odin
 from benchmarks.common import Environment, add_arguments, paired_ratio, report, summarize, with_quartiles, write_result
-from benchmarks.feeding import Feeder, Recorder
+from benchmarks.feeding import Feeder, KeptEvents
 from odin.monitor.events import PlanChanged, RunStarted, SlowdownChanged
 from odin.partitioner.transfer import measure_transfer
 from odin.stages.device import usable_cores
@@ -36,7 +36,7 @@ class Stretch(NamedTuple):
     plan: str
 
 
-def passed(recorder: Recorder, end_s: float) -> bool:
+def passed(recorder: KeptEvents, end_s: float) -> bool:
     """Whether a request has finished after ``end_s``."""
     return recorder.timelines(-1)[0].completed_s >= end_s
 
@@ -54,7 +54,7 @@ def main() -> int:
         arguments.rounds, arguments.seconds = 1, 10.0
     environment = Environment.collect()
     torch.set_num_threads(1)
-    recorder = Recorder()
+    recorder = KeptEvents()
     stages = [f"cpu:{core}" for core in usable_cores()[:2]]
     kept: dict[str, list[Stretch]] = {arguments.policy: [], "static": []}
     with odin.Pipeline(

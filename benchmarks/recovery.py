@@ -32,7 +32,7 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-from benchmarks.feeding import Feeder, Recorder
+from benchmarks.feeding import Feeder, KeptEvents
 from odin.monitor.events import LoadChanged, PlanChanged
 from odin.monitor.timing import RequestTimeline
 from odin.partitioner.balance.exact import fluid_bound_hz
@@ -44,7 +44,7 @@ POLICIES = ("predictive", "odin:alpha=10", "lls", "static")
 _FAR_WORSE = 0.75
 
 
-class Trial(NamedTuple):
+class Recovery(NamedTuple):
     """One policy under the load.
 
     Attributes
@@ -86,7 +86,7 @@ def bound_hz(pipe: odin.Pipeline, timelines: list[RequestTimeline]) -> float:
     return fluid_bound_hz(times_s)
 
 
-def compare(feeder: Feeder, oracle: odin.Plan, begin_s: float, *, turns: int, count: int) -> Trial:
+def compare(feeder: Feeder, oracle: odin.Plan, begin_s: float, *, turns: int, count: int) -> Recovery:
     """Measure the present plan and the oracle's in turns; the load arrived at ``begin_s``."""
     pipe, recorder = feeder.pipe, feeder.recorder
     moves = recorder.of(PlanChanged, since_s=begin_s)
@@ -104,7 +104,7 @@ def compare(feeder: Feeder, oracle: odin.Plan, begin_s: float, *, turns: int, co
             rate_hz, timelines = feeder.measure(count)
             seconds[candidate] += 1 / rate_hz
             kept += timelines if candidate == plan else []
-    return Trial(
+    return Recovery(
         str(plan),
         turns / seconds[plan],
         turns / seconds[oracle],
@@ -141,10 +141,10 @@ def sweep(feeder: Feeder, home: odin.Plan, count: int) -> list[odin.Plan]:
     return sorted((plan for plan in rates if len(rates[plan]) > 1), key=lambda plan: -sum(rates[plan]))
 
 
-def recover(model: str, load: Load, arguments: argparse.Namespace) -> dict[str, list[Trial]]:
+def recover(model: str, load: Load, arguments: argparse.Namespace) -> dict[str, list[Recovery]]:
     """All trials of one model under one load, by policy."""
     stages = [f"cpu:{core}" for core in usable_cores()[:2]]
-    recorder = Recorder()
+    recorder = KeptEvents()
     x = torch.randn(1, 3, 224, 224)
     with ExitStack() as stack:
         pipe = stack.enter_context(odin.Pipeline(model, stages=stages, policy="static", on_event=recorder))
@@ -157,7 +157,7 @@ def recover(model: str, load: Load, arguments: argparse.Namespace) -> dict[str, 
             pipe.migrate(home)
             feeder.wait(arguments.rest)
 
-        def under_load(policy: str) -> Trial:
+        def under_load(policy: str) -> Recovery:
             go_home()
             pipe.policy = policy
             handle = injector.start(load)
@@ -207,22 +207,27 @@ def main() -> int:
     torch.set_num_threads(1)
     load = Load.parse(arguments.load)
     results = {model: recover(model, load, arguments) for model in arguments.models}
-    for model, trials in results.items():
+    for model, recoveries in results.items():
         rows = []
-        for name, kept in trials.items():
-            rate_hz, oracle_hz = [trial.throughput_hz for trial in kept], [trial.oracle_hz for trial in kept]
-            bound = [trial.throughput_hz / trial.fluid_bound_hz for trial in kept]
-            seen = sorted({trial.plan for trial in kept}, key=[trial.plan for trial in kept].count, reverse=True)
+        for name, kept in recoveries.items():
+            rate_hz, oracle_hz = (
+                [recovery.throughput_hz for recovery in kept],
+                [recovery.oracle_hz for recovery in kept],
+            )
+            bound = [recovery.throughput_hz / recovery.fluid_bound_hz for recovery in kept]
+            seen = sorted(
+                {recovery.plan for recovery in kept}, key=[recovery.plan for recovery in kept].count, reverse=True
+            )
             rows.append(
                 [
                     name,
                     with_quartiles(summarize(rate_hz), lambda value: f"{value:.2f}"),
                     with_quartiles(paired_ratio(rate_hz, oracle_hz), lambda value: f"{value:.3f}"),
                     f"{summarize(bound).median:.3f}",
-                    f"{summarize([trial.p99_s for trial in kept]).median * 1e3:.0f}",
-                    f"{summarize([float(trial.moves) for trial in kept]).median:.0f}",
-                    f"{summarize([float(trial.settled) for trial in kept]).median:.0f}",
-                    f"{max(trial.steal for trial in kept):.0%}",
+                    f"{summarize([recovery.p99_s for recovery in kept]).median * 1e3:.0f}",
+                    f"{summarize([float(recovery.moves) for recovery in kept]).median:.0f}",
+                    f"{summarize([float(recovery.settled) for recovery in kept]).median:.0f}",
+                    f"{max(recovery.steal for recovery in kept):.0%}",
                     " ".join(seen),
                 ]
             )

@@ -30,7 +30,7 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-from benchmarks.feeding import Feeder, Recorder
+from benchmarks.feeding import Feeder, KeptEvents
 from odin.monitor.events import RequestDone
 from odin.monitor.timing import RequestTimeline, StageTiming, unpack_timings
 from odin.stages.compute.executor import CpuExecutor
@@ -83,7 +83,7 @@ def stage_side(model: str, rounds: int, count: int, seed: int) -> dict[str, list
 
 def gateway_side(model: str, rounds: int, seconds: float, seed: int, folder: Path) -> dict[str, list[Gateway]]:
     """Throughput of a pipeline with and without everything that looks at its requests."""
-    recorder = Recorder()
+    recorder = KeptEvents()
     stages = [f"cpu:{core}" for core in usable_cores()[:2]]
     with odin.Pipeline(model, stages=stages, log=folder / f"{model}.jsonl") as pipe:
         gateway = pipe._gateway

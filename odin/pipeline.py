@@ -25,11 +25,11 @@ from odin.cluster.placement import check_stage_count, warn_of_quotas
 from odin.cluster.ray_runtime import RayRuntime
 from odin.cluster.startup import Startup
 from odin.control.baselines import measure_baselines, pipeline_setting, profile_key
-from odin.control.supervision import Recorder, Supervision
+from odin.control.supervision import EventRecorder, Supervision
 from odin.errors import ForkedProcessError, OdinError, StageLostError
 from odin.models.chains import example_inputs, to_chain, to_source, weight_nbytes
 from odin.models.sources import Source
-from odin.monitor.attribution.surroundings import Surroundings, look_around
+from odin.monitor.attribution.neighbours import Neighbours, find_neighbours
 from odin.monitor.detectors import Detector
 from odin.monitor.eventlog import EventLog
 from odin.monitor.events import Event, LoadChanged, StageDescription
@@ -159,7 +159,7 @@ class Pipeline:
         self._closed = threading.Event()
         self._epochs = 0
         self._gateway: Gateway | None = None
-        self._recorder: Recorder | None = None
+        self._recorder: EventRecorder | None = None
         self._supervision: Supervision | None = None
         self._startup: Startup | None = None
         self._deployment: Deployment | None = None
@@ -185,7 +185,7 @@ class Pipeline:
         devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)
         with phase("model loaded"):
             source = to_source(model, weights=weights, example_input=example_input)
-        self._recorder = Recorder(log, on_event)  # before anything is started: the file may not be writable
+        self._recorder = EventRecorder(log, on_event)  # before anything is started: the file may not be writable
         try:
             self._startup = self._make_startup(
                 devices, source, address=address, share_devices=share_devices, precision=precision
@@ -509,14 +509,14 @@ class Pipeline:
         assert self._gateway is not None
         return self._gateway.window.timelines()
 
-    def _look(self, stage: int) -> Surroundings:
+    def _look(self, stage: int) -> Neighbours:
         """Look around where a stage runs; in this process if it is on this machine, to take none of its core's time."""
         deployment = self._deployment
         assert deployment is not None
         info, device = deployment.infos[stage], self.devices[stage]
         own = [os.getpid(), *(other.pid for other in deployment.infos if other.node_id == info.node_id)]
         if device.kind == "cpu" and info.node_id == deployment.node_id:
-            return look_around(device.kind, device.indices, stage_pid=info.pid, own_pids=own)
+            return find_neighbours(device.kind, device.indices, stage_pid=info.pid, own_pids=own)
         return deployment.look(stage, own)
 
     def _on_ray_lost(self, why: str) -> None:

@@ -22,10 +22,10 @@ from rich.table import Table
 from rich.text import Text
 
 from odin.monitor.events import Attributed, Event, LoadChanged, PlanChanged, RequestDone, SlowdownChanged
-from odin.monitor.view.narrate import cause, figure, plan_text, seconds
+from odin.monitor.view.event_text import cause, figure, plan_text, seconds
 from odin.monitor.window import percentiles_s
 from odin.pipeline import Pipeline
-from odin_lab.feeding import Feeder, Recorder
+from odin_lab.feeding import Feeder, KeptEvents
 from odin_lab.inject.injector import Handle
 
 __all__ = ["DemoReport", "Phase", "phases", "render_demo", "run_phases"]
@@ -114,7 +114,7 @@ def run_phases(
     pipe: Pipeline,
     inputs: Sequence[Any],
     load: Handle,
-    recording: Recorder,
+    recording: KeptEvents,
     script: Iterable[Phase],
     *,
     on_phase: Callable[[Phase], None] = lambda phase: None,
@@ -165,7 +165,7 @@ def submit(pipe: Pipeline, item: Any) -> Future[Any]:
     return pipe.submit(*item) if isinstance(item, tuple) else pipe.submit(item)
 
 
-def _report(recording: Recorder, spans: Sequence[tuple[Phase, float, float]]) -> DemoReport:
+def _report(recording: KeptEvents, spans: Sequence[tuple[Phase, float, float]]) -> DemoReport:
     results, reactions = [], []
     slowdown: SlowdownChanged | None = None
     found: Attributed | None = None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from odin.monitor.events import Event, RequestDone
 from odin.monitor.timing import RequestTimeline
 
-__all__ = ["Answer", "Feeder", "Recorder", "keep_in_flight"]
+__all__ = ["Answer", "Feeder", "KeptEvents", "keep_in_flight"]
 
 Kind = TypeVar("Kind")
 
@@ -184,7 +184,7 @@ class Feeder:
         self.stop()
 
 
-class Recorder:
+class KeptEvents:
     """Keeps a pipeline's events; its ``on_event``. Finished requests are kept apart from all others."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
-from odin.monitor.attribution.surroundings import Surroundings, look_around
+from odin.monitor.attribution.neighbours import Neighbours, find_neighbours
 from odin.monitor.machine.cgroups import cpu_quota_cores
 from odin.stages.channel.opening import Address, Listener, open_ends
 from odin.stages.compute import opaque
@@ -265,12 +265,12 @@ class StageActor:
         assert self._loop is not None, "start comes first"
         self._loop.prepare(epoch, first, last)
 
-    def look(self, own_pids: Sequence[int]) -> Surroundings:
+    def look(self, own_pids: Sequence[int]) -> Neighbours:
         """Look around on this machine: who shares the device; takes part of a second."""
         indices: Sequence[int | str] = self._device.indices
         if self._device.kind == "gpu":  # CUDA may number devices otherwise than the driver does
             indices = [f"GPU-{torch.cuda.get_device_properties(int(index)).uuid}" for index in indices]
-        return look_around(self._device.kind, indices, stage_pid=os.getpid(), own_pids=own_pids)
+        return find_neighbours(self._device.kind, indices, stage_pid=os.getpid(), own_pids=own_pids)
 
     def set_status(self, status: Any) -> None:
         """Keep where the pipeline answers what its state is, for those who ask the cluster."""

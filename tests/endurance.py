@@ -99,7 +99,7 @@ def our_threads() -> list[str]:
     return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("odin-"))
 
 
-class Trial:
+class Endurance:
     """One pipeline under abuse."""
 
     def __init__(self, pipe: odin.Pipeline, seed: int) -> None:
@@ -226,7 +226,7 @@ def run(count: int, *, seed: int, in_flight: int = 32) -> tuple[Counter[str], li
     cores = [f"cpu:{core}" for core in usable_cores()[:2]]
     chain = odin.build_chain(model(), (torch.zeros(1, 3, 16, 16),), name="small")
     with expected_noise(), odin.Pipeline(chain, stages=cores, policy="static", plan="1|2", on_event=on_event) as pipe:
-        trial = Trial(pipe, seed)
+        trial = Endurance(pipe, seed)
         pids = [os.getpid(), *(stage.pid for stage in pipe.view().stages)]
         threads_before = our_threads()
         under_way: list[tuple[int, Future[Any]]] = []

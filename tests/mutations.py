@@ -34,7 +34,7 @@ NEAR_OVERFLOW = 1e37
 """Beyond this magnitude rounding decides what overflows: only that no number stands for a NaN is compared there."""
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """What became of one mutated request; ``fault`` is empty if it was answered right or refused well."""
 
     outcome: str
@@ -329,7 +329,7 @@ def mutated(example: tuple[Any, ...], draw: random.Random) -> tuple[str, tuple[A
 # -- judging --------------------------------------------------------------------------------------------------------
 
 
-def judge(model: nn.Module, serve: Callable[..., Any], args: tuple[Any, ...]) -> Verdict:
+def judge(model: nn.Module, serve: Callable[..., Any], args: tuple[Any, ...]) -> Judgement:
     """Serve a request and compare with the model's own answer."""
     wanted: Any = None
     own_error: Exception | None = None
@@ -343,13 +343,13 @@ def judge(model: nn.Module, serve: Callable[..., Any], args: tuple[Any, ...]) ->
     except Exception as error:
         return judged_error(error, own_error)
     if own_error is not None:
-        return Verdict("answered", f"the model itself fails: {type(own_error).__name__}: {str(own_error)[:150]}")
+        return Judgement("answered", f"the model itself fails: {type(own_error).__name__}: {str(own_error)[:150]}")
     large = any(
         isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and bool((leaf.abs() > NEAR_OVERFLOW).any())
         for leaf in pytree.tree_leaves(args)
     )
     difference = differs(got, wanted, near_overflow=large)
-    return Verdict("right") if not difference else Verdict("different", difference)
+    return Judgement("right") if not difference else Judgement("different", difference)
 
 
 def copy_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -357,20 +357,20 @@ def copy_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, args)
 
 
-def judged_error(error: Exception, own_error: Exception | None) -> Verdict:
+def judged_error(error: Exception, own_error: Exception | None) -> Judgement:
     """A refusal must be ours, in words; what fails in the model itself may fail with its error, told by us."""
     if isinstance(error, odin.LayerFailedError):
         if own_error is None:
-            return Verdict("raw", f"a layer failed where the model does not: {str(error)[:200]}")
-        return Verdict("failed as the model does")
+            return Judgement("raw", f"a layer failed where the model does not: {str(error)[:200]}")
+        return Judgement("failed as the model does")
     if own_error is not None and type(error) is type(own_error) and str(error) == str(own_error):
-        return Verdict("failed as the model does")  # a chain that runs in this process
+        return Judgement("failed as the model does")  # a chain that runs in this process
     frames = traceback.extract_tb(error.__traceback__)
     by_us = frames and frames[-1].filename.startswith(OURS)
     if not isinstance(error, (ValueError, odin.OdinError)) or not by_us or len(str(error)) < 20:
         where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
-        return Verdict("raw", f"{type(error).__name__} at {where}: {str(error)[:200]}")
-    return Verdict("refused")
+        return Judgement("raw", f"{type(error).__name__} at {where}: {str(error)[:200]}")
+    return Judgement("refused")
 
 
 def differs(got: Any, wanted: Any, *, near_overflow: bool) -> str:
@@ -448,10 +448,10 @@ def run(
             for number in range(count):
                 draw = random.Random(f"{seed} {name} {number}")
                 what, args = mutated(example, draw)
-                verdict = judge(model, server, args)
-                outcomes[verdict.outcome] += 1
-                if verdict.fault:
-                    faults.append(f"{name} #{number} [{what}] {describe(args)}: {verdict.outcome}: {verdict.fault}")
+                judgement = judge(model, server, args)
+                outcomes[judgement.outcome] += 1
+                if judgement.fault:
+                    faults.append(f"{name} #{number} [{what}] {describe(args)}: {judgement.outcome}: {judgement.fault}")
     return outcomes, faults
 
 

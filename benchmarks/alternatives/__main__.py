@@ -1,4 +1,4 @@
-"""Measure all contenders in turns and print one table."""
+"""Measure all alternatives in turns and print one table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.alternatives.trial import CONTENDERS, Task, Trial
+from benchmarks.alternatives.run_process import ALTERNATIVES, Figures, Settings
 from benchmarks.common import (
     Environment,
     add_arguments,
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser, rounds=5)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--weights", type=Path, metavar="FILE")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--contenders", nargs="+", choices=ALTERNATIVES, default=list(ALTERNATIVES), metavar="NAME")
     parser.add_argument("--cores", type=int, nargs=2, default=sorted(os.sched_getaffinity(0))[:2], metavar="CORE")
     parser.add_argument("--plan", default="", help="the cut (default: the one ODIN finds in the warm-up round)")
     parser.add_argument("--in-flight", type=int, default=6, help="requests under way, loaded (default %(default)s)")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.in_flight < 4:
         parser.error("--in-flight must be at least 4, or the pipelines run dry")
     environment = Environment.collect()
-    task = Task(
+    settings = Settings(
         model=arguments.model,
         weights=str(arguments.weights.absolute()) if arguments.weights else "",
         cores=(arguments.cores[0], arguments.cores[1]),
@@ -72,57 +72,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     names: list[str] = arguments.contenders
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_images(task, folder)
-        if not task.plan and "odin" in names:
+        write_images(settings, folder)
+        if not settings.plan and "odin" in names:
             # One cut for all rounds, and for the static pipeline as well.
-            task = replace(task, plan=run_trial("odin", folder, task, arguments.timeout_s).plan)
-        candidates: dict[str, Callable[[], Trial]] = {
-            name: partial(run_trial, name, folder, task, arguments.timeout_s) for name in names
+            settings = replace(settings, plan=run_alternative("odin", folder, settings, arguments.timeout_s).plan)
+        candidates: dict[str, Callable[[], Figures]] = {
+            name: partial(run_alternative, name, folder, settings, arguments.timeout_s) for name in names
         }
         trials = interleave(candidates, rounds=rounds, warmup=0, seed=arguments.seed)
     report(
-        f"{task.model} on cores {task.cores[0]} and {task.cores[1]}, {task.in_flight} in flight; "
+        f"{settings.model} on cores {settings.cores[0]} and {settings.cores[1]}, {settings.in_flight} in flight; "
         f"median of {rounds} interleaved rounds (quartiles)",
         ["", "images/s", "of ODIN's", "p50 ms", "p99 ms", "alone p50", "alone p99", "MiB", "without Ray's", "cut"],
         [row(name, trials) for name in names],
         environment,
     )
-    parameters = {"task": task, "rounds": rounds, "seed": arguments.seed}
+    parameters = {"task": settings, "rounds": rounds, "seed": arguments.seed}
     write_result(arguments.output, environment=environment, parameters=parameters, results=trials)
     return 0
 
 
-def row(name: str, trials: dict[str, list[Trial]]) -> tuple[str, ...]:
-    """One contender's line of the table."""
+def row(name: str, trials: dict[str, list[Figures]]) -> tuple[str, ...]:
+    """One alternative's line of the table."""
 
-    def median(value: Callable[[Trial], float]) -> float:
-        return summarize([value(trial) for trial in trials[name]]).median
+    def median(value: Callable[[Figures], float]) -> float:
+        return summarize([value(figures) for figures in trials[name]]).median
 
-    throughput_hz = [trial.throughput_hz for trial in trials[name]]
-    reference_hz = [trial.throughput_hz for trial in trials.get("odin", ())]
+    throughput_hz = [figures.throughput_hz for figures in trials[name]]
+    reference_hz = [figures.throughput_hz for figures in trials.get("odin", ())]
     return (
         TITLES[name],
         with_quartiles(summarize(throughput_hz), "{:.2f}".format),
         f"{paired_ratio(throughput_hz, reference_hz).median:.2f}" if reference_hz else "-",
-        milliseconds(median(lambda trial: trial.loaded_p50_s)),
-        milliseconds(median(lambda trial: trial.loaded_p99_s)),
-        milliseconds(median(lambda trial: trial.alone_p50_s)),
-        milliseconds(median(lambda trial: trial.alone_p99_s)),
-        mib(median(lambda trial: trial.memory_nbytes)),
-        mib(median(lambda trial: trial.model_nbytes)),
+        milliseconds(median(lambda figures: figures.loaded_p50_s)),
+        milliseconds(median(lambda figures: figures.loaded_p99_s)),
+        milliseconds(median(lambda figures: figures.alone_p50_s)),
+        milliseconds(median(lambda figures: figures.alone_p99_s)),
+        mib(median(lambda figures: figures.memory_nbytes)),
+        mib(median(lambda figures: figures.model_nbytes)),
         trials[name][0].plan or "-",
     )
 
 
-def run_trial(name: str, folder: Path, task: Task, timeout_s: float) -> Trial:
-    """Run one contender in a fresh process; RuntimeError with its last words if it fails."""
+def run_alternative(name: str, folder: Path, settings: Settings, timeout_s: float) -> Figures:
+    """Run one alternative in a fresh process; RuntimeError with its last words if it fails."""
     print(f"{TITLES[name]} ...", file=sys.stderr, flush=True)
-    (folder / "task.json").write_text(json.dumps(asdict(task)), encoding="utf-8")
-    threads = len(task.cores) if name.startswith("torch-") and name != "torch-pipelining" else 1
+    (folder / "task.json").write_text(json.dumps(asdict(settings)), encoding="utf-8")
+    threads = len(settings.cores) if name.startswith("torch-") and name != "torch-pipelining" else 1
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         group = start_group(
-            [sys.executable, "-m", "benchmarks.alternatives.trial", name, str(folder)],
+            [sys.executable, "-m", "benchmarks.alternatives.run_process", name, str(folder)],
             environment={**os.environ, "OMP_NUM_THREADS": str(threads)},
             output=output,
         )
@@ -131,14 +131,14 @@ def run_trial(name: str, folder: Path, task: Task, timeout_s: float) -> Trial:
     except psutil.TimeoutExpired:
         status = None
     finally:
-        group.end(grace_s=3.0)  # with whatever the contender left running, which would disturb the next
+        group.end(grace_s=3.0)  # with whatever the alternative left running, which would disturb the next
     if status != 0:
         reason = "failed" if status is not None else f"was not done within {timeout_s:.0f} s"
         raise RuntimeError(f"{name} {reason}:\n{log.read_text(errors='replace')[-5000:]}")
-    return Trial(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+    return Figures(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
 
 
-def write_images(task: Task, folder: Path) -> None:
+def write_images(settings: Settings, folder: Path) -> None:
     """Write the photographs as the model wants them, and what the model as it comes makes of them."""
     import sklearn
     import torch
@@ -147,9 +147,9 @@ def write_images(task: Task, folder: Path) -> None:
     from odin.models.images import load_image
     from odin.models.sources import load_source
 
-    source = load_source(task.model, weights=task.weights or None)
+    source = load_source(settings.model, weights=settings.weights or None)
     if source.preprocess is None or not isinstance(source.model, torch.nn.Module):
-        raise ValueError(f"{task.model} takes no images: choose a model for them, such as resnet50")
+        raise ValueError(f"{settings.model} takes no images: choose a model for them, such as resnet50")
     photographs = find_images([Path(sklearn.__file__).parent / "datasets" / "images"])
     images = [load_image(path, source.preprocess) for path in photographs]
     batch = torch.stack([image.reshape(image.shape[-3:]) for image in images])

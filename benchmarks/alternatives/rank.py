@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
-from benchmarks.alternatives.contender import Setup
-from benchmarks.alternatives.torch_pipelining import Answer, Task
+from benchmarks.alternatives.alternative import Setup
+from benchmarks.alternatives.torch_pipelining import Answer, Steps
 from benchmarks.common import release_memory
 from odin.models.sources import load_source
 from odin.partitioner.chain import Chain, build_chain
@@ -36,7 +36,7 @@ def run_rank(rank: int, setup: Setup, port: int, connection: Connection) -> None
         token = torch.zeros(1)
         while True:
             try:
-                task: Task = connection.recv()
+                task: Steps = connection.recv()
             except EOFError:
                 break
             images = [torch.from_numpy(task.images[row : row + 1]) for row in range(len(task.images))]

@@ -21,13 +21,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
 
-from benchmarks.alternatives.contender import Array, Contender, Setup
+from benchmarks.alternatives.alternative import Alternative, Array, Setup
 from benchmarks.common import LoadResult
 
-__all__ = ["Answer", "Task", "start_rank", "torch_pipelining"]
+__all__ = ["Answer", "Steps", "start_rank", "torch_pipelining"]
 
 
-class Task(NamedTuple):
+class Steps(NamedTuple):
     """What both ranks do next: ``steps`` of one image each, in turn, at most ``in_flight`` of them under way."""
 
     images: Array
@@ -47,7 +47,7 @@ class Answer(NamedTuple):
 
 
 @contextmanager
-def torch_pipelining(setup: Setup) -> Iterator[Contender]:
+def torch_pipelining(setup: Setup) -> Iterator[Alternative]:
     """Start both ranks; needs the plan."""
     if not setup.plan:
         raise ValueError("the static pipeline takes ODIN's cut: give --plan, or let ODIN run first")
@@ -69,25 +69,25 @@ def torch_pipelining(setup: Setup) -> Iterator[Contender]:
         for _, theirs in pipes:
             theirs.close()  # so that a rank that dies reads as the end of its pipe
 
-        def step(task: Task) -> tuple[Answer, Answer]:
+        def step(task: Steps) -> tuple[Answer, Answer]:
             for connection in ours:
                 connection.send(task)
             begin, end = (receive(connection, processes) for connection in ours)
             return begin, end
 
         def infer(image: Array) -> Array:
-            output = step(Task(image, 1, 1))[1].output
+            output = step(Steps(image, 1, 1))[1].output
             assert output is not None
             return output
 
         def loop(*, count: int, in_flight: int, warmup: int) -> LoadResult:
-            begin, end = step(Task(setup.images, warmup + count, in_flight))
+            begin, end = step(Steps(setup.images, warmup + count, in_flight))
             submitted_s = [begin.times_s[0]] * in_flight + end.times_s[:-in_flight]
             latency_s = [done - start for done, start in zip(end.times_s, submitted_s, strict=True)][warmup:]
             start_s = end.times_s[warmup - 1] if warmup else begin.times_s[0]
             return LoadResult(count / (end.times_s[-1] - start_s), tuple(latency_s))
 
-        yield Contender(infer, loop, tuple(process.pid or 0 for process in processes), setup.plan)
+        yield Alternative(infer, loop, tuple(process.pid or 0 for process in processes), setup.plan)
     finally:
         for connection in ours:
             connection.close()

@@ -17,7 +17,7 @@ sides, since times are skewed: the mean of one side lies above the median of the
 eight requests on the slowest one of a side counts as much as the second slowest, so that a single hiccup tells nothing.
 
 The largest part is named, and others from a quarter of the added time
-that is also 15% of the undisturbed time (CPU time wanders that much on shared machines, and a CPU stressor's cache
+that is also 15% of the undisturbed time (CPU time drifts that much on shared machines, and a CPU stressor's cache
 misses alone add a tenth). If ``elsewhere`` is the largest the kind is ``unknown``. Below 5% added time nothing is said.
 
 A thread that a CPU quota stops counts as runnable, so throttling shows as run-queue delay (measured: 348 of 354 ms).

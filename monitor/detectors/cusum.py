@@ -22,7 +22,7 @@ sample is held against m by a bank of CUSUM recursions (``bank.py``), which says
 - After an alarm the next segment begins at the most likely time of the change: where the mean of the samples since then
   stands out most, sqrt(n) |mean - m| at its largest. (Page's last zero is that for a shift of exactly d.)
 - The undisturbed level and its noise adapt slowly while undisturbed, and are frozen while disturbed. A disturbed
-  segment learns a noise of its own: under loads that come in bursts times vary by tens of percent, and that is no news.
+  segment learns a noise of its own: under loads that come in bursts times vary by tens of percent: no change.
 
 While all streams are undisturbed, with all that is to be learned learned, precisions and weights hardly change: they
 are kept for a block of samples (``_steady``), so that a quiet request costs little.

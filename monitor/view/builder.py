@@ -33,7 +33,7 @@ from odin.monitor.events import (
     RunStarted,
     SlowdownChanged,
 )
-from odin.monitor.view.narrate import narrate
+from odin.monitor.view.event_text import event_text
 from odin.monitor.view.pipeline_view import EventLine, History, InjectedLoad, PipelineView, StageState, StageView
 from odin.monitor.view.recent import RecentRequests
 from odin.monitor.window import percentiles_s
@@ -315,7 +315,7 @@ class ViewBuilder:
         """Add a line, or replace the last one if it tells the same story."""
         assert self._run is not None
         kind = "restored" if isinstance(event, SlowdownChanged) and event.state == "end" else event.kind
-        line = EventLine(event.at_s - self._run.at_s, kind, narrate(event, self._devices))
+        line = EventLine(event.at_s - self._run.at_s, kind, event_text(event, self._devices))
         if merge is not None and merge == self._last_key:
             self._lines.pop()
         else:

@@ -19,7 +19,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from odin.monitor.view.colors import DISTURBED, LATENCY, LOAD, LOST, QUIET, THROUGHPUT
-from odin.monitor.view.narrate import figure, plan_text, seconds
+from odin.monitor.view.event_text import figure, plan_text, seconds
 from odin.monitor.view.pipeline_view import EventLine, PipelineView
 from odin.monitor.view.sparkline import ASCII, UNICODE, Glyphs, calm_top, chart, per_cell, sparkline, thin_out
 from odin.monitor.view.stage_table import stage_lines

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from odin.monitor.view.colors import DISTURBED, LOST, QUIET
-from odin.monitor.view.narrate import cause, factor, seconds
+from odin.monitor.view.event_text import cause, factor, seconds
 from odin.monitor.view.pipeline_view import PipelineView, StageView
 from odin.monitor.view.sparkline import Glyphs
 from odin.monitor.view.textfit import clean, fit, fit_end, pad, wrap

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from odin.monitor.events import Attributed, Event, RunStarted, SlowdownChanged
-from odin.monitor.view.narrate import cause, factor
+from odin.monitor.view.event_text import cause, factor
 
 __all__ = ["StartingLoads"]
 

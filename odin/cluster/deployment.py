@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from odin.cluster import ray_calls
 from odin.cluster.ray_calls import calling
 from odin.errors import OdinError, PipelineClosedError, StageLostError
-from odin.monitor.attribution.surroundings import Surroundings
+from odin.monitor.attribution.neighbours import Neighbours
 from odin.partitioner.plan import Plan
 from odin.stages.actor import StageActor, StageInfo, StageProblem, TimedPasses
 from odin.stages.channel.link import Receiver, Sender
@@ -251,7 +251,7 @@ class Deployment:
                     return index
         return next((index for index, call in enumerate(calls) if call not in answered), None)
 
-    def look(self, stage: int, own_pids: Sequence[int]) -> Surroundings:
+    def look(self, stage: int, own_pids: Sequence[int]) -> Neighbours:
         """Let a stage see who shares its device; takes about half a second.
 
         Raises
@@ -261,7 +261,7 @@ class Deployment:
         """
         with calling():
             call = self._actors[stage].look.remote(tuple(own_pids))
-        report: Surroundings = ray_calls.get(call, timeout_s=_LOOK_TIMEOUT_S)
+        report: Neighbours = ray_calls.get(call, timeout_s=_LOOK_TIMEOUT_S)
         return report
 
     def announce(self, status: Any) -> None:

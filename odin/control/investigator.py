@@ -11,7 +11,7 @@ from odin.control.faults import Faults
 from odin.control.users_code import describe
 from odin.monitor.attribution.culprits import CulpritReport
 from odin.monitor.attribution.kind import UNKNOWN, classify
-from odin.monitor.attribution.surroundings import Surroundings
+from odin.monitor.attribution.neighbours import Neighbours
 from odin.monitor.events import Attributed, Event
 from odin.monitor.timing import StageTiming
 from odin.partitioner.policies import Setting
@@ -20,7 +20,7 @@ from odin.stages.device import Device
 
 __all__ = ["Investigator", "Look"]
 
-Look = Callable[[int], Surroundings]
+Look = Callable[[int], Neighbours]
 """Looks around on the machine of a stage; takes part of a second."""
 
 _ENOUGH_REQUESTS = 8
@@ -121,7 +121,7 @@ class Investigator:
         try:
             seen = self._look(stage)
         except BaseException as error:  # its node is gone, or does not let us look
-            seen = Surroundings(CulpritReport((), f"unknown: could not look around: {error}"))
+            seen = Neighbours(CulpritReport((), f"unknown: could not look around: {error}"))
         while len(now()) < _ENOUGH_REQUESTS and self._clock() - begin_s < _PATIENCE_S and not self._closed:
             self._sleep(_POLL_S)
         device = self._devices[stage]

@@ -35,10 +35,10 @@ from odin.process.worker_thread import Worker
 from odin.stages.device import Device
 from odin.status.server import RemoteStatus, StatusServer
 
-__all__ = ["Recorder", "Supervision"]
+__all__ = ["EventRecorder", "Supervision"]
 
 
-class Recorder:
+class EventRecorder:
     """Where every event goes: into the view of the present state, and into the log if there is one.
 
     Parameters
@@ -160,7 +160,7 @@ class Supervision:
         policy: Policy,
         migrate: Migrate,
         look: Look,
-        recorder: Recorder,
+        recorder: EventRecorder,
         detector: Detector | str = "cusum",
         serving: Callable[[], Serving | None] = lambda: None,
         host: str = "",

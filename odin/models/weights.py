@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from odin.models.fitting import OTHER_NUMBERS, Fit, differences, few, fits, nearest, state_dicts
 from odin.models.model_names import WeightsError, check_weights_file
+from odin.models.state_dict import OTHER_NUMBERS, Fit, differences, few, fits, nearest, state_dicts
 
 __all__ = ["WeightsError", "file_digest", "load_weights", "model_digest", "read_weights"]
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from odin.models.fitting import class_counts, fits
 from odin.models.images import Preprocess
 from odin.models.labels import imagenet_labels
+from odin.models.state_dict import class_counts, fits
 from odin.models.weights import file_digest, load_weights, read_weights
 
 __all__ = ["ZooModel", "from_timm", "from_torchvision", "with_classes_of"]

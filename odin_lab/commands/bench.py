@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from odin.models.model_names import check_model_name, check_weights_file
-from odin.monitor.view.narrate import seconds
+from odin.monitor.view.event_text import seconds
 from odin.partitioner.files import check_folder, check_writable
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import make_policy
@@ -33,9 +33,9 @@ from odin_lab.live.benchmark import Listener, choose_cores, conduct, make_tasks,
 from odin_lab.live.child import RunFailedError
 from odin_lab.live.measure import Status
 from odin_lab.live.outcome import Run, results, to_cell
+from odin_lab.live.run_record import Contender, Task
 from odin_lab.live.script import Script, describe, file_script, random_script
 from odin_lab.live.table import live_table
-from odin_lab.live.task import Contender, Task
 
 __all__ = ["add_parser", "run"]
 
@@ -257,7 +257,7 @@ class _Shown(Listener):
         self._progress.advance(self._bar)
         self._progress.console.print(
             f"{self._title}: {cell.throughput_hz:.1f} images/s, {cell.peak_hz:.1f} undisturbed, p99 "
-            f"{seconds(cell.latency_p99_s)}, {cell.lost} lost, steal {run.trial.steal:.1%}"
+            f"{seconds(cell.latency_p99_s)}, {cell.lost} lost, steal {run.record.steal:.1%}"
         )
 
     def failed(self, task: Task, problem: str) -> None:

@@ -23,7 +23,7 @@ from rich.markup import escape
 from odin.models.image_files import find_images
 from odin.models.model_names import check_model_name
 from odin.monitor.events import Event
-from odin.monitor.view.narrate import narrate
+from odin.monitor.view.event_text import event_text
 from odin.options import check_options
 from odin.process.phases import tell_phases
 from odin.process.signals import draining, importing
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         from odin.monitor.view.terminal import live_panel
         from odin.pipeline import Pipeline
         from odin_lab.demo import Phase, phases, render_demo, run_phases
-        from odin_lab.feeding import Recorder
+        from odin_lab.feeding import KeptEvents
         from odin_lab.inject.injector import Injector
 
     torch.set_num_threads(1)  # this process feeds; the cores are the stages'
@@ -71,12 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
     if source.preprocess is None:
         raise ValueError(f"{source.name}: how to turn image files into its input is not known; take another model")
     inputs = [load_image(path, source.preprocess) for path in paths]
-    recording = Recorder()
+    recording = KeptEvents()
     told: list[str] = []  # devices, once they are known
 
     def on_event(event: Event) -> None:
         recording(event)
-        if not console.is_terminal and told and (text := narrate(event, told)):
+        if not console.is_terminal and told and (text := event_text(event, told)):
             console.print(f"   {text}", markup=False, highlight=False, soft_wrap=True)
 
     with ExitStack() as stack:

@@ -13,8 +13,8 @@ from odin.stages.device import Device, DeviceError, usable_cores
 from odin_lab.live.child import RunFailedError, UnfitError, run_in_process
 from odin_lab.live.measure import Status, Tell
 from odin_lab.live.outcome import Run
+from odin_lab.live.run_record import Contender, RunRecord, Task
 from odin_lab.live.script import Script, turns
-from odin_lab.live.task import Contender, Task, Trial
 
 __all__ = ["Listener", "choose_cores", "conduct", "make_tasks", "serve_problem"]
 
@@ -26,7 +26,7 @@ _FAILED_AT_FIRST = 2
 class Runs(Protocol):
     """What carries a task out: :func:`odin_lab.live.child.run_in_process`."""
 
-    def __call__(self, task: Task, *, tell: Tell) -> Trial: ...
+    def __call__(self, task: Task, *, tell: Tell) -> RunRecord: ...
 
 
 class Listener:

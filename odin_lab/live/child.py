@@ -18,7 +18,7 @@ import psutil
 import odin
 from odin.process.groups import ProcessGroup, start_group
 from odin_lab.live.measure import Status, Tell
-from odin_lab.live.task import Task, Trial
+from odin_lab.live.run_record import RunRecord, Task
 
 __all__ = ["RunFailedError", "UnfitError", "run_in_process"]
 
@@ -42,7 +42,7 @@ def run_in_process(
     tell: Tell = lambda status: None,
     started: Callable[[ProcessGroup], None] = lambda group: None,
     clock: Callable[[], float] = time.monotonic,
-) -> Trial:
+) -> RunRecord:
     """Carry a task out in a fresh process; however this ends, nothing of it is left.
 
     Parameters
@@ -63,7 +63,7 @@ def run_in_process(
         with ours:
             with theirs:
                 group = start_group(
-                    [sys.executable, "-P", "-m", "odin_lab.live.trial"],
+                    [sys.executable, "-P", "-m", "odin_lab.live.run_process"],
                     environment=_environment(task),
                     output=output,
                     stdin=theirs.fileno(),
@@ -81,11 +81,11 @@ def run_in_process(
             raise UnfitError(answer["problem"])
         if left:
             raise RunFailedError(f"{task.title}: processes {', '.join(map(str, left))} could not be ended")
-        if "trial" not in answer:
+        if "record" not in answer:
             output.seek(0)
             words = output.read().decode(errors="replace").strip()[-_LAST_WORDS:]
             raise RunFailedError(f"{task.title} broke, its last words:\n{words or '(none: it was killed)'}")
-        return Trial.from_plain(answer["trial"])
+        return RunRecord.from_plain(answer["record"])
 
 
 def _listen(ours: socket.socket, tell: Tell, late: Callable[[], bool]) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, Protocol
 
 from odin.monitor.events import LoadChanged, PlanChanged, RunStarted
-from odin.monitor.view.narrate import plan_text
-from odin_lab.feeding import Answer, Feeder, Recorder
+from odin.monitor.view.event_text import plan_text
+from odin_lab.feeding import Answer, Feeder, KeptEvents
 from odin_lab.inject.injector import Handle, Injector
 from odin_lab.inject.play import play
 from odin_lab.live.machine import StealMeter, process_tree, pss_nbytes, release_memory
+from odin_lab.live.run_record import LoadSpan, Move, RunRecord, Task
 from odin_lab.live.script import Script
 from odin_lab.live.server import Server
-from odin_lab.live.task import LoadSpan, Move, Task, Trial
 
 __all__ = ["Status", "Tell", "explored", "load_spans", "measure", "plan_moves", "split_answers"]
 
@@ -52,10 +52,10 @@ def measure(
     task: Task,
     server: Server,
     *,
-    recorder: Recorder,
+    recorder: KeptEvents,
     tell: Tell = lambda status: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> Trial:
+) -> RunRecord:
     """Feed a server, play the script beside it, and sum up what happened.
 
     Parameters
@@ -112,7 +112,7 @@ def measure(
     moves = plan_moves(recorder, begin_s, end_s)
     exploring, trials = explored(recorder, begin_s, end_s)
     answers, failed = split_answers(feeder.answers, begin_s, end_s)
-    return Trial(
+    return RunRecord(
         submitted_s=tuple(answer.submitted_s - begin_s for answer in answers),
         finished_s=tuple(answer.finished_s - begin_s for answer in answers),
         lost=failed + feeder.unanswered,
@@ -147,7 +147,7 @@ def load_spans(changes: Iterable[LoadChanged], begin_s: float, end_s: float) -> 
     return tuple(sorted(spans))
 
 
-def plan_moves(recorder: Recorder, begin_s: float, end_s: float) -> tuple[Move, ...]:
+def plan_moves(recorder: KeptEvents, begin_s: float, end_s: float) -> tuple[Move, ...]:
     """Plan changes from ``begin_s`` up to ``end_s``; when requests ran under the new plan, seconds from ``begin_s``."""
     return tuple(
         Move(event.at_s + event.prepare_s - begin_s, plan_text(event.after), event.decision)
@@ -156,7 +156,7 @@ def plan_moves(recorder: Recorder, begin_s: float, end_s: float) -> tuple[Move, 
     )
 
 
-def explored(recorder: Recorder, begin_s: float, end_s: float) -> tuple[float, int]:
+def explored(recorder: KeptEvents, begin_s: float, end_s: float) -> tuple[float, int]:
     """Share of the requests of that time that ran under a plan on trial, and how many plans were tried in it.
 
     The way back to the plan from before the trials is none, whatever the policy calls it.

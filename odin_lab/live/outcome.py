@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from odin.stages.device import Device
 from odin_lab.live.machine import Environment
+from odin_lab.live.run_record import RunRecord, Task
 from odin_lab.live.script import describe
-from odin_lab.live.task import Task, Trial
 from odin_lab.report.results import QUANTILES, Cell, Results, Timeline, now
 from odin_lab.simulator.metrics import below_peak, paired
 
@@ -38,21 +38,21 @@ class Run(NamedTuple):
     """A run: what was to be done, and what it came to."""
 
     task: Task
-    trial: Trial
+    record: RunRecord
 
 
 def peak_hz(run: Run) -> float:
     """Requests per second in the quiet lead-in; nan if fewer than two finished in it."""
-    quiet = [at_s for at_s in run.trial.finished_s if at_s < run.task.script.quiet_s]
+    quiet = [at_s for at_s in run.record.finished_s if at_s < run.task.script.quiet_s]
     return (len(quiet) - 1) / (quiet[-1] - quiet[0]) if len(quiet) > 1 and quiet[-1] > quiet[0] else math.nan
 
 
 def to_cell(run: Run) -> Cell:
     """Sum a run up, without the ratios to other policies."""
-    task, trial = run
+    task, record = run
     script = task.script
-    finished_s = np.array(trial.finished_s)
-    latency_s = finished_s - np.array(trial.submitted_s)
+    finished_s = np.array(record.finished_s)
+    latency_s = finished_s - np.array(record.submitted_s)
     quantiles_s = np.quantile(latency_s, QUANTILES) if len(latency_s) else np.full(len(QUANTILES), np.nan)
     events, peak = len(script.scenario.steps), peak_hz(run)
     return Cell(
@@ -63,20 +63,20 @@ def to_cell(run: Run) -> Cell:
         period=script.period_s,
         duration=script.duration_s,
         repeat=task.repeat,
-        requests=len(trial.finished_s) + trial.lost,
-        lost=trial.lost,
+        requests=len(record.finished_s) + record.lost,
+        lost=record.lost,
         events=events,
-        throughput_hz=len(trial.finished_s) / script.seconds,
+        throughput_hz=len(record.finished_s) / script.seconds,
         peak_hz=peak,
         latency_mean_s=float(latency_s.mean()) if len(latency_s) else math.nan,
         latency_p50_s=float(quantiles_s[QUANTILES.index(0.5)]),
         latency_p99_s=float(quantiles_s[QUANTILES.index(0.99)]),
         latency_quantiles_s=tuple(quantiles_s.tolist()) if len(latency_s) else (),
         below_peak=() if math.isnan(peak) else below_peak(finished_s, peak),
-        exploring=trial.exploring,
-        trials_per_event=trial.trials / events,
-        changes_per_event=len(trial.moves) / events,
-        memory_bytes=float(trial.memory_nbytes),
+        exploring=record.exploring,
+        trials_per_event=record.trials / events,
+        changes_per_event=len(record.moves) / events,
+        memory_bytes=float(record.memory_nbytes),
     )
 
 
@@ -92,13 +92,13 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
 
 def to_timeline(run: Run) -> Timeline:
     """Throughput and mean latency over time, in equal parts of about a second, at least 20 and at most 240."""
-    task, trial = run
+    task, record = run
     seconds = task.script.seconds
     parts = min(_MOST, max(_FEWEST, math.ceil(seconds)))
     bounds_s = np.linspace(0.0, seconds, parts + 1)
-    finished_s = np.array(trial.finished_s)
+    finished_s = np.array(record.finished_s)
     at = np.searchsorted(finished_s, bounds_s)
-    latency_s = finished_s - np.array(trial.submitted_s)
+    latency_s = finished_s - np.array(record.submitted_s)
     means = [float(latency_s[a:b].mean()) if b > a else math.nan for a, b in pairwise(at)]
     return Timeline(
         study=STUDY,
@@ -110,10 +110,10 @@ def to_timeline(run: Run) -> Timeline:
         latency_s=tuple(means),
         interference=tuple(
             (span.start_s, span.end_s, stage, span.name)
-            for span in trial.loads
+            for span in record.loads
             for stage in _stages(span.on, task.cores)
         ),
-        changes=tuple((move.at_s, move.plan) for move in trial.moves),
+        changes=tuple((move.at_s, move.plan) for move in record.moves),
         peak_hz=peak_hz(run),
     )
 
@@ -173,7 +173,8 @@ def notes(runs: Sequence[Run], words: Sequence[str] = (), *, planned: int) -> tu
         told += [f"Interference in repeat {repeat + 1}: {text}." for repeat, text in sorted(scripts.items())]
     titles = dict.fromkeys(run.task.title for run in in_order(runs))
     steal = (
-        f"{title} " + ", ".join(f"{run.trial.steal:.1%}" for run in runs if run.task.title == title) for title in titles
+        f"{title} " + ", ".join(f"{run.record.steal:.1%}" for run in runs if run.task.title == title)
+        for title in titles
     )
     told.append(f"Share of the cores' time that the host gave to others (steal), by run: {'; '.join(steal)}.")
     return tuple(told)

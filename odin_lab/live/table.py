@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from odin.monitor.view.narrate import figure, seconds
+from odin.monitor.view.event_text import figure, seconds
 from odin_lab.live.outcome import Run, peak_hz, to_cells
 from odin_lab.report.medians import interval_text, median_of
 from odin_lab.report.results import SLO_LEVELS, Cell
@@ -33,7 +33,7 @@ def live_table(runs: Sequence[Run]) -> RenderableType:
     took = _table("What it took", ("changes/event", "exploring", "MiB", "without Ray's MiB", "steal, most"))
     for title in dict.fromkeys(cell.policy for cell in cells):
         own = [cell for cell in cells if cell.policy == title]
-        trials = [run.trial for run in runs if run.task.title == title]
+        records = [run.record for run in runs if run.task.title == title]
         served.add_row(
             title,
             _told([cell.throughput_hz for cell in own], figure),
@@ -44,17 +44,17 @@ def live_table(runs: Sequence[Run]) -> RenderableType:
             str(sum(cell.lost for cell in own)),
             *(_told([below(cell, level) for cell in own], "{:.0%}".format) for level in _SHOWN_LEVELS),
         )
-        moves = any(trial.plan for trial in trials)
+        moves = any(record.plan for record in records)
         took.add_row(
             title,
             _told([cell.changes_per_event for cell in own], "{:.1f}".format) if moves else "-",
             _told([cell.exploring for cell in own], "{:.0%}".format) if moves else "-",
-            _told([trial.memory_nbytes for trial in trials], _mib),
-            _told([trial.model_nbytes for trial in trials], _mib),
-            f"{max(trial.steal for trial in trials):.1%}",
+            _told([record.memory_nbytes for record in records], _mib),
+            _told([record.model_nbytes for record in records], _mib),
+            f"{max(record.steal for record in records):.1%}",
         )
     lines = Text("<: share of requests at a momentary throughput below so much of the run's own undisturbed one\n")
-    if (worst := max(run.trial.steal for run in runs)) > _MUCH_STEAL:
+    if (worst := max(run.record.steal for run in runs)) > _MUCH_STEAL:
         lines.append(f"the host took up to {worst:.0%} of the cores' time: repeat on a calmer machine\n", "red")
     if any(math.isnan(peak_hz(run)) for run in runs):
         lines.append("too few requests before the first load: lengthen --period and --seconds\n", "red")

@@ -7,7 +7,7 @@ from html import escape
 
 from odin_lab.report.figures import NARROW, WIDE, Plot, svg
 from odin_lab.report.markdown import origin
-from odin_lab.report.story import Report, Section
+from odin_lab.report.parts import Report, Section
 from odin_lab.report.style import DARK
 from odin_lab.report.tables import code, html_table
 

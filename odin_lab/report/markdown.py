@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from odin_lab.report.parts import Report
 from odin_lab.report.results import Results
-from odin_lab.report.story import Report
 from odin_lab.report.tables import markdown_table
 
 __all__ = ["markdown", "origin"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+from odin_lab.report.comparison import SLO, order_policies
 from odin_lab.report.medians import interval_text, median_of
 from odin_lab.report.results import SLO_LEVELS, Cell, DetectionPoint, Validation
-from odin_lab.report.standing import SLO, order_policies
 from odin_lab.report.summary import yardsticks
 from odin_lab.report.tables import Better, Row, Table, Value
 

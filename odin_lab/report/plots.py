@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from odin_lab.report.comparison import Place, Score, mean, order_policies, pooled_quantiles
 from odin_lab.report.figures import Layout, legend, panels
 from odin_lab.report.results import QUANTILES, SLO_LEVELS, Cell
-from odin_lab.report.standing import Place, Standing, mean, order_policies, pooled_quantiles
 from odin_lab.report.style import INK, LOSS, Look
 
 if TYPE_CHECKING:
@@ -100,9 +100,9 @@ def draw_slo(layout: Layout, groups: Groups, looks: Looks) -> Figure:
 
 def draw_heat(
     layout: Layout,
-    places: Mapping[Place, Mapping[str, Standing]],
+    places: Mapping[Place, Mapping[str, Score]],
     policies: Sequence[str],
-    value: Callable[[Standing], float],
+    value: Callable[[Score], float],
     looks: Looks,
     label: str,
 ) -> Figure:
@@ -185,10 +185,10 @@ def draw_heat(
 
 def draw_scaling(
     layout: Layout,
-    places: Mapping[Place, Mapping[str, Standing]],
+    places: Mapping[Place, Mapping[str, Score]],
     cells: Sequence[Cell],
     looks: Looks,
-    references: Sequence[tuple[str, Callable[[Standing], float], Callable[[Cell], float]]],
+    references: Sequence[tuple[str, Callable[[Score], float], Callable[[Cell], float]]],
 ) -> Figure:
     """Ratios over devices, a panel per reference: means as lines, least to most of the repeats as bands."""
     figure, found = panels(
@@ -199,13 +199,13 @@ def draw_scaling(
         entries=list(looks),
     )
     counts = sorted({place.devices for place in places})
-    for axes, (label, of_standing, of_cell) in zip(found, references, strict=True):
+    for axes, (label, of_score, of_cell) in zip(found, references, strict=True):
         for policy in reversed(order_policies(policy for group in places.values() for policy in group)):
             means, lows, highs = [], [], []
             for count in counts:
                 own = [group[policy] for place, group in places.items() if place.devices == count and policy in group]
                 told = _by_repeat([c for c in cells if c.devices == count and c.policy == policy], of_cell)
-                means.append(mean(of_standing(standing) for standing in own))
+                means.append(mean(of_score(score) for score in own))
                 lows.append(min(told, default=np.nan))
                 highs.append(max(told, default=np.nan))
             look = looks[policy]

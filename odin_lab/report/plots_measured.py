@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from odin_lab.report.comparison import order_policies
 from odin_lab.report.figures import Layout, legend, panels
 from odin_lab.report.measured import LIVE_VALUES
 from odin_lab.report.medians import median_of
 from odin_lab.report.results import Cell, DetectionPoint, Timeline
-from odin_lab.report.standing import order_policies
 from odin_lab.report.style import DEVICES, INK, Look
 
 if TYPE_CHECKING:

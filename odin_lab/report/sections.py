@@ -8,12 +8,12 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
+from odin_lab.report.comparison import base_name, is_yardstick, order_policies, scores
 from odin_lab.report.figures import Plot
+from odin_lab.report.parts import Data, Report, Section, compare, slug, study_name
 from odin_lab.report.plots import draw_cdfs, draw_heat, draw_scaling, draw_slo
 from odin_lab.report.results import Cell, Results, ResultsError, merge
 from odin_lab.report.sections_measured import detection, live, timelines, validation
-from odin_lab.report.standing import base_name, is_yardstick, order_policies, standings
-from odin_lab.report.story import Data, Report, Section, compare, slug, study_name
 from odin_lab.report.style import looks
 from odin_lab.report.summary import cells_table, costs_table, headline_table, misses_table, misses_text, scaling_table
 
@@ -59,7 +59,7 @@ def _headline(data: Data) -> Section | None:
 
 
 def _misses(data: Data) -> Section | None:
-    found = standings(cell for cell in data.whole.cells if not cell.study.startswith("live"))
+    found = scores(cell for cell in data.whole.cells if not cell.study.startswith("live"))
     if not found:
         return None
     texts = []
@@ -81,7 +81,7 @@ def _heat(data: Data) -> Section | None:
                 for p, s in found.items()
                 if math.isfinite(value(s)) and (name != "of_delayed" or not is_yardstick(p))
             }
-            for place, found in standings(data.cells("grid")).items()
+            for place, found in scores(data.cells("grid")).items()
         }
         places = {
             place: {p: s for p, s in found.items() if base_name(p) != "oracle"} for place, found in places.items()
@@ -123,7 +123,7 @@ def _latency(data: Data) -> Section | None:
     plots = []
     for study, groups in _groups(data, attrgetter("latency_quantiles_s")).items():
         every = [cell for cells in groups.values() for cell in cells]
-        p99 = compare(standings(every), lambda standing: standing.latency_p99_s * 1e3, ".0f")
+        p99 = compare(scores(every), lambda score: score.latency_p99_s * 1e3, ".0f")
         caption = f"Latency of the requests of {_pooled(groups)}, a panel per model. Mean p99, ms: {p99}."
         draw = partial(draw_cdfs, groups=groups, looks=data.seen(every))
         title = f"Latency in the {study_name(study)}"
@@ -135,7 +135,7 @@ def _slo(data: Data) -> Section | None:
     plots = []
     for study, groups in _groups(data, attrgetter("below_peak")).items():
         every = [cell for cells in groups.values() for cell in cells]
-        share = compare(standings(every), lambda standing: 1 - standing.holds, ".1%")
+        share = compare(scores(every), lambda score: 1 - score.holds, ".1%")
         caption = (
             "Share of requests whose momentary throughput is below a share of the peak (lower is better), over "
             f"{_pooled(groups)}. Below 80% of the peak: {share}."
@@ -148,7 +148,7 @@ def _slo(data: Data) -> Section | None:
 
 def _scaling(data: Data) -> Section | None:
     cells = data.cells("scaling")
-    found = standings(cells)
+    found = scores(cells)
     plots = []
     for model in dict.fromkeys(cell.model for cell in cells):
         places = {place: group for place, group in found.items() if place.model == model}

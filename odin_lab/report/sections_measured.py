@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter, itemgetter
 
+from odin_lab.report.comparison import Place, mean, order_policies, scores
 from odin_lab.report.figures import Plot
 from odin_lab.report.measured import detection_table, live_table, order_table, validation_table
 from odin_lab.report.medians import interval_text
+from odin_lab.report.parts import Data, Section, compare, slug
 from odin_lab.report.plots_measured import axis_end_hz, beyond, draw_detection, draw_live, draw_timelines, mean_hz
 from odin_lab.report.results import Cell, Timeline
-from odin_lab.report.standing import Place, mean, order_policies, standings
-from odin_lab.report.story import Data, Section, compare, slug
 
 __all__ = ["detection", "live", "timelines", "validation"]
 
@@ -75,7 +75,7 @@ def live(data: Data) -> Section | None:
                 if repeats > 1
                 else "one repeat, so no intervals"
             )
-            rates = compare(standings(cells), attrgetter("throughput_hz"), ".3g")
+            rates = compare(scores(cells), attrgetter("throughput_hz"), ".3g")
             caption = (
                 f"The same load and interference for each, on the real pipeline: {spread}. Throughput, /s: {rates}."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from odin_lab.report.standing import base_name, is_yardstick, order_policies
+from odin_lab.report.comparison import base_name, is_yardstick, order_policies
 
 __all__ = ["DARK", "DEVICES", "GRID", "INK", "LOSS", "Look", "looks"]
 

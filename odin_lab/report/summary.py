@@ -1,13 +1,13 @@
-"""The tables of the report: who stands where, what it costs, what was missed."""
+"""The tables of the report: scores of the policies, what they cost, what was missed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from odin_lab.report.comparison import Place, Score, is_yardstick, mean, order_policies, scores
 from odin_lab.report.goals import GOALS
 from odin_lab.report.results import Cell
-from odin_lab.report.standing import Place, Standing, is_yardstick, mean, order_policies, standings
 from odin_lab.report.tables import Better, Row, Table, Value
 
 __all__ = [
@@ -22,14 +22,14 @@ __all__ = [
 
 _TOLD = 6
 
-Standings = Mapping[Place, Mapping[str, Standing]]
+Scores = Mapping[Place, Mapping[str, Score]]
 
 
-def _policies(found: Standings) -> tuple[str, ...]:
+def _policies(found: Scores) -> tuple[str, ...]:
     return order_policies(policy for place in found.values() for policy in place)
 
 
-def _values(found: Standings, policy: str, name: str) -> list[float]:
+def _values(found: Scores, policy: str, name: str) -> list[float]:
     return [getattr(place[policy], name) for place in found.values() if policy in place]
 
 
@@ -48,7 +48,7 @@ def yardsticks(policies: Sequence[str]) -> frozenset[int]:
 
 def headline_table(cells: Iterable[Cell], title: str) -> Table:
     """Policies x what matters: the mean over all places and, in parentheses, the worst place."""
-    found = standings(cells)
+    found = scores(cells)
     policies = _policies(found)
     columns: tuple[tuple[str, str, Better, str], ...] = (
         ("throughput / oracle", "of_oracle", "high", ".3f"),
@@ -77,7 +77,7 @@ def headline_table(cells: Iterable[Cell], title: str) -> Table:
 
 def costs_table(cells: Iterable[Cell], title: str) -> Table:
     """What the policies spend on finding plans."""
-    found = standings(cells)
+    found = scores(cells)
     policies = _policies(found)
     names = ("exploring", "trials_per_event", "changes_per_event")
     rows: tuple[Row, ...] = tuple(
@@ -97,7 +97,7 @@ def costs_table(cells: Iterable[Cell], title: str) -> Table:
 
 def cells_table(cells: Iterable[Cell], name: str, title: str) -> Table:
     """Each place in a row, each policy in a column: the numbers of the heat maps."""
-    found = standings(cells)
+    found = scores(cells)
     policies = _policies(found)
     rows: list[Row] = []
     for place, policy_standings in found.items():
@@ -119,7 +119,7 @@ def cells_table(cells: Iterable[Cell], name: str, title: str) -> Table:
 
 def scaling_table(cells: Iterable[Cell], title: str) -> Table:
     """Throughput ratio to the oracle over devices."""
-    found = standings(cells)
+    found = scores(cells)
     policies = _policies(found)
     models = {place.model for place in found}
     devices = sorted({(place.model, place.devices) for place in found})
@@ -147,11 +147,11 @@ def _limit(figure: str) -> float:
     return next(goal.limit for goal in GOALS if goal.figure == figure)
 
 
-def _misses(place: Mapping[str, Standing], policy: str) -> tuple[bool, ...]:
+def _misses(place: Mapping[str, Score], policy: str) -> tuple[bool, ...]:
     return tuple(not goal.holds(getattr(place[policy], goal.figure)) for goal in GOALS)
 
 
-def misses_table(found: Standings, title: str) -> Table:
+def misses_table(found: Scores, title: str) -> Table:
     """How often each policy misses what is asked, and how often it is the fastest."""
     policies = [policy for policy in _policies(found) if not is_yardstick(policy)]
     rows: list[Row] = []
@@ -175,10 +175,10 @@ def misses_table(found: Standings, title: str) -> Table:
     return Table(title, caption, columns, tuple(rows), ("high", "low", "low", "low"), labels=2)
 
 
-def misses_text(found: Standings, policy: str) -> str:
+def misses_text(found: Scores, policy: str) -> str:
     """Where the policy misses what is asked, the worst first; or that it does nowhere."""
-    places = {place: standing for place, standing in found.items() if policy in standing}
-    asked: tuple[tuple[str, Callable[[Standing], float], int, str], ...] = (
+    places = {place: score for place, score in found.items() if policy in score}
+    asked: tuple[tuple[str, Callable[[Score], float], int, str], ...] = (
         (f"below {_limit('of_delayed'):g} of the delayed oracle's throughput", lambda s: s.of_delayed, 1, ".3f"),
         (f"below {_limit('of_static'):g} of static's throughput", lambda s: s.of_static, 1, ".3f"),
         (

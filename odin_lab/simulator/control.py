@@ -126,7 +126,7 @@ class Control:
 
     def _carry_out(self, decision: Decision, now_s: float) -> None:
         self._core.carried_out(decision.plan)
-        # Kind "probe" is the way back from a visit as well.
+        # Kind "probe" is the way back from a probe as well.
         self.exploring = decision.kind in _EXPLORES and decision.plan != self._steady
         if not self.exploring:
             self._steady = decision.plan

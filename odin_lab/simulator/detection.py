@@ -29,7 +29,7 @@ __all__ = [
     "LIMIT",
     "QUIET",
     "SLOWDOWNS",
-    "Contender",
+    "Candidate",
     "Delay",
     "Measured",
     "Noise",
@@ -55,7 +55,7 @@ LIMIT = 100
 QUIET = 4_000
 
 
-class Contender(NamedTuple):
+class Candidate(NamedTuple):
     """A detector and how many streams of a round it is given."""
 
     make: Make
@@ -209,7 +209,7 @@ class Measured(NamedTuple):
 
 
 def measure_detector(
-    contender: Contender,
+    candidate: Candidate,
     noise: Noise,
     *,
     rounds: int,
@@ -221,19 +221,19 @@ def measure_detector(
     alarms, seen = 0, {slowdown: list[Sightings]() for slowdown in slowdowns}
     for round_index in range(rounds):
         random = np.random.default_rng([seed, round_index])
-        samples = noise.draw(random, CALIBRATION + quiet, contender.streams)
-        alarms += false_alarms(contender.make(contender.streams), samples, skip=CALIBRATION)
+        samples = noise.draw(random, CALIBRATION + quiet, candidate.streams)
+        alarms += false_alarms(candidate.make(candidate.streams), samples, skip=CALIBRATION)
         for slowdown, sighted in seen.items():
-            samples = noise.draw(random, CALIBRATION + 2 * LIMIT, contender.streams)
-            detector = contender.make(contender.streams)
+            samples = noise.draw(random, CALIBRATION + 2 * LIMIT, candidate.streams)
+            detector = candidate.make(candidate.streams)
             sighted.append(sightings(detector, samples, slowdown, calibration=CALIBRATION, limit=LIMIT))
     delays = tuple(to_delay(slowdown, s, least_delay(slowdown, noise.sigma)) for slowdown, s in seen.items())
-    return Measured(alarms, rounds * quiet * contender.streams, delays)
+    return Measured(alarms, rounds * quiet * candidate.streams, delays)
 
 
 def detection_points(
     name: str,
-    contender: Contender,
+    candidate: Candidate,
     *,
     noise_cv: float,
     rounds: int = 1,
@@ -243,7 +243,7 @@ def detection_points(
 ) -> tuple[DetectionPoint, ...]:
     """Delays of a detector under log-normal noise, one point per slowdown; false alarms are per 1,000 observations."""
     found = measure_detector(
-        contender, log_normal(noise_cv), rounds=rounds, seed=seed, quiet=quiet, slowdowns=slowdowns
+        candidate, log_normal(noise_cv), rounds=rounds, seed=seed, quiet=quiet, slowdowns=slowdowns
     )
     alarms = found.false_alarms / found.undisturbed * 1_000
     return tuple(

@@ -4,7 +4,7 @@ A request's time on a device is its true time times one factor, drawn for each r
 device has layers or not. So two policies with the same seed see the same noise.
 
 Measured noise has two parts. What neighbouring passes differ by is drawn for each request. How the level of a device
-wanders, as a host does that others use, belongs to time and not to requests: a device goes through the recorded drift
+drifts, as a host does that others use, belongs to time and not to requests: a device goes through the recorded drift
 at the pace at which it was recorded, however many requests are answered meanwhile.
 """
 

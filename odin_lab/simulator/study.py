@@ -22,7 +22,7 @@ from odin.partitioner.policies import make_policy
 from odin_lab.inject.scenario import Scenario
 from odin_lab.inject.worker import die_with_parent
 from odin_lab.report.results import Cell, DetectionPoint, Timeline
-from odin_lab.simulator.detection import Contender, detection_points
+from odin_lab.simulator.detection import Candidate, detection_points
 from odin_lab.simulator.interference import Interference
 from odin_lab.simulator.metrics import to_cell, to_timeline
 from odin_lab.simulator.run import Run, simulate
@@ -251,9 +251,9 @@ def make_run(job: RunJob) -> Run:
 def run_job(job: Job) -> Outcome:
     """Do one job."""
     if isinstance(job, DetectionJob):
-        contender = Contender(functools.partial(make_detector, job.detector), job.streams)
+        candidate = Candidate(functools.partial(make_detector, job.detector), job.streams)
         return Outcome(
-            detections=detection_points(job.detector, contender, noise_cv=job.noise_cv, seed=job.seed, quiet=job.quiet)
+            detections=detection_points(job.detector, candidate, noise_cv=job.noise_cv, seed=job.seed, quiet=job.quiet)
         )
     run, setup, policy = make_run(job), job.setup, str(job.contestant)
     model = _table(setup.table).model

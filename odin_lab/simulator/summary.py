@@ -13,9 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from odin_lab.report.comparison import order_policies
 from odin_lab.report.goals import GOALS, Goal
 from odin_lab.report.results import SLO_LEVELS, Cell, Validation
-from odin_lab.report.standing import order_policies
 
 __all__ = [
     "PAPER",

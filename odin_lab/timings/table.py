@@ -199,7 +199,7 @@ class TimingTable:
         return np.concatenate(noise)
 
     def drift(self) -> tuple[FloatArray, FloatArray]:
-        """How undisturbed times wander, as on a host that others use, from block to block.
+        """Drift of undisturbed times, as on a host that others use, from block to block.
 
         Returns
         -------

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies.held import Held
+from odin.partitioner.policies.plan_arrays import PlanArrays
 
 __all__ = ["Estimate", "Forecast"]
 
@@ -24,8 +24,8 @@ class Forecast(NamedTuple):
         Seconds of each stage per request, transfers included, shape (stages,).
     error
         Standard deviation of the logarithm of ``stage_s`` that comes from noise, shape (stages,).
-    wander
-        The same that comes from levels which wander, shape (stages,).
+    drift
+        The same that comes from drift of levels, shape (stages,).
     doubt
         The same for what is inferred: layers that the stage has not run under these conditions, shape (stages,).
     """
@@ -33,7 +33,7 @@ class Forecast(NamedTuple):
     plan: Plan
     stage_s: FloatArray
     error: FloatArray
-    wander: FloatArray
+    drift: FloatArray
     doubt: FloatArray
 
     @property
@@ -47,9 +47,9 @@ class Forecast(NamedTuple):
         return float(self.error[self._slow].max())
 
     @property
-    def bottleneck_wander(self) -> float:
-        """Most that one of them wanders."""
-        return float(self.wander[self._slow].max())
+    def bottleneck_drift(self) -> float:
+        """Largest drift among them."""
+        return float(self.drift[self._slow].max())
 
     @property
     def bottleneck_doubt(self) -> float:
@@ -74,13 +74,13 @@ class Estimate(NamedTuple):
     times_s
         Seconds, shape (stages, layers); ``inf`` where the baseline is.
     level
-        Logarithm of time over baseline, what is the layers' own taken out, shape (stages,).
+        Logarithm of time over baseline without the layers' biases, shape (stages,).
     slope
         What is added to it per unit of memory-boundness, shape (stages,).
     level_error
         Standard deviation of ``level`` that comes from having seen few requests, shape (stages,).
-    wander
-        The same that comes from levels which wander, shape (stages,).
+    drift
+        The same that comes from drift of levels, shape (stages,).
     layer_variance
         Of the logarithm of each time given the level, for layers not seen there now, shape (stages, layers).
     """
@@ -89,15 +89,15 @@ class Estimate(NamedTuple):
     level: FloatArray
     slope: FloatArray
     level_error: FloatArray
-    wander: FloatArray
+    drift: FloatArray
     layer_variance: FloatArray
 
-    def forecast(self, held: Held) -> Forecast:
+    def forecast(self, arrays: PlanArrays) -> Forecast:
         """Seconds of each stage under a plan."""
-        stages, at = len(self.level), (held.holder, held.layers)
+        stages, at = len(self.level), (arrays.stage_of, arrays.layers)
         times_s = self.times_s[at]
-        stage_s = np.bincount(held.holder, times_s, stages)
-        variance = np.bincount(held.holder, times_s * times_s * self.layer_variance[at], stages)
-        error, wander = np.where(stage_s > 0, self.level_error, 0.0), np.where(stage_s > 0, self.wander, 0.0)
+        stage_s = np.bincount(arrays.stage_of, times_s, stages)
+        variance = np.bincount(arrays.stage_of, times_s * times_s * self.layer_variance[at], stages)
+        error, drift = np.where(stage_s > 0, self.level_error, 0.0), np.where(stage_s > 0, self.drift, 0.0)
         doubt = np.sqrt(variance) / np.where(stage_s > 0, stage_s, 1.0)
-        return Forecast(held.plan, stage_s + held.transfer_s, error, wander, doubt)
+        return Forecast(arrays.plan, stage_s + arrays.transfer_s, error, drift, doubt)

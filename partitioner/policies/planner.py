@@ -14,7 +14,7 @@ from odin.partitioner.balance.exact import balance
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Setting
 from odin.partitioner.policies.forecast import Estimate, Forecast
-from odin.partitioner.policies.held import Holdings
+from odin.partitioner.policies.plan_arrays import PlanArraysCache
 
 __all__ = ["Planner"]
 
@@ -36,7 +36,7 @@ class Planner:
     ----------
     setting
         Transfers.
-    holdings
+    plan_arrays
         Plans as arrays.
     near
         Differences between times that do not count, as a part of them.
@@ -48,8 +48,8 @@ class Planner:
         the best one for the baselines, else that. (A policy may start while a load is there, under a plan for it.)
     """
 
-    def __init__(self, setting: Setting, holdings: Holdings, *, near: float) -> None:
-        self._setting, self._holdings, self._near = setting, holdings, near
+    def __init__(self, setting: Setting, plan_arrays: PlanArraysCache, *, near: float) -> None:
+        self._setting, self._plan_arrays, self._near = setting, plan_arrays, near
         best = balance(setting.baseline_s, send_s=setting.send_s, receive_s=setting.receive_s)
         start_s = max(stage_times(setting.plan, setting.baseline_s, setting.send_s, setting.receive_s))
         self.home = setting.plan if start_s <= best.bottleneck_s * (1 + near) else best.plan
@@ -57,7 +57,7 @@ class Planner:
 
     def forecast(self, estimate: Estimate, plan: Plan) -> Forecast:
         """What a plan is expected to take."""
-        return estimate.forecast(self._holdings.of(plan))
+        return estimate.forecast(self._plan_arrays.of(plan))
 
     def solve(self, estimate: Estimate) -> Forecast:
         """The best plan for these times."""
@@ -69,7 +69,7 @@ class Planner:
         home = self.forecast(estimate, self.home)
         loss = math.log(home.bottleneck_s / best.bottleneck_s)
         noise = math.hypot(home.bottleneck_error, best.bottleneck_error)
-        unsure = math.hypot(noise, home.bottleneck_wander, best.bottleneck_wander)
+        unsure = math.hypot(noise, home.bottleneck_drift, best.bottleneck_drift)
         return home if loss <= max(unsure, math.log1p(self._near)) else best
 
     def best(self, estimate: Estimate, present: Forecast, banned: Set[Plan]) -> Forecast:

@@ -3,28 +3,32 @@
 ::
 
     request -> model (slowdown.py) -> times of all layers on all stages -> exact balance -> gain = ln(present / best)
-               move if   gain > ln(1 + min_gain)   and   gain > z * error   and   following changes pays (pursuit.py)
+               move if   gain > ln(1 + min_gain)   and   gain > z * error   and   moving has paid so far
+               (shadow_comparison.py)
 
 ``z`` is ``certainty`` for the first move after a detected change (the detector has already ruled noise out), half of it
 for a correction away from home, with half a standard error more after each, and one and a half times ``certainty`` when
-nothing was detected. ``error`` is that of few samples; to leave home, or long after a change, also how far levels
-wander by themselves (wander.py). Under the new plan:
+nothing was detected. ``error`` is that of few samples; to leave the home plan (the best one for undisturbed stages), or
+long after a change, also the drift of levels without a change (drift_estimate.py). Under the new plan:
 
-    first request     what the old plan had come to under these conditions is put down
-    ``verify`` later  slower than predicted: from now on leaving the home plan must promise as much more (stages that
-                      share caches or a core are faster beside an idle one, and a better plan leaves them less idle)
+    first request     the bottleneck that the old plan had under these conditions is recorded
+    ``verify`` later  slower than predicted: the prediction bias; from now on leaving the home plan must promise as much
+                      more (stages that share caches or a core are faster beside an idle one, and a better plan
+                      leaves them less idle)
                       slower than the old plan: undo, and no such move for a while, twice as long each time
                       otherwise: the measured times of the moved layers have corrected the model
 
-A change is followed only if it is likely to last until that is felt (lasting.py) and if following has paid so far, else
-once it has lasted for long. The first move after a detected change comes at once, every other one when staying has cost
-what a move may cost (regret.py): cores drift apart by a tenth and back again, and by then a layer has moved in vain.
+A move takes effect only after the migration lag. So layers move for a change only if it is likely to persist that long
+(persistence.py) and if moving has paid so far, else once it has persisted for long. The first move after a detected
+change comes at once, every other one when staying has cost what a move may cost (break_even.py): cores drift apart by a
+tenth and back again, and by then a layer has moved in vain.
 
-While large changes come often (unrest.py) one does not wait for the detector: jumps.py finds them with the request that
-shows them, and no move is judged, since the next change comes before that could be.
+While the rate of large changes is high (change_rate.py) the policy does not wait for the detector: change_points.py
+finds change points with the request that shows them, and no move is checked, since the next change comes before that
+could be.
 
-A stage that holds nothing tells nothing. If it would help were it undisturbed, it gets a layer for one request now and
-then, half as often each time.
+Nothing is measured of a stage without layers. If it would help were it undisturbed, it gets a layer for one request now
+and then, a probe; half as often each time.
 """
 
 from __future__ import annotations
@@ -36,19 +40,19 @@ from numpy.typing import NDArray
 
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Decision, Observation, Setting
+from odin.partitioner.policies.break_even import BreakEven
+from odin.partitioner.policies.change_points import ChangePoints
+from odin.partitioner.policies.change_rate import LARGE, ChangeRate
 from odin.partitioner.policies.forecast import Estimate, Forecast
-from odin.partitioner.policies.held import Holdings
 from odin.partitioner.policies.in_flight import PlansInFlight
-from odin.partitioner.policies.jumps import Jumps
-from odin.partitioner.policies.lasting import Lasting
-from odin.partitioner.policies.news import News
+from odin.partitioner.policies.move_checks import Check, MoveChecks
+from odin.partitioner.policies.pending_change import PendingChange
+from odin.partitioner.policies.persistence import Persistence
+from odin.partitioner.policies.plan_arrays import PlanArraysCache
 from odin.partitioner.policies.planner import Planner
-from odin.partitioner.policies.pursuit import Pursuit
-from odin.partitioner.policies.regret import Regret
+from odin.partitioner.policies.probes import Probes, with_one_layer
+from odin.partitioner.policies.shadow_comparison import ShadowComparison
 from odin.partitioner.policies.slowdown import SlowdownModel
-from odin.partitioner.policies.unrest import LARGE, Unrest
-from odin.partitioner.policies.verdict import Check, Verdicts
-from odin.partitioner.policies.visits import Visits, with_one_layer
 
 __all__ = ["PredictivePolicy"]
 
@@ -62,22 +66,22 @@ _LEAST_SAMPLES = 2
 """Of the new conditions before layers move: a single request may be a hiccup."""
 _NO_FALSE_ALARM = 5.0
 """Standard errors. Noise alone makes a detector with one false alarm in 10,000 see some 4."""
-_NO_WANDER = 2.0
-"""Standard deviations of a level that wanders."""
+_NO_DRIFT = 2.0
+"""Standard deviations of a level's drift."""
 _FIRST_LOOK = 8
 _CORRECTIONS = 128
 """Requests after a detected change for which a plan away from home is looked at closely: is it the best one?"""
 _PATIENCE = 16
-"""What has lasted that many times as long as a move takes to be felt is followed though that has not paid so far."""
-_RESTLESS_PAUSE = 32
+"""Layers move for what has persisted for that many migration lags, though moving has not paid so far."""
+_AVERAGE_PAUSE = 32
 _MOST_ON_THEIR_WAY = 2
-"""Plans decided that no request has finished under yet."""
-_RESTLESS_GAIN = 0.05
+"""Most plans decided that no request has finished under yet."""
+_FREQUENT_GAIN = 0.05
 """Least predicted gain while changes come often: the next one comes soon."""
 _CORRECTED = 512
 """Requests for which a new home plan is on probation: if changes turn out to come often, it was made in error."""
 _LIKELY = 0.5
-"""Probability with which changes must last until a move is felt."""
+"""Probability with which changes must persist for the migration lag."""
 _WAIT_FOR_OTHERS = 2
 _SUSPICIOUS = 3.0
 """Standard errors by which a stage's latest requests must be off for its own alarm to be awaited."""
@@ -124,30 +128,30 @@ class PredictivePolicy:
         """Forget everything and get ready for a pipeline."""
         setting.plan.check_fits(layer_count=setting.layer_count, stage_count=setting.stage_count)
         self._setting = setting
-        self._holdings = Holdings(setting)
-        self._model = SlowdownModel(setting, self._holdings)
-        self._pursuit = Pursuit(setting, self._holdings)
+        self._plan_arrays = PlanArraysCache(setting)
+        self._model = SlowdownModel(setting, self._plan_arrays)
+        self._shadow = ShadowComparison(setting, self._plan_arrays)
         self._plans = PlansInFlight(setting.plan)
-        self._planner = Planner(setting, self._holdings, near=self.min_gain / 2)
+        self._planner = Planner(setting, self._plan_arrays, near=self.min_gain / 2)
         self._former_home = self._planner.home
-        self._pursuit.settle(self._planner.home)
+        self._shadow.settle(self._planner.home)
         self._corrected_at = -_CORRECTED
-        self._unrest = Unrest(setting)
-        self._jumps = Jumps(setting.stage_count, self._holdings)
-        self._lasting = Lasting(setting.stage_count)
+        self._change_rate = ChangeRate(setting)
+        self._change_points = ChangePoints(setting.stage_count, self._plan_arrays)
+        self._persistence = Persistence(setting.stage_count)
         self._request = 0
         self._disturbed = False
         self._next_look = _FIRST_LOOK
-        self._next_restless_look = 0
+        self._next_average_look = 0
         self._looks_saved = 0
         self._resting_until = 0
-        self._news = News()
+        self._pending = PendingChange()
         self._waited = 0
-        self._regret = Regret()
-        # What came of moves.
-        self._verdicts = Verdicts()
+        self._break_even = BreakEven()
+        # Checks of moves: predicted against measured.
+        self._move_checks = MoveChecks()
         # Stages without layers.
-        self._visits = Visits()
+        self._probes = Probes()
 
     def decide(self, observation: Observation) -> Decision | None:
         """Take one finished request in; answer with the plan to move to, or nothing.
@@ -164,13 +168,13 @@ class PredictivePolicy:
         self._request = observation.request
         self._disturbed = observation.disturbed is not None and bool(observation.disturbed.any())
         self._follow(observation.plan)
-        if self._unrest.awake(self._request):
-            observation = self._see_jumps(observation)
+        if self._change_rate.looks_closely(self._request):
+            observation = self._see_change_points(observation)
         quiet = np.count_nonzero(observation.changed) == 0
         self._model.take(observation, quiet=quiet)
-        self._pursuit.take(observation.stage_s, observation.plan, self._request)
+        self._shadow.take(observation.stage_s, observation.plan, self._request)
         if not quiet:
-            self._hear(observation)
+            self._note_changes(observation)
         decision = self._answer()
         if decision is not None:
             self._plans.decide(decision.plan, self._request)
@@ -180,79 +184,79 @@ class PredictivePolicy:
 
     def _follow(self, plan: Plan) -> None:
         """See which plan requests finish under."""
-        plans, check = self._plans, self._verdicts.awaited
+        plans, check = self._plans, self._move_checks.awaited
         if plan != plans.running and check is not None and plan == check.after and math.isnan(check.before_s):
             # All that will be seen of the old plan under these conditions has been seen.
             before = self._planner.forecast(self._model.estimate(), check.before)
             check.before_s = before.bottleneck_s
-            check.error = math.hypot(before.bottleneck_error, before.bottleneck_wander)
+            check.error = math.hypot(before.bottleneck_error, before.bottleneck_drift)
         decided = plans.decided
         lag = plans.saw(plan, self._request)
         if lag is not None:
-            self._pursuit.felt(lag - 1)
+            self._shadow.observe_lag(lag - 1)
             self._resting_until = self._request + self.cooldown
         elif plans.decided != decided:  # not what was decided here
-            self._verdicts.awaited = None
-            self._visits.abandon()
+            self._move_checks.awaited = None
+            self._probes.abandon()
             self._resting_until = self._request
 
-    def _see_jumps(self, observation: Observation) -> Observation:
-        """Look closely; while changes come often, jumps found here are the detected changes."""
-        found = self._jumps.take(observation, hazard=self._unrest.hazard)
-        self._lasting.take(found)
-        if self._unrest.active or found:
+    def _see_change_points(self, observation: Observation) -> Observation:
+        """Look closely; while changes come often, change points found here are the detected changes."""
+        found = self._change_points.take(observation, hazard=self._change_rate.hazard)
+        self._persistence.take(found)
+        if self._change_rate.active or found:
             since = self._plans.since
-            began = [(self._request - jump.samples + 1, jump.step) for jump in found.values()]
+            began = [(self._request - point.samples + 1, point.step) for point in found.values()]
             foreign = [step for first, step in began if since <= 1 or abs(first - since) > 1]
-            was_active = self._unrest.active
-            self._unrest.count(self._request, foreign)
-            self._pursuit.expect(self._unrest.rate)
-            if self._unrest.active and not was_active and self._request - self._corrected_at < _CORRECTED:
+            was_active = self._change_rate.active
+            self._change_rate.count(self._request, foreign)
+            self._shadow.expect(self._change_rate.rate)
+            if self._change_rate.active and not was_active and self._request - self._corrected_at < _CORRECTED:
                 self._settle_at(self._former_home)
-        if not self._unrest.active:
+        if not self._change_rate.active:
             return observation
         changed, age = np.zeros(len(observation.changed), dtype=np.bool_), observation.age.copy()
-        for stage, jump in found.items():
-            changed[stage], age[stage] = True, jump.samples
+        for stage, point in found.items():
+            changed[stage], age[stage] = True, point.samples
         return observation._replace(changed=changed, age=age)
 
-    def _hear(self, observation: Observation) -> None:
+    def _note_changes(self, observation: Observation) -> None:
         """Stages have changed. What begins with a new plan of ours may be that plan's own effect."""
-        if self._model.has_changed_by(LARGE, observation.changed) and self._unrest.wake(self._request):
-            self._jumps.begin()
+        if self._model.has_changed_by(LARGE, observation.changed) and self._change_rate.look_closely(self._request):
+            self._change_points.begin()
         since = self._plans.since
         for stage in np.flatnonzero(observation.changed).tolist():
             began = self._request - int(observation.age[stage]) + 1
-            with_plan = since > 1 and abs(began - since) <= 1 and not self._unrest.active
-            if with_plan and self._verdicts.awaited is not None and self._model.rose(stage):
-                continue  # the verdict will tell whether the plan does harm
-            self._news.hear(stage, self._request)
+            with_plan = since > 1 and abs(began - since) <= 1 and not self._change_rate.active
+            if with_plan and self._move_checks.awaited is not None and self._model.rose(stage):
+                continue  # the check will tell whether the plan does harm
+            self._pending.detect(stage, self._request)
             self._next_look, self._waited = self._request, 0
-            self._verdicts.awaited = None
+            self._move_checks.awaited = None
             if not with_plan:
-                self._verdicts.conditions_changed(long_after_move=began > since + self.verify)
+                self._move_checks.conditions_changed(long_after_move=began > since + self.verify)
 
     # -- what to do -------------------------------------------------------------------------------------------------
 
     def _answer(self) -> Decision | None:
-        if (plan := self._visits.end()) is not None:
+        if (plan := self._probes.end()) is not None:
             return Decision(plan, "probe", "one request is enough")
-        if (stage := self._visits.heard(self._plans.running)) is not None:
-            return self._judge_visit(stage)
-        if (check := self._verdicts.awaited) is not None and (decision := self._verdict(check)) is not None:
+        if (stage := self._probes.finished(self._plans.running)) is not None:
+            return self._judge_probe(stage)
+        if (check := self._move_checks.awaited) is not None and (decision := self._check_move(check)) is not None:
             return decision
         return self._look() if self._request >= self._next_look else None
 
     def _look(self) -> Decision | None:
-        """Look for a better plan, if there is any reason to."""
-        fresh = self._news.is_fresh(self._request)
-        away = self._plans.decided != self._planner.home and self._news.since(self._request) <= _CORRECTIONS
+        """Look for a better plan, if anything has changed."""
+        fresh = self._pending.is_fresh(self._request)
+        away = self._plans.decided != self._planner.home and self._pending.since(self._request) <= _CORRECTIONS
         self._next_look = self._request + self._pause(fresh=fresh or away)
-        if self._request < self._resting_until and not self._is_news:
+        if self._request < self._resting_until and not self._is_pending:
             return None
-        if self._is_news and self._news_age < _LEAST_SAMPLES and not self._unrest.active:
+        if self._is_pending and self._pending_age < _LEAST_SAMPLES and not self._change_rate.active:
             return None
-        if self._request < self._verdicts.still_until:
+        if self._request < self._move_checks.still_until:
             return self._go_home(self._model.in_the_long_run(self._model.estimate()))
         if not fresh and self._is_as_it_was(self._model.restart_drifted()) and not away:
             return None
@@ -260,28 +264,28 @@ class PredictivePolicy:
 
     def _weigh(self, *, fresh: bool) -> Decision | None:
         """Move if that is predicted to be better, surely enough, and for long enough."""
-        restless = self._unrest.active
+        frequent = self._change_rate.active
         estimate = self._model.estimate()
-        if restless:  # levels that change are not levels that wander
-            estimate = estimate._replace(wander=np.zeros_like(estimate.wander))
+        if frequent:  # change points explain the levels' variation
+            estimate = estimate._replace(drift=np.zeros_like(estimate.drift))
         present = self._planner.forecast(estimate, self._plans.decided)
-        best = self._planner.best(estimate, present, self._verdicts.banned)
+        best = self._planner.best(estimate, present, self._move_checks.banned)
         gain = self._gain(present, best)
-        self._regret.take(gain, self._request)
-        at_once = restless or self._is_news or self._regret.is_enough
+        self._break_even.take(gain, self._request)
+        at_once = frequent or self._is_pending or self._break_even.is_enough
         certainty = self._certainty_now(estimate, fresh=fresh)
         sure = at_once and self._exceeds_noise(present, best, z=certainty, fresh=fresh)
         if fresh or sure:
-            self._pursuit.follow(best.plan, self._request)
+            self._shadow.follow(best.plan, self._request)
         if not sure:
             if gain > 0:
-                self._looks_saved = _LOOKS_SAVED  # at the next one it may be sure, or have lasted
-            return self._visit(estimate, present)
+                self._looks_saved = _LOOKS_SAVED  # at the next one it may be sure, or have persisted
+            return self._probe(estimate, present)
         if not self._pays():
             self._looks_saved = _LOOKS_SAVED  # it may pay at the next one
             return self._look_at_long_run(estimate)
         too_many = self._plans.on_their_way >= _MOST_ON_THEIR_WAY
-        if not restless and (too_many or (self._is_news and self._others_are_suspicious())):
+        if not frequent and (too_many or (self._is_pending and self._others_are_suspicious())):
             self._next_look = self._request + 1
             return None
         return self._move(present, best)
@@ -291,34 +295,34 @@ class PredictivePolicy:
         gain = math.log(present.bottleneck_s / best.bottleneck_s)
         return gain if gain > math.log1p(self.min_gain / 2) else 0.0
 
-    def _is_as_it_was(self, drift: float) -> bool:
+    def _is_as_it_was(self, shift: float) -> bool:
         """Whether a full look now and then is enough, since times are what they were at the last one."""
         self._looks_saved += 1
-        if drift > _SUSPICIOUS or self._looks_saved > _LOOKS_SAVED or self._visits.due(self._request) is not None:
+        if shift > _SUSPICIOUS or self._looks_saved > _LOOKS_SAVED or self._probes.due(self._request) is not None:
             self._looks_saved = 0
         return self._looks_saved > 0
 
     @property
-    def _is_news(self) -> bool:
-        return self._news.is_unanswered(self._request)
+    def _is_pending(self) -> bool:
+        return self._pending.is_unanswered(self._request)
 
     @property
-    def _news_age(self) -> float:
-        """Requests that the latest of the changed conditions has lasted."""
-        return float(self._model.segments.samples[list(self._news.stages)].min())
+    def _pending_age(self) -> float:
+        """Requests for which the latest of the changed conditions has persisted."""
+        return float(self._model.segments.samples[list(self._pending.stages)].min())
 
     def _pause(self, *, fresh: bool) -> int:
         """Requests until the estimates may have changed enough to look again."""
         segments = self._model.segments
         youngest = segments.samples[segments.has].min()
         pause = min(max(1, int(youngest) // (4 if fresh else 2)), _LONGEST_PAUSE)
-        return max(1, min(pause, self._visits.next_due - self._request))
+        return max(1, min(pause, self._probes.next_due - self._request))
 
     def _certainty_now(self, estimate: Estimate, *, fresh: bool) -> float:
         """Standard errors to ask for: more without a detected change, and if it could be a false alarm."""
-        if self._unrest.active:
+        if self._change_rate.active:
             return self.certainty
-        moves = self._news.moves
+        moves = self._pending.moves
         if self._plans.decided != self._planner.home and (moves or not fresh):
             # A plan that is to be corrected: another one by a layer or two costs little if it is not better.
             return min((self.certainty + max(moves - 1, 0)) / 2, 2 * self.certainty)
@@ -330,9 +334,9 @@ class PredictivePolicy:
 
     def _is_no_false_alarm(self, estimate: Estimate) -> bool:
         """Whether a stage's level has changed by more than the noise that makes false alarms."""
-        news = list(self._news.stages)
-        change = np.abs(estimate.level - self._model.level_before)[news]
-        noise = np.hypot(_NO_FALSE_ALARM * estimate.level_error, _NO_WANDER * estimate.wander)[news]
+        stages = list(self._pending.stages)
+        change = np.abs(estimate.level - self._model.level_before)[stages]
+        noise = np.hypot(_NO_FALSE_ALARM * estimate.level_error, _NO_DRIFT * estimate.drift)[stages]
         return bool((change > noise).any())
 
     def _exceeds_noise(self, present: Forecast, best: Forecast, *, z: float, fresh: bool) -> bool:
@@ -343,38 +347,42 @@ class PredictivePolicy:
         if best.plan == self._planner.home:  # known to be good, as a rule
             z = z / 2
         elif present.plan == self._planner.home:  # away from it, corrections are not held up
-            least += self._verdicts.optimism
-        if self._unrest.active:
-            least = max(least, _RESTLESS_GAIN)
+            least += self._move_checks.prediction_bias
+        if self._change_rate.active:
+            least = max(least, _FREQUENT_GAIN)
         noise = math.hypot(present.bottleneck_error, best.bottleneck_error)
-        if present.plan == self._planner.home or self._news.since(self._request) > _CORRECTIONS:
-            # Nothing has happened but levels that wander there and back.
-            noise = math.hypot(noise, present.bottleneck_wander, best.bottleneck_wander)
+        if present.plan == self._planner.home or self._pending.since(self._request) > _CORRECTIONS:
+            # Nothing has changed; levels drift there and back.
+            noise = math.hypot(noise, present.bottleneck_drift, best.bottleneck_drift)
         return gain > least and gain > z * noise and gain > min(z, 1.0) * best.bottleneck_doubt
 
     def _pays(self) -> bool:
-        """Whether conditions are expected to last: as a rule they have, or these have lasted for some time already."""
-        long = _PATIENCE * (1 + self._pursuit.lag)
-        fresh = self._news.is_fresh(self._request)
+        """Whether moving is expected to pay: conditions are likely to persist, and moving has paid, or they already
+        persist.
+        """
+        long = _PATIENCE * (1 + self._shadow.lag)
+        fresh = self._pending.is_fresh(self._request)
         if fresh:
-            lasts = self._lasting.probability(self._news.stages, age=self._news_age, more=1 + self._pursuit.lag)
-            if lasts < _LIKELY:
+            persists = self._persistence.probability(
+                self._pending.stages, age=self._pending_age, more=1 + self._shadow.lag
+            )
+            if persists < _LIKELY:
                 return False
-        age = self._news_age if fresh else self._regret.lasted
-        return self._pursuit.pays or age > long
+        age = self._pending_age if fresh else self._break_even.known_for
+        return self._shadow.pays or age > long
 
     def _look_at_long_run(self, estimate: Estimate) -> Decision | None:
-        """Conditions change too fast to follow: plan for their average."""
+        """Conditions change faster than plans can: plan for their average."""
         average = self._model.in_the_long_run(estimate)
-        if (decision := self._go_home(average)) is not None or self._request < self._next_restless_look:
+        if (decision := self._go_home(average)) is not None or self._request < self._next_average_look:
             return decision
-        self._next_restless_look = self._request + _RESTLESS_PAUSE
+        self._next_average_look = self._request + _AVERAGE_PAUSE
         present = self._planner.forecast(average, self._plans.decided)
         best = self._planner.at_home_if_as_good(average, self._planner.solve(average))
         return self._move(present, best) if self._exceeds_noise(present, best, z=self.certainty, fresh=False) else None
 
     def _go_home(self, average: Estimate) -> Decision | None:
-        """In doubt, be at home, unless the present plan is better on average."""
+        """Return to the home plan, unless the present plan is better on average."""
         present, home = (
             self._planner.forecast(average, self._plans.decided),
             self._planner.forecast(average, self._planner.home),
@@ -382,7 +390,7 @@ class PredictivePolicy:
         if not self._exceeds_noise(present, home, z=0.0, fresh=False):
             return None
         decision = self._move(present, home)
-        self._verdicts.awaited = None  # no prediction for the present conditions that could be checked
+        self._move_checks.awaited = None  # no prediction for the present conditions that could be checked
         return decision
 
     def _others_are_suspicious(self) -> bool:
@@ -390,36 +398,36 @@ class PredictivePolicy:
         if self._waited >= _WAIT_FOR_OTHERS:
             return False
         self._waited += 1
-        drift = np.abs(self._model.segments.drift(min(int(self._news_age), 4)))
-        drift[list(self._news.stages)] = 0.0
-        return bool((drift > _SUSPICIOUS).any())
+        shift = np.abs(self._model.segments.latest_shift(min(int(self._pending_age), 4)))
+        shift[list(self._pending.stages)] = 0.0
+        return bool((shift > _SUSPICIOUS).any())
 
     def _move(self, present: Forecast, best: Forecast) -> Decision:
-        calm = self._news.since(self._request) > _LONGEST_PAUSE and self._model.calm and not self._disturbed
+        calm = self._pending.since(self._request) > _LONGEST_PAUSE and self._model.calm and not self._disturbed
         check = Check(present.plan, best.plan, best.bottleneck_s, calm=calm)
-        self._verdicts.awaited = None if self._unrest.active else check
-        self._news.moves += 1
-        self._regret.take(0.0, self._request)
+        self._move_checks.awaited = None if self._change_rate.active else check
+        self._pending.moves += 1
+        self._break_even.take(0.0, self._request)
         self._resting_until = self._request + 10 * _LONGEST_PAUSE  # until requests finish under the new plan
         slowest = int(np.argmax(present.stage_s))
         gain = present.bottleneck_s / best.bottleneck_s - 1
-        self._visits.moved(present.plan, best.plan, self._request)
+        self._probes.moved(present.plan, best.plan, self._request)
         return Decision(best.plan, "move", f"stage {slowest} is slowest, {gain:+.0%} predicted", best.bottleneck_s)
 
-    # -- what came of it --------------------------------------------------------------------------------------------
+    # -- checks of moves -------------------------------------------------------------------------------------------
 
-    def _verdict(self, check: Check) -> Decision | None:
+    def _check_move(self, check: Check) -> Decision | None:
         """Undo a move that did harm."""
         if self._plans.running != check.after or self._plans.decided != check.after:
             return None
-        held, segments = self._holdings.of(check.after), self._model.segments
+        arrays, segments = self._plan_arrays.of(check.after), self._model.segments
         stage_s, samples = segments.under_present_plan()
-        if samples[held.has].min() < self.verify:
+        if samples[arrays.has].min() < self.verify:
             return None
-        stage_s = stage_s + held.transfer_s
+        stage_s = stage_s + arrays.transfer_s
         slowest = int(np.argmax(stage_s))
         error = math.hypot(check.error, segments.spread[slowest] / math.sqrt(max(samples[slowest], 1.0)))
-        gain = self._verdicts.judge(
+        gain = self._move_checks.judge(
             check,
             slowest_s=float(stage_s[slowest]),
             error=self.certainty * error,
@@ -427,7 +435,7 @@ class PredictivePolicy:
             request=self._request,
         )
         if gain is not None:
-            self._visits.moved(check.after, check.before, self._request)
+            self._probes.moved(check.after, check.before, self._request)
             return Decision(check.before, "undo", f"{math.expm1(gain):+.0%} measured", check.before_s)
         if check.calm:  # a correction of the baselines
             self._former_home, self._corrected_at = self._planner.home, self._request
@@ -436,32 +444,32 @@ class PredictivePolicy:
 
     def _settle_at(self, home: Plan) -> None:
         self._planner.home = home
-        self._pursuit.settle(home)
+        self._shadow.settle(home)
 
     # -- stages without layers --------------------------------------------------------------------------------------
 
-    def _visit(self, estimate: Estimate, present: Forecast) -> Decision | None:
+    def _probe(self, estimate: Estimate, present: Forecast) -> Decision | None:
         """Give a stage that was too slow to hold anything a layer for one request, if it is time to."""
-        stage = self._visits.due(self._request)
+        stage = self._probes.due(self._request)
         if stage is None or not self._plans.settled:
             return None
-        self._visits.postpone(stage, self._request)
+        self._probes.postpone(stage, self._request)
         calm = self._model.undisturbed(estimate, stage)
         would_be = self._planner.solve(calm)
         if would_be.plan[stage] == 0 or present.bottleneck_s < would_be.bottleneck_s * (1 + self.min_gain):
             return None
         ways = (self._planner.forecast(estimate, plan) for plan in with_one_layer(present.plan, stage))
         least = min(ways, key=lambda way: way.stage_s[stage])
-        self._visits.begin(stage, least.plan, present.plan, self._request)
+        self._probes.begin(stage, least.plan, present.plan, self._request)
         return Decision(least.plan, "probe", f"is stage {stage} still slow?", least.bottleneck_s)
 
-    def _judge_visit(self, stage: int) -> Decision | None:
+    def _judge_probe(self, stage: int) -> Decision | None:
         """The stage has run a layer: if that changes the best plan, move."""
         estimate = self._model.estimate()
         present = self._planner.forecast(estimate, self._plans.decided)
-        best = self._planner.best(estimate, present, self._verdicts.banned)
+        best = self._planner.best(estimate, present, self._move_checks.banned)
         if best.plan[stage] > 0 and self._exceeds_noise(present, best, z=0.0, fresh=True):
             if self._exceeds_noise(present, best, z=self.certainty / 2, fresh=True):
                 return self._move(present, best)
-            self._visits.hurry(stage, self._request)
+            self._probes.hurry(stage, self._request)
         return None

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Observation
-from odin.partitioner.policies.held import Holdings
-from odin.partitioner.policies.wander import Wander
+from odin.partitioner.policies.drift_estimate import DriftEstimate
+from odin.partitioner.policies.plan_arrays import PlanArraysCache
 
 __all__ = ["LEAST_NOISE", "LEAST_S", "Segments", "Tail"]
 
@@ -32,13 +32,15 @@ _MEMORY = 512.0
 _KEPT = 64
 """Latest requests that are kept one by one, for segments to begin in the past."""
 _LONG_RUN, _LONG_RUN_PER_STAGE = 64, 8
-"""Requests over which conditions that change too fast are averaged: several times what a move takes to be felt."""
+"""Requests over which conditions that change too fast are averaged: several migration lags."""
 _ABSENCE = 16
 """Requests after which what was known of a stage without layers no longer counts as its present conditions."""
 
 
 class Tail(NamedTuple):
-    """A stage's latest samples: held, seen, seconds of each layer, (3, layers); of the stage; which under the plan."""
+    """A stage's latest samples: assigned, seen, seconds of each layer, (3, layers); of the stage; which under the
+    plan.
+    """
 
     layers: FloatArray
     stage_s: FloatArray
@@ -54,37 +56,37 @@ class Segments:
         Finite seconds above 0, shape (stages, layers).
     plan
         The plan that serving starts with.
-    holdings
+    plan_arrays
         Plans as arrays.
 
     Attributes
     ----------
-    held, seen, layer_s
-        For each layer on each stage: requests in which it was there, those in which it was measured, and its seconds
-        in these, shape (stages, layers). Complete after :meth:`file`.
+    assigned, seen, layer_s
+        For each layer on each stage: requests in which it was assigned to the stage, those in which it was measured,
+        and its seconds in these, shape (stages, layers). Complete after :meth:`file`.
     stage_s
         Seconds of each stage in all its samples, shape (stages,). Complete after :meth:`file`.
     plan
         The one that requests run under.
     window
         Requests that the long run is an average over.
-    wander
-        How far levels go by themselves.
+    drift_estimate
+        Drift of levels without a change.
     """
 
-    def __init__(self, baseline_s: FloatArray, plan: Plan, holdings: Holdings) -> None:
-        self._baseline_s, self._holdings = baseline_s, holdings
+    def __init__(self, baseline_s: FloatArray, plan: Plan, plan_arrays: PlanArraysCache) -> None:
+        self._baseline_s, self._plan_arrays = baseline_s, plan_arrays
         stages, layers = baseline_s.shape
         shape = (stages, layers)
         self._layers = np.arange(layers)
-        self.held: FloatArray = np.zeros(shape)
+        self.assigned: FloatArray = np.zeros(shape)
         self.seen: FloatArray = np.zeros(shape)
         self.layer_s: FloatArray = np.zeros(shape)
         self.stage_s: FloatArray = np.zeros(stages)
         self._filed: FloatArray = np.zeros(stages)
 
         self.plan = plan
-        self._now = holdings.of(plan)
+        self._now = plan_arrays.of(plan)
         self._waiting: list[Observation] = []  # under the running plan
         self._left_at = np.full(stages, -_ABSENCE)
 
@@ -95,11 +97,11 @@ class Segments:
         self._plan_n, self._plan_s, self._plan_s2 = np.zeros(stages), np.zeros(stages), np.zeros(stages)
 
         self._ring_stage_s, self._ring_layer_s = np.zeros((_KEPT, stages)), np.zeros((_KEPT, layers))
-        self._ring_held = [self._now] * _KEPT
+        self._ring_arrays = [self._now] * _KEPT
         self._taken = 0
         self.window = max(_LONG_RUN, _LONG_RUN_PER_STAGE * stages)
         self._long_ratio, self._long_square = np.ones(stages), np.ones(stages)
-        self.wander = Wander(stages)
+        self.drift_estimate = DriftEstimate(stages)
 
     # -- samples in -------------------------------------------------------------------------------------------------
 
@@ -113,7 +115,7 @@ class Segments:
         """Begin with requests under another plan; returns stages that have layers again after a long time without."""
         self.file()
         self._close_spread()
-        had, now = self._now.has, self._holdings.of(plan)
+        had, now = self._now.has, self._plan_arrays.of(plan)
         self._left_at[had] = request - 1
         self.plan, self._now = plan, now
         back = ~had & now.has & (self._left_at < request - _ABSENCE)
@@ -128,14 +130,14 @@ class Segments:
         layer_s = np.array([observation.layer_s for observation in self._waiting])
         self._noise = self._waiting[-1].noise
         self._waiting.clear()
-        now, at = self._now, (self._now.holder, self._now.layers)
+        now, at = self._now, (self._now.stage_of, self._now.layers)
         rows = (self._taken + np.arange(count)) % _KEPT
         self._ring_stage_s[rows], self._ring_layer_s[rows] = stage_s, layer_s
         for row in rows.tolist():
-            self._ring_held[row] = now
+            self._ring_arrays[row] = now
 
         missing = np.isnan(layer_s)
-        self.held[at] += count
+        self.assigned[at] += count
         self.seen[at] += count - missing.sum(axis=0)
         self.layer_s[at] += np.where(missing, 0.0, layer_s).sum(axis=0)
         sum_s = stage_s.sum(axis=0)
@@ -148,7 +150,7 @@ class Segments:
         self._average(ratio)
         self._taken += count
         self._halve_old()
-        self.wander.take(np.log(np.where(now.has, np.maximum(ratio, LEAST_S), np.nan)), self.spread)
+        self.drift_estimate.take(np.log(np.where(now.has, np.maximum(ratio, LEAST_S), np.nan)), self.spread)
 
     def _average(self, ratio: FloatArray) -> None:
         """Take seconds over baselines into the long run, exponentially weighted, (requests, stages)."""
@@ -161,7 +163,7 @@ class Segments:
     def _halve_old(self) -> None:
         if self._filed.max() > _MEMORY:
             old = self._filed > _MEMORY
-            for sums in (self.held, self.seen, self.layer_s, self.stage_s, self._filed):
+            for sums in (self.assigned, self.seen, self.layer_s, self.stage_s, self._filed):
                 sums[old] *= 0.5
         if self._plan_n.max() > _MEMORY:
             old = self._plan_n > _MEMORY
@@ -189,7 +191,7 @@ class Segments:
         """Take the latest ``age`` samples of a stage off its segment."""
         self.file()
         tail = self._tail(stage, age)
-        for whole, part in zip((self.held, self.seen, self.layer_s), tail.layers, strict=True):
+        for whole, part in zip((self.assigned, self.seen, self.layer_s), tail.layers, strict=True):
             whole[stage] = np.maximum(whole[stage] - part, 0.0)
         self.stage_s[stage] = max(self.stage_s[stage] - tail.stage_s.sum(), 0.0)
         self._filed[stage] = max(self._filed[stage] - len(tail.stage_s), 0.0)
@@ -197,7 +199,7 @@ class Segments:
 
     def begin(self, stage: int, tail: Tail) -> None:
         """Forget a stage's segment and begin another with the samples that were cut off."""
-        for whole, part in zip((self.held, self.seen, self.layer_s), tail.layers, strict=True):
+        for whole, part in zip((self.assigned, self.seen, self.layer_s), tail.layers, strict=True):
             whole[stage] = part
         self.stage_s[stage], self._filed[stage] = tail.stage_s.sum(), len(tail.stage_s)
         self._squares[stage] = self._freedom[stage] = 0.0
@@ -214,16 +216,16 @@ class Segments:
             if len(stage_s) >= age:
                 break
             row = (self._taken - back) % _KEPT
-            held = self._ring_held[row]
-            if not held.has[stage]:
+            arrays = self._ring_arrays[row]
+            if not arrays.has[stage]:
                 continue
-            mine = held.holder == stage
+            mine = arrays.stage_of == stage
             measured = mine & ~np.isnan(self._ring_layer_s[row])
             layers[0] += mine
             layers[1] += measured
             layers[2, measured] += self._ring_layer_s[row, measured]
             stage_s.append(float(self._ring_stage_s[row, stage]))
-            present.append(held.plan == self.plan)
+            present.append(arrays.plan == self.plan)
         return Tail(layers, np.array(stage_s), np.array(present, dtype=bool))
 
     # -- figures out ------------------------------------------------------------------------------------------------
@@ -261,7 +263,7 @@ class Segments:
     def ratio(self) -> FloatArray:
         """Seconds over baselines of each stage in its segment, shape (stages,); ``nan`` without samples."""
         self.file()
-        reference_s = (self.held * self._baseline_s).sum(axis=1)
+        reference_s = (self.assigned * self._baseline_s).sum(axis=1)
         ratio: FloatArray = np.divide(
             self.stage_s, reference_s, out=np.full_like(reference_s, np.nan), where=reference_s > 0
         )
@@ -272,16 +274,16 @@ class Segments:
         self.file()
         return self._long_ratio, np.maximum(self._long_square / self._long_ratio**2 - 1.0, 0.0)
 
-    def drift(self, latest: int) -> FloatArray:
+    def latest_shift(self, latest: int) -> FloatArray:
         """Mean of each stage's latest requests against its segment's, in standard errors, shape (stages,).
 
-        How far levels wander is part of the error.
+        Drift is part of the error.
         """
         self.file()
         rows = (self._taken - 1 - np.arange(min(latest, self._taken, _KEPT))) % _KEPT
-        per_reference = np.array([self._ring_held[row].per_reference for row in rows.tolist()])
+        per_reference = np.array([self._ring_arrays[row].per_reference for row in rows.tolist()])
         mean = (self._ring_stage_s[rows] * per_reference).mean(axis=0)
         ratio = np.where(mean > 0, mean, np.nan) / self.ratio()
-        error = np.hypot(self.spread / np.sqrt(len(rows)), self.wander.deviation)
+        error = np.hypot(self.spread / np.sqrt(len(rows)), self.drift_estimate.deviation)
         score: FloatArray = np.nan_to_num(np.log(ratio) / error)
         return score

@@ -2,14 +2,14 @@
 
 Stage i, layer l, in seconds::
 
-    ln time[i, l] = ln baseline[i, l] + level[i] + slope[i] * bound[l] + own[i, l]
+    ln time[i, l] = ln baseline[i, l] + level[i] + slope[i] * memory_boundness[l] + layer_bias[i, l]
 
 - ``level``, ``slope``: the stage's *present conditions*, fitted to the samples since its last detected change only.
-  ``bound[l]`` is how memory-bound a layer is (minus the logarithm of its arithmetic intensity, standardised): another
-  program may slow memory-bound layers more than others. A ridge pulls the slope to 0.
-- ``own``: what is the layer's own business, mostly the error of its baseline. It outlasts changes of conditions. Its
+  ``memory_boundness[l]`` is minus the logarithm of a layer's arithmetic intensity, standardised: another program may
+  slow memory-bound layers more than others. A ridge pulls the slope to 0.
+- ``layer_bias``: a layer's lasting deviation, mostly the error of its baseline. It outlasts changes of conditions. Its
   prior is what earlier conditions left, else what stages with the same kind of device showed, else 0; the layer's own
-  samples, as far as they outweigh their noise, draw the prediction to what was measured. So layers that a stage holds
+  samples, as far as they outweigh their noise, draw the prediction to what was measured. So layers that a stage has
   are predicted by their own times, and all others by those times of theirs that were seen elsewhere.
 
 At last each stage's row is scaled so that the times of what it ran add up to what was measured: *arithmetic* means of
@@ -26,19 +26,19 @@ from numpy.typing import NDArray
 
 from odin.partitioner.policies.base import Observation, Setting
 from odin.partitioner.policies.forecast import Estimate
-from odin.partitioner.policies.held import Holdings
+from odin.partitioner.policies.plan_arrays import PlanArraysCache
 from odin.partitioner.policies.segments import LEAST_NOISE, LEAST_S, Segments
 
 __all__ = ["SlowdownModel"]
 
 FloatArray = NDArray[np.float64]
 
-_OWN_SD = 0.15
+_BIAS_SD = 0.15
 """How far a baseline is off, as a standard deviation of the logarithm, before anything was seen."""
 _SHARED_SD = 0.08
 """The same where a stage of the same kind has run the layer."""
-_LASTING_SD = 0.03
-"""How much ``own`` may differ from one set of conditions to the next."""
+_BIAS_CHANGE_SD = 0.03
+"""How much the bias may differ from one set of conditions to the next."""
 _SLOPE_SD = 0.3
 _LAYER_NOISE = 1.5
 """Noise of one layer over that of its stage."""
@@ -53,8 +53,8 @@ _NEAR = 1.5
 """Standard errors within which a level is taken for one seen before."""
 _CALM = 0.08
 """A level that is no more than this above the lowest one seen is undisturbed."""
-_WANDERS = 32.0
-"""Requests for which a level may well wander off; what has lasted for longer is the less likely to be that."""
+_DRIFTS = 32.0
+"""Requests within which a level may well drift; what has persisted for longer is the less likely to be drift."""
 _UNNOTICED = 32
 _UNNOTICED_ERRORS = 6.0
 """Standard errors by which so many latest requests must be off to be new conditions without a detected change."""
@@ -67,7 +67,7 @@ class SlowdownModel:
     ----------
     setting
         Baselines and what kind of layers there are.
-    holdings
+    plan_arrays
         Plans as arrays, if there are some already.
 
     Attributes
@@ -80,19 +80,19 @@ class SlowdownModel:
         Level under the conditions before the present ones, shape (stages,); that of the baselines if there were none.
     """
 
-    def __init__(self, setting: Setting, holdings: Holdings | None = None) -> None:
+    def __init__(self, setting: Setting, plan_arrays: PlanArraysCache | None = None) -> None:
         baseline_s = np.maximum(setting.baseline_s, LEAST_S)
         self._possible = np.isfinite(baseline_s)
         baseline_s = np.where(self._possible, baseline_s, LEAST_S)
         self._baseline_s, self._log_baseline = baseline_s, np.log(baseline_s)
-        self._bound = _memory_boundness(setting.intensity)
+        self._boundness = _memory_boundness(setting.intensity)
         self._kinds = _kinds(self._log_baseline)
         stages = len(baseline_s)
         self._all = np.arange(stages)
-        self.segments = Segments(baseline_s, setting.plan, holdings or Holdings(setting))
+        self.segments = Segments(baseline_s, setting.plan, plan_arrays or PlanArraysCache(setting))
 
-        self._own = np.zeros(baseline_s.shape)
-        self._own_variance = np.full(baseline_s.shape, _OWN_SD**2)
+        self._layer_bias = np.zeros(baseline_s.shape)
+        self._bias_variance = np.full(baseline_s.shape, _BIAS_SD**2)
         self._ever_seen = np.zeros(baseline_s.shape, dtype=bool)
         self.calm_level: FloatArray = np.full(stages, np.nan)
         self.level_before: FloatArray = np.zeros(stages)
@@ -110,13 +110,13 @@ class SlowdownModel:
             ages = {int(stage): max(1, int(observation.age[stage])) for stage in np.flatnonzero(observation.changed)}
         if observation.plan != self.segments.plan:
             back = self.segments.adopt(observation.plan, observation.request)
-            self._share_own()
+            self._share_bias()
             ages = dict.fromkeys(back, 1) | ages
         self.segments.add(observation)
         if ages:
             self._restart(ages)
             for stage in ages:
-                self.segments.wander.restart(stage)
+                self.segments.drift_estimate.restart(stage)
 
     def restart_drifted(self) -> float:
         """Begin new segments where the latest requests differ clearly though no change was detected.
@@ -127,7 +127,7 @@ class SlowdownModel:
         old = samples > 2 * _UNNOTICED
         if not old.any():
             return math.inf
-        drift = np.abs(self.segments.drift(_UNNOTICED))
+        drift = np.abs(self.segments.latest_shift(_UNNOTICED))
         if (off := old & (drift > _UNNOTICED_ERRORS)).any():
             self._restart({int(stage): _UNNOTICED for stage in np.flatnonzero(off)})
         return float(drift.max()) if samples[self.segments.has].min() > 4 * _UNNOTICED else math.inf
@@ -148,7 +148,7 @@ class SlowdownModel:
         recent: FloatArray = self._changes * np.exp((self._changed_at - self.segments.taken) / self.segments.window)
         return recent
 
-    # -- what lasts -------------------------------------------------------------------------------------------------
+    # -- what persists ----------------------------------------------------------------------------------------------
 
     def _remember(self, rows: NDArray[np.int64], samples: FloatArray) -> None:
         """Keep what segments that end have taught about their layers, and their level."""
@@ -156,8 +156,8 @@ class SlowdownModel:
             return
         fit = self._fit(rows)
         seen = self.segments.seen[rows] > 0
-        self._own[rows] = np.where(seen, fit.own, self._own[rows])
-        self._own_variance[rows] = np.where(seen, fit.own_variance + _LASTING_SD**2, self._own_variance[rows])
+        self._layer_bias[rows] = np.where(seen, fit.layer_bias, self._layer_bias[rows])
+        self._bias_variance[rows] = np.where(seen, fit.bias_variance + _BIAS_CHANGE_SD**2, self._bias_variance[rows])
         self._ever_seen[rows] |= seen
         self.level_before[rows] = fit.level
         calmer = ~(fit.level >= self.calm_level[rows])
@@ -169,24 +169,29 @@ class SlowdownModel:
         self._known_levels[rows[sure], column] = fit.level[sure]
         self._segments_ended[rows[sure]] += 1
 
-    def _share_own(self) -> None:
+    def _share_bias(self) -> None:
         """Before layers come to stages that never ran them: keep what is expected of them there."""
-        own, variance = self._shared(self._fit(self._all))
+        layer_bias, variance = self._shared(self._fit(self._all))
         fill = ~(self._ever_seen | (self.segments.seen > 0))
-        self._own, self._own_variance = np.where(fill, own, self._own), np.where(fill, variance, self._own_variance)
+        self._layer_bias, self._bias_variance = (
+            np.where(fill, layer_bias, self._layer_bias),
+            np.where(fill, variance, self._bias_variance),
+        )
 
     def _shared(self, fit: _Fit) -> tuple[FloatArray, FloatArray]:
-        """``own`` and its variance, stages having learned from those of the same kind of device what they never ran."""
+        """Layer biases and their variance, stages having learned from those of the same kind of device what they never
+        ran.
+        """
         known = self._ever_seen | (self.segments.seen > 0)
-        own, variance = fit.own, fit.own_variance
-        weight = np.where(known, 1.0 / (variance + _LASTING_SD**2), 0.0)
+        layer_bias, variance = fit.layer_bias, fit.bias_variance
+        weight = np.where(known, 1.0 / (variance + _BIAS_CHANGE_SD**2), 0.0)
         for same in self._kinds:
             total = weight[same].sum(axis=0)
             # A prior at 0 keeps one noisy sample from being taken for the truth.
-            mean = (weight[same] * own[same]).sum(axis=0) / (total + 1.0 / _OWN_SD**2)
+            mean = (weight[same] * layer_bias[same]).sum(axis=0) / (total + 1.0 / _BIAS_SD**2)
             fill = same[:, None] & ~known & (total > 0)
-            own, variance = np.where(fill, mean, own), np.where(fill, _SHARED_SD**2, variance)
-        return own, variance
+            layer_bias, variance = np.where(fill, mean, layer_bias), np.where(fill, _SHARED_SD**2, variance)
+        return layer_bias, variance
 
     # -- estimates out ----------------------------------------------------------------------------------------------
 
@@ -217,20 +222,20 @@ class SlowdownModel:
         if not known.all() and known.any():
             # A stage that never had layers is taken to be as much above its baselines as the others when undisturbed.
             level = np.where(known, level, np.median(np.fmin(self.calm_level, level)[known]))
-        level_variance = np.where(known, self.segments.spread**2 / np.maximum(samples, 1.0), _OWN_SD**2)
+        level_variance = np.where(known, self.segments.spread**2 / np.maximum(samples, 1.0), _BIAS_SD**2)
         shift, level_variance = self._recurring(level, level_variance)
         level = level + shift
 
-        own, own_variance = self._shared(fit)
-        times_s = np.exp(self._log_baseline + level[:, None] + np.outer(fit.slope, self._bound) + own)
-        tilted = fit.slope_variance[:, None] * (self._bound - fit.bound[:, None]) ** 2
+        layer_bias, bias_variance = self._shared(fit)
+        times_s = np.exp(self._log_baseline + level[:, None] + np.outer(fit.slope, self._boundness) + layer_bias)
+        tilted = fit.slope_variance[:, None] * (self._boundness - fit.centre[:, None]) ** 2
         return Estimate(
             np.where(self._possible, times_s, np.inf),
             level,
             fit.slope,
             np.sqrt(level_variance),
-            self.segments.wander.deviation * np.sqrt(np.minimum(1.0, _WANDERS / np.maximum(samples, 1.0))),
-            np.where(self.segments.held > 0, 0.0, own_variance + tilted),
+            self.segments.drift_estimate.deviation * np.sqrt(np.minimum(1.0, _DRIFTS / np.maximum(samples, 1.0))),
+            np.where(self.segments.assigned > 0, 0.0, bias_variance + tilted),
         )
 
     def _recurring(self, level: FloatArray, variance: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -257,16 +262,20 @@ class SlowdownModel:
         if np.isnan(self.calm_level[stage]):
             return estimate
         change = self.calm_level[stage] - estimate.level[stage]
-        change = change + (self._calm_slope[stage] - estimate.slope[stage]) * self._bound
+        change = change + (self._calm_slope[stage] - estimate.slope[stage]) * self._boundness
         times_s = estimate.times_s.copy()
         times_s[stage] *= np.exp(change)
         return estimate._replace(times_s=times_s)
 
     def _fit(self, rows: NDArray[np.int64]) -> _Fit:
-        """Weighted least squares of the segments' layer means, then the layers' own part by its share of variance."""
-        seen, bound = self.segments.seen[rows], self._bound
+        """Weighted least squares of the segments' layer means, then each layer's bias by its share of variance."""
+        seen, boundness = self.segments.seen[rows], self._boundness
         has = seen > 0
-        own, own_variance, log_baseline = self._own[rows], self._own_variance[rows], self._log_baseline[rows]
+        layer_bias, bias_variance, log_baseline = (
+            self._layer_bias[rows],
+            self._bias_variance[rows],
+            self._log_baseline[rows],
+        )
         count = np.where(has, seen, 1.0)
         log_ratio = np.where(has, np.log(np.maximum(self.segments.layer_s[rows], LEAST_S) / count) - log_baseline, 0.0)
         spread = self.segments.spread[rows, None]
@@ -275,50 +284,51 @@ class SlowdownModel:
         # Long layers count more: the level is that of the stage's time, not of its number of layers.
         baseline_s = self._baseline_s[rows] * has
         share = baseline_s * has.sum(axis=1, keepdims=True) / np.maximum(baseline_s.sum(axis=1, keepdims=True), LEAST_S)
-        weight = share / (own_variance + noise_variance)
-        y = np.where(has, log_ratio - own, 0.0)
+        weight = share / (bias_variance + noise_variance)
+        y = np.where(has, log_ratio - layer_bias, 0.0)
         total = np.maximum(weight.sum(axis=1), 1e-300)
-        centre = weight @ bound / total
+        centre = weight @ boundness / total
         mean = (weight * y).sum(axis=1) / total
-        off = bound - centre[:, None]
+        off = boundness - centre[:, None]
         precision = (weight * off * off).sum(axis=1) + 1.0 / _SLOPE_SD**2
         slope = (weight * off * y).sum(axis=1) / precision
         level = np.where(has.any(axis=1), mean - slope * centre, np.nan_to_num(self.level_before[rows]))
 
-        residual = np.where(has, y - level[:, None] - np.outer(slope, bound), 0.0)
-        own = own + residual * own_variance / (own_variance + noise_variance)
-        kept = np.where(has, own_variance * noise_variance / (own_variance + noise_variance), own_variance)
+        residual = np.where(has, y - level[:, None] - np.outer(slope, boundness), 0.0)
+        layer_bias = layer_bias + residual * bias_variance / (bias_variance + noise_variance)
+        kept = np.where(has, bias_variance * noise_variance / (bias_variance + noise_variance), bias_variance)
 
         # Whole stages must add up to what was measured, in the arithmetic mean.
         predicted_s = (
-            self.segments.held[rows] * np.exp(log_baseline + level[:, None] + np.outer(slope, bound) + own)
+            self.segments.assigned[rows]
+            * np.exp(log_baseline + level[:, None] + np.outer(slope, boundness) + layer_bias)
         ).sum(axis=1)
         stage_s = self.segments.stage_s[rows]
         measured = (stage_s > 0) & (predicted_s > 0)
         level = level + np.log(np.where(measured, stage_s, 1.0) / np.where(measured, predicted_s, 1.0))
-        return _Fit(level, slope, own, kept, centre, 1.0 / precision)
+        return _Fit(level, slope, layer_bias, kept, centre, 1.0 / precision)
 
 
 class _Fit(NamedTuple):
-    """Parameters of some stages; ``bound`` is where the slope turns, the mean memory-boundness of their layers."""
+    """Parameters of some stages; ``centre`` is where the slope turns, the mean memory-boundness of their layers."""
 
     level: FloatArray
     slope: FloatArray
-    own: FloatArray
-    own_variance: FloatArray
-    bound: FloatArray
+    layer_bias: FloatArray
+    bias_variance: FloatArray
+    centre: FloatArray
     slope_variance: FloatArray
 
 
 def _memory_boundness(intensity: FloatArray) -> FloatArray:
     """Minus the logarithm of the arithmetic intensity, centred, with standard deviation 1; 0 where unknown."""
-    bound = np.zeros(len(intensity))
+    boundness = np.zeros(len(intensity))
     known = np.isfinite(intensity) & (intensity > 0)
     if known.any():
         value = -np.log(intensity[known])
         spread = float(value.std())
-        bound[known] = (value - value.mean()) / spread if spread > 1e-6 else 0.0
-    return bound
+        boundness[known] = (value - value.mean()) / spread if spread > 1e-6 else 0.0
+    return boundness
 
 
 def _kinds(log_baseline: FloatArray) -> list[NDArray[np.bool_]]:

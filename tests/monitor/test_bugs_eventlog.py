@@ -10,7 +10,7 @@ import pytest
 from synthetic_run import START_S, request, run_started
 
 from odin.cli.replay import Player
-from odin.control.supervision import Recorder
+from odin.control.supervision import EventRecorder
 from odin.monitor.eventlog import EventLog, read_log
 from odin.monitor.events import (
     Attributed,
@@ -194,7 +194,7 @@ def test_an_error_that_only_closing_tells_is_no_exception(path, monkeypatch):
 def test_the_user_is_warned_once_and_the_view_shows_it(path, disk):
     told = []
     log = EventLog(path, later=lambda flush: None, clock=lambda: START_S)
-    recorder = Recorder(log, told.append, clock=lambda: START_S)
+    recorder = EventRecorder(log, told.append, clock=lambda: START_S)
     recorder.emit(run_started())
 
     def fill_three_times():

@@ -19,7 +19,7 @@ from odin.monitor.events import (
 )
 from odin.monitor.timing import RequestTimeline
 from odin_lab.demo import Phase, _report, phases, render_demo
-from odin_lab.feeding import Recorder
+from odin_lab.feeding import KeptEvents
 
 DEVICES = ["cpu:0", "cpu:1"]
 PHASES = (
@@ -31,7 +31,7 @@ PHASES = (
 
 def recorded():
     """Ten requests a second; a load from 10 to 20 s, seen after 3 requests, answered after 5; five a second with it."""
-    recording = Recorder()
+    recording = KeptEvents()
     stages = tuple(StageDescription(device, "node", 1, (0.05,) * 4) for device in DEVICES)
     recording(RunStarted(0.0, 0.0, "net", ("a", "b", "c", "d"), stages, (2, 2), "predictive", 4))
     request = 0
@@ -91,7 +91,7 @@ def test_the_table_says_what_happened():
 
 
 def test_a_phase_without_requests_has_no_figures():
-    recording = Recorder()
+    recording = KeptEvents()
     stages = tuple(StageDescription(device, "node", 1, (0.05,)) for device in DEVICES)
     recording(RunStarted(0.0, 0.0, "net", ("a", "b"), stages, (1, 1), "static", 4))
     text = drawn(_report(recording, spans()))

@@ -11,7 +11,7 @@ from patience import PROMPT_S
 from odin.monitor.events import PlanChanged, RequestDone
 from odin.monitor.timing import RequestTimeline
 from odin.testing import FakeClock
-from odin_lab.feeding import Answer, Feeder, Recorder, keep_in_flight
+from odin_lab.feeding import Answer, Feeder, KeptEvents, keep_in_flight
 
 
 def answered(value=0):
@@ -114,7 +114,7 @@ def test_an_answer_without_error_says_so():
 
 
 def test_a_recorder_keeps_requests_apart_and_puts_them_in_order():
-    recorder = Recorder()
+    recorder = KeptEvents()
     for at_s in (1.0, 2.0, 4.0):
         recorder(RequestDone(at_s, RequestTimeline(int(at_s), 0, at_s - 1, at_s, ())))
     moved = PlanChanged(2.0, 2, 1, (1, 1), (2, 0), "move", "", 1.0, 0.1)

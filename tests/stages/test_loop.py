@@ -334,7 +334,7 @@ def test_stop_wakes_a_loop_that_waits_for_a_slot():
 # -- preparing --------------------------------------------------------------------------------------------------------
 
 
-class Recorder(CpuExecutor):
+class NotingExecutor(CpuExecutor):
     """Notes what it is asked, and waits in ``prepare`` and in layers as told."""
 
     def __init__(self, *layers: FakeLayer) -> None:
@@ -353,7 +353,7 @@ class Recorder(CpuExecutor):
 
 
 def test_old_ranges_are_forgotten_with_the_first_request_of_a_new_epoch():
-    executor = Recorder(*(FakeLayer(name, lambda x: x + 1) for name in "abc"))
+    executor = NotingExecutor(*(FakeLayer(name, lambda x: x + 1) for name in "abc"))
     with running([executor], Plan((1,))) as run:
         for epoch, last in ((1, 2), (2, 3), (3, 1)):
             run.loops[0].prepare(epoch, 0, last)
@@ -368,7 +368,7 @@ def test_old_ranges_are_forgotten_with_the_first_request_of_a_new_epoch():
 
 
 def test_requests_flow_while_a_stage_prepares_and_nothing_is_freed_meanwhile():
-    executor = Recorder(*(FakeLayer(name, lambda x: x + 1) for name in "abcdefg"))
+    executor = NotingExecutor(*(FakeLayer(name, lambda x: x + 1) for name in "abcdefg"))
     with running([executor], Plan((1,))) as run, ThreadPoolExecutor(1) as pool:
         run.loops[0].prepare(1, 0, 2)
         preparing = pool.submit(run.loops[0].prepare, 2, 0, 7)

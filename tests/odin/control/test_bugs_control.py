@@ -19,9 +19,9 @@ from test_controller import SETTING, Bench, Scripted
 import odin
 from odin.control.faults import Faults
 from odin.control.investigator import Investigator
-from odin.control.supervision import Recorder, Supervision
+from odin.control.supervision import EventRecorder, Supervision
 from odin.monitor.attribution.culprits import CulpritReport
-from odin.monitor.attribution.surroundings import Surroundings
+from odin.monitor.attribution.neighbours import Neighbours
 from odin.monitor.detectors import CusumDetector
 from odin.monitor.eventlog import read_log
 from odin.monitor.events import (
@@ -89,7 +89,7 @@ def test_an_on_event_that_raised_once_ended_the_controller(error, always, tmp_pa
     log = tmp_path / "run.jsonl"
     events = [run_started(), *(request(n, START_S + n, (0.1, 0.1)) for n in range(40))]
     with Told() as warned:
-        recorder = Recorder(log, on_event, clock=lambda: START_S + 50)
+        recorder = EventRecorder(log, on_event, clock=lambda: START_S + 50)
         for event in events:
             recorder.emit(event)
         recorder.sum_up()
@@ -113,7 +113,7 @@ def test_an_on_event_that_is_slow_let_everything_wait_without_bound():
         told.append(event)
 
     with Told() as warned:
-        recorder = Recorder(None, on_event, clock=lambda: START_S)
+        recorder = EventRecorder(None, on_event, clock=lambda: START_S)
         recorder.emit(run_started())
         assert entered.wait(PROMPT_S)
         for number in range(10_000):
@@ -266,7 +266,7 @@ def test_after_a_move_that_went_well_the_next_failure_is_tried_again_soon():
 def test_what_a_policy_answers_poisoned_the_log(predicted_s, expected_s, why, expected_why, tmp_path):
     """A numpy scalar is no JSON: the log raised before its buffer was empty, and so at each event from then on."""
     log = tmp_path / "run.jsonl"
-    recorder = Recorder(log)
+    recorder = EventRecorder(log)
     recorder.emit(run_started((2, 2)))
     bench = Bench(Scripted(r2=Decision((np.int64(3), np.int64(1)), "move", why, predicted_s)))
     bench.controller._emit = recorder.emit
@@ -439,8 +439,8 @@ def test_an_investigation_that_raised_was_the_last_one():
     def look(stage):
         if broken:
             broken.pop()
-            return Surroundings(None)  # a report that cannot be read
-        return Surroundings(CulpritReport(()))
+            return Neighbours(None)  # a report that cannot be read
+        return Neighbours(CulpritReport(()))
 
     def emit(event):
         events.append(event)
@@ -483,12 +483,12 @@ def supervision(*, policy=None, recorder=None):
     return Supervision(
         model="net", layers=["a", "b", "c", "d"], stages=run_started((2, 2)).stages, max_in_flight=4, batch=1,
         setting=SETTING, policy=policy or StaticPolicy(), migrate=lambda plan: 1, look=lambda stage: None,
-        recorder=recorder or Recorder(None),
+        recorder=recorder or EventRecorder(None),
     )  # fmt: skip
 
 
 def test_a_view_that_raises_ended_the_thread_of_who_asked():
-    recorder = Recorder(None)
+    recorder = EventRecorder(None)
     watching = supervision(recorder=recorder)
 
     def broken(now_s, serving=None):
@@ -535,7 +535,7 @@ def test_one_event_that_cannot_be_written_ended_the_log(bad, tmp_path):
     """It raised before the buffer was emptied: every later write raised too, in whatever thread it was."""
     log, told = tmp_path / "run.jsonl", []
     with Told() as warned:
-        recorder = Recorder(log, told.append, clock=lambda: START_S + 5)
+        recorder = EventRecorder(log, told.append, clock=lambda: START_S + 5)
         for number in range(6):
             recorder.emit(run_started() if number == 0 else request(number, START_S + number, (0.1, 0.1)))
             if number in (2, 3):

@@ -9,7 +9,7 @@ from patience import PROMPT_S
 
 from odin.control.investigator import Investigator
 from odin.monitor.attribution.culprits import CulpritReport
-from odin.monitor.attribution.surroundings import Surroundings
+from odin.monitor.attribution.neighbours import Neighbours
 from odin.monitor.events import Culprit
 from odin.monitor.timing import StageTiming
 from odin.partitioner.plan import Plan
@@ -45,7 +45,7 @@ def test_a_stressor_is_named_with_what_it_does():
 
     def look(stage):
         asked.append(stage)
-        return Surroundings(CulpritReport((STRESS,)))
+        return Neighbours(CulpritReport((STRESS,)))
 
     bench = Bench(look)
     bench.investigator.investigate(1, QUIET, lambda: PREEMPTED)
@@ -58,7 +58,7 @@ def test_a_stressor_is_named_with_what_it_does():
 
 
 def test_it_waits_for_a_few_requests_but_not_for_ever():
-    bench = Bench(lambda stage: Surroundings(CulpritReport((STRESS,))))
+    bench = Bench(lambda stage: Neighbours(CulpritReport((STRESS,))))
     found = bench.investigator.solve(1, QUIET, lambda: PREEMPTED[:1])
     assert 1.9 < bench.now_s < 2.2
     assert (found.interference, found.culprits) == ("CPU share", (STRESS,))
@@ -66,14 +66,14 @@ def test_it_waits_for_a_few_requests_but_not_for_ever():
 
 
 def test_a_load_from_the_start_is_compared_with_the_profile():
-    bench = Bench(lambda stage: Surroundings(CulpritReport((STRESS,))))
+    bench = Bench(lambda stage: Neighbours(CulpritReport((STRESS,))))
     found = bench.investigator.solve(1, [], lambda: PREEMPTED)
     assert (found.interference, found.culprits, found.note) == ("CPU share", (STRESS,), "")
     bench.investigator.close()
 
 
 def test_without_timings_the_culprit_is_still_named_and_the_kind_unknown():
-    bench = Bench(lambda stage: Surroundings(CulpritReport((STRESS,))))
+    bench = Bench(lambda stage: Neighbours(CulpritReport((STRESS,))))
     found = bench.investigator.solve(1, QUIET, list)
     assert (found.interference, found.culprits) == ("unknown", (STRESS,))
     assert found.note
@@ -93,7 +93,7 @@ def test_where_one_cannot_look_it_says_so():
 
 def test_a_quota_is_scaled_to_the_requests_it_was_watched_beside():
     # Throttled for half of the 0.4 s that were watched: half of the disturbed requests' 2 s, all of their added time.
-    bench = Bench(lambda stage: Surroundings(CulpritReport(()), throttled_s=0.2, interval_s=0.4))
+    bench = Bench(lambda stage: Neighbours(CulpritReport(()), throttled_s=0.2, interval_s=0.4))
     found = bench.investigator.solve(1, QUIET, lambda: PREEMPTED)
     assert found.interference == "throttling"
     bench.investigator.close()
@@ -105,7 +105,7 @@ def test_one_case_at_a_time_for_each_stage():
     def look(stage):
         asked.append(stage)
         gate.wait(PROMPT_S)
-        return Surroundings(CulpritReport(()))
+        return Neighbours(CulpritReport(()))
 
     bench = Bench(look)
     for _ in range(5):

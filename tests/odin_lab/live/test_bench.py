@@ -11,14 +11,14 @@ from rich.console import Console
 
 from odin.monitor.events import LoadChanged, PlanChanged, RequestDone, RunStarted, StageDescription
 from odin.monitor.timing import RequestTimeline
-from odin.monitor.view.narrate import figure
+from odin.monitor.view.event_text import figure
 from odin.stages.device import Device
-from odin_lab.feeding import Answer, Recorder
+from odin_lab.feeding import Answer, KeptEvents
 from odin_lab.live.measure import explored, load_spans, plan_moves, split_answers
 from odin_lab.live.outcome import Run, notes, peak_hz, results, to_cell, to_cells, to_timeline
+from odin_lab.live.run_record import Contender, LoadSpan, Move, RunRecord, Task
 from odin_lab.live.script import random_script
 from odin_lab.live.table import live_table
-from odin_lab.live.task import Contender, LoadSpan, Move, Task, Trial
 from odin_lab.report.results import SLO_LEVELS, read_results
 
 SCRIPT = random_script([Device.parse("cpu:1")], ["cpu-100"], seconds=30, period_s=10, duration_s=5, seed=0)
@@ -34,7 +34,7 @@ def a_trial(disturbed_hz=5.0, **changes):
     while (at_s := round(at_s + (1 / disturbed_hz if 10 <= at_s % 30 < 15 or 20 <= at_s % 30 < 25 else 0.1), 6)) < 30:
         finished_s.append(at_s)
     submitted_s = [at - (0.8 if 10 < at <= 15 or 20 < at <= 25 else 0.4) for at in finished_s]
-    made = Trial(
+    made = RunRecord(
         submitted_s=tuple(submitted_s),
         finished_s=tuple(finished_s),
         lost=0,
@@ -75,7 +75,7 @@ def test_loads_span_from_their_first_intensity_to_none():
 
 def recorded():
     """Plan 2|2, trials of 3|1 and 1|3 which go back, then a move to 3|1; five requests under each."""
-    recorder = Recorder()
+    recorder = KeptEvents()
     stages = (StageDescription("cpu:0", "node", 1, (0.1,) * 4),) * 2
     recorder(RunStarted(0.0, 0.0, "net", ("a", "b", "c", "d"), stages, (2, 2), "odin:alpha=2", 4))
     plans = [((3, 1), "trial"), ((1, 3), "probe"), ((2, 2), "trial"), ((3, 1), "move")]
@@ -93,7 +93,7 @@ def recorded():
 def test_exploring_is_what_ran_under_trials_and_the_way_back_is_none():
     assert explored(recorded(), 0.0, 25.0) == (10 / 25, 2)
     assert explored(recorded(), 10.0, 25.0) == (5 / 15, 1)
-    assert explored(Recorder(), 0.0, 25.0) == (0.0, 0)
+    assert explored(KeptEvents(), 0.0, 25.0) == (0.0, 0)
 
 
 def test_moves_count_from_when_requests_ran_under_them():
@@ -108,7 +108,7 @@ def test_a_cell_says_what_the_requests_say():
         "live", "net", "predictive", 2, 10.0, 5.0,
     )  # fmt: skip
     assert peak_hz(run) == pytest.approx(10.0)
-    assert cell.requests == len(run.trial.finished_s) == 249
+    assert cell.requests == len(run.record.finished_s) == 249
     assert cell.throughput_hz == pytest.approx(249 / 30)
     assert (cell.latency_p50_s, cell.latency_p99_s) == pytest.approx((0.4, 0.8))
     assert len(cell.latency_quantiles_s) == 101
@@ -189,4 +189,4 @@ def test_the_table_has_medians_and_warns():
 def test_a_task_and_a_trial_survive_json():
     task = replace(a_task(), log="/tmp/x.jsonl")
     assert Task.from_json(task.to_json()) == task
-    assert Trial.from_plain(a_trial().to_plain()) == a_trial()
+    assert RunRecord.from_plain(a_trial().to_plain()) == a_trial()

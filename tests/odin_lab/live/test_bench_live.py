@@ -20,11 +20,11 @@ from odin_lab.live.benchmark import Listener, choose_cores, conduct, log_name, m
 from odin_lab.live.child import RunFailedError, UnfitError, run_in_process
 from odin_lab.live.measure import Status
 from odin_lab.live.outcome import Run, to_cell
+from odin_lab.live.run_process import run_task
+from odin_lab.live.run_record import Contender, RunRecord, Task
 from odin_lab.live.script import Script
-from odin_lab.live.task import Contender, Task, Trial
-from odin_lab.live.trial import run_task
 
-TRIAL = Trial((0.0,), (0.1,), 0, "", (), 0.0, 0, (), 0.0, 1, 1)
+TRIAL = RunRecord((0.0,), (0.1,), 0, "", (), 0.0, 0, (), 0.0, 1, 1)
 
 
 def script(core: int, *, start_s: float = 1.0, end_s: float = 1.8, seconds: float = 2.6) -> Script:
@@ -203,15 +203,15 @@ def test_a_pipeline_is_measured_under_load_and_its_log_has_the_load(two_cores, i
         Contender("odin", "static"), 0, 0, "bench_models:residual", "", "", cores, script(cores[1]), 4, 0.1, str(log)
     )
     told: list[str] = []
-    trial = run_task(task, tell=lambda status: told.append(status.phase))
-    cell = to_cell(Run(task, trial))
+    record = run_task(task, tell=lambda status: told.append(status.phase))
+    cell = to_cell(Run(task, record))
     assert cell.lost == 0
     assert cell.requests > 0
     assert 0 < cell.latency_p50_s <= cell.latency_p99_s
-    assert [(span.on, span.name) for span in trial.loads] == [(f"cpu:{cores[1]}", "busy")]
-    assert trial.loads[0].start_s < trial.loads[0].end_s
-    assert (trial.moves, trial.exploring, trial.plan.count("|")) == ((), 0.0, 1)
-    assert trial.memory_nbytes > trial.model_nbytes > 0
+    assert [(span.on, span.name) for span in record.loads] == [(f"cpu:{cores[1]}", "busy")]
+    assert record.loads[0].start_s < record.loads[0].end_s
+    assert (record.moves, record.exploring, record.plan.count("|")) == ((), 0.0, 1)
+    assert record.memory_nbytes > record.model_nbytes > 0
     assert told[:2] == ["starting", "warming up"]
     assert "measuring" in told
     loads = [event for event in read_log(log) if event.kind == "load"]
@@ -222,11 +222,11 @@ def test_a_pipeline_is_measured_under_load_and_its_log_has_the_load(two_cores, i
 @pytest.mark.slow
 def test_a_process_is_measured_and_leaves_nothing(two_usable, in_tests):
     before = descendants()
-    trial = run_in_process(torch_task(two_usable))
-    assert trial.lost == 0
-    assert len(trial.finished_s) > 0
-    assert trial.plan == ""
-    assert [span.name for span in trial.loads] == ["busy"]
+    record = run_in_process(torch_task(two_usable))
+    assert record.lost == 0
+    assert len(record.finished_s) > 0
+    assert record.plan == ""
+    assert [span.name for span in record.loads] == ["busy"]
     assert descendants() <= before
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from synthetic_results import synthetic_cell
 
+from odin_lab.report.comparison import Place, is_yardstick, order_policies, pooled_quantiles, scores
 from odin_lab.report.measured import live_table, order_table, validation_table
 from odin_lab.report.results import QUANTILES, Validation
-from odin_lab.report.standing import Place, is_yardstick, order_policies, pooled_quantiles, standings
 from odin_lab.report.summary import cells_table, headline_table, misses_table, misses_text, scaling_table
 from odin_lab.report.tables import Table, Value, html_table, markdown_table
 
@@ -56,7 +56,7 @@ def test_ratios_are_paired_by_repeat() -> None:
     cells = [cell("lls", 0.5, repeat=0), cell("lls", 0.8, repeat=1), cell("static", 0.4, repeat=1)]
     cells += [cell("predictive", 1.0, repeat=0), cell("predictive", 0.8, repeat=1)]
     cells = [replace(c, of_oracle=NAN, of_static=NAN) for c in cells]
-    ours = standings(cells)[Place("grid", "m", 4, 10.0, 10.0)]["predictive"]
+    ours = scores(cells)[Place("grid", "m", 4, 10.0, 10.0)]["predictive"]
     assert ours.of_lls == pytest.approx((1.0 / 0.5 + 0.8 / 0.8) / 2)
     assert ours.of_static == pytest.approx(2.0)  # only repeat 1 has a partner
     assert math.isnan(ours.of_oracle)
@@ -67,9 +67,9 @@ def test_a_told_ratio_is_believed_and_live_studies_take_medians() -> None:
     values = (0.2, 0.5, 0.6)
     cells = [cell("predictive", 1.0, repeat=at) for at in range(3)]
     cells = [replace(c, of_oracle=value) for c, value in zip(cells, values, strict=True)]
-    (place,) = standings(cells).values()
+    (place,) = scores(cells).values()
     assert place["predictive"].of_oracle == pytest.approx(np.mean(values))
-    (place,) = standings(replace(c, study="live") for c in cells).values()
+    (place,) = scores(replace(c, study="live") for c in cells).values()
     assert place["predictive"].of_oracle == 0.5
 
 
@@ -109,7 +109,7 @@ def test_misses_are_counted_and_told_worst_first() -> None:
         ours = cell("predictive", 0.9, period=period)
         cells.append(replace(ours, of_delayed=of_delayed, of_static=of_static, changes_per_event=changes))
         cells.append(cell("lls", 0.95 if period == 2.0 else 0.5, period=period))
-    found = standings(cells)
+    found = scores(cells)
     text = misses_text(found, "predictive")
     assert (
         "below 0.97 of the delayed oracle's throughput in 2 of 3 settings: m, 4 devices, period 10, duration 10 (0.900)"
@@ -123,7 +123,7 @@ def test_misses_are_counted_and_told_worst_first() -> None:
 
 
 def test_no_misses_and_nothing_known_read_differently() -> None:
-    found = standings([replace(cell("predictive", 0.99), of_delayed=1.0, of_static=NAN)])
+    found = scores([replace(cell("predictive", 0.99), of_delayed=1.0, of_static=NAN)])
     text = misses_text(found, "predictive")
     assert "below 0.97 of the delayed oracle's throughput in none of 1 settings" in text
     assert "static's throughput: not known" in text
@@ -131,7 +131,7 @@ def test_no_misses_and_nothing_known_read_differently() -> None:
 
 def test_long_lists_of_misses_are_cut() -> None:
     cells = [replace(cell("predictive", 0.5, period=float(at)), of_delayed=at / 100) for at in range(1, 16)]
-    assert "; and 9 more." in misses_text(standings(cells), "predictive")
+    assert "; and 9 more." in misses_text(scores(cells), "predictive")
 
 
 def test_cells_table_has_the_best_of_each_row_bold() -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from patience import PROMPT_S
 
-from benchmarks.detection import Row, Trace, cell, cuttings, measure_trace, read_trace, verdict
+from benchmarks.detection import Row, Trace, cell, cuttings, measure_trace, read_trace, target_text
 from odin.monitor.detectors import CusumDetector
 from odin.monitor.events import LoadChanged, RequestDone, RunStarted, StageDescription, to_json
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin_lab.simulator.detection import (
-    Contender,
+    Candidate,
     Delay,
     Sightings,
     detection_points,
@@ -130,7 +130,7 @@ def test_the_median_is_right_whatever_the_limit():
 
 def test_points_for_the_report_are_what_the_benchmark_counts():
     point, slow = detection_points(
-        "cusum", Contender(CusumDetector, 20), noise_cv=0.1, quiet=500, slowdowns=(1.25, 3.0), seed=3
+        "cusum", Candidate(CusumDetector, 20), noise_cv=0.1, quiet=500, slowdowns=(1.25, 3.0), seed=3
     )
     assert (point.detector, point.noise_cv, point.slowdown) == ("cusum", 0.1, 1.25)
     assert point.bound == pytest.approx(least_delay(1.25, log_normal(0.1).sigma))
@@ -149,7 +149,7 @@ def test_cells():
 
 def test_a_detector_that_misses_does_not_meet_the_target():
     row = Row("CUSUM", "CV 10%", 0.0, 1000, (Delay(1.25, NAN, 0.01, 1.0, 0.0, 4.0, 3.0, 1.0),))
-    assert "DOES NOT HOLD" in verdict([row], noise="CV 10%", detector="CUSUM")
+    assert "DOES NOT HOLD" in target_text([row], noise="CV 10%", detector="CUSUM")
 
 
 def test_verdict_looks_at_the_worst_and_at_false_alarms():
@@ -159,10 +159,10 @@ def test_verdict_looks_at_the_worst_and_at_false_alarms():
         Delay(2.0, 1.2, 0.0, 1.0, 0.0, 0.4),
     )
     row = Row("CUSUM", "CV 10%", 0.9, 1000, delays)
-    assert "holds; worst 1.20x at x2, 0.90" in verdict([row], noise="CV 10%", detector="CUSUM")
-    assert "DOES NOT HOLD" in verdict([row._replace(false_alarms=1.1)], noise="CV 10%", detector="CUSUM")
+    assert "holds; worst 1.20x at x2, 0.90" in target_text([row], noise="CV 10%", detector="CUSUM")
+    assert "DOES NOT HOLD" in target_text([row._replace(false_alarms=1.1)], noise="CV 10%", detector="CUSUM")
     slow = row._replace(delays=(Delay(1.25, 7.0, 0.0, 1.0, 0.0, 4.0),))
-    assert "DOES NOT HOLD; worst 1.75x at x1.25" in verdict([slow], noise="CV 10%", detector="CUSUM")
+    assert "DOES NOT HOLD; worst 1.75x at x1.25" in target_text([slow], noise="CV 10%", detector="CUSUM")
 
 
 # ---------------------------------------------------------------- noise
@@ -257,7 +257,7 @@ def test_cuttings_hold_no_move():
 
 def test_slowdowns_are_injected_into_a_trace():
     samples = np.random.default_rng(0).normal(0.0, 0.05, (2000, 2))
-    row = measure_trace("CUSUM", Contender(CusumDetector, 20), Trace("night", samples, ()), rounds=1, seed=0)
+    row = measure_trace("CUSUM", Candidate(CusumDetector, 20), Trace("night", samples, ()), rounds=1, seed=0)
     assert row.noise == "night (sigma 0.050)"
     assert row.undisturbed == 3000
     assert [delay.slowdown for delay in row.delays] == [1.1, 1.25, 1.5, 2.0, 3.0]

@@ -80,9 +80,9 @@ def test_all_stages_slower_by_the_same_factor():
 
 def test_layers_suffer_by_their_memory_boundness():
     intensity = np.exp(np.random.default_rng(1).uniform(0.0, 4.0, 18))
-    bound = -np.log(intensity)
-    bound = (bound - bound.mean()) / bound.std()
-    slow = slowed(CALM, {1: np.exp(0.6 + 0.35 * bound)})
+    boundness = -np.log(intensity)
+    boundness = (boundness - boundness.mean()) / boundness.std()
+    slow = slowed(CALM, {1: np.exp(0.6 + 0.35 * boundness)})
     result = run(changes={100: slow, 300: CALM}, requests=500, intensity=intensity)
     assert result.moves == 2
     assert bottleneck(result.decisions[0][1].plan, slow) <= 1.05 * bottleneck(best(slow), slow)
@@ -214,15 +214,15 @@ def test_far_too_slow_a_stage_is_emptied_visited_and_used_again():
     result = run(changes={100: slow, 400: CALM}, requests=700)
     assert result.plans_tried[0] == "18|0"
     assert result.decisions[0][0] <= 102
-    visits = [
+    probes = [
         request
         for (request, _), kind, plan in zip(result.decisions, result.kinds, result.plans_tried, strict=True)
         if kind == "probe" and plan != "18|0"
     ]
-    waits = np.diff(visits[:4])
-    assert visits[0] <= 130
+    waits = np.diff(probes[:4])
+    assert probes[0] <= 130
     assert (waits[1:] >= 1.9 * waits[:-1]).all()  # half as often each time
-    assert sum(plan[1] > 0 for plan in result.plans[110:400]) <= 4  # a visit is one request
+    assert sum(plan[1] > 0 for plan in result.plans[110:400]) <= 4  # a probe is one request
     assert bottleneck(result.final_plan, CALM) <= bottleneck(best(CALM), CALM) / 0.97
     assert result.decisions[-1][0] < 700
 
@@ -388,9 +388,9 @@ def test_somebody_else_moves_layers():
 
     def tell(request, plan, true):
         plan = Plan(plan)
-        holder = np.repeat([0, 1], plan)
-        layer_s = true[holder, np.arange(18)]
-        stage_s = np.bincount(holder, weights=layer_s, minlength=2)
+        stage_of = np.repeat([0, 1], plan)
+        layer_s = true[stage_of, np.arange(18)]
+        stage_s = np.bincount(stage_of, weights=layer_s, minlength=2)
         quiet = np.zeros(2, dtype=bool)
         ages = np.full(2, request, dtype=np.int64)
         return policy.decide(Observation(request, plan, stage_s, layer_s, 1.0, quiet, ages, np.full(2, 0.02)))
@@ -405,14 +405,14 @@ def test_somebody_else_moves_layers():
 def test_a_decision_that_is_not_carried_out_is_made_again():
     policy, slow = PredictivePolicy(), slowed(CALM, {1: 2.0})
     policy.start(setting_for(CALM, best(CALM)))
-    holder = np.repeat([0, 1], best(CALM))
+    stage_of = np.repeat([0, 1], best(CALM))
     decided = []
     for request in range(1, 600):
-        layer_s = (slow if request >= 100 else CALM)[holder, np.arange(18)]
+        layer_s = (slow if request >= 100 else CALM)[stage_of, np.arange(18)]
         observation = Observation(
             request,
             best(CALM),
-            np.bincount(holder, weights=layer_s, minlength=2),
+            np.bincount(stage_of, weights=layer_s, minlength=2),
             layer_s,
             1.0,
             np.array([False, request == 100]),

@@ -5,7 +5,7 @@ import pytest
 
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Observation, Setting
-from odin.partitioner.policies.held import Holdings
+from odin.partitioner.policies.plan_arrays import PlanArraysCache
 from odin.partitioner.policies.slowdown import SlowdownModel
 
 LAYERS = 12
@@ -36,7 +36,7 @@ class Feed:
 
     def give(self, true_s, plan=None, *, requests=1, changed=(), age=1, measured=True):
         plan = Plan(plan or self.setting.plan)
-        holder = np.repeat(np.arange(len(plan)), plan)
+        stage_of = np.repeat(np.arange(len(plan)), plan)
         for index in range(requests):
             self.request += 1
             self.age += 1
@@ -44,12 +44,12 @@ class Feed:
             if index == 0:
                 flags[list(changed)] = True
                 self.age[list(changed)] = age
-            layer_s = true_s[holder, np.arange(len(holder))] * np.exp(
-                self.noise * self.random.standard_normal(len(plan))[holder]
+            layer_s = true_s[stage_of, np.arange(len(stage_of))] * np.exp(
+                self.noise * self.random.standard_normal(len(plan))[stage_of]
             )
-            stage_s = np.bincount(holder, weights=layer_s, minlength=len(plan))
+            stage_s = np.bincount(stage_of, weights=layer_s, minlength=len(plan))
             if measured is not True:
-                layer_s = np.where(np.isin(np.arange(len(holder)), measured or []), layer_s, np.nan)
+                layer_s = np.where(np.isin(np.arange(len(stage_of)), measured or []), layer_s, np.nan)
             self.model.take(
                 Observation(
                     self.request, plan, stage_s, layer_s, 1.0, flags, self.age.copy(), np.full(len(plan), self.noise)
@@ -142,9 +142,9 @@ def test_memory_bound_layers_slow_down_more():
     rng = np.random.default_rng(3)
     intensity = np.exp(rng.uniform(0.0, 4.0, LAYERS))
     setting = make_setting(intensity=intensity)
-    bound = -np.log(intensity)
-    bound = (bound - bound.mean()) / bound.std()
-    factor = np.exp(0.7 + 0.3 * bound)
+    boundness = -np.log(intensity)
+    boundness = (boundness - boundness.mean()) / boundness.std()
+    factor = np.exp(0.7 + 0.3 * boundness)
     feed = Feed(setting, noise=0.05)
     feed.give(setting.baseline_s, requests=100)
     slow = setting.baseline_s.copy()
@@ -169,7 +169,7 @@ def test_stages_add_up_to_what_was_measured_whether_or_not_layers_were(measured)
     estimate = feed.give(feed.setting.baseline_s * 1.5, requests=40, measured=measured)
     stage_s, samples = feed.model.segments.under_present_plan()
     assert samples.tolist() == [40, 40]
-    forecast = estimate.forecast(Holdings(feed.setting).of(feed.setting.plan))
+    forecast = estimate.forecast(PlanArraysCache(feed.setting).of(feed.setting.plan))
     assert forecast.stage_s == pytest.approx(stage_s, rel=1e-9)
 
 
@@ -185,7 +185,9 @@ def test_bursts_count_by_their_arithmetic_mean_and_widen_the_error():
     estimate = feed.model.estimate()
     mean = (11 * 4 + 10) / 21
     plan = feed.setting.plan
-    assert estimate.forecast(Holdings(feed.setting).of(plan)).stage_s[1] == pytest.approx(base[1, 6:].sum() * mean)
+    assert estimate.forecast(PlanArraysCache(feed.setting).of(plan)).stage_s[1] == pytest.approx(
+        base[1, 6:].sum() * mean
+    )
     assert estimate.level_error[1] > 10 * steady.level_error[1]
 
 
@@ -193,13 +195,13 @@ def test_forecast_adds_transfers_and_doubts_only_what_it_has_not_seen():
     setting = make_setting(send_s=0.25, receive_s=0.5)
     feed = Feed(setting, noise=0.1)
     estimate = feed.give(setting.baseline_s, requests=30)
-    present = estimate.forecast(Holdings(setting).of(Plan((6, 6))))
+    present = estimate.forecast(PlanArraysCache(setting).of(Plan((6, 6))))
     stage_s, _ = feed.model.segments.under_present_plan()
     assert present.stage_s == pytest.approx(stage_s + 0.75)
     assert present.doubt.tolist() == [0.0, 0.0]
-    moved = estimate.forecast(Holdings(setting).of(Plan((8, 4))))
+    moved = estimate.forecast(PlanArraysCache(setting).of(Plan((8, 4))))
     assert moved.doubt[0] > 0 == moved.doubt[1]
-    empty = estimate.forecast(Holdings(setting).of(Plan((12, 0))))
+    empty = estimate.forecast(PlanArraysCache(setting).of(Plan((12, 0))))
     assert empty.stage_s[1] == 0.75
     assert empty.error[1] == 0.0
 

@@ -35,8 +35,8 @@ def follow(policy, slowdown):
             plan = coming.popleft()[1]
         plans.append(plan)
         cuts = (0, *np.cumsum(plan).tolist())
-        held = [BASELINE_S[stage, cuts[stage] : cuts[stage + 1]] * factors[stage] for stage in range(stages)]
-        stage_s, layer_s = np.array([part.sum() for part in held]), np.concatenate(held)
+        arrays = [BASELINE_S[stage, cuts[stage] : cuts[stage + 1]] * factors[stage] for stage in range(stages)]
+        stage_s, layer_s = np.array([part.sum() for part in arrays]), np.concatenate(arrays)
         watch.update(cuts, stage_s, layer_s)
         seen = watch.detector
         decision = policy.decide(

@@ -1,4 +1,4 @@
-"""One run of the live benchmark: what is to be done, and what it came to; both as JSON between two processes."""
+"""One run of the live benchmark: the task, and the record of it; both as JSON between two processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from odin_lab.live.script import Script
 
-__all__ = ["KINDS", "Contender", "LoadSpan", "Move", "Task", "Trial"]
+__all__ = ["KINDS", "Contender", "LoadSpan", "Move", "RunRecord", "Task"]
 
 Kind = Literal["odin", "serve", "torch"]
 KINDS: tuple[Kind, ...] = ("odin", "serve", "torch")
@@ -108,7 +108,7 @@ class Move(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trial:
+class RunRecord:
     """What a run came to; seconds count from the beginning of the measured time.
 
     Attributes

@@ -1,15 +1,15 @@
-"""The latest detected change: when, on which stages, and what was done about it."""
+"""The pending change: the latest one detected, on which stages, and what was done about it."""
 
 from __future__ import annotations
 
-__all__ = ["News"]
+__all__ = ["PendingChange"]
 
-_LASTS = 32
-"""Requests for which a detected change is news."""
+_PENDING = 32
+"""Requests for which a detected change is fresh."""
 _LONG_AGO = 1 << 40
 
 
-class News:
+class PendingChange:
     """Detected changes that are no effect of a move of ours.
 
     Attributes
@@ -27,7 +27,7 @@ class News:
         self.at = -_LONG_AGO
         self.moves = 0
 
-    def hear(self, stage: int, request: int) -> None:
+    def detect(self, stage: int, request: int) -> None:
         """A stage has changed."""
         if self.moves or not self.is_fresh(request):
             self.stages.clear()
@@ -40,7 +40,7 @@ class News:
 
     def is_fresh(self, request: int) -> bool:
         """Whether it was detected a short time ago."""
-        return self.since(request) <= _LASTS
+        return self.since(request) <= _PENDING
 
     def is_unanswered(self, request: int) -> bool:
         """Whether that, and nothing was done about it yet."""

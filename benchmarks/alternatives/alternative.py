@@ -1,4 +1,4 @@
-"""What a contender is: something that serves images, measured by the same loops as all others."""
+"""What an alternative is: something that serves images, measured by the same loops as all others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from benchmarks.common import LoadResult, closed_loop
 from odin_lab.live.server import Array, Server, Setup
 
-__all__ = ["Array", "Contender", "Loop", "Setup", "serving"]
+__all__ = ["Alternative", "Array", "Loop", "Setup", "serving"]
 
 
 class Loop(Protocol):
@@ -19,8 +19,8 @@ class Loop(Protocol):
     def __call__(self, *, count: int, in_flight: int, warmup: int) -> LoadResult: ...
 
 
-class Contender(NamedTuple):
-    """A contender that is up.
+class Alternative(NamedTuple):
+    """An alternative that is up.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Contender(NamedTuple):
 
 
 @contextmanager
-def serving(start: Callable[[Setup], AbstractContextManager[Server]], setup: Setup) -> Iterator[Contender]:
-    """A contender that takes requests one by one and answers with futures."""
+def serving(start: Callable[[Setup], AbstractContextManager[Server]], setup: Setup) -> Iterator[Alternative]:
+    """An alternative that takes requests one by one and answers with futures."""
     with start(setup) as server:
-        yield Contender(server.infer, partial(closed_loop, server.submit), server.worker_pids, server.plan)
+        yield Alternative(server.infer, partial(closed_loop, server.submit), server.worker_pids, server.plan)

@@ -1,18 +1,18 @@
-"""How far levels wander by themselves."""
+"""Drift of levels without a change."""
 
 import numpy as np
 import pytest
 
-from odin.partitioner.policies.wander import Wander
+from odin.partitioner.policies.drift_estimate import DriftEstimate
 
 SPREAD = 0.05
 
 
 def deviation(log_slowdown, spread=SPREAD):
     """What is learned from one stage's slowdown, request by request."""
-    wander = Wander(1)
-    wander.take(np.asarray(log_slowdown)[:, None], np.array([spread]))
-    return float(wander.deviation[0])
+    estimate = DriftEstimate(1)
+    estimate.take(np.asarray(log_slowdown)[:, None], np.array([spread]))
+    return float(estimate.deviation[0])
 
 
 def noise(requests, seed=0):
@@ -24,12 +24,12 @@ def test_nothing_is_known_at_the_beginning():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_independent_noise_is_no_wandering(seed):
+def test_independent_noise_is_no_drift(seed):
     assert deviation(noise(2000, seed)) < 0.01
 
 
 @pytest.mark.parametrize("step", [0.03, 0.08])
-def test_levels_that_change_every_few_requests_wander(step):
+def test_levels_that_change_every_few_requests_drift(step):
     levels = np.repeat(np.random.default_rng(1).normal(0.0, step, 60), 16)
     assert deviation(levels + noise(len(levels))) == pytest.approx(step, rel=0.3)
 
@@ -49,18 +49,18 @@ def test_a_few_large_changes_are_none():
 
 
 def test_detected_changes_are_none():
-    wander = Wander(2)
+    estimate = DriftEstimate(2)
     for level in np.random.default_rng(3).normal(0.0, 0.3, 40):
-        wander.take(np.stack([level + noise(40), noise(40)], axis=1), np.array([SPREAD, SPREAD]))
-        wander.restart(0)
-    assert wander.deviation[0] < 0.015
+        estimate.take(np.stack([level + noise(40), noise(40)], axis=1), np.array([SPREAD, SPREAD]))
+        estimate.restart(0)
+    assert estimate.deviation[0] < 0.015
 
 
 def test_a_stage_without_layers_keeps_what_it_had():
-    wander = Wander(2)
+    estimate = DriftEstimate(2)
     levels = np.repeat(np.random.default_rng(1).normal(0.0, 0.05, 60), 16)
-    wander.take(np.stack([levels, levels], axis=1), np.array([0.0, 0.0]))
-    before = wander.deviation.copy()
-    wander.take(np.stack([np.full(64, np.nan), np.zeros(64)], axis=1), np.array([0.0, 0.0]))
-    assert wander.deviation[0] == before[0] > 0.02
-    assert wander.deviation[1] != before[1]
+    estimate.take(np.stack([levels, levels], axis=1), np.array([0.0, 0.0]))
+    before = estimate.deviation.copy()
+    estimate.take(np.stack([np.full(64, np.nan), np.zeros(64)], axis=1), np.array([0.0, 0.0]))
+    assert estimate.deviation[0] == before[0] > 0.02
+    assert estimate.deviation[1] != before[1]

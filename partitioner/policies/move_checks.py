@@ -1,11 +1,11 @@
-"""What came of moves: whether a move is to be undone, what predictions are worth, and for how long to keep still.
+"""Checks of moves: whether a move is to be undone, the bias of predictions, and the backoff after harmful moves.
 
 ::
 
     move decided    first request under it          ``verify`` later
     expect()        before_s: what the old plan     judge(): slower than the old plan: undo, and no such move for a
                     had come to                              while, twice as long each time
-                                                             slower than predicted: less is believed from now on
+                                                             slower than predicted: the prediction bias rises
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 from odin.partitioner.plan import Plan
 
-__all__ = ["Check", "Verdicts"]
+__all__ = ["Check", "MoveChecks"]
 
 _FIRST_BACKOFF, _LAST_BACKOFF = 16, 65_536
 _FORGIVEN = 3
 """Moves that did harm, one after the other, after which only a change long after a move ends the backoff."""
-_OPTIMISM_RATE, _MOST_OPTIMISM = 0.25, 0.15
-"""How fast predictions that are not met are learned from, and how much gain they cost at most (logarithms)."""
+_BIAS_RATE, _MOST_BIAS = 0.25, 0.15
+"""Weight of the latest miss in the prediction bias (an EWMA), and the largest bias (a logarithm)."""
 
 
 @dataclass
@@ -36,15 +36,15 @@ class Check:
     error: float = math.nan
 
 
-class Verdicts:
-    """What was learned from the outcomes of moves.
+class MoveChecks:
+    """What was learned from moves: predicted against measured.
 
     Attributes
     ----------
     awaited
         The move that is not judged yet.
-    optimism
-        How much more gain leaving the home plan must promise, a logarithm.
+    prediction_bias
+        Mean by which plans were slower than predicted, a logarithm: leaving the home plan must promise as much more.
     still_until
         Request until which no layers move, after a move that did harm.
     banned
@@ -53,7 +53,7 @@ class Verdicts:
 
     def __init__(self) -> None:
         self.awaited: Check | None = None
-        self.optimism = 0.0
+        self.prediction_bias = 0.0
         self.still_until = 0
         self.banned: set[Plan] = set()
         self._failures = 0
@@ -88,7 +88,9 @@ class Verdicts:
         self.awaited = None
         gain = math.log(check.before_s / slowest_s)
         missed = math.log(slowest_s / check.predicted_s)
-        self.optimism = min(max(0.0, self.optimism + _OPTIMISM_RATE * (missed - self.optimism)), _MOST_OPTIMISM)
+        self.prediction_bias = min(
+            max(0.0, self.prediction_bias + _BIAS_RATE * (missed - self.prediction_bias)), _MOST_BIAS
+        )
         if gain < -max(least, error):
             self._failures += 1
             self.still_until = request + min(_FIRST_BACKOFF << (self._failures - 1), _LAST_BACKOFF)

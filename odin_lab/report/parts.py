@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from odin_lab.report.comparison import Place, Score, is_yardstick, mean, order_policies
 from odin_lab.report.figures import Plot
 from odin_lab.report.results import Cell, Results
-from odin_lab.report.standing import Place, Standing, is_yardstick, mean, order_policies
 from odin_lab.report.style import Look
 from odin_lab.report.tables import Table
 
@@ -79,7 +79,7 @@ def slug(*words: str) -> str:
     return "-".join(part for part in kept.split("-") if part)
 
 
-def compare(places: Mapping[Place, Mapping[str, Standing]], value: Callable[[Standing], float], form: str) -> str:
+def compare(places: Mapping[Place, Mapping[str, Score]], value: Callable[[Score], float], form: str) -> str:
     """Each policy's mean in words, yardsticks aside."""
     policies = [p for p in order_policies(p for place in places.values() for p in place) if not is_yardstick(p)]
     told = {policy: mean(value(place[policy]) for place in places.values() if policy in place) for policy in policies}

@@ -1,16 +1,16 @@
-"""Whether it pays to follow changes: the record of a follower who always moves, beside one who stays at home.
+"""Whether moving pays: a shadow comparison of always moving to the predicted best plan with always staying at home.
 
-A move is felt late: requests already in the pipeline finish under the old plan. Where conditions last no longer than
-that, every move comes when it is over, and staying would have been better. Both can be judged whatever is really done,
-since each request tells every stage's present slowdown ``rho``: two lines of stages are simulated, in which a request
-takes ``rho_i * reference_i(plan) + transfer_i(plan)`` on stage i, one under the home plan, one under the follower's,
-which is in force ``lag`` requests late::
+A move takes effect after the migration lag: requests already in the pipeline finish under the old plan. Where
+conditions persist no longer than that, every move comes too late, and staying would have been better. Both can be
+judged whatever is really done, since each request tells every stage's present slowdown ``rho``: two lines of stages are
+simulated, in which a request takes ``rho_i * reference_i(plan) + transfer_i(plan)`` on stage i, one under the home
+plan, one under the shadow plan, which is in force ``lag`` requests after it was predicted to be best::
 
     record     = running mean of  what a request takes longer in the home plan's line
 
-The record is taken while the two plans differ, in units of the home plan's undisturbed time. Following pays while it is
+The record is taken while the two plans differ, in units of the home plan's undisturbed time. Moving pays while it is
 positive. It cannot fall below minus its ``doubt``, and pays again when it is above that: so one bad stretch is soon
-forgiven. The doubt doubles each time that following is resumed and soon given up again.
+forgiven. The doubt doubles each time that moving is resumed and soon given up again.
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ from numpy.typing import NDArray
 
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Setting
-from odin.partitioner.policies.held import Held, Holdings
+from odin.partitioner.policies.plan_arrays import PlanArrays, PlanArraysCache
 
-__all__ = ["Pursuit"]
+__all__ = ["ShadowComparison"]
 
 FloatArray = NDArray[np.float64]
 
 _LEAST_S = 1e-9
 _MEMORY, _MEMORY_PER_LAG = 64.0, 2.0
-"""Requests over which the record is a mean, at least; of the times that a move takes to be felt, at least."""
+"""Requests over which the record is a mean, at least; of migration lags, at least."""
 _CREDIT = 0.1
-"""Until shown otherwise, following pays, unless it takes long to be felt."""
+"""Until shown otherwise, moving pays, unless the migration lag is long."""
 _LEAST_DOUBT, _MOST_DOUBT = 0.05, 0.4
 _TRIED = 256
-"""Requests before which following is given up soon; after each so many of following doubt is halved."""
+"""Requests before which moving is given up soon; after each so many of moving the doubt is halved."""
 _MOST_CREDIT = 0.5
 _FEW, _MARGIN = 0.75, 0.12
-"""Changes of a stage while a move is on its way; by how much better the record must be for each that is more."""
+"""Changes of a stage within the migration lag; by how much better the record must be for each that is more."""
 _LONG_LAG = 32
-"""Requests from which on a move is felt so late that conditions must be seen to last first."""
+"""Migration lag from which on conditions must be seen to persist first."""
 _MOST = 8.0
 """No single request counts more than this."""
 _LAG_RATE = 0.2
 
 
-class Pursuit:
-    """The follower's record.
+class ShadowComparison:
+    """The record of always moving against always staying.
 
     Attributes
     ----------
     pays
-        Whether following changes has been better than staying.
+        Whether moving has been better than staying.
     lag
         Requests that finish under the old plan after a decision.
     """
 
-    def __init__(self, setting: Setting, holdings: Holdings) -> None:
-        self._holdings = holdings
+    def __init__(self, setting: Setting, plan_arrays: PlanArraysCache) -> None:
+        self._plan_arrays = plan_arrays
         self._rho = np.ones(setting.stage_count)
-        self._home = self._follower = holdings.of(setting.plan)
+        self._home = self._follower = plan_arrays.of(setting.plan)
         self._apart = False
         self._unit_s = max(float((self._home.reference_s + self._home.transfer_s).max()), _LEAST_S)
-        self._coming: deque[tuple[int, Held]] = deque()
+        self._coming: deque[tuple[int, PlanArrays]] = deque()
         self._lines = _Line(setting.stage_count), _Line(setting.stage_count)
         self._apart_until = 0
         self._margin = 0.0
@@ -73,23 +73,25 @@ class Pursuit:
         self._record = _CREDIT if self.pays else 0.0
         self._doubt = self._least_doubt = _LEAST_DOUBT * max(1.0, self.lag / _LONG_LAG)
 
-    def felt(self, lag: int) -> None:
+    def observe_lag(self, lag: int) -> None:
         """Take note that ``lag`` requests after a decision finished under the old plan."""
         self.lag += _LAG_RATE * (lag - self.lag)
 
     def expect(self, rate: float) -> None:
-        """Take note of how many changes come per request: if most stages change until a move is felt, it pays less."""
+        """Take note of how many changes come per request: if most stages change within the migration lag, it pays
+        less.
+        """
         self._margin = _MARGIN * max(0.0, rate * self.lag / len(self._rho) - _FEW)
 
     def settle(self, home: Plan) -> None:
         """Take note of another home plan."""
-        self._home = self._holdings.of(home)
+        self._home = self._plan_arrays.of(home)
         self._apart = self._follower.plan != home
 
     def follow(self, plan: Plan, request: int) -> None:
-        """Let the follower move to what is predicted to be best now."""
+        """Let the shadow plan move to what is predicted to be best now."""
         if plan != (self._coming[-1][1] if self._coming else self._follower).plan:
-            self._coming.append((request + round(self.lag) + 1, self._holdings.of(plan)))
+            self._coming.append((request + round(self.lag) + 1, self._plan_arrays.of(plan)))
 
     def take(self, stage_s: FloatArray, plan: Plan, request: int) -> None:
         """Take the seconds of each stage under a plan, shape (stages,)."""
@@ -98,8 +100,8 @@ class Pursuit:
             self._apart = self._follower.plan != self._home.plan
         if not self._apart and request > self._apart_until:
             return
-        held = self._holdings.of(plan)
-        np.divide(stage_s, held.reference_s, out=self._rho, where=held.reference_s > 0)
+        arrays = self._plan_arrays.of(plan)
+        np.divide(stage_s, arrays.reference_s, out=self._rho, where=arrays.reference_s > 0)
         if request > self._apart_until:
             self._lines = _Line(len(plan)), _Line(len(plan))
         if self._apart:
@@ -127,8 +129,8 @@ class Pursuit:
             self.pays = True
             self._since = request
 
-    def _stage_times(self, held: Held) -> list[float]:
-        seconds: list[float] = (self._rho * held.reference_s + held.transfer_s).tolist()
+    def _stage_times(self, arrays: PlanArrays) -> list[float]:
+        seconds: list[float] = (self._rho * arrays.reference_s + arrays.transfer_s).tolist()
         return seconds
 
 

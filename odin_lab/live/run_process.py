@@ -1,8 +1,8 @@
 """One run of the live benchmark, in a process of its own that leaves nothing behind for the next.
 
-``python -m odin_lab.live.trial``, with a socket as standard input: the task comes from there, what happens goes there,
-a line of JSON each, and when the other end closes it ends in order. So it writes no file but the log that it is told
-to.
+``python -m odin_lab.live.run_process``, with a socket as standard input: the task comes from there, what happens goes
+there, a line of JSON each, and when the other end closes it ends in order. So it writes no file but the log that it is
+told to.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from typing import Any
 
 import psutil
 
-from odin_lab.feeding import Recorder
+from odin_lab.feeding import KeptEvents
 from odin_lab.live.measure import Status, Tell, measure
+from odin_lab.live.run_record import RunRecord, Task
 from odin_lab.live.server import Server, Setup
-from odin_lab.live.task import Task, Trial
 
 __all__ = ["main", "run_task"]
 
 _GRACE_S = 25.0
 
 
-def run_task(task: Task, *, tell: Tell = lambda status: None) -> Trial:
+def run_task(task: Task, *, tell: Tell = lambda status: None) -> RunRecord:
     """Start who is to be measured, measure, end it.
 
     Raises
@@ -44,7 +44,7 @@ def run_task(task: Task, *, tell: Tell = lambda status: None) -> Trial:
         If it broke meanwhile.
     """
     tell(Status("starting"))
-    recorder = Recorder()
+    recorder = KeptEvents()
     with ExitStack() as stack:
         setup = Setup(
             task.model,
@@ -58,7 +58,7 @@ def run_task(task: Task, *, tell: Tell = lambda status: None) -> Trial:
         return measure(task, server, recorder=recorder, tell=tell)
 
 
-def _start(task: Task, setup: Setup, recorder: Recorder) -> AbstractContextManager[Server]:
+def _start(task: Task, setup: Setup, recorder: KeptEvents) -> AbstractContextManager[Server]:
     if task.contender.kind == "odin":
         from odin_lab.live.pipeline_server import pipeline
 
@@ -155,13 +155,13 @@ def main() -> int:
 
         if task.contender.kind != "torch":
             torch.set_num_threads(1)  # this process feeds; the cores are the stages'
-        trial = run_task(task, tell=link.tell)
+        record = run_task(task, tell=link.tell)
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
         link.send({"problem": str(error)})
         return 2
-    link.send({"trial": trial.to_plain()})
+    link.send({"record": record.to_plain()})
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Whether conditions change often: then waiting for certainty costs more than a move in vain."""
+"""The rate of changes: where it is high, waiting for certainty costs more than a move in vain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from odin.partitioner.policies.base import Setting
 
-__all__ = ["LARGE", "Unrest"]
+__all__ = ["LARGE", "ChangeRate"]
 
 LARGE = 0.5
 """Logarithm of a change that interference makes, and drift and hiccups seldom do: 1.65 times as slow, or as fast."""
@@ -16,12 +16,12 @@ _MEMORY = 256.0
 _BEGINS, _ENDS = 8.0, 4.0
 """Large changes among them."""
 _BRIEF = 16
-_WAKE = 64
+_CLOSE_LOOK = 64
 """Requests for which one looks closely at the beginning, and after a large change."""
 
 
-class Unrest:
-    """Counts changes. Large ones say whether conditions change often, all of them say how often.
+class ChangeRate:
+    """Exponentially weighted counts of changes: large ones tell whether they are frequent, all of them how frequent.
 
     Attributes
     ----------
@@ -32,17 +32,17 @@ class Unrest:
     def __init__(self, setting: Setting) -> None:
         self._stages = setting.stage_count
         self._recent, self._large, self._at = 0.0, 0.0, 0
-        self._awake_until = _WAKE
+        self._closely_until = _CLOSE_LOOK
         self.active = False
 
-    def awake(self, request: int) -> bool:
+    def looks_closely(self, request: int) -> bool:
         """Whether to look closely: changes come often, or there was a large one a short time ago."""
-        return self.active or request <= self._awake_until
+        return self.active or request <= self._closely_until
 
-    def wake(self, request: int) -> bool:
+    def look_closely(self, request: int) -> bool:
         """Look closely for some time; returns whether that is new."""
-        new = not self.awake(request)
-        self._awake_until = request + _WAKE
+        new = not self.looks_closely(request)
+        self._closely_until = request + _CLOSE_LOOK
         return new
 
     def count(self, request: int, changes: Collection[float]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Setting
 
-__all__ = ["Held", "Holdings"]
+__all__ = ["PlanArrays", "PlanArraysCache"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -20,7 +20,7 @@ _KEPT = 64
 _LEAST_S = 1e-9
 
 
-class Held(NamedTuple):
+class PlanArrays(NamedTuple):
     """A plan as arrays.
 
     Attributes
@@ -29,7 +29,7 @@ class Held(NamedTuple):
         The plan.
     first, last
         Half-open range of layers of each stage, shape (stages,).
-    holder, layers
+    stage_of, layers
         Stage of each layer and its number: where in a matrix of stages by layers it is, shape (layers,).
     has
         Whether a stage has layers, shape (stages,).
@@ -44,7 +44,7 @@ class Held(NamedTuple):
     plan: Plan
     first: IntArray
     last: IntArray
-    holder: IntArray
+    stage_of: IntArray
     layers: IntArray
     has: NDArray[np.bool_]
     reference_s: FloatArray
@@ -52,7 +52,7 @@ class Held(NamedTuple):
     transfer_s: FloatArray
 
 
-class Holdings:
+class PlanArraysCache:
     """Plans of one pipeline as arrays; those used last are kept.
 
     Parameters
@@ -67,22 +67,22 @@ class Holdings:
         self._prefix_s = np.zeros((setting.stage_count, setting.layer_count + 1))
         np.cumsum(finite_s, axis=1, out=self._prefix_s[:, 1:])
         self._stages, self._layers = np.arange(setting.stage_count), np.arange(setting.layer_count)
-        self._known: OrderedDict[Plan, Held] = OrderedDict()
+        self._known: OrderedDict[Plan, PlanArrays] = OrderedDict()
 
-    def of(self, plan: Plan) -> Held:
+    def of(self, plan: Plan) -> PlanArrays:
         """The plan's arrays, not to be changed."""
-        held = self._known.get(plan)
-        if held is not None:
-            return held
+        arrays = self._known.get(plan)
+        if arrays is not None:
+            return arrays
         counts = np.array(plan, dtype=np.int64)
         last = counts.cumsum()
         first = last - counts
         reference_s = self._prefix_s[self._stages, last] - self._prefix_s[self._stages, first]
         transfer_s = self._setting.receive_s[first] + self._setting.send_s[last]
-        has, holder = counts > 0, self._stages.repeat(counts)
+        has, stage_of = counts > 0, self._stages.repeat(counts)
         per_reference = has / np.maximum(reference_s, _LEAST_S)
-        held = Held(plan, first, last, holder, self._layers, has, reference_s, per_reference, transfer_s)
+        arrays = PlanArrays(plan, first, last, stage_of, self._layers, has, reference_s, per_reference, transfer_s)
         if len(self._known) >= _KEPT:
             self._known.popitem(last=False)
-        self._known[plan] = held
-        return held
+        self._known[plan] = arrays
+        return arrays

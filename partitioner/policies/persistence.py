@@ -1,4 +1,4 @@
-"""How long changes last: whether those at hand will still be there when a move is felt.
+"""Persistence of changes: the probability that the present ones outlast the migration lag.
 
 Some changes are bursts, over after a few requests (a host's other guests, a process that wakes up), others are loads
 that stay; where both occur, how long a change has lasted so far tells the one from the other. For each request that a
@@ -16,9 +16,9 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from odin.partitioner.policies.jumps import Jump
+from odin.partitioner.policies.change_points import ChangePoint
 
-__all__ = ["Lasting"]
+__all__ = ["Persistence"]
 
 _EDGES = np.array([1, 2, 3, 5, 9, 17, 33, 65])
 _OLD = int(_EDGES[-1])
@@ -29,7 +29,7 @@ _PRIOR_LIFE, _WEIGHT = 64.0, 4.0
 """Requests that a change is expected to last before anything was seen, and how many requests that is worth."""
 
 
-class Lasting:
+class Persistence:
     """Counts by direction and age.
 
     Parameters
@@ -44,18 +44,18 @@ class Lasting:
         self._requests = np.zeros((2, len(_EDGES) - 1))
         self._ended = np.zeros_like(self._requests)
 
-    def take(self, found: Mapping[int, Jump]) -> None:
-        """Take one request in, and the stages that have jumped."""
+    def take(self, found: Mapping[int, ChangePoint]) -> None:
+        """Take one request in, and the change points found with it."""
         young = np.flatnonzero(self._age < _OLD)
         if len(young):
             ages = self._age[young]
             np.add.at(self._requests, (self._upward[young], _bin(ages)), 1.0)
             self._age[young] = ages + 1
-        for stage, jump in found.items():
-            age = int(self._age[stage]) - jump.samples
-            if age < _OLD - jump.samples:
+        for stage, point in found.items():
+            age = int(self._age[stage]) - point.samples
+            if age < _OLD - point.samples:
                 self._ended[self._upward[stage], _bin(max(age, 1))] += 1.0
-            self._upward[stage], self._age[stage] = int(jump.step > 0), jump.samples
+            self._upward[stage], self._age[stage] = int(point.step > 0), point.samples
         if (many := self._requests > _MEMORY).any():
             self._requests[many] /= 2
             self._ended[many] /= 2

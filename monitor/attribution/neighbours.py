@@ -1,4 +1,4 @@
-"""A look around on the machine of a stage: who else is on its device, and whether a quota holds it back."""
+"""Neighbours of a stage: who else is on its device, and whether a quota holds it back; asked on the stage's machine."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from odin.monitor.attribution.culprits import CulpritReport, find_culprits
 from odin.monitor.machine.nvml import gpu_processes
 from odin.monitor.machine.throttling import ThrottleCounter
 
-__all__ = ["Surroundings", "look_around"]
+__all__ = ["Neighbours", "find_neighbours"]
 
 _INTERVAL_S = 0.4
 _GPU_SAMPLE_S = 1.5
 """The driver samples about once a second."""
 
 
-class Surroundings(NamedTuple):
-    """What a look around a device showed.
+class Neighbours(NamedTuple):
+    """Who shares a device, and what holds its stage back.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Surroundings(NamedTuple):
     gpu_share: float | None = None
 
 
-def look_around(
+def find_neighbours(
     kind: str,
     indices: Sequence[int | str],
     *,
@@ -47,8 +47,8 @@ def look_around(
     own_pids: Collection[int],
     interval_s: float = _INTERVAL_S,
     sleep: Callable[[float], None] = time.sleep,
-) -> Surroundings:
-    """Look around a device of this machine; takes ``interval_s``.
+) -> Neighbours:
+    """Find the neighbours on a device of this machine; takes ``interval_s``.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def look_around(
     """
     if kind == "gpu":
         found = gpu_processes(indices[0], own_pids=own_pids, wait_s=_GPU_SAMPLE_S, sleep=sleep)
-        return Surroundings(CulpritReport(found.culprits, found.note), gpu_share=found.share, interval_s=0.0)
+        return Neighbours(CulpritReport(found.culprits, found.note), gpu_share=found.share, interval_s=0.0)
     throttling = ThrottleCounter(stage_pid)
     cores = [int(core) for core in indices]
     report = find_culprits(cores, own_pids=own_pids, stage_pid=stage_pid, interval_s=interval_s, sleep=sleep)
-    return Surroundings(report, throttling.delta_s(), interval_s)
+    return Neighbours(report, throttling.delta_s(), interval_s)

@@ -1,4 +1,4 @@
-"""How the policies stand in each setting: means over repeats, ratios paired by repeat."""
+"""Policies compared in each setting: means over repeats, ratios paired by repeat."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from odin_lab.report.results import QUANTILES, SLO_LEVELS, Cell
 
 __all__ = [
     "Place",
-    "Standing",
+    "Score",
     "base_name",
     "is_yardstick",
     "mean",
     "order_policies",
     "pooled_quantiles",
-    "standings",
+    "scores",
 ]
 
 _ORDER = ("predictive", "odin", "lls", "static", "oracle", "delayed-oracle")
@@ -43,7 +43,7 @@ class Place(NamedTuple):
         return ", ".join(words)
 
 
-class Standing(NamedTuple):
+class Score(NamedTuple):
     """A policy in a place: over its repeats the mean, the median in live studies; nan where unknown.
 
     ``of_*`` are throughput ratios, ``p99_of_lls`` is one of latencies; ``holds`` is the share of requests that hold
@@ -99,19 +99,19 @@ def _median(values: Iterable[float]) -> float:
     return float(np.median(kept)) if kept else math.nan
 
 
-def standings(cells: Iterable[Cell]) -> dict[Place, dict[str, Standing]]:
+def scores(cells: Iterable[Cell]) -> dict[Place, dict[str, Score]]:
     """Every policy in every place; ratios that the cells do not tell are made from the cells of the same repeat."""
     found: dict[Place, dict[str, dict[int, Cell]]] = {}
     for cell in cells:
         place = Place(cell.study, cell.model, cell.devices, cell.period, cell.duration)
         found.setdefault(place, {}).setdefault(cell.policy, {})[cell.repeat] = cell
     return {
-        place: {policy: _standing(policies[policy], policies) for policy in order_policies(policies)}
+        place: {policy: _score(policies[policy], policies) for policy in order_policies(policies)}
         for place, policies in sorted(found.items(), key=lambda item: item[0])
     }
 
 
-def _standing(own: Mapping[int, Cell], policies: Mapping[str, Mapping[int, Cell]]) -> Standing:
+def _score(own: Mapping[int, Cell], policies: Mapping[str, Mapping[int, Cell]]) -> Score:
     cells = list(own.values())
     middle = _median if cells[0].study.startswith("live") else mean
 
@@ -125,7 +125,7 @@ def _standing(own: Mapping[int, Cell], policies: Mapping[str, Mapping[int, Cell]
         return value if math.isfinite(value) else against(reference, lambda cell: cell.throughput_hz)
 
     at = SLO_LEVELS.index(SLO)
-    return Standing(
+    return Score(
         repeats=len(cells),
         throughput_hz=middle(cell.throughput_hz for cell in cells),
         of_oracle=ratio(lambda cell: cell.of_oracle, "oracle"),

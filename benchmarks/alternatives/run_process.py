@@ -1,7 +1,7 @@
-"""One contender, measured once, in a process of its own that leaves nothing behind for the next.
+"""One alternative, measured once, in a process of its own that leaves nothing behind for the next.
 
-``python -m benchmarks.alternatives.trial CONTENDER FOLDER``: reads ``task.json`` and the images there, writes
-``CONTENDER.json``.
+``python -m benchmarks.alternatives.run_process ALTERNATIVE FOLDER``: reads ``task.json`` and the images there, writes
+``ALTERNATIVE.json``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.alternatives.contender import Contender, Setup, serving
+from benchmarks.alternatives.alternative import Alternative, Setup, serving
 from benchmarks.common import process_tree, pss_nbytes, release_memory
 
-__all__ = ["CONTENDERS", "Task", "Trial", "main"]
+__all__ = ["ALTERNATIVES", "Figures", "Settings", "main"]
 
-# Name -> module and function: each trial imports its own contender only, so that memory is compared fairly.
-CONTENDERS = {
+# Name -> module and function: each run imports its own alternative only, so that memory is compared fairly.
+ALTERNATIVES = {
     "odin": ("odin_lab.live.pipeline_server", "default_pipeline"),
     "torch-eager": ("odin_lab.live.torch_process", "torch_eager"),
     "torch-folded": ("odin_lab.live.torch_process", "torch_folded"),
@@ -34,7 +34,7 @@ TOLERANCE = 1e-3  # of the largest output
 
 
 @dataclass(frozen=True)
-class Task:
+class Settings:
     """What to measure: the model, the cores, and how many images at what load."""
 
     model: str
@@ -48,8 +48,8 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One contender's figures of one round.
+class Figures:
+    """One alternative's figures of one round.
 
     Attributes
     ----------
@@ -77,42 +77,44 @@ class Trial:
     plan: str
 
 
-def load_contender(name: str) -> Callable[[Setup], AbstractContextManager[Contender]]:
-    """The function that starts a contender."""
-    module, function = CONTENDERS[name]
+def load_alternative(name: str) -> Callable[[Setup], AbstractContextManager[Alternative]]:
+    """The function that starts an alternative."""
+    module, function = ALTERNATIVES[name]
     start = getattr(importlib.import_module(module), function)
     return start if module.startswith("benchmarks.") else partial(serving, start)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure one contender and write its :class:`Trial`."""
+    """Measure one alternative and write its :class:`Figures`."""
     name, folder = argv or sys.argv[1:]
     directory = Path(folder)
-    task = Task(**json.loads((directory / "task.json").read_text(encoding="utf-8")))
+    settings = Settings(**json.loads((directory / "task.json").read_text(encoding="utf-8")))
     images, expected = np.load(directory / "images.npy"), np.load(directory / "expected.npy")
-    cores = (task.cores[0], task.cores[1])
-    weights = Path(task.weights) if task.weights else None
-    setup = Setup(task.model, weights, cores, images, task.plan, task.in_flight)
-    with load_contender(name)(setup) as contender:
+    cores = (settings.cores[0], settings.cores[1])
+    weights = Path(settings.weights) if settings.weights else None
+    setup = Setup(settings.model, weights, cores, images, settings.plan, settings.in_flight)
+    with load_alternative(name)(setup) as alternative:
         for row in range(len(images)):
-            error = np.abs(contender.infer(images[row : row + 1]) - expected[row]).max() / np.abs(expected[row]).max()
+            error = np.abs(alternative.infer(images[row : row + 1]) - expected[row]).max() / np.abs(expected[row]).max()
             if not error <= TOLERANCE:  # NaN is wrong as well
                 raise RuntimeError(f"{name} computes something else: off by {error:.1e} of the largest output")
-        loaded = contender.loop(count=task.count, in_flight=task.in_flight, warmup=max(task.warmup, task.in_flight))
-        alone = contender.loop(count=task.alone_count, in_flight=1, warmup=task.warmup)
+        loaded = alternative.loop(
+            count=settings.count, in_flight=settings.in_flight, warmup=max(settings.warmup, settings.in_flight)
+        )
+        alone = alternative.loop(count=settings.alone_count, in_flight=1, warmup=settings.warmup)
         release_memory()
         here = process_tree()
-        trial = Trial(
+        figures = Figures(
             throughput_hz=loaded.throughput_hz,
             loaded_p50_s=loaded.p50_s,
             loaded_p99_s=loaded.p99_s,
             alone_p50_s=alone.p50_s,
             alone_p99_s=alone.p99_s,
-            memory_nbytes=pss_nbytes({*here, *contender.worker_pids}),
-            model_nbytes=pss_nbytes({here[0], *contender.worker_pids}),
-            plan=contender.plan,
+            memory_nbytes=pss_nbytes({*here, *alternative.worker_pids}),
+            model_nbytes=pss_nbytes({here[0], *alternative.worker_pids}),
+            plan=alternative.plan,
         )
-    (directory / f"{name}.json").write_text(json.dumps(asdict(trial)), encoding="utf-8")
+    (directory / f"{name}.json").write_text(json.dumps(asdict(figures)), encoding="utf-8")
     return 0
 
 

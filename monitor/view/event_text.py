@@ -22,7 +22,7 @@ from odin.monitor.events import (
     SlowdownChanged,
 )
 
-__all__ = ["cause", "factor", "figure", "narrate", "plan_text", "seconds"]
+__all__ = ["cause", "event_text", "factor", "figure", "plan_text", "seconds"]
 
 _MOST_STAGES = 8
 """A plan of more stages than this is not written out."""
@@ -76,7 +76,7 @@ def cause(interference: str, culprits: Sequence[Culprit], note: str = "") -> str
     return ", ".join(parts) + (f" ({note})" if note else "")
 
 
-def narrate(event: Event, devices: Sequence[str]) -> str:
+def event_text(event: Event, devices: Sequence[str]) -> str:
     """Tell an event in a few words; ``devices`` are the stages'. Finished requests have none: the text is empty.
 
     Raises

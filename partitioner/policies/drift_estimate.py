@@ -1,11 +1,11 @@
-"""How far levels wander by themselves: what averaging over more requests does not make smaller.
+"""Drift of levels without a change: the part of the error that averaging over more requests does not make smaller.
 
 Cores drift: their clocks, their caches, what shares the machine with them. On virtual machines the means of 1, of 4 and
 of 32 requests were seen to differ from the next such mean by as much (flicker noise), so no number of samples tells the
 level of those to come better than that. It is measured as the median difference of one block of requests from the next,
 without what independent noise adds to it::
 
-    wander^2 = (1.4826 median |m[b] - m[b-1]|)^2 / 2  -  spread^2 / block        m[b]: mean log slowdown of block b
+    drift^2  = (1.4826 median |m[b] - m[b-1]|)^2 / 2  -  spread^2 / block        m[b]: mean log slowdown of block b
 
 A detected change ends a block before its time, so interference does not count.
 """
@@ -15,12 +15,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Wander"]
+__all__ = ["DriftEstimate"]
 
 FloatArray = NDArray[np.float64]
 
 _BLOCK = 16
-"""Requests: about as many as a move takes to be felt and judged."""
+"""Requests: about as many as a move takes to take effect and be checked."""
 _KEPT = 32
 """Differences the median is of, at most."""
 _LEAST_KEPT = 4
@@ -30,7 +30,7 @@ _MARGIN = 1.5
 """Noise that is taken for independent, of what it is on average: the median of few differences is off by some."""
 
 
-class Wander:
+class DriftEstimate:
     """Learns from every request's slowdown.
 
     Parameters
