@@ -50,7 +50,7 @@ class Answer(NamedTuple):
         Requests finished from its arrival until it was detected; ``None``: not within the time.
     moved
         Requests finished from its arrival until requests entered the new plan; ``None``: no move.
-    observe_lag
+    felt
         Requests finished from its arrival until the first that felt it, this one not counted; ``None``: none did.
     switch_requests
         From the decision until the first request entered the new plan, in mean times between requests.
@@ -67,7 +67,7 @@ class Answer(NamedTuple):
 
     detected: int | None
     moved: int | None
-    observe_lag: int | None
+    felt: int | None
     switch_requests: float | None
     moves: int
     plans: str
@@ -107,7 +107,7 @@ def answer(feeder: Feeder, handle: Handle, homes: Sequence[Plan], *, before: int
     return Answer(
         recorder.finished_by(onsets[0].at_s) - arrived if onsets else None,
         recorder.finished_by(moves[0].at_s + moves[0].prepare_s) - arrived if moves else None,
-        observe_lag(recorder.timelines(arrived, left)),
+        felt(recorder.timelines(arrived, left)),
         switch_requests,
         len(moves),
         " ".join("|".join(map(str, move.after)) for move in moves),
@@ -119,7 +119,7 @@ def answer(feeder: Feeder, handle: Handle, homes: Sequence[Plan], *, before: int
     )
 
 
-def observe_lag(timelines: Sequence[RequestTimeline]) -> int | None:
+def felt(timelines: Sequence[RequestTimeline]) -> int | None:
     """Index of the first of two requests in a row that waited for a core for a fourth of their time on some stage."""
     waited = [{t.stage for t in timeline.stages if t.run_delay_s > _WAITED * t.wall_s} for timeline in timelines]
     return next((index for index, (one, other) in enumerate(itertools.pairwise(waited)) if one & other), None)
@@ -195,13 +195,13 @@ def main() -> int:
     rows = [
         ["onset: detected after, requests", figures([a.detected for a in kept]), ""],
         ["onset: new plan after, requests", figures([a.moved for a in kept]), "10"],
-        ["onset: felt after, requests", figures([a.observe_lag for a in kept]), ""],
+        ["onset: felt after, requests", figures([a.felt for a in kept]), ""],
         [
             "felt: detected after, requests",
-            figures(since([a.detected for a in kept], [a.observe_lag for a in kept])),
+            figures(since([a.detected for a in kept], [a.felt for a in kept])),
             "",
         ],
-        ["felt: new plan after, requests", figures(since([a.moved for a in kept], [a.observe_lag for a in kept])), ""],
+        ["felt: new plan after, requests", figures(since([a.moved for a in kept], [a.felt for a in kept])), ""],
         ["decision to first request of the new plan, requests", figures([a.switch_requests for a in kept]), "2"],
         ["moves while it lasted", figures([a.moves for a in kept]), ""],
         ["end: detected after, requests", figures([a.end_detected for a in kept]), ""],
