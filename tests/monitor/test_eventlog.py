@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import synthetic_run
@@ -166,7 +167,7 @@ def test_a_line_that_only_half_fits_is_taken_back(tmp_path):
     )
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([os.path.dirname(os.path.dirname(__file__)), os.getcwd()]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), os.getcwd()]),
     }
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)], env=environment, capture_output=True, text=True, timeout=PROMPT_S

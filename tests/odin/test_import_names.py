@@ -30,7 +30,7 @@ class Net(nn.Module):
 if __name__ == "__main__":
     torch.manual_seed(0)
     model, x = Net().eval(), torch.rand(1, 3, 16, 16)
-    with odin.Pipeline(model, stages=sys.argv[1].split(","), example=x) as pipe, torch.inference_mode():
+    with odin.Pipeline(model, stages=sys.argv[1].split(","), example_input=x) as pipe, torch.inference_mode():
         assert torch.allclose(pipe(x), model(x), atol=1e-5)
     assert (monitor.WHOSE, stages.WHOSE, partitioner.WHOSE) == ("mine",) * 3
     import odin.monitor.timing, odin.stages.loop, odin.partitioner.plan

@@ -48,7 +48,7 @@ def start_driver(tmp_path: Path, how: str) -> tuple[subprocess.Popen[str], dict[
     script.write_text(DRIVER)
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[1] / "helpers"),
         "ODIN_LEASE_DIR": str(tmp_path / "leases"),
     }
     driver = subprocess.Popen(

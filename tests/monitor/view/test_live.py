@@ -58,9 +58,9 @@ class Terminal:
     def __init__(self, what, **environment):
         pid, self.descriptor = pty.fork()
         if pid == 0:
-            here = Path(__file__).parents[2]
+            here = Path(__file__).parents[2] / "helpers"
             os.environ.update(
-                {"PYTHONPATH": f"{here}:{here.parent}", "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+                {"PYTHONPATH": f"{here}:{here.parents[1]}", "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
                 | environment
             )
             os.execv(sys.executable, [sys.executable, "-c", WATCHER, what])
@@ -203,10 +203,10 @@ def test_a_dumb_terminal_gets_lines(terminal):
 
 @pytest.mark.slow
 def test_no_terminal_at_all():
-    here = Path(__file__).parents[2]
+    here = Path(__file__).parents[2] / "helpers"
     done = subprocess.run(
         [sys.executable, "-c", WATCHER, "ends"],
-        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}"},
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -154,7 +154,7 @@ def test_a_forked_child_is_refused_and_nothing_it_does_or_leaves_touches_the_par
     log = tmp_path / "run.jsonl"
     ended = subprocess.run(
         [sys.executable, str(script), f"cpu:{cores[0]},cpu:{cores[1]}", str(log)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "helpers")},
         capture_output=True,
         text=True,
         timeout=4 * PROMPT_S,

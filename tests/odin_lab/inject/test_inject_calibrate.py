@@ -160,7 +160,7 @@ def test_it_lies_beside_the_profiles(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- for real
 @pytest.fixture
 def in_tests(monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[2])  # where bench_models lies
+    monkeypatch.chdir(Path(__file__).parents[2] / "helpers")  # where bench_models lies
 
 
 @pytest.mark.slow

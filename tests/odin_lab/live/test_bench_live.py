@@ -191,7 +191,7 @@ def torch_task(cores: tuple[int, ...], seconds: float = 2.6) -> Task:
 
 @pytest.fixture
 def in_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])  # where bench_models lies
+    monkeypatch.chdir(Path(__file__).parents[2] / "helpers")  # where bench_models lies
 
 
 @pytest.mark.ray

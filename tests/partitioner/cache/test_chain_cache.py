@@ -172,12 +172,11 @@ def test_a_model_that_fx_captures_is_not_checked_again(folder, captures):
 def test_kept_by_another_process(folder, captures):
     """Keys do not depend on the order of sets, on addresses, or on whether code came from a cache of bytecode."""
     code = (
-        "import sys, torch; sys.path.insert(0, 'tests'); import test_chain_cache as t, odin; "
+        f"import odin, sys, torch; sys.path[:0] = {sys.path!r}; import test_chain_cache as t; "
         "odin.build_chain(t.make(), (t.example(),))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env=environment, timeout=300)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=300)
     assert len(list(folder.iterdir())) == 1
     build(make())
     assert captures == ["capture_fx"]

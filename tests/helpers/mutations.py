@@ -3,7 +3,7 @@
 A mutation changes a valid request in one to three ways: dtype, memory layout, subclass, number of samples, structure,
 NaN and infinities anywhere. The model itself, run eagerly on the same request, is the judge::
 
-    python tests/mutations.py --count 10000 --seed 0
+    python tests/helpers/mutations.py --count 10000 --seed 0
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 import odin
 from odin.stages.device import usable_cores
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OURS = tuple(str(ROOT / folder) for folder in ("odin", "odin_lab"))
 TOLERANCE = 1e-4
 NEAR_OVERFLOW = 1e37

@@ -2,7 +2,7 @@
 
 ::
 
-    python tests/endurance.py --count 100000 --seed 0
+    python tests/helpers/endurance.py --count 100000 --seed 0
 """
 
 from __future__ import annotations
