@@ -257,7 +257,7 @@ def test_live_runs_beside_their_simulations(capsys, monkeypatch, table, tmp_path
 
     monkeypatch.setattr(command, "validate", validate)
     monkeypatch.chdir(tmp_path)
-    for name in ("a.jsonl", "b.jsonl"):
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
         (tmp_path / name).touch()
     output = tmp_path / "r.json"
     words = ("--like", "a.jsonl", "b.jsonl", "--repeats", "2", "--detector", "threshold", "--output", str(output))
