@@ -227,10 +227,14 @@ class Program:
         return pack(state, [packing for layer in self.layers for packing in layer.packings], batch=batch)
 
 
-@functools.lru_cache(maxsize=4096)
 def _compiled(source: str, filename: str) -> CodeType:
-    # so that a traceback out of a layer shows its generated line
+    # So that a traceback out of a layer shows its generated line; each time, as another model's may have its name.
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    return _compile(source, filename)
+
+
+@functools.lru_cache(maxsize=4096)
+def _compile(source: str, filename: str) -> CodeType:
     return compile(source, filename, "exec")
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import traceback
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -104,12 +105,21 @@ def test_recurrent_and_attention_modules_bind():
 
 def test_a_traceback_shows_the_generated_line():
     chain = build_chain(seeded(Residual), (image(),))
+    (line,) = (line.strip() for line in chain.program.layers[0].source.splitlines() if line.endswith("# conv1"))
     try:
         chain.run((torch.zeros(1, 4, 16, 16),))
     except RuntimeError as error:
         text = "".join(traceback.format_exception(error))
     assert "<odin layer conv1>" in text
-    assert "# conv1" in text
+    assert line in text
+
+
+def test_a_traceback_shows_its_own_models_line_though_another_had_a_layer_of_that_name():
+    # Lines were noted only when a source was compiled first: a model that was built again showed the other one's.
+    build_chain(seeded(Residual), (image(),))
+    other = nn.Sequential(OrderedDict(conv1=nn.Conv2d(3, 4, 5), act=nn.GELU(), conv2=nn.Conv2d(4, 4, 1)))
+    assert build_chain(other.eval(), (image(),)).layers[0].name == "conv1"
+    test_a_traceback_shows_the_generated_line()
 
 
 @pytest.mark.slow
