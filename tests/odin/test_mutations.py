@@ -19,6 +19,7 @@ def in_this_process(chain: odin.Chain) -> Iterator[odin.Chain]:
     yield chain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, _, _ in mutations.subjects()])
 def test_answered_right_or_refused_with_a_sentence(name):
     with warnings.catch_warnings():

@@ -212,6 +212,7 @@ def test_half_precision_models():
     assert chain(image().bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_exported_programs(dynamic):
     model = seeded(Residual)

@@ -22,6 +22,8 @@ from odin_lab.report.results import Results, ResultsError
 from odin_lab.report.sections import make_report
 from odin_lab.report.style import DARK, DEVICES, INK, looks
 
+pytestmark = pytest.mark.slow  # figures
+
 SMALL = Results(
     command="odin simulate paper --quick",
     created="2026-01-01",

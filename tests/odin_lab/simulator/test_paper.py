@@ -253,6 +253,7 @@ def test_all_tables_together_and_few_cells_do_no_harm():
 
 
 # ---------------------------------------------------------------- the command
+@pytest.mark.slow
 def test_the_study_in_one_command(capsys, monkeypatch, tables, tmp_path):
     small = paper_study(models=tables[:1], scaling=tables[1], requests=40, quick=True)
     small = dataclasses.replace(small, steps=(10,), scaling_devices=(4, 5), detection=False)

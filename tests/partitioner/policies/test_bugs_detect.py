@@ -94,6 +94,7 @@ def test_a_load_on_all_stages_is_told_though_no_plan_is_better():
     assert set(plans) == {HOME}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.9, 1.0, 1.1, 1.2, 1.25, [1.2, 1.0], [1.05, 1.25]])
 def test_stages_a_fifth_above_their_profile_are_quiet(offset):
     """Both cores busy, colder caches, a lower clock: that is no interference."""

@@ -293,6 +293,7 @@ def interference(requests, *, period, duration, seed):
     return factors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("period", "duration", "of_delayed", "of_static"),
     [

@@ -151,6 +151,7 @@ def test_an_undetected_change_is_noticed_in_the_end():
 # -- quiet ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.05, 0.1, 0.2])
 @pytest.mark.parametrize(("stages", "layers"), [(2, 18), (4, 30), (8, 52)])
 def test_noise_moves_nothing(stages, layers, noise):
@@ -159,6 +160,7 @@ def test_noise_moves_nothing(stages, layers, noise):
     assert result.moves == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False], ids=["per layer", "per layer and stage"])
 @pytest.mark.parametrize("seed", range(4))
 def test_wrong_baselines_lead_to_few_corrections_each_of_use(shared, seed):
@@ -297,6 +299,7 @@ def test_moved_layers_that_are_always_slower_than_predicted():
     assert bottleneck(result.final_plan, slow) <= bottleneck(best(CALM), slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag_delay", [0, 1, None])
 def test_contention_between_stages(flag_delay):
     """Whatever leaves the first plan slows both stages: no prediction comes true. Moves get rare."""
@@ -343,6 +346,7 @@ def periods(calm, requests, *, lasting, gap, seed=1):
     return times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calm", [CALM, CALM4], ids=["2 stages", "4 stages"])
 @pytest.mark.parametrize("gap", [0, 1])
 @pytest.mark.parametrize("lasting", [1, 2, 5])
@@ -353,6 +357,7 @@ def test_too_short_to_follow_is_not_followed(calm, lasting, gap):
     assert result.finished_s[-1] <= static.finished_s[-1] * 1.015
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lasting", "share"), [(20, 0.95), (100, 0.97)])
 @pytest.mark.parametrize("calm", [CALM, CALM4], ids=["2 stages", "4 stages"])
 def test_long_enough_to_follow_is_nearly_as_good_as_an_oracle_a_request_late(calm, lasting, share):
@@ -425,6 +430,7 @@ def test_a_decision_that_is_not_carried_out_is_made_again():
     assert {plan for _, plan in decided} == {str(best(slow))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
 def test_any_weather(seed):
     """Random pipelines, conditions, alarms, some of them false or missing: every answer is a plan that fits."""

@@ -53,6 +53,7 @@ def slowest_s(plans, slowdown):
     return float((slowdown * [reference_s[plan] for plan in plans]).max(axis=1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [slice(None), slice(None, None, -1)], ids=["forward", "backward"])
 def test_an_unloaded_host_is_seldom_a_reason_to_move(part):
     slowdown = SLOWDOWN[part]
@@ -61,6 +62,7 @@ def test_an_unloaded_host_is_seldom_a_reason_to_move(part):
     assert slowest_s(plans, slowdown) <= 1.005 * slowest_s([HOME] * len(slowdown), slowdown)
 
 
+@pytest.mark.slow
 def test_the_same_with_a_load_is():
     slowdown = SLOWDOWN.copy()
     slowdown[3000:4000, 1] *= 2

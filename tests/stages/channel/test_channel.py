@@ -198,6 +198,7 @@ def refuse_and_accept(kind: str) -> None:
         accepting.result().close()
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("use", [use_and_close, refuse_and_accept])
 def test_nothing_is_left_behind(kind: str, use: Callable[[str], None]):
