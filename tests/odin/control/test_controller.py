@@ -25,6 +25,9 @@ class Scripted(ScriptedPolicy):
     def __init__(self, **answers):
         super().__init__({int(key[1:]): value for key, value in answers.items()})
 
+    def decide(self, observation):
+        return super().decide(observation)  # here, so that the line told is one of this file
+
 
 class Bench:
     """A controller with a clock that the test turns."""

@@ -15,6 +15,7 @@ import pytest
 
 from odin.cli.main import main
 from odin.control.controller import Controller
+from odin.control.decision_core import Finished
 from odin.control.detectors import make_detector
 from odin.control.faults import Faults
 from odin.control.users_code import where_raised
@@ -154,7 +155,7 @@ def live(policy, watch=None):
 def test_live(mine, name, what, file, line):
     controller, events = live(make_policy(f"policies_of_mine:{name}"))
     with pytest.warns(UserWarning, match=f"policy policies_of_mine:{name} raised"):
-        controller._ask(observation())
+        controller._core.decide(observation())
     fault = events[0]
     assert (fault.part, f"({mine / file}, line {line})" in fault.error) == (f"policy policies_of_mine:{name}", True)
     assert what.removeprefix("raised ") in fault.error
@@ -169,7 +170,7 @@ def test_a_detector_live(mine):
     watch = StageWatch(SETTING.baseline_s, make_detector("detectors_of_mine:Raises", 2))
     controller, events = live(make_policy("static"), watch)
     with pytest.warns(UserWarning, match="detector Raises raised"):
-        controller._detect((0, 1, 2), np.array([0.1, 0.1]), np.array([0.1, 0.1]))
+        controller._core.observe(Finished(1, SETTING.plan, (0, 1, 2), np.array([0.1, 0.1]), np.array([0.1, 0.1]), 1.0))
     assert f"({mine / 'detectors_of_mine.py'}, line 5)" in events[0].error
     assert "cusum takes its place" in events[0].error
 

@@ -8,14 +8,16 @@ import sys
 
 import pytest
 
-import monitor.json_text
-import odin.policy_driver
+import odin.monitor.json_text
+import odin.partitioner.strides
 import odin.testing
-import partitioner.strides
+import odin.testing.policy_driver
 
 
 @pytest.mark.parametrize(
-    "module", [odin.testing, odin.policy_driver, monitor.json_text, partitioner.strides], ids=lambda m: m.__name__
+    "module",
+    [odin.testing, odin.testing.policy_driver, odin.monitor.json_text, odin.partitioner.strides],
+    ids=lambda m: m.__name__,
 )
 def test_examples_run(module):
     tried = doctest.testmod(module)
