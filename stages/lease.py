@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
 import time
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from odin.stages.lease_folder import default_folder, open_folder, user_name
 __all__ = ["Lease", "free_indices", "refuse_taken_devices"]
 
 _ATTEMPTS, _PATIENCE_S = 10, 0.1
+_ENDING_S = 5.0
 
 
 def _open(kind: str, index: int, directory: Path | None) -> int:
@@ -130,16 +132,38 @@ class Lease:
 
 
 def refuse_taken_devices(devices: Iterable[Device], *, share: bool = False, directory: Path | None = None) -> None:
-    """Raise :class:`DeviceError` if a pipeline holds part of a device now; takes nothing."""
+    """Raise :class:`DeviceError` if a pipeline holds part of a device now; takes nothing.
+
+    Where the pipeline's program is gone already, as after ``kill -9``, its stages are given some seconds to end.
+    """
+    until_s = time.monotonic() + _ENDING_S
     for device in devices:
         for index in device.indices:
             descriptor = _open(device.kind, index, directory)
             try:
-                _lock(descriptor, fcntl.LOCK_SH if share else fcntl.LOCK_EX)
-            except BlockingIOError as error:
-                raise _taken(device.kind, index, descriptor) from error
+                while True:
+                    try:
+                        _lock(descriptor, fcntl.LOCK_SH if share else fcntl.LOCK_EX)
+                        break
+                    except BlockingIOError as error:
+                        if time.monotonic() >= until_s or not _is_orphan(descriptor):
+                            raise _taken(device.kind, index, descriptor) from error
             finally:
                 os.close(descriptor)
+
+
+def _is_orphan(descriptor: int) -> bool:
+    """Whether the holder names the program that it works for, and that is gone."""
+    program = re.search(rb" of process ([0-9]+)", os.pread(descriptor, 200, 0))
+    if program is None:
+        return False
+    try:
+        os.kill(int(program[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
 
 
 def _taken(kind: str, index: int, descriptor: int) -> DeviceError:

@@ -14,7 +14,7 @@ from channels import SPAWN, child
 from patience import PROMPT_S
 
 from odin.stages.device import Device, DeviceError
-from odin.stages.lease import Lease, free_indices
+from odin.stages.lease import Lease, free_indices, refuse_taken_devices
 
 CORE = Device("cpu", (1,))
 
@@ -112,3 +112,21 @@ def test_files_are_usable_by_other_users(tmp_path: Path):
     Lease(CORE, label="mine", directory=directory).release()
     assert directory.stat().st_mode & 0o7777 == 0o1777
     assert (directory / "cpu-1").stat().st_mode & 0o777 == 0o666
+
+
+def test_stages_of_a_program_that_was_killed_are_given_time_to_end(tmp_path: Path):
+    """Who started again at once after ``kill -9`` was refused its own cores, which its old stages held for a moment."""
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    lease = Lease(CORE, label=f"pipeline resnet50 of process {gone}", directory=tmp_path)
+    timer = threading.Timer(0.3, lease.release)
+    timer.start()
+    refuse_taken_devices([CORE], directory=tmp_path)  # waits
+    timer.join()
+    with (
+        Lease(CORE, label=f"pipeline resnet50 of process {os.getpid()}", directory=tmp_path),
+        pytest.raises(DeviceError, match=f"cpu:1 is in use by .* of process {os.getpid()}"),
+    ):
+        refuse_taken_devices([CORE], directory=tmp_path)
