@@ -44,7 +44,8 @@ def test_threads_that_were_there_before_are_raised_as_well_and_later_ones_inheri
         pytest.skip("lowering niceness needs root here")
     command = ["nice", "-n", "15", sys.executable, "-c", THREADS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PROMPT_S, check=True)
-    assert done.stdout.split() == ["15", "0", "0", "0", "0"]
+    lowered = min(os.nice(0) + 15, 19)  # the tests themselves may run under nice(1)
+    assert done.stdout.split() == [str(lowered), "0", "0", "0", "0"]
 
 
 def test_who_may_not_is_told_and_goes_on(monkeypatch: pytest.MonkeyPatch):
