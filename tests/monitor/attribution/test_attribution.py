@@ -127,7 +127,7 @@ def test_a_memory_stressor_on_the_same_core_does_both():
     assert sum(part for _, part in found.parts) == pytest.approx(1.0)
 
 
-def test_a_lesser_part_is_named_only_if_it_is_beyond_the_machines_wandering():
+def test_a_lesser_part_is_named_only_if_it_is_beyond_the_machines_drift():
     # A third of the added time, but only a tenth of the undisturbed time.
     found = classify([timing(0.100, 0.100)] * 5, [timing(0.130, 0.110, 0.020)] * 5)
     assert found.kind == "CPU share"

@@ -152,7 +152,7 @@ def test_a_detector_that_misses_does_not_meet_the_target():
     assert "DOES NOT HOLD" in target_text([row], noise="CV 10%", detector="CUSUM")
 
 
-def test_verdict_looks_at_the_worst_and_at_false_alarms():
+def test_the_target_looks_at_the_worst_and_at_false_alarms():
     delays = (
         Delay(1.1, 90.0, 0.9, 1.0, 0.0, 20.0),
         Delay(1.25, 4.4, 0.0, 1.0, 0.0, 4.0),

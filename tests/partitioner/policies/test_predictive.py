@@ -335,11 +335,11 @@ def test_an_undo_restores_the_plan_before():
 # -- conditions that do not last ------------------------------------------------------------------------------------
 
 
-def periods(calm, requests, *, lasting, gap, seed=1):
+def periods(calm, requests, *, duration, gap, seed=1):
     random, times, request = np.random.default_rng(seed), {}, 50
     while request < requests:
         times[request] = slowed(calm, {int(random.integers(len(calm))): float(random.choice([1.5, 2.0, 3.0]))})
-        request += lasting
+        request += duration
         if gap:
             times[request] = calm
             request += gap
@@ -349,19 +349,19 @@ def periods(calm, requests, *, lasting, gap, seed=1):
 @pytest.mark.slow
 @pytest.mark.parametrize("calm", [CALM, CALM4], ids=["2 stages", "4 stages"])
 @pytest.mark.parametrize("gap", [0, 1])
-@pytest.mark.parametrize("lasting", [1, 2, 5])
-def test_too_short_to_follow_is_not_followed(calm, lasting, gap):
-    changes = periods(calm, 1000, lasting=lasting, gap=gap * lasting)
+@pytest.mark.parametrize("duration", [1, 2, 5])
+def test_too_short_to_follow_is_not_followed(calm, duration, gap):
+    changes = periods(calm, 1000, duration=duration, gap=gap * duration)
     result = run(calm, changes, requests=1000)
     static = run(calm, changes, requests=1000, policy=StaticPolicy())
     assert result.finished_s[-1] <= static.finished_s[-1] * 1.015
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lasting", "share"), [(20, 0.95), (100, 0.97)])
+@pytest.mark.parametrize(("duration", "share"), [(20, 0.95), (100, 0.97)])
 @pytest.mark.parametrize("calm", [CALM, CALM4], ids=["2 stages", "4 stages"])
-def test_long_enough_to_follow_is_nearly_as_good_as_an_oracle_a_request_late(calm, lasting, share):
-    changes = periods(calm, 1000, lasting=lasting, gap=0)
+def test_long_enough_to_follow_is_nearly_as_good_as_an_oracle_a_request_late(calm, duration, share):
+    changes = periods(calm, 1000, duration=duration, gap=0)
     result = run(calm, changes, requests=1000)
     oracle = run(calm, changes, requests=1000, policy=DelayedOraclePolicy(), clairvoyant=True)
     assert oracle.finished_s[-1] / result.finished_s[-1] >= share
@@ -376,7 +376,7 @@ def test_bursts_of_one_stage_are_planned_for_by_their_mean():
 
 
 def test_after_short_conditions_long_ones_are_followed_again():
-    changes = periods(CALM, 600, lasting=2, gap=2)
+    changes = periods(CALM, 600, duration=2, gap=2)
     slow = slowed(CALM, {1: 2.0})
     changes = {request: times for request, times in changes.items() if request < 600} | {600: CALM, 700: slow}
     result = run(changes=changes, requests=900)
