@@ -14,7 +14,8 @@ class Goal(NamedTuple):
     Attributes
     ----------
     figure
-        Name of the figure in :class:`~odin_lab.report.results.Cell` and in a policy's :class:`~odin_lab.report.comparison.Score`.
+        Name of the figure in :class:`~odin_lab.report.results.Cell`, and in a policy's
+        :class:`~odin_lab.report.comparison.Score`.
     what
         The figure in words.
     limit, least
