@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -182,6 +183,16 @@ def descendants() -> set[int]:
 def load_processes() -> set[int]:
     """Processes of loads below this one."""
     return {process.pid for process in processes_below() if "worker.py" in command(process)}
+
+
+def load_processes():
+    """Descendants that put a load on; one that has ended and waits for its parent to see it is none."""
+    found = set()
+    for pid in descendants():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie's command line as well
+            if "worker.py" in " ".join(psutil.Process(pid).cmdline()):
+                found.add(pid)
+    return found
 
 
 def torch_task(cores: tuple[int, ...], seconds: float = 2.6) -> Task:
