@@ -20,6 +20,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -290,7 +291,7 @@ def report(
 def write_result(path: Path | None, *, environment: Environment, parameters: object, results: object) -> None:
     """Write a benchmark's result as JSON, atomically; nothing if ``path`` is None.
 
-    Dataclasses and named tuples become objects with their fields' names, so units stay visible in the file.
+    Dataclasses, structs and named tuples become objects with their fields' names, so units stay visible in the file.
     """
     if path is None:
         return
@@ -302,6 +303,8 @@ def plain(value: Any) -> Any:
     """``value`` out of dicts, lists, strings and numbers only, as JSON has them."""
     if is_dataclass(value) and not isinstance(value, type):
         return {name: plain(item) for name, item in asdict(value).items()}
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(item) for name, item in msgspec.structs.asdict(value).items()}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: plain(item) for name, item in value._asdict().items()}
     if isinstance(value, Mapping):
