@@ -185,16 +185,6 @@ def load_processes() -> set[int]:
     return {process.pid for process in processes_below() if "worker.py" in command(process)}
 
 
-def load_processes():
-    """Descendants that put a load on; one that has ended and waits for its parent to see it is none."""
-    found = set()
-    for pid in descendants():
-        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie's command line as well
-            if "worker.py" in " ".join(psutil.Process(pid).cmdline()):
-                found.add(pid)
-    return found
-
-
 def torch_task(cores: tuple[int, ...], seconds: float = 2.6) -> Task:
     loads = script(cores[1], end_s=seconds - 0.8, seconds=seconds)
     return Task(Contender("torch"), 0, 0, "bench_models:residual", "", "", cores, loads, 4, 0.1)
