@@ -40,7 +40,7 @@ from odin.partitioner.chain import Chain
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Policy, Setting, make_policy
 from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
-from odin.process.forks import keep_from_children
+from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.process.phases import phase
 from odin.requests.gateway import Gateway
 from odin.requests.microbatch import join_outputs, split_inputs
@@ -166,6 +166,7 @@ class Pipeline:
         self._runtime: RayRuntime | None = None
         self._at_exit = _close_at_exit(self)
         keep_from_children(self)
+        check_ray_is_ours()  # before all else: in a forked child whatever is refused would be refused for a wrong reason
         check_options(
             stages=stages,
             plan=plan,

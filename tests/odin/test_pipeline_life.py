@@ -157,7 +157,7 @@ def test_one_stage_on_several_cores(two_cores, chain):
 )
 def test_devices_that_do_not_exist_are_refused_with_what_does(ray_session, chain, stages, message):
     with pytest.raises(odin.DeviceError, match=message):
-        odin.Pipeline(chain, stages=stages)
+        odin.Pipeline(chain, stages=stages, share_devices=len(stages) == 60)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
