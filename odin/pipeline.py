@@ -166,7 +166,7 @@ class Pipeline:
         self._runtime: RayRuntime | None = None
         self._at_exit = _close_at_exit(self)
         keep_from_children(self)
-        check_ray_is_ours()  # before all else: in a forked child whatever is refused would be refused for a wrong reason
+        check_ray_is_ours()  # first: in a forked child all else would be refused for a wrong reason
         check_options(
             stages=stages,
             plan=plan,
