@@ -247,7 +247,7 @@ def _check_usage(arguments: argparse.Namespace) -> list[Path]:
 
 def run_settings(arguments: argparse.Namespace, source: Source) -> RunSettings:
     """What the results will depend on."""
-    from odin.models.weights import model_digest
+    from odin.models.weight_files import model_digest
 
     return RunSettings(
         model=arguments.model,

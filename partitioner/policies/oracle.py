@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from odin.partitioner.balance.exact import balance, stage_times
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Decision, Observation, Setting
+from odin.partitioner.policies.exploration import Trial, TrialPolicy
 from odin.partitioner.policies.in_flight import PlansInFlight
-from odin.partitioner.policies.trials import Trial, TrialPolicy
 
 __all__ = ["DelayedOraclePolicy", "OraclePolicy", "plan_count", "sweep_order"]
 
