@@ -9,8 +9,8 @@ import numpy as np
 
 from odin import Decision, Observation, Plan, Setting
 from odin.partitioner.balance.exact import stage_times
+from odin.partitioner.policies.exploration import shift_layer
 from odin.partitioner.policies.in_flight import PlansInFlight
-from odin.partitioner.policies.trials import shift_layer
 
 
 class GreedyPolicy:

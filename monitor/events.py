@@ -1,7 +1,7 @@
-"""What happens in a run, as frozen records: the event log, the terminal UI and later analysis all read these.
+"""Events of a run, as frozen records, for the event log, the terminal UI and later analysis.
 
-Times ``at_s`` are readings of one monotonic clock of the gateway's machine (``time.perf_counter``, which all processes
-of a Linux machine share), so that a load injector's records and the pipeline's fit together.
+Times ``at_s`` are readings of the monotonic clock of the gateway's machine (``time.perf_counter``, which all processes
+of a Linux machine share), so that records of a load injector and of the pipeline can be compared.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ VERSION = 1
 
 
 class _Kind:
-    """An event's tag, to be read from the event or from its class."""
+    """An event's kind, readable from the event and from its class."""
 
     def __get__(self, event: Struct | None, made_by: type[Struct]) -> str:
         return str(made_by.__struct_config__.tag)
 
 
 class _Event(Struct, frozen=True, tag_field="event", forbid_unknown_fields=True):
-    """What every event has.
+    """Attributes of every event.
 
     Attributes
     ----------
     kind
-        What happened in a word, as in the log.
+        The kind of event as one word, as in the log.
     at_s
-        When.
+        Time of the event, seconds on the monotonic clock.
     """
 
     kind: ClassVar[_Kind] = _Kind()
@@ -62,7 +62,7 @@ class _Event(Struct, frozen=True, tag_field="event", forbid_unknown_fields=True)
 
 
 class StageDescription(Struct, frozen=True, forbid_unknown_fields=True):
-    """One stage: where it is, and its layers' undisturbed seconds on that device."""
+    """One stage: its device, node and process, and each layer's seconds there without interference."""
 
     device: str
     node_id: str
@@ -76,7 +76,7 @@ class RunStarted(_Event, frozen=True, tag="run"):
     Attributes
     ----------
     unix_s
-        Time of day at ``at_s``, seconds since 1970.
+        The same moment as ``at_s`` in seconds since 1970.
     layers
         Names of the chain's layers.
     """
@@ -94,31 +94,31 @@ class RunStarted(_Event, frozen=True, tag="run"):
 
 
 class RequestDone(_Event, frozen=True, tag="request"):
-    """A finished request with every stage's own timing; ``at_s`` is its completion."""
+    """A request has finished; with the timing of every stage. ``at_s`` is its completion."""
 
     timeline: RequestTimeline
 
 
 class RequestFailed(_Event, frozen=True, tag="failure"):
-    """A request that failed, and why."""
+    """A request has failed, and why."""
 
     request: int
     error: str
 
 
 class SlowdownChanged(_Event, frozen=True, tag="slowdown"):
-    """A stage's slowdown changed.
+    """A change of a stage's slowdown was detected.
 
     Attributes
     ----------
     request
-        Request with which it was detected.
+        Number of the request with which it was detected.
     age
-        Requests since it is estimated to have begun, that one included.
+        Requests since the estimated change point, that request included.
     slowdown
         Time now / undisturbed time under the same plan.
     state
-        ``onset`` (was undisturbed), ``change`` (disturbed before and after), ``end`` (undisturbed again).
+        ``onset`` (undisturbed before), ``change`` (disturbed before and after), ``end`` (undisturbed from now on).
     """
 
     stage: int
@@ -134,7 +134,7 @@ class Culprit(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes
     ----------
     share
-        Part of the core, or of the GPU, that it used, 0 to 1; ``nan`` if the system does not tell.
+        Part of the core's or GPU's time that it used, 0 to 1; ``nan`` if unknown.
     """
 
     pid: int
@@ -143,7 +143,7 @@ class Culprit(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Attributed(_Event, frozen=True, tag="attribution"):
-    """What disturbs a stage, as far as the system tells.
+    """The kind of interference on a stage, and the processes that cause it, as far as known.
 
     Attributes
     ----------
@@ -151,9 +151,9 @@ class Attributed(_Event, frozen=True, tag="attribution"):
         ``CPU share``, ``throttling``, ``memory``, ``core speed`` or ``memory or core speed``, joined by ``" + "`` if
         several; or ``GPU``, ``unknown``. See :mod:`odin.monitor.attribution.kind`.
     culprits
-        Who does it, worst first; empty if unknown.
+        Processes that cause it, largest share first; empty if unknown.
     note
-        Why something is unknown, or what else takes the device; may be empty.
+        Why something is unknown, or what else uses the device; may be empty.
     """
 
     stage: int
@@ -163,18 +163,18 @@ class Attributed(_Event, frozen=True, tag="attribution"):
 
 
 class PlanChanged(_Event, frozen=True, tag="plan"):
-    """Layers moved.
+    """Layers were moved to another plan.
 
     Attributes
     ----------
     request
-        Requests finished when it was decided.
+        Number of requests that had finished when the move was decided.
     decision
         What kind of move, see ``odin.partitioner.policies.Decision``; ``migrate`` for one that the user asked for.
     predicted_hz
-        Requests per second that the policy expects; ``nan`` if it does not predict.
+        Requests per second that the policy predicted; ``nan`` if it does not predict.
     prepare_s
-        From the decision until new requests ran under the new plan.
+        Seconds from the decision until new requests were sent under the new plan.
     """
 
     request: int
@@ -188,7 +188,7 @@ class PlanChanged(_Event, frozen=True, tag="plan"):
 
 
 class PlanVerified(_Event, frozen=True, tag="verified"):
-    """What a plan came to, beside what was predicted: requests per second by the slowest stage's time."""
+    """Measured and predicted throughput of a plan after a move: 1 / the slowest stage's seconds per request."""
 
     epoch: int
     plan: tuple[int, ...]
@@ -197,7 +197,7 @@ class PlanVerified(_Event, frozen=True, tag="verified"):
 
 
 class PolicyChanged(_Event, frozen=True, tag="policy"):
-    """Another policy decides from now on."""
+    """Another policy is in force from now on."""
 
     policy: str
 
@@ -223,14 +223,14 @@ class LoadChanged(_Event, frozen=True, tag="load"):
 
 
 class MoveFailed(_Event, frozen=True, tag="move-failed"):
-    """Layers were to move and could not; the plan before stays in force.
+    """A move failed; the plan before it stays in force.
 
     Attributes
     ----------
     request
-        Requests finished when it was decided.
+        Number of requests that had finished when the move was decided.
     plan, wanted
-        Layers per stage that stay, and those that were decided on.
+        Layers per stage in force, and those that the move would have led to.
     decision
         What kind of move, as in :class:`PlanChanged`.
     retry_s
@@ -246,18 +246,18 @@ class MoveFailed(_Event, frozen=True, tag="move-failed"):
 
 
 class Fault(_Event, frozen=True, tag="fault"):
-    """Something beside the data path failed, such as a user's ``on_event`` or the event log; serving goes on.
+    """Something outside the data path failed, such as a user's ``on_event`` or the event log; serving continues.
 
-    The first of a kind is told when it happens; at the end of the run, how many of it there were.
+    The first fault of a kind is reported at once; the total number of that kind at the end of the run.
 
     Attributes
     ----------
     part
         What failed.
     error
-        What happened, and what follows.
+        What happened, and its consequence.
     times
-        How many there have been.
+        How often so far.
     """
 
     part: str
@@ -266,12 +266,12 @@ class Fault(_Event, frozen=True, tag="fault"):
 
 
 class EventsMissing(_Event, frozen=True, tag="missing"):
-    """Events that were not recorded: there were too many, or the log could not be written.
+    """Number of events that were not recorded, because there were too many or the log could not be written.
 
     Attributes
     ----------
     requests
-        Finished requests among them.
+        How many of them were finished requests.
     others
         Other events.
     why
@@ -284,7 +284,7 @@ class EventsMissing(_Event, frozen=True, tag="missing"):
 
 
 class RunEnded(_Event, frozen=True, tag="end"):
-    """Last record: why the run ended, and what it came to."""
+    """Last record of a log: why the run ended, and its counts of requests."""
 
     reason: str
     completed: int
@@ -309,7 +309,7 @@ Event = (
 
 
 def to_json(event: Event) -> str:
-    """Write one event as one line of JSON, ``event`` naming its kind; nan is ``null``, a named tuple is a list."""
+    """Write one event as one line of JSON, with its kind as ``event``; nan becomes ``null``, a named tuple a list."""
     return json_text(event)
 
 
@@ -317,7 +317,7 @@ _DECODER = msgspec.json.Decoder(Event)
 
 
 class _Line(Struct):
-    """A type of its own, since msgspec looks through a union anew each time."""
+    """A wrapper type: msgspec would analyse the bare union again on every call."""
 
     event: Event
 
@@ -328,11 +328,11 @@ def from_json(line: str) -> Event:
     Raises
     ------
     ValueError
-        If the line is no event of this version.
+        If the line is not an event of this version.
     """
     try:
         event: Event
-        if "null" in line or "\\ud" in line:  # nan, or perhaps what is no text
+        if "null" in line or "\\ud" in line:  # nan, or characters that are not valid Unicode
             event = msgspec.convert({"event": with_nan(plain_json(line))}, _Line).event
         else:
             event = _DECODER.decode(line)

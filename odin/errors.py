@@ -1,4 +1,4 @@
-"""What can go wrong while serving, as exceptions of the futures."""
+"""Errors of serving: raised by the pipeline's methods and by the futures of requests."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class OdinError(RuntimeError):
 
 
 class PipelineClosedError(OdinError):
-    """The pipeline was closed before, or while, the request was served."""
+    """The pipeline was closed before the request was finished, or before it was submitted."""
 
 
 class ForkedProcessError(OdinError):
-    """The process was forked from the one that the pipeline belongs to.
+    """A forked child of the process that started the pipeline tried to use it.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class ForkedProcessError(OdinError):
 
 
 class LayerFailedError(OdinError):
-    """A layer raised on this request; the stage goes on with the next.
+    """A layer raised an exception on this request; the stage continues with the next request.
 
     Attributes
     ----------
@@ -66,16 +66,16 @@ class LayerFailedError(OdinError):
 
 
 class DeadlineExceededError(OdinError, TimeoutError):
-    """The request's deadline passed before its result was there."""
+    """The request's deadline passed before its result arrived."""
 
 
 class StageLostError(OdinError):
-    """A stage's process or node is gone; the request may be sent again to a new pipeline.
+    """A stage's process or machine is lost; start a new pipeline and submit the request again.
 
     Attributes
     ----------
     stage
-        Index of the lost stage, or ``None`` if it could not be told which.
+        Index of the lost stage, or ``None`` if it is not known.
     """
 
     def __init__(self, message: str, stage: int | None = None) -> None:

@@ -1,6 +1,6 @@
-"""What can be told wrong about a pipeline's options before anything is imported, traced or started.
+"""Checks of a pipeline's options that need neither torch nor Ray.
 
-Neither torch nor Ray is imported here, so that a command which nobody can carry out says so at once.
+They run before anything is imported, traced or started, so that a wrong option is reported at once.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ __all__ = [
 
 _TRANSPORTS = ("auto", "shm", "tcp")
 _LOOPBACK = ("127.0.0.1", "localhost")
-"""How a Ray that is started for one pipeline calls its only node, beside its host name."""
+"""Names, beside the host name, of the only node of a Ray that is started for one pipeline."""
 _GPU_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""One of these is there wherever torch can compute on a GPU: NVIDIA's driver, AMD's, and Windows' for Linux."""
+"""At least one of these exists wherever torch can use a GPU: NVIDIA's driver, AMD's, and that of WSL."""
 
 
 class BatchSizeError(ValueError):
-    """A micro-batch of a size that the model does not take.
+    """A micro-batch size that the model does not accept.
 
     Attributes
     ----------
     needed
-        The one that it takes.
+        The size that it accepts.
     """
 
     def __init__(self, message: str, needed: int) -> None:
@@ -75,12 +75,12 @@ def check_options(
     precision: str = "float32",
     transport: str = "auto",
 ) -> None:
-    """Raise ``ValueError`` if an option has a value that no pipeline can have; they are those of ``odin.Pipeline``.
+    """Raise ``ValueError`` if an option of ``odin.Pipeline`` is invalid for every model.
 
     Raises
     ------
     ConnectionError
-        If nobody answers at ``address``.
+        If nothing answers at ``address``.
     """
     check_precision(precision)
     if transport not in _TRANSPORTS:
@@ -137,7 +137,7 @@ def _check_policy(policy: Policy | str) -> None:
 
 
 def refuse_simulation_only(policy: Policy) -> None:
-    """Raise ``ValueError`` for a policy that needs what only a simulation knows."""
+    """Raise ``ValueError`` for a policy that needs the true layer times, which only a simulation has."""
     if isinstance(policy, DelayedOraclePolicy):
         raise ValueError(
             f"policy {policy.name} needs the true times of all layers, which only a simulation knows; live, "
@@ -147,7 +147,7 @@ def refuse_simulation_only(policy: Policy) -> None:
 
 def _check_detector(detector: Detector | str) -> None:
     if isinstance(detector, str):
-        make_detector(detector, 1)  # how many stages there are is not known yet
+        make_detector(detector, 1)  # the number of stages is not known yet
     else:
         _check_object("detector", detector, ("update", "rebase", "changed", "disturbed"), "'cusum'")
 
@@ -172,15 +172,15 @@ def _check_log(log: str | Path | EventLog | None) -> None:
 
 
 def _connected() -> bool:
-    """Whether this process is in a Ray cluster already, whose nodes may have other cores than it may use itself."""
+    """Whether this process is connected to a Ray cluster, whose nodes may have other cores than this machine."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
 
 def _check_here(devices: Sequence[Device] | None, *, share: bool) -> None:
-    """What can be seen of this machine, where all stages will be."""
+    """Check the devices of this machine, on which all stages will run."""
     if devices is None and not has_gpu_driver() and not free_indices("cpu", cores := usable_cores()):
-        # The first one's holder is named.
+        # The error names the process that holds the first core.
         refuse_taken_devices([Device("cpu", cores[:1])])
     for device in devices or ():
         if device.node and device.node not in (platform.node(), *_LOOPBACK):
@@ -191,12 +191,14 @@ def _check_here(devices: Sequence[Device] | None, *, share: bool) -> None:
         if device.kind == "cpu":
             check_cores(device.indices)
         elif not has_gpu_driver():
-            raise DeviceError(f"there is no {device} on this machine: no GPU's driver is; name cores, such as cpu:0")
+            raise DeviceError(
+                f"there is no {device} on this machine: no GPU driver is installed; name cores, such as cpu:0"
+            )
     refuse_taken_devices(devices or (), share=share)
 
 
 def has_gpu_driver() -> bool:
-    """Whether this machine may have a GPU that torch can use: where not, there is none."""
+    """Whether a GPU driver is installed; without one torch cannot use any GPU."""
     return any(Path(file).exists() for file in _GPU_FILES)
 
 
@@ -213,9 +215,9 @@ def refuse_twice(placed: Iterable[tuple[Device, str]], *, share: bool) -> None:
 
 
 def check_timeout(timeout_s: float | None) -> float:
-    """Return the seconds that a request may take, infinity for ``None``; ``ValueError`` if it is no such number.
+    """Return the seconds that a request may take, infinity for ``None``; ``ValueError`` if it is not a number.
 
-    What is left of a caller's own deadline may be zero or less: that is a deadline which has passed, and no mistake.
+    Zero or less is valid: the time left of a caller's own deadline that has passed.
     """
     if timeout_s is None:
         return math.inf
@@ -235,7 +237,7 @@ def leading_size(chain: Chain) -> int:
 
 
 def check_batch(chain: Chain, batch: int | None) -> int:
-    """Return the largest micro-batch: what was asked for, else the example's; ``ValueError`` if it does not work."""
+    """Return the largest micro-batch: ``batch``, or the example's; :class:`BatchSizeError` if the model rejects it."""
     example = leading_size(chain)
     if batch is not None and batch != example and not chain.dynamic_batch:
         raise BatchSizeError(

@@ -1,4 +1,4 @@
-"""The public face: a CNN served by pinned stages."""
+"""``odin.Pipeline``: a CNN served by stages, each pinned to its own cores or GPU."""
 
 from __future__ import annotations
 
@@ -52,77 +52,79 @@ from odin.stages.device import Device, parse_devices
 __all__ = ["Pipeline"]
 
 _OUR_THREADS = frozenset(f"odin-{name}" for name in ("callbacks", "controller", "investigator", "status", "timers"))
-"""Threads that run callers' code and that closing waits for: there it cannot wait for the one that closes."""
+"""Threads that call the caller's code and that closing joins: ``close`` from such a thread must not wait for itself."""
 
 
 class Pipeline:
     """A model cut into stages, each pinned to its device, through which requests stream.
 
-    Use it as a context manager; leaving it ends every stage. All methods may be called from any thread, from callbacks
-    of its futures too, but not in a process that was forked later: there they raise
+    Use it as a context manager; leaving it ends every stage. All methods may be called from any thread, also from
+    callbacks of its futures, but not in a process that was forked later: there they raise
     :class:`~odin.ForkedProcessError`, and leaving the context manager does nothing.
 
-    What starting takes is logged by ``logging.getLogger("odin.startup")`` at level INFO, phase by phase.
+    The duration of each phase of starting is logged by ``logging.getLogger("odin.startup")`` at level INFO.
 
     Parameters
     ----------
     model
         Name of a model (see :func:`odin.load_source`), an ``nn.Module``, a ``torch.export.ExportedProgram``, a
-        :class:`odin.Source`, or a :class:`odin.Chain` made before with :func:`odin.build_chain`. A chain keeps its
-        weights, and can be run here too; otherwise this process lets go of them once the stages have them. Ray and the
-        stages start while a chain is built here, so to build it before takes longer.
+        :class:`odin.Source`, or a :class:`odin.Chain` made before with :func:`odin.build_chain`. A given chain keeps
+        its weights in this process; otherwise this process frees them once the stages have them. Giving a chain makes
+        starting take longer, since otherwise Ray and the stages start while the chain is built.
     stages
         One device per stage, in pipeline order: ``["cpu:0", "cpu:1"]``, ``"cpu:0-3,gpu:0"``, ``"NODE/cpu:0"``; or
-        ``"auto"``: every free GPU of the cluster if there is any, else every free core, or as many as a CPU quota
+        ``"auto"``: every free GPU of the cluster; if there is none, every free core, or as many cores as the CPU quota
         allows.
     example_input
         Tensor, or tuple of tensors for several inputs, with a leading batch dimension. Named models have their own.
     plan
-        Layers per stage, ``Plan`` or text such as ``"7|11"``. Without it layers are timed on the devices (once, then
-        kept on disk) and balanced exactly.
+        Layers per stage, ``Plan`` or text such as ``"7|11"``. By default the layers are timed on the devices (once,
+        then kept on disk), and the plan with the least bottleneck is found exactly.
     policy
         When and where layers move: ``"predictive"`` (ODIN's own), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
         :class:`~odin.partitioner.policies.Policy` or ``"module:Class"`` of one; or ``"static"``: never, except by
         :meth:`migrate`.
     detector
-        What tells that a stage's slowdown has changed: ``"cusum"``, ``"threshold:ratio=0.2"``, ``"page-hinkley"``,
+        What detects that a stage's slowdown has changed: ``"cusum"``, ``"threshold:ratio=0.2"``, ``"page-hinkley"``,
         ``"adwin"``, ``"module:Class"``, or a :class:`~odin.monitor.detectors.Detector` with one stream per stage.
     log
         File to which every event of the run is appended, one JSON line each, for ``odin replay``. At 256 MiB it is
-        renamed to ``FILE.1`` and a new one begun; four older parts are kept, then the oldest is deleted. While it
-        cannot be written, as on a full disk, serving goes on, and how much is missing is recorded once it can be
-        again. For other limits give an :class:`~odin.monitor.eventlog.EventLog`.
+        renamed to ``FILE.1`` and a new one begun; four older files are kept, then the oldest is deleted. While it
+        cannot be written, as on a full disk, serving continues, and the number of missing events is recorded when
+        writing succeeds again. For other limits give an :class:`~odin.monitor.eventlog.EventLog`.
     on_event
         Called with every event as it happens, one after the other, from a thread of its own; see
-        :mod:`odin.monitor.events`. It may be slow, raise and use the pipeline: nothing waits for it. Of what it raises
-        each kind is told once. If it cannot keep up, the oldest finished requests are not told, and a
-        :class:`~odin.monitor.events.EventsMissing` says how many.
+        :mod:`odin.monitor.events`. It may be slow, raise and use the pipeline: nothing waits for it. Each type of
+        exception that it raises is reported once. If it cannot keep up, the oldest finished requests are skipped, and
+        a :class:`~odin.monitor.events.EventsMissing` says how many.
     weights
         File of weights, ``.safetensors`` or ``.pth``.
     batch
-        Largest micro-batch: a request with a larger leading size is streamed in parts of this size. Default: that of
-        the example input, which is also the only one for models whose samples depend on each other (frames of a film).
+        Largest micro-batch: a request with a larger leading size is split into parts of this size. Default: the
+        example input's leading size, which is the only one allowed for models whose samples depend on each other
+        (such as frames of a film).
     max_in_flight
-        Micro-batches under way at most; ``submit`` waits beyond that. Default: two per stage, one computed and one
+        Most micro-batches in flight; beyond that ``submit`` waits. Default: two per stage, one being computed and one
         waiting.
     address
         Address of a Ray cluster. Without it an embedded local Ray is started and stopped, unless this process is
         connected to one already.
     share_devices
-        Accept cores and GPUs that other pipelines use, if they accept it too, and several stages on one.
+        Allow several stages on one core or GPU, and devices that other pipelines use, if these allow it, too.
     precision
-        ``"float32"``, or ``"float16"`` / ``"bfloat16"`` for the inside of GPU stages.
+        Number format in which GPU stages compute: ``"float32"``, ``"tf32"``, ``"float16"`` or ``"bfloat16"``. CPU
+        stages always compute in float32.
     transport
         ``"auto"``: shared memory within a node and TCP between nodes; ``"shm"`` or ``"tcp"`` forces one.
     refresh_profile
-        Time the layers again although their times are on disk: for when those were measured while something else ran.
+        Time the layers again even if their times are on disk, for example because another program ran meanwhile.
 
     Raises
     ------
     ValueError
-        If the model, a device, the plan or an option does not fit; the message names the value and the remedy.
+        If the model, a device, the plan or an option is not valid; the message names the value and the remedy.
     ConnectionError, TimeoutError
-        If the cluster cannot be reached, or does not start the stages.
+        If the cluster cannot be reached, or does not start the stages in time.
 
     Examples
     --------
@@ -231,7 +233,7 @@ class Pipeline:
         share_devices: bool,
         precision: str,
     ) -> Startup:
-        """Ray and the stages' processes, which are to start while the chain is built."""
+        """Describe Ray and the stages' processes, which start while the chain is built."""
         nbytes = weight_nbytes(source)
         if devices is None or any(device.kind == "gpu" for device in devices):
             nbytes *= 2  # packed for CPU stages, plain for GPU stages
@@ -246,31 +248,31 @@ class Pipeline:
         )
 
     def _open_stages(self, plan: Plan | None, *, keep_weights: bool) -> None:
-        """Give the stages their devices and the model; ``self.devices`` says where they are."""
+        """Give the stages their devices and the model, and set ``self.devices``."""
         assert self._startup is not None
         chain = self.chain
         with phase("waited for Ray and the stages' processes"):
             self._runtime, placed, self._deployment = self._startup.join()
-        placed = placed[: len(chain.layers)]  # of the free ones: those that were named are not more
+        placed = placed[: len(chain.layers)]  # with "auto" there may be more devices than layers
         if plan is not None:
             plan.check_fits(layer_count=len(chain.layers), stage_count=len(placed))
         with phase("weights packed and given to the stages"):
             self._deployment.open(placed, chain.program, chain.state, batch=self.batch)
         warn_of_quotas(placed, self._deployment.infos)
         if not keep_weights:
-            # The stages have them now; kept here they would be a second copy.
+            # The stages have the weights now; here they would be a second copy.
             chain.release_weights()
         several_nodes = len({node for _, node in placed}) > 1
         self.devices = tuple(device._replace(node=node[:8] if several_nodes else "") for device, node in placed)
 
     def _cuts(self) -> list[list[int]]:
-        """Bytes of each tensor that crosses a cut, the model's input and output among the cuts."""
-        scale = -(-self.batch // leading_size(self.chain))  # they grow with the micro-batch
+        """Bytes of each tensor that crosses a cut; the model's input and output are the first and the last cut."""
+        scale = -(-self.batch // leading_size(self.chain))  # tensors grow with the micro-batch
         specs = (self.chain.inputs, *(layer.output for layer in self.chain.layers))
         return [[scale * spec.nbytes for spec in cut] for cut in specs]
 
     def _measure(self, cuts: Sequence[Sequence[int]], plan: Plan | None, *, precision: str, refresh: bool) -> Setting:
-        """Time the layers on the stages' devices, or read what is on disk, and balance them."""
+        """Time the layers on the stages' devices, or read their times from disk, and find the plan to begin with."""
         assert self._deployment is not None
         chain, inputs = self.chain, example_inputs(self.chain, self.batch)
         self._profile_keys = [
@@ -283,9 +285,9 @@ class Pipeline:
             return pipeline_setting(self.profiles, chain, [sum(cut) for cut in cuts], plan=plan)
 
     def _connect(self, cuts: Sequence[Sequence[int]], plan: Plan, *, transport: str) -> tuple[Sender, Receiver]:
-        """Open the channels and let the stages serve; the gateway's ends."""
+        """Open the channels and start the stages' loops; returns the gateway's two ends."""
         assert self._deployment is not None
-        # The first channel carries inputs, the last one outputs, those between whatever a plan may need.
+        # The first channel carries inputs, the last one outputs, those between stages must fit any plan.
         slot_nbytes = [slot_nbytes_for(cut) for cut in cuts]
         with phase("channels opened"):
             return self._deployment.connect(
@@ -298,7 +300,7 @@ class Pipeline:
     def _supervise(
         self, setting: Setting, policy: Policy, detector: Detector | str, *, in_cluster: bool
     ) -> Supervision:
-        """Watch over what is to be served."""
+        """Start the controller, the event recorder, the investigator and the status server."""
         assert self._deployment is not None
         assert self._recorder is not None
         return Supervision(
@@ -324,12 +326,12 @@ class Pipeline:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def __call__(self, *inputs: Any, timeout_s: float | None = None) -> Any:
-        """Serve one request and wait for its result; the model's own output structure."""
+        """Serve one request, wait, and return its result in the model's own output structure."""
         future = self.submit(*inputs, timeout_s=timeout_s)
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # if it was this thread that was interrupted, nobody waits any more
+            future.cancel()  # interrupted while waiting: the result is not needed any more
             raise
 
     def submit(self, *inputs: Any, timeout_s: float | None = None) -> Future[Any]:
@@ -338,17 +340,17 @@ class Pipeline:
         Parameters
         ----------
         inputs
-            The model's arguments: tensors like the example's, any leading batch size; they may be changed afterwards.
+            The model's arguments: tensors like the example's, of any batch size. The caller may change them afterwards.
         timeout_s
             Deadline in seconds from now: the future fails then with :class:`~odin.DeadlineExceededError`, wherever the
-            request is, also while it waits here for its turn. Zero or less has passed already; infinity is none.
+            request is, also while it waits in this call. Zero or less: already passed; infinity or None: no deadline.
 
         Returns
         -------
         Future
-            Its callbacks are called one after the other in a thread of their own; they may block, submit and wait.
-            Cancelling it takes the request back if the first stage has not begun with it (its later micro-batches
-            too), provided that stage is on this machine; otherwise it is computed and dropped.
+            All callbacks are called one after the other in a thread of their own; they may block, submit and wait.
+            Cancelling the future takes the request back if the first stage has not begun with it and is on this
+            machine (this holds for each micro-batch); otherwise the request is computed and its result dropped.
 
         Raises
         ------
@@ -360,19 +362,19 @@ class Pipeline:
         return self._send_parts(inputs, timeout_s, wait=True)
 
     async def asubmit(self, *inputs: Any, timeout_s: float | None = None) -> Any:
-        """As :meth:`submit`, for ``async`` code: neither waiting for a place nor for the result blocks the loop.
+        """As :meth:`submit`, for ``async`` code: the event loop is not blocked while the request waits or is computed.
 
-        Returns the result itself; inputs must stay as they are until then. Cancelling the task cancels the request.
+        Returns the result itself; do not change the inputs until then. Cancelling the task cancels the request.
         """
         return await outcome_of(self._send_parts(inputs, timeout_s, wait=False))
 
     def map(self, inputs: Iterable[Any], *, timeout_s: float | None = None) -> Iterator[Any]:
         """Serve many requests; results in the order of the inputs.
 
-        Lazy: an input is taken from the iterable when there is room for it in the pipeline, so that streams of any
-        length pass in bounded memory. An item is one tensor, or a tuple of tensors for several inputs. The first
-        failure is raised in its place and ends the iteration; what is under way then is finished and dropped.
-        ``timeout_s`` counts for each from the moment it is submitted.
+        Lazy: an input is read from the iterable when the pipeline has room for it, so that streams of any length need
+        bounded memory. An item is one tensor, or a tuple of tensors for several inputs. The first failure is raised
+        where its result would be, and ends the iteration; results of requests still in flight are dropped.
+        ``timeout_s`` counts for each request from the moment it is submitted.
         """
         self._deadline_s(timeout_s)  # now, and not with the first result
         return self._map(inputs, timeout_s)
@@ -394,12 +396,12 @@ class Pipeline:
         return timeout_s if math.isinf(timeout_s) else time.perf_counter() + timeout_s
 
     def _check_process(self) -> None:
-        """Before any lock: in a forked child nobody would ever release it."""
+        """Called before any lock is taken: in a forked child a lock may never be released."""
         if os.getpid() != self._pid:
             raise ForkedProcessError(self._pid)
 
     def _send_parts(self, inputs: tuple[Any, ...], timeout_s: float | None, *, wait: bool) -> Reply[Any]:
-        """Send a request in parts of the micro-batch, waiting for a place of each or not; the future of the whole."""
+        """Send a request in micro-batches, waiting for a free slot for each or not; returns the future of the whole."""
         deadline_s = self._deadline_s(timeout_s)
         gateway, parts = self._prepare_request(inputs)
         send = gateway.submit if wait else gateway.enqueue
@@ -448,14 +450,14 @@ class Pipeline:
         return self._switch(plan, asked_for=True)
 
     def _switch(self, plan: Plan, *, asked_for: bool = False) -> int:
-        """Carry a migration out, and tell the controller of one that was asked for; returns the epoch."""
+        """Carry out a migration; report it to the controller if the user asked for it. Returns the epoch."""
         assert self._gateway is not None
         assert self._deployment is not None
         assert self._supervision is not None
         begin_s = time.perf_counter()
         with self._switch_lock:
             self._gateway.check_open()
-            # Never used twice, even if preparing fails: a stage may have prepared for it already.
+            # An epoch is never used twice, even if preparing fails: a stage may already have prepared for it.
             self._epochs += 1
             epoch = self._epochs
             try:
@@ -463,13 +465,13 @@ class Pipeline:
             except ray.exceptions.RayActorError as error:
                 raise self._describe_loss(None) from error
             self._gateway.switch(epoch, plan)
-            if asked_for:  # before the next switch can begin: the controller hears of epochs in their order
+            if asked_for:  # before the next switch can begin: the controller gets epochs in their order
                 self._supervision.on_migration(epoch, plan, time.perf_counter() - begin_s)
         return epoch
 
     @property
     def policy(self) -> str:
-        """Who decides when layers move, in the form that can be set; setting it takes effect with the next request."""
+        """The policy's name. Set it to a name or a policy; in force from the next request on."""
         self._check_process()
         assert self._supervision is not None
         return self._supervision.policy.name
@@ -499,7 +501,7 @@ class Pipeline:
         return None if self._gateway is None else self._gateway.serving()
 
     def note_load(self, event: LoadChanged) -> None:
-        """Put a load that this program injects beside the pipeline into the view and the log."""
+        """Record a load that this program injects beside the pipeline in the view and the log."""
         self._check_process()
         assert self._supervision is not None
         self._supervision.note_load(event)
@@ -511,7 +513,7 @@ class Pipeline:
         return self._gateway.window.timelines()
 
     def _look(self, stage: int) -> Neighbours:
-        """Look around where a stage runs; in this process if it is on this machine, to take none of its core's time."""
+        """Find other programs on a stage's device; from this process if possible, to spare the stage's core."""
         deployment = self._deployment
         assert deployment is not None
         info, device = deployment.infos[stage], self.devices[stage]
@@ -525,14 +527,14 @@ class Pipeline:
             self._gateway.fail(StageLostError(why))
 
     def _doubt_profile(self, stage: int, part: float) -> None:
-        """Take note that a stage is faster than its baseline: the latter was measured while something else ran."""
+        """Mark a profile as suspect: its stage is faster in serving, so something else ran when it was measured."""
         why = f"in serving, stage {stage} took {part:.2f} times as long"
         ProfileCache().doubt(self._profile_keys[stage], why)
-        if not self.profiles[stage].suspect:  # else that was told
+        if not self.profiles[stage].suspect:  # otherwise the warning was given before
             warn_if_suspect(dataclasses.replace(self.profiles[stage], suspect=why))
 
     def _describe_loss(self, stage: int | None) -> OdinError:
-        # First of all: who asks the stages through a Ray that is dead may be ended by it.
+        # Checked first: asking the stages through a Ray that is dead may end this process.
         if self._runtime is not None and (why := self._runtime.lost) is not None:
             return StageLostError(why)
         deployment = self._deployment
@@ -552,17 +554,17 @@ class Pipeline:
     def close(self, *, drain: bool = True, timeout_s: float = 60.0) -> None:
         """Finish the requests under way (if ``drain``) and end every stage's process. Idempotent.
 
-        Returns once the pipeline is closed, whoever closes it; from callbacks at once, if another thread does. In a
-        forked child it does nothing.
+        Returns once the pipeline is closed, also if another thread is closing it; in a callback of a future it
+        returns at once in that case. In a forked child it does nothing.
 
         Parameters
         ----------
         drain
-            Wait for the requests under way, and call the callbacks of their futures. Requests that wait for a place
-            fail with :class:`~odin.PipelineClosedError` in any case, and so does a migration under way.
+            Wait for the requests in flight, and call the callbacks of their futures. Requests that wait for a free slot
+            fail with :class:`~odin.PipelineClosedError` in any case, and so does a migration in progress.
         timeout_s
-            Bound of that wait: what is not done by then, on a stage that hangs for example, fails with
-            :class:`~odin.PipelineClosedError`. Ending the stages takes some seconds at most after that.
+            Longest wait: a request that is not done by then, for example on a stage that hangs, fails with
+            :class:`~odin.PipelineClosedError`. Ending the stages takes at most some seconds after that.
         """
         if os.getpid() != self._pid:
             return
@@ -577,7 +579,7 @@ class Pipeline:
                 self._closed.set()
         else:
             if not drain and self._gateway is not None and not self._closed.is_set():
-                self._gateway.close(drain=False)  # who waits for requests under way waits no more
+                self._gateway.close(drain=False)  # the closing thread stops waiting for requests in flight
             if self._closing is not threading.current_thread() and threading.current_thread().name not in _OUR_THREADS:
                 self._closed.wait()
 
@@ -585,7 +587,7 @@ class Pipeline:
         atexit.unregister(self._at_exit)
         if self._deployment is not None:
             self._deployment.stop_preparing()
-        with contextlib.ExitStack() as last:  # whatever fails on the way, no process is left behind
+        with contextlib.ExitStack() as last:  # so that no process is left behind if a step fails
             if self._startup is not None:
                 last.callback(self._startup.close)
             if self._supervision is not None:
@@ -599,12 +601,12 @@ class Pipeline:
                 self._gateway.close(drain=drain, timeout_s=timeout_s)
 
     def abandon(self) -> None:
-        """In a forked child: let go of what keeps something alive elsewhere. Called by :mod:`odin.process.forks`."""
+        """Close, in a forked child, what keeps the parent's resources alive; for :mod:`odin.process.forks`."""
         if self._supervision is not None:
             self._supervision.abandon()
 
     def _ending(self) -> dict[str, Any]:
-        """Why the run ended and what it came to, for the log."""
+        """Why the run ended, and its counts of requests, for the log."""
         if self._gateway is None:
             return {"reason": "the pipeline did not start", "completed": 0, "failed": 0}
         counts = self._gateway.counts()

@@ -15,9 +15,10 @@ class AdwinDetector(PerStreamDetector):
     streams
         How many streams, at least 1.
     delta
-        Significance of a difference. Its bounds are loose: river's own default, 0.002, waits several times as long.
+        Significance of a difference. ADWIN's bounds are loose; with river's default, 0.002, delays are several times
+        longer.
     clock
-        Samples between two looks at the window; river's own default is 32, which delays every alarm by that.
+        Samples between two checks of the window; river's default of 32 delays alarms by up to so many samples.
 
     Raises
     ------

@@ -8,13 +8,14 @@ with r the residual and w its variance, mirrored for downward shifts. c censors 
 For a known shift no rule with the same mean number of samples between false alarms (ARL) has a shorter worst mean delay
 (Lorden 1971; Moustakides 1986): about ln(ARL) / (d^2 / 2w). A bank covers the shifts between for little more.
 
-Noise that lasts makes a mean of n samples less certain than n of them are. With a correlation r of neighbours, as of a
-first-order autoregression, its variance is f(n) w / n::
+Autocorrelated noise makes the mean of n samples less certain than that of n independent ones. With correlation r of
+neighbouring samples, as in a first-order autoregression, its variance is f(n) w / n::
 
     f(n) = (1 + r) / (1 - r)  -  2 r (1 - r^n) / (n (1 - r)^2)
 
-A shift that shows within few samples hardly suffers from that, one that takes many does: w is taken f(n) times as large
-for each shift by itself, n being three times the samples that it then takes.
+This matters little for shifts that are detected within few samples, and much for those that need many. So w is
+multiplied by f(n) for each shift separately, with n three times the samples that the detection of this shift then
+takes.
 """
 
 from __future__ import annotations

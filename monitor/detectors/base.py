@@ -1,4 +1,4 @@
-"""What a detector is: ``update`` with one sample per stream, then look at its properties."""
+"""The interface of detectors: ``update`` takes one sample per stream; the properties are read afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FloatArray = NDArray[np.float64]
 
 
 class Detector(Protocol):
-    """Sees changes of slowdown in several streams at once, one per stage.
+    """Detects changes of slowdown in several streams at once, one per stage.
 
     A sample is the logarithm of time / baseline, so that 0.69 is a twofold slowdown; ``nan`` where a stream has no
     sample this time (its stage holds no layers), which leaves that stream as it was.
@@ -24,7 +24,7 @@ class Detector(Protocol):
 
     @property
     def changed(self) -> NDArray[np.bool_]:
-        """Whether a change was detected with the last update: up or down, onset or end or in between, (streams,)."""
+        """Whether a change, up or down, was detected with the last update, (streams,)."""
 
     @property
     def disturbed(self) -> NDArray[np.bool_]:
@@ -36,14 +36,14 @@ class Detector(Protocol):
 
     @property
     def age(self) -> NDArray[np.int64]:
-        """Samples since the last detected change is estimated to have begun, the last one included, (streams,)."""
+        """Samples since the estimated change point of the last detected change, inclusive, (streams,)."""
 
     @property
     def noise(self) -> FloatArray:
         """Standard deviation of the undisturbed samples, (streams,)."""
 
     def rebase(self) -> None:
-        """Expect a jump that is no interference: the stages hold other layers from the next sample on.
+        """Announce a jump that is not interference: layers have moved, from the next sample on.
 
-        The undisturbed level and whether a stream is disturbed are kept; the present level is learned anew.
+        The undisturbed level and ``disturbed`` are kept; the present level is estimated anew.
         """

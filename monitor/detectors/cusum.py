@@ -1,31 +1,31 @@
-"""Self-calibrated two-sided CUSUM over stretches of constant level: the default detector.
+"""Self-calibrating two-sided CUSUM over segments of constant level: the default detector.
 
-A stream of log slowdowns is taken for segments, each of constant level m and variance v. Within a segment every
-sample is held against m by a bank of CUSUM recursions (``bank.py``), which says when the segment ends. Around that:
+A stream of log slowdowns is modelled as segments, each of constant level m and variance v. Within a segment a bank of
+CUSUM recursions (``bank.py``) compares every sample with m, and raises an alarm when the segment ends. Details:
 
-- m is the mean of the segment's samples before the present one, n of them, and uncertain: so a residual has variance
-  v (1 + 1/n), times what persistence of the noise adds. Such recursive residuals of one segment are independent.
-- A sample is the logarithm of time / baseline, so what an undisturbed stream shows is known before its first sample, up
-  to the error of its baseline. The undisturbed level b of stream i has the prior N(0, tau^2), which is worth
-  n0 = v / tau^2 samples of 0, and is never believed to be more than ::
+- m is estimated as the mean of the segment's n samples before the present one. So a residual has variance v (1 + 1/n),
+  times a factor for autocorrelated noise. Such recursive residuals of one segment are independent.
+- A sample is the logarithm of time / baseline, so the level of an undisturbed stream is known before its first sample,
+  up to the error of its baseline. The undisturbed level b of stream i has the prior N(0, tau^2), which is worth n0 = v
+  / tau^2 samples of 0, and is bounded by ::
 
       bound_i = min(max(0, least b of all streams), ln common) + ln own
 
-  ``common`` is what all stages together may lose against their baselines (clocks, shared caches, a slower host), which
-  no plan can balance away; ``own`` is what one of them may lose beyond the others. m is kept below the bound, so that
-  whatever lasts above it adds up to an alarm, from the first sample on and however slowly it has come.
-- What is known of b when a disturbance begins is the mean of the samples before it, n of them, and the prior. At its
-  end, and for an alarm in the first place, b may be higher than that by (bound - b) n0 / (n0 + n).
-- Stages may be faster while the pipeline fills: among the first samples a level below the baseline is not learned.
+  ``common`` is the largest slowdown of all stages together that counts as undisturbed (clocks, shared caches, a slower
+  host); no plan can compensate it. ``own`` is the same for one stage beyond the others. m is kept below the bound, so
+  that any lasting level above it leads to an alarm, from the first sample on and however slowly it was reached.
+- When a disturbance begins, b is estimated from the n samples before it and the prior. At its end, and for the first
+  alarm, b may be higher than that estimate by (bound - b) n0 / (n0 + n).
+- Stages may be faster while the pipeline fills: among the first samples a level below the baseline is ignored.
 - The evidence of one sample is at most -ln(p), p being the calibrated probability of an outlier (``noise.py``): one
-  sample is enough where hiccups are not known, two or three in a row where they are.
-- After an alarm the next segment begins at the most likely time of the change: where the mean of the samples since then
-  stands out most, sqrt(n) |mean - m| at its largest. (Page's last zero is that for a shift of exactly d.)
+  sample is enough in a stream without outliers so far, two or three in a row are needed in one with outliers.
+- After an alarm the next segment begins at the maximum-likelihood change point: where sqrt(n) |mean - m| of the n
+  samples since then is largest. (The last zero of Page's sum is that for a shift of exactly d.)
 - The undisturbed level and its noise adapt slowly while undisturbed, and are frozen while disturbed. A disturbed
-  segment learns a noise of its own: under loads that come in bursts times vary by tens of percent: no change.
+  segment has a noise estimate of its own: under bursty loads times vary by tens of percent without any change.
 
-While all streams are undisturbed, with all that is to be learned learned, precisions and weights hardly change: they
-are kept for a block of samples (``_steady``), so that a quiet request costs little.
+While all streams are undisturbed and all estimates have converged, precisions and weights hardly change: they are then
+reused for a block of samples (``_steady``), so that a request without changes costs little.
 """
 
 from __future__ import annotations
@@ -47,55 +47,57 @@ FloatArray = NDArray[np.float64]
 
 _HISTORY = 128
 _BLOCK = 32
-"""Noise is calibrated, and a decayed disturbance noticed, every so many updates."""
+"""Updates between two calibrations of the noise, and between two checks for a disturbance that has decayed."""
 _SHORT = 16
-"""A disturbance of no more outlying samples was a hiccup: calibration takes them in."""
+"""A disturbance of at most so many samples was an outlier: its samples are used for the noise estimate."""
 _LEARN = 8
-"""Samples from which a level is learned after a rebase, and noise at first."""
+"""Samples by which the level is estimated after a rebase, and the noise at first."""
 _ERROR = 0.12
-"""tau: how far undisturbed times are off their baselines, as a standard deviation of the logarithm."""
+"""tau: standard deviation of log(undisturbed time / baseline)."""
 _FILLS, _FILLS_PER_STREAM = 32, 4
-"""Samples after which a level below the baseline is no effect of a pipeline that fills."""
+"""Samples after which the pipeline counts as filled."""
 _MEMORY = 96
-"""Samples over which a level is averaged at most: how slow a drift must be to be followed."""
+"""Most samples over which a level is averaged; a drift slower than that is followed without an alarm."""
 _AFTER_END = 64
-"""Samples that the undisturbed level is worth when it is seen again: meanwhile it may have drifted."""
+"""Weight, in samples, of the undisturbed level when a disturbance ends: it may have drifted meanwhile."""
 _OWN_DEVIATION = 0.3
 _OWN_WEIGHT = 2.0
-"""What is expected of a disturbed segment's own noise before it has been seen, and how many samples that is worth."""
+"""Prior standard deviation of a disturbed segment's noise, and its weight in samples."""
 _OWN_WINSOR = 3.0
-"""Standard deviations that a sample of a disturbed segment counts as at most in its noise."""
+"""Samples of a disturbed segment are clipped to so many standard deviations for its noise estimate."""
 _OWN_PERSISTENCE = 0.5
-"""At most: how long deviations last while undisturbed, as with a drifting host, says little of what a load does."""
+"""Largest autocorrelation assumed in a disturbed segment: that of undisturbed noise says little about loads."""
 _DROP = 2.5
 _DROP_SAMPLES = 4
 """Further evidence, and samples, that a level below the undisturbed one takes: nothing is urgent about it."""
 _PROVISIONAL = 32
-"""Samples that a new, lower undisturbed level must last before the one before it is given up."""
+"""Samples for which a new, lower undisturbed level must persist before it replaces the old one for good."""
 _LIMIT = 20.0
 """Logarithms beyond this are cut off, infinity among them."""
 
 
 class CusumDetector(Streams):
-    """Self-calibrated two-sided CUSUMs for several streams at once; see the module's text for the method.
+    """Self-calibrating two-sided CUSUMs for several streams at once; the module's docstring has the method.
 
-    A level below the undisturbed one becomes the undisturbed one (the baseline may have been measured under
-    interference), for good once it has lasted.
+    A level below the undisturbed one becomes the new undisturbed level (the baseline may have been measured under
+    interference): provisionally at first, for good once it has persisted.
 
     Parameters
     ----------
     streams
         How many streams, at least 1.
     arl
-        Least mean number of samples between false alarms of a stream, both directions and all shifts together.
+        Average run length: mean number of samples between false alarms of a stream, at least, over both directions and
+        all shifts.
     shifts
-        Slowdown ratios that the bank looks for, above 1 and ascending; larger ones are seen as the last.
+        Slowdown ratios that the bank is tuned to, above 1 and ascending; larger ones are detected by the last.
     minimum
-        A change of level by a smaller ratio is drift: never an alarm, followed slowly.
+        A change of level by a smaller ratio counts as drift: it raises no alarm, and the level follows slowly.
     surprise
-        A jump by a larger ratio after :meth:`rebase` is an alarm all the same.
+        A jump by a larger ratio raises an alarm even directly after :meth:`rebase`.
     common, own
-        How many times its baseline an undisturbed stream may take at most: as the others do too, and beyond these.
+        Largest ratios of time to baseline that count as undisturbed: of all streams together, and of one stream beyond
+        the others.
 
     Raises
     ------

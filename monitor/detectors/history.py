@@ -13,8 +13,9 @@ FloatArray = NDArray[np.float64]
 def samples_since_change(deviations: FloatArray) -> int:
     """How many of the last samples most likely belong to a level above zero, at least 1.
 
-    The maximum likelihood estimate for a shift of unknown size: where the mean since then, times the root of how many
-    samples it is of, is largest. ``deviations`` are samples minus the level before, oldest first, at least one.
+    The maximum likelihood estimate of the change point for a shift of unknown size: where the mean of the samples since
+    then, times the square root of their number, is largest. ``deviations`` are samples minus the level before, oldest
+    first, at least one.
     """
     sums = np.cumsum(deviations[::-1])
     return int(np.argmax(sums / np.sqrt(np.arange(1, len(sums) + 1)))) + 1

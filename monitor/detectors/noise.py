@@ -1,8 +1,8 @@
-"""How much undisturbed samples vary: their variance, how long deviations last, and how often one is an outlier.
+"""Noise of undisturbed samples: variance, autocorrelation, and probability of an outlier.
 
-Noise is thought of as contaminated normal (Huber 1964): with probability 1 - p normal, with probability p anything at
-all, a hiccup of the machine. So the variance is that of winsorised residuals, and no single sample is evidence of more
-than -ln(p), for so likely it is an outlier.
+The model is a contaminated normal distribution (Huber 1964): normal with probability 1 - p, an outlier of any size (a
+hiccup of the machine) with probability p. So the variance is that of winsorised residuals, and the evidence of a single
+sample is limited to -ln(p).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LEAST_DEVIATION = 1e-3
 
 
 class NoiseCalibration:
-    """Estimates for several streams at once, from residuals: samples minus the level that was expected of them.
+    """Estimates for several streams at once, from residuals: samples minus their estimated level.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class NoiseCalibration:
     variance
         Of the normal part, (streams,).
     persistence
-        How deviations last: correlation of neighbours, from 0 to 0.8, (streams,).
+        Autocorrelation: correlation of neighbouring samples, from 0 to 0.8, (streams,).
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class NoiseCalibration:
         return -np.log(np.minimum(self._outliers / self._seen, 0.2))
 
     def learn(self, residuals: FloatArray) -> None:
-        """Take undisturbed residuals in, oldest first, (samples, streams); ``nan`` where there is none."""
+        """Update with undisturbed residuals, oldest first, (samples, streams); ``nan`` where there is none."""
         present = ~np.isnan(residuals)
         count = present.sum(axis=0)
         deviation = np.sqrt(self.variance)
@@ -93,18 +93,18 @@ class NoiseCalibration:
         self._outliers = np.maximum(self._outliers * forget, _OUTLIER_PRIOR)
 
     def start(self, stream: int, samples: FloatArray) -> None:
-        """Begin anew with the first few samples of one stream, by their median absolute deviation."""
+        """Estimate one stream's variance from its first few samples, by their median absolute deviation."""
         deviation = 1.4826 * float(np.median(np.abs(samples - np.median(samples))))
         count = len(samples)
         self.variance[stream] = (2 * self.variance[stream] + count * deviation**2) / (2 + count)
         self._weight[stream] = 2.0 + count
 
     def doubt(self, stream: int) -> None:
-        """Keep one stream's variance only until there is something better: it comes from other conditions."""
+        """Give one stream's variance little weight: it was estimated under other conditions."""
         self._weight[stream] = 2.0
 
     def excuse(self, stream: int, residuals: FloatArray) -> None:
-        """Take in residuals of one stream that were thought disturbed and turned out to be a short hiccup."""
+        """Update with residuals of one stream that were taken for a disturbance and turned out to be outliers."""
         column = np.full((len(residuals), len(self.variance)), np.nan)
         column[:, stream] = residuals
         # They are rare among undisturbed samples only because they were left out: let them weigh more.

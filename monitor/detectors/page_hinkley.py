@@ -8,7 +8,7 @@ __all__ = ["PageHinkleyDetector"]
 
 
 class PageHinkleyDetector(PerStreamDetector):
-    """A thin adapter to ``river.drift.PageHinkley``: one cumulative sum, with neither noise estimate nor outliers.
+    """A thin adapter to ``river.drift.PageHinkley``: one cumulative sum, without noise estimate or outlier handling.
 
     Parameters
     ----------

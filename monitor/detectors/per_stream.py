@@ -1,4 +1,4 @@
-"""Detectors that take one number at a time and say whether there was a drift, one for each stream, as a Detector."""
+"""Adapter: several detectors of one number at a time, such as those of ``river.drift``, as one ``Detector``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MINIMUM = float(np.log(1.08))
 
 
 class DriftDetector(Protocol):
-    """What ``river.drift`` has: it begins anew by itself after a drift."""
+    """The interface of ``river.drift``'s detectors; after a detected drift they reset themselves."""
 
     drift_detected: bool
 
@@ -47,7 +47,7 @@ def river_drift() -> Any:
 
 
 class PerStreamDetector(Streams):
-    """Says by one drift detector per stream that there is a change; what it is, follows from means before and after.
+    """Runs one drift detector per stream; level and change point are computed from the means before and after.
 
     Parameters
     ----------

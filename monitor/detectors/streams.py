@@ -1,4 +1,4 @@
-"""What all detectors here have in common: a number of streams, and for each whether and since when it has changed."""
+"""Base class of the built-in detectors: the number of streams, ``changed`` and ``age``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Streams:
 
     @property
     def age(self) -> NDArray[np.int64]:
-        """Samples since the last detected change is estimated to have begun, the last one included, (streams,)."""
+        """Samples since the estimated change point of the last detected change, inclusive, (streams,)."""
         return self._age.copy()
 
     def _checked(self, x: ArrayLike) -> FloatArray:

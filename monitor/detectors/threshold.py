@@ -1,4 +1,4 @@
-"""A plain threshold on a single stage time: what the paper's approach to detection amounts to."""
+"""A threshold on single stage times: the ODIN paper's detection, as reconstructed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ FloatArray = NDArray[np.float64]
 
 
 class ThresholdDetector(Streams):
-    """A change is a stage time that is off its reference by more than a ratio; it then is the reference.
+    """Detects a change when a stage time differs from its reference by more than a ratio; it becomes the new reference.
 
-    The first reference is the baseline: a load may be there before the first request.
+    The first reference is the baseline, so that a load that runs before the first request is detected.
 
     This is a reconstruction: Soomro, Papadopoulou and Pericas (Euro-Par 2023) watch the stages' execution times and
     start to explore when they change; published descriptions give no rule beyond that.
@@ -27,7 +27,7 @@ class ThresholdDetector(Streams):
     streams
         How many streams, at least 1.
     ratio
-        Change of time that counts, as a part of the reference: 0.2 is 20 % longer, or as much shorter (1 / 1.2).
+        Least change of time, as a part of the reference: 0.2 is 20% longer, or shorter by the same factor (1 / 1.2).
 
     Raises
     ------
@@ -56,7 +56,7 @@ class ThresholdDetector(Streams):
 
     @property
     def noise(self) -> FloatArray:
-        """The logarithm of what is tolerated, (streams,): it has no estimate of noise."""
+        """The tolerated change, a logarithm, (streams,): this detector does not estimate noise."""
         return np.full(len(self._reference), self._tolerance)
 
     def update(self, x: ArrayLike) -> None:

@@ -24,27 +24,33 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "cluster",
         help="start, join, show and stop a Ray cluster",
-        description="A Ray cluster for pipelines over several machines. Stops only what it started.",
+        description="Start and stop a Ray cluster for pipelines over several machines. Only processes that "
+        "this command started are stopped.",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     up = actions.add_parser("up", help="start the head of a new cluster on this machine")
     up.add_argument("--port", type=int, default=6379, help="the head's port, 0 for a free one (default %(default)s)")
-    up.add_argument("--dashboard", action="store_true", help="start Ray's web pages as well")
+    up.add_argument("--dashboard", action="store_true", help="start Ray's web dashboard, too")
     member = actions.add_parser("join", help="add this machine to a cluster")
     member.add_argument("address", metavar="ADDRESS", help="HOST:PORT of the head, as 'up' printed it")
     for action in (up, member):
         action.add_argument(
             "--node-ip-address",
             metavar="IP",
-            help="this machine's address, as others reach it; 127.0.0.1 keeps the node to this machine",
+            help="address by which other machines reach this one; with 127.0.0.1 they cannot",
         )
         action.add_argument("--temp-dir", type=Path, metavar="DIR", help="Ray's folder for sockets and logs")
-        action.add_argument("--num-cpus", type=int, metavar="N", help="cores that Ray hands out (default: all)")
+        action.add_argument("--num-cpus", type=int, metavar="N", help="cores that pipelines may use (default: all)")
     status = actions.add_parser("status", help="show the nodes with their cores and GPUs")
     status.add_argument("--address", metavar="ADDRESS", help="HOST:PORT of a cluster that was not started here")
     down = actions.add_parser("down", help="stop what 'up' or 'join' started on this machine")
     for action in (up, member, status, down):
-        action.add_argument("--state", default="default", metavar="NAME", help="which one, if this machine has several")
+        action.add_argument(
+            "--state",
+            default="default",
+            metavar="NAME",
+            help="name of the cluster, if several are started on this machine",
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:

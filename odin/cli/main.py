@@ -22,7 +22,7 @@ COMMANDS = (
 
 
 LABORATORY = ("demo", "inject", "record", "simulate", "report", "bench")
-"""Those that measure; they are found by name, so that serving imports none of them."""
+"""Commands of the laboratory; imported by name, so that serving does not import ``odin_lab``."""
 
 
 def _module(command: str) -> str:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = _run(words, signals)
         except KeyboardInterrupt:
             status = 130
-        except BrokenPipeError:  # who read the output has gone, as in "odin ... | head"
+        except BrokenPipeError:  # the reader of the output has closed it, as in "odin ... | head"
             streams.drop_output()
             status = 0
         except SystemExit as ended:  # of argparse, after its message; of rich, if nobody reads

@@ -26,8 +26,8 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "partition",
         help="show a model's layers, their times and the balanced plan",
-        description="Cut a model into layers, measure them on the stages' devices (once; kept on disk), and find the "
-        "plan with the least bottleneck.",
+        description="Cut a model into layers, time them on the stages' devices (once, then kept on disk), and find the "
+        "plan whose slowest stage is fastest.",
     )
     parser.add_argument(
         "model",
@@ -37,13 +37,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--stages", default="auto", help="auto, or devices joined by commas: cpu:0,cpu:2-3,gpu:0")
     parser.add_argument("--batch", type=positive, metavar="N", help="images per request (default: the example's, 1)")
-    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width that the model gets")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth; times do not depend on it")
-    parser.add_argument("--plan", metavar="COUNTS", help="show this plan, such as 7|11, instead of the best")
+    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width of the model's input")
+    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth file; times do not depend on it")
+    parser.add_argument("--plan", metavar="COUNTS", help="show this plan, such as 7|11, instead of the best one")
     parser.add_argument(
         "--precision", choices=PRECISION_NAMES, default="float32", help="number format of GPU stages (default float32)"
     )
-    parser.add_argument("--refresh", action="store_true", help="measure again although there is a profile on disk")
+    parser.add_argument("--refresh", action="store_true", help="time the layers again even if their times are on disk")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 

@@ -132,11 +132,17 @@ def add_parser(subparsers: Any) -> None:
         epilog="Keys: q quits, space pauses, left and right jump 10 s, up and down change the speed.",
     )
     parser.add_argument("log", metavar="LOG", type=Path, help="event log of a run")
-    parser.add_argument("--speed", type=_positive, default=1.0, metavar="X", help="times as fast as it was (default 1)")
-    parser.add_argument("--once", action="store_true", help="print the end, or the moment --at, as plain text")
-    parser.add_argument("--json", action="store_true", help="print it as JSON instead")
-    parser.add_argument("--at", type=_seconds, metavar="SECONDS", help="begin, or print, so long after the start")
-    parser.add_argument("--width", type=int, metavar="N", help="cells of a line (default: the terminal's, or 100)")
+    parser.add_argument(
+        "--speed", type=_positive, default=1.0, metavar="X", help="speed relative to the recorded run (default 1)"
+    )
+    parser.add_argument("--once", action="store_true", help="print the final state, or that at --at, as plain text")
+    parser.add_argument("--json", action="store_true", help="print that state as JSON")
+    parser.add_argument(
+        "--at", type=_seconds, metavar="SECONDS", help="begin with, or print, the state so long after the start"
+    )
+    parser.add_argument(
+        "--width", type=int, metavar="N", help="columns of the screen (default: the terminal's, or 100)"
+    )
     parser.add_argument("--height", type=int, metavar="N", help="lines of the screen (default: the terminal's)")
 
 

@@ -70,46 +70,58 @@ def add_parser(subparsers: Any) -> None:
         "programs: use only what you trust",
     )
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="image files, or folders to search")
-    parser.add_argument("--output", default="-", metavar="FILE", help="where the JSON lines go; - is standard output")
+    parser.add_argument(
+        "--output", default="-", metavar="FILE", help="file for the JSON lines (default: -, standard output)"
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(
-        "--resume", action="store_true", help="keep the results that --output has already, and do only what is missing"
+        "--resume", action="store_true", help="keep the results already in --output, and compute only the missing ones"
     )
-    existing.add_argument("--overwrite", action="store_true", help="replace the results that --output has")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth; without it weights are random")
+    existing.add_argument("--overwrite", action="store_true", help="replace the results already in --output")
+    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth file (default: random weights)")
     parser.add_argument("--stages", default="auto", help="auto, or devices joined by commas: cpu:0,cpu:2-3,gpu:0")
-    parser.add_argument("--plan", metavar="COUNTS", help="layers per stage, such as 7|11; default: balanced by profile")
+    parser.add_argument("--plan", metavar="COUNTS", help="layers per stage, such as 7|11 (default: the fastest)")
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images per request (default 1)")
-    parser.add_argument("--max-in-flight", type=positive, metavar="N", help="most requests under way at a time")
+    parser.add_argument(
+        "--max-in-flight", type=positive, metavar="N", help="most requests in flight (default: two per stage)"
+    )
     parser.add_argument("--precision", help="number format of GPU stages, such as float16")
-    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width that the model gets")
-    parser.add_argument("--top", type=positive, default=5, metavar="K", help="classes per image (default 5)")
+    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width of the model's input")
+    parser.add_argument("--top", type=positive, default=5, metavar="K", help="classes to report per image (default 5)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images found")
     parser.add_argument("--repeat", type=positive, default=1, metavar="N", help="passes over the images (default 1)")
-    parser.add_argument("--loaders", type=positive, default=2, metavar="N", help="threads that decode (default 2)")
+    parser.add_argument(
+        "--loaders", type=positive, default=2, metavar="N", help="threads that decode images (default 2)"
+    )
     parser.add_argument(
         "--policy",
         default="predictive",
-        help=f"when layers move: {', '.join(policy_names())}, with parameters as in odin:alpha=10, or module:Class of "
-        "your own (default: %(default)s)",
+        help=f"decides when layers move: {', '.join(policy_names())}, with parameters as in odin:alpha=10, or "
+        "module:Class of your own (default: %(default)s)",
     )
     parser.add_argument(
         "--detector",
         default="cusum",
-        help=f"what tells that a stage has become slower or faster: {', '.join(detector_names())}, with parameters as "
+        help=f"detects that a stage has become slower or faster: {', '.join(detector_names())}, with parameters as "
         "in threshold:ratio=0.3, or module:Class of your own (default: %(default)s)",
     )
-    parser.add_argument("--live", action="store_true", help="show stages and events while it runs, as odin top does")
+    parser.add_argument("--live", action="store_true", help="show stages and events while running, as odin top does")
     parser.add_argument(
         "--log",
         metavar="FILE",
-        help="keep every event, for odin replay: 256 MiB a file, FILE and up to four older, FILE.1 and so on",
+        help="record every event in FILE, for odin replay; at 256 MiB it is renamed FILE.1; four older files are kept",
     )
-    parser.add_argument("--address", help="Ray cluster to use; default: one of its own, started and stopped")
     parser.add_argument(
-        "--refresh-profile", action="store_true", help="time the layers again although their times are on disk"
+        "--address", help="HOST:PORT of the Ray cluster to use (default: start one, and stop it at the end)"
     )
-    parser.add_argument("--share-devices", action="store_true", help="allow devices that other pipelines hold")
+    parser.add_argument(
+        "--refresh-profile", action="store_true", help="time the layers again even if their times are on disk"
+    )
+    parser.add_argument(
+        "--share-devices",
+        action="store_true",
+        help="allow devices that other pipelines use (started with this option, too)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -246,8 +258,8 @@ def _check_usage(arguments: argparse.Namespace) -> list[Path]:
 
 
 def run_settings(arguments: argparse.Namespace, source: Source) -> RunSettings:
-    """What the results will depend on."""
-    from odin.models.weights import model_digest
+    """What the results depend on: model, weights, options."""
+    from odin.models.weight_files import model_digest
 
     return RunSettings(
         model=arguments.model,
@@ -340,7 +352,7 @@ def run_images(
 
 
 class RateColumn(ProgressColumn):
-    """Images per second of late."""
+    """A progress bar's column: images per second in the last seconds."""
 
     def render(self, task: Task) -> Text:
         """Render one bar's rate."""

@@ -32,10 +32,12 @@ def add_parser(subparsers: Any) -> None:
         description="Watch a running pipeline: stages, slowdowns and their causes, throughput, moves. q quits.",
         epilog="Exit status: 0 after q or the pipeline's end, 1 if there is none to watch, 2 for wrong usage.",
     )
-    parser.add_argument("pid", nargs="?", type=int, metavar="PID", help="the pipeline's process, if there are several")
-    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster: watch a pipeline on any of its nodes")
-    parser.add_argument("--once", action="store_true", help="print the present state as plain text and end")
-    parser.add_argument("--json", action="store_true", help="print the present state as JSON and end")
+    parser.add_argument(
+        "pid", nargs="?", type=int, metavar="PID", help="process of the pipeline, needed if several run here"
+    )
+    parser.add_argument("--address", metavar="HOST:PORT", help="watch a pipeline on any node of this Ray cluster")
+    parser.add_argument("--once", action="store_true", help="print the present state as plain text and exit")
+    parser.add_argument("--json", action="store_true", help="print the present state as JSON and exit")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from odin.models.builtin.initialize import initialize
 from odin.models.images import Preprocess
 from odin.models.labels import imagenet_labels
 from odin.models.model_names import LIBRARIES, WEIGHT_SUFFIXES, find_here_too, unknown_model
-from odin.models.weights import file_digest, load_weights, read_weights
+from odin.models.weight_files import file_digest, load_weights, read_weights
 from odin.models.zoo import from_timm, from_torchvision, with_classes_of
 from odin.partitioner.graph.model_copy import evaluating, unwrapped
 

@@ -18,7 +18,7 @@ from torch import nn
 from odin.models.images import Preprocess
 from odin.models.labels import imagenet_labels
 from odin.models.state_dict import class_counts, fits
-from odin.models.weights import file_digest, load_weights, read_weights
+from odin.models.weight_files import file_digest, load_weights, read_weights
 
 __all__ = ["ZooModel", "from_timm", "from_torchvision", "with_classes_of"]
 

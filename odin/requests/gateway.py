@@ -28,8 +28,8 @@ from odin.monitor.view.builder import Serving
 from odin.monitor.window import TimelineWindow
 from odin.partitioner.code.single import copied
 from odin.partitioner.plan import Plan
+from odin.process.timers import Timer, Timers
 from odin.requests.replies import Callbacks, Reply
-from odin.requests.timers import Timer, Timers
 from odin.stages.channel.link import ChannelClosedError, Message, Receiver, Sender
 from odin.stages.channel.wire import Header, Kind
 from odin.stages.loop import DEADLINE, RECALLED

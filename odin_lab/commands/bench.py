@@ -1,4 +1,4 @@
-"""``odin bench live``: policies, and what one would use instead, on the real pipeline under the same interference.
+"""``odin bench live``: policies on the real pipeline, and the alternatives to ODIN, under the same interference.
 
 Exit status: 0 if all runs were carried out; 1 if some failed (the results of the others are kept); 2 for wrong usage;
 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, with what was done until then kept. However it ends, its
@@ -42,7 +42,7 @@ __all__ = ["add_parser", "run"]
 POLICIES = ("predictive", "odin:alpha=10", "odin:alpha=2", "lls", "static")
 ALSO = ("serve", "torch")
 _OVERHEAD_S = 20
-"""About what starting and ending a run takes."""
+"""Estimated seconds to start and end a run."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -50,35 +50,46 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "bench",
         help="measure policies on the real pipeline under the same interference",
-        description="Run the same interference beside the real pipeline for each policy in turn, and beside what one "
-        "would use instead of it: Ray Serve replicas, and one torch process. Nothing else should run on the machine.",
-        epilog="Repeat R has the events of seed SEED + R - 1; the order of the runs is drawn anew for each repeat.",
+        description="Run the same interference beside the real pipeline under each policy in turn, and beside the "
+        "alternatives: Ray Serve replicas, and one torch process. Nothing else should run on the machine.",
+        epilog="Repeat R uses the events of seed SEED + R - 1; the order of the runs is random in each repeat.",
     )
-    parser.add_argument("what", choices=("live",), metavar="live", help="what to measure on: the real pipeline")
+    parser.add_argument("what", choices=("live",), metavar="live", help="the only choice: measure on the real pipeline")
     parser.add_argument("model", nargs="?", default="resnet50", metavar="MODEL", help="default: %(default)s")
-    who = parser.add_argument_group("who runs")
+    who = parser.add_argument_group("what is compared")
     who.add_argument(
         "--policy", action="append", metavar="POLICY", help=f"may be repeated; default: {', '.join(POLICIES)}"
     )
     who.add_argument(
         "--also", default=",".join(ALSO), metavar="NAMES", help="alternatives: serve, torch, none (default %(default)s)"
     )
-    pipeline = parser.add_argument_group("on what")
-    pipeline.add_argument("--stages", metavar="CORES", help="cpu:0,cpu:1: a stage on each (default: the first two)")
-    pipeline.add_argument("--weights", type=Path, metavar="FILE", help="default: random ones, which are as fast")
-    pipeline.add_argument("--plan", default="", metavar="COUNTS", help="cut to begin with (default: balanced)")
-    pipeline.add_argument("--in-flight", type=int, metavar="N", help="requests under way (default: 2 per core)")
+    pipeline = parser.add_argument_group("pipeline")
+    pipeline.add_argument(
+        "--stages", metavar="CORES", help="such as cpu:0,cpu:1: one stage on each (default: the first two)"
+    )
+    pipeline.add_argument(
+        "--weights", type=Path, metavar="FILE", help="file of weights (default: random ones, which are as fast)"
+    )
+    pipeline.add_argument(
+        "--plan", default="", metavar="COUNTS", help="layers per stage to begin with (default: the fastest)"
+    )
+    pipeline.add_argument("--in-flight", type=int, metavar="N", help="requests in flight (default: 2 per core)")
     load = parser.add_argument_group("interference, all times in seconds")
     load.add_argument("--seconds", type=float, default=60.0, metavar="S", help="measured time (default %(default)g)")
-    load.add_argument("--period", type=float, metavar="S", help="one event every so long (default 20)")
-    load.add_argument("--duration", type=float, metavar="S", help="how long each lasts (default 10)")
+    load.add_argument("--period", type=float, metavar="S", help="one load begins every S seconds (default 20)")
+    load.add_argument("--duration", type=float, metavar="S", help="seconds that each lasts (default 10)")
     load.add_argument(
-        "--load", action="append", metavar="NAME", help="what may happen; may be repeated (default: all that is named)"
+        "--load",
+        action="append",
+        metavar="NAME",
+        help="a named load to draw from; may be repeated (default: all named loads)",
     )
-    load.add_argument("--scenario", type=Path, metavar="FILE.toml", help="a scenario file, instead of these three")
-    how = parser.add_argument_group("how")
+    load.add_argument(
+        "--scenario", type=Path, metavar="FILE.toml", help="a scenario file, instead of the three options before"
+    )
+    how = parser.add_argument_group("runs and results")
     how.add_argument("--repeats", type=int, default=3, metavar="N", help="default %(default)s")
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="of events and order (default %(default)s)")
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="seed of events and order (default %(default)s)")
     how.add_argument("--output", type=Path, metavar="FILE.json", help="keep the results, for odin report")
     how.add_argument(
         "--logs", type=Path, metavar="DIR", help="keep each pipeline's event log, for odin simulate --like"

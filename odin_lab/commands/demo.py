@@ -37,18 +37,20 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin demo`` and its options."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "demo",
-        help="watch a load arrive and the layers move",
+        help="watch a load start and the layers move",
         description="Stream images through a pipeline, disturb one of its stages, and watch the layers move.",
     )
     parser.add_argument("model", nargs="?", default="resnet50", metavar="MODEL", help="default: %(default)s")
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="image files, or folders to search")
     parser.add_argument("--stages", default="auto", metavar="DEVICES", help="such as cpu:0,cpu:1 (default: all free)")
-    parser.add_argument("--policy", default="predictive", help="who moves layers (default: %(default)s)")
+    parser.add_argument("--policy", default="predictive", help="decides when layers move (default: %(default)s)")
     parser.add_argument(
-        "--load", metavar="LOAD", help="what arrives, such as cpu@cpu:1 (the last stage's core) or membw@cpu:1x2"
+        "--load", metavar="LOAD", help="load to start, such as membw@cpu:1x2 (default: cpu, on the last stage's core)"
     )
-    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="stretch all phases (default: 1, 80 s)")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="keep the events; odin replay FILE plays them again")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, metavar="X", help="factor on all durations (default: 1, for 80 s)"
+    )
+    parser.add_argument("--log", type=Path, metavar="FILE", help="record the events, for odin replay FILE")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -50,29 +50,40 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "inject",
         help="disturb cores or GPUs with synthetic load",
-        description="Put load on cores or GPUs, as a neighbour would, to see what it does to a pipeline: a synthetic "
-        "one, any program, or a scenario over time. It ends when this command ends, however that happens.",
+        description="Put load on cores or GPUs, as another program would, to see what it does to a pipeline: "
+        "a synthetic load, any program, or a scenario over time. "
+        "The load ends when this command ends, even if it is killed.",
         epilog="kinds: " + "; ".join(f"{kind}: {KINDS[kind]}" for kind in _KINDS),
     )
     parser.add_argument("kind", nargs="?", choices=_KINDS, metavar="KIND", help=", ".join(_KINDS))
     what = parser.add_argument_group("instead of a kind")
-    what.add_argument("--program", metavar="COMMAND", help="run this, it and all that it starts bound to the device")
+    what.add_argument(
+        "--program", metavar="COMMAND", help="run this program as the load, bound to the device with all that it starts"
+    )
     what.add_argument("--scenario", metavar="NAME|FILE", help="a named scenario (with --on), or a TOML file")
-    what.add_argument("--list", action="store_true", help="show the named scenarios, and their slowdown here")
+    what.add_argument("--list", action="store_true", help="show the named scenarios, and the slowdown measured here")
     what.add_argument("--calibrate", action="store_true", help="measure how much the named scenarios slow a model down")
     how = parser.add_argument_group("where, how and how long")
-    how.add_argument("--on", nargs="+", metavar="DEVICE", help="cpu:1, cpu:0-3, gpu:0; several are disturbed at once")
-    how.add_argument("--intensity", type=float, metavar="0..1", help="part of the time to be busy (default 1)")
+    how.add_argument(
+        "--on", nargs="+", metavar="DEVICE", help="such as cpu:1, cpu:0-3, gpu:0; several get the load at once"
+    )
+    how.add_argument(
+        "--intensity", type=float, metavar="0..1", help="part of the time that the load is busy (default 1)"
+    )
     how.add_argument("--threads", type=int, metavar="N", help="processes on each device (default: one for each core)")
-    how.add_argument("--load", choices=("matmul", "copy"), help="what a GPU does (default matmul)")
-    how.add_argument("--period", type=float, metavar="S", help=f"time to be busy and idle (default {DEFAULT_PERIOD_S})")
-    how.add_argument("--seconds", type=float, metavar="S", help="end after so long (default: at Ctrl-C)")
-    how.add_argument("--ramp", type=float, metavar="S", help="rise over so long, and fall so long before --seconds")
-    how.add_argument("--seed", type=int, metavar="N", help="for the random part of a scenario file")
-    how.add_argument("--log", type=Path, metavar="FILE", help="append records to a pipeline's event log, or a new file")
+    how.add_argument("--load", choices=("matmul", "copy"), help="kind of work on a GPU (default matmul)")
+    how.add_argument(
+        "--period", type=float, metavar="S", help=f"seconds of one busy and idle cycle (default {DEFAULT_PERIOD_S})"
+    )
+    how.add_argument("--seconds", type=float, metavar="S", help="end after S seconds (default: at Ctrl-C)")
+    how.add_argument("--ramp", type=float, metavar="S", help="rise during the first S seconds, fall during the last S")
+    how.add_argument("--seed", type=int, metavar="N", help="seed of the random events of a scenario file")
+    how.add_argument(
+        "--log", type=Path, metavar="FILE", help="append the loads' events to a pipeline's event log, or a new file"
+    )
     measure = parser.add_argument_group("with --list and --calibrate")
     measure.add_argument("--model", help="model that is slowed down (default resnet50; --list: all measured ones)")
-    measure.add_argument("--quick", action="store_true", help="measure for about a minute, less exactly")
+    measure.add_argument("--quick", action="store_true", help="measure for about a minute, less precisely")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin record`` and its options."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "record",
-        help="measure layers alone and under load, for the simulator",
+        help="measure layer times with and without load, for the simulator",
         description="Measure each layer's time alone and under named scenarios on this machine, for the simulator. "
         "About five minutes per model, on a machine that does nothing else. Broken off, the same command goes on where "
         "it was.",
@@ -43,18 +43,28 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("model", nargs="+", metavar="MODEL", help="one or several, as for odin run")
     parser.add_argument("--scenarios", default=_ALL, metavar="NAMES", help=f"{_ALL} (the default), or NAME,NAME")
-    parser.add_argument("--on", metavar="DEVICE", help="cores to measure, such as cpu:1 (default: the last one)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="measure each scenario so often (default 5)")
-    parser.add_argument("--passes", type=int, metavar="N", help="passes in each measurement (default: a second's)")
+    parser.add_argument("--on", metavar="DEVICE", help="device to measure on, such as cpu:1 (default: the last core)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="measurements of each scenario (default 5)")
+    parser.add_argument(
+        "--passes", type=int, metavar="N", help="runs of the model per measurement (default: about a second's)"
+    )
     parser.add_argument(
         "--fine",
         action="store_true",
         help="cut models into many small layers, for simulations of many devices; the table is called MODEL-fine",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order of scenarios (default 0)")
-    parser.add_argument("--output", type=Path, default=Path("timings"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="one short round: a trial, not for conclusions")
-    parser.add_argument("--restart", action="store_true", help="measure anew whatever is there")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order of scenarios (default 0)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("timings"),
+        metavar="DIR",
+        help="folder for the tables (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round, to try it; too imprecise for conclusions"
+    )
+    parser.add_argument("--restart", action="store_true", help="measure again even if results exist")
 
 
 def run(arguments: argparse.Namespace) -> int:

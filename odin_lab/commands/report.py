@@ -25,19 +25,23 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin report`` and its options."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "report",
-        help="tables and figures of evaluations",
+        help="make tables and figures of results",
         description="Make a report of what odin simulate and odin bench found (--output): one HTML file that needs "
         "nothing else, Markdown tables, single figures. Figures need matplotlib: pip install 'odin-pipeline[report]'.",
     )
     parser.add_argument(
-        "results", nargs="+", type=Path, metavar="RESULTS", help="files of odin simulate and odin bench"
+        "results", nargs="+", type=Path, metavar="RESULTS", help="files written by odin simulate and odin bench"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="HTML (default: report.html, if nothing else is asked)"
+        "--output", type=Path, metavar="FILE", help="HTML file (default: report.html, without the other options)"
     )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="texts and tables, and links to --figures")
-    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="each figure as SVG and PNG")
-    parser.add_argument("--title", default="Evaluation of ODIN", metavar="TEXT", help="default: %(default)s")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="Markdown file with texts, tables, and links to --figures"
+    )
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="folder for each figure as SVG and PNG")
+    parser.add_argument(
+        "--title", default="Evaluation of ODIN", metavar="TEXT", help="title of the report (default: %(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

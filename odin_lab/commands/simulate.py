@@ -49,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin simulate`` and its options."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "simulate",
-        help="compare policies in simulated time; the ODIN paper's grid",
+        help="compare policies in simulation, also on the ODIN paper's grid",
         description="Run policies, those that serve live, on the same noise and interference in a simulated pipeline "
         "with measured layer times. odin simulate paper runs the ODIN paper's whole grid.",
     )
@@ -57,41 +57,55 @@ def add_parser(subparsers: Any) -> None:
         "what",
         nargs="?",
         metavar="MODEL|TABLE|paper",
-        help="model whose timings are shipped (default resnet50), a file of odin record, or paper",
+        help="model with shipped timings (default resnet50), a file made by odin record, or paper",
     )
     parser.add_argument(
         "--like",
         nargs="+",
         metavar="LOG",
-        help="simulate live runs from their event logs, and compare; loads do what a given TABLE says, or the log",
+        help="simulate live runs from their event logs, and compare; loads' effects are from TABLE, else from the log",
     )
     parser.add_argument(
-        "--policy", action="append", metavar="POLICY", help="static, lls, odin:alpha=2, module:Class; may be repeated"
+        "--policy",
+        action="append",
+        metavar="POLICY",
+        help="such as static, lls, odin:alpha=2, module:Class; may be repeated",
     )
     pipeline = parser.add_argument_group("pipeline and load")
-    pipeline.add_argument("--devices", type=int, metavar="N", help=f"how many (default {DEVICES})")
-    pipeline.add_argument("--speeds", metavar="1,0.5,..", help="how many times as fast as recorded each device is")
-    pipeline.add_argument("--requests", type=int, metavar="N", help=f"default {REQUESTS}")
+    pipeline.add_argument("--devices", type=int, metavar="N", help=f"number of devices (default {DEVICES})")
+    pipeline.add_argument("--speeds", metavar="1,0.5,..", help="speed of each device relative to the recorded one")
+    pipeline.add_argument("--requests", type=int, metavar="N", help=f"number of requests (default {REQUESTS})")
     pipeline.add_argument("--arrivals", help="closed (default), closed:8, poisson:12.5, bursty:.., trace:FILE")
     disturbed = parser.add_argument_group("interference (none unless given)")
-    disturbed.add_argument("--period", type=int, metavar="REQUESTS", help="one event every so many requests")
-    disturbed.add_argument("--duration", type=int, metavar="REQUESTS", help="how long each lasts")
-    disturbed.add_argument("--scenario", metavar="FILE", help="a scenario file of odin inject, in place of these")
-    disturbed.add_argument("--stages", metavar="DEVICES", help="what it calls the devices (default cpu:0,cpu:1,..)")
+    disturbed.add_argument(
+        "--period", type=int, metavar="REQUESTS", help="one interference event begins every so many requests"
+    )
+    disturbed.add_argument("--duration", type=int, metavar="REQUESTS", help="requests that each event lasts")
+    disturbed.add_argument(
+        "--scenario", metavar="FILE", help="a scenario file as for odin inject, instead of these options"
+    )
+    disturbed.add_argument(
+        "--stages", metavar="DEVICES", help="names of the devices in that file (default cpu:0,cpu:1,..)"
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--detector", help="cusum (default), threshold, module:Class, none")
     how.add_argument("--noise", help="measured (default), lognormal:CV, none")
     how.add_argument("--serial-trials", action="store_true", help="one request at a time while a policy explores")
-    how.add_argument("--seed", type=int, metavar="N", help="of noise and events (default 0)")
+    how.add_argument("--seed", type=int, metavar="N", help="seed of noise and events (default 0)")
     how.add_argument(
-        "--repeats", type=int, metavar="N", help="with seeds SEED, SEED + 1, .. (default 1; paper 3; --like 5)"
+        "--repeats", type=int, metavar="N", help="runs with seeds SEED, SEED + 1, .. (default 1; paper 3; --like 5)"
     )
     how.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core for the paper, else 1)")
     how.add_argument("--output", type=Path, metavar="FILE.json", help="keep the results, for odin report")
     how.add_argument("--json", action="store_true", help="print the results as JSON instead of tables")
     paper = parser.add_argument_group("with paper")
-    paper.add_argument("--quick", action="store_true", help="1,000 requests, one repeat: a look, in a minute or two")
-    paper.add_argument("--model", action="append", metavar="NAME|FILE", help="other timings than the paper's models'")
+    paper.add_argument("--quick", action="store_true", help="1,000 requests and one repeat, in a minute or two")
+    paper.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME|FILE",
+        help="timings to use instead of the paper's models; may be repeated",
+    )
     paper.add_argument("--scaling", metavar="NAME|FILE", help="timings for the study on 4 to 52 devices")
     paper.add_argument("--scaling-repeats", type=int, metavar="N", help="repeats of that study (default 1)")
 

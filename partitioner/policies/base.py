@@ -1,4 +1,4 @@
-"""What a policy is told, and what it answers.
+"""The interface of policies: ``Setting`` and ``Observation`` in, ``Decision`` out.
 
 The same policy objects run live and in simulation: a policy sees each finished request as an :class:`Observation` and
 answers with a :class:`Decision` or nothing. It does no input or output, reads no clock and starts no thread.
@@ -20,7 +20,7 @@ FloatArray = NDArray[np.float64]
 
 
 class Setting(NamedTuple):
-    """What does not change while a pipeline runs.
+    """What a policy may know before the first request: it does not change while a pipeline runs.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Setting(NamedTuple):
     baseline_s
         Seconds of each layer on each stage's device with nothing else running, shape (stages, layers).
     send_s, receive_s
-        Seconds to send, to receive, what crosses each cut, shape (layers + 1,).
+        Seconds to send, and to receive, the tensors that cross each cut, shape (layers + 1,). Cut i is before layer i.
     intensity
         Arithmetic intensity of each layer, floating-point operations per byte of weights, inputs and outputs, shape
         (layers,): low for memory-bound layers. ``nan`` where unknown.
@@ -43,24 +43,25 @@ class Setting(NamedTuple):
 
     @property
     def stage_count(self) -> int:
-        """Stages of the pipeline."""
+        """Number of stages."""
         return int(self.baseline_s.shape[0])
 
     @property
     def layer_count(self) -> int:
-        """Layers of the chain."""
+        """Number of layers."""
         return int(self.baseline_s.shape[1])
 
 
 class Observation(NamedTuple):
-    """One finished request, as the gateway saw it.
+    """The measurements of one finished request.
 
     Attributes
     ----------
     request
-        How many requests have finished, this one included: 1, 2, ...
+        Number of requests finished so far, this one included: 1, 2, ...
     plan
-        The plan that the request ran under; after a decision, requests under the plan before it still finish.
+        The plan that the request ran under. After a decision, requests submitted earlier still finish under the old
+        plan.
     stage_s
         Wall seconds that each stage spent in its layers, shape (stages,); 0.0 for a stage without layers.
     layer_s
@@ -70,14 +71,14 @@ class Observation(NamedTuple):
     changed
         Whether a change of the stage's slowdown, up or down, was detected with this request, shape (stages,).
     age
-        Requests since the stage's last detected change is estimated to have begun, this one included, shape (stages,):
-        so many of the latest observations belong to the present conditions.
+        Requests since the estimated change point of the stage's last detected change, this one included, shape
+        (stages,). So many of the latest observations belong to the present conditions.
     noise
         Standard deviation of the logarithm of the stage's time when nothing changes, shape (stages,).
     true_s
         True seconds of each layer on each device at this moment, shape (stages, layers): known in simulation only.
     disturbed
-        Whether the stage is above its undisturbed level now, shape (stages,); None where nobody watches.
+        Whether the stage is above its undisturbed level now, shape (stages,); None without a detector.
     """
 
     request: int
@@ -93,19 +94,19 @@ class Observation(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The plan to move to.
+    """A policy's decision to move layers.
 
     Attributes
     ----------
     plan
         Layers per stage for requests from now on.
     kind
-        ``move`` to a plan that is expected to be better, ``trial`` of one to see how it does, ``settle`` for the best
-        plan tried, ``undo`` of a move that did harm, ``probe`` of a stage that has not been seen for long.
+        ``move`` to a plan that is expected to be better; ``trial`` of a plan, to measure it; ``settle`` on the best
+        plan tried; ``undo`` a move that made throughput worse; ``probe`` a stage that has not run layers for long.
     why
-        The reason in a few words, for the log.
+        The reason in a few words, for the log and the screen.
     predicted_s
-        Bottleneck seconds per request that are expected under the plan; ``nan`` for policies that do not predict.
+        Predicted seconds per request of the slowest stage under the plan; ``nan`` for policies that do not predict.
     """
 
     plan: Plan
@@ -115,15 +116,15 @@ class Decision(NamedTuple):
 
 
 def checked_decision(answer: Any, setting: Setting) -> Decision | None:
-    """What a policy answered, as plain values that can be carried out and written down.
+    """Check a policy's answer, and convert its values to plain Python types.
 
-    Numpy's numbers become plain ones, a plan in another form becomes a :class:`~odin.partitioner.plan.Plan`, a ``why``
-    that is no text becomes one, and a prediction that cannot be one (not finite, not positive, None) becomes nan.
+    Numpy numbers become Python's, a plan in another form becomes a :class:`~odin.partitioner.plan.Plan`, ``why``
+    becomes a text, and a prediction that is not a positive finite number becomes nan.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no decision, or its plan does not fit the pipeline.
+        If the answer is not a decision, or its plan does not fit the pipeline.
 
     Examples
     --------
@@ -177,17 +178,17 @@ def _plain_text(value: Any) -> Any:
 
 
 class Policy(Protocol):
-    """Observations in, plan or nothing out."""
+    """Decides when and where layers move: gets observations, returns a decision or nothing."""
 
     @property
     def name(self) -> str:
         """Text form that :func:`odin.partitioner.policies.make_policy` reads back, such as ``odin:alpha=10``."""
 
     def start(self, setting: Setting) -> None:
-        """Forget everything and get ready for a pipeline; called before the first observation."""
+        """Reset all state for a new pipeline; called before the first observation."""
 
     def decide(self, observation: Observation) -> Decision | None:
-        """Take one finished request in; answer with a plan other than the present one, or nothing.
+        """Take one finished request; return a decision for a plan other than the present one, or None.
 
         A decision is carried out at once: requests submitted later run under the new plan.
         """

@@ -1,7 +1,7 @@
 """The break-even rule for small gains: move once staying has cost what moving may cost.
 
-A small gain is often gone again before it has paid for the way there and back. How long it will last is not known, but
-to wait until what was missed comes to what a move costs never costs more than twice what knowing would (the ski rental
+A small gain often ends before it has paid for moving there and back. How long it will persist is not known. Waiting
+until the gain missed by staying equals the cost of a move costs at most twice as much as knowing it (the ski rental
 problem: Karlin, Manasse, Rudolph and Sleator, Competitive snoopy caching, Algorithmica 3, 1988)::
 
     missed = sum of gain over the requests for which a better plan was known, without a break        move if > cost
@@ -12,7 +12,7 @@ from __future__ import annotations
 __all__ = ["BreakEven"]
 
 _COST = 2.0
-"""Requests that a move may cost: those that run under the new plan when its time is over already."""
+"""Cost of a move in requests: those that still run under the new plan after the gain has ended."""
 
 
 class BreakEven:
@@ -30,7 +30,7 @@ class BreakEven:
         self._known_at: int | None = None
 
     def take(self, gain: float, request: int) -> None:
-        """Take note of what the best plan would gain now, a logarithm; 0.0 for nothing worth a move."""
+        """Add the gain of the best plan at this request, a logarithm; 0.0 resets the sum: no plan is better."""
         if gain <= 0:
             self.known_for, self._missed, self._known_at = 0, 0.0, None
             return
@@ -41,5 +41,5 @@ class BreakEven:
 
     @property
     def is_enough(self) -> bool:
-        """Whether what was missed comes to what a move may cost."""
+        """Whether the gain missed so far equals the cost of a move."""
         return self._missed >= _COST

@@ -1,4 +1,4 @@
-"""The rate of changes: where it is high, waiting for certainty costs more than a move in vain."""
+"""The rate of changes: while it is high, waiting for certainty costs more than an unnecessary move."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from odin.partitioner.policies.base import Setting
 __all__ = ["LARGE", "ChangeRate"]
 
 LARGE = 0.5
-"""Logarithm of a change that interference makes, and drift and hiccups seldom do: 1.65 times as slow, or as fast."""
+"""A large change, a logarithm: a factor of 1.65 up or down, which drift and outliers seldom reach."""
 _MEMORY = 256.0
-"""Requests over which changes are counted; what is longer ago counts less and less."""
+"""Time constant, in requests, of the exponentially weighted counts."""
 _BEGINS, _ENDS = 8.0, 4.0
 """Large changes among them."""
 _BRIEF = 16
 _CLOSE_LOOK = 64
-"""Requests for which one looks closely at the beginning, and after a large change."""
+"""Requests that are evaluated individually at the beginning, and after a large change."""
 
 
 class ChangeRate:
-    """Exponentially weighted counts of changes: large ones tell whether they are frequent, all of them how frequent.
+    """Exponentially weighted counts: of large changes, to decide whether changes are frequent; of all, for their rate.
 
     Attributes
     ----------
@@ -36,19 +36,19 @@ class ChangeRate:
         self.active = False
 
     def looks_closely(self, request: int) -> bool:
-        """Whether to look closely: changes come often, or there was a large one a short time ago."""
+        """Whether to evaluate every request: changes are frequent, or a large one was recent."""
         return self.active or request <= self._closely_until
 
     def look_closely(self, request: int) -> bool:
-        """Look closely for some time; returns whether that is new."""
+        """Evaluate every request for some time; returns whether this was not so before."""
         new = not self.looks_closely(request)
         self._closely_until = request + _CLOSE_LOOK
         return new
 
     def count(self, request: int, changes: Collection[float]) -> None:
-        """Take note of changes, by how much each (logarithms), or that there were none.
+        """Count the changes (logarithms of their size) of one request, possibly none.
 
-        Those that begin with the same request are one.
+        Changes with the same request count as one.
         """
         kept = math.exp((self._at - request) / _MEMORY)
         self._recent = self._recent * kept + bool(changes)
@@ -58,7 +58,7 @@ class ChangeRate:
 
     @property
     def rate(self) -> float:
-        """Changes per request; 0.0 while they do not come often."""
+        """Changes per request; 0.0 while they are not frequent."""
         return self._recent / (_MEMORY * -math.expm1(-max(self._at, _BRIEF) / _MEMORY)) if self.active else 0.0
 
     @property

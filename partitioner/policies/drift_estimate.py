@@ -1,13 +1,13 @@
-"""Drift of levels without a change: the part of the error that averaging over more requests does not make smaller.
+"""Drift of levels without a change: the part of the error that averaging over more requests does not reduce.
 
-Cores drift: their clocks, their caches, what shares the machine with them. On virtual machines the means of 1, of 4 and
-of 32 requests were seen to differ from the next such mean by as much (flicker noise), so no number of samples tells the
-level of those to come better than that. It is measured as the median difference of one block of requests from the next,
-without what independent noise adds to it::
+The speed of cores drifts, by clocks, caches and other users of the machine. On virtual machines the means of 1, of 4
+and of 32 requests were seen to differ from the next such mean by about the same amount (flicker noise): more samples do
+not predict the next level better. Drift is estimated from the median difference between neighbouring blocks of
+requests, less the part that independent noise adds::
 
     drift^2  = (1.4826 median |m[b] - m[b-1]|)^2 / 2  -  spread^2 / block        m[b]: mean log slowdown of block b
 
-A detected change ends a block before its time, so interference does not count.
+A detected change discards the block, so that interference does not count as drift.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ __all__ = ["DriftEstimate"]
 FloatArray = NDArray[np.float64]
 
 _BLOCK = 16
-"""Requests: about as many as a move takes to take effect and be checked."""
+"""Requests per block: about as many as a move needs to take effect and be verified."""
 _KEPT = 32
 """Differences the median is of, at most."""
 _LEAST_KEPT = 4
 _NORMAL = 1.4826
 """Standard deviations in the median absolute deviation of a normal distribution, inverted."""
 _MARGIN = 1.5
-"""Noise that is taken for independent, of what it is on average: the median of few differences is off by some."""
+"""Factor on the independent noise that is subtracted: a median of few differences is uncertain."""
 
 
 class DriftEstimate:
-    """Learns from every request's slowdown.
+    """Estimates each stage's drift from every request's slowdown.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ class DriftEstimate:
     Attributes
     ----------
     deviation
-        Standard deviation of a block's mean about the one before, over the square root of 2, shape (stages,); 0.0 until
-        something was seen.
+        Standard deviation of the difference of neighbouring blocks' means, over the square root of 2, shape (stages,);
+        0.0 until there are enough blocks.
     """
 
     def __init__(self, stages: int) -> None:
@@ -53,7 +53,7 @@ class DriftEstimate:
         self.deviation: FloatArray = np.zeros(stages)
 
     def take(self, log_slowdown: FloatArray, spread: FloatArray) -> None:
-        """Take requests in, oldest first.
+        """Add requests, oldest first.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""What plans are expected to take, and how sure that is."""
+"""Predicted times of plans, and their uncertainty."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FloatArray = NDArray[np.float64]
 
 
 class Forecast(NamedTuple):
-    """What a plan is expected to take.
+    """The predicted times of a plan.
 
     Attributes
     ----------
@@ -27,7 +27,8 @@ class Forecast(NamedTuple):
     drift
         The same that comes from drift of levels, shape (stages,).
     doubt
-        The same for what is inferred: layers that the stage has not run under these conditions, shape (stages,).
+        The same from layers that the stage has not run under these conditions, whose times are inferred, shape
+        (stages,).
     """
 
     plan: Plan
@@ -76,13 +77,14 @@ class Estimate(NamedTuple):
     level
         Logarithm of time over baseline without the layers' biases, shape (stages,).
     slope
-        What is added to it per unit of memory-boundness, shape (stages,).
+        Increase of the level per unit of memory-boundness, shape (stages,).
     level_error
-        Standard deviation of ``level`` that comes from having seen few requests, shape (stages,).
+        Standard error of ``level`` from the limited number of requests, shape (stages,).
     drift
         The same that comes from drift of levels, shape (stages,).
     layer_variance
-        Of the logarithm of each time given the level, for layers not seen there now, shape (stages, layers).
+        Variance of the logarithm of each time given the level, for layers not measured on that stage now, shape
+        (stages, layers).
     """
 
     times_s: FloatArray

@@ -1,4 +1,4 @@
-"""Which plan finished requests ran under, while decisions are still on their way."""
+"""The plans that requests in flight run under, between a decision and its effect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from odin.partitioner.plan import Plan
 __all__ = ["PlansInFlight"]
 
 _PATIENCE = 64
-"""Requests, and four for each stage, after which a plan that no request ran under was not carried out."""
+"""After so many requests, plus four per stage, a decided plan that no request ran under counts as not carried out."""
 
 
 class PlansInFlight:
@@ -31,14 +31,15 @@ class PlansInFlight:
         self._coming: deque[tuple[Plan, int]] = deque()
 
     def decide(self, plan: Plan, request: int) -> None:
-        """Take note of an own decision."""
+        """Record a decision of this policy."""
         self.decided = plan
         self._coming.append((plan, request))
 
     def saw(self, plan: Plan, request: int) -> int | None:
-        """Take note of a finished request; answer with the requests since the decision if it is the first one under it.
+        """Record a finished request; return the requests since the decision if it is the first under the decided plan.
 
-        A plan that was not decided is somebody else's doing: it is in force then, and nothing is on its way.
+        A plan that this policy did not decide comes from another caller: it is then in force, and earlier decisions are
+        void.
         """
         if plan == self.running:
             patience = _PATIENCE + 4 * len(plan)
@@ -56,7 +57,7 @@ class PlansInFlight:
 
     @property
     def on_their_way(self) -> int:
-        """Plans decided that no request has finished under yet."""
+        """Number of decided plans that no request has finished under yet."""
         return len(self._coming)
 
     @property

@@ -6,7 +6,7 @@ import numpy as np
 
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Decision
-from odin.partitioner.policies.trials import DEFAULT_TRIAL, EQUAL, FloatArray, Trial, TrialPolicy, shift_layer
+from odin.partitioner.policies.exploration import DEFAULT_TRIAL, EQUAL, FloatArray, Trial, TrialPolicy, shift_layer
 
 __all__ = ["LlsPolicy", "utilisation"]
 

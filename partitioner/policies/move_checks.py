@@ -1,10 +1,10 @@
-"""Checks of moves: whether a move is to be undone, the bias of predictions, and the backoff after harmful moves.
+"""Verification of moves: whether to undo a move, the bias of predictions, and the backoff after harmful moves.
 
 ::
 
     move decided    first request under it          ``verify`` later
-    expect()        before_s: what the old plan     judge(): slower than the old plan: undo, and no such move for a
-                    had come to                              while, twice as long each time
+    expect()        before_s: the old plan's        judge(): slower than the old plan: undo, and no such move for a
+                    measured bottleneck                      while, twice as long each time
                                                              slower than predicted: the prediction bias rises
 """
 
@@ -19,14 +19,14 @@ __all__ = ["Check", "MoveChecks"]
 
 _FIRST_BACKOFF, _LAST_BACKOFF = 16, 65_536
 _FORGIVEN = 3
-"""Moves that did harm, one after the other, after which only a change long after a move ends the backoff."""
+"""After more harmful moves in a row than this, only a change long after a move ends the backoff."""
 _BIAS_RATE, _MOST_BIAS = 0.25, 0.15
 """Weight of the latest miss in the prediction bias (an EWMA), and the largest bias (a logarithm)."""
 
 
 @dataclass
 class Check:
-    """A move whose outcome is awaited; what was before is nan until the first request under the new plan."""
+    """A move that is not verified yet; ``before_s`` is nan until the first request under the new plan."""
 
     before: Plan
     after: Plan
@@ -37,14 +37,14 @@ class Check:
 
 
 class MoveChecks:
-    """What was learned from moves: predicted against measured.
+    """Compares moves with their predictions, and remembers harmful ones.
 
     Attributes
     ----------
     awaited
         The move that is not judged yet.
     prediction_bias
-        Mean by which plans were slower than predicted, a logarithm: leaving the home plan must promise as much more.
+        EWMA of ln(measured / predicted time), at least 0: to leave the home plan the gain must exceed it.
     still_until
         Request until which no layers move, after a move that did harm.
     banned
@@ -59,13 +59,13 @@ class MoveChecks:
         self._failures = 0
 
     def conditions_changed(self, *, long_after_move: bool) -> None:
-        """Take note of a change that is not a move's own effect: what did harm may help now."""
+        """Clear bans after a change that is not an effect of a move: a banned plan may be good now."""
         self.banned.clear()
         if self._failures <= _FORGIVEN or long_after_move:
             self.still_until = 0
 
     def judge(self, check: Check, *, slowest_s: float, error: float, least: float, request: int) -> float | None:
-        """Compare what a plan comes to with what was before.
+        """Compare a plan's measured time with the old plan's.
 
         Parameters
         ----------

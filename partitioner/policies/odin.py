@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from odin.partitioner.policies.base import Decision
-from odin.partitioner.policies.trials import DEFAULT_TRIAL, EQUAL, FloatArray, Trial, TrialPolicy, shift_layer
+from odin.partitioner.policies.exploration import DEFAULT_TRIAL, EQUAL, FloatArray, Trial, TrialPolicy, shift_layer
 
 __all__ = ["OdinPolicy"]
 

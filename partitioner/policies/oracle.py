@@ -1,4 +1,4 @@
-"""The yardstick: the best plan there is, known from the true times in simulation, found by trying all plans live."""
+"""The oracle, an upper limit for plans: the best plan by the true times in simulation, by trying all plans live."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from odin.partitioner.balance.exact import balance, stage_times
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Decision, Observation, Setting
+from odin.partitioner.policies.exploration import Trial, TrialPolicy
 from odin.partitioner.policies.in_flight import PlansInFlight
-from odin.partitioner.policies.trials import Trial, TrialPolicy
 
 __all__ = ["DelayedOraclePolicy", "OraclePolicy", "plan_count", "sweep_order"]
 
@@ -57,7 +57,7 @@ def _rising(length: int, low: int, high: int) -> Iterator[tuple[int, ...]]:
 
 
 class _Clairvoyant:
-    """Answers true times with the exact best plan, if it is better than the present one."""
+    """Returns the exact best plan for the true times, if it is better than the present one."""
 
     def __init__(self, setting: Setting) -> None:
         setting.plan.check_fits(layer_count=setting.layer_count, stage_count=setting.stage_count)
@@ -68,7 +68,7 @@ class _Clairvoyant:
     def decide(self, observation: Observation, true_s: FloatArray) -> Decision | None:
         present = self._plans.decided
         self._plans.saw(observation.plan, observation.request)
-        moved = self._plans.decided != present  # by somebody else
+        moved = self._plans.decided != present  # by another caller
         if self._answered_s is not None and not moved and (true_s == self._answered_s).all():
             return None
         self._answered_s = true_s.copy()
@@ -93,9 +93,9 @@ class OraclePolicy(TrialPolicy):
     :func:`odin.partitioner.balance.exact.balance` of the true times at that moment, transfers as the setting has them,
     whenever that plan's bottleneck is less than the present one's.
 
-    Live it cannot know. On a detected change it measures the present plan and then all others, each time moving one
-    layer (but for one jump, from one end of :func:`sweep_order` back to the plan beside the first), and settles on the
-    fastest. A change detected meanwhile starts the sweep again.
+    Live the true times are not known. On a detected change it measures the present plan and then all others, each time
+    moving one layer (but for one jump, from one end of :func:`sweep_order` back to the plan beside the first), and
+    settles on the fastest. A change detected meanwhile starts the sweep again.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def _sweep_from(plan: Plan) -> list[Plan]:
 class DelayedOraclePolicy:
     """The oracle of simulations, one request late: with each request it learns the true times of the one before.
 
-    What a policy could reach that knew everything but the future.
+    An upper limit for policies that know everything except the future.
     """
 
     name = "delayed-oracle"

@@ -1,4 +1,4 @@
-"""The pending change: the latest one detected, on which stages, and what was done about it."""
+"""The pending change: the latest detected one, its stages, and the moves made since."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _LONG_AGO = 1 << 40
 
 
 class PendingChange:
-    """Detected changes that are no effect of a move of ours.
+    """The latest detected change that is not an effect of this policy's own moves.
 
     Attributes
     ----------
     stages
-        Those that changed, first to last, until something was done about it.
+        Stages that changed together, until layers are moved.
     at
         Request with which the last of them was detected.
     moves
@@ -28,7 +28,7 @@ class PendingChange:
         self.moves = 0
 
     def detect(self, stage: int, request: int) -> None:
-        """A stage has changed."""
+        """Record a detected change of a stage."""
         if self.moves or not self.is_fresh(request):
             self.stages.clear()
         self.stages.add(stage)
@@ -39,9 +39,9 @@ class PendingChange:
         return request - self.at
 
     def is_fresh(self, request: int) -> bool:
-        """Whether it was detected a short time ago."""
+        """Whether it was detected within the last requests."""
         return self.since(request) <= _PENDING
 
     def is_unanswered(self, request: int) -> bool:
-        """Whether that, and nothing was done about it yet."""
+        """Whether it is fresh and no layers have moved since."""
         return self.moves == 0 and self.is_fresh(request)

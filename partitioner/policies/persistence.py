@@ -1,10 +1,10 @@
 """Persistence of changes: the probability that the present ones outlast the migration lag.
 
-Some changes are bursts, over after a few requests (a host's other guests, a process that wakes up), others are loads
-that stay; where both occur, how long a change has lasted so far tells the one from the other. For each request that a
-stage spends at one level, its time there so far and whether it leaves the level then are counted, by age in bins of
-doubling width, for levels above and below the one before apart. That is the hazard, and from it the probability to
-stay (Kaplan and Meier, JASA 53, 1958; here with the hazard constant within a bin)::
+Some changes are bursts of a few requests (a host's other guests, a process that wakes up), others are loads that stay;
+how long a change has persisted so far distinguishes them. For each request of a stage at one level, the level's age and
+whether it ends with this request are counted, by age in bins of doubling width, separately for levels above and below
+the previous one. This gives the hazard rate, and from it the survival probability (Kaplan and Meier, JASA 53, 1958;
+here with the hazard constant within a bin)::
 
     h(bin) = (ended + prior) / (requests + weight)        P(last m more at age a) = product of 1 - h from a to a + m - 1
 """
@@ -26,11 +26,11 @@ _MEMORY = 128.0
 """Requests in one bin after which older ones count half."""
 _MOST_HAZARD = 0.95
 _PRIOR_LIFE, _WEIGHT = 64.0, 4.0
-"""Requests that a change is expected to last before anything was seen, and how many requests that is worth."""
+"""Prior: requests that a change persists on average, and the weight of this prior in requests."""
 
 
 class Persistence:
-    """Counts by direction and age.
+    """Estimates the hazard rate of changes by direction and age.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Persistence:
         self._ended = np.zeros_like(self._requests)
 
     def take(self, found: Mapping[int, ChangePoint]) -> None:
-        """Take one request in, and the change points found with it."""
+        """Count one request, and the change points found with it."""
         young = np.flatnonzero(self._age < _OLD)
         if len(young):
             ages = self._age[young]
@@ -61,7 +61,7 @@ class Persistence:
             self._ended[many] /= 2
 
     def probability(self, stages: Collection[int], *, age: float, more: float) -> float:
-        """Probability that changes of some stages, so many requests ago, last so many more; of the least likely one."""
+        """Probability that changes ``age`` requests old persist for ``more`` requests; the least among the stages."""
         overlap = np.minimum(_EDGES[1:], age + more) - np.maximum(_EDGES[:-1], age)
         overlap = np.maximum(overlap, 0.0)
         overlap[-1] += max(0.0, age + more - max(_OLD, age))
@@ -71,5 +71,5 @@ class Persistence:
 
 
 def _bin(age: np.ndarray | int) -> np.ndarray:
-    """Where an age from 1 up counts."""
+    """Index of the bin of an age, which is at least 1."""
     return np.minimum(np.searchsorted(_EDGES, age, side="right"), len(_EDGES) - 1) - 1

@@ -1,4 +1,4 @@
-"""The best plan for estimated times, found anew only if they have changed."""
+"""The best plan for the estimated layer times, computed again only if these have changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float64]
 
 
 class _Solved(NamedTuple):
-    """What balance answered, and for which times."""
+    """The last solution, and the times that it is for."""
 
     present: Forecast
     best: Forecast
@@ -30,22 +30,23 @@ class _Solved(NamedTuple):
 
 
 class Planner:
-    """Forecasts plans.
+    """Finds the best plan for estimated times, and predicts the times of any plan.
 
     Parameters
     ----------
     setting
-        Transfers.
+        The pipeline: baselines and transfer times.
     plan_arrays
-        Plans as arrays.
+        Cache of plans as arrays.
     near
-        Differences between times that do not count, as a part of them.
+        Relative difference between times that counts as none.
 
     Attributes
     ----------
     home
-        The plan that is preferred to others about as good: the one that serving starts with, if it is about as good as
-        the best one for the baselines, else that. (A policy may start while a load is there, under a plan for it.)
+        The preferred plan: chosen over others that are about as good. It is the plan that serving starts with if that
+        is about as good as the best one for the baselines, else the latter. (A policy may start under a plan that was
+        made for a load.)
     """
 
     def __init__(self, setting: Setting, plan_arrays: PlanArraysCache, *, near: float) -> None:
@@ -56,7 +57,7 @@ class Planner:
         self._solved: _Solved | None = None
 
     def forecast(self, estimate: Estimate, plan: Plan) -> Forecast:
-        """What a plan is expected to take."""
+        """Predict a plan's times."""
         return estimate.forecast(self._plan_arrays.of(plan))
 
     def solve(self, estimate: Estimate) -> Forecast:
@@ -65,7 +66,7 @@ class Planner:
         return self.forecast(estimate, plan)
 
     def at_home_if_as_good(self, estimate: Estimate, best: Forecast) -> Forecast:
-        """The home plan if it is about as good, or may well be: by no more than a standard error the slower one."""
+        """The home plan, unless it is slower than ``best`` by more than a standard error (noise and drift)."""
         home = self.forecast(estimate, self.home)
         loss = math.log(home.bottleneck_s / best.bottleneck_s)
         noise = math.hypot(home.bottleneck_error, best.bottleneck_error)
@@ -73,9 +74,9 @@ class Planner:
         return home if loss <= max(unsure, math.log1p(self._near)) else best
 
     def best(self, estimate: Estimate, present: Forecast, banned: Set[Plan]) -> Forecast:
-        """The best plan: the home plan if it is about as good, the last answer if the times are about the same.
+        """The best plan; the home plan if about as good; the last solution if the times are about the same.
 
-        The present plan if the best one is banned.
+        If the best plan is banned: the present plan.
         """
         solved = self._solved
         if solved is not None and solved.present.plan == present.plan and solved.best.plan not in banned:

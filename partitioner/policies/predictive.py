@@ -1,34 +1,34 @@
-"""ODIN's own policy: predict every plan, move to the best one in one step, check what came of it.
+"""ODIN's own policy: predict every plan's time, move to the best plan in one step, verify the move.
 
 ::
 
     request -> model (slowdown.py) -> times of all layers on all stages -> exact balance -> gain = ln(present / best)
-               move if   gain > ln(1 + min_gain)   and   gain > z * error   and   moving has paid so far
+               move if   gain > ln(1 + min_gain)   and   gain > z * error   and   moving has paid off so far
                (shadow_comparison.py)
 
 ``z`` is ``certainty`` for the first move after a detected change (the detector has already ruled noise out), half of it
-for a correction away from home, with half a standard error more after each, and one and a half times ``certainty`` when
-nothing was detected. ``error`` is that of few samples; to leave the home plan (the best one for undisturbed stages), or
-long after a change, also the drift of levels without a change (drift_estimate.py). Under the new plan:
+for a correction of a plan other than the home plan (the best one for undisturbed stages), plus half a standard error
+per correction, and one and a half times ``certainty`` when nothing was detected. ``error`` is the sampling error; to
+leave the home plan, or long after a change, it includes the drift of levels without a change (drift_estimate.py).
+Under the new plan:
 
     first request     the bottleneck that the old plan had under these conditions is recorded
-    ``verify`` later  slower than predicted: the prediction bias; from now on leaving the home plan must promise as much
-                      more (stages that share caches or a core are faster beside an idle one, and a better plan
+    ``verify`` later  slower than predicted: the prediction bias rises; to leave the home plan the gain must exceed it
+                      (stages that share caches or a core are faster beside an idle one, and a better plan
                       leaves them less idle)
                       slower than the old plan: undo, and no such move for a while, twice as long each time
                       otherwise: the measured times of the moved layers have corrected the model
 
 A move takes effect only after the migration lag. So layers move for a change only if it is likely to persist that long
-(persistence.py) and if moving has paid so far, else once it has persisted for long. The first move after a detected
-change comes at once, every other one when staying has cost what a move may cost (break_even.py): cores drift apart by a
-tenth and back again, and by then a layer has moved in vain.
+(persistence.py) and if moving has paid off so far, else once it has persisted for long. The first move after a detected
+change is made at once, every other one when staying has cost as much as a move may cost (break_even.py): speeds of
+cores drift apart by a tenth and back again, too soon for a move to pay off.
 
 While the rate of large changes is high (change_rate.py) the policy does not wait for the detector: change_points.py
-finds change points with the request that shows them, and no move is checked, since the next change comes before that
-could be.
+finds change points from single requests, and moves are not verified, since the next change comes too soon for that.
 
-Nothing is measured of a stage without layers. If it would help were it undisturbed, it gets a layer for one request now
-and then, a probe; half as often each time.
+A stage without layers is not measured. If it would be useful when undisturbed, it gets a layer for a single request at
+times, a probe; half as often each time.
 """
 
 from __future__ import annotations
@@ -59,36 +59,36 @@ __all__ = ["PredictivePolicy"]
 FloatArray = NDArray[np.float64]
 
 _LONGEST_PAUSE = 32
-"""Requests between two looks when all is quiet."""
+"""Most requests between two evaluations when nothing changes."""
 _LOOKS_SAVED = 3
-"""Of four looks, when all is as it was."""
+"""Evaluations skipped of four, when nothing changes."""
 _LEAST_SAMPLES = 2
-"""Of the new conditions before layers move: a single request may be a hiccup."""
+"""Requests under new conditions before layers move: a single one may be an outlier."""
 _NO_FALSE_ALARM = 5.0
 """Standard errors. Noise alone makes a detector with one false alarm in 10,000 see some 4."""
 _NO_DRIFT = 2.0
 """Standard deviations of a level's drift."""
 _FIRST_LOOK = 8
 _CORRECTIONS = 128
-"""Requests after a detected change for which a plan away from home is looked at closely: is it the best one?"""
+"""Requests after a detected change for which a plan away from home is evaluated with every request."""
 _PATIENCE = 16
-"""Layers move for what has persisted for that many migration lags, though moving has not paid so far."""
+"""Layers move for a change that has persisted for so many migration lags, even if moving has not paid off so far."""
 _AVERAGE_PAUSE = 32
 _MOST_ON_THEIR_WAY = 2
 """Most plans decided that no request has finished under yet."""
 _FREQUENT_GAIN = 0.05
-"""Least predicted gain while changes come often: the next one comes soon."""
+"""Least predicted gain while changes are frequent."""
 _CORRECTED = 512
-"""Requests for which a new home plan is on probation: if changes turn out to come often, it was made in error."""
+"""Requests after which a new home plan is final; it is reverted if changes turn out to be frequent before."""
 _LIKELY = 0.5
 """Probability with which changes must persist for the migration lag."""
 _WAIT_FOR_OTHERS = 2
 _SUSPICIOUS = 3.0
-"""Standard errors by which a stage's latest requests must be off for its own alarm to be awaited."""
+"""If a stage's latest requests deviate by so many standard errors, the policy waits for its own alarm."""
 
 
 class PredictivePolicy:
-    """Moves layers where they are predicted to be fastest, in one step.
+    """Moves to the plan that is predicted to be fastest, in one step.
 
     Parameters
     ----------

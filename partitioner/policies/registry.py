@@ -32,14 +32,14 @@ POLICIES = tuple(_FAMILY.builtin)
 
 
 class GivenPolicy:
-    """A policy of somebody's own under the text that it was made from, so that the name shown can be given again.
+    """A user's policy, named by the text that it was made from, so that its name can be given again.
 
     Attributes
     ----------
     name
         The text.
     policy
-        What decides.
+        The user's policy.
     """
 
     def __init__(self, name: str, policy: Policy) -> None:

@@ -8,7 +8,7 @@ __all__ = ["StaticPolicy"]
 
 
 class StaticPolicy:
-    """Stays with the plan that serving started with, whatever happens: for those who migrate themselves."""
+    """Keeps the plan that serving started with: for programs that call ``Pipeline.migrate`` themselves."""
 
     name = "static"
 

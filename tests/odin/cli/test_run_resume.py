@@ -24,7 +24,7 @@ from PIL import Image
 
 from odin.cli.main import main
 from odin.cli.run_output import count_missing, open_output, remaining
-from odin.models.weights import model_digest
+from odin.models.weight_files import model_digest
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from torch import nn
 
 from odin.models.images import Preprocess
 from odin.models.sources import Source, load_source
-from odin.models.weights import WeightsError
+from odin.models.weight_files import WeightsError
 
 
 def small(channels=3):

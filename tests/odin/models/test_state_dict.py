@@ -13,7 +13,7 @@ from torch import nn
 
 from odin.models.images import Preprocess
 from odin.models.sources import load_source
-from odin.models.weights import WeightsError, load_weights, read_weights
+from odin.models.weight_files import WeightsError, load_weights, read_weights
 
 
 def net(seed=0):

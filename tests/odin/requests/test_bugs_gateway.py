@@ -22,11 +22,11 @@ from test_gateway import Stage, check_every_permit_is_back, gateway_and_stage, s
 
 from odin.errors import DeadlineExceededError, PipelineClosedError, StageLostError
 from odin.options import check_timeout
+from odin.process.timers import Timers
 from odin.requests import replies
 from odin.requests.gateway import GatewayCounts
 from odin.requests.microbatch import join_outputs
 from odin.requests.replies import outcome_of
-from odin.requests.timers import Timers
 from odin.stages import loop
 from odin.stages.channel import shm
 from odin.stages.channel.wire import Header, Kind

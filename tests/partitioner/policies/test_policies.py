@@ -23,9 +23,9 @@ from odin.partitioner.policies import (
     StaticPolicy,
     make_policy,
 )
+from odin.partitioner.policies.exploration import Trial, shift_layer, transfer_s
 from odin.partitioner.policies.lls import utilisation
 from odin.partitioner.policies.oracle import plan_count, sweep_order
-from odin.partitioner.policies.trials import Trial, shift_layer, transfer_s
 from odin.testing import drive_policy as drive
 from odin.testing import setting_for, slowed
 

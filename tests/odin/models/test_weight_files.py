@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from odin.models.weights import WeightsError, file_digest, load_weights, read_weights
+from odin.models.weight_files import WeightsError, file_digest, load_weights, read_weights
 
 
 def net(seed=0):

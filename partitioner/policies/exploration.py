@@ -1,4 +1,4 @@
-"""What the policies that try plans out share: moving one layer, judging a plan by requests that ran under it."""
+"""What exploring policies share: moving one layer, and measuring a plan by requests that ran under it."""
 
 from __future__ import annotations
 
