@@ -51,6 +51,8 @@ WAIT_S = 0.5
 """Requests wait for each other so long, so that a fast pipeline does not write a file for every image."""
 
 PART_NBYTES = 256 * 2**20
+"""Size from which on a new part is begun, unless another is given."""
+
 KEPT_PARTS = 4
 """Older parts that are kept: with the present one up to 1.25 GiB, some three hours of a pipeline of 260 requests/s."""
 

@@ -306,6 +306,7 @@ Event = (
     | EventsMissing
     | RunEnded
 )
+"""Any event of a run."""
 
 
 def to_json(event: Event) -> str:

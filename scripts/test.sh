@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format, types, import contracts, all tests; stops at the first that fails.
+# Lint, format, types, import contracts, API reference, all tests; stops at the first that fails.
 #   scripts/test.sh           everything; tests that start Ray run beside the others, since they mostly wait
 #   scripts/test.sh --fast    before each commit: no Ray, no processes, fewer examples of each property
 #   scripts/test.sh -k plan   other arguments go to pytest, which then runs once; they may follow --fast
@@ -36,6 +36,7 @@ step "lint" ruff check
 step "format" ruff format --check
 step "types" mypy
 step "import contracts" lint-imports
+step "API reference" python scripts/api_reference.py build/docs
 if [[ ${1:-} == --fast ]]; then
     shift
     step "fast tests" python -m pytest -q -m "not ray and not gpu and not slow" --hypothesis-profile=fast "$@"
@@ -44,4 +45,4 @@ elif (($#)); then
 else
     step "tests" both_parts
 fi
-echo "PASSED: lint, format, types, import contracts, tests"
+echo "PASSED: lint, format, types, import contracts, API reference, tests"

@@ -16,6 +16,7 @@ FORMAT = "odin-view"
 VERSION = 1
 
 StageState = Literal["quiet", "disturbed", "empty", "lost"]
+"""How a stage is: without interference, with it, without layers, or gone."""
 
 
 class StageView(Struct, frozen=True, forbid_unknown_fields=True):
