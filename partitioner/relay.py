@@ -30,8 +30,8 @@ _WEIGHT = 0.3
 class Windows(tuple[tuple[int, int], ...]):
     """At which cuts each boundary between neighbouring stages may hand over, first and last cut included.
 
-    Cut ``c`` lies before layer ``c``. The text form is the cuts at which each stage may end, joined by ``|``, each after
-    an ``@``; the last stage ends with the chain. So ``@0-18|@18`` is a relay of two stages over 18 layers, and
+    Cut ``c`` lies before layer ``c``. The text form is the cuts at which each stage may end, joined by ``|``, each
+    after an ``@``; the last stage ends with the chain. So ``@0-18|@18`` is a relay of two stages over 18 layers, and
     ``@7|@18`` the plan ``7|11``. :meth:`parse` reads it back.
 
     Parameters
@@ -208,7 +208,7 @@ def hand_over(
         if must:
             return index
         wait_s = 0.0 if idle else is_expected_at(free_s, now_s) - now_s
-        if max(wait_s, cost_s) + its_layer_s > rest_s:
+        if wait_s + its_layer_s > rest_s:
             continue
         if idle or busy or wait_s - cost_s < layer_s / 2:
             return index

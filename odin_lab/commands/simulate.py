@@ -66,7 +66,10 @@ def add_parser(subparsers: Any) -> None:
         help="simulate live runs from their event logs, and compare; loads do what a given TABLE says, or the log",
     )
     parser.add_argument(
-        "--policy", action="append", metavar="POLICY", help="static, lls, odin:alpha=2, module:Class; may be repeated"
+        "--policy",
+        action="append",
+        metavar="POLICY",
+        help="relay, static, lls, odin:alpha=2, module:Class; may be repeated",
     )
     pipeline = parser.add_argument_group("pipeline and load")
     pipeline.add_argument("--devices", type=int, metavar="N", help=f"how many (default {DEVICES})")
