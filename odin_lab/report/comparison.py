@@ -21,7 +21,7 @@ __all__ = [
     "scores",
 ]
 
-_ORDER = ("predictive", "odin", "lls", "static", "oracle", "delayed-oracle")
+_ORDER = ("relay", "predictive", "odin", "lls", "static", "oracle", "delayed-oracle")
 _YARDSTICKS = ("oracle", "delayed-oracle")
 SLO = 0.8
 """The service level of the tables: a request holds it if the throughput about it is at least this share of the peak."""

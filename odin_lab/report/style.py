@@ -46,6 +46,7 @@ DARK = {
 # Okabe and Ito's colours, darkened until letters in them are read on white (4.5 to 1). The dashes are in units of the
 # line's width.
 _KNOWN = {
+    "relay": Look("#7b3f00", "p", "-", 2.2),
     "predictive": Look("#c25400", "o", "-", 2.6),
     "odin:alpha=2": Look("#007d5b", "^", (0, (5, 1.5)), 1.4),
     "odin:alpha=10": Look("#b0508c", "v", (0, (6, 1.5, 1.5, 1.5)), 1.4),

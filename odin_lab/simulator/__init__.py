@@ -5,7 +5,7 @@ from __future__ import annotations
 from odin_lab.simulator.arrivals import Arrivals
 from odin_lab.simulator.interference import Event, Interference
 from odin_lab.simulator.noise import LogNormalNoise, MeasuredNoise, NoNoise
-from odin_lab.simulator.run import PREPARE_S, Run, simulate
+from odin_lab.simulator.run import PREPARE_S, Run, simulate, simulate_relay
 from odin_lab.simulator.world import World
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "Run",
     "World",
     "simulate",
+    "simulate_relay",
 ]

@@ -87,7 +87,7 @@ def below_peak(finished_s: FloatArray, peak_hz: float, *, window: int = WINDOW) 
 
     Empty where there are too few requests for one window.
     """
-    rate_hz = np.sort(momentary_hz(finished_s, window=window))
+    rate_hz = np.sort(momentary_hz(np.sort(finished_s), window=window))
     if len(rate_hz) == 0:
         return ()
     below = np.searchsorted(rate_hz, np.array(SLO_LEVELS) * peak_hz, side="left")
@@ -118,7 +118,7 @@ def seen_events(run: Run) -> tuple[Event, ...]:
     """Interference events that began before the run's last request was answered."""
     if not len(run.finished_s):
         return ()
-    end = len(run.finished_s) if run.interference.unit == "requests" else float(run.finished_s[-1])
+    end = len(run.finished_s) if run.interference.unit == "requests" else float(run.finished_s.max())
     return tuple(event for event in run.interference.events if event.start < end)
 
 
@@ -215,13 +215,15 @@ def to_timeline(
     ValueError
         If there are not two requests in the stretch.
     """
-    finished_s = run.finished_s[first:last]
+    order = np.argsort(run.finished_s, kind="stable")  # in a relay requests overtake one another
+    answered_s = run.finished_s[order]
+    finished_s = answered_s[first:last]
     if len(finished_s) < 2:
         raise ValueError(f"requests {first} to {last} of {len(run.finished_s)} are too few for a timeline; take 2")
     begin_s, end_s = float(finished_s[0]), float(finished_s[-1])
     stop = first + len(finished_s)
     bounds = np.unique(np.linspace(0, len(finished_s) - 1, min(_POINTS + 1, len(finished_s))).astype(np.int64))
-    latency_s = run.latency_s[first:stop]
+    latency_s = run.latency_s[order][first:stop]
     at_s, rate_hz, mean_s = [], [], []
     for low, high in pairwise(bounds.tolist()):
         taken_s = float(finished_s[high] - finished_s[low])
@@ -243,7 +245,7 @@ def to_timeline(
             if start_s < end_s and stop_s > begin_s
         ),
         changes=tuple(
-            (float(run.finished_s[request - 1]) - begin_s, str(decision.plan))
+            (float(answered_s[request - 1]) - begin_s, str(decision.plan))
             for request, decision in run.decisions
             if first <= request - 1 < stop
         ),
@@ -258,6 +260,6 @@ def _span_s(run: Run, event: Event) -> tuple[float, float]:
 
     def answered_s(requests: float) -> float:
         count = min(math.ceil(requests), len(run.finished_s))
-        return float(run.finished_s[count - 1]) if count > 0 else 0.0
+        return float(np.sort(run.finished_s)[count - 1]) if count > 0 else 0.0
 
     return answered_s(event.start), answered_s(event.end)

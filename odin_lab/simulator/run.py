@@ -14,14 +14,16 @@ from odin.monitor.watch import StageWatch
 from odin.partitioner.balance.exact import balance
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Decision, Policy, Setting
+from odin.partitioner.relay import Windows
 from odin_lab.simulator.arrivals import Arrivals
 from odin_lab.simulator.conditions import Conditions
 from odin_lab.simulator.control import Control
 from odin_lab.simulator.engine import Engine, Truth
 from odin_lab.simulator.interference import Interference
+from odin_lab.simulator.relay import RelayLine
 from odin_lab.simulator.world import World
 
-__all__ = ["PREPARE_S", "Run", "simulate"]
+__all__ = ["PREPARE_S", "Run", "simulate", "simulate_relay"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -32,7 +34,7 @@ PREPARE_S = 0.007
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What came of each request; index 0 is request 1.
+    """What came of each request; index 0 is request 1. In a relay requests may overtake one another.
 
     Attributes
     ----------
@@ -45,7 +47,7 @@ class Run:
         Those that requests ran under, each once.
     true_bottleneck_s
         True seconds of the slowest stage, transfers included, under that plan and the conditions of the request's
-        submission, without noise.
+        submission, without noise; nan in a relay, which has no plan (``plans`` is the one that it would start with).
     best_bottleneck_s
         The same of the exact best plan for these conditions; ``None`` unless asked for.
     trial
@@ -82,7 +84,7 @@ class Run:
     @property
     def throughput_hz(self) -> float:
         """Requests answered per second, from the first submission on."""
-        return len(self.finished_s) / float(self.finished_s[-1] - self.submitted_s[0])
+        return len(self.finished_s) / float(self.finished_s.max() - self.submitted_s[0])
 
 
 def simulate(
@@ -202,6 +204,71 @@ def simulate(
         tuple(engine.control.changes),
         interference,
         1 / balance(world.baseline_s, send_s=world.send_s, receive_s=world.receive_s).bottleneck_s,
+    )
+
+
+def simulate_relay(
+    world: World,
+    *,
+    requests: int,
+    windows: Windows | None = None,
+    interference: Interference | None = None,
+    arrivals: str | Arrivals = "closed",
+    in_flight: int | None = None,
+    seed: int = 0,
+) -> Run:
+    """Let a line of stages that hand over by readiness serve requests; see :mod:`odin.partitioner.relay`.
+
+    Parameters
+    ----------
+    windows
+        At which cuts stages may hand over; default: at every cut.
+    world, requests, interference, arrivals, in_flight, seed
+        As :func:`simulate` has them: with the same seed noise, events and arrivals are the same.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of its range, or windows do not fit the world.
+
+    Examples
+    --------
+    >>> run = simulate_relay(World.of([[0.1, 0.1, 0.1], [0.1, 0.1, 0.1]]), requests=200)
+    >>> round(run.throughput_hz, 1)
+    6.6
+    """
+    if requests < 1:
+        raise ValueError(f"{requests} requests: simulate at least 1")
+    if in_flight is not None and in_flight < 1:
+        raise ValueError(f"in_flight={in_flight}: at least 1")
+    stages, layers = world.device_count, world.layer_count
+    windows = windows or Windows.whole(stage_count=stages, layer_count=layers)
+    windows.check_fits(layer_count=layers, stage_count=stages)
+    interference = interference or Interference()
+    line = RelayLine(
+        world,
+        windows=windows,
+        requests=requests,
+        interference=interference,
+        arrivals=Arrivals.parse(arrivals) if isinstance(arrivals, str) else arrivals,
+        in_flight=in_flight or 2 * stages,
+        seed=seed,
+    )
+    line.run()
+    best = balance(world.baseline_s, send_s=world.send_s, receive_s=world.receive_s)
+    return Run(
+        line.arrived_s,
+        line.submitted_s,
+        line.finished_s,
+        np.zeros(requests, dtype=np.int64),
+        (best.plan,),
+        np.full(requests, np.nan),
+        None,
+        np.zeros(requests, dtype=np.bool_),
+        (),
+        (),
+        interference,
+        1 / best.bottleneck_s,
     )
 
 

@@ -1,0 +1,274 @@
+"""The relay: where a request changes hands is decided when it gets there, by who is free.
+
+At each cut that it comes to, a stage looks at the later stages in order and hands over to the first that may take the
+request there (:class:`Windows`), has its one waiting place free, would not delay it (it takes the next layer later than
+all the rest takes here), and for which one of these holds::
+
+    must   no later cut is allowed: the stage waits here until there is a place
+    idle   that stage has nothing to do
+    busy   this stage has another request to go on with
+    soon   that stage is free nearer to this cut than to the next one
+
+If there is none it goes on. At the end of the chain it answers the request itself. On production lines this is known as
+a bucket brigade (Bartholdi and Eisenstein, Operations Research 44, 1996); here a slow stage can be passed by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Self
+
+from odin.partitioner.plan import Plan
+
+__all__ = ["Later", "Windows", "free_at", "hand_over", "idle_slowdown", "is_expected_at", "slowdown_after"]
+
+_WEIGHT = 0.3
+"""Of the latest layer in a stage's slowdown: some three layers are remembered."""
+
+
+class Windows(tuple[tuple[int, int], ...]):
+    """At which cuts each boundary between neighbouring stages may hand over, first and last cut included.
+
+    Cut ``c`` lies before layer ``c``. The text form is the cuts at which each stage may end, joined by ``|``, each
+    after an ``@``; the last stage ends with the chain. So ``@0-18|@18`` is a relay of two stages over 18 layers, and
+    ``@7|@18`` the plan ``7|11``. :meth:`parse` reads it back.
+
+    Parameters
+    ----------
+    windows
+        (first, last) cut for each boundary, then (layers, layers) for the end of the chain.
+
+    Raises
+    ------
+    ValueError
+        If a window is empty, or begins or ends before the one in front of it, or the last is not the end of the chain.
+
+    Examples
+    --------
+    >>> str(Windows.whole(stage_count=2, layer_count=18)), str(Windows.of_plan(Plan((7, 11))))
+    ('@0-18|@18', '@7|@18')
+    >>> Windows.parse("@7|@18").plan
+    Plan((7, 11))
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, windows: Iterable[tuple[int, int]]) -> Self:
+        values = [(int(first), int(last)) for first, last in windows]
+        text = "|".join(_window_text(first, last) for first, last in values)
+        if not values:
+            raise ValueError("windows need at least one stage: Windows.whole(stage_count=2, layer_count=18)")
+        before = (0, 0)
+        for window in values:
+            if window[0] > window[1] or window[0] < before[0] or window[1] < before[1]:
+                raise ValueError(
+                    f"windows {text}: {_window_text(*window)} must not be empty, nor begin or end before the window in "
+                    "front of it; cuts are 0 or more"
+                )
+            before = window
+        if before[0] != before[1]:
+            raise ValueError(f"windows {text}: the last stage ends with the chain; close with one cut, such as @18")
+        return super().__new__(cls, values)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the text form, for example ``"@0-18|@18"``.
+
+        Raises
+        ------
+        ValueError
+            If the text is not cuts or ranges of cuts, each after an ``@``, joined by ``|``.
+        """
+        values = []
+        for part in text.split("|"):
+            first, dash, last = part.strip().removeprefix("@").partition("-")
+            if not part.strip().startswith("@") or not first.isdecimal() or (dash and not last.isdecimal()):
+                raise ValueError(
+                    f"{text!r} is not windows: write where each stage may end, joined by '|', such as @0-18|@18"
+                )
+            values.append((int(first), int(last if dash else first)))
+        return cls(values)
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> Self:
+        """Windows of one cut."""
+        return cls((last, last) for _, last in plan.ranges)
+
+    @classmethod
+    def whole(cls, *, stage_count: int, layer_count: int) -> Self:
+        """The relay without bounds: every boundary at any cut."""
+        return cls((*[(0, layer_count)] * (stage_count - 1), (layer_count, layer_count)))
+
+    @property
+    def layer_count(self) -> int:
+        """Layers of the chain."""
+        return self[-1][1]
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that they are, if each is one cut; else None."""
+        if any(first != last for first, last in self):
+            return None
+        return Plan(last - before for last, before in zip(self._lasts, (0, *self._lasts), strict=False))
+
+    @property
+    def _lasts(self) -> tuple[int, ...]:
+        return tuple(last for _, last in self)
+
+    def takers(self, stage: int, cut: int) -> range:
+        """Later stages that may take a request from a stage at a cut; those between have no layers of it."""
+        taker = stage
+        while taker + 1 < len(self) and self[taker][0] <= cut <= self[taker][1]:
+            taker += 1
+        return range(stage + 1, taker + 1)
+
+    def check_fits(self, *, layer_count: int, stage_count: int) -> None:
+        """Raise ``ValueError`` unless they are for so many layers and stages."""
+        if len(self) != stage_count or self.layer_count != layer_count:
+            raise ValueError(
+                f"windows {self} are for {len(self)} stages and {self.layer_count} layers; the pipeline has "
+                f"{stage_count} and {layer_count}"
+            )
+
+    def __str__(self) -> str:
+        return "|".join(_window_text(first, last) for first, last in self)
+
+    def __repr__(self) -> str:
+        return f"Windows.parse({str(self)!r})"
+
+
+def _window_text(first: int, last: int) -> str:
+    return f"@{first}" if first == last else f"@{first}-{last}"
+
+
+class Later(NamedTuple):
+    """A later stage as one that may hand over to it sees it.
+
+    Attributes
+    ----------
+    idle
+        Whether it has nothing to do.
+    taken
+        Whether its one waiting place is.
+    free_s
+        When it expects to be free, as it published.
+    layer_s
+        Seconds of the next layer there, at its present speed.
+    """
+
+    idle: bool
+    taken: bool
+    free_s: float
+    layer_s: float
+
+
+def hand_over(
+    now_s: float,
+    later: Sequence[Later] | Iterable[Later],
+    *,
+    must: bool,
+    busy: bool,
+    layer_s: float,
+    rest_s: float,
+    cost_s: float,
+) -> int | None:
+    """Which of the stages that may take a request at this cut gets it; None: go on, or wait if it must be handed over.
+
+    Parameters
+    ----------
+    now_s
+        The time.
+    later
+        Those stages, in order.
+    must
+        Whether no later cut is allowed.
+    busy
+        Whether another request waits for this stage.
+    layer_s, rest_s
+        Seconds of the next layer, and of all layers that this stage may still run, here at the present speed.
+    cost_s
+        Seconds to hand over.
+
+    Returns
+    -------
+    int or None
+        Index into ``later``.
+
+    Examples
+    --------
+    >>> occupied = Later(idle=False, taken=False, free_s=1.3, layer_s=0.2)
+    >>> hand_over(1.0, [occupied], must=False, busy=False, layer_s=0.5, rest_s=2.0, cost_s=0.0)
+    >>> hand_over(1.0, [occupied], must=False, busy=False, layer_s=0.7, rest_s=2.0, cost_s=0.0)
+    0
+    """
+    for index, (idle, taken, free_s, its_layer_s) in enumerate(later):
+        if taken:
+            continue
+        if must:
+            return index
+        wait_s = 0.0 if idle else is_expected_at(free_s, now_s) - now_s
+        if wait_s + its_layer_s > rest_s:
+            continue
+        if idle or busy or wait_s - cost_s < layer_s / 2:
+            return index
+    return None
+
+
+def is_expected_at(free_s: float, now_s: float) -> float:
+    """When a stage is free that said so: if it is late, then as much later again, so that one that hangs is left alone.
+
+    Examples
+    --------
+    >>> is_expected_at(5.0, 4.0), is_expected_at(5.0, 7.0)
+    (5.0, 9.0)
+    """
+    return free_s if free_s >= now_s else 2 * now_s - free_s
+
+
+def free_at(layer_end_s: float, *, rest_s: float, next_free_s: float) -> float:
+    """When a stage expects to be free: what it publishes.
+
+    Parameters
+    ----------
+    layer_end_s
+        When it ends the present layer: not before can it hand over.
+    rest_s
+        Seconds of the layers behind that one, at its present speed.
+    next_free_s
+        When the next stage takes over, as that one published; infinite if its waiting place is taken, or there is none.
+
+    Examples
+    --------
+    >>> free_at(2.0, rest_s=3.0, next_free_s=4.0), free_at(2.0, rest_s=3.0, next_free_s=math.inf)
+    (4.0, 5.0)
+    """
+    return min(layer_end_s + rest_s, max(layer_end_s, next_free_s))
+
+
+def slowdown_after(slowdown: float, layer_s: float, baseline_s: float) -> float:
+    """A stage's slowdown, given the one before, with one more layer: an exponentially weighted mean.
+
+    Examples
+    --------
+    >>> slowdown_after(1.0, 0.4, 0.2)
+    1.3
+    """
+    if not baseline_s > 0 or math.isinf(baseline_s):
+        return slowdown
+    return slowdown + _WEIGHT * (layer_s / baseline_s - slowdown)
+
+
+def idle_slowdown(slowdown: float, *, idle_s: float, chain_s: float) -> float:
+    """What to make of a slowdown that is so old: half of what it is off 1 is forgotten in the time of a whole chain.
+
+    So a stage that is passed by is given a request again one day, and is seen to have recovered.
+
+    Examples
+    --------
+    >>> idle_slowdown(5.0, idle_s=2.0, chain_s=1.0)
+    2.0
+    """
+    if slowdown == 1.0 or not chain_s > 0:
+        return slowdown
+    return float(1.0 + (slowdown - 1.0) * 0.5 ** (idle_s / chain_s))

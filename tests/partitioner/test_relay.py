@@ -1,0 +1,102 @@
+"""Windows and the hand-over decision."""
+
+import math
+
+import pytest
+
+from odin.partitioner.plan import Plan
+from odin.partitioner.relay import Later, Windows, free_at, hand_over, idle_slowdown, is_expected_at, slowdown_after
+
+IDLE = Later(idle=True, taken=False, free_s=0.0, layer_s=1.0)
+TAKEN = Later(idle=False, taken=True, free_s=0.0, layer_s=1.0)
+
+
+def occupied(free_s, layer_s=1.0):
+    return Later(idle=False, taken=False, free_s=free_s, layer_s=layer_s)
+
+
+def decide(*later, must=False, busy=False, layer_s=1.0, rest_s=100.0, cost_s=0.0):
+    return hand_over(10.0, later, must=must, busy=busy, layer_s=layer_s, rest_s=rest_s, cost_s=cost_s)
+
+
+@pytest.mark.parametrize("text", ["@7|@18", "@0-18|@0-18|@18", "@3-9|@9-18|@18", "@18", "@0|@5-5|@5"])
+def test_windows_parse_back(text):
+    windows = Windows.parse(text)
+
+    assert Windows.parse(str(windows)) == windows
+
+
+def test_windows_of_one_cut_are_a_plan():
+    assert Windows.of_plan(Plan((7, 0, 11))).plan == Plan((7, 0, 11))
+    assert Windows.whole(stage_count=2, layer_count=18).plan is None
+    assert str(Windows.whole(stage_count=1, layer_count=18)) == "@18"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7|18", "@7", "@7|18", "@-3|@18", "@9-3|@18", "@9|@3-9|@18", "@0-18|@3-18", "@x|@3"]
+)
+def test_windows_that_make_no_sense(text):
+    if text == "@7":
+        Windows.parse(text)  # one stage of seven layers
+        return
+    with pytest.raises(ValueError, match="@18"):
+        Windows.parse(text)
+
+
+def test_windows_fit_a_pipeline():
+    with pytest.raises(ValueError, match="2 stages and 18 layers"):
+        Windows.parse("@7|@18").check_fits(layer_count=18, stage_count=3)
+
+
+def test_who_may_take_a_request_at_a_cut():
+    windows = Windows.parse("@2-4|@3-8|@8")
+
+    assert [list(windows.takers(0, cut)) for cut in (1, 2, 3, 4, 5)] == [[], [1], [1, 2], [1, 2], []]
+    assert list(windows.takers(2, 8)) == []
+
+
+def test_the_first_idle_stage_gets_it():
+    assert decide(IDLE) == 0
+    assert decide(occupied(99.0), IDLE, IDLE) == 1
+    assert decide(TAKEN, IDLE) == 1
+    assert decide() is None
+
+
+def test_the_cut_nearest_to_the_moment_at_which_the_next_stage_is_free():
+    assert decide(occupied(10.4)) == 0
+    assert decide(occupied(10.6)) is None
+    assert decide(occupied(10.6), cost_s=0.2) == 0
+
+
+def test_who_has_another_request_hands_over_as_soon_as_there_is_a_place():
+    assert decide(occupied(15.0), busy=True) == 0
+    assert decide(TAKEN, busy=True) is None
+
+
+def test_who_would_delay_the_request_is_passed_by():
+    assert decide(Later(True, False, 0.0, math.inf), IDLE) == 1
+    assert decide(Later(True, False, 0.0, 5.0), rest_s=4.0) is None
+    assert decide(occupied(15.0), busy=True, rest_s=4.0) is None
+    assert decide(occupied(2.0), busy=True, rest_s=8.5) is None  # eight seconds late: eight more are expected
+
+
+def test_at_the_end_of_a_window_only_a_place_counts():
+    assert decide(occupied(99.0, math.inf), must=True, rest_s=0.0) == 0
+    assert decide(TAKEN, must=True) is None
+
+
+def test_what_is_published():
+    assert free_at(2.0, rest_s=3.0, next_free_s=math.inf) == 5.0
+    assert free_at(2.0, rest_s=3.0, next_free_s=1.0) == 2.0
+    assert free_at(2.0, rest_s=3.0, next_free_s=9.0) == 5.0
+    assert is_expected_at(3.0, 5.0) == 7.0
+
+
+def test_slowdown_follows_layers_and_is_forgotten_when_idle():
+    slowdown = 1.0
+    for _ in range(30):
+        slowdown = slowdown_after(slowdown, 0.6, 0.2)
+    assert slowdown == pytest.approx(3.0, abs=1e-3)
+    assert slowdown_after(2.0, 1.0, 0.0) == 2.0
+    assert idle_slowdown(3.0, idle_s=1.0, chain_s=1.0) == 2.0
+    assert idle_slowdown(3.0, idle_s=0.0, chain_s=1.0) == 3.0
