@@ -69,11 +69,11 @@ def _warn(kind: str, text: str) -> None:
 
 
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
-"""A pipe or terminal that nobody reads is to fail, as a full disk does, and not to hold the writer up."""
+"""Opened non-blocking: a pipe or terminal that nobody reads fails like a full disk, instead of blocking the writer."""
 
 
 class _Entry(NamedTuple):
-    """What is written as a whole or not at all: a line, or the lines that a part begins with."""
+    """Text that is written completely or not at all: a line, or the first lines of a file."""
 
     data: bytes
     requests: int = 0
@@ -238,7 +238,7 @@ class EventLog:
         return _Entry(f"{line}\n".encode(), int(request), int(not request))
 
     def _remember(self, event: Event) -> None:
-        """Keep what a part must begin with."""
+        """Remember the events that every new file must begin with."""
         match event:
             case RunStarted():
                 self._run = self._run or event
@@ -302,14 +302,14 @@ class EventLog:
     # -- parts ------------------------------------------------------------------------------------------------------
 
     def _head(self, run: RunStarted) -> bytes:
-        """What a part begins with: the run, the state, and how many requests there were before."""
+        """The first events of a file: the run, its state, and the number of requests before."""
         events: list[Event] = [run, *self._state.values()]
         if any(self._accounted):
             events.append(EventsMissing(self._clock(), *self._accounted, "they are in an earlier part of the log"))
         return "".join(f"{to_json(event)}\n" for event in events).encode()
 
     def _follow(self) -> None:
-        """Open the file anew if somebody has renamed or deleted it; begin anew if somebody has emptied it."""
+        """Reopen the file if it was renamed or deleted; write its first events again if it was emptied."""
         if not self._follows or self._descriptor is None:
             return
         try:

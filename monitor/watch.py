@@ -55,7 +55,7 @@ class SlowdownChange(NamedTuple):
 
 
 class StageWatch:
-    """Feeds a detector with the stages' times, and tells its changes.
+    """Gives a detector the stages' times, and reports its changes.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ class TimelineWindow:
         self._timelines: deque[RequestTimeline] = deque(maxlen=capacity)
 
     def append(self, timeline: RequestTimeline) -> None:
-        """Remember one finished request, forgetting the oldest when full."""
+        """Add one finished request; the oldest is dropped when full."""
         self._timelines.append(timeline)
 
     def timelines(self) -> tuple[RequestTimeline, ...]:

@@ -29,7 +29,7 @@ __all__ = ["Chain", "Layer", "LayerProgram", "Program", "TraceError", "ValueSpec
 
 @dataclass(frozen=True)
 class Layer:
-    """What is known about a layer without running it; sizes are those of the example input.
+    """Static description of a layer; sizes are those of the example input.
 
     Attributes
     ----------

@@ -65,7 +65,7 @@ def check_different(**files: str | Path | None) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write under another name first, so that nobody ever sees half of it.
+    """Write atomically: under another name first, then rename.
 
     A link is followed. What is there and no plain file, such as ``/dev/stdout``, is written to as it is.
     """

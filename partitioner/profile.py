@@ -35,7 +35,7 @@ Values = TypeVar("Values")
 
 FORMAT = "odin-profile"
 VERSION = 2
-"""Files of version 1 do not tell whether the machine was quiet: they are measured anew."""
+"""Files of version 1 do not record whether the machine was quiet: those profiles are measured again."""
 
 _MOST_WAITED = 0.1
 """Part of the time that others may have the core while layers are timed: some background work there always is."""
@@ -113,7 +113,7 @@ class LayerTimes(NamedTuple):
 
     @property
     def suspect(self) -> str:
-        """What speaks for times that are too long because something else ran; empty if nothing does."""
+        """Why times may be too long because something else ran; empty if there is no sign of it."""
         if self.waited > _MOST_WAITED:
             return f"other programs had the core for {self.waited:.0%} of the time"
         total_s = math.fsum(self.layer_s)
@@ -312,7 +312,7 @@ class Profile:
 
 
 class ProfileKey(NamedTuple):
-    """What a profile depends on.
+    """The key of a profile: all that it depends on.
 
     Attributes
     ----------
@@ -333,7 +333,7 @@ class ProfileKey(NamedTuple):
 
 
 class _File(msgspec.Struct):
-    """What a file of the cache holds."""
+    """The content of a cache file."""
 
     format: str
     version: int

@@ -1,4 +1,4 @@
-"""How a tensor lies in memory, told by its shape and strides alone."""
+"""Memory layout of a tensor, from its shape and strides alone."""
 
 from __future__ import annotations
 

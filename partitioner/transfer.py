@@ -1,4 +1,4 @@
-"""What it costs to hand values from one stage to the next: a fixed part per hop and a copy.
+"""Cost model of a hop: a fixed time, plus a copy of the values.
 
 The sender copies into a slot and wakes the receiver, which reads views::
 

@@ -36,7 +36,7 @@ __all__ = ["NodeDevices", "StageActor", "StageInfo", "StageProblem", "list_devic
 
 
 class StageInfo(NamedTuple):
-    """What a stage tells of itself once its device is set up.
+    """A stage's node, process and device, known once its device is set up.
 
     Attributes
     ----------
@@ -266,14 +266,14 @@ class StageActor:
         self._loop.prepare(epoch, first, last)
 
     def look(self, own_pids: Sequence[int]) -> Neighbours:
-        """Look around on this machine: who shares the device; takes part of a second."""
+        """Find other programs on the device, on this machine; takes part of a second."""
         indices: Sequence[int | str] = self._device.indices
         if self._device.kind == "gpu":  # CUDA may number devices otherwise than the driver does
             indices = [f"GPU-{torch.cuda.get_device_properties(int(index)).uuid}" for index in indices]
         return find_neighbours(self._device.kind, indices, stage_pid=os.getpid(), own_pids=own_pids)
 
     def set_status(self, status: Any) -> None:
-        """Keep where the pipeline answers what its state is, for those who ask the cluster."""
+        """Keep the address of the pipeline's status server, for other members of the cluster."""
         self._status = status
 
     def status(self) -> Any:
@@ -285,7 +285,7 @@ class StageActor:
         return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
-        """End the loop, dropping what is under way, and give the device back."""
+        """End the loop, dropping requests in flight, and release the device."""
         if self._loop is not None:
             self._loop.stop()
         if self._thread is not None:

@@ -1,4 +1,4 @@
-"""Devices: what a stage is bound to, as text, and binding a process to it."""
+"""Devices: their text form, and binding a process to one."""
 
 from __future__ import annotations
 

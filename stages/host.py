@@ -1,4 +1,4 @@
-"""What the process of a stage sets and asks of its host: memory, the allocator, priority.
+"""Settings of a stage's process on its host: memory, allocator, priority.
 
 Ray starts workers at niceness 15 unless ``RAY_worker_niceness`` says otherwise: beside a program of normal priority a
 stage would get 3% of its core.

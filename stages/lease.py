@@ -28,7 +28,7 @@ _ENDING_S = 5.0
 
 
 def _open(kind: str, index: int, directory: Path | None) -> int:
-    """Open a device's file; whoever looks meanwhile finds a file that is whole."""
+    """Open a device's lock file, creating it atomically."""
     folder = default_folder() if directory is None else directory
     name = f"{kind}-{index}"
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe put there must not make us wait
@@ -66,7 +66,7 @@ def _exists(name: str, parent: int) -> bool:
 
 
 def _lock(descriptor: int, mode: int) -> None:
-    """Take the lock; ``BlockingIOError`` if somebody keeps it.
+    """Take the lock; ``BlockingIOError`` if another process holds it.
 
     With a moment's patience: who merely looks for free devices holds each one for an instant.
     """

@@ -1,4 +1,4 @@
-"""The folder that leases lie in: one that nobody else could have put there, opened once and never by name again.
+"""The folder of the lease files: checked to belong to this user or root, then used by its descriptor only.
 
 Anybody can make a folder, or a link, in the temporary directory under the name that we are about to use. Whoever owns
 the folder decides who holds a device. So it must belong to this user or to root, must be no link, and its files are

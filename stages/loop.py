@@ -28,7 +28,7 @@ __all__ = ["DEADLINE", "RECALLED", "StageLoop"]
 DEADLINE = "deadline"
 """Kind of the failure of a request whose deadline passed before a stage started on it."""
 RECALLED = "recalled"
-"""Kind of the failure of a request that nobody waited for any more when the first stage's turn came."""
+"""Kind of the failure of a request that was cancelled before the first stage started on it."""
 
 _TRACEBACK_CHARS = 6_000
 
@@ -100,7 +100,7 @@ class StageLoop:
             self._sender.close(graceful=graceful)
 
     def stop(self) -> None:
-        """End the loop from another thread, dropping what is under way."""
+        """End the loop from another thread, dropping requests in flight."""
         self._stopped = True
         self._receiver.close()
         self._sender.close(graceful=False)

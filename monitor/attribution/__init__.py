@@ -1,1 +1,1 @@
-"""Why a stage is slow, and who makes it so."""
+"""The kind of interference on a stage, and the processes that cause it."""

@@ -1,7 +1,7 @@
-"""Who shares a stage's core: processes that used it between two looks at ``/proc``.
+"""Culprits: processes that used a stage's cores between two readings of ``/proc``.
 
-What a core was busy with beyond all processes seen is reported as unknown, so that a container does not look quiet
-while its neighbour uses the core.
+Use of a core that no visible process explains is reported as unknown, so that a core does not seem idle when another
+container uses it.
 """
 
 from __future__ import annotations

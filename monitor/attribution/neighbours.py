@@ -1,4 +1,4 @@
-"""Neighbours of a stage: who else is on its device, and whether a quota holds it back; asked on the stage's machine."""
+"""Neighbours of a stage: other processes on its device, and CPU quotas; determined on the stage's machine."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What Linux and the GPU's driver tell: processes, cores, control groups, quotas."""
+"""Readings from Linux and the GPU driver: processes, cores, control groups, quotas."""

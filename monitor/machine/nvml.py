@@ -1,4 +1,4 @@
-"""Who else uses a GPU, from NVIDIA's management library (``nvidia-ml-py``); without a driver the answer says so.
+"""Other processes on a GPU, from NVIDIA's management library (``nvidia-ml-py``); without a driver the report says so.
 
 The driver samples each process's use of the multiprocessors about once a second. Inside of a container it may number
 processes as the host does, all of them or, some versions, those of the samples only. On a GPU divided by MIG it tells

@@ -1,4 +1,4 @@
-"""What to call a process, in a terminal."""
+"""Short names of processes, for a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who used which core: the numbers of Linux's ``/proc``, read fast.
+"""Fast readers of Linux's ``/proc``: which process used which core.
 
 ``psutil`` does not tell on which core a thread last ran and takes several times as long per process.
 """
@@ -23,7 +23,7 @@ class ThreadTimes(NamedTuple):
 
 
 class ProcessTimes(NamedTuple):
-    """What ``/proc/PID/stat`` says.
+    """Values of ``/proc/PID/stat``.
 
     Attributes
     ----------

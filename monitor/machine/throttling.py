@@ -17,7 +17,7 @@ __all__ = ["ThrottleCounter", "Throttling", "cpu_stat_files"]
 
 
 class Throttling(NamedTuple):
-    """What one cgroup's quota did: periods so far, those in which it was used up, and seconds stopped."""
+    """Statistics of one cgroup's CPU quota: periods, periods in which it was used up, and seconds stopped."""
 
     periods: int
     throttled_periods: int

@@ -1,1 +1,1 @@
-"""From events to what a viewer sees, and its picture in a terminal."""
+"""The view of a pipeline, built from events, and its rendering in a terminal."""

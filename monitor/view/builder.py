@@ -1,4 +1,4 @@
-"""From the events of a run to what a viewer sees of it now.
+"""Builds the present view of a pipeline from the events of its run.
 
 Taking a finished request in costs a few appends; everything that takes arithmetic waits for :meth:`ViewBuilder.view` or
 for the end of a second, so that it may run beside serving.
@@ -121,7 +121,7 @@ class _Now(NamedTuple):
 
 
 class ViewBuilder:
-    """Takes events in and tells how the pipeline looks; both may be called from any thread.
+    """Collects events and returns the present view; both may be called from any thread.
 
     Events are taken in the order of their times; a little disorder does no harm. The first one is the
     :class:`~odin.monitor.events.RunStarted`.

@@ -49,7 +49,7 @@ class Controls(Protocol):
 
 
 class Freeze:
-    """The controls of a running pipeline: p holds the picture, which goes on behind it.
+    """The controls of a running pipeline: p freezes the screen; the state is still updated.
 
     Parameters
     ----------

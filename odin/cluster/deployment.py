@@ -234,7 +234,7 @@ class Deployment:
             raise PipelineClosedError("the pipeline was closed while stages prepared for another plan")
 
     def stop_preparing(self) -> None:
-        """Let a :meth:`prepare` under way, and every later one, give up at once."""
+        """Make a running :meth:`prepare`, and every later one, fail at once."""
         self._stopping.set()
 
     def find_lost(self) -> int | None:
@@ -252,7 +252,7 @@ class Deployment:
         return next((index for index, call in enumerate(calls) if call not in answered), None)
 
     def look(self, stage: int, own_pids: Sequence[int]) -> Neighbours:
-        """Let a stage see who shares its device; takes about half a second.
+        """Find other programs on a stage's device, in the stage's process; takes about half a second.
 
         Raises
         ------
@@ -265,7 +265,7 @@ class Deployment:
         return report
 
     def announce(self, status: Any) -> None:
-        """Tell the first stage where the gateway answers questions, for members of the cluster who ask it."""
+        """Give the first stage the status server's address, for members of the cluster."""
         with calling():
             call = self._actors[0].set_status.remote((os.getpid(), status))
         ray_calls.get(call, timeout_s=_PING_TIMEOUT_S)

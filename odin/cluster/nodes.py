@@ -1,4 +1,4 @@
-"""What a Ray cluster's nodes have: each node is asked for its cores, CPU model and GPUs."""
+"""The nodes of a Ray cluster, with their cores, CPU model and GPUs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Machine", "NodeReport", "describe_machine", "node_reports"]
 
 @dataclass(frozen=True)
 class Machine:
-    """What one machine offers.
+    """One machine's cores and GPUs.
 
     Attributes
     ----------

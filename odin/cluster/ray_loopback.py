@@ -1,4 +1,4 @@
-"""Let Ray keep to the loopback address when it is told to.
+"""Makes Ray use the loopback address where that is requested.
 
 Ray's servers bind to loopback alone only if the node's address is ``127.0.0.1``, and ``ray.init`` and ``ray start``
 replace that address by one that other machines reach, without a word. Run as a module this is ``ray`` with the

@@ -22,7 +22,7 @@ _starting: int | None = None
 
 
 class RayProcesses:
-    """What starting an embedded Ray brought forth.
+    """The processes and folder of an embedded Ray.
 
     A command's process group is signalled as a whole by timeout(1), by a closing terminal, and by ``kill -- -PID``.
     Ray's processes would end at once then, and no request under way could be finished; so each gets a group of its own.
@@ -64,7 +64,7 @@ class RayProcesses:
 
 
 class LastingThread:
-    """Calls something in a thread that then stays until it is told to end; what the call raises is raised here."""
+    """Calls a function in a thread that then stays alive until it is ended; re-raises the function's exception."""
 
     def __init__(self, call: Callable[[], object], *, name: str) -> None:
         called: Future[object] = Future()

@@ -61,7 +61,7 @@ class RayWatch:
 
     @property
     def lost(self) -> str | None:
-        """What has happened to Ray, as of this moment; ``None`` if it lives as far as one can see at once."""
+        """How Ray has failed; ``None`` if it is alive, as far as can be seen without waiting."""
         with self._lock:
             if self._lost is None and self._ended.fileno() >= 0:
                 self._look(0.0)

@@ -1,4 +1,4 @@
-"""What starts beside the building of the chain: Ray, and the stages' processes, which import what they need.
+"""Starts Ray and the stages' processes, which import torch, while the chain is built.
 
 ::
 
@@ -71,7 +71,7 @@ class Startup:
         self._thread = threading.Thread(target=self._run, name="odin-startup", daemon=False)
 
     def start(self) -> None:
-        """Begin; call it once whoever is to close this knows it, for a signal may come at any moment."""
+        """Begin. The caller must already be able to close this: a signal may interrupt at any moment."""
         self._thread.start()
 
     def join(self) -> tuple[RayRuntime, list[tuple[Device, str]], Deployment]:

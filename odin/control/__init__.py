@@ -1,1 +1,1 @@
-"""What watches over a serving pipeline: the controller, its policy and detector, baselines, faults."""
+"""Control of a serving pipeline, outside the data path: controller, decisions, baselines, faults, supervision."""

@@ -1,4 +1,4 @@
-"""Baseline times of a chain on the stages' devices, and what policies are told of them."""
+"""Baseline times of a chain on the stages' devices, and the ``Setting`` that policies get."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def measure_baselines(
 
 
 def profile_key(chain: Chain, inputs: Sequence[torch.Tensor], precision: str, device_type: str) -> ProfileKey:
-    """Under what a profile of the pipeline is kept."""
+    """Key under which a profile is kept on disk."""
     return ProfileKey(chain.fingerprint, tuple(tuple(tensor.shape) for tensor in inputs), precision, device_type)
 
 
 def _who_is_there(deployment: Deployment, stage: int) -> str:
-    """Other programs on a stage's device at this moment, for a message; empty if there are none, or it is not known."""
+    """Text that names other programs on a stage's device now; empty if there are none, or if unknown."""
     try:
         seen = deployment.look(stage, [os.getpid(), *(info.pid for info in deployment.infos)])
     except Exception:  # an answer is not worth a failed start
@@ -93,7 +93,7 @@ def _who_is_there(deployment: Deployment, stage: int) -> str:
 def pipeline_setting(
     profiles: Sequence[Profile], chain: Chain, cut_nbytes: Sequence[int], *, plan: Plan | None = None
 ) -> Setting:
-    """Return what policies are told of a pipeline; without a plan its plan is the one with the least bottleneck.
+    """Return the setting of policies; without a plan, its plan is the one with the least bottleneck.
 
     Parameters
     ----------

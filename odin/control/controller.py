@@ -1,4 +1,4 @@
-"""The controller: sees every finished request, asks the policy, moves layers, and checks what came of it.
+"""The controller: passes every finished request to detector and policy, moves layers, and verifies moves.
 
 ::
 
@@ -8,7 +8,7 @@
                               |            onset ------------------------------> who shares the device, and how
                               |                               move -> prepare -> switch -> (8 requests later) verified
 
-Nothing here is in a request's way: the gateway hands timelines over through a queue. Whatever a policy, a detector or a
+Nothing here delays a request: the gateway hands timelines over through a queue. Whatever a policy, a detector or a
 move raises, the thread goes on: the policy or detector is replaced, the plan in force stays. If requests come faster
 than they can be looked at, the oldest that wait are left out and counted.
 """
@@ -55,27 +55,27 @@ Migrate = Callable[[Plan], int]
 """Moves the pipeline to a plan and returns the epoch."""
 
 Investigate = Callable[[int, Sequence[StageTiming], Callable[[], Sequence[StageTiming]]], None]
-"""Told of a disturbed stage, with its timings before, and a way to get those since; returns at once."""
+"""Called with a disturbed stage, its timings before, and a function for those since; returns at once."""
 
 Doubt = Callable[[int, float], None]
-"""Told once of a stage that is faster than its baseline, and how long it takes as a part of that."""
+"""Called once with a stage that is faster than its baseline, and the ratio of its time to the baseline."""
 
 _JOIN_S = 5.0
-"""A policy or a caller's ``on_event`` that does not return holds the end up for so long."""
+"""Closing waits at most so long for a policy or ``on_event`` that does not return."""
 _VERIFY_REQUESTS = 8
 _TIMINGS_KEPT = 64
 _CREDIT_S = 2.0
-"""CPU seconds that may be spent ahead of the budget: in the midst of things every request is looked at, at once."""
+"""CPU seconds that may be spent ahead of the budget, so that during changes every request is evaluated at once."""
 _TOGETHER_S = 0.1
-"""CPU seconds ahead of the budget from which on usual requests are looked at a few at a time ..."""
+"""CPU seconds ahead of the budget from which on usual requests are evaluated a few at a time ..."""
 _TOGETHER = 4
-"""... that many: one after the other each takes far less, in warm caches."""
+"""... so many: in sequence each takes far less CPU time, since caches are warm."""
 _USUAL, _USUAL_RATE = 0.2, 0.1
-"""Part by which a usual request's stages differ from the mean at most, and how fast that follows."""
+"""Largest relative difference of a usual request's stage times from their EWMA, and the EWMA's weight."""
 _NEWS = 64
-"""Requests after a detected change of which none is usual."""
+"""So many requests after a detected change are evaluated one by one."""
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0
-"""After a move that failed the policy is not asked for so long, twice as long after each that fails again."""
+"""Seconds for which the policy is not asked after a failed move; doubled after each further failure."""
 
 
 class _Verification(NamedTuple):
@@ -93,7 +93,7 @@ class _Asked(NamedTuple):
 
 
 class Controller:
-    """Joins watch, policy and migration; runs in a thread of its own.
+    """Connects detector, policy and migration; runs in a thread of its own.
 
     Parameters
     ----------
@@ -176,16 +176,16 @@ class Controller:
         )
 
     def start(self) -> None:
-        """Begin to look at requests."""
+        """Begin to evaluate requests."""
         self._worker.start()
 
     def close(self) -> None:
-        """Decide nothing more; returns once what is under way has ended, some seconds later at most. Idempotent."""
+        """Make no more decisions; waits for a move in progress, at most some seconds. Idempotent."""
         self._worker.close(_JOIN_S)
 
     @property
     def policy(self) -> Policy:
-        """Who decides."""
+        """The policy in force."""
         return self._core.policy
 
     def set_policy(self, policy: Policy) -> None:
@@ -208,16 +208,16 @@ class Controller:
         self._worker.put(change)
 
     def on_result(self, timeline: RequestTimeline) -> None:
-        """Hand over a finished request; does not wait."""
+        """Queue a finished request; does not wait."""
         self._worker.put(timeline)
 
     def on_failure(self, request: int, error: OdinError) -> None:
-        """Hand over a failed request; does not wait."""
+        """Queue a failed request; does not wait."""
         event = RequestFailed(self._clock(), request, f"{type(error).__name__}: {error}")
         self._worker.put(lambda: self._emit(event))
 
     def on_migration(self, epoch: int, plan: Plan, prepare_s: float) -> None:
-        """Hand over that the user moved layers; does not wait. To be called before the next epoch begins."""
+        """Queue a move made by the user; does not wait. To be called before the next epoch begins."""
         self._asked.append(_Asked(epoch, plan, self._clock(), prepare_s))
         self._worker.put(self._note_asked)
 
@@ -258,7 +258,7 @@ class Controller:
         self._debt_s += self._cpu_clock() - begin_s
 
     def _is_usual(self, stages: Sequence[StageTiming]) -> bool:
-        """Whether a request looks as those before it did, so that it can wait for the next ones: no detector here."""
+        """Whether a request's stage times are about as before, so that its evaluation can wait."""
         cuts = tuple(timing.last for timing in stages)
         if self._finished - self._changed_at <= _NEWS or self._last_cuts != cuts:
             self._last_cuts = cuts
@@ -346,13 +346,13 @@ class Controller:
         self._moved(epoch, decision, decision.kind, decided_s, prepare_s)
 
     def _note_asked(self, before: float = math.inf) -> None:
-        """Take note of moves that the user asked for, those of epochs before ``before``, in their order."""
+        """Record moves that the user asked for, of epochs before ``before``, in order."""
         while self._asked and self._asked[0].epoch < before:
             epoch, plan, at_s, prepare_s = self._asked.popleft()
             self._moved(epoch, Decision(plan, "move", "asked for"), "migrate", at_s, prepare_s)
 
     def _move_failed(self, decision: Decision, error: BaseException) -> None:
-        """Stay under the plan in force, and let the policy begin anew with it after a while."""
+        """Keep the plan in force, and restart the policy with it after a while."""
         now_s = self._clock()
         self._faults.tell(
             "moving layers", error, "they stay where they are, and the policy is asked again later", silent=True
@@ -384,7 +384,7 @@ class Controller:
         self._verification = _Verification(epoch, after, predicted_hz, []) if steady else None
 
     def _verify(self, epoch: int, stages: Sequence[StageTiming]) -> None:
-        """Tell what a plan came to once a few requests have run under it."""
+        """Report a plan's measured throughput once a few requests have run under it."""
         verification = self._verification
         if verification is None or epoch != verification.epoch:
             return
@@ -416,6 +416,6 @@ class Controller:
 
 
 def _first_line(error: BaseException) -> str:
-    """What went wrong, without the traceback of a stage that comes with it."""
+    """The error's text, without the stage's traceback that Ray adds."""
     lines = describe(error).split("\\n")[0].splitlines() or [type(error).__name__]
     return lines[0][:300]

@@ -1,11 +1,11 @@
-"""What is made of a finished request: detector and policy, without threads, clocks, Ray or torch.
+"""From a finished request to a decision: detector and policy, without threads, clocks, Ray or torch.
 
-The controller of a live pipeline and the simulator both go through it, so what serves is what is simulated::
+The controller of a live pipeline and the simulator both use it, so that the simulation cannot differ from serving::
 
     request -> observe: watch (detector) -> changes, observation -> decide: policy -> a plan to move to, or nothing
-                                                                     carried_out <- who uses it has moved the layers
+                                                                     carried_out <- the caller has moved the layers
 
-When to look at a request, how layers are moved and who is told of it is left to them.
+The callers choose which requests to pass, move the layers, and report events.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FloatArray = NDArray[np.float64]
 
 
 class Finished(NamedTuple):
-    """A finished request as its stages told of it.
+    """A finished request with its stages' timings.
 
     Attributes
     ----------
@@ -67,21 +67,21 @@ class DecisionCore:
     """Watch and policy of one pipeline, one finished request at a time.
 
     A policy that raises, or whose answer cannot be carried out, is replaced by ``static``; a detector that raises, or
-    tells of another number of stages, by the default one. Whoever uses this is told of it, and may raise instead of
-    going on.
+    returns arrays for another number of stages, by the default one. The caller is notified, and may raise instead of
+    continuing.
 
     Parameters
     ----------
     setting
-        What the policy is told at the start; its plan is the one in force.
+        Given to the policy at the start; its plan is the one in force.
     policy
-        Decides.
+        Decides when layers move.
     watch
-        Finds changes; None: nobody does.
+        Detects changes; None for no detection.
     on_policy_fault
-        Told of a policy that has been replaced.
+        Called when a policy has been replaced.
     on_detector_fault
-        Told of a detector that has been replaced, and what it raised.
+        Called with a detector that has been replaced, and its exception.
 
     Attributes
     ----------
@@ -110,34 +110,34 @@ class DecisionCore:
 
     @property
     def policy(self) -> Policy:
-        """Who decides."""
+        """The policy in force."""
         return self._policy
 
     @property
     def watch(self) -> StageWatch | None:
-        """Who finds changes."""
+        """What detects changes."""
         return self._watch
 
     @property
     def idle(self) -> bool:
-        """Whether nothing can come of looking at requests."""
+        """Whether passing requests would have no effect."""
         return self._watch is None and type(self._policy) is StaticPolicy
 
     def set_policy(self, policy: Policy) -> None:
-        """Let another policy decide from the next request on; if its start raises, the one before goes on."""
+        """Replace the policy from the next request on; if the new one's start raises, the old one stays."""
         policy.start(self._setting._replace(plan=self.plan))
         self._policy, self._start_anew = policy, False
 
     def carried_out(self, plan: Plan) -> None:
-        """Say that layers were moved."""
+        """To be called when layers were moved."""
         self.plan = plan
 
     def not_carried_out(self) -> None:
-        """Say that a decision came to nothing: the policy took it for done, and starts anew with the plan in force."""
+        """To be called when a decision was not carried out: the policy is started again with the plan in force."""
         self._start_anew = True
 
     def observe(self, finished: Finished) -> tuple[Sequence[SlowdownChange], Observation]:
-        """Take one finished request: what has changed with it, and what to ask the policy, if it is to be asked."""
+        """Take one finished request; return the changes detected with it, and the observation for :meth:`decide`."""
         number, plan, cuts, stage_s, layer_s, completed_s, true_s = finished
         interval_s, self._last_completed_s = completed_s - self._last_completed_s, completed_s
         changes: Sequence[SlowdownChange] = ()
@@ -166,7 +166,7 @@ class DecisionCore:
                 raise ValueError(f"its {name} has shape {np.shape(values)}, not {self._shape}")
 
     def decide(self, observation: Observation) -> Decision | None:
-        """Ask the policy; a decision for another plan than the one in force is to be carried out."""
+        """Ask the policy; returns a decision to be carried out, or None."""
         policy, answered = self._policy, False
         try:
             if self._start_anew:

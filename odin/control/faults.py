@@ -1,4 +1,4 @@
-"""What goes wrong beside the data path: told once for each kind, then counted, and never the end of anything."""
+"""Faults outside the data path: each kind is reported once, then counted; serving continues."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from odin.monitor.events import Event, Fault
 __all__ = ["Faults"]
 
 _MOST_KINDS = 200
-"""Kinds told apart; a program that makes a new exception class for each request has no more of them."""
+"""Most kinds that are distinguished: a program may raise a new exception class for each request."""
 
 
 class Faults:
-    """Tells of each kind of fault once, by a warning and an event.
+    """Reports each kind of fault once, by a warning and an event.
 
     A kind is a part of the system and the class of what it raised. Nothing here raises, whatever the warnings filter,
     an exception's own ``__repr__`` or the events' takers do.
@@ -42,7 +42,7 @@ class Faults:
 
     @property
     def counts(self) -> dict[tuple[str, str], int]:
-        """How often there was which fault: by part and class."""
+        """Number of faults by part and exception class."""
         with self._lock:
             return dict(self._counts)
 
@@ -93,7 +93,7 @@ class Faults:
                 self._emit(Fault(self._clock(), part, text, count))
 
     def tell_again(self) -> None:
-        """At the end: how often there was each fault that came more than once. Only the first call does anything."""
+        """Report, at the end, the number of each repeated fault. Only the first call has an effect."""
         with self._lock:
             counts, self._ended = {} if self._ended else dict(self._counts), True
         for (part, kind), count in counts.items():

@@ -1,4 +1,4 @@
-"""Finding out who disturbs a stage, and how: in a thread of its own, once for every change of its slowdown."""
+"""Finds the kind of interference and the culprits, in a thread of its own, once per change of a stage's slowdown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from odin.stages.device import Device
 __all__ = ["Investigator", "Look"]
 
 Look = Callable[[int], Neighbours]
-"""Looks around on the machine of a stage; takes part of a second."""
+"""Finds other programs on a stage's device; takes part of a second."""
 
 _ENOUGH_REQUESTS = 8
 _PATIENCE_S = 2.0
@@ -35,7 +35,7 @@ class _Case(NamedTuple):
 
 
 class Investigator:
-    """Puts together what the stage's timings and its machine tell.
+    """Combines the stage's timings with what its machine knows about other programs.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class Investigator:
         self._worker.start()
 
     def investigate(self, stage: int, before: Sequence[StageTiming], now: Callable[[], Sequence[StageTiming]]) -> None:
-        """Take a case on and return at once; one at a time for each stage.
+        """Queue an investigation and return at once; one at a time for each stage.
 
         Parameters
         ----------
@@ -93,7 +93,7 @@ class Investigator:
         self._worker.put(_Case(stage, before, now))
 
     def close(self) -> None:
-        """Drop what is open. Idempotent."""
+        """Drop queued investigations. Idempotent."""
         with self._lock:
             self._closed = True
         self._worker.close(timeout_s=0.0)
@@ -116,7 +116,7 @@ class Investigator:
         self._faults.tell("finding out who disturbs a stage", error, "the cause is told as unknown")
 
     def solve(self, stage: int, before: Sequence[StageTiming], now: Callable[[], Sequence[StageTiming]]) -> Attributed:
-        """Answer one case."""
+        """Carry out one investigation."""
         begin_s = self._clock()
         try:
             seen = self._look(stage)
@@ -146,7 +146,7 @@ class Investigator:
         return Attributed(self._clock(), stage, found.kind, culprits, "; ".join(filter(None, (found.note, note))))
 
     def _as_profiled(self, stage: int, now: StageTiming) -> StageTiming:
-        """What a request took when the layers were profiled: for a load that came with the first requests."""
+        """Reference timings from the profile, for a load that began with the first requests."""
         layer_s = tuple(self._setting.baseline_s[stage][now.first : now.last].tolist())
         wall_s = sum(layer_s)
         cpu_s = wall_s * self._devices[stage].threads

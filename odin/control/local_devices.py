@@ -1,4 +1,4 @@
-"""What can be told of devices that must be on this machine, without importing torch."""
+"""Checks of devices that must be on this machine, without importing torch."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ def check_named(devices: Sequence[Device]) -> None:
         if device.kind == "cpu":
             check_cores(device.indices)
         elif not has_gpu_driver():
-            raise DeviceError(f"there is no {device} on this machine: no GPU's driver is; name cores, such as cpu:0")
+            raise DeviceError(
+                f"there is no {device} on this machine: no GPU driver is installed; name cores, such as cpu:0"
+            )
         for index in device.indices:
             if (device.kind, index) in seen:
-                raise DeviceError(f"two stages are on {device.kind}:{index}; baselines hold for a device of one's own")
+                raise DeviceError(f"two stages are on {device.kind}:{index}; give each stage a device of its own")
             seen.add((device.kind, index))

@@ -1,4 +1,4 @@
-"""What watches over a serving pipeline: controller, recorder, investigator and status server, as one."""
+"""Everything outside a serving pipeline's data path: controller, recorder, investigator and status server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = ["EventRecorder", "Supervision"]
 
 
 class EventRecorder:
-    """Where every event goes: into the view of the present state, and into the log if there is one.
+    """Receives every event, for the view of the present state, the log and ``on_event``.
 
     Parameters
     ----------
@@ -108,17 +108,17 @@ class EventRecorder:
         return self._builder.view(now_s, serving)
 
     def settle(self, timeout_s: float) -> None:
-        """Wait until ``on_event`` is told of all there was, for so many seconds."""
+        """Wait, for so many seconds at most, until ``on_event`` was called with all events so far."""
         if self._teller is not None:
             self._teller.settle(timeout_s)
 
     def sum_up(self) -> None:
-        """Before the end: wait a few seconds for ``on_event``, and tell how often there was which fault."""
+        """Before the end: wait a few seconds for ``on_event``, and report the number of each fault."""
         self.settle(10.0)
         self.faults.tell_again()
 
     def close(self) -> None:
-        """Tell and write what is left, for a few seconds at most. Idempotent."""
+        """Deliver and write the remaining events, for a few seconds at most. Idempotent."""
         if self._teller is not None:
             self._teller.close()
         if self._log is not None:
@@ -126,7 +126,7 @@ class EventRecorder:
 
 
 class Supervision:
-    """Everything beside the data path.
+    """Starts and stops everything outside the data path.
 
     Parameters
     ----------
@@ -210,16 +210,16 @@ class Supervision:
 
     @property
     def remote_status(self) -> RemoteStatus | None:
-        """Where other members of the cluster may ask."""
+        """Address of the status server for other members of the cluster."""
         return self._status.remote
 
     @property
     def policy(self) -> Policy:
-        """Who decides."""
+        """The policy in force."""
         return self._controller.policy
 
     def set_policy(self, policy: Policy) -> None:
-        """Let another policy decide from the next request on.
+        """Replace the policy from the next request on.
 
         Raises
         ------
@@ -230,11 +230,11 @@ class Supervision:
         self._controller.set_policy(policy)
 
     def on_migration(self, epoch: int, plan: Plan, prepare_s: float) -> None:
-        """Take note of a migration that the user asked for."""
+        """Record a migration that the user asked for."""
         self._controller.on_migration(epoch, plan, prepare_s)
 
     def note_load(self, event: LoadChanged) -> None:
-        """Take note of a load that this process injects.
+        """Record a load that this process injects.
 
         Raises
         ------
@@ -254,7 +254,7 @@ class Supervision:
         return self._recorder.view(self._clock(), self._serving())
 
     def _answer(self) -> str:
-        """The state for somebody who asks from outside; who cannot be answered is hung up on."""
+        """The state for a status client; if it cannot be computed, the client's connection is closed."""
         try:
             return self.view().to_json()
         except Exception as error:
@@ -262,11 +262,11 @@ class Supervision:
             raise ConnectionError("there is no view at this moment") from error
 
     def abandon(self) -> None:
-        """In a forked child: let go of what keeps something alive elsewhere."""
+        """In a forked child: close what keeps the parent's resources alive."""
         self._status.abandon()
 
     def stop_deciding(self) -> None:
-        """Move no more layers; before the gateway closes. Idempotent."""
+        """Make no more moves; called before the gateway closes. Idempotent."""
         self._controller.close()
 
     def close(self, *, reason: str, completed: int, failed: int) -> None:
@@ -292,7 +292,7 @@ def check_live(policy: Policy, setting: Setting) -> None:
 
 
 def make_watch(detector: Detector | str, setting: Setting) -> StageWatch:
-    """Make what watches the stages; ``ValueError`` if the detector is none, or is one for other than their number."""
+    """Make the stages' watch; ``ValueError`` if the detector is invalid or made for another number of stages."""
     stages = setting.stage_count
     if isinstance(detector, str):
         detector = make_detector(detector, stages)

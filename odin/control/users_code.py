@@ -27,6 +27,8 @@ _OURS = tuple(
     _folder(package)
     for package in (sys.modules[__name__.partition(".")[0]], odin.stages, odin.partitioner, odin.monitor)
 )
+_FAKES = f"{_OURS[0]}testing{os.sep}"
+"""Fakes that stand in for the user's own policies and detectors, and count as the user's files."""
 _PYTHONS = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 
@@ -58,7 +60,7 @@ def start_policy(policy: Policy, setting: Setting) -> None:
 
 
 def where_raised(error: BaseException, owner: Any = None, method: str = "") -> str:
-    """Where in the user's own files it went wrong, for the person who wrote them.
+    """The place in the user's own files where an error arose, as text for a message.
 
     Parameters
     ----------
@@ -94,12 +96,16 @@ def _files(cls: type) -> set[str]:
     """Files that the methods of a class and of those it stands on are written in, without ODIN's and Python's."""
     functions = [inspect.unwrap(member) for base in cls.__mro__ for member in vars(base).values() if callable(member)]
     files = {code.co_filename for function in functions if (code := getattr(function, "__code__", None)) is not None}
-    return {file for file in files if not file.startswith((*_OURS, "<frozen")) and not _is_pythons(file)}
+    return {file for file in files if not (_is_ours(file) or file.startswith("<frozen") or _is_pythons(file))}
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith(_OURS) and not file.startswith(_FAKES)
 
 
 def _is_library(file: str) -> bool:
-    ours = file.startswith(_OURS) or any(part in file for part in _INSTALLED)
-    return ours or _is_pythons(file) or (file.startswith("<") and file != "<stdin>")
+    installed = _is_ours(file) or any(part in file for part in _INSTALLED)
+    return installed or _is_pythons(file) or (file.startswith("<") and file != "<stdin>")
 
 
 def _is_pythons(file: str) -> bool:

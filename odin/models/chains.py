@@ -1,4 +1,4 @@
-"""What a pipeline is given becomes a chain, and what must be known of it beforehand."""
+"""From the model given to a pipeline to its chain, and its size before the chain exists."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def to_chain(source: Source | Chain) -> Chain:
 
 
 def weight_nbytes(source: Source | Chain) -> int:
-    """Bytes of a model's tensors: about what its chain's weights will be, which do not exist yet."""
+    """Bytes of a model's tensors: an estimate of its chain's weights, before the chain is built."""
     values: list[Any]
     if isinstance(source, Chain):
         values = list(source.state.values())

@@ -1,4 +1,4 @@
-"""What can be told wrong about a model's name and its files before torch is imported."""
+"""Checks of a model's name and files that do not need torch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What concerns the whole process: signals, forked children, threads, child processes, files."""
+"""Helpers for the whole process: signals, forked children, threads, timers, child processes, start-up phases."""

@@ -1,4 +1,4 @@
-"""What a forked child must leave alone: the pipelines of its parent, and their connection to Ray.
+"""Keeps forked children from using or closing their parent's pipelines and connection to Ray.
 
 A child has the memory and the open files of its parent, but none of its threads. If it only ends, Python and Ray tidy
 up there as well: Ray's exit handlers stop the parent's processes or wait for ever for threads that are not there, and

@@ -26,7 +26,7 @@ _SAME_START_S = 1.0  # psutil derives start times from the boot time, which the 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """What identifies the processes of one start.
+    """Identifies the processes of one start.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""The phases of starting a pipeline: logged with what each took, and passed on to who shows them."""
+"""The phases of starting a pipeline: logged with their durations, and passed on to progress displays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls at a later time, from one thread for all of them."""
+"""Timers: functions to be called at a later time, by one thread for all."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["Timer", "Timers"]
 _log = logging.getLogger(__name__)
 
 _LONGEST_WAIT_S = 3600.0
-"""The thread looks again after this at the latest: no lock of Python waits for more than some decades."""
+"""Longest single wait of the thread; Python's locks cannot wait for more than some decades."""
 _FEW = 64
-"""So many timers that are off may stay in the heap, however few others there are."""
+"""Cancelled timers that may stay in the heap before it is rebuilt."""
 
 
 class Timer:
-    """One call to come."""
+    """One pending call."""
 
     __slots__ = ("_timers", "call")
 
@@ -29,7 +29,7 @@ class Timer:
         self._timers = timers
 
     def cancel(self) -> None:
-        """Do not call. Idempotent; no effect once the call has begun."""
+        """Cancel the call. Idempotent; no effect once the call has begun."""
         self._timers.cancel(self)
 
 
@@ -52,7 +52,7 @@ class Timers:
         self._closed = False
 
     def add(self, at_s: float, call: Callable[[], None]) -> Timer:
-        """Call ``call`` once, at ``at_s`` on the clock; it should be short, the others wait for it."""
+        """Call ``call`` once, at ``at_s`` on the clock; it should be short: all other timers wait for it."""
         timer = Timer(call, self)
         with self._changed:
             heapq.heappush(self._heap, (at_s, next(self._numbers), timer))

@@ -1,12 +1,12 @@
 """The gateway: tags requests, sends them into the first stage, and resolves their futures.
 
 A request's input stays in its slot of the first channel until the stages have answered, so that it can be sent again.
-The number of slots is the bound on requests in flight: who would exceed it stands in line, which is the pipeline's
-backpressure::
+The number of slots bounds the requests in flight; further requests are queued, which is the pipeline's
+back-pressure::
 
-    submit -> line -> (a slot is free) -> stages -> answer: the slot is free, next in line
+    submit -> queue -> (a slot is free) -> stages -> answer: the slot is free, the next request is sent
 
-Cancelled, or its deadline passed: the future is done at once, but the slot is free only with the answer.
+If a request is cancelled or its deadline passes, its future is done at once, but its slot is freed by the answer.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ Values = tuple[torch.Tensor, ...]
 
 _NEVER = math.inf
 _TRICKLE_S = 1.0
-"""While callbacks are behind one request is let in after each such time: it may be what a callback waits for."""
+"""While many callbacks wait, one request is sent per so many seconds: a callback may wait for it."""
 _GOODBYE_S = 5.0
-"""What closing waits for the stages to say goodbye, with nothing under way."""
+"""Longest wait of closing for the stages' goodbye messages, with nothing in flight."""
 _CALLBACKS_S = 1.0
-"""What closing without drain waits for callbacks."""
+"""Longest wait of closing without drain for callbacks."""
 
 
 class GatewayCounts(NamedTuple):
-    """Requests finished, failed and under way."""
+    """Requests finished, failed and in flight."""
 
     completed: int
     failed: int
@@ -56,7 +56,7 @@ class GatewayCounts(NamedTuple):
 
 
 class _Request:
-    """One request from ``submit`` until the stages have let go of it."""
+    """One request from ``submit`` until the stages have answered."""
 
     __slots__ = (
         "deadline_s", "number", "over", "recalled", "refusal", "reply", "sent", "slot", "submitted_s",
@@ -77,9 +77,10 @@ class _Request:
         self.timer: Timer | None = None
 
     def leave_line(self) -> None:
-        """Let go on who waits in :meth:`Gateway.submit`. Idempotent.
+        """Wake up the caller that waits in :meth:`Gateway.submit`. Idempotent.
 
-        A lock, as an event breaks where a signal's handler raises within its ``wait`` ("release unlocked lock").
+        ``sent`` is a lock, not an Event, whose ``wait`` breaks if a signal handler raises in it ("release unlocked
+        lock").
         """
         if self.sent is not None:
             with contextlib.suppress(RuntimeError):  # it is free
@@ -100,7 +101,8 @@ class Gateway:
     describe_loss
         Called once when a stage is lost, with its index if known; returns the error for all affected futures.
     on_result
-        Called in the receiving thread with each finished request's timeline, also of one whose caller waits no more.
+        Called in the receiving thread with each finished request's timeline, also of a request that was cancelled or
+        too late.
     on_failure
         Called with the number of each request that failed, and why.
     clock
@@ -144,7 +146,7 @@ class Gateway:
 
     @property
     def _free(self) -> int:
-        """Places that no request has: one number for it, which an exception in between cannot put out of step."""
+        """Free slots; computed, not counted, so that an exception cannot make the number wrong."""
         return self._places - len(self._pending)
 
     @property
@@ -163,7 +165,7 @@ class Gateway:
         return None if isinstance(self._error, PipelineClosedError) else self._error
 
     def counts(self) -> GatewayCounts:
-        """Requests finished, failed and under way."""
+        """Requests finished, failed and in flight."""
         with self._lock:
             return GatewayCounts(self._completed, self._failed, len(self._pending))
 
@@ -173,7 +175,7 @@ class Gateway:
             return Serving(self._completed, self._failed, len(self._pending), self._epoch, self._plan)
 
     def check_open(self) -> None:
-        """Raise what :meth:`submit` would raise, if the pipeline is closed or broken."""
+        """Raise the error that :meth:`submit` would raise if the pipeline is closed or broken."""
         with self._lock:
             if self._error is not None:
                 raise self._error
@@ -248,7 +250,7 @@ class Gateway:
             self._trickle()
 
     def _send(self, request: _Request) -> None:
-        """Take a free place and send; the lock is held."""
+        """Take a free slot and send; the lock is held."""
         left_s = request.deadline_s if request.deadline_s == _NEVER else request.deadline_s - time.perf_counter()
         header = Header(Kind.REQUEST, request.number, epoch=self._epoch, left_s=left_s)
         request.submitted_s = self._clock()
@@ -256,7 +258,7 @@ class Gateway:
         try:
             request.slot = self._sender.send(header, request.values)
         except ChannelClosedError:
-            pass  # word of a loss arrives from the other end, with the stage's index, and fails this future too
+            pass  # the loss is reported by the last channel, with the stage's index, and then fails this future, too
         except BaseException as error:  # does not fit, or a signal's handler has raised, perhaps after it was sent
             slot = None if isinstance(error, Exception) else self._sender.sent(request.number)
             if slot is None:
@@ -267,7 +269,7 @@ class Gateway:
         request.values = ()
 
     def _advance(self, *, at_least: int = 0) -> list[_Request]:
-        """Send who is first in line while places are free; returns those that cannot be sent. The lock is held."""
+        """Send queued requests while slots are free; returns those that cannot be sent. The lock is held."""
         refused = []
         while self._free > 0 and self._line:
             number, request = next(iter(self._line.items()))
@@ -291,7 +293,7 @@ class Gateway:
         self._refuse(refused)
 
     def _trickle(self) -> None:
-        """See to it that one request gets in after a while, however far behind callbacks are; the lock is held."""
+        """Set a timer to send one request, however many callbacks wait; the lock is held."""
 
         def let_one_in() -> None:
             self._trickles = False
@@ -374,7 +376,7 @@ class Gateway:
             )
 
     def _expire(self, request: _Request) -> None:
-        """Fail a request whose deadline has passed, wherever it is; its place stays taken while stages have it."""
+        """Fail a request whose deadline has passed, wherever it is; its slot stays taken while stages have it."""
         with self._lock:
             if request.over:
                 return
@@ -387,8 +389,8 @@ class Gateway:
     def _withdraw(self, request: _Request) -> None:
         """Drop a request that its caller has cancelled.
 
-        Who cancels may be the garbage collector, or a signal's handler, in a thread that has the lock. So nobody waits
-        for it here: if it is taken, the timers' thread does it.
+        The caller may be the garbage collector or a signal handler, in a thread that holds the lock. So this never
+        waits for the lock: if it is taken, the timers' thread drops the request.
         """
         if self._lock.acquire(blocking=False):
             try:
@@ -403,7 +405,7 @@ class Gateway:
             self._drop(request)
 
     def _drop(self, request: _Request) -> None:
-        """Take a request out that its caller has cancelled; the lock is held."""
+        """Remove a request that its caller has cancelled; the lock is held."""
         if request.over:
             return
         request.over = True
@@ -413,7 +415,7 @@ class Gateway:
         request.leave_line()
 
     def _leave(self, request: _Request) -> bool:
-        """Take a request out of the line, or tell the first stage not to start on it; the lock is held."""
+        """Remove a request from the queue, or tell the first stage not to start on it; the lock is held."""
         stood_in_line = self._line.pop(request.number, None) is not None
         if request.number in self._pending and request.slot >= 0:
             request.recalled = True
@@ -424,17 +426,17 @@ class Gateway:
         return stood_in_line
 
     def _why_lost(self, stage: int | None) -> OdinError:
-        """Return the error for a broken link, which we may have cut ourselves."""
+        """Return the error for a broken channel, which closing may have caused."""
         with self._lock:
             error = None if self._draining else self._error
         return error or self._describe_loss(stage)
 
     def fail(self, error: OdinError) -> None:
-        """Fail everything under way and everything to come: the stages are lost, in whatever way that was learned."""
+        """Fail all requests, present and future: stages are lost."""
         self._fail_all(error)
 
     def _fail_all(self, error: OdinError) -> None:
-        """Fail everything under way, and everything to come unless it fails for an earlier reason."""
+        """Fail all requests in flight or queued, and future ones unless an earlier error is set."""
         with self._lock:
             self._error = self._error or error
             pending = [request for request in self._pending.values() if not request.over]
@@ -449,7 +451,7 @@ class Gateway:
         self._refuse(refused)
 
     def _close_line(self, error: OdinError) -> list[_Request]:
-        """Turn away everyone in line; the lock is held."""
+        """Refuse all queued requests; the lock is held."""
         refused, self._line = list(self._line.values()), OrderedDict()
         for request in refused:
             request.over = True
@@ -457,7 +459,7 @@ class Gateway:
         return refused
 
     def _refuse(self, requests: Iterable[_Request]) -> None:
-        """Tell those in line why they cannot be sent."""
+        """Fail queued requests that cannot be sent."""
         for request in requests:
             assert request.refusal is not None  # it is why they are here
             self._settle(request, request.refusal)

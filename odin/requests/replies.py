@@ -32,7 +32,7 @@ T = TypeVar("T")
 Callback = Callable[[Future[T]], object]
 
 _BEHIND = 256
-"""So many callbacks waiting are a reason to let no more requests in."""
+"""While so many callbacks wait, requests are queued rather than sent."""
 
 
 class Callbacks:
@@ -149,7 +149,7 @@ class Reply(Future[T]):
             self._over = True
 
     def cancel(self) -> bool:
-        """Take the request back; ``False`` if its outcome is there already, and in a forked child."""
+        """Cancel the request; ``False`` if its outcome is set already, and in a forked child."""
         if os.getpid() != self._pid or not super().cancel():
             return False
         self._over = True
@@ -189,12 +189,12 @@ class Reply(Future[T]):
 
 
 def when_done(future: Future[T], callback: Callback[T]) -> None:
-    """As ``add_done_callback`` for our own callbacks, which neither wait nor raise: called by who resolves it."""
+    """As ``add_done_callback``, for internal callbacks that neither block nor raise: called in the resolving thread."""
     Future.add_done_callback(future, callback)
 
 
 async def outcome_of(reply: Reply[T]) -> T:
-    """Wait for a reply without blocking the event loop; who stops waiting cancels it."""
+    """Wait for a reply without blocking the event loop; cancelling the wait cancels the reply."""
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
 

@@ -27,7 +27,7 @@ Key = TypeVar("Key")
 
 
 class Submits(Protocol):
-    """What a stream needs of a pipeline."""
+    """The methods of a pipeline that a stream uses."""
 
     def submit(self, *inputs: Any) -> Future[Any]:
         """Queue one request; blocks while the pipeline has no room."""
@@ -36,7 +36,7 @@ class Submits(Protocol):
 
 @dataclass(frozen=True)
 class Outcome(Generic[Key]):
-    """What became of one input: a value, or the error that took its place.
+    """The outcome of one input: a value, or the error instead.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Outcome(Generic[Key]):
 
 @dataclass
 class Flight(Generic[Key]):
-    """One request under way, and the inputs that failed to load beside those in it.
+    """One request in flight, and the inputs of its batch that failed to load.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class Flight(Generic[Key]):
         return self.future is None or self.future.done()
 
     def outcomes(self, clock: Callable[[], float]) -> Generator[Outcome[Key], None, None]:
-        """Wait for the request and say what became of each input."""
+        """Wait for the request and return the outcome of each input."""
         error, value, latency_s = None, None, None
         if self.future is not None:
             try:
@@ -201,7 +201,7 @@ def launch(pipe: Submits, group: list[tuple[Key, Future[Any]]], clock: Callable[
 
 
 def one_of(value: Any, position: int, size: int) -> Any:
-    """What a model's output says about one input of a batch of ``size``: its row, leading size 1, of every tensor."""
+    """One input's part of a model's output for a batch of ``size``: its row, leading size 1, of every tensor."""
     if size == 1:
         return value
 

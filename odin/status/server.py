@@ -46,7 +46,7 @@ _PROOF_NBYTES = 32
 _LARGEST_NBYTES = 64 * 2**20
 _BACKLOG = 64
 _MOST_CONNECTIONS = 64
-"""At a time and listener; beyond that the one goes that has asked nothing for longest, first of those unproven."""
+"""Most connections per listener; beyond it the longest idle one is closed, unauthenticated ones first."""
 _PATIENCE_S = 5.0
 """For a step of the handshake, and for an answer to be taken."""
 _ANSWER_PATIENCE_S = 10.0
@@ -57,7 +57,7 @@ _LISTENING = "00010000"
 
 
 class RemoteStatus(NamedTuple):
-    """Where a pipeline answers members of its cluster, and the key that it asks for."""
+    """Address of a pipeline's status server for members of its cluster, and its key."""
 
     host: str
     port: int
@@ -143,7 +143,7 @@ class StatusServer:
             writer.transport.abort()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the sockets, or callers would find them open after the pipeline's end."""
+        """In a forked child: close the sockets; otherwise they would stay open after the pipeline's end."""
         for door in self._doors:
             door.listener.close()
             for visitor in door.visitors:
@@ -162,16 +162,16 @@ class StatusServer:
 
 
 class _Door:
-    """A listening socket, the key to show there (empty for none), and who is in."""
+    """A listening socket, the key that clients must prove to know (empty for none), and its connections."""
 
     def __init__(self, listener: socket.socket, key: bytes) -> None:
         self.listener = listener
         self.key = key
         self.visitors: dict[asyncio.StreamWriter, bool] = {}
-        """Whether it has proven itself; in the order in which they came or last asked."""
+        """Connections and whether each is authenticated, in the order of their last request."""
 
     def let_in(self, visitor: asyncio.StreamWriter) -> None:
-        """Take a newcomer in, and turn another out if there are too many, so that strangers never fill the house."""
+        """Accept a connection; close another if there are too many, so that strangers cannot block others."""
         if len(self.visitors) >= _MOST_CONNECTIONS:
             longest = min(self.visitors, key=lambda other: self.visitors[other])  # the first of the unproven, if any
             self.let_out(longest)
@@ -179,7 +179,7 @@ class _Door:
         self.visitors[visitor] = False
 
     def note(self, visitor: asyncio.StreamWriter) -> None:
-        """Take note that one has proven itself, or asks again."""
+        """Record that a connection is authenticated, or has sent a request."""
         if self.visitors.pop(visitor, None) is None:
             raise ConnectionAbortedError("it was turned out meanwhile")
         self.visitors[visitor] = True
@@ -310,7 +310,7 @@ def _proof(key: bytes, who: bytes, challenges: bytes) -> bytes:
 
 
 async def _prove_to_client(key: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Handshake of the server; ``ConnectionRefusedError`` for who does not know the key."""
+    """Handshake of the server; ``ConnectionRefusedError`` if the client does not know the key."""
     challenges = secrets.token_bytes(_PROOF_NBYTES)
     writer.write(challenges)
     challenges += await reader.readexactly(_PROOF_NBYTES)

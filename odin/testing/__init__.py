@@ -1,4 +1,4 @@
-"""Fakes for those who write policies and detectors; ODIN's own tests use them.
+"""Fakes for testing policies and detectors; ODIN's own tests use them.
 
 Nothing here starts a process, waits or reads a clock: each call gives the same values every time.
 
@@ -45,7 +45,7 @@ START_S = 1000.0
 
 
 class FakeClock:
-    """A clock that stands still until it is moved; in place of ``time.perf_counter`` and ``time.sleep``.
+    """A fake clock that advances only on request; replaces ``time.perf_counter`` and ``time.sleep``.
 
     Examples
     --------
@@ -68,7 +68,7 @@ class FakeClock:
         self.now_s += seconds
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass, and remember that somebody waited."""
+        """Advance the clock, and record the wait."""
         self.slept.append(seconds)
         self.now_s += seconds
 
@@ -158,7 +158,7 @@ def run_started(
 
 
 class ScriptedPolicy:
-    """Decides what it is told to, at the request it is told to, and keeps what it has seen.
+    """A policy that returns given decisions at given requests, and records its observations.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ class ScriptedPolicy:
 
 
 class Change(NamedTuple):
-    """A change that a detector told of: with which sample, of which stream, and what it said then."""
+    """A detected change: sample, stream, and the detector's properties at that moment."""
 
     sample: int
     stream: int
@@ -228,7 +228,7 @@ def log_slowdowns(samples: int, streams: int = 1, *, cv: float = 0.1, seed: int 
 
 
 def drive_detector(detector: Detector, samples: Iterable[ArrayLike], *, first: int = 0) -> list[Change]:
-    """Give a detector samples, one row (streams,) after the other; the changes that it tells of.
+    """Give a detector samples, one row (streams,) after the other; returns the detected changes.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""The live benchmark: policies, and what one would use instead, under the same interference on the same cores."""
+"""The live benchmark: policies, and the alternatives to ODIN, under the same interference on the same cores."""

@@ -1,4 +1,4 @@
-"""What each stage costs for any range of layers, in arithmetic that is exact.
+"""Each stage's cost for any range of layers, in exact arithmetic.
 
     cost of stage s on layers [a, b) = sum(times_s[s, a:b]) + receive_s[s, a] + send_s[s, b]        for a < b
     cost of stage s when empty at b  = relay_s[s, b], by default receive_s[s, b] + send_s[s, b]

@@ -38,7 +38,7 @@ _SETTLING_ROUNDS = 8
 
 
 class Balance(NamedTuple):
-    """A plan and what it costs.
+    """A plan and its cost.
 
     Attributes
     ----------

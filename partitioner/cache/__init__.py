@@ -1,1 +1,1 @@
-"""What an earlier start found out about a model, kept on disk."""
+"""Cache on disk of what earlier starts found out about a model."""

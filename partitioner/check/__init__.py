@@ -1,1 +1,1 @@
-"""The original model as the judge: whether the prepared one agrees, what it keeps, what depends on what."""
+"""Checks against the original model: agreement of the prepared form, state kept between calls, independent samples."""

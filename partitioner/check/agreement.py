@@ -1,4 +1,4 @@
-"""The original model as the judge of the prepared one: run both on the example, take what agrees."""
+"""Compares the prepared model with the original: both are run, and the most optimised form that agrees is used."""
 
 from __future__ import annotations
 

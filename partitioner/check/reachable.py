@@ -65,7 +65,7 @@ class _PythonRandom:
 
 
 class Contents:
-    """What was reachable at one moment.
+    """Snapshot of everything that the model's code can reach.
 
     Attributes
     ----------

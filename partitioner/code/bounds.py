@@ -1,4 +1,4 @@
-"""How large values can get, so that NaN is looked for only where it could arise.
+"""Bounds on the magnitude of values, so that NaN is checked for only where it can arise.
 
 oneDNN's fused ReLU and clipping turn NaN into a number. NaN never comes out of nothing: a convolution of finite numbers
 is NaN only where a sum overflows. With every input at most ``B`` in magnitude, no sum of an output channel, in whatever

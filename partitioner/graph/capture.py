@@ -1,4 +1,4 @@
-"""A model becomes a graph: ``torch.fx`` symbolic tracing, ``torch.export`` where that cannot."""
+"""Captures a model as a graph: ``torch.fx`` symbolic tracing, else ``torch.export``."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ __all__ = ["Crossing", "choose_cuts"]
 
 
 class Crossing(NamedTuple):
-    """What would cross a cut after a step.
+    """The values that would cross a cut after a step.
 
     Attributes
     ----------

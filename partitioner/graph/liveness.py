@@ -16,7 +16,7 @@ __all__ = ["Liveness"]
 
 
 class Liveness:
-    """What would cross a cut after each step.
+    """The values that would cross a cut after each step.
 
     A cut is legal if copies of the values that cross can take the values' place in every example run:
 

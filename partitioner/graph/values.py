@@ -1,4 +1,4 @@
-"""What crosses a cut: tensors as they are, numbers and sizes carried by small CPU tensors."""
+"""Values that cross a cut: tensors unchanged, numbers and sizes as small CPU tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of a model shows of itself beside its results: random numbers it draws, sizes that come from the data."""
+"""Detects, while a model runs, random numbers that it draws and sizes that depend on the data."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Message:
 
     @property
     def recalled(self) -> bool:
-        """Whether the sender has marked the request as wanted no more, which it can within one machine."""
+        """Whether the sender has recalled the request, which is possible within one machine only."""
         return bool(self.header.tensors) and self._memory.is_recalled(self.header.slot)
 
     def release(self) -> None:

@@ -32,11 +32,11 @@ _BACKLOG = 128
 """Connections that the kernel keeps for us before :meth:`Listener.accept` is called."""
 _HELLO_TIMEOUT_S = 5.0
 _MAX_KNOCKING = 64
-"""Connections that may owe their hello at the same time; the one that has owed it longest has to go for the next."""
+"""Most connections whose hello is awaited; beyond it, the one that has waited longest is closed."""
 
 
 class Address(NamedTuple):
-    """Where a stage listens: ``host`` is empty for the channel within a machine; ``token`` opens the door."""
+    """Where a stage listens: ``host`` is empty for the channel within a machine; a peer must know ``token``."""
 
     host: str
     port: int
@@ -113,7 +113,7 @@ class Listener:
         raise ChannelClosedError(f"no previous stage connected within {timeout_s:.0f} s")
 
     def _let_in(self, knocking: dict[socket.socket, float], selector: selectors.BaseSelector) -> None:
-        """Accept one connection, which then owes its hello."""
+        """Accept one connection, whose hello is then awaited."""
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, ConnectionAbortedError):  # it has gone again
@@ -135,7 +135,7 @@ class Listener:
     def _hear(
         self, connection: socket.socket, knocking: dict[socket.socket, float], selector: selectors.BaseSelector
     ) -> Receiver | None:
-        """Read the hello, which is there or never will be; ``None`` if it is a stranger's."""
+        """Read the hello; ``None`` if the peer does not have the token."""
         selector.unregister(connection)
         del knocking[connection]
         try:
@@ -226,7 +226,7 @@ def _hang_up(connection: socket.socket, knocking: dict[socket.socket, float], se
 
 
 def _check_same_user(connection: socket.socket) -> None:
-    """Refuse another user's process on a Unix socket; the memory it would map is ours."""
+    """Refuse another user's process on a Unix socket: it could map this process's memory."""
     user = peer_user(connection)
     if not is_trusted(user):
         raise ChannelClosedError(f"a process of user {user} knocked")

@@ -1,4 +1,4 @@
-"""Telling a dead machine from a busy one, over TCP.
+"""Distinguishes a dead machine from a busy one, over TCP.
 
 A receiver whose slots are full does not read, perhaps for minutes, and nothing is wrong. So no answer of the program
 is waited for, nor does the age of unsent data count (``TCP_USER_TIMEOUT``, which ends a connection whose window stays
@@ -49,7 +49,7 @@ KEEPALIVE = Keepalive(idle_s=3, interval_s=2, silence_s=15)
 
 
 def probe(connection: socket.socket, *, receives: bool, keepalive: Keepalive = KEEPALIVE) -> None:
-    """Have the kernel ask after the peer, and end the connection of a receiver whose peer is silent.
+    """Enable keep-alive probes, and close a receiver's connection when its peer is silent.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def segments_received(connection: socket.socket) -> int | None:
 
 
 class Silence:
-    """How long nothing has been heard of a peer, from looks at a counter of what arrived.
+    """Time since anything arrived from a peer, by readings of a counter of arrived segments.
 
     A look that comes late says no more than that nothing came since the one before: several looks in a row must find
     the count unchanged, so that a process which was itself stopped does not blame its peer.

@@ -121,11 +121,11 @@ class SlotMemory:
         return memoryview(self._mapping)[start : start + nbytes]
 
     def recall(self, slot: int, *, recalled: bool = True) -> None:
-        """Mark the request in a slot as wanted no more, or take the mark back; who maps the same memory sees it."""
+        """Set or clear the flag that the request in a slot is not needed; visible to processes that map this memory."""
         self._mapping[self._marks + slot] = recalled
 
     def is_recalled(self, slot: int) -> bool:
-        """Whether the request in a slot is wanted no more."""
+        """Whether the request in a slot is not needed any more."""
         return self._mapping[self._marks + slot] != 0
 
     def reserve(self, slot: int, tensors: Sequence[torch.Tensor]) -> tuple[TensorMeta, ...]:
