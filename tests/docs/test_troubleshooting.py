@@ -43,7 +43,7 @@ def _is_said(message):
     return any(pattern.search(text) for text in _texts())
 
 
-@pytest.mark.parametrize("message", _quoted())
+@pytest.mark.parametrize("message", list(_quoted()))
 def test_the_code_says_so(message):
     assert _is_said(message), f"no text of the code is {message!r}"
 
