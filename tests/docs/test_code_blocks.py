@@ -10,7 +10,9 @@ import importlib
 import importlib.util
 import inspect
 import json
+import logging
 import shlex
+import signal
 import tomllib
 
 import pytest
@@ -199,9 +201,19 @@ def test_python_runs(block, tmp_path, monkeypatch):
     _execute(block.text, str(block), {"__name__": "__main__"})
 
 
+@pytest.fixture
+def _process_settings():
+    """What a program may set for its process is as before afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    logging.captureWarnings(False)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in _of("python") if _SERVES in block.text], ids=str)
+@pytest.mark.usefixtures("_process_settings")
 def test_python_that_serves_runs(block, two_cores, tmp_path, monkeypatch):
     """As it stands, but for the cores' numbers."""
     text = block.text
