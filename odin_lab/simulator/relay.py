@@ -2,8 +2,8 @@
 
 One request at a time on a stage, one waiting place in front of each but the first, whose queue is the gateway's. To
 hand over, a stage takes the place, spends ``send_s`` and goes on to its next request; the taker spends ``receive_s``
-when it begins. A layer half done when conditions change needs half of its new time from then on. Noise is drawn as for every
-other policy: one factor per request and device, from the seed alone.
+when it begins. A layer half done when conditions change needs half of its new time from then on. Noise is drawn as for
+every other policy: one factor per request and device, from the seed alone.
 """
 
 from __future__ import annotations
