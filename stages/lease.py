@@ -110,7 +110,7 @@ class Lease:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"pid {os.getpid()}, {label}".encode(), 0)
         except BlockingIOError as error:
-            taken = _taken(device.kind, index, self._descriptors[-1])
+            taken = _taken(device.kind, index, self._descriptors[-1], share=share)
             self.release()
             raise taken from error
         except BaseException:
@@ -147,7 +147,7 @@ def refuse_taken_devices(devices: Iterable[Device], *, share: bool = False, dire
                         break
                     except BlockingIOError as error:
                         if time.monotonic() >= until_s or not _is_orphan(descriptor):
-                            raise _taken(device.kind, index, descriptor) from error
+                            raise _taken(device.kind, index, descriptor, share=share) from error
             finally:
                 os.close(descriptor)
 
@@ -166,12 +166,14 @@ def _is_orphan(descriptor: int) -> bool:
     return False
 
 
-def _taken(kind: str, index: int, descriptor: int) -> DeviceError:
+def _taken(kind: str, index: int, descriptor: int, *, share: bool) -> DeviceError:
     holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace") or "another pipeline"
-    return DeviceError(
-        f"{kind}:{index} is in use by {holder}; choose another device, close that pipeline, or let both "
-        "share it (share_devices=True, --share-devices)"
+    remedy = (
+        "close that pipeline, or start it so that it shares, too"
+        if share
+        else "close that pipeline, or let both share it (share_devices=True, --share-devices)"
     )
+    return DeviceError(f"{kind}:{index} is in use by {holder}; choose another device, {remedy}")
 
 
 def free_indices(kind: str, indices: Iterable[int], *, directory: Path | None = None) -> Sequence[int]:

@@ -81,6 +81,9 @@ def make_parser(commands: Iterable[str] = COMMANDS, signals: Signals | None = No
 def _run(words: Sequence[str], signals: Signals) -> int:
     # Those not asked for take time to import.
     parser = make_parser([command for command in COMMANDS if words[:1] == [command]] or COMMANDS, signals)
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
     arguments = parser.parse_args(words)
     command = f"odin {arguments.command}"
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -198,6 +199,11 @@ def run(arguments: argparse.Namespace) -> int:
                     show_progress=not arguments.live and not (to_stdout and sys.stdout.isatty()),
                 )
             console.print(render_report(report, pipe.view(), [layer.name for layer in pipe.chain.layers]))
+            if not to_stdout:
+                console.print(f"results: {escape(arguments.output)}", highlight=False, soft_wrap=True)
+            if arguments.log is not None:
+                again = f"odin replay {shlex.quote(arguments.log)}"
+                console.print(f"to see it again: {escape(again)}", highlight=False, soft_wrap=True)
             if report.ending != "done":
                 pipe.close(drain=False)  # what is still in flight is to be dropped
     if error is not None:

@@ -90,7 +90,7 @@ def slowed(times_s: ArrayLike, factors: Mapping[int, ArrayLike]) -> FloatArray:
 
 def setting_for(
     times_s: ArrayLike,
-    plan: Plan | Iterable[int],
+    plan: Plan | Iterable[int] | str,
     *,
     send_s: ArrayLike | None = None,
     receive_s: ArrayLike | None = None,
@@ -107,7 +107,7 @@ def setting_for(
     layers = times.shape[1]
     free = np.zeros(layers + 1)
     return Setting(
-        plan=Plan(plan),
+        plan=Plan.parse(plan) if isinstance(plan, str) else Plan(plan),
         baseline_s=times,
         send_s=free if send_s is None else np.asarray(send_s, dtype=float),
         receive_s=free if receive_s is None else np.asarray(receive_s, dtype=float),
@@ -118,7 +118,7 @@ def setting_for(
 def drive_policy(
     policy: Policy,
     baseline_s: ArrayLike,
-    plan: Plan | Iterable[int],
+    plan: Plan | Iterable[int] | str,
     *,
     changes: Mapping[int, ArrayLike] | Callable[[int], ArrayLike | None] = MappingProxyType({}),
     requests: int,

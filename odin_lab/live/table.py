@@ -13,12 +13,27 @@ from rich.text import Text
 from odin.monitor.view.event_text import figure, seconds
 from odin_lab.live.outcome import Run, peak_hz, to_cells
 from odin_lab.report.medians import interval_text, median_of
+from odin_lab.report.narrow import NarrowTable
 from odin_lab.report.results import SLO_LEVELS, Cell
 
 __all__ = ["live_table"]
 
-_SHOWN_LEVELS = (0.5, 0.8)
 _MUCH_STEAL = 0.05
+
+
+_SERVED: dict[str, Callable[[Sequence[Cell]], str]] = {
+    "images/s": lambda cells: _told([cell.throughput_hz for cell in cells], figure),
+    "of static": lambda cells: _told([cell.of_static for cell in cells], "{:.2f}".format),
+    "undisturbed": lambda cells: _told([cell.peak_hz for cell in cells], figure),
+    "p50": lambda cells: _told([cell.latency_p50_s for cell in cells], seconds),
+    "p99": lambda cells: _told([cell.latency_p99_s for cell in cells], seconds),
+    "lost": lambda cells: str(sum(cell.lost for cell in cells)),
+    "< 50%": lambda cells: _told([below(cell, 0.5) for cell in cells], "{:.0%}".format),
+    "< 80%": lambda cells: _told([below(cell, 0.8) for cell in cells], "{:.0%}".format),
+}
+
+
+_TOOK = ("changes/event", "exploring", "MiB", "without Ray's MiB", "steal, most")
 
 
 def live_table(runs: Sequence[Run]) -> RenderableType:
@@ -26,46 +41,53 @@ def live_table(runs: Sequence[Run]) -> RenderableType:
     cells = to_cells(runs)
     model = ", ".join(dict.fromkeys(cell.model for cell in cells))
     repeats = len({cell.repeat for cell in cells})
-    served = _table(
-        f"{model} live, " + (f"medians ({interval_text(repeats)})" if repeats > 1 else "one repeat"),
-        ("images/s", "of static", "undisturbed", "p50", "p99", "lost", *(f"< {level:.0%}" for level in _SHOWN_LEVELS)),
+    titles = tuple(dict.fromkeys(cell.policy for cell in cells))
+    own = {title: [cell for cell in cells if cell.policy == title] for title in titles}
+    records = {title: [run.record for run in runs if run.task.title == title] for title in titles}
+
+    def served(columns: Sequence[str]) -> Table:
+        table = _table(
+            f"{model} live, " + (f"medians ({interval_text(repeats)})" if repeats > 1 else "one repeat"), columns
+        )
+        for title, found in own.items():
+            table.add_row(title, *(_SERVED[column](found) for column in columns))
+        return table
+
+    def took(columns: Sequence[str]) -> Table:
+        table = _table("What it took", columns)
+        for title, found in own.items():
+            moves = any(record.plan for record in records[title])
+            row = {
+                "changes/event": _told([cell.changes_per_event for cell in found], "{:.1f}".format) if moves else "-",
+                "exploring": _told([cell.exploring for cell in found], "{:.0%}".format) if moves else "-",
+                "MiB": _told([record.memory_nbytes for record in records[title]], _mib),
+                "without Ray's MiB": _told([record.model_nbytes for record in records[title]], _mib),
+                "steal, most": f"{max(record.steal for record in records[title]):.1%}",
+            }
+            table.add_row(title, *(row[column] for column in columns))
+        return table
+
+    tables = (
+        NarrowTable(served, tuple(_SERVED), ("< 80%", "undisturbed", "p50", "< 50%")),
+        NarrowTable(
+            took, ("changes/event", "exploring", "MiB", "without Ray's MiB", "steal, most"), ("exploring", "MiB")
+        ),
     )
-    took = _table("What it took", ("changes/event", "exploring", "MiB", "without Ray's MiB", "steal, most"))
-    for title in dict.fromkeys(cell.policy for cell in cells):
-        own = [cell for cell in cells if cell.policy == title]
-        records = [run.record for run in runs if run.task.title == title]
-        served.add_row(
-            title,
-            _told([cell.throughput_hz for cell in own], figure),
-            _told([cell.of_static for cell in own], "{:.2f}".format),
-            _told([cell.peak_hz for cell in own], figure),
-            _told([cell.latency_p50_s for cell in own], seconds),
-            _told([cell.latency_p99_s for cell in own], seconds),
-            str(sum(cell.lost for cell in own)),
-            *(_told([below(cell, level) for cell in own], "{:.0%}".format) for level in _SHOWN_LEVELS),
-        )
-        moves = any(record.plan for record in records)
-        took.add_row(
-            title,
-            _told([cell.changes_per_event for cell in own], "{:.1f}".format) if moves else "-",
-            _told([cell.exploring for cell in own], "{:.0%}".format) if moves else "-",
-            _told([record.memory_nbytes for record in records], _mib),
-            _told([record.model_nbytes for record in records], _mib),
-            f"{max(record.steal for record in records):.1%}",
-        )
-    lines = Text("<: share of requests at a momentary throughput below so much of the run's own undisturbed one\n")
+    lines = Text(
+        "undisturbed: images/s before the first load; <: share of requests while throughput was below so much of that\n"
+    )
     if (worst := max(run.record.steal for run in runs)) > _MUCH_STEAL:
         lines.append(f"the host took up to {worst:.0%} of the cores' time: repeat on a calmer machine\n", "red")
     if any(math.isnan(peak_hz(run)) for run in runs):
         lines.append("too few requests before the first load: lengthen --period and --seconds\n", "red")
-    return Group(served, took, lines)
+    return Group(*tables, lines)
 
 
 def _table(title: str, headings: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from odin_lab.report.comparison import order_policies
 from odin_lab.report.goals import GOALS, Goal
+from odin_lab.report.narrow import NarrowTable
 from odin_lab.report.results import SLO_LEVELS, Cell, Validation
 
 __all__ = [
@@ -65,14 +66,19 @@ def mean_of(cells: Iterable[Cell], figure: Figure) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def policy_table(title: str, cells: Sequence[Cell]) -> Table:
+def policy_table(title: str, cells: Sequence[Cell]) -> NarrowTable:
     """One row per policy: means over all of the cells."""
-    table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left")
-    for index, column in enumerate(("policy", *_COLUMNS)):
-        table.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
-    for policy, own in _by_policy(cells):
-        table.add_row(policy, *(form(mean_of(own, figure)) for figure, form in _COLUMNS.values()))
-    return table
+
+    def build(columns: Sequence[str]) -> Table:
+        table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left")
+        for index, column in enumerate(("policy", *columns)):
+            table.add_column(column, justify="right" if index else "left", no_wrap=True)
+        for policy, own in _by_policy(cells):
+            shown = [_COLUMNS[column] for column in columns]
+            table.add_row(policy, *(form(mean_of(own, figure)) for figure, form in shown))
+        return table
+
+    return NarrowTable(build, tuple(_COLUMNS), _EXPENDABLE)
 
 
 def _below(level: float) -> Figure:
@@ -113,6 +119,10 @@ _COLUMNS: dict[str, tuple[Figure, Callable[[float], str]]] = {
     "changes": (_of("changes_per_event"), partial(_ratio, digits=2)),
     **{f"<{level:.0%}": (_below(level), _percent) for level in (0.5, 0.7, 0.9)},
 }
+
+
+_EXPENDABLE = ("exploring", "trials", "of peak", "<70%", "mean ms", "<90%", "<50%", "of oracle", "p99 ms")
+"""Columns that a narrow terminal does without, the first of them first."""
 
 
 def worst_cells(cells: Sequence[Cell], policies: Iterable[str], goals: Sequence[Goal] = GOALS) -> tuple[Worst, ...]:
