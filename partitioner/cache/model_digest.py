@@ -62,7 +62,8 @@ _BASES = frozenset(
 _CALLED_BY_NAME = frozenset(
     {
         "__init__", "__new__", "__init_subclass__", "__repr__", "__str__", "__format__", "__hash__", "__del__",
-        "__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__dir__", "__sizeof__",
+        "__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__dir__",
+        "__sizeof__",
     }
 )  # fmt: skip
 """Special methods that a call of the model is not led to by an operator or an attribute alone."""
