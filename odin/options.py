@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import platform
 import sys
 from collections.abc import Iterable, Sequence
@@ -165,7 +166,7 @@ def _check_object(kind: str, given: Any, members: Sequence[str], text: str) -> N
 def _check_log(log: str | Path | EventLog | None) -> None:
     if log is None or isinstance(log, EventLog):
         return
-    if not isinstance(log, str | Path):
+    if not isinstance(log, str | os.PathLike):
         raise ValueError(f"log={log!r} is no file; give its path")
     check_writable(log, "event log")
     refuse_taken(log)
@@ -245,4 +246,4 @@ def check_batch(chain: Chain, batch: int | None) -> int:
             f"give an example_input with leading size {batch}",
             example,
         )
-    return batch or example
+    return example if batch is None else operator.index(batch)

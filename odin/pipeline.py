@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import dataclasses
 import math
+import operator
 import os
 import threading
 import time
@@ -169,8 +170,9 @@ class Pipeline:
         self._at_exit = _close_at_exit(self)
         keep_from_children(self)
         check_ray_is_ours()  # first: in a forked child all else would be refused for a wrong reason
+        devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)
         check_options(
-            stages=stages,
+            stages="auto" if devices is None else devices,  # what can be read only once was read
             plan=plan,
             policy=policy,
             detector=detector,
@@ -185,7 +187,6 @@ class Pipeline:
         )
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
         policy = make_policy(policy) if isinstance(policy, str) else policy
-        devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)
         with phase("model loaded"):
             source = to_source(model, weights=weights, example_input=example_input)
         self._recorder = EventRecorder(log, on_event)  # before anything is started: the file may not be writable
@@ -204,7 +205,7 @@ class Pipeline:
             self._open_stages(plan, keep_weights=self.chain is model)
             cuts = self._cuts()
             setting = self._measure(cuts, plan, precision=precision, refresh=refresh_profile)
-            self.max_in_flight = max_in_flight or 2 * len(self.devices)
+            self.max_in_flight = operator.index(max_in_flight or 0) or 2 * len(self.devices)
             sender, receiver = self._connect(cuts, setting.plan, transport=transport)
             self._supervision = self._supervise(setting, policy, detector, in_cluster=address is not None)
             self._gateway = Gateway(

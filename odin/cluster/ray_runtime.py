@@ -20,7 +20,7 @@ from odin.cluster.ray_signals import kept
 from odin.cluster.ray_token import use_own_token, use_token
 from odin.cluster.ray_watch import RayWatch
 from odin.cluster.reachable import check_address
-from odin.process.forks import check_ray_is_ours
+from odin.process.forks import check_ray_is_ours, ray_was_here
 from odin.stages.device import usable_cores
 
 __all__ = ["RayRuntime"]
@@ -107,6 +107,7 @@ class _Connection:
             if self._owned:
                 self._connect(address, weight_nbytes)
             allow_calls()
+            ray_was_here()
             self._gcs_address = ray.get_runtime_context().gcs_address
             self.watch = RayWatch(on_lost=self._give_up)
         except BaseException:

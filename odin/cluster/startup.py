@@ -67,6 +67,8 @@ class Startup:
         self._deployment: Deployment | None = None
         self._error: BaseException | None = None
         self._given_up = threading.Event()
+        # In place of join(): once a signal has interrupted that, Python 3.11 takes the thread for ended.
+        self._over = threading.Event()
         # The program's end waits for it: it may have to close what it has started when nobody else does.
         self._thread = threading.Thread(target=self._run, name="odin-startup", daemon=False)
 
@@ -82,7 +84,7 @@ class Startup:
         DeviceError, ConnectionError, TimeoutError
             As connecting, placing and starting do.
         """
-        self._thread.join()
+        self._over.wait()
         if self._error is not None:
             raise self._error
         assert self._runtime is not None
@@ -93,7 +95,7 @@ class Startup:
         """End the stages and disconnect, waiting for what is being started. Idempotent."""
         self._given_up.set()
         if self._thread.ident is not None:
-            self._thread.join()  # if this is interrupted the thread goes on, and closes what it started
+            self._over.wait()  # if this is interrupted the thread goes on, and closes what it started
         self._end()
 
     def _run(self) -> None:
@@ -114,8 +116,11 @@ class Startup:
         except BaseException as error:
             self._error = error
         finally:
-            if self._given_up.is_set():
-                self._end()
+            try:
+                if self._given_up.is_set():
+                    self._end()
+            finally:
+                self._over.set()
 
     def _end(self) -> None:
         try:

@@ -22,7 +22,7 @@ from ray.experimental import internal_kv
 
 from odin.errors import ForkedProcessError
 
-__all__ = ["check_ray_is_ours", "keep_from_children"]
+__all__ = ["check_ray_is_ours", "keep_from_children", "ray_was_here"]
 
 
 class Inherited(Protocol):
@@ -34,7 +34,8 @@ class Inherited(Protocol):
 
 _kept: weakref.WeakSet[Any] = weakref.WeakSet()
 _ray_owner_pid = 0
-"""The process that is connected to Ray, if this one only inherited that."""
+"""The process that is or was connected to Ray, if this one is its forked child."""
+_ray_was_here = False
 
 
 def keep_from_children(thing: Inherited) -> None:
@@ -42,13 +43,25 @@ def keep_from_children(thing: Inherited) -> None:
     _kept.add(thing)
 
 
+def ray_was_here() -> None:
+    """Say that this process is connected to Ray."""
+    global _ray_was_here
+    _ray_was_here = True
+
+
 def check_ray_is_ours() -> None:
-    """Raise :class:`ForkedProcessError` in a child that inherited a connection to Ray: Ray cannot start again there."""
+    """Raise :class:`ForkedProcessError` in a forked child of a process that is or was connected to Ray.
+
+    Ray cannot start there: it waits for ever for threads that only the parent has.
+    """
     if _ray_owner_pid:
         raise ForkedProcessError(_ray_owner_pid)
 
 
 def _in_child() -> None:
+    global _ray_owner_pid
+    if _ray_was_here:
+        _ray_owner_pid = _ray_owner_pid or os.getppid()
     inherited = list(_kept)
     if not inherited:
         return

@@ -59,6 +59,17 @@ _BASES = frozenset(
     | {collections.OrderedDict, collections.defaultdict, collections.deque, collections.Counter, collections.UserDict}
     | {enum.Enum, enum.IntEnum, enum.Flag, enum.IntFlag, enum.ReprEnum}
 )
+_CALLED_BY_NAME = frozenset(
+    {
+        "__init__", "__new__", "__init_subclass__", "__repr__", "__str__", "__format__", "__hash__", "__del__",
+        "__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__dir__",
+        "__sizeof__",
+    }
+)  # fmt: skip
+"""Special methods that a call of the model is not led to by an operator or an attribute alone."""
+_ANY = "*"
+_BY_TEXT = frozenset({"getattr", "vars", "dir", "__dict__", "__getattribute__", "attrgetter", "methodcaller"})
+"""Ways to reach what no code names."""
 _LEFT_OUT = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__slots__"})
 
 
@@ -91,6 +102,7 @@ def model_digest(model: nn.Module, args: tuple[Any, ...], executed: Executed) ->
             digest.walk_code(code, names)
             for value in closure:
                 digest.walk(value)
+        digest.walk_patches(Tensor)
         digest.walk_named_methods()
     except NotCoveredError:
         raise
@@ -115,7 +127,7 @@ def _description(leaf: Any) -> Any:
 @functools.cache
 def _own_code() -> str:
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].glob("*.py")):
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -291,7 +303,8 @@ class _Digest:
         return inside
 
     def _class(self, value: type) -> Iterable[Any]:
-        inside: list[Any] = []
+        meta = type(value)  # its methods are the class's own operators and attributes
+        inside: list[Any] = [] if is_library(meta.__module__) or is_standard(meta.__module__) else [meta]
         for base in value.__mro__:
             self.add(base.__module__, base.__qualname__)
             if is_standard(base.__module__):
@@ -308,11 +321,14 @@ class _Digest:
                     if name in _LEFT_OUT or name.startswith("_abc_"):
                         continue
                     inside.append(name)
-                    # methods are walked when they are executed or named; here it is what they are
+                    # methods are walked when they are executed or named, or need not be; here it is what they are
                     if isinstance(item, types.FunctionType):
                         self.add(name, *_code(item.__code__))
                         inside += [item.__defaults__, item.__kwdefaults__]
-                        self._methods.setdefault(name, []).append(item)
+                        if name.startswith("__") and name.endswith("__") and name not in _CALLED_BY_NAME:
+                            inside.append(item)
+                        else:
+                            self._methods.setdefault(name, []).append(item)
                     else:
                         inside.append(item)
         return inside
@@ -320,7 +336,8 @@ class _Digest:
     def _function(self, value: types.FunctionType) -> Iterable[Any]:
         module = value.__module__ or ""
         self.add(module, value.__qualname__, *_code(value.__code__))
-        if is_standard(module) or is_library(module):
+        home = str(value.__globals__.get("__name__"))  # functools.wraps gives a program's function another's module
+        if all(is_standard(name) or is_library(name) for name in (module, home)):
             check_home(module, value.__qualname__)
             return []
         cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
@@ -336,31 +353,49 @@ class _Digest:
             self._file(str(names.get("__name__")))
         read = references(code)
         self._attributes |= read.attributes
+        by_text = bool(_BY_TEXT & (read.globals | read.attributes))
+        if by_text:
+            self._attributes.add(_ANY)
         for name in sorted(read.globals):
             if name in names:
                 self.add(name)
                 if isinstance(names[name], types.ModuleType):
-                    self._module(names[name], read.attributes)
+                    self._module(names[name], read.attributes, by_text=by_text)
                 else:
-                    self.walk(names[name])
+                    self._named(names[name])
             elif hasattr(builtins, name):
                 check_home("builtins", name)
         for module in sorted(read.modules):
             self.add(module)
             if module in sys.modules:
-                self._module(sys.modules[module], read.attributes)
+                self._module(sys.modules[module], read.attributes, by_text=by_text)
             elif is_standard(module):
                 check_home(module)
 
     def walk_named_methods(self) -> None:
         """Add methods that were not executed, but are named in code: other sizes may lead there."""
-        while named := sorted(self._attributes & self._methods.keys()):
+        while named := sorted(self._methods if _ANY in self._attributes else self._attributes & self._methods.keys()):
             for name in named:
                 for method in self._methods.pop(name):
                     self.walk(method)
 
-    def _module(self, module: types.ModuleType, read: Iterable[str] = ()) -> None:
-        """Add what is read of a module by any of these names."""
+    def walk_patches(self, kind: type) -> None:
+        """Add functions that a program has put into a class of PyTorch's: they need not have been executed."""
+        for name, item in vars(kind).items():
+            if isinstance(item, types.FunctionType) and not is_library(str(item.__globals__.get("__name__"))):
+                self.add(name)
+                self.walk(item)
+
+    def _named(self, value: Any) -> None:
+        """Add what code names; it may call a class, which makes an object."""
+        self.walk(value)
+        if isinstance(value, type):
+            for base in value.__mro__:
+                if not is_library(base.__module__) and not is_standard(base.__module__):
+                    self.walk([vars(base).get("__init__"), vars(base).get("__new__")])
+
+    def _module(self, module: types.ModuleType, read: Iterable[str] = (), *, by_text: bool = False) -> None:
+        """Add what is read of a module by any of these names; all that the program's own has if it is read by text."""
         name = module.__name__
         self.add(name)
         if is_standard(name):
@@ -368,6 +403,9 @@ class _Digest:
             return
         if isinstance(module, torch._ops._OpNamespace):
             _check_operators(module.name)
+        if not is_library(name):
+            own = {key for key in vars(module) if not key.startswith("__")} if by_text else set()
+            read = {*read, *own, "__getattr__"}  # the last is called for what the module does not have
         for attribute in sorted(read):
             value = vars(module).get(attribute)
             if value is None or self._is_known(("attribute", name, attribute, id(value)), value):
@@ -376,9 +414,9 @@ class _Digest:
             if is_library(name):
                 check_home(name, attribute)
             if isinstance(value, types.ModuleType):
-                self._module(value, read)
+                self._module(value, () if by_text else read)
             elif not is_library(name) or isinstance(value, types.FunctionType) or type(value) in _PLAIN:
-                self.walk(value)
+                self._named(value)
 
     def _builtin(self, value: Any) -> Iterable[Any]:
         home = "numpy" if isinstance(value, np.ufunc) else home_of_builtin(value)

@@ -36,9 +36,13 @@ def test_another_process_is_refused_and_told_who_holds_it(tmp_path: Path):
         for share in (False, True):
             with pytest.raises(DeviceError) as caught:
                 Lease(CORE, label="mine", share=share, directory=tmp_path)
+            remedy = (
+                "close that pipeline, or start it so that it shares, too"
+                if share
+                else "close that pipeline, or let both share it (share_devices=True, --share-devices)"
+            )
             assert str(caught.value) == (
-                f"cpu:1 is in use by pid {process.pid}, pipeline resnet50; choose another device, close that pipeline, "
-                "or let both share it (share_devices=True, --share-devices)"
+                f"cpu:1 is in use by pid {process.pid}, pipeline resnet50; choose another device, {remedy}"
             )
         assert free_indices("cpu", range(4), directory=tmp_path) == [0, 2, 3]
         ours.send("release")

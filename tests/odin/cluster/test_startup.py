@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -88,18 +89,54 @@ def test_a_second_ctrl_c_while_closing_waits_leaves_nothing_behind(monkeypatch):
     fake = FakeRay(monkeypatch)
     started = starting()
     assert fake.starting.wait(PROMPT_S)
-    real_join = started._thread.join
+    real_wait = started._over.wait
 
-    def interrupted(timeout: float | None = None) -> None:
+    def interrupted(timeout: float | None = None) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(started._thread, "join", interrupted)
+    monkeypatch.setattr(started._over, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         started.close()
     fake.may_start.set()
-    real_join(PROMPT_S)
+    assert real_wait(PROMPT_S)
     assert fake.closed == ["Ray"]
     assert not started._thread.daemon
+
+
+def test_a_signal_while_ray_starts_leaves_nothing_behind(monkeypatch):
+    """SIGTERM came while the main thread waited: it then took the thread that started Ray for ended, and went.
+
+    Ray's two agents stayed for a minute. In Python 3.11 a join() that a signal interrupts marks its thread as ended.
+    """
+    fake = FakeRay(monkeypatch)
+    started = starting()
+    assert fake.starting.wait(PROMPT_S)
+    main = threading.get_ident()
+
+    def interrupt_again() -> None:
+        while not interrupted.wait(0.01):  # until the main thread waits, which nothing tells
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    def on_signal(number: int, frame: Any) -> None:
+        if frame.f_code.co_filename.endswith("threading.py"):  # within a wait
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    interrupted = threading.Event()
+    before = signal.signal(signal.SIGUSR1, on_signal)
+    sender = threading.Thread(target=interrupt_again)
+    try:
+        sender.start()
+        with pytest.raises(KeyboardInterrupt):
+            started.join()
+        sender.join()
+        threading.Timer(0.05, fake.may_start.set).start()
+        started.close()
+        assert fake.closed == ["Ray"]
+    finally:
+        interrupted.set()
+        fake.may_start.set()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_what_fails_beside_the_chain_is_raised_where_it_is_waited_for(monkeypatch):

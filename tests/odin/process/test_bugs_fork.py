@@ -141,6 +141,8 @@ if __name__ == "__main__":
     assert pipe.snapshot().failed == 0
     pipe.migrate(home)
     pipe.close()
+    # Ray had been here: a pipeline in a child that was forked now hung without a word.
+    refused(lambda: odin.Pipeline(chain, stages=sys.argv[1].split(",")))
     print("all well", flush=True)
 """
 
