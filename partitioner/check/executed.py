@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import gc
 import sys
 import sysconfig
 from pathlib import Path
@@ -107,6 +108,8 @@ class _Ran(NamedTuple):
 class Executed:
     """While it is entered, notices the Python code that this thread executes.
 
+    Garbage is not collected meanwhile: finalizers of whatever else is in the process would run in this thread.
+
     Attributes
     ----------
     codes
@@ -118,12 +121,14 @@ class Executed:
     def __init__(self) -> None:
         self.codes: dict[CodeType, _Ran] = {}
         self.problem = ""
-        self._began = False
+        self._began = self._collected = False
         self._importing: FrameType | None = None
 
     def __enter__(self) -> Self:
         if sys.getprofile() is None:
             self._began = True
+            self._collected = gc.isenabled()
+            gc.disable()
             sys.setprofile(self._see)
         else:
             self.problem = "a profiler is at work"
@@ -134,6 +139,8 @@ class Executed:
     ) -> None:
         if self._began:
             sys.setprofile(None)
+            if self._collected:
+                gc.enable()
 
     def _see(self, frame: FrameType, event: str, argument: Any) -> None:
         if self._importing is not None:  # what a module does when it is loaded shows in its globals

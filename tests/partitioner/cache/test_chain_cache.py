@@ -1,6 +1,7 @@
 """What building a chain found out is kept on disk, and never served for another model, nor from anybody else's file."""
 
 import errno
+import gc
 import hashlib
 import importlib
 import json
@@ -255,6 +256,32 @@ def test_another_model_has_another_key(monkeypatch, change):
     assert digest(model) == before
     change(model, monkeypatch)
     assert digest(model) != before
+
+
+class Finalized:
+    """Garbage that only a collection finds, and that asks what a model must not."""
+
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        time.perf_counter()
+
+
+def test_garbage_of_others_is_not_the_models():
+    """A collection in the middle of the call ran the finalizers of others, and the model had no key."""
+    before = gc.get_threshold()
+    gc.set_threshold(10, 1, 1)
+    try:
+        with Executed() as executed:
+            Finalized()
+            kept = [[number] for number in range(2000)]
+    finally:
+        gc.set_threshold(*before)
+    assert len(kept) == 2000
+    assert executed.problem == ""
+    assert gc.isenabled()
+    gc.collect()
 
 
 def test_what_the_example_does_not_reach_is_in_the_key(monkeypatch):
