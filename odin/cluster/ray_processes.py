@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import ray
 
-__all__ = ["LastingThread", "RayProcesses"]
+__all__ = ["LongLivedThread", "RayProcesses"]
 
 _RAY = str(Path(ray.__file__).parent)
 _starting: int | None = None
@@ -63,7 +63,7 @@ class RayProcesses:
                 os.killpg(group, signal.SIGKILL)
 
 
-class LastingThread:
+class LongLivedThread:
     """Calls a function in a thread that then stays alive until it is ended; re-raises the function's exception."""
 
     def __init__(self, call: Callable[[], object], *, name: str) -> None:

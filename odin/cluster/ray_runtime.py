@@ -14,7 +14,7 @@ from odin.cluster.ray_calls import allow_calls, refuse_calls
 from odin.cluster.ray_folder import EmbeddedFolder
 from odin.cluster.ray_helpers import without_helpers
 from odin.cluster.ray_loopback import LOOPBACK, loopback_kept
-from odin.cluster.ray_processes import LastingThread, RayProcesses
+from odin.cluster.ray_processes import LongLivedThread, RayProcesses
 from odin.cluster.ray_random import own_random_numbers
 from odin.cluster.ray_signals import kept
 from odin.cluster.ray_token import use_own_token, use_token
@@ -102,7 +102,7 @@ class _Connection:
         self._owned = not ray.is_initialized()
         self._folder: EmbeddedFolder | None = None
         self._processes = RayProcesses()
-        self._starter: LastingThread | None = None
+        self._starter: LongLivedThread | None = None
         try:
             if self._owned:
                 self._connect(address, weight_nbytes)
@@ -139,7 +139,9 @@ class _Connection:
             self._start_embedded(weight_nbytes, common)
         else:
             # The kernel ends Ray's processes when the thread that has started them ends (PR_SET_PDEATHSIG).
-            self._starter = LastingThread(lambda: self._start_embedded(weight_nbytes, common), name="odin-ray-starter")
+            self._starter = LongLivedThread(
+                lambda: self._start_embedded(weight_nbytes, common), name="odin-ray-starter"
+            )
 
     def _start_embedded(self, weight_nbytes: int, common: dict[str, Any]) -> None:
         assert self._folder is not None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Captured", "GraphMemory", "Rehearsal"]
+__all__ = ["GraphMemory", "LayerGraph", "Rehearsal"]
 
 Values = tuple[torch.Tensor, ...]
 
@@ -53,7 +53,7 @@ class _Seen(NamedTuple):
     """For each output the input that it is, or None."""
 
 
-class _Fixed(tuple[torch.Tensor, ...]):
+class _FixedValues(tuple[torch.Tensor, ...]):
     """Values at addresses that never change."""
 
     __slots__ = ()
@@ -81,7 +81,7 @@ class GraphMemory:
         self._stays.capture_end()
 
 
-class Captured:
+class LayerGraph:
     """A layer as a CUDA graph from fixed inputs to fixed outputs, both outside of the graphs' shared memory.
 
     What lies in that memory is needed only while one graph runs, so that all layers may use the same, in any order.
@@ -91,7 +91,7 @@ class Captured:
         self, function: Callable[[Values], Values], inputs: Values, seen: _Seen, *, memory: GraphMemory
     ) -> None:
         self.inputs = inputs
-        self.outputs: Values = _Fixed(
+        self.outputs: Values = _FixedValues(
             form.empty() if source is None else inputs[source]
             for form, source in zip(seen.outputs, seen.passed_on, strict=True)
         )
@@ -130,12 +130,12 @@ class Rehearsal:
 
     def __init__(self) -> None:
         self._seen: dict[Form, _Seen] = {}
-        self._captured: dict[Form, Captured] = {}
-        self._latest: Captured | None = None
+        self._captured: dict[Form, LayerGraph] = {}
+        self._latest: LayerGraph | None = None
         self._examined = False
         self.refused = ""
 
-    def find(self, values: Values) -> Captured | None:
+    def find(self, values: Values) -> LayerGraph | None:
         """The graph for values of this form; None if there is none."""
         if self._latest is not None and values is self._latest.inputs:
             return self._latest
@@ -178,13 +178,15 @@ class Rehearsal:
         form = form_of(values)
         return form in self._seen and _pays(form, self._seen[form])
 
-    def capture(self, function: Callable[[Values], Values], values: Values, *, memory: GraphMemory) -> Captured | None:
+    def capture(
+        self, function: Callable[[Values], Values], values: Values, *, memory: GraphMemory
+    ) -> LayerGraph | None:
         """Capture the layer on values of a form that is due; None if it cannot be captured."""
         form = form_of(values)
         # Fixed inputs: those that the layer before fixed already, else a copy.
-        fixed = values if isinstance(values, _Fixed) else _Fixed(value.clone() for value in values)
+        fixed = values if isinstance(values, _FixedValues) else _FixedValues(value.clone() for value in values)
         try:
-            captured = Captured(function, fixed, self._seen[form], memory=memory)
+            captured = LayerGraph(function, fixed, self._seen[form], memory=memory)
         except RuntimeError as error:
             self.refused = memory.failed = str(error) or type(error).__name__
             return None
@@ -196,12 +198,12 @@ class Rehearsal:
         for form in list(self._seen):
             if memory.failed or form in self._captured:
                 continue
-            values = _Fixed(tensor.empty().zero_() for tensor in form)
+            values = _FixedValues(tensor.empty().zero_() for tensor in form)
             if self.is_due(values):
                 function(values)
                 self.capture(function, values, memory=memory)
 
-    def release(self) -> list[Captured]:
+    def release(self) -> list[LayerGraph]:
         """Forget the graphs, not the forms; returns them, for they may be running."""
         captured, self._captured, self._latest = list(self._captured.values()), {}, None
         return captured

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from odin.stages.channel.slots import SlotMemory
-from odin.stages.compute.captured import Captured, GraphMemory, Rehearsal
+from odin.stages.compute.captured import GraphMemory, LayerGraph, Rehearsal
 from odin.stages.compute.executor import PRECISIONS, LayerError, LayerProgram, Result, Values
 from odin.stages.device import DeviceError
 
@@ -87,7 +87,7 @@ class CudaExecutor:
         self._preparing = torch.cuda.Stream(self._device)
         with torch.cuda.stream(self._preparing):
             self._graph_memory = GraphMemory()
-        self._dropped: list[tuple[torch.cuda.Event, list[Captured]]] = []
+        self._dropped: list[tuple[torch.cuda.Event, list[LayerGraph]]] = []
 
     def prepare(self, first: int, last: int) -> None:
         """Copy the weights of layers ``[first, last)`` to the GPU, on a stream of its own, and wait for it.
@@ -142,7 +142,7 @@ class CudaExecutor:
         self._keep({index for first, last in ranges for index in range(first, last)})
 
     def _keep(self, kept: set[int]) -> None:
-        captured: list[Captured] = []
+        captured: list[LayerGraph] = []
         for index in set(self._functions) - kept:
             del self._functions[index]
             if index in self._rehearsals:
