@@ -32,6 +32,11 @@ class NarrowTable:
     ) -> None:
         self._build, self._columns, self._expendable = build, tuple(columns), tuple(expendable)
 
+    @property
+    def table(self) -> Table:
+        """The table with all columns."""
+        return self._build(self._columns)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table as wide as there is room for."""
         shown, left_out = list(self._columns), list(self._expendable)

@@ -172,7 +172,7 @@ def test_outcomes_come_in_any_order_to_the_same_results():
 
 
 def test_a_row_per_policy_is_the_mean_of_its_cells():
-    table = policy_table("t", [cell(), cell(period=2, throughput_hz=14.0, trials_per_event=NAN, below_peak=())])
+    table = policy_table("t", [cell(), cell(period=2, throughput_hz=14.0, trials_per_event=NAN, below_peak=())]).table
     assert rows(table) == [
         ["predictive", "12.0", "0.600", "-", "-", "-", "250", "500", "12.5%", "3.00", "1.50", "25.0%", "35.0%", "45.0%"]
     ]
@@ -181,7 +181,7 @@ def test_a_row_per_policy_is_the_mean_of_its_cells():
 
 def test_policies_are_in_the_order_of_the_report():
     names = ["oracle", "mine:Policy", "odin:alpha=10", "lls (serial)", "predictive", "delayed-oracle", "lls", "static"]
-    assert [row[0] for row in rows(policy_table("t", [cell(policy=name) for name in names]))] == [
+    assert [row[0] for row in rows(policy_table("t", [cell(policy=name) for name in names]).table)] == [
         "predictive",
         "odin:alpha=10",
         "lls",
