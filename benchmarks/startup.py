@@ -65,8 +65,13 @@ def follow(home, path, name):
     setattr(owner, attribute, timed)
 
 begin_s = time.monotonic()
-from odin.cli.main import main
-import odin.cli.run, odin.pipeline
+try:
+    from odin.cli.main import main
+    import odin.cli.run
+except ImportError:  # a tree from before commands had a folder of their own
+    from odin.cli import main
+    import odin.commands.run
+import odin.pipeline
 note("imports", begin_s)
 for home, path, name in json.loads(PLACES):
     follow(home, path, name)
@@ -80,6 +85,9 @@ sys.exit(status)
 PLACES = (
     ("odin.cli.run", "load_source", "model"),
     ("odin.cli.run", "build_chain", "chain"),
+    ("odin.commands.run", "load_source", "model"),
+    ("odin.commands.run", "build_chain", "chain"),
+    ("odin.deployment", "Deployment.connect", "channels"),
     ("odin.models.chains", "build_chain", "chain"),
     ("odin.pipeline", "RayRuntime", "Ray"),
     ("odin.cluster.startup", "RayRuntime", "Ray"),
