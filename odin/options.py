@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchSizeError",
     "check_batch",
+    "check_on_this_machine",
     "check_options",
     "check_timeout",
-    "has_gpu_driver",
     "leading_size",
     "refuse_simulation_only",
     "refuse_twice",
@@ -189,13 +189,18 @@ def _check_here(devices: Sequence[Device] | None, *, share: bool) -> None:
                 f"{device} names a node, but the pipeline is in no cluster: leave the node out "
                 f"({device._replace(node='')}), or give the cluster's address (address=, --address HOST:PORT)"
             )
-        if device.kind == "cpu":
-            check_cores(device.indices)
-        elif not has_gpu_driver():
-            raise DeviceError(
-                f"there is no {device} on this machine: no GPU driver is installed; name cores, such as cpu:0"
-            )
+        check_on_this_machine(device)
     refuse_taken_devices(devices or (), share=share)
+
+
+def check_on_this_machine(device: Device) -> None:
+    """Raise :class:`DeviceError` if a core is not usable here, or a GPU is named where there is no GPU driver."""
+    if device.kind == "cpu":
+        check_cores(device.indices)
+    elif not has_gpu_driver():
+        raise DeviceError(
+            f"there is no {device} on this machine: no GPU driver is installed; name cores, such as cpu:0"
+        )
 
 
 def has_gpu_driver() -> bool:

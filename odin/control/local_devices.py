@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from odin.options import has_gpu_driver
-from odin.stages.device import Device, DeviceError, check_cores
+from odin.options import check_on_this_machine
+from odin.stages.device import Device, DeviceError
 
 __all__ = ["check_named"]
 
@@ -25,12 +25,7 @@ def check_named(devices: Sequence[Device]) -> None:
                 f"{device} is on another node: 'odin partition' profiles this machine only; 'odin run' profiles remote "
                 f"devices on their own nodes. Name a device here, such as {device._replace(node='')}"
             )
-        if device.kind == "cpu":
-            check_cores(device.indices)
-        elif not has_gpu_driver():
-            raise DeviceError(
-                f"there is no {device} on this machine: no GPU driver is installed; name cores, such as cpu:0"
-            )
+        check_on_this_machine(device)
         for index in device.indices:
             if (device.kind, index) in seen:
                 raise DeviceError(f"two stages are on {device.kind}:{index}; give each stage a device of its own")
