@@ -79,6 +79,8 @@ class RunStarted(_Event, frozen=True, tag="run"):
         The same moment as ``at_s`` in seconds since 1970.
     layers
         Names of the chain's layers.
+    windows
+        Text form of where the boundaries may lie, see ``odin.partitioner.relay``; empty: where the plan has them.
     """
 
     unix_s: float
@@ -89,6 +91,7 @@ class RunStarted(_Event, frozen=True, tag="run"):
     policy: str
     max_in_flight: int
     batch: int = 1
+    windows: str = ""
     format: str = FORMAT
     version: int = VERSION
 
@@ -175,6 +178,8 @@ class PlanChanged(_Event, frozen=True, tag="plan"):
         Requests per second that the policy predicted; ``nan`` if it does not predict.
     prepare_s
         Seconds from the decision until new requests were sent under the new plan.
+    windows
+        As of the run's start.
     """
 
     request: int
@@ -185,6 +190,7 @@ class PlanChanged(_Event, frozen=True, tag="plan"):
     why: str
     predicted_hz: float
     prepare_s: float
+    windows: str = ""
 
 
 class PlanVerified(_Event, frozen=True, tag="verified"):

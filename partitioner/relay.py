@@ -117,11 +117,17 @@ class Windows(tuple[tuple[int, int], ...]):
         return tuple(last for _, last in self)
 
     def takers(self, stage: int, cut: int) -> range:
-        """Later stages that may take a request from a stage at a cut; those between have no layers of it."""
-        taker = stage
+        """Later stages that may take a request from a stage at a cut, and have layers to run from there on."""
+        taker = first = stage
         while taker + 1 < len(self) and self[taker][0] <= cut <= self[taker][1]:
             taker += 1
-        return range(stage + 1, taker + 1)
+            if self[taker][1] == cut:  # nothing is left for it, nor for those before it
+                first = taker
+        return range(first + 1, taker + 1)
+
+    def range_of(self, stage: int) -> tuple[int, int]:
+        """Half-open range of the layers that a stage may have to run."""
+        return (self[stage - 1][0] if stage else 0), self[stage][1]
 
     def check_fits(self, *, layer_count: int, stage_count: int) -> None:
         """Raise ``ValueError`` unless they are for so many layers and stages."""

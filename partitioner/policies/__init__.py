@@ -1,11 +1,12 @@
 """Policies: when and where layers move; pure, the same objects live and in simulation."""
 
-from odin.partitioner.policies.base import Decision, Observation, Policy, Setting, checked_decision
+from odin.partitioner.policies.base import Decision, Observation, Policy, Setting, checked_decision, windows_of
 from odin.partitioner.policies.lls import LlsPolicy
 from odin.partitioner.policies.odin import OdinPolicy
 from odin.partitioner.policies.oracle import DelayedOraclePolicy, OraclePolicy
 from odin.partitioner.policies.predictive import PredictivePolicy
 from odin.partitioner.policies.registry import POLICIES, GivenPolicy, make_policy, policy_names
+from odin.partitioner.policies.relay import RelayPolicy
 from odin.partitioner.policies.static import StaticPolicy
 
 __all__ = [
@@ -19,9 +20,11 @@ __all__ = [
     "OraclePolicy",
     "Policy",
     "PredictivePolicy",
+    "RelayPolicy",
     "Setting",
     "StaticPolicy",
     "checked_decision",
     "make_policy",
     "policy_names",
+    "windows_of",
 ]

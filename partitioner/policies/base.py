@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odin.partitioner.plan import Plan
+from odin.partitioner.relay import Windows
 
-__all__ = ["Decision", "Observation", "Policy", "Setting", "checked_decision"]
+__all__ = ["Decision", "Observation", "Policy", "Setting", "checked_decision", "windows_of"]
 
 FloatArray = NDArray[np.float64]
 
@@ -33,6 +34,9 @@ class Setting(NamedTuple):
     intensity
         Arithmetic intensity of each layer, floating-point operations per byte of weights, inputs and outputs, shape
         (layers,): low for memory-bound layers. ``nan`` where unknown.
+    reach
+        The widest windows: at which cuts each boundary may hand over without a stage getting ready for it. None: at
+        those of the plan only.
     """
 
     plan: Plan
@@ -40,6 +44,7 @@ class Setting(NamedTuple):
     send_s: FloatArray
     receive_s: FloatArray
     intensity: FloatArray
+    reach: Windows | None = None
 
     @property
     def stage_count(self) -> int:
@@ -107,12 +112,15 @@ class Decision(NamedTuple):
         The reason in a few words, for the log and the screen.
     predicted_s
         Predicted seconds per request of the slowest stage under the plan; ``nan`` for policies that do not predict.
+    windows
+        Where the boundaries may lie from now on (:mod:`odin.partitioner.relay`). None: where the plan has them.
     """
 
     plan: Plan
     kind: Literal["move", "trial", "settle", "undo", "probe"]
     why: str
     predicted_s: float = math.nan
+    windows: Windows | None = None
 
 
 def checked_decision(answer: Any, setting: Setting) -> Decision | None:
@@ -130,18 +138,37 @@ def checked_decision(answer: Any, setting: Setting) -> Decision | None:
     --------
     >>> setting = Setting(Plan((2, 1)), np.ones((2, 3)), np.zeros(4), np.zeros(4), np.ones(3))
     >>> checked_decision(Decision((1, np.int64(2)), "move", None, np.float32(0.5)), setting)
-    Decision(plan=Plan((1, 2)), kind='move', why='', predicted_s=0.5)
+    Decision(plan=Plan((1, 2)), kind='move', why='', predicted_s=0.5, windows=None)
     """
     if answer is None:
         return None
     if not isinstance(answer, Decision):
         raise TypeError(f"its answer is {answer!r}, not a Decision or None; give Decision(plan, kind, why)")
-    plan, kind, why, predicted_s = answer
+    plan, kind, why, predicted_s, windows = answer
     if not isinstance(kind, str):
         raise TypeError(f"its decision's kind is {kind!r}; give 'move', 'trial', 'settle', 'undo' or 'probe'")
     plan = _as_plan(plan)
     plan.check_fits(layer_count=setting.layer_count, stage_count=setting.stage_count)
-    return Decision(plan, _plain_text(kind), "" if why is None else _plain_text(why), _as_seconds(predicted_s))
+    windows = _as_windows(windows, plan, setting)
+    return Decision(plan, _plain_text(kind), "" if why is None else _plain_text(why), _as_seconds(predicted_s), windows)
+
+
+def windows_of(policy: Policy, setting: Setting) -> Windows | None:
+    """Where a policy wants boundaries to lie from its start on: None for those that move layers by plans."""
+    wanted = getattr(policy, "windows", None)
+    return None if wanted is None else _as_windows(wanted(setting), setting.plan, setting)
+
+
+def _as_windows(windows: Any, plan: Plan, setting: Setting) -> Windows | None:
+    """Check windows; None for those of the plan."""
+    if windows is None:
+        return None
+    if isinstance(windows, str):
+        windows = Windows.parse(windows)
+    if not isinstance(windows, Windows):
+        raise TypeError(f"its windows are {windows!r}; give Windows, such as Windows.parse('@0-18|@18'), or None")
+    windows.check_fits(layer_count=setting.layer_count, stage_count=setting.stage_count)
+    return None if windows.plan == plan else windows
 
 
 def _as_plan(plan: Any) -> Plan:

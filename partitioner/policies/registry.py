@@ -16,6 +16,7 @@ _FAMILY = Family(
     kind="policy",
     group=ENTRY_POINT_GROUP,
     builtin={
+        "relay": "odin.partitioner.policies.relay:RelayPolicy",
         "static": "odin.partitioner.policies.static:StaticPolicy",
         "lls": "odin.partitioner.policies.lls:LlsPolicy",
         "odin": "odin.partitioner.policies.odin:OdinPolicy",
