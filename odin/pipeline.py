@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import itertools
 import math
 import operator
 import os
@@ -39,14 +40,16 @@ from odin.monitor.view.builder import PipelineView, Serving
 from odin.options import check_batch, check_options, check_timeout, leading_size
 from odin.partitioner.chain import Chain
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies import Policy, Setting, make_policy
+from odin.partitioner.policies import Policy, Setting, make_policy, windows_of
 from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
+from odin.partitioner.relay import Windows
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.process.phases import phase
 from odin.requests.gateway import Gateway
 from odin.requests.microbatch import join_outputs, split_inputs
 from odin.requests.replies import Reply, outcome_of
-from odin.stages.channel.link import Receiver, Sender
+from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.link import Sender
 from odin.stages.channel.slots import slot_nbytes_for
 from odin.stages.device import Device, parse_devices
 
@@ -206,12 +209,15 @@ class Pipeline:
             cuts = self._cuts()
             setting = self._measure(cuts, plan, precision=precision, refresh=refresh_profile)
             self.max_in_flight = operator.index(max_in_flight or 0) or 2 * len(self.devices)
-            sender, receiver = self._connect(cuts, setting.plan, transport=transport)
+            windows = windows_of(policy, setting) or Windows.of_plan(setting.plan)
+            sender, receiver = self._connect(cuts, setting, windows, transport=transport)
+            self._setting = setting
             self._supervision = self._supervise(setting, policy, detector, in_cluster=address is not None)
             self._gateway = Gateway(
                 sender,
                 receiver,
                 plan=setting.plan,
+                windows=windows,
                 describe_loss=self._describe_loss,
                 on_result=self._supervision.on_result,
                 on_failure=self._supervision.on_failure,
@@ -283,17 +289,28 @@ class Pipeline:
             self.profiles: tuple[Profile, ...] = measure_baselines(
                 self._deployment, chain, inputs, precision=precision, cache=ProfileCache(), refresh=refresh
             )
-            return pipeline_setting(self.profiles, chain, [sum(cut) for cut in cuts], plan=plan)
+            setting = pipeline_setting(self.profiles, chain, [sum(cut) for cut in cuts], plan=plan)
+            return setting._replace(reach=self._reach(setting.plan))
 
-    def _connect(self, cuts: Sequence[Sequence[int]], plan: Plan, *, transport: str) -> tuple[Sender, Receiver]:
+    def _reach(self, plan: Plan) -> Windows:
+        """Where boundaries may lie at once: anywhere between two CPUs, which have all weights."""
+        on_cpu = [device.kind == "cpu" for device in self.devices]
+        return Windows.around(plan, free=[before and after for before, after in itertools.pairwise(on_cpu)])
+
+    def _connect(
+        self, cuts: Sequence[Sequence[int]], setting: Setting, windows: Windows, *, transport: str
+    ) -> tuple[Sender, Inbox]:
         """Open the channels and start the stages' loops; returns the gateway's two ends."""
         assert self._deployment is not None
         # The first channel carries inputs, the last one outputs, those between stages must fit any plan.
         slot_nbytes = [slot_nbytes_for(cut) for cut in cuts]
         with phase("channels opened"):
             return self._deployment.connect(
-                plan,
-                slot_nbytes=[slot_nbytes[0], *[max(slot_nbytes)] * (len(self.devices) - 1), slot_nbytes[-1]],
+                windows,
+                cut_nbytes=[sum(cut) for cut in cuts],
+                slot_nbytes=slot_nbytes,
+                baseline_s=setting.baseline_s.tolist(),
+                cost_s=setting.send_s.tolist(),
                 max_in_flight=self.max_in_flight,
                 transport=transport,
             )
@@ -430,8 +447,15 @@ class Pipeline:
         assert self._gateway is not None
         return self._gateway.plan
 
-    def migrate(self, plan: Plan | str) -> int:
-        """Move to another plan while requests flow; returns its epoch.
+    @property
+    def windows(self) -> Windows:
+        """Where the next request may change hands; one cut for each boundary where the plan alone says it."""
+        self._check_process()
+        assert self._gateway is not None
+        return self._gateway.windows
+
+    def migrate(self, plan: Plan | Windows | str) -> int:
+        """Move to another plan, or to other windows such as ``"@0-18|@18"``, while requests flow; returns its epoch.
 
         Every stage is prepared first, then requests are tagged with the new epoch from the next one on: nothing is
         drained, paused, lost or reordered. With a policy other than ``static`` layers may move again at once.
@@ -446,12 +470,18 @@ class Pipeline:
             If the pipeline is closed, before or meanwhile.
         """
         self._check_process()
+        if isinstance(plan, str) and plan.strip().startswith("@"):
+            plan = Windows.parse(plan)
+        fits = {"layer_count": len(self.chain.layers), "stage_count": len(self.devices)}
+        if isinstance(plan, Windows):
+            plan.check_fits(**fits)
+            return self._switch(plan.nearest(self.plan), plan, why="asked for")
         plan = Plan.parse(plan) if isinstance(plan, str) else Plan(plan)
-        plan.check_fits(layer_count=len(self.chain.layers), stage_count=len(self.devices))
-        return self._switch(plan, asked_for=True)
+        plan.check_fits(**fits)
+        return self._switch(plan, why="asked for")
 
-    def _switch(self, plan: Plan, *, asked_for: bool = False) -> int:
-        """Carry out a migration; report it to the controller if the user asked for it. Returns the epoch."""
+    def _switch(self, plan: Plan, windows: Windows | None = None, *, why: str = "") -> int:
+        """Carry out a migration; report it to the controller unless that decided it. Returns the epoch."""
         assert self._gateway is not None
         assert self._deployment is not None
         assert self._supervision is not None
@@ -462,17 +492,20 @@ class Pipeline:
             self._epochs += 1
             epoch = self._epochs
             try:
-                self._deployment.prepare(epoch, plan)
+                self._deployment.prepare(epoch, windows or Windows.of_plan(plan))
             except ray.exceptions.RayActorError as error:
                 raise self._describe_loss(None) from error
-            self._gateway.switch(epoch, plan)
-            if asked_for:  # before the next switch can begin: the controller gets epochs in their order
-                self._supervision.on_migration(epoch, plan, time.perf_counter() - begin_s)
+            self._gateway.switch(epoch, plan, windows)
+            if why:  # before the next switch can begin: the controller gets epochs in their order
+                self._supervision.on_migration(epoch, plan, windows, why, time.perf_counter() - begin_s)
         return epoch
 
     @property
     def policy(self) -> str:
-        """The policy's name. Set it to a name or a policy; in force from the next request on."""
+        """The policy's name. Set it to a name or a policy; in force from the next request on.
+
+        Setting one that moves layers by plans, after the relay, fixes the boundaries where :attr:`plan` has them.
+        """
         self._check_process()
         assert self._supervision is not None
         return self._supervision.policy.name
@@ -481,7 +514,12 @@ class Pipeline:
     def policy(self, policy: Policy | str) -> None:
         self._check_process()
         assert self._supervision is not None
-        self._supervision.set_policy(make_policy(policy) if isinstance(policy, str) else policy)
+        policy = make_policy(policy) if isinstance(policy, str) else policy
+        self._supervision.set_policy(policy)
+        setting = self._setting._replace(plan=self.plan, reach=self._reach(self.plan))
+        windows = windows_of(policy, setting)
+        if (windows or Windows.of_plan(setting.plan)) != self.windows:
+            self._switch(setting.plan, windows, why=f"policy {policy.name}")
 
     # -- state ------------------------------------------------------------------------------------------------------
 

@@ -116,6 +116,29 @@ class Windows(tuple[tuple[int, int], ...]):
     def _lasts(self) -> tuple[int, ...]:
         return tuple(last for _, last in self)
 
+    @classmethod
+    def around(cls, plan: Plan, *, free: Sequence[bool]) -> Self:
+        """Widest windows if some boundaries may lie anywhere between those that must stay where a plan has them.
+
+        Parameters
+        ----------
+        free
+            For each boundary between stages, whether it may move.
+        """
+        lasts = [last for _, last in plan.ranges]
+        end = lasts[-1]
+        windows = []
+        for boundary, last in enumerate(lasts[:-1]):
+            before = [lasts[other] for other in range(boundary) if not free[other]]
+            after = [lasts[other] for other in range(boundary + 1, len(lasts) - 1) if not free[other]]
+            windows.append(((before or [0])[-1], (after or [end])[0]) if free[boundary] else (last, last))
+        return cls((*windows, (end, end)))
+
+    def nearest(self, plan: Plan) -> Plan:
+        """Return the plan within the windows that is nearest to a given one."""
+        lasts = [min(max(last, low), high) for (_, last), (low, high) in zip(plan.ranges, self, strict=True)]
+        return Plan(last - before for last, before in zip(lasts, (0, *lasts), strict=False))
+
     def takers(self, stage: int, cut: int) -> range:
         """Later stages that may take a request from a stage at a cut, and have layers to run from there on."""
         taker = first = stage

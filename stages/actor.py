@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import ray
@@ -12,7 +13,12 @@ import torch
 
 from odin.monitor.attribution.neighbours import Neighbours, find_neighbours
 from odin.monitor.machine.cgroups import cpu_quota_cores
-from odin.stages.channel.opening import Address, Listener, open_ends
+from odin.partitioner.relay import Windows
+from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.opening import Address, Listener, connect, open_ends
+from odin.stages.channel.readiness import Readiness
+from odin.stages.channel.shm import SlotPool
+from odin.stages.channel.wire import GATEWAY
 from odin.stages.compute import opaque
 from odin.stages.compute.cuda import use_precision
 from odin.stages.compute.executor import Executor, make_executor
@@ -28,11 +34,21 @@ from odin.stages.device import (
     usable_cores,
 )
 from odin.stages.gpus import gpu_names
+from odin.stages.hand_over import HandOver
 from odin.stages.host import keep_freed_memory, release_freed_memory, run_at_normal_priority
 from odin.stages.lease import Lease, free_indices
 from odin.stages.loop import StageLoop
 
-__all__ = ["NodeDevices", "StageActor", "StageInfo", "StageProblem", "list_devices_here", "list_node_devices"]
+__all__ = [
+    "Addresses",
+    "Links",
+    "NodeDevices",
+    "StageActor",
+    "StageInfo",
+    "StageProblem",
+    "list_devices_here",
+    "list_node_devices",
+]
 
 
 class StageInfo(NamedTuple):
@@ -82,6 +98,48 @@ class NodeDevices(NamedTuple):
     gpus: tuple[str, ...]
     free_gpus: tuple[int, ...]
     allowed_cores: int
+
+
+class Addresses(NamedTuple):
+    """Where a stage listens: for those on its machine, and for those on others; None if there are none."""
+
+    here: Address | None
+    remote: Address | None
+
+    @classmethod
+    def of(cls, addresses: Iterable[Address]) -> Addresses:
+        """Sort what there is."""
+        found = {address.local: address for address in addresses}
+        return cls(found.get(True), found.get(False))
+
+
+class Links(NamedTuple):
+    """What a stage needs for its channels and for handing over.
+
+    Attributes
+    ----------
+    later
+        Later stages that it can hand over to, with their addresses, and ``GATEWAY``'s.
+    slot_nbytes
+        Bytes of a slot.
+    baseline_s, cost_s, cut_nbytes
+        As for :class:`odin.stages.hand_over.HandOver`.
+    windows
+        Text of what holds under epoch 0.
+    """
+
+    later: tuple[tuple[int, Address], ...]
+    slot_nbytes: int
+    baseline_s: tuple[tuple[float, ...], ...]
+    cost_s: tuple[float, ...]
+    cut_nbytes: tuple[int, ...]
+    windows: str
+
+
+_SLOTS = 2
+"""For each channel one slot being computed on, one waiting: more would only add waiting."""
+_SHARED_SLOTS = 4
+"""Most slots that the channels of a stage within a machine share."""
 
 
 def _node_address() -> str:
@@ -149,7 +207,8 @@ class StageActor:
         self._executor: Executor | None = None
         self._layer_count = 0
         self._status: Any = None
-        self._listener: Listener | None = None
+        self._listeners: list[tuple[Listener, int]] = []
+        self._readiness = Readiness()
         self._loop: StageLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -237,21 +296,56 @@ class StageActor:
         executor.retain(())
         return TimedPasses(passes, run_delay_s)
 
-    def listen(self, host: str) -> Address:
-        """Listen for the previous stage: on ``host`` by TCP, or within this machine if it is empty."""
-        self._listener = Listener(host)
-        return self._listener.address
+    def listen(self, senders_here: int, senders_remote: int, host: str) -> Addresses:
+        """Listen for so many senders on this machine, and for so many on others, these on ``host`` by TCP."""
+        self._listeners = [
+            (Listener(where, self._readiness), count)
+            for where, count in (("", senders_here), (host, senders_remote))
+            if count
+        ]
+        return Addresses.of(listener.address for listener, _ in self._listeners)
 
-    def start(self, next_address: Address, slots: int, slot_nbytes: int, plan: tuple[int, int, int]) -> None:
-        """Connect to the next stage, accept the previous one, and serve in a thread of this process.
-
-        ``plan`` is the first epoch and the half-open range of layers to run under it.
-        """
-        assert self._listener is not None, "listen comes first"
+    def start(self, links: Links) -> None:
+        """Connect to later stages and the gateway, accept earlier ones, and serve in a thread of this process."""
+        assert self._listeners, "listen comes first"
         assert self._executor is not None, "open comes first"
-        epoch, first, last = plan
-        sender, receiver = open_ends(self._listener, next_address, slots=slots, slot_nbytes=slot_nbytes)
-        self._loop = StageLoop(self._index, self._executor, receiver, sender, epoch=epoch, first=first, last=last)
+        here = sum(address.local for _, address in links.later)
+        pool = SlotPool(min(_SLOTS + here - 1, _SHARED_SLOTS), links.slot_nbytes) if here else None
+        senders, receivers = open_ends(
+            self._listeners,
+            [
+                partial(
+                    connect,
+                    address,
+                    slots=_SLOTS,
+                    slot_nbytes=links.slot_nbytes,
+                    sender=self._index,
+                    pool=pool if address.local else None,
+                )
+                for _, address in links.later
+            ],
+        )
+        if pool is not None:
+            pool.close_descriptor()
+        self._readiness.close_descriptor()
+        by_stage = {stage: sender for (stage, _), sender in zip(links.later, senders, strict=True)}
+        self._loop = StageLoop(
+            self._index,
+            self._executor,
+            Inbox(receivers),
+            by_stage,
+            readiness=self._readiness,
+            hand_over=HandOver(
+                self._index,
+                baseline_s=links.baseline_s,
+                cost_s=links.cost_s,
+                cut_nbytes=links.cut_nbytes,
+                readiness=self._readiness,
+                later={stage: sender for stage, sender in by_stage.items() if stage != GATEWAY},
+            ),
+            epoch=0,
+            windows=Windows.parse(links.windows),
+        )
         self._thread = threading.Thread(target=self._serve, name=f"odin-stage-{self._index}", daemon=True)
         self._thread.start()
 
@@ -260,10 +354,10 @@ class StageActor:
         torch.set_num_threads(self._device.threads)  # OpenMP keeps the number per thread
         self._loop.run()
 
-    def prepare(self, epoch: int, first: int, last: int) -> None:
-        """Make ready for requests of ``epoch``, which run layers ``[first, last)`` here."""
+    def prepare(self, epoch: int, windows: str) -> None:
+        """Make ready for requests of ``epoch``, under which these windows hold."""
         assert self._loop is not None, "start comes first"
-        self._loop.prepare(epoch, first, last)
+        self._loop.prepare(epoch, Windows.parse(windows))
 
     def look(self, own_pids: Sequence[int]) -> Neighbours:
         """Find other programs on the device, on this machine; takes part of a second."""

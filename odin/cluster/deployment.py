@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import pickle
 import threading
@@ -11,6 +10,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import psutil
@@ -23,10 +23,12 @@ from odin.cluster import ray_calls
 from odin.cluster.ray_calls import calling
 from odin.errors import OdinError, PipelineClosedError, StageLostError
 from odin.monitor.attribution.neighbours import Neighbours
-from odin.partitioner.plan import Plan
-from odin.stages.actor import StageActor, StageInfo, StageProblem, TimedPasses
-from odin.stages.channel.link import Receiver, Sender
-from odin.stages.channel.opening import Address, Listener, open_ends
+from odin.partitioner.relay import Windows
+from odin.stages.actor import Addresses, Links, StageActor, StageInfo, StageProblem, TimedPasses
+from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.link import Sender
+from odin.stages.channel.opening import Address, Listener, connect, open_ends
+from odin.stages.channel.wire import GATEWAY
 from odin.stages.compute import opaque
 from odin.stages.compute.opaque import compute_threads
 from odin.stages.compute.weights import store
@@ -42,8 +44,6 @@ _LOOK_AGAIN_S = 0.1
 _PING_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 2.0
 _LOOK_TIMEOUT_S = 10.0
-_CHANNEL_SLOTS = 2
-"""One slot being computed on, one waiting: more would only add waiting."""
 
 
 class Deployment:
@@ -166,46 +166,110 @@ class Deployment:
         return runs
 
     def connect(
-        self, plan: Plan, *, slot_nbytes: Sequence[int], max_in_flight: int, transport: str
-    ) -> tuple[Sender, Receiver]:
+        self,
+        windows: Windows,
+        *,
+        cut_nbytes: Sequence[int],
+        slot_nbytes: Sequence[int],
+        baseline_s: Sequence[Sequence[float]],
+        cost_s: Sequence[float],
+        max_in_flight: int,
+        transport: str,
+    ) -> tuple[Sender, Inbox]:
         """Open all channels and start the stages' loops under epoch 0.
+
+        Every stage gets a channel to the next one, to all later ones of its node, and to the gateway.
 
         Parameters
         ----------
-        plan
-            Layers per stage.
-        slot_nbytes
-            Bytes of a slot of each channel: gateway to stage 0, between stages, last stage to gateway.
+        windows
+            Where boundaries may lie.
+        cut_nbytes, slot_nbytes
+            Bytes that cross each cut, and of a slot that holds them, the model's input and output among them.
+        baseline_s, cost_s
+            As for :class:`odin.stages.hand_over.HandOver`.
         max_in_flight
-            Slots of the first channel.
+            Slots of the gateway's channel.
         transport
             ``"auto"`` (shared memory within a node, TCP between), ``"shm"`` or ``"tcp"``.
 
         Returns
         -------
-        (Sender, Receiver)
-            The gateway's two ends.
+        (Sender, Inbox)
+            The gateway's ends.
         """
-        nodes = [self.node_id, *(info.node_id for info in self.infos), self.node_id]
-        hosts = [*(info.host for info in self.infos), ray.util.get_node_ip_address()]
-        local = [_is_local(a, b, transport) for a, b in itertools.pairwise(nodes)]
-        listening = ["" if local[i] else hosts[i] for i in range(len(hosts))]
+        count = len(self._actors)
+        later = [self._later(stage, transport) for stage in range(count)]
+        senders = [[(GATEWAY, self._is_local(GATEWAY, 0, transport))] if stage == 0 else [] for stage in range(count)]
+        to_gateway: list[tuple[int, bool]] = []
+        for stage, targets in enumerate(later):
+            for target, local in targets:
+                (to_gateway if target == GATEWAY else senders[target]).append((stage, local))
+
+        def split(sending: Sequence[tuple[int, bool]]) -> tuple[int, int]:
+            here = sum(local for _, local in sending)
+            return here, len(sending) - here
+
         with calling():
-            calls = [actor.listen.remote(listening[i]) for i, actor in enumerate(self._actors)]
-        addresses: list[Address] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
-        own = Listener(listening[-1])
-        self._listeners.append(own)
-        addresses.append(own.address)
+            own_host = ray.util.get_node_ip_address()
+            calls = [
+                actor.listen.remote(*split(sending), info.host)
+                for actor, info, sending in zip(self._actors, self.infos, senders, strict=True)
+            ]
+        addresses: list[Addresses] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
+        here, remote = split(to_gateway)
+        listeners = [*([(Listener(""), here)] if here else []), *([(Listener(own_host), remote)] if remote else [])]
+        self._listeners.extend(listener for listener, _ in listeners)
+        addresses.append(Addresses.of(listener.address for listener, _ in listeners))  # the last one is GATEWAY's
+
+        def address(target: int, local: bool) -> Address:
+            found = addresses[target].here if local else addresses[target].remote
+            assert found is not None
+            return found
+
+        largest = max(slot_nbytes)
         with calling():
             starts = [
-                actor.start.remote(addresses[index + 1], _CHANNEL_SLOTS, slot_nbytes[index + 1], (0, first, last))
-                for index, (actor, (first, last)) in enumerate(zip(self._actors, plan.ranges, strict=True))
+                actor.start.remote(
+                    Links(
+                        tuple((target, address(target, local)) for target, local in targets),
+                        # the last stage sends outputs only
+                        slot_nbytes[-1] if len(targets) == 1 else largest,
+                        tuple(tuple(map(float, row)) for row in baseline_s),
+                        tuple(map(float, cost_s)),
+                        tuple(cut_nbytes),
+                        str(windows),
+                    )
+                )
+                for actor, targets in zip(self._actors, later, strict=True)
             ]
-        sender, receiver = open_ends(own, addresses[0], slots=max_in_flight, slot_nbytes=slot_nbytes[0], credits=False)
+        first = address(0, senders[0][0][1])
+        opened, receivers = open_ends(
+            listeners,
+            [partial(connect, first, slots=max_in_flight, slot_nbytes=slot_nbytes[0], credits=False)],
+        )
         ray_calls.get(starts, timeout_s=_START_TIMEOUT_S)
-        return sender, receiver
+        return opened[0], Inbox(receivers)
 
-    def prepare(self, epoch: int, plan: Plan) -> None:
+    def _later(self, stage: int, transport: str) -> list[tuple[int, bool]]:
+        """Whom a stage sends to, and whether within a machine."""
+        count = len(self._actors)
+        found = []
+        for target in range(stage + 1, count):
+            local = self._is_local(stage, target, transport)
+            if local or target == stage + 1:
+                found.append((target, local))
+        return [*found, (GATEWAY, self._is_local(stage, GATEWAY, transport))]
+
+    def _is_local(self, sender: int, target: int, transport: str) -> bool:
+        nodes = [self.node_id if stage == GATEWAY else self.infos[stage].node_id for stage in (sender, target)]
+        if transport == "auto":
+            return nodes[0] == nodes[1]
+        if transport == "shm" and nodes[0] != nodes[1]:
+            raise ValueError("transport='shm' reaches within one node only, and the stages are on several: use 'auto'")
+        return transport == "shm"
+
+    def prepare(self, epoch: int, windows: Windows) -> None:
         """Make every stage ready for ``epoch``.
 
         Raises
@@ -221,10 +285,7 @@ class Deployment:
         left: list[Any] = []
         if not self._stopping.is_set():
             with calling():
-                left = [
-                    actor.prepare.remote(epoch, first, last)
-                    for actor, (first, last) in zip(self._actors, plan.ranges, strict=True)
-                ]
+                left = [actor.prepare.remote(epoch, str(windows)) for actor in self._actors]
         while left and not self._stopping.is_set():
             done, left = ray_calls.wait(left, timeout_s=_LOOK_AGAIN_S)
             ray_calls.get(done, timeout_s=_LOOK_AGAIN_S)
@@ -326,11 +387,3 @@ def _warn_of_niceness(infos: Sequence[StageInfo]) -> None:
             "as scripts/cluster.sh does",
             stacklevel=1,
         )
-
-
-def _is_local(node: str, other: str, transport: str) -> bool:
-    if transport == "auto":
-        return node == other
-    if transport == "shm" and node != other:
-        raise ValueError("transport='shm' reaches within one node only, and the stages are on several: use 'auto'")
-    return transport == "shm"

@@ -45,14 +45,15 @@ from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.monitor.watch import SlowdownChange, StageWatch
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Decision, Policy, Setting
+from odin.partitioner.relay import Windows
 from odin.process.worker_thread import Worker
 
 __all__ = ["Controller", "Doubt", "Investigate", "Migrate"]
 
 FloatArray = NDArray[np.float64]
 
-Migrate = Callable[[Plan], int]
-"""Moves the pipeline to a plan and returns the epoch."""
+Migrate = Callable[[Plan, Windows | None], int]
+"""Moves the pipeline to a plan, and windows around it if there are any; returns the epoch."""
 
 Investigate = Callable[[int, Sequence[StageTiming], Callable[[], Sequence[StageTiming]]], None]
 """Called with a disturbed stage, its timings before, and a function for those since; returns at once."""
@@ -71,7 +72,7 @@ _TOGETHER_S = 0.1
 _TOGETHER = 4
 """... so many: in sequence each takes far less CPU time, since caches are warm."""
 _USUAL, _USUAL_RATE = 0.2, 0.1
-"""Largest relative difference of a usual request's stage times from their EWMA, and the EWMA's weight."""
+"""Largest relative difference of a usual request's slowdowns from their EWMA, and the EWMA's weight."""
 _NEWS = 64
 """So many requests after a detected change are evaluated one by one."""
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0
@@ -88,6 +89,8 @@ class _Verification(NamedTuple):
 class _Asked(NamedTuple):
     epoch: int
     plan: Plan
+    windows: Windows | None
+    why: str
     at_s: float
     prepare_s: float
 
@@ -159,8 +162,9 @@ class Controller:
         self._debt_s = 0.0
         self._waiting: list[tuple[int, RequestTimeline]] = []  # to be looked at, with their numbers
         self._changed_at = 0
-        self._last_cuts: tuple[int, ...] = ()
-        self._usual_s: list[float] = []
+        self._last_epoch = -1
+        self._before_s = [[0.0, *row] for row in np.cumsum(setting.baseline_s, axis=1).tolist()]
+        self._usual = [1.0] * setting.stage_count
         self._recent: list[deque[StageTiming]] = [deque(maxlen=_TIMINGS_KEPT) for _ in range(setting.stage_count)]
         self._undisturbed: list[tuple[StageTiming, ...]] = [()] * setting.stage_count  # as of the latest onsets
         self._verification: _Verification | None = None
@@ -216,9 +220,9 @@ class Controller:
         event = RequestFailed(self._clock(), request, f"{type(error).__name__}: {error}")
         self._worker.put(lambda: self._emit(event))
 
-    def on_migration(self, epoch: int, plan: Plan, prepare_s: float) -> None:
-        """Queue a move made by the user; does not wait. To be called before the next epoch begins."""
-        self._asked.append(_Asked(epoch, plan, self._clock(), prepare_s))
+    def on_migration(self, epoch: int, plan: Plan, windows: Windows | None, why: str, prepare_s: float) -> None:
+        """Queue a move that the policy did not decide; does not wait. To be called before the next epoch begins."""
+        self._asked.append(_Asked(epoch, plan, windows, why, self._clock(), prepare_s))
         self._worker.put(self._note_asked)
 
     # -- the thread -------------------------------------------------------------------------------------------------
@@ -251,24 +255,27 @@ class Controller:
         self._waiting.append((self._finished, timeline))
         if self._debt_s > _CREDIT_S:
             self._waiting.clear()
-        elif self._debt_s <= _TOGETHER_S or len(self._waiting) >= _TOGETHER or not self._is_usual(timeline.stages):
+        elif self._debt_s <= _TOGETHER_S or len(self._waiting) >= _TOGETHER or not self._is_usual(timeline):
             together, self._waiting = self._waiting, []
             for number, waiting in together:
                 self._look(number, waiting)
         self._debt_s += self._cpu_clock() - begin_s
 
-    def _is_usual(self, stages: Sequence[StageTiming]) -> bool:
-        """Whether a request's stage times are about as before, so that its evaluation can wait."""
-        cuts = tuple(timing.last for timing in stages)
-        if self._finished - self._changed_at <= _NEWS or self._last_cuts != cuts:
-            self._last_cuts = cuts
-            self._usual_s = [timing.wall_s for timing in stages]
+    def _is_usual(self, timeline: RequestTimeline) -> bool:
+        """Whether a request's stages were about as slow as before, so that its evaluation can wait."""
+        stages = timeline.stages
+        if len(stages) != self._setting.stage_count:
             return False
-        usual = True
+        usual = self._finished - self._changed_at > _NEWS and timeline.epoch == self._last_epoch
+        self._last_epoch = timeline.epoch
         for stage, timing in enumerate(stages):
-            off_s = timing.wall_s - self._usual_s[stage]
-            usual = usual and abs(off_s) <= _USUAL * self._usual_s[stage]
-            self._usual_s[stage] += _USUAL_RATE * off_s
+            behind_s = self._before_s[stage]
+            baseline_s = behind_s[timing.last] - behind_s[timing.first]
+            if not baseline_s > 0:  # it ran no layers, or no time was measured for them
+                continue
+            slowdown, known = timing.wall_s / baseline_s, self._usual[stage]
+            usual = usual and abs(slowdown - known) <= _USUAL * known
+            self._usual[stage] = known + _USUAL_RATE * (slowdown - known) if usual else slowdown
         return usual
 
     def _look(self, number: int, timeline: RequestTimeline) -> None:
@@ -281,7 +288,7 @@ class Controller:
         if cuts != self._seen_cuts:
             self._seen_cuts, self._seen_plan = cuts, Plan(timing.last - timing.first for timing in stages)
         changes, observation = self._core.observe(
-            Finished(number, self._seen_plan, cuts, stage_s, layer_s, timeline.completed_s)
+            Finished(number, self._seen_plan, cuts, stage_s, layer_s, timeline.completed_s, plan_key=timeline.epoch)
         )
         if np.count_nonzero(observation.changed):
             self._changed_at = number
@@ -334,7 +341,7 @@ class Controller:
     def _carry_out(self, decision: Decision) -> None:
         decided_s = self._clock()
         try:
-            epoch = self._migrate(decision.plan)
+            epoch = self._migrate(decision.plan, decision.windows)
         except (PipelineClosedError, StageLostError):  # the requests' futures tell
             return
         except BaseException as error:
@@ -348,8 +355,8 @@ class Controller:
     def _note_asked(self, before: float = math.inf) -> None:
         """Record moves that the user asked for, of epochs before ``before``, in order."""
         while self._asked and self._asked[0].epoch < before:
-            epoch, plan, at_s, prepare_s = self._asked.popleft()
-            self._moved(epoch, Decision(plan, "move", "asked for"), "migrate", at_s, prepare_s)
+            epoch, plan, windows, why, at_s, prepare_s = self._asked.popleft()
+            self._moved(epoch, Decision(plan, "move", why, windows=windows), "migrate", at_s, prepare_s)
 
     def _move_failed(self, decision: Decision, error: BaseException) -> None:
         """Keep the plan in force, and restart the policy with it after a while."""
@@ -375,10 +382,21 @@ class Controller:
     def _moved(self, epoch: int, decision: Decision, kind: str, decided_s: float, prepare_s: float) -> None:
         predicted_hz = 1 / decision.predicted_s if decision.predicted_s > 0 else math.nan
         before, after = tuple(self._core.plan), tuple(decision.plan)
-        self._core.carried_out(decision.plan)
+        self._core.carried_out(decision.plan, decision.windows)
         self._moved_s = decided_s = max(decided_s, self._moved_s)  # logs are read in the order of time
         self._emit(
-            PlanChanged(decided_s, self._finished, epoch, before, after, kind, decision.why, predicted_hz, prepare_s)
+            PlanChanged(
+                decided_s,
+                self._finished,
+                epoch,
+                before,
+                after,
+                kind,
+                decision.why,
+                predicted_hz,
+                prepare_s,
+                "" if decision.windows is None else str(decision.windows),
+            )
         )
         steady = kind != "trial"  # trials are judged by the policy that makes them
         self._verification = _Verification(epoch, after, predicted_hz, []) if steady else None

@@ -11,7 +11,7 @@ The callers choose which requests to pass, move the layers, and report events.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +21,9 @@ from odin.control.users_code import start_policy
 from odin.monitor.detectors.base import Detector
 from odin.monitor.watch import SlowdownChange, StageWatch
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies.base import Decision, Observation, Policy, Setting, checked_decision
+from odin.partitioner.policies.base import Decision, Observation, Policy, Setting, checked_decision, windows_of
 from odin.partitioner.policies.static import StaticPolicy
+from odin.partitioner.relay import Windows
 
 __all__ = ["DecisionCore", "Finished", "PolicyFault"]
 
@@ -44,6 +45,8 @@ class Finished(NamedTuple):
         When it finished; only differences count.
     true_s
         As in :class:`~odin.partitioner.policies.Observation`.
+    plan_key
+        Tells plans in force apart, where cuts do not: those of a relay differ from request to request. None: by cuts.
     """
 
     number: int
@@ -53,6 +56,7 @@ class Finished(NamedTuple):
     layer_s: FloatArray
     completed_s: float
     true_s: FloatArray | None = None
+    plan_key: Hashable = None
 
 
 class PolicyFault(NamedTuple):
@@ -85,8 +89,8 @@ class DecisionCore:
 
     Attributes
     ----------
-    plan
-        The plan in force.
+    plan, windows
+        The plan in force, and where boundaries may lie; None: where the plan has them.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class DecisionCore:
         on_detector_fault: Callable[[Detector, BaseException], None],
     ) -> None:
         self.plan = setting.plan
+        self.windows: Windows | None = None
         self._setting, self._policy, self._watch = setting, policy, watch
         self._on_policy_fault, self._on_detector_fault = on_policy_fault, on_detector_fault
         self._shape = (setting.stage_count,)
@@ -107,6 +112,7 @@ class DecisionCore:
         self._last_completed_s = math.nan
         self._start_anew = False
         start_policy(policy, setting)
+        self.windows = windows_of(policy, setting)
 
     @property
     def policy(self) -> Policy:
@@ -128,9 +134,9 @@ class DecisionCore:
         policy.start(self._setting._replace(plan=self.plan))
         self._policy, self._start_anew = policy, False
 
-    def carried_out(self, plan: Plan) -> None:
+    def carried_out(self, plan: Plan, windows: Windows | None = None) -> None:
         """To be called when layers were moved."""
-        self.plan = plan
+        self.plan, self.windows = plan, windows
 
     def not_carried_out(self) -> None:
         """To be called when a decision was not carried out: the policy is started again with the plan in force."""
@@ -138,7 +144,7 @@ class DecisionCore:
 
     def observe(self, finished: Finished) -> tuple[Sequence[SlowdownChange], Observation]:
         """Take one finished request; return the changes detected with it, and the observation for :meth:`decide`."""
-        number, plan, cuts, stage_s, layer_s, completed_s, true_s = finished
+        number, plan, cuts, stage_s, layer_s, completed_s, true_s, plan_key = finished
         interval_s, self._last_completed_s = completed_s - self._last_completed_s, completed_s
         changes: Sequence[SlowdownChange] = ()
         if self._watch is None:
@@ -148,7 +154,7 @@ class DecisionCore:
             )
         detector = self._watch.detector
         try:
-            changes = self._watch.update(cuts, stage_s, layer_s)
+            changes = self._watch.update(cuts, stage_s, layer_s, plan_key=plan_key)
             told = detector.changed, detector.age, detector.noise, detector.disturbed
             if any(np.shape(values) != self._shape for values in told):
                 self._complain(*told)
@@ -179,4 +185,6 @@ class DecisionCore:
             self._policy = StaticPolicy()
             self._on_policy_fault(PolicyFault(policy, error, answered))
             return None
-        return None if decision is None or decision.plan == self.plan else decision
+        if decision is None or (decision.plan, decision.windows) == (self.plan, self.windows):
+            return None
+        return decision

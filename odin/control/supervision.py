@@ -30,7 +30,8 @@ from odin.monitor.view.builder import PipelineView, Serving, ViewBuilder
 from odin.monitor.watch import StageWatch
 from odin.options import refuse_simulation_only
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies import OraclePolicy, Policy, Setting
+from odin.partitioner.policies import OraclePolicy, Policy, Setting, windows_of
+from odin.partitioner.relay import Windows
 from odin.process.worker_thread import Worker
 from odin.stages.device import Device
 from odin.status.server import RemoteStatus, StatusServer
@@ -200,6 +201,7 @@ class Supervision:
                 policy=policy.name,
                 max_in_flight=max_in_flight,
                 batch=batch,
+                windows=str(windows_of(policy, setting) or ""),
             )
         )
         self._recorder.settle(1.0)  # who is told of the start usually knows of it once the pipeline is there
@@ -229,9 +231,9 @@ class Supervision:
         check_live(policy, self._setting)
         self._controller.set_policy(policy)
 
-    def on_migration(self, epoch: int, plan: Plan, prepare_s: float) -> None:
-        """Record a migration that the user asked for."""
-        self._controller.on_migration(epoch, plan, prepare_s)
+    def on_migration(self, epoch: int, plan: Plan, windows: Windows | None, why: str, prepare_s: float) -> None:
+        """Record a migration that the controller did not decide."""
+        self._controller.on_migration(epoch, plan, windows, why, prepare_s)
 
     def note_load(self, event: LoadChanged) -> None:
         """Record a load that this process injects.

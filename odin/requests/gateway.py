@@ -23,14 +23,16 @@ from typing import NamedTuple
 import torch
 
 from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError
-from odin.monitor.timing import RequestTimeline, unpack_timings
+from odin.monitor.timing import RequestTimeline, StageTiming, unpack_timings
 from odin.monitor.view.builder import Serving
 from odin.monitor.window import TimelineWindow
 from odin.partitioner.code.single import copied
 from odin.partitioner.plan import Plan
+from odin.partitioner.relay import Windows
 from odin.process.timers import Timer, Timers
 from odin.requests.replies import Callbacks, Reply
-from odin.stages.channel.link import ChannelClosedError, Message, Receiver, Sender
+from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.link import ChannelClosedError, Message, Sender
 from odin.stages.channel.wire import Header, Kind
 from odin.stages.loop import DEADLINE, RECALLED
 
@@ -59,7 +61,7 @@ class _Request:
     """One request from ``submit`` until the stages have answered."""
 
     __slots__ = (
-        "deadline_s", "number", "over", "recalled", "refusal", "reply", "sent", "slot", "submitted_s",
+        "deadline_s", "epoch", "number", "over", "recalled", "refusal", "reply", "sent", "slot", "submitted_s",
         "timer", "urgent", "values",
     )  # fmt: skip
 
@@ -69,6 +71,7 @@ class _Request:
         self.reply = reply
         self.urgent = urgent  # goes first, and whatever waits: the callbacks' thread waits for it
         self.number = self.slot = -1
+        self.epoch = 0
         self.submitted_s = 0.0
         self.over = False  # its outcome is known: answered, failed, too late, cancelled
         self.recalled = False
@@ -95,9 +98,9 @@ class Gateway:
     sender
         Channel to the first stage, opened without credits; its slots bound the requests in flight.
     receiver
-        Channel from the last stage.
-    plan
-        The plan of epoch 0.
+        Channels from all stages.
+    plan, windows
+        The plan of epoch 0, and where boundaries may lie; None: where the plan has them.
     describe_loss
         Called once when a stage is lost, with its index if known; returns the error for all affected futures.
     on_result
@@ -112,9 +115,10 @@ class Gateway:
     def __init__(
         self,
         sender: Sender,
-        receiver: Receiver,
+        receiver: Inbox,
         *,
         plan: Plan,
+        windows: Windows | None = None,
         describe_loss: Callable[[int | None], OdinError],
         on_result: Callable[[RequestTimeline], None] | None = None,
         on_failure: Callable[[int, OdinError], None] | None = None,
@@ -128,6 +132,7 @@ class Gateway:
         self._clock = clock
         self._lock = threading.Lock()
         self._plan = plan
+        self._windows = windows or Windows.of_plan(plan)
         self._epoch = 0
         self._next_request = 0
         self._pending: dict[int, _Request] = {}  # with the stages, those whose outcome is known included
@@ -155,6 +160,11 @@ class Gateway:
         return self._plan
 
     @property
+    def windows(self) -> Windows:
+        """Where the next request may change hands."""
+        return self._windows
+
+    @property
     def epoch(self) -> int:
         """The epoch that the next request gets."""
         return self._epoch
@@ -180,10 +190,10 @@ class Gateway:
             if self._error is not None:
                 raise self._error
 
-    def switch(self, epoch: int, plan: Plan) -> None:
+    def switch(self, epoch: int, plan: Plan, windows: Windows | None = None) -> None:
         """Tag requests with ``epoch`` from the next one on; every stage must have prepared for it."""
         with self._lock:
-            self._epoch, self._plan = epoch, plan
+            self._epoch, self._plan, self._windows = epoch, plan, windows or Windows.of_plan(plan)
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
@@ -252,9 +262,10 @@ class Gateway:
     def _send(self, request: _Request) -> None:
         """Take a free slot and send; the lock is held."""
         left_s = request.deadline_s if request.deadline_s == _NEVER else request.deadline_s - time.perf_counter()
-        header = Header(Kind.REQUEST, request.number, epoch=self._epoch, left_s=left_s)
-        request.submitted_s = self._clock()
+        request.submitted_s, request.epoch = self._clock(), self._epoch
         self._pending[request.number] = request
+        oldest = next(iter(self._pending.values())).epoch  # epochs only grow, and these are in the order of sending
+        header = Header(Kind.REQUEST, request.number, epoch=self._epoch, left_s=left_s, oldest=oldest)
         try:
             request.slot = self._sender.send(header, request.values)
         except ChannelClosedError:
@@ -318,8 +329,8 @@ class Gateway:
                     self._fail_all(self._why_lost(message.header.request))
                     return
                 self._resolve(message)
-        except ChannelClosedError:
-            self._fail_all(self._why_lost(None))
+        except ChannelClosedError as error:
+            self._fail_all(self._why_lost(error.peer))
         except BaseException as error:  # a defect of ours must not leave callers waiting
             self._fail_all(OdinError(f"the gateway failed: {error!r}"))
             raise
@@ -335,7 +346,7 @@ class Gateway:
         outcome: Values | Exception = ()
         if failure is None and not request.over:
             try:
-                # The slot is the last stage's: what leaves the pipeline is a copy.
+                # The slot is a stage's: what leaves the pipeline is a copy.
                 outcome = tuple(copied(tensor) for tensor in message.tensors)
             except Exception as error:  # out of memory
                 outcome = error
@@ -360,7 +371,7 @@ class Gateway:
             self._refuse(refused)
         if failure is None:
             try:
-                timings = unpack_timings(header.timings)
+                timings = _of_all_stages(unpack_timings(header.timings), len(self._plan))
                 timeline = RequestTimeline(header.request, header.epoch, request.submitted_s, completed_s, timings)
                 self.window.append(timeline)
                 if self._on_result is not None:
@@ -513,3 +524,16 @@ class Gateway:
         self._thread.join(timeout_s)
         self._timers.close()
         self.callbacks.close(max(_CALLBACKS_S, end_s - time.monotonic()) if drain else _CALLBACKS_S)
+
+
+def _of_all_stages(timings: tuple[StageTiming, ...], stage_count: int) -> tuple[StageTiming, ...]:
+    """Add the stages that a request has passed by: they ran no layers, in no time."""
+    if len(timings) == stage_count:
+        return timings
+    by_stage = {timing.stage: timing for timing in timings}
+    cut, complete = 0, []
+    for stage in range(stage_count):
+        timing = by_stage.get(stage) or StageTiming(stage, cut, cut, 0.0, 0.0, 0.0, 0.0, 0.0, ())
+        cut = timing.last
+        complete.append(timing)
+    return tuple(complete)

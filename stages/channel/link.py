@@ -9,17 +9,26 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.slots import SlotMemory
-from odin.stages.channel.wire import Header
+from odin.stages.channel.wire import GATEWAY, Header
 
 __all__ = ["HELLO_NBYTES", "ChannelClosedError", "Hello", "Message", "Receiver", "Sender"]
 
-_HELLO = struct.Struct("<16sIQ?")
+_HELLO = struct.Struct("<16sIQ?i")
 HELLO_NBYTES = _HELLO.size
 
 
 class ChannelClosedError(ConnectionError):
-    """The other end of a channel is gone, or this end was closed."""
+    """The other end of a channel is gone, or this end was closed.
+
+    Attributes
+    ----------
+    peer
+        Who is gone, where there are several: a stage's index, or ``GATEWAY``.
+    """
+
+    peer: int | None = None
 
 
 class Hello(NamedTuple):
@@ -33,12 +42,15 @@ class Hello(NamedTuple):
         Size of the ring.
     credits
         Whether the receiver gives each slot back (otherwise the sender itself knows when a slot is free).
+    sender
+        Index of the stage that sends, or ``GATEWAY``.
     """
 
     token: bytes
     slots: int
     slot_nbytes: int
     credits: bool
+    sender: int = GATEWAY
 
     def pack(self) -> bytes:
         """Encode."""
@@ -86,6 +98,20 @@ class Sender(Protocol):
     def memory(self) -> SlotMemory:
         """The slots that tensors are copied into."""
 
+    remote: bool
+    """Whether the receiver is on another machine."""
+
+    def transfer_s(self, nbytes: int) -> float:
+        """Seconds for which so many bytes are on their way; 0 within this machine."""
+
+    @property
+    def readiness(self) -> Readiness:
+        """What the receiving stage tells of itself."""
+
+    @property
+    def has_place(self) -> bool:
+        """Whether :meth:`send` would find a free slot."""
+
     def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
         """Copy tensors to a slot, waiting for a free one, and send the header; returns the slot.
 
@@ -117,6 +143,13 @@ class Receiver(Protocol):
     @property
     def memory(self) -> SlotMemory:
         """The slots that received tensors lie in."""
+
+    @property
+    def sender(self) -> int:
+        """Who sends: a stage's index, or ``GATEWAY``."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that can be read from whenever :meth:`receive` would not wait."""
 
     def receive(self) -> Message:
         """Wait for the next message, using no CPU.

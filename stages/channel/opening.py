@@ -17,13 +17,17 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Receiver, Sender
 from odin.stages.channel.peer import is_trusted, peer_user
-from odin.stages.channel.shm import ShmReceiver, ShmSender
+from odin.stages.channel.readiness import Readiness
+from odin.stages.channel.shm import ShmReceiver, ShmSender, SlotPool
 from odin.stages.channel.tcp import TcpReceiver, TcpSender
+from odin.stages.channel.wire import GATEWAY
 
 __all__ = ["Address", "Listener", "connect", "open_ends"]
 
@@ -50,15 +54,18 @@ class Address(NamedTuple):
 
 
 class Listener:
-    """Waits for the one upstream end of a channel.
+    """Waits for the upstream ends of channels: one, or one from each of several senders.
 
     Parameters
     ----------
     host
         IP address to listen on for TCP; empty for shared memory within this machine.
+    readiness
+        The listening stage's, which it gives to those who send; a new one without.
     """
 
-    def __init__(self, host: str = "") -> None:
+    def __init__(self, host: str = "", readiness: Readiness | None = None) -> None:
+        self._readiness = readiness or Readiness()
         token = secrets.token_bytes(_TOKEN_NBYTES)
         self._lock = threading.Lock()
         self._accepting = False
@@ -78,13 +85,27 @@ class Listener:
         self._socket.setblocking(False)
 
     def accept(self, timeout_s: float = 60.0) -> Receiver:
-        """Wait for the upstream end and stop listening; connections without the token are dropped.
+        """As :meth:`accept_all`, for one sender, whoever it is."""
+        return self.accept_all(1, timeout_s)[0]
+
+    def accept_all(self, count: int, timeout_s: float = 60.0) -> list[Receiver]:
+        """Wait for so many upstream ends and stop listening; connections without the token are dropped.
 
         Raises
         ------
         ChannelClosedError
-            If nobody with the token connects in time, or :meth:`close` is called meanwhile.
+            If not enough of them, with the token, connect in time, or :meth:`close` is called meanwhile.
         """
+        receivers: list[Receiver] = []
+        try:
+            self._accept_all(receivers, count, timeout_s)
+        except BaseException:
+            for receiver in receivers:
+                receiver.close()
+            raise
+        return receivers
+
+    def _accept_all(self, receivers: list[Receiver], count: int, timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
         with self._lock:
             if self._socket.fileno() < 0:
@@ -104,13 +125,16 @@ class Listener:
                     for connection in [connection for connection in knocking if connection in ready]:
                         receiver = self._hear(connection, knocking, selector)
                         if receiver is not None:
-                            return receiver
+                            receivers.append(receiver)
+                            if len(receivers) == count:
+                                return
                     if self._socket in ready:
                         self._let_in(knocking, selector)
             finally:
                 for connection in tuple(knocking):
                     _hang_up(connection, knocking, selector)
-        raise ChannelClosedError(f"no previous stage connected within {timeout_s:.0f} s")
+        missing = f"{len(receivers)} of {count} previous stages" if count > 1 else "no previous stage"
+        raise ChannelClosedError(f"{missing} connected within {timeout_s:.0f} s")
 
     def _let_in(self, knocking: dict[socket.socket, float], selector: selectors.BaseSelector) -> None:
         """Accept one connection, whose hello is then awaited."""
@@ -140,9 +164,9 @@ class Listener:
         del knocking[connection]
         try:
             if self.address.local:
-                return ShmReceiver(connection, self.address.token)
+                return ShmReceiver(connection, self.address.token, self._readiness)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-            return TcpReceiver(connection, self.address.token)
+            return TcpReceiver(connection, self.address.token, self._readiness)
         except (OSError, ChannelClosedError):
             connection.close()
             return None
@@ -156,7 +180,16 @@ class Listener:
                 self._stopped.close()
 
 
-def connect(address: Address, *, slots: int, slot_nbytes: int, credits: bool = True, timeout_s: float = 30.0) -> Sender:
+def connect(
+    address: Address,
+    *,
+    slots: int,
+    slot_nbytes: int,
+    credits: bool = True,
+    sender: int = GATEWAY,
+    pool: SlotPool | None = None,
+    timeout_s: float = 30.0,
+) -> Sender:
     """Open the upstream end of a channel.
 
     Parameters
@@ -167,20 +200,24 @@ def connect(address: Address, *, slots: int, slot_nbytes: int, credits: bool = T
         Size of the ring: so many requests wait in it before :meth:`odin.stages.channel.link.Sender.send` blocks.
     credits
         Whether the receiver frees slots; without, the sender calls ``release`` itself.
+    sender
+        Who sends: a stage's index, or ``GATEWAY``.
+    pool
+        Within this machine: slots that other senders take, too; this one at most ``slots`` at a time.
 
     Raises
     ------
     ChannelClosedError
         If there is no listener, or it refuses.
     """
-    hello = Hello(address.token, slots, slot_nbytes, credits)
+    hello = Hello(address.token, slots, slot_nbytes, credits, sender)
     connection: socket.socket | None = None
     try:
         if address.local:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             connection.settimeout(timeout_s)
             connection.connect(f"\0{address.name}")
-            return ShmSender(connection, hello)
+            return ShmSender(connection, hello, pool)
         connection = socket.create_connection((address.host, address.port), timeout=timeout_s)
         return TcpSender(connection, hello)
     except BaseException as error:
@@ -194,29 +231,46 @@ def connect(address: Address, *, slots: int, slot_nbytes: int, credits: bool = T
 
 
 def open_ends(
-    listener: Listener, next_address: Address, *, slots: int, slot_nbytes: int, credits: bool = True
-) -> tuple[Sender, Receiver]:
-    """Connect to the next in the ring of stages and gateway, and accept the previous one, both at once.
+    listeners: Sequence[tuple[Listener, int]], connecting: Sequence[Callable[[], Sender]]
+) -> tuple[list[Sender], list[Receiver]]:
+    """Connect to those behind in the ring of stages and gateway, and accept those before, all at once.
 
     Each accepts only while it connects onwards itself, so one after the other would wait in a circle.
+
+    Parameters
+    ----------
+    listeners
+        And how many senders each is to accept.
+    connecting
+        Each opens one channel, as by :func:`connect`.
 
     Raises
     ------
     ChannelClosedError
-        As :func:`connect` and :meth:`Listener.accept`.
+        As :func:`connect` and :meth:`Listener.accept_all`.
     """
-    with ThreadPoolExecutor(1) as pool:
-        accepting = pool.submit(listener.accept)
+    with ExitStack() as opened, ThreadPoolExecutor(max(1, len(listeners))) as pool:
+        senders: list[Sender] = []
+        receivers: list[Receiver] = []
+
+        def accept(listener: Listener, count: int) -> None:
+            for receiver in listener.accept_all(count):
+                receivers.append(receiver)
+                opened.callback(receiver.close)
+
+        accepting = [pool.submit(accept, listener, count) for listener, count in listeners]
         try:
-            sender = connect(next_address, slots=slots, slot_nbytes=slot_nbytes, credits=credits)
+            for open_sender in connecting:
+                senders.append(open_sender())
+                opened.callback(senders[-1].close, graceful=False)
+            for accepted in accepting:
+                accepted.result()
         except BaseException:
-            listener.close()  # nobody waits for the previous stage any more
+            for listener, _ in listeners:  # nobody waits for the previous stages any more
+                listener.close()
             raise
-        try:
-            return sender, accepting.result()
-        except BaseException:
-            sender.close(graceful=False)
-            raise
+        opened.pop_all()
+        return senders, receivers
 
 
 def _hang_up(connection: socket.socket, knocking: dict[socket.socket, float], selector: selectors.BaseSelector) -> None:

@@ -9,13 +9,17 @@
       | <------------------------- credits(0) ------  slot 0 may be used again
 
 The memory is a ``memfd``: it has no name and is gone when both ends are, however they end. ``SOCK_SEQPACKET`` keeps
-message boundaries, wakes the other end from the kernel, and reports its death.
+message boundaries, wakes the other end from the kernel, and reports its death. With its answer to the hello the
+receiver passes on the page of its readiness.
+
+A stage that may send to several others has one memory for all of them, a :class:`SlotPool`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import time
@@ -25,14 +29,60 @@ from collections.abc import Sequence
 import torch
 
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
+from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.slots import SlotMemory, allocate_memfd
 from odin.stages.channel.wire import Header, Kind, WireError, pack, unpack
 
-__all__ = ["ShmReceiver", "ShmSender"]
+__all__ = ["ShmReceiver", "ShmSender", "SlotPool"]
 
 _CREDIT_NBYTES = 4
 _BUFFER_NBYTES = 256 * 1024
 _GOODBYE_TIMEOUT_S = 5.0
+
+
+class SlotPool:
+    """Slots of one shared memory, from which several senders of one thread take.
+
+    Parameters
+    ----------
+    slots, slot_nbytes
+        Size of the memory.
+    """
+
+    def __init__(self, slots: int, slot_nbytes: int) -> None:
+        self.descriptor = allocate_memfd(SlotMemory.total_nbytes(slots, slot_nbytes))
+        try:
+            self.memory = SlotMemory(slots, slot_nbytes, descriptor=self.descriptor)
+        except BaseException:
+            self.close_descriptor()
+            raise
+        self.free = deque(reversed(range(slots)))
+        self.senders: list[ShmSender] = []
+
+    def close_descriptor(self) -> None:
+        """Give the memory to no more receivers. Idempotent."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close_descriptor()
+
+    def take(self) -> int:
+        """Take a slot, waiting for a free one. The one that was free last is the most likely still in a cache."""
+        while not self.free:
+            self.read_credits(wait=True)
+        return self.free.pop()
+
+    def read_credits(self, *, wait: bool) -> None:
+        """Take back the slots that receivers have done with; with ``wait``, wait for some."""
+        poll, owing = select.poll(), {}
+        for sender in self.senders:
+            if sender.owed:
+                owing[sender.fileno()] = sender
+                poll.register(sender.fileno(), select.POLLIN)
+        for descriptor, _ in poll.poll(None if wait else 0):
+            owing[descriptor].read_credits()
 
 
 class ShmSender:
@@ -44,31 +94,51 @@ class ShmSender:
         A connected ``SOCK_SEQPACKET`` Unix socket; owned from now on.
     hello
         Size of the ring, and the token that the listener expects.
+    pool
+        Slots that are shared with other senders, of which this one may have ``hello.slots`` at a time.
     """
 
-    def __init__(self, connection: socket.socket, hello: Hello) -> None:
-        descriptor = allocate_memfd(SlotMemory.total_nbytes(hello.slots, hello.slot_nbytes))
+    remote = False
+
+    def __init__(self, connection: socket.socket, hello: Hello, pool: SlotPool | None = None) -> None:
+        own = pool is None
+        if pool is None:
+            pool = SlotPool(hello.slots, hello.slot_nbytes)
+        self._limit = hello.slots
+        self.memory = pool.memory
+        hello = hello._replace(slots=pool.memory.slots, slot_nbytes=pool.memory.slot_nbytes)
         try:
-            self.memory = SlotMemory(hello.slots, hello.slot_nbytes, descriptor=descriptor)
-            socket.send_fds(connection, [hello.pack()], [descriptor])
-            answer = connection.recv(1)
+            socket.send_fds(connection, [hello.pack()], [pool.descriptor])
+            answer, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
         except OSError as error:
             raise ChannelClosedError(f"the receiver refused the channel: {error}") from error
         finally:
-            os.close(descriptor)
-        if answer != b"+":
-            raise ChannelClosedError("the receiver refused the channel: its token is another")
+            if own:
+                pool.close_descriptor()
+        try:
+            if answer != b"+" or len(descriptors) != 1:
+                raise ChannelClosedError("the receiver refused the channel: its token is another")
+            self.readiness = Readiness(descriptors[0])
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._sent_word = Readiness.word_of(hello.sender)
         connection.settimeout(None)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _BUFFER_NBYTES)
         self._connection = connection
         self._credits = hello.credits
-        self._free = deque(reversed(range(hello.slots)))
+        self._pool, self._free = pool, pool.free
+        self.owed = 0  # slots that the receiver has not given back, as far as was read
+        pool.senders.append(self)
         self._unsent: deque[bytes] = deque()
         self._sending = (-1, 0, b"")  # request, slot and header of the last one begun
         self._pushed = b""  # the last header that is on its way
 
     def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
         """See :meth:`odin.stages.channel.link.Sender.send`."""
+        counts = header.kind is Kind.REQUEST
+        if counts:  # first: while the tensors are copied, the place is taken
+            self.readiness.words[self._sent_word] += 1.0
         try:
             if not self._credits:
                 return self._send_uninterrupted(header, tensors)
@@ -76,13 +146,16 @@ class ShmSender:
             try:
                 metas = self.memory.write(slot, tensors)
             except BaseException:
-                self._free.append(slot)
+                if tensors:
+                    self._give_back(slot)
                 raise
             self._connection.send(pack(header._replace(slot=slot, tensors=metas, sent_s=time.perf_counter())))
-        except ChannelClosedError:
+        except BaseException as error:
+            if counts and self.sent(header.request) is None:
+                self.readiness.words[self._sent_word] -= 1.0
+            if isinstance(error, OSError) and not isinstance(error, ChannelClosedError):
+                raise ChannelClosedError(f"the next stage is gone ({error})") from error
             raise
-        except OSError as error:
-            raise ChannelClosedError(f"the next stage is gone ({error})") from error
         return slot
 
     def release(self, slot: int) -> None:
@@ -123,17 +196,43 @@ class ShmSender:
             self._pushed = self._unsent[0]
             self._unsent.popleft()
 
-    def _take_slot(self) -> int:
-        while not self._free:
-            self._read_credits()
-        # The slot that was free last is the one most likely still in a cache.
-        return self._free.pop()
+    def transfer_s(self, nbytes: int) -> float:
+        """See :meth:`odin.stages.channel.link.Sender.transfer_s`."""
+        return 0.0
 
-    def _read_credits(self) -> None:
-        data = self._connection.recv(_CREDIT_NBYTES * self.memory.slots)
+    def fileno(self) -> int:
+        """Return the descriptor that can be read from when there are credits."""
+        return self._connection.fileno()
+
+    @property
+    def has_place(self) -> bool:
+        """See :attr:`odin.stages.channel.link.Sender.has_place`."""
+        if not self._free or self.owed >= self._limit:
+            self._pool.read_credits(wait=False)
+        return bool(self._free) and self.owed < self._limit
+
+    def _take_slot(self) -> int:
+        while self.owed >= self._limit:
+            self.read_credits()
+        slot = self._pool.take()
+        self.owed += 1
+        return slot
+
+    def _give_back(self, slot: int) -> None:
+        self._free.append(slot)
+        self.owed -= 1
+
+    def read_credits(self) -> None:
+        """Take back slots that the receiver has done with, waiting for some."""
+        try:
+            data = self._connection.recv(_CREDIT_NBYTES * self.memory.slots)
+        except OSError as error:
+            raise ChannelClosedError(f"the next stage is gone ({error})") from error
         if not data:
             raise ChannelClosedError("the next stage is gone")
-        self._free.extend(struct.unpack(f"<{len(data) // _CREDIT_NBYTES}I", data))
+        slots = struct.unpack(f"<{len(data) // _CREDIT_NBYTES}I", data)
+        self._free.extend(slots)
+        self.owed -= len(slots)
 
     def close(self, *, graceful: bool = True) -> None:
         """See :meth:`odin.stages.channel.link.Sender.close`."""
@@ -157,9 +256,11 @@ class ShmReceiver:
         An accepted ``SOCK_SEQPACKET`` Unix socket; owned from now on.
     token
         The token that the sender must show.
+    readiness
+        The receiving stage's.
     """
 
-    def __init__(self, connection: socket.socket, token: bytes) -> None:
+    def __init__(self, connection: socket.socket, token: bytes, readiness: Readiness) -> None:
         data, descriptors, _, _ = socket.recv_fds(connection, HELLO_NBYTES, 1)
         try:
             hello = Hello.unpack(data, token)
@@ -169,12 +270,17 @@ class ShmReceiver:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        connection.send(b"+")
+        self.sender = hello.sender
+        socket.send_fds(connection, [b"+"], [readiness.descriptor])
         connection.settimeout(None)
         self._connection = connection
         self._credits = hello.credits
         self._given_back: list[int] = []
         self._buffer = memoryview(bytearray(_BUFFER_NBYTES))
+
+    def fileno(self) -> int:
+        """See :meth:`odin.stages.channel.link.Receiver.fileno`."""
+        return self._connection.fileno()
 
     def receive(self) -> Message:
         """See :meth:`odin.stages.channel.link.Receiver.receive`."""

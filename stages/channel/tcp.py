@@ -5,12 +5,16 @@ into a slot and goes on, its thread puts the bytes on the wire; the receiver's t
 slot, and stops reading while there is none, so that TCP's own flow control holds the sender back. That may last as
 long as it likes; only silence of the other machine (:mod:`odin.stages.channel.silence`) ends a channel.
 
-Frame: header length ``u32``, header, then the slot's bytes up to the end of the last tensor.
+Frame: header length ``u32``, header, then the slot's bytes up to the end of the last tensor. The other way go words of
+the receiving stage's readiness, whenever it begins with a request or has none: seconds until it expects to be free,
+slowdown, whether it is idle, requests that it has begun with, and those that wait there from other senders.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import queue
 import socket
 import struct
@@ -21,6 +25,7 @@ from collections.abc import Sequence
 import torch
 
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
+from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SENT, SLOWDOWN, Readiness
 from odin.stages.channel.silence import KEEPALIVE, Silence, probe, segments_received
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.channel.wire import Header, Kind, WireError, pack, unpack
@@ -30,6 +35,10 @@ __all__ = ["TcpReceiver", "TcpSender", "tune"]
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_NBYTES = 256 * 1024
 _GOODBYE_TIMEOUT_S = 5.0
+_STATUS = struct.Struct("<dd?II")
+_TCP_INFO_NBYTES = 256
+_RTT_US, _DELIVERY_RATE = struct.Struct("=68xI"), struct.Struct("=160xQ")
+"""Where ``tcpi_rtt`` and ``tcpi_delivery_rate`` (bytes per second) are in Linux's ``struct tcp_info``."""
 _SEND_TIMEOUT = struct.Struct("@ll")
 """``struct timeval``: seconds, microseconds."""
 
@@ -54,6 +63,8 @@ class TcpSender:
         Size of the ring, and the token that the listener expects.
     """
 
+    remote = True
+
     def __init__(self, connection: socket.socket, hello: Hello) -> None:
         tune(connection)
         probe(connection, receives=False, keepalive=KEEPALIVE)
@@ -73,6 +84,9 @@ class TcpSender:
         )
         self._silence = Silence(KEEPALIVE.silence_s)
         self.memory = SlotMemory(hello.slots, hello.slot_nbytes)
+        self.readiness = Readiness()
+        self.readiness.close_descriptor()
+        self._sent_word = Readiness.word_of(hello.sender)
         self._connection = connection
         self._credits = hello.credits
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -83,10 +97,40 @@ class TcpSender:
         self._broken: str | None = None
         self._thread = threading.Thread(target=self._transmit, name="odin-tcp-send", daemon=True)
         self._thread.start()
+        self._listening = threading.Thread(target=self._hear, name="odin-tcp-hear", daemon=True)
+        self._listening.start()
+
+    @property
+    def has_place(self) -> bool:
+        """See :attr:`odin.stages.channel.link.Sender.has_place`."""
+        return not self._free.empty()
+
+    def transfer_s(self, nbytes: int) -> float:
+        """See :meth:`odin.stages.channel.link.Sender.transfer_s`; delay and rate as Linux has measured them."""
+        try:
+            info = self._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_NBYTES)
+        except OSError:  # closed
+            return 0.0
+        rate = _DELIVERY_RATE.unpack_from(info)[0] if len(info) >= _DELIVERY_RATE.size else 0
+        return float(_RTT_US.unpack_from(info)[0] * 1e-6 / 2 + (nbytes / rate if rate else 0.0))
+
+    def _hear(self) -> None:
+        """Keep the receiving stage's readiness as it was told last, on this machine's clock."""
+        data, words = bytearray(_STATUS.size), self.readiness.words
+        with contextlib.suppress(OSError):
+            while _read_exactly(self._connection, memoryview(data)):
+                free_in_s, slowdown, idle, begun, others = _STATUS.unpack(data)
+                said_s = time.perf_counter() - self.transfer_s(0)
+                words[FREE_S], words[SLOWDOWN] = said_s + free_in_s, slowdown
+                words[IDLE_SINCE_S] = said_s if idle else math.inf
+                words[BEGUN] = begun - others
 
     def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
         """See :meth:`odin.stages.channel.link.Sender.send`."""
         slot = -1
+        counts = header.kind is Kind.REQUEST
+        if counts:
+            self.readiness.words[self._sent_word] += 1.0
         try:
             slot = self._take_slot() if tensors else 0
             if self._broken is not None:
@@ -94,8 +138,11 @@ class TcpSender:
             metas = self.memory.write(slot, tensors)
             self._sent = (header.request, slot)
         except BaseException:
-            if tensors and slot >= 0 and self._sent != (header.request, slot):
-                self._free.put(slot)
+            if self._sent != (header.request, slot):
+                if tensors and slot >= 0:
+                    self._free.put(slot)
+                if counts:
+                    self.readiness.words[self._sent_word] -= 1.0
             raise
         self._outgoing.put(header._replace(slot=slot, tensors=metas))
         return slot
@@ -165,14 +212,13 @@ class TcpSender:
             self._thread.join(_GOODBYE_TIMEOUT_S)
             with contextlib.suppress(OSError):
                 self._connection.shutdown(socket.SHUT_WR)
-                self._connection.settimeout(_GOODBYE_TIMEOUT_S)
-                while self._connection.recv(64):  # until the receiver has read everything and closed
-                    pass
+                self._listening.join(_GOODBYE_TIMEOUT_S)  # until the receiver has read everything and closed
         self._break("the channel was closed")
         self._outgoing.put(None)
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join(_GOODBYE_TIMEOUT_S)  # before its descriptor's number can become another file's
+        for thread in (self._thread, self._listening):
+            thread.join(_GOODBYE_TIMEOUT_S)  # before its descriptor's number can become another file's
         self._connection.close()
 
 
@@ -185,9 +231,11 @@ class TcpReceiver:
         An accepted TCP socket; owned from now on.
     token
         The token that the sender must show.
+    readiness
+        The receiving stage's.
     """
 
-    def __init__(self, connection: socket.socket, token: bytes) -> None:
+    def __init__(self, connection: socket.socket, token: bytes, readiness: Readiness) -> None:
         tune(connection)
         probe(connection, receives=True, keepalive=KEEPALIVE)
         data = bytearray(HELLO_NBYTES)
@@ -196,7 +244,10 @@ class TcpReceiver:
         connection.sendall(b"+")
         connection.settimeout(None)  # before the thread starts: an idle channel must not time out
         self.memory = SlotMemory(hello.slots, hello.slot_nbytes)
+        self.sender = hello.sender
         self._connection = connection
+        self._readiness, self._begun = readiness, 0
+        self._there = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         for slot in range(hello.slots):
             self._free.put(slot)
@@ -210,16 +261,42 @@ class TcpReceiver:
         if isinstance(message, str):
             self._incoming.put(message)
             raise ChannelClosedError(message)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._there)
+        self._begun += message.header.kind is Kind.REQUEST
         return message
+
+    def fileno(self) -> int:
+        """See :meth:`odin.stages.channel.link.Receiver.fileno`."""
+        return self._there
+
+    def tell_readiness(self) -> None:
+        """Send the stage's words to the sender; left out if the connection is full, or gone."""
+        words = self._readiness.words
+        idle = words[IDLE_SINCE_S] < math.inf
+        own = words[Readiness.word_of(self.sender)]
+        others = max(0, int(sum(words[SENT:]) - own - (words[BEGUN] - self._begun)))
+        free_in_s = words[FREE_S] - time.perf_counter()
+        with contextlib.suppress(OSError):
+            self._connection.send(
+                _STATUS.pack(free_in_s, words[SLOWDOWN], idle, self._begun, others), socket.MSG_DONTWAIT
+            )
+
+    def _put(self, message: Message | str) -> None:
+        if isinstance(message, Message) and message.header.kind is Kind.REQUEST:
+            self._readiness.words[Readiness.word_of(self.sender)] += 1.0  # its sender cannot write it
+        self._incoming.put(message)
+        with contextlib.suppress(OSError):  # closed meanwhile
+            os.eventfd_write(self._there, 1)
 
     def _collect(self) -> None:
         reason = "the previous stage is gone"
         try:
             while (message := self._read_message()) is not None:
-                self._incoming.put(message)
+                self._put(message)
         except (OSError, ValueError) as error:
             reason = f"{reason} ({error})"
-        self._incoming.put(reason)
+        self._put(reason)
 
     def _read_message(self) -> Message | None:
         length = bytearray(_LENGTH.size)
@@ -248,6 +325,9 @@ class TcpReceiver:
         self._free.put(None)
         self._thread.join(_GOODBYE_TIMEOUT_S)  # before its descriptor's number can become another file's
         self._connection.close()
+        there, self._there = self._there, -1
+        if there >= 0:
+            os.close(there)
 
 
 def _read_exactly(connection: socket.socket, view: memoryview) -> bool:

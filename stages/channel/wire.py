@@ -2,8 +2,8 @@
 
 Layout, little-endian, no padding::
 
-    magic u16 | version u8 | kind u8 | keep NaN u8 | request u64 | epoch u32 | left f64 | sent f64 | slot u32
-    tensors u16 | timings u32 | error u32                                          (byte counts for the last two)
+    magic u16 | version u8 | kind u8 | keep NaN u8 | request u64 | epoch u32 | oldest epoch u32 | cut u32
+    left f64 | sent f64 | slot u32 | tensors u16 | timings u32 | error u32      (byte counts for the last two)
     per tensor: dtype u8 | dimensions u8 | offset u64 | bytes u64 | shape i64 x d | strides i64 x d
     timings: records of odin.monitor.timing, one appended by each stage
     error:   four UTF-8 strings, each with its length as u32
@@ -17,10 +17,13 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["DTYPES", "DTYPE_CODES", "Failure", "Header", "Kind", "TensorMeta", "WireError", "pack", "unpack"]
+__all__ = ["DTYPES", "DTYPE_CODES", "GATEWAY", "Failure", "Header", "Kind", "TensorMeta", "WireError", "pack", "unpack"]
 
-MAGIC, VERSION = 0x0D14, 2
-_FIXED = struct.Struct("<HBB?QIddIHII")
+GATEWAY = -1
+"""The gateway, where stages are told by their index: it is before the first and behind the last one."""
+
+MAGIC, VERSION = 0x0D14, 3
+_FIXED = struct.Struct("<HBB?QIIIddIHII")
 _TENSOR = struct.Struct("<BBQQ")
 _LENGTHS = struct.Struct("<IIII")
 
@@ -42,9 +45,9 @@ class Kind(enum.IntEnum):
     """What a message says."""
 
     REQUEST = 0
-    ERROR = 1  #: the request failed in a stage; later stages pass it on untouched
+    ERROR = 1  #: the request failed in a stage
     CLOSE = 2  #: the sender is done; nothing follows
-    LOST = 3  #: the sender's predecessor is gone; ``request`` is the index of the lost stage
+    LOST = 3  #: a stage that the sender was connected to is gone; ``request`` is its index
 
 
 _KINDS = frozenset(Kind)
@@ -74,6 +77,10 @@ class Header(NamedTuple):
 
     Attributes
     ----------
+    oldest
+        No request of an epoch before this one is under way any more.
+    cut
+        The next layer to run.
     left_s
         Seconds after ``sent_s`` from which on no stage starts on the request; infinity for no deadline. A time left and
         not a time of day: clocks of two machines cannot be compared.
@@ -98,6 +105,8 @@ class Header(NamedTuple):
     timings: bytes = b""
     failure: Failure | None = None
     keep_nan: bool = False
+    oldest: int = 0
+    cut: int = 0
 
 
 def pack(header: Header) -> bytes:
@@ -108,8 +117,8 @@ def pack(header: Header) -> bytes:
         error = _LENGTHS.pack(*map(len, texts)) + b"".join(texts)
     parts = [
         _FIXED.pack(
-            MAGIC, VERSION, header.kind, header.keep_nan, header.request, header.epoch, header.left_s,
-            header.sent_s, header.slot, len(header.tensors), len(header.timings), len(error),
+            MAGIC, VERSION, header.kind, header.keep_nan, header.request, header.epoch, header.oldest, header.cut,
+            header.left_s, header.sent_s, header.slot, len(header.tensors), len(header.timings), len(error),
         )
     ]  # fmt: skip
     for meta in header.tensors:
@@ -131,7 +140,8 @@ def unpack(data: bytes | memoryview) -> Header:
     """
     try:
         fields = _FIXED.unpack_from(data, 0)
-        magic, version, kind, keep_nan, request, epoch, left_s, sent_s, slot, tensors, timings, error = fields
+        magic, version, kind, keep_nan, request, epoch, oldest, cut, left_s, sent_s, slot, *counts = fields
+        tensors, timings, error = counts
         if (magic, version) != (MAGIC, VERSION):
             raise WireError(
                 f"header begins with {magic:#06x} version {version}, expected {MAGIC:#06x} version {VERSION}"
@@ -151,7 +161,9 @@ def unpack(data: bytes | memoryview) -> Header:
             raise WireError(f"header of unknown kind {kind}")
         timing_bytes = bytes(data[offset : offset + timings])
         failure = _unpack_failure(data, offset + timings, error) if error else None
-        return Header(Kind(kind), request, epoch, left_s, sent_s, slot, tuple(metas), timing_bytes, failure, keep_nan)
+        return Header(
+            Kind(kind), request, epoch, left_s, sent_s, slot, tuple(metas), timing_bytes, failure, keep_nan, oldest, cut
+        )
     except struct.error as cause:
         raise WireError(f"header of {len(data)} bytes ends early") from cause
 

@@ -58,6 +58,7 @@ class CudaExecutor:
     """
 
     overlaps = True
+    looks_between_layers = False  # kernels are queued, not run, when launch goes on to the next layer
     SAMPLE_EVERY = 16
 
     def __init__(
@@ -190,7 +191,15 @@ class CudaExecutor:
         finally:
             self.sample_every, self._calibrating = before, False
 
-    def launch(self, first: int, last: int, values: Values, *, keep_nan: bool = False) -> _Ticket:
+    def launch(
+        self,
+        first: int,
+        last: int,
+        values: Values,
+        *,
+        keep_nan: bool = False,
+        at_cut: Callable[[int, float], bool] | None = None,
+    ) -> _Ticket:
         """See :meth:`Executor.launch`. The kernels that run on GPUs keep NaN anyway; CPU stages after it may not."""
         start_s = time.perf_counter()
         # Waiting for an event spins, unless it is a blocking one.

@@ -72,8 +72,8 @@ class LayerError(RuntimeError):
 
 
 class Result(NamedTuple):
-    """Values after the last layer, seconds as in :class:`odin.monitor.timing.StageTiming`, and how later layers go
-    on.
+    """Values after the last layer that was run, seconds as in :class:`odin.monitor.timing.StageTiming`, and how later
+    layers go on.
     """
 
     values: Values
@@ -90,6 +90,8 @@ class Executor(Protocol):
 
     overlaps: bool
     """Whether ``launch`` returns before the work is done, so that two requests can be under way at once."""
+    looks_between_layers: bool
+    """Whether ``launch`` takes ``at_cut``."""
 
     def prepare(self, first: int, last: int) -> None:
         """Make ready to run layers ``[first, last)`` as well; may take long, and run beside ``launch``."""
@@ -103,13 +105,24 @@ class Executor(Protocol):
     def calibrating(self) -> AbstractContextManager[None]:
         """Meanwhile every launch tells the times of its layers, and one that needs getting ready gets it at once."""
 
-    def launch(self, first: int, last: int, values: Values, *, keep_nan: bool = False) -> Any:
+    def launch(
+        self,
+        first: int,
+        last: int,
+        values: Values,
+        *,
+        keep_nan: bool = False,
+        at_cut: Callable[[int, float], bool] | None = None,
+    ) -> Any:
         """Start layers ``[first, last)``; the values must stay untouched until ``finish``.
 
         Parameters
         ----------
         keep_nan
             Take kernels that pass NaN on, if the fastest do not.
+        at_cut
+            Called between layers with the next layer and the time; if it answers True that layer is not run, nor are
+            those after it. Only where ``looks_between_layers``.
 
         Raises
         ------
@@ -155,6 +168,7 @@ class CpuExecutor:
     """
 
     overlaps = False
+    looks_between_layers = True
 
     def __init__(self, layers: Sequence[LayerProgram], state: Mapping[str, torch.Tensor], *, threads: int = 1) -> None:
         self._names = [layer.name for layer in layers]
@@ -177,7 +191,15 @@ class CpuExecutor:
         """Nothing to do: every launch tells the times of its layers."""
         return contextlib.nullcontext()
 
-    def launch(self, first: int, last: int, values: Values, *, keep_nan: bool = False) -> Result:
+    def launch(
+        self,
+        first: int,
+        last: int,
+        values: Values,
+        *,
+        keep_nan: bool = False,
+        at_cut: Callable[[int, float], bool] | None = None,
+    ) -> Result:
         """See :meth:`Executor.launch`. The times taken are those of the calling thread."""
         functions = self._functions
         if keep_nan:
@@ -197,6 +219,8 @@ class CpuExecutor:
                     values = functions[index](values)
                     before_s, now_s = now_s, clock()
                     layer_s.append(now_s - before_s)
+                    if at_cut is not None and index + 1 < last and at_cut(index + 1, now_s):
+                        break
         except Exception as error:
             raise LayerError(self._names[index]) from error
         return Result(

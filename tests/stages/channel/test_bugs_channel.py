@@ -13,7 +13,7 @@ from channels import KINDS, listen, open_sender
 from patience import PROMPT_S
 
 from odin.stages.channel.link import ChannelClosedError, Hello, Receiver
-from odin.stages.channel.opening import Address, Listener, open_ends
+from odin.stages.channel.opening import Address, Listener, connect, open_ends
 from odin.stages.channel.wire import Header, Kind
 
 both_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -137,6 +137,6 @@ def test_if_the_next_stage_refuses_nobody_waits_a_minute_for_the_previous_one(ki
     gone.close()
     listener = listen(kind)
     with pytest.raises(ChannelClosedError, match="cannot connect to the stage"):
-        open_ends(listener, gone.address, slots=1, slot_nbytes=64)
+        open_ends([(listener, 1)], [lambda: connect(gone.address, slots=1, slot_nbytes=64)])
     with pytest.raises(ChannelClosedError, match="cannot connect"):
         open_sender(listener.address)

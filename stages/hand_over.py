@@ -1,0 +1,213 @@
+"""One stage's part in the relay: between two layers it decides whether to hand over, and says when it will be free.
+
+The decision itself is in :mod:`odin.partitioner.relay`; here are the words that it reads and writes
+(:mod:`odin.stages.channel.readiness`)::
+
+    begin (a request is there)                 busy, free at ...
+    at_cut (between two layers)                looks at later stages -> stop here, or free at ... and go on
+    rest (nothing to do)                       idle since now
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from odin.partitioner.relay import Later, Windows, free_at, hand_over, idle_slowdown, slowdown_after
+from odin.stages.channel.link import Sender
+from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SENT, SLOWDOWN, Readiness
+
+__all__ = ["HandOver", "Reach", "Takers"]
+
+
+class _Taker(NamedTuple):
+    """A later stage, as one that may hand over to it sees it; on another machine if it has a ``link``."""
+
+    stage: int
+    words: memoryview[float]
+    sent: memoryview[float]
+    baseline_s: Sequence[float]
+    chain_s: float
+    link: Sender | None
+
+
+Takers = Sequence[Sequence[_Taker]]
+"""By cut, the later stages that may take a request there."""
+
+
+class Reach(NamedTuple):
+    """What a stage may do with requests under given windows.
+
+    Attributes
+    ----------
+    first, last
+        Half-open range of layers that it may have to run.
+    takers
+        Later stages that may take a request from it, by cut.
+    free
+        Whether there is anything to decide: some cut before ``last`` has takers.
+    """
+
+    first: int
+    last: int
+    takers: tuple[tuple[int, ...], ...]
+    free: bool
+
+    @classmethod
+    def of(cls, windows: Windows, stage: int, connected: Sequence[int]) -> Reach:
+        """Reach of a stage that is connected to these later ones."""
+        first, last = windows.range_of(stage)
+        takers = []
+        for cut in range(windows.layer_count):
+            able = windows.takers(stage, cut)
+            # One that it cannot reach is reached through the next, which has no layers of its own then.
+            takers.append(tuple(k for k in able if k in connected) or tuple(connected[:1] if able else ()))
+        return cls(first, last, tuple(takers), any(takers[first + 1 : last]))
+
+
+class HandOver:
+    """What one stage knows and tells.
+
+    Parameters
+    ----------
+    index
+        The stage's.
+    baseline_s
+        Seconds of each layer on each stage's device with nothing else running, shape (stages, layers).
+    cost_s
+        Seconds to hand over at each cut, shape (layers + 1,).
+    cut_nbytes
+        Bytes that cross each cut.
+    readiness
+        The stage's own words.
+    later
+        Channels to later stages.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        *,
+        baseline_s: Sequence[Sequence[float]],
+        cost_s: Sequence[float],
+        cut_nbytes: Sequence[int],
+        readiness: Readiness,
+        later: Mapping[int, Sender],
+    ) -> None:
+        self._words = readiness.words
+        self._sent = readiness.words[SENT : SENT + index + 1]
+        self._baseline_s = [float(layer_s) for layer_s in baseline_s[index]]
+        self._behind_s = [*itertools.accumulate(reversed(self._baseline_s), initial=0.0)][::-1]
+        self._cost_s, self._cut_nbytes = [float(cut_s) for cut_s in cost_s], cut_nbytes
+        self._later = later
+        self._takers = {
+            stage: _Taker(
+                stage,
+                sender.readiness.words,
+                sender.readiness.words[SENT : SENT + stage + 1],
+                [float(layer_s) for layer_s in baseline_s[stage]],
+                float(sum(baseline_s[stage])),
+                sender if sender.remote else None,
+            )
+            for stage, sender in later.items()
+        }
+        self._cut_takers: Takers = ()
+        self._first = self._last = 0
+        self._slowdown = 1.0
+        self._layer_began_s = 0.0
+        self._chosen: int | None = None
+
+    def takers_of(self, reach: Reach) -> Takers:
+        """Resolve a reach once, not per request."""
+        return [tuple(self._takers[stage] for stage in stages) for stages in reach.takers]
+
+    def begin(self, cut_takers: Takers, first: int, last: int, now_s: float) -> None:
+        """Take a request at cut ``first`` that may stay up to cut ``last``."""
+        words = self._words
+        since_s = words[IDLE_SINCE_S]
+        if since_s < math.inf:
+            self._slowdown = idle_slowdown(self._slowdown, idle_s=now_s - since_s, chain_s=self._behind_s[0])
+            words[IDLE_SINCE_S] = math.inf
+        self._cut_takers, self._first, self._last = cut_takers, first, last
+        self._layer_began_s = now_s
+        self._chosen = None
+        if first < last:
+            self._publish(first, now_s)
+
+    def rest(self, now_s: float) -> None:
+        """Nothing is to be done."""
+        self._words[FREE_S] = self._words[IDLE_SINCE_S] = now_s
+
+    def at_cut(self, cut: int, now_s: float) -> bool:
+        """Before layer ``cut``, with the one before it just done: whether to stop here, and hand over to ``target``."""
+        self._layer_done(cut - 1, now_s)
+        takers = self._cut_takers[cut]
+        if takers:
+            slowdown, behind_s = self._slowdown, self._behind_s
+            index = hand_over(
+                now_s,
+                self._seen(takers, cut, now_s),
+                must=False,
+                busy=sum(self._sent) > self._words[BEGUN],
+                layer_s=slowdown * self._baseline_s[cut],
+                rest_s=slowdown * (behind_s[cut] - behind_s[self._last]),
+                cost_s=self._cost_s[cut],
+            )
+            if index is not None and self._later[takers[index].stage].has_place:
+                self._chosen = takers[index].stage
+                return True
+        self._publish(cut, now_s)
+        return False
+
+    def ran(self, last: int, now_s: float) -> None:
+        """The request was run up to cut ``last``."""
+        if self._chosen is None and last > self._first:
+            self._layer_done(last - 1, now_s)
+
+    def target(self, cut: int) -> int:
+        """Stage that gets the request at this cut; whoever sends it may have to wait for its place."""
+        if self._chosen is not None:
+            return self._chosen
+        takers = self._cut_takers[cut]
+        if len(takers) == 1:
+            return takers[0].stage
+        now_s = time.perf_counter()
+        index = hand_over(
+            now_s, self._seen(takers, cut, now_s), must=True, busy=False, layer_s=0.0, rest_s=0.0, cost_s=0.0
+        )
+        return takers[index or 0].stage
+
+    def _layer_done(self, layer: int, now_s: float) -> None:
+        """Learn from a layer's time how slow the stage is."""
+        self._slowdown = slowdown_after(self._slowdown, now_s - self._layer_began_s, self._baseline_s[layer])
+        self._layer_began_s = now_s
+
+    def _seen(self, takers: Sequence[_Taker], cut: int, now_s: float) -> Iterator[Later]:
+        for _, words, sent, baseline_s, chain_s, link in takers:
+            if sum(sent) > words[BEGUN]:
+                yield Later(False, True, math.inf, math.inf)
+                continue
+            since_s, slowdown = words[IDLE_SINCE_S], words[SLOWDOWN]
+            idle = since_s < math.inf
+            if idle:
+                slowdown = idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=chain_s)
+            way_s = 0.0 if link is None else link.transfer_s(self._cut_nbytes[cut])
+            yield Later(idle, False, words[FREE_S] - way_s, slowdown * baseline_s[cut] + way_s)
+
+    def _publish(self, cut: int, now_s: float) -> None:
+        """Say when the stage will be free, now that it goes on with layer ``cut``."""
+        slowdown, behind_s, words = self._slowdown, self._behind_s, self._words
+        next_free_s = math.inf
+        if cut + 1 < self._last and (after := self._cut_takers[cut + 1]):
+            taker = after[0]
+            if sum(taker.sent) <= taker.words[BEGUN]:
+                next_free_s = taker.words[FREE_S]
+                if taker.link is not None:
+                    next_free_s -= taker.link.transfer_s(self._cut_nbytes[cut + 1])
+        end_s = now_s + slowdown * self._baseline_s[cut]
+        rest_s = slowdown * (behind_s[cut + 1] - behind_s[self._last])
+        words[FREE_S] = free_at(end_s, rest_s=rest_s, next_free_s=next_free_s)
+        words[SLOWDOWN] = slowdown
