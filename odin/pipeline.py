@@ -108,8 +108,8 @@ class Pipeline:
         example input's leading size, which is the only one allowed for models whose samples depend on each other
         (such as frames of a film).
     max_in_flight
-        Most micro-batches in flight; beyond that ``submit`` waits. Default: two per stage, one being computed and one
-        waiting.
+        Most micro-batches in flight; beyond that ``submit`` waits. Default: one being computed by each stage, one
+        waiting before the first, and one before each later stage to which requests are handed over at a fixed cut.
     address
         Address of a Ray cluster. Without it an embedded local Ray is started and stopped, unless this process is
         connected to one already.
@@ -208,7 +208,8 @@ class Pipeline:
             self._open_stages(plan, keep_weights=self.chain is model)
             cuts = self._cuts()
             setting = self._measure(cuts, plan, precision=precision, refresh=refresh_profile)
-            self.max_in_flight = operator.index(max_in_flight or 0) or 2 * len(self.devices)
+            self._given_in_flight = operator.index(max_in_flight or 0)
+            self.max_in_flight = self._given_in_flight or 2 * len(self.devices)
             windows = windows_of(policy, setting) or Windows.of_plan(setting.plan)
             sender, receiver = self._connect(cuts, setting, windows, transport=transport)
             self._setting = setting
@@ -218,6 +219,7 @@ class Pipeline:
                 receiver,
                 plan=setting.plan,
                 windows=windows,
+                max_in_flight=self._in_flight_under(windows),
                 describe_loss=self._describe_loss,
                 on_result=self._supervision.on_result,
                 on_failure=self._supervision.on_failure,
@@ -296,6 +298,11 @@ class Pipeline:
         """Where boundaries may lie at once: anywhere between two CPUs, which have all weights."""
         on_cpu = [device.kind == "cpu" for device in self.devices]
         return Windows.around(plan, free=[before and after for before, after in itertools.pairwise(on_cpu)])
+
+    def _in_flight_under(self, windows: Windows) -> int:
+        """Most micro-batches in flight: more would only wait longer."""
+        fixed = sum(first == last for first, last in windows[:-1])
+        return self._given_in_flight or len(windows) + 1 + fixed
 
     def _connect(
         self, cuts: Sequence[Sequence[int]], setting: Setting, windows: Windows, *, transport: str
@@ -399,9 +406,10 @@ class Pipeline:
 
     def _map(self, inputs: Iterable[Any], timeout_s: float | None) -> Iterator[Any]:
         under_way: deque[Future[Any]] = deque()
+        most = 2 * self.max_in_flight  # those that wait for one that they have overtaken must not hold others up
         for item in inputs:
             arguments = item if isinstance(item, tuple) else (item,)
-            while len(under_way) >= self.max_in_flight or (under_way and under_way[0].done()):
+            while len(under_way) >= most or (under_way and under_way[0].done()):
                 yield under_way.popleft().result()
             under_way.append(self.submit(*arguments, timeout_s=timeout_s))
         while under_way:
@@ -495,7 +503,9 @@ class Pipeline:
                 self._deployment.prepare(epoch, windows or Windows.of_plan(plan))
             except ray.exceptions.RayActorError as error:
                 raise self._describe_loss(None) from error
-            self._gateway.switch(epoch, plan, windows)
+            self._gateway.switch(
+                epoch, plan, windows, max_in_flight=self._in_flight_under(windows or Windows.of_plan(plan))
+            )
             if why:  # before the next switch can begin: the controller gets epochs in their order
                 self._supervision.on_migration(epoch, plan, windows, why, time.perf_counter() - begin_s)
         return epoch

@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 
 from odin.partitioner.plan import Plan
 
-__all__ = ["Later", "Windows", "free_at", "hand_over", "idle_slowdown", "is_expected_at", "slowdown_after"]
+__all__ = ["Later", "Windows", "free_at", "hand_over", "idle_slowdown", "is_better", "is_expected_at", "slowdown_after"]
 
 _WEIGHT = 0.3
 """Of the latest layer in a stage's slowdown: some three layers are remembered."""
@@ -232,16 +232,24 @@ def hand_over(
     0
     """
     for index, (idle, taken, free_s, its_layer_s) in enumerate(later):
-        if taken:
-            continue
-        if must:
-            return index
-        wait_s = 0.0 if idle else is_expected_at(free_s, now_s) - now_s
-        if wait_s + its_layer_s > rest_s:
-            continue
-        if idle or busy or wait_s - cost_s < layer_s / 2:
+        if not taken and (must or is_better(now_s, idle, free_s, its_layer_s, busy, layer_s, rest_s, cost_s)):
             return index
     return None
+
+
+def is_better(
+    now_s: float,
+    idle: bool,
+    free_s: float,
+    its_layer_s: float,
+    busy: bool,
+    layer_s: float,
+    rest_s: float,
+    cost_s: float,
+) -> bool:
+    """Whether to hand over to a stage whose place is free, rather than go on; parameters as of :func:`hand_over`."""
+    wait_s = 0.0 if idle else is_expected_at(free_s, now_s) - now_s
+    return wait_s + its_layer_s <= rest_s and (idle or busy or wait_s - cost_s < layer_s / 2)
 
 
 def is_expected_at(free_s: float, now_s: float) -> float:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from odin.partitioner.relay import Later, Windows, free_at, hand_over, idle_slowdown, slowdown_after
+from odin.partitioner.relay import Windows, free_at, idle_slowdown, is_better, slowdown_after
 from odin.stages.channel.link import Sender
-from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SENT, SLOWDOWN, Readiness
+from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SLOWDOWN, Readiness
+from odin.stages.channel.wire import GATEWAY
 
 __all__ = ["HandOver", "Reach", "Takers"]
 
@@ -28,10 +28,36 @@ class _Taker(NamedTuple):
 
     stage: int
     words: memoryview[float]
-    sent: memoryview[float]
+    sent: tuple[int, ...]
     baseline_s: Sequence[float]
     chain_s: float
     link: Sender | None
+
+    def seen(self, cut: int, nbytes: int, now_s: float) -> tuple[bool, float, float]:
+        """Whether it is idle, when it is free, and its seconds for the layer; what is sent now is on its way first."""
+        words = self.words
+        since_s, free_s, slowdown = words[IDLE_SINCE_S], words[FREE_S], words[SLOWDOWN]
+        idle = since_s < math.inf
+        if idle:
+            slowdown = idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=self.chain_s)
+        layer_s = slowdown * self.baseline_s[cut]
+        if self.link is not None:
+            way_s = self.link.transfer_s(nbytes)
+            return idle, free_s - way_s, layer_s + way_s
+        return idle, free_s, layer_s
+
+
+def _sent_positions(stage: int) -> tuple[int, ...]:
+    """Words in which a stage's senders count."""
+    return tuple(Readiness.word_of(sender) for sender in (range(stage) if stage else (GATEWAY,)))
+
+
+def _waits(words: memoryview[float], sent: tuple[int, ...]) -> bool:
+    """Whether a request waits for a stage, or is on its way to it."""
+    count = -words[BEGUN]
+    for position in sent:
+        count += words[position]
+    return count > 0
 
 
 Takers = Sequence[Sequence[_Taker]]
@@ -98,7 +124,7 @@ class HandOver:
         later: Mapping[int, Sender],
     ) -> None:
         self._words = readiness.words
-        self._sent = readiness.words[SENT : SENT + index + 1]
+        self._own_sent = _sent_positions(index)
         self._baseline_s = [float(layer_s) for layer_s in baseline_s[index]]
         self._behind_s = [*itertools.accumulate(reversed(self._baseline_s), initial=0.0)][::-1]
         self._cost_s, self._cut_nbytes = [float(cut_s) for cut_s in cost_s], cut_nbytes
@@ -107,7 +133,7 @@ class HandOver:
             stage: _Taker(
                 stage,
                 sender.readiness.words,
-                sender.readiness.words[SENT : SENT + stage + 1],
+                _sent_positions(stage),
                 [float(layer_s) for layer_s in baseline_s[stage]],
                 float(sum(baseline_s[stage])),
                 sender if sender.remote else None,
@@ -147,18 +173,19 @@ class HandOver:
         takers = self._cut_takers[cut]
         if takers:
             slowdown, behind_s = self._slowdown, self._behind_s
-            index = hand_over(
-                now_s,
-                self._seen(takers, cut, now_s),
-                must=False,
-                busy=sum(self._sent) > self._words[BEGUN],
-                layer_s=slowdown * self._baseline_s[cut],
-                rest_s=slowdown * (behind_s[cut] - behind_s[self._last]),
-                cost_s=self._cost_s[cut],
-            )
-            if index is not None and self._later[takers[index].stage].has_place:
-                self._chosen = takers[index].stage
-                return True
+            busy = _waits(self._words, self._own_sent)
+            layer_s = slowdown * self._baseline_s[cut]
+            rest_s = slowdown * (behind_s[cut] - behind_s[self._last])
+            for taker in takers:
+                if _waits(taker.words, taker.sent):
+                    continue
+                idle, free_s, its_layer_s = taker.seen(cut, self._cut_nbytes[cut], now_s)
+                if (
+                    is_better(now_s, idle, free_s, its_layer_s, busy, layer_s, rest_s, self._cost_s[cut])
+                    and self._later[taker.stage].has_place
+                ):
+                    self._chosen = taker.stage
+                    return True
         self._publish(cut, now_s)
         return False
 
@@ -172,30 +199,13 @@ class HandOver:
         if self._chosen is not None:
             return self._chosen
         takers = self._cut_takers[cut]
-        if len(takers) == 1:
-            return takers[0].stage
-        now_s = time.perf_counter()
-        index = hand_over(
-            now_s, self._seen(takers, cut, now_s), must=True, busy=False, layer_s=0.0, rest_s=0.0, cost_s=0.0
-        )
-        return takers[index or 0].stage
+        free = (taker.stage for taker in takers if not _waits(taker.words, taker.sent))
+        return next(free, takers[0].stage)
 
     def _layer_done(self, layer: int, now_s: float) -> None:
         """Learn from a layer's time how slow the stage is."""
         self._slowdown = slowdown_after(self._slowdown, now_s - self._layer_began_s, self._baseline_s[layer])
         self._layer_began_s = now_s
-
-    def _seen(self, takers: Sequence[_Taker], cut: int, now_s: float) -> Iterator[Later]:
-        for _, words, sent, baseline_s, chain_s, link in takers:
-            if sum(sent) > words[BEGUN]:
-                yield Later(False, True, math.inf, math.inf)
-                continue
-            since_s, slowdown = words[IDLE_SINCE_S], words[SLOWDOWN]
-            idle = since_s < math.inf
-            if idle:
-                slowdown = idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=chain_s)
-            way_s = 0.0 if link is None else link.transfer_s(self._cut_nbytes[cut])
-            yield Later(idle, False, words[FREE_S] - way_s, slowdown * baseline_s[cut] + way_s)
 
     def _publish(self, cut: int, now_s: float) -> None:
         """Say when the stage will be free, now that it goes on with layer ``cut``."""
@@ -203,7 +213,7 @@ class HandOver:
         next_free_s = math.inf
         if cut + 1 < self._last and (after := self._cut_takers[cut + 1]):
             taker = after[0]
-            if sum(taker.sent) <= taker.words[BEGUN]:
+            if not _waits(taker.words, taker.sent):
                 next_free_s = taker.words[FREE_S]
                 if taker.link is not None:
                     next_free_s -= taker.link.transfer_s(self._cut_nbytes[cut + 1])

@@ -101,6 +101,8 @@ class Gateway:
         Channels from all stages.
     plan, windows
         The plan of epoch 0, and where boundaries may lie; None: where the plan has them.
+    max_in_flight
+        Most requests in flight; as many as the sender has slots by default, which are the most that there can be.
     describe_loss
         Called once when a stage is lost, with its index if known; returns the error for all affected futures.
     on_result
@@ -119,6 +121,7 @@ class Gateway:
         *,
         plan: Plan,
         windows: Windows | None = None,
+        max_in_flight: int | None = None,
         describe_loss: Callable[[int | None], OdinError],
         on_result: Callable[[RequestTimeline], None] | None = None,
         on_failure: Callable[[int, OdinError], None] | None = None,
@@ -137,7 +140,7 @@ class Gateway:
         self._next_request = 0
         self._pending: dict[int, _Request] = {}  # with the stages, those whose outcome is known included
         self._line: OrderedDict[int, _Request] = OrderedDict()
-        self._places = sender.memory.slots
+        self._places = min(max_in_flight or sender.memory.slots, sender.memory.slots)
         self._completed = self._failed = 0
         self._error: OdinError | None = None
         self._draining = False
@@ -190,10 +193,18 @@ class Gateway:
             if self._error is not None:
                 raise self._error
 
-    def switch(self, epoch: int, plan: Plan, windows: Windows | None = None) -> None:
-        """Tag requests with ``epoch`` from the next one on; every stage must have prepared for it."""
+    def switch(
+        self, epoch: int, plan: Plan, windows: Windows | None = None, *, max_in_flight: int | None = None
+    ) -> None:
+        """Tag requests with ``epoch`` from the next one on; every stage must have prepared for it.
+
+        With ``max_in_flight`` so many may be in flight from now on, which cannot be more than there are slots.
+        """
         with self._lock:
             self._epoch, self._plan, self._windows = epoch, plan, windows or Windows.of_plan(plan)
+            self._places = min(max_in_flight or self._places, self._sender.memory.slots)
+            refused = self._advance()
+        self._refuse(refused)
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
