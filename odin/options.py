@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odin.cluster.reachable import check_address
+from odin.control.default_policy import AUTO
 from odin.control.detectors import make_detector
 from odin.monitor.detectors import Detector
 from odin.monitor.eventlog import EventLog, refuse_taken
@@ -65,7 +66,7 @@ def check_options(
     *,
     stages: str | Sequence[str | Device] = "auto",
     plan: Plan | str | None = None,
-    policy: Policy | str = "predictive",
+    policy: Policy | str = AUTO,
     detector: Detector | str = "cusum",
     log: str | Path | EventLog | None = None,
     on_event: Any = None,
@@ -131,9 +132,11 @@ def _check_plan(plan: Plan | str | None, devices: Sequence[Device] | None) -> No
 
 
 def _check_policy(policy: Policy | str) -> None:
+    if isinstance(policy, str) and policy.strip() == AUTO:
+        return
     if isinstance(policy, str):
         policy = make_policy(policy)
-    _check_object("policy", policy, ("name", "start", "decide"), "'predictive'")
+    _check_object("policy", policy, ("name", "start", "decide"), "'auto'")
     refuse_simulation_only(policy)
 
 

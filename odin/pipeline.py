@@ -27,6 +27,7 @@ from odin.cluster.placement import check_stage_count, warn_of_quotas
 from odin.cluster.ray_runtime import RayRuntime
 from odin.cluster.startup import Startup
 from odin.control.baselines import measure_baselines, pipeline_setting, profile_key
+from odin.control.default_policy import AUTO, policy_for
 from odin.control.supervision import EventRecorder, Supervision
 from odin.errors import ForkedProcessError, OdinError, StageLostError
 from odin.models.chains import example_inputs, to_chain, to_source, weight_nbytes
@@ -40,7 +41,7 @@ from odin.monitor.view.builder import PipelineView, Serving
 from odin.options import check_batch, check_options, check_timeout, leading_size
 from odin.partitioner.chain import Chain
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies import Policy, Setting, make_policy, windows_of
+from odin.partitioner.policies import Policy, Setting, windows_of
 from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
 from odin.partitioner.relay import Windows
 from odin.process.forks import check_ray_is_ours, keep_from_children
@@ -85,9 +86,10 @@ class Pipeline:
         Layers per stage, ``Plan`` or text such as ``"7|11"``. By default the layers are timed on the devices (once,
         then kept on disk), and the plan with the least bottleneck is found exactly.
     policy
-        When and where layers move: ``"predictive"`` (ODIN's own), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
-        :class:`~odin.partitioner.policies.Policy` or ``"module:Class"`` of one; or ``"static"``: never, except by
-        :meth:`migrate`.
+        Where requests change hands: ``"relay"``, wherever the next stage is free; or at cuts that a policy moves:
+        ``"predictive"`` (ODIN's own), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
+        :class:`~odin.partitioner.policies.Policy` or ``"module:Class"`` of one; or ``"static"``: nothing moves, except
+        by :meth:`migrate`. ``"auto"``: ``relay`` if all stages are on CPUs of one node, otherwise ``predictive``.
     detector
         What detects that a stage's slowdown has changed: ``"cusum"``, ``"threshold:ratio=0.2"``, ``"page-hinkley"``,
         ``"adwin"``, ``"module:Class"``, or a :class:`~odin.monitor.detectors.Detector` with one stream per stage.
@@ -145,7 +147,7 @@ class Pipeline:
         stages: str | Sequence[str | Device] = "auto",
         example_input: Any = None,
         plan: Plan | str | None = None,
-        policy: Policy | str = "predictive",
+        policy: Policy | str = AUTO,
         detector: Detector | str = "cusum",
         log: str | Path | EventLog | None = None,
         on_event: Callable[[Event], None] | None = None,
@@ -189,7 +191,6 @@ class Pipeline:
             transport=transport,
         )
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
-        policy = make_policy(policy) if isinstance(policy, str) else policy
         with phase("model loaded"):
             source = to_source(model, weights=weights, example_input=example_input)
         self._recorder = EventRecorder(log, on_event)  # before anything is started: the file may not be writable
@@ -208,6 +209,7 @@ class Pipeline:
             self._open_stages(plan, keep_weights=self.chain is model)
             cuts = self._cuts()
             setting = self._measure(cuts, plan, precision=precision, refresh=refresh_profile)
+            policy = self._policy_for(policy)
             self._given_in_flight = operator.index(max_in_flight or 0)
             self.max_in_flight = self._given_in_flight or 2 * len(self.devices)
             windows = windows_of(policy, setting) or Windows.of_plan(setting.plan)
@@ -298,6 +300,11 @@ class Pipeline:
         """Where boundaries may lie at once: anywhere between two CPUs, which have all weights."""
         on_cpu = [device.kind == "cpu" for device in self.devices]
         return Windows.around(plan, free=[before and after for before, after in itertools.pairwise(on_cpu)])
+
+    def _policy_for(self, policy: Policy | str) -> Policy:
+        assert self._deployment is not None
+        kinds = [device.kind for device in self.devices]
+        return policy_for(policy, kinds=kinds, nodes=[info.node_id for info in self._deployment.infos])
 
     def _in_flight_under(self, windows: Windows) -> int:
         """Most micro-batches in flight: more would only wait longer."""
@@ -524,7 +531,7 @@ class Pipeline:
     def policy(self, policy: Policy | str) -> None:
         self._check_process()
         assert self._supervision is not None
-        policy = make_policy(policy) if isinstance(policy, str) else policy
+        policy = self._policy_for(policy)
         self._supervision.set_policy(policy)
         setting = self._setting._replace(plan=self.plan, reach=self._reach(self.plan))
         windows = windows_of(policy, setting)

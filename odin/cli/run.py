@@ -96,9 +96,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--policy",
-        default="predictive",
-        help=f"decides when layers move: {', '.join(policy_names())}, with parameters as in odin:alpha=10, or "
-        "module:Class of your own (default: %(default)s)",
+        default="auto",
+        help=f"decides where requests change hands: auto, {', '.join(policy_names())}, with parameters as in "
+        "odin:alpha=10, or module:Class of your own (default: %(default)s)",
     )
     parser.add_argument(
         "--detector",
