@@ -407,7 +407,8 @@ class ViewBuilder:
         assert self._run is not None
         quartiles = self._recent.cut_quartiles(epoch) if windows else None
         low, cuts, high = np.tile(now.cuts, (3, 1)) if quartiles is None else quartiles
-        empty, shares = _empty(plan, windows), self._recent.request_shares(epoch)
+        empty = _empty(plan, windows)
+        shares = self._recent.request_shares(epoch) if windows else np.full(len(empty), math.nan)
         views = []
         for index, (stage, told) in enumerate(zip(self._stages, self._run.stages, strict=True)):
             cause = stage.cause

@@ -46,7 +46,8 @@ class StageView(Struct, frozen=True, forbid_unknown_fields=True):
         Lower and upper quartile of ``last`` where requests change hands at cuts of their own; empty where the plan says
         it. ``first`` has those of the stage before.
     request_share
-        Part of the requests of late of which it ran layers, 0 to 1; ``nan`` before the first one.
+        Part of the requests of late of which it ran layers, 0 to 1; ``nan`` before the first one, and where the plan
+        says of which.
     """
 
     stage: int

@@ -52,18 +52,27 @@ def _busy_bar(stage: StageView, glyphs: Glyphs) -> str:
     return "" if math.isnan(stage.utilisation) else bar(0, stage.utilisation, 1, 6, glyphs)
 
 
-def _hand_over(stage: StageView, _: Glyphs) -> str:
-    if not stage.last_quartiles:
+def _alone(stage: StageView, _: Glyphs) -> str:
+    return seconds(stage.reference_s) if stage.reference_s > 0 and stage.request_share != 0.0 else "-"
+
+
+def _hand_over(stage: StageView, layer_count: int) -> str:
+    if not stage.last_quartiles or stage.request_share == 0.0:
         return "-"
     low, high = stage.last_quartiles
+    if low == layer_count:
+        return "end"
     return f"{stage.last}" if low == high else f"{stage.last} ({low}-{high})"
 
 
-_HAND_OVER = _Column("hands on at", 13, 4, _hand_over)
-"""The layer before which the next stage takes over, and its quartiles, where that differs from request to request."""
+def _hand_overs(layer_count: int) -> _Column:
+    """The layer before which a later stage takes over, and its quartiles, where that differs between requests."""
+    return _Column("hands over at", 13, 4, lambda stage, _: _hand_over(stage, layer_count))
+
+
 _COLUMNS = (
     _Column("time", 8, 2, _time),
-    _Column("alone", 8, 5, lambda stage, _: seconds(stage.reference_s) if stage.reference_s > 0 else "-"),
+    _Column("alone", 8, 5, _alone),
     _Column("slowdown", 8, 1, _slowdown),
     _Column("queue", 8, 6, lambda stage, _: seconds(stage.queue_s)),
     _Column("busy", 4, 3, _busy),
@@ -197,7 +206,7 @@ class _Layout:
         self._names = _NAMES_WIDTH if width >= _NAMES_FROM else 0
         left -= sum(2 + extra for extra in (self._causes, self._names) if extra)
         chosen: list[_Column] = []
-        columns = (_HAND_OVER, *_COLUMNS) if view.windows else _COLUMNS
+        columns = (_hand_overs(view.layer_count), *_COLUMNS) if view.windows else _COLUMNS
         for column in sorted(columns, key=lambda column: column.rank):
             needed = sum(2 + each.width for each in (*chosen, column))
             if left - needed >= (_LEAST_BAR if column.rank <= 3 else 20):
@@ -273,7 +282,9 @@ class _Layout:
     def _held(self, stage: StageView) -> str:
         """The bar of the layers that it runs; where hand-overs spread, blurred between the quartiles of their cuts."""
         first, last, core = stage.first, stage.last, None
-        if stage.last_quartiles:
+        if stage.request_share == 0.0:
+            last = first
+        elif stage.last_quartiles:
             before = self._view.stages[stage.stage - 1].last_quartiles if stage.stage else (0, 0)
             (first, begin), (end, last) = before, stage.last_quartiles
             core = begin, max(begin, end)
