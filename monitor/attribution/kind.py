@@ -27,8 +27,8 @@ host running something else ("steal").
 More CPU time for the same work has causes that look alike: another program fills the cache or the memory's bandwidth,
 or the core itself is slower (a busy sibling hyper-thread, a lower clock). Layers tell them apart if their arithmetic
 intensity differs. Layers are divided in two halves of equal undisturbed time, ``low`` and ``high`` intensity, and for
-every request ``g = log(low / undisturbed low) - log(high / undisturbed high)``. With Welch's t of the g now against
-those before:
+every request ``g = log(low / undisturbed low) - log(high / undisturbed high)``, over those of these layers that it ran
+(requests that ran less than half of either do not count). With Welch's t of the g now against those before:
 
 * mean difference >= 0.04 and t >= 3: memory-bound layers suffer more, ``memory``;
 * mean difference <= -0.04 and t <= -3: compute-bound layers suffer more, ``core speed``;
@@ -257,27 +257,38 @@ def _contrast(before: Sequence[StageTiming], now: Sequence[StageTiming], intensi
         return MEMORY_OR_CORE_SPEED
     known = np.asarray(intensity, dtype=np.float64)
     tables = [_layer_table(timings, len(known)) for timings in (before, now)]
-    # Layers that most requests of both sides ran, and requests that ran them all.
+    # Layers that most requests of both sides ran; a request need not have run them all, where cuts differ.
     layers = np.flatnonzero(np.all([np.mean(table > 0, axis=0) > 0.5 for table in tables], axis=0) & np.isfinite(known))
-    undisturbed, disturbed = (table[:, layers][np.all(table[:, layers] > 0, axis=1)] for table in tables)
-    if len(layers) < 2 or min(len(undisturbed), len(disturbed)) < _LEAST_REQUESTS:
+    if len(layers) < 2:
         return MEMORY_OR_CORE_SPEED
-    reference_s = np.median(undisturbed, axis=0)
+    undisturbed, disturbed = (np.where(table[:, layers] > 0, table[:, layers], math.nan) for table in tables)
+    reference_s = np.nanmedian(undisturbed, axis=0)
     order = np.argsort(known[layers], kind="stable")
     lower = np.cumsum(reference_s[order]) <= reference_s.sum() / 2
     low, high = order[lower], order[~lower]
     if not len(low) or known[layers[low]].max() >= known[layers[high]].max():  # all alike
         return MEMORY_OR_CORE_SPEED
     was, is_ = (
-        np.log(table[:, low].sum(axis=1) / reference_s[low].sum())
-        - np.log(table[:, high].sum(axis=1) / reference_s[high].sum())
-        for table in (undisturbed, disturbed)
+        _log_ratio(table, reference_s, low) - _log_ratio(table, reference_s, high) for table in (undisturbed, disturbed)
     )
+    was, is_ = was[np.isfinite(was)], is_[np.isfinite(is_)]
+    if min(len(was), len(is_)) < _LEAST_REQUESTS:
+        return MEMORY_OR_CORE_SPEED
     contrast = float(is_.mean() - was.mean())
     error = math.sqrt(is_.var(ddof=1) / len(is_) + was.var(ddof=1) / len(was))
     if abs(contrast) < _LEAST_CONTRAST or abs(contrast) < _LEAST_T * error:
         return MEMORY_OR_CORE_SPEED
     return MEMORY if contrast > 0 else CORE_SPEED
+
+
+def _log_ratio(table: FloatArray, reference_s: FloatArray, layers: NDArray[np.intp]) -> FloatArray:
+    """Logarithm of time / reference over those of some layers that each request ran; nan if less than half of them."""
+    ran = np.isfinite(table[:, layers])
+    taken_s = np.where(ran, table[:, layers], 0.0).sum(axis=1)
+    usual_s = np.where(ran, reference_s[layers], 0.0).sum(axis=1)
+    ratio = np.full(len(table), math.nan)
+    np.divide(taken_s, usual_s, out=ratio, where=usual_s >= reference_s[layers].sum() / 2)
+    return np.asarray(np.log(ratio), dtype=np.float64)
 
 
 def _layer_table(timings: Sequence[StageTiming], layers: int) -> FloatArray:

@@ -12,6 +12,7 @@ import statistics
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ from odin.monitor.events import (
 from odin.monitor.view.event_text import event_text
 from odin.monitor.view.pipeline_view import EventLine, History, InjectedLoad, PipelineView, StageState, StageView
 from odin.monitor.view.recent import RecentRequests
+from odin.monitor.view.windows_text import end_ranges
 from odin.monitor.window import percentiles_s
 
 __all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "Serving", "StageView", "ViewBuilder"]
@@ -59,6 +61,8 @@ class Serving(NamedTuple):
         Requests since the start; those submitted and not finished.
     epoch, plan
         Those that the next request runs under.
+    windows
+        Where requests may change hands if not only where the plan says, as in the run's start.
     """
 
     completed: int
@@ -66,6 +70,7 @@ class Serving(NamedTuple):
     in_flight: int
     epoch: int
     plan: tuple[int, ...]
+    windows: str = ""
 
 
 class _Second(NamedTuple):
@@ -110,13 +115,14 @@ class _Stage:
 
 
 class _Now(NamedTuple):
-    """Arrays over stages: medians of late, undisturbed times, slowdowns."""
+    """Arrays over stages: medians of late, undisturbed times, slowdowns, and between which cuts their layers lie."""
 
     time_s: FloatArray
     queue_s: FloatArray
-    baseline_s: FloatArray
+    ratio: FloatArray
     reference_s: FloatArray
     slowdown: FloatArray
+    cuts: NDArray[np.int64]
     fluid_bound_hz: float
 
 
@@ -184,12 +190,12 @@ class ViewBuilder:
             if self._ended_s is not None:
                 now_s = self._ended_s
             self._close_seconds(now_s)
-            plan, epoch = self._plan, self._epoch
+            plan, epoch, windows = self._plan, self._epoch, self._windows
             completed, failed = self._recent.count + self._not_recorded, self._failed
             if serving is not None:
-                completed, failed, in_flight, epoch, plan = serving
+                completed, failed, in_flight, epoch, plan, windows = serving
             idle = in_flight == 0
-            now = self._now(plan, epoch)
+            now = self._now(plan, epoch, windows)
             utilisation = self._recent.utilisation(now_s, idle=idle)
             p50_s, p99_s = percentiles_s(self._recent.latencies_s(now_s), (50, 99))
             return PipelineView(
@@ -208,7 +214,7 @@ class ViewBuilder:
                 fluid_bound_hz=now.fluid_bound_hz,
                 latency_p50_s=p50_s,
                 latency_p99_s=p99_s,
-                stages=tuple(self._stage_view(index, plan, now, utilisation) for index in range(len(run.stages))),
+                stages=self._stage_views(plan, epoch, windows, now, utilisation),
                 history=History(self._seconds, *(tuple(points) for points in zip(*self._history, strict=True)))
                 if self._history
                 else History(self._seconds, (), (), (), ()),
@@ -216,6 +222,7 @@ class ViewBuilder:
                 events=tuple(self._lines),
                 event_count=self._event_count,
                 ended=self._ended,
+                windows=windows,
             )
 
     # -- events -----------------------------------------------------------------------------------------------------
@@ -226,6 +233,7 @@ class ViewBuilder:
         layers = len(run.layers)
         if sum(run.plan) != layers or len(run.plan) != len(run.stages) or not run.stages:
             raise ValueError(f"plan {run.plan} does not spread {layers} layers over {len(run.stages)} stages")
+        self._check_windows(run.windows, stages=len(run.stages), layers=layers)
         for index, stage in enumerate(run.stages):
             if len(stage.baseline_s) != layers:
                 raise ValueError(f"stage {index} has {len(stage.baseline_s)} baselines for {layers} layers")
@@ -234,13 +242,13 @@ class ViewBuilder:
         np.cumsum([stage.baseline_s for stage in run.stages], axis=1, out=self._baseline_s[:, 1:])
         self._run = run
         self._devices = [stage.device for stage in run.stages]
-        self._plan, self._epoch, self._policy = tuple(run.plan), 0, run.policy
+        self._plan, self._epoch, self._windows, self._policy = tuple(run.plan), 0, run.windows, run.policy
         self._stages = [_Stage() for _ in run.stages]
         self._failed = self._not_recorded = self._event_count = self._seconds = 0
         self._second_ends_s = run.at_s + 1.0
         self._second_latencies_s: list[float] = []
         self._history: deque[_Second] = deque(maxlen=HISTORY_S)
-        self._recent = RecentRequests(len(run.stages))
+        self._recent = RecentRequests(self._baseline_s)
         self._loads: dict[tuple[str, str], InjectedLoad] = {}
         self._lines: deque[EventLine] = deque(maxlen=_EVENT_LINES)
         self._last_key: object = None
@@ -277,14 +285,20 @@ class ViewBuilder:
         assert self._run is not None
         if len(event.after) != len(self._stages) or sum(event.after) != len(self._run.layers):
             raise ValueError(f"plan {event.after} does not fit the run's {len(self._run.layers)} layers and its stages")
+        self._check_windows(event.windows, stages=len(self._stages), layers=len(self._run.layers))
         now = self._now()
         for index, stage in enumerate(self._stages):
             if math.isfinite(now.slowdown[index]) and stage.disturbed:
                 stage.slowdown = float(now.slowdown[index])  # the best guess under the new plan
             if event.after[index] != self._plan[index]:
                 stage.adopt_other_layers()
-        self._plan, self._epoch = tuple(event.after), event.epoch
+        self._plan, self._epoch, self._windows = tuple(event.after), event.epoch, event.windows
         self._say(event)
+
+    @staticmethod
+    def _check_windows(windows: str, *, stages: int, layers: int) -> None:
+        if windows and (len(ends := end_ranges(windows)) != stages or ends[-1] != (layers, layers)):
+            raise ValueError(f"windows {windows} do not fit the run's {layers} layers and {stages} stages")
 
     def _policy_change(self, event: PolicyChanged) -> None:
         self._policy = event.policy
@@ -347,35 +361,38 @@ class ViewBuilder:
     def _learn_undisturbed(self, now: _Now) -> None:
         if not self._second_latencies_s:
             return
-        for stage, time_s, baseline_s in zip(self._stages, now.time_s, now.baseline_s, strict=True):
-            if not stage.disturbed and time_s > 0 and baseline_s > 0:
-                stage.quiet.append((self._recent.count, float(time_s / baseline_s)))
+        for stage, ratio in zip(self._stages, now.ratio, strict=True):
+            if not stage.disturbed and 0 < ratio < math.inf:
+                stage.quiet.append((self._recent.count, float(ratio)))
 
-    def _now(self, plan: Sequence[int] | None = None, epoch: int | None = None) -> _Now:
+    def _now(self, plan: Sequence[int] | None = None, epoch: int | None = None, windows: str | None = None) -> _Now:
         plan, epoch = self._plan if plan is None else plan, self._epoch if epoch is None else epoch
+        windows = self._windows if windows is None else windows
         stages = self._stages
         valid_from = np.array([float(stage.valid_from) for stage in stages])
-        time_s, queue_s, known = self._recent.stage_times(epoch, valid_from)
+        late = self._recent.stage_times(epoch, valid_from)
 
         cuts = np.concatenate(([0], np.cumsum(plan)))
         rows = np.arange(len(stages))
         baseline_s = self._baseline_s[rows, cuts[1:]] - self._baseline_s[rows, cuts[:-1]]
-        empty = cuts[1:] == cuts[:-1]
-        median_s = np.where(empty, math.nan, time_s)
+        if windows:
+            np.copyto(baseline_s, late.baseline_s, where=late.known > 0)
+        empty = _empty(plan, windows)
+        ratio = np.where(empty, math.nan, late.ratio)
         undisturbed_ratio = np.array([stage.undisturbed_ratio for stage in stages])
-        reference_s = baseline_s * undisturbed_ratio
         with np.errstate(divide="ignore", invalid="ignore"):
-            measured = median_s / reference_s
+            measured = ratio / undisturbed_ratio
         disturbed = np.array([stage.disturbed for stage in stages])
         told = np.array([stage.slowdown for stage in stages])
-        unsure = empty | ~np.isfinite(measured) | (disturbed & (known < _SURE_REQUESTS))
+        unsure = empty | ~np.isfinite(measured) | (disturbed & (late.known < _SURE_REQUESTS))
         slowdown = np.where(unsure, told, measured)
         return _Now(
-            median_s,
-            np.where(empty, math.nan, queue_s),
-            baseline_s,
-            reference_s,
+            np.where(empty, math.nan, late.time_s),
+            np.where(empty, math.nan, late.queue_s),
+            ratio,
+            baseline_s * undisturbed_ratio,
             slowdown,
+            cuts,
             self._fluid_bound_hz(undisturbed_ratio, np.where(disturbed, slowdown, 1.0)),
         )
 
@@ -384,28 +401,51 @@ class ViewBuilder:
         usable = np.array([not stage.lost for stage in self._stages]) & np.isfinite(chain_s) & (chain_s > 0)
         return float(np.sum(1.0 / chain_s[usable])) if usable.any() else math.nan
 
-    def _stage_view(self, index: int, plan: Sequence[int], now: _Now, utilisation: FloatArray) -> StageView:
+    def _stage_views(
+        self, plan: Sequence[int], epoch: int, windows: str, now: _Now, utilisation: FloatArray
+    ) -> tuple[StageView, ...]:
         assert self._run is not None
-        stage, told = self._stages[index], self._run.stages[index]
-        first = sum(plan[:index])
-        state: StageState = (
-            "lost" if stage.lost else "empty" if not plan[index] else "disturbed" if stage.disturbed else "quiet"
-        )
-        cause = stage.cause
-        return StageView(
-            stage=index,
-            device=told.device,
-            node_id=told.node_id,
-            pid=told.pid,
-            first=first,
-            last=first + plan[index],
-            state=state,
-            time_s=float(now.time_s[index]),
-            reference_s=float(now.reference_s[index]),
-            slowdown=float(now.slowdown[index]),
-            queue_s=float(now.queue_s[index]),
-            utilisation=float(utilisation[index]),
-            interference=cause.interference if cause else "",
-            culprits=cause.culprits if cause else (),
-            note=cause.note if cause else "",
-        )
+        quartiles = self._recent.cut_quartiles(epoch) if windows else None
+        low, cuts, high = np.tile(now.cuts, (3, 1)) if quartiles is None else quartiles
+        empty = _empty(plan, windows)
+        shares = self._recent.request_shares(epoch) if windows else np.full(len(empty), math.nan)
+        views = []
+        for index, (stage, told) in enumerate(zip(self._stages, self._run.stages, strict=True)):
+            cause = stage.cause
+            view = StageView(
+                stage=index,
+                device=told.device,
+                node_id=told.node_id,
+                pid=told.pid,
+                first=int(cuts[index]),
+                last=int(cuts[index + 1]),
+                state=_state(stage, empty=bool(empty[index]), share=float(shares[index])),
+                time_s=float(now.time_s[index]),
+                reference_s=float(now.reference_s[index]),
+                slowdown=float(now.slowdown[index]),
+                queue_s=float(now.queue_s[index]),
+                utilisation=float(utilisation[index]),
+                interference=cause.interference if cause else "",
+                culprits=cause.culprits if cause else (),
+                note=cause.note if cause else "",
+                last_quartiles=(int(low[index + 1]), int(high[index + 1])) if windows else (),
+                request_share=float(shares[index]),
+            )
+            views.append(view)
+        return tuple(views)
+
+
+def _state(stage: _Stage, *, empty: bool, share: float) -> StageState:
+    if stage.lost:
+        return "lost"
+    if empty:
+        return "empty"
+    return "disturbed" if stage.disturbed else "bypassed" if share == 0.0 else "quiet"
+
+
+def _empty(plan: Sequence[int], windows: str) -> NDArray[np.bool_]:
+    """Which stages have no layers by plan, and get none in any request, shape (stages,)."""
+    if not windows:
+        return np.array([count == 0 for count in plan])
+    ends = end_ranges(windows)
+    return np.array([first == last for (first, _), (_, last) in pairwise([(0, 0), *ends])])

@@ -21,6 +21,7 @@ from odin.monitor.events import (
     RunStarted,
     SlowdownChanged,
 )
+from odin.monitor.view.windows_text import windows_text
 
 __all__ = ["cause", "event_text", "factor", "figure", "plan_text", "seconds"]
 
@@ -87,7 +88,8 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
     match event:
         case RunStarted():
             batch = f", up to {event.batch} images a request" if event.batch > 1 else ""
-            return f"started: {event.model} on {len(event.stages)} stages, {plan_text(event.plan)}{batch}"
+            where = windows_text(event.windows) if event.windows else plan_text(event.plan)
+            return f"started: {event.model} on {len(event.stages)} stages, {where}{batch}"
         case SlowdownChanged():
             text = f"{_CHANGES.get(event.state, event.state)}: stage {event.stage} {_device(event.stage, devices)}"
             return text if event.state == "end" else f"{text} {factor(event.slowdown)}"
@@ -96,7 +98,7 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
             what, *who = cause(event.interference, event.culprits, event.note).split(",", 1)
             return "cause: " + ",".join([f"{what} on stage {event.stage}", *who])
         case PlanChanged():
-            text = f"{_MOVES.get(event.decision, event.decision)} {_move_text(event.before, event.after)}"
+            text = f"{_MOVES.get(event.decision, event.decision)}{_plan_change_text(event)}"
             if event.prepare_s >= 0:
                 text += f" in {event.prepare_s * 1e3:.3g} ms" if event.prepare_s < 1 else f" in {event.prepare_s:.1f} s"
             if event.predicted_hz >= 0:
@@ -128,6 +130,14 @@ def _device(stage: int, devices: Sequence[str]) -> str:
     if not 0 <= stage < len(devices):
         raise ValueError(f"an event speaks of stage {stage}; the run has {len(devices)} stages")
     return devices[stage]
+
+
+def _plan_change_text(event: PlanChanged) -> str:
+    if event.windows:
+        return f": {windows_text(event.windows)}"
+    if event.before == event.after:  # from hand-overs at other cuts back to those of the plan
+        return f": hand over at the plan's cuts, {plan_text(event.after)}"
+    return f" {_move_text(event.before, event.after)}"
 
 
 def _move_text(before: Sequence[int], after: Sequence[int]) -> str:

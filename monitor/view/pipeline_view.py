@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, Self
 
 import msgspec
@@ -15,8 +16,8 @@ __all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "StageState",
 FORMAT = "odin-view"
 VERSION = 1
 
-StageState = Literal["quiet", "disturbed", "empty", "lost"]
-"""How a stage is: without interference, with it, without layers, or gone."""
+StageState = Literal["quiet", "disturbed", "bypassed", "empty", "lost"]
+"""How a stage is: without interference, with it, passed by of late, without layers by plan, or gone."""
 
 
 class StageView(Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,20 +26,28 @@ class StageView(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes
     ----------
     first, last
-        Half-open range of layers under the present plan.
+        Half-open range of layers under the present plan; where requests change hands at cuts of their own, between the
+        medians of their cuts of late.
     time_s
-        Median wall seconds per request of late, under the present plan and the present slowdown; ``nan`` before the
-        first such request, and for an empty stage.
+        Median wall seconds of late per request of which it ran layers, under the present plan and the present
+        slowdown; ``nan`` before the first such request, and for an empty or bypassed stage.
     reference_s
         Seconds that the same layers take undisturbed.
     slowdown
-        Time now / undisturbed time; for an empty stage, what was last known.
+        Time now / undisturbed time of the layers that each request ran there; for an empty or bypassed stage, what was
+        last known.
     interference, culprits, note
         What disturbs it, as in :class:`odin.monitor.events.Attributed`; empty while nothing does.
     queue_s
         Median seconds that a request of late waited before it.
     utilisation
         Part of the time in which requests were under way of late that the stage computed, 0 to 1.
+    last_quartiles
+        Lower and upper quartile of ``last`` where requests change hands at cuts of their own; empty where the plan says
+        it. ``first`` has those of the stage before.
+    request_share
+        Part of the requests of late of which it ran layers, 0 to 1; ``nan`` before the first one, and where the plan
+        says of which.
     """
 
     stage: int
@@ -56,6 +65,8 @@ class StageView(Struct, frozen=True, forbid_unknown_fields=True):
     interference: str = ""
     culprits: tuple[Culprit, ...] = ()
     note: str = ""
+    last_quartiles: tuple[int, ...] = ()
+    request_share: float = math.nan
 
 
 class History(Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,7 +111,11 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
     layers
         Names of the chain's layers.
     plan
-        Layers per stage.
+        Layers per stage in force.
+    windows
+        Where requests may change hands if not only where the plan says, such as ``@0-18|@18``; see
+        :mod:`odin.partitioner.relay`. Then ``plan`` is the one to return to, and each stage's ``first`` and ``last``
+        are medians. Empty: at the plan's cuts.
     batch
         Largest number of images in a request.
     uptime_s
@@ -141,6 +156,7 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
     events: tuple[EventLine, ...] = ()
     event_count: int = 0
     ended: str | None = None
+    windows: str = ""
 
     @property
     def layer_count(self) -> int:

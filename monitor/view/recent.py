@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 from odin.monitor.events import RequestDone
 from odin.monitor.timing import RequestTimeline
 
-__all__ = ["RecentRequests", "column_medians"]
+__all__ = ["RecentRequests", "StageTimes", "column_medians"]
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 RATE_S = 3.0
 """Throughput and utilisation are those of so many seconds, or of the last few requests if fewer finished in these."""
@@ -31,9 +33,32 @@ _RATE_REQUESTS = 4
 LATENCY_S = 10.0
 _LATENCY_REQUESTS = 20
 STAGE_REQUESTS = 16
-"""A stage's time and queue are medians over so many requests."""
+"""A stage's time, slowdown and queue are medians over so many requests."""
 _COMPLETIONS = 4096
 _TIMELINES = 64
+_QUARTILES = (0.25, 0.5, 0.75)
+
+
+class StageTimes(NamedTuple):
+    """Each stage's times of late under one plan, shape (stages,); ``nan`` where nothing is known.
+
+    Attributes
+    ----------
+    time_s, queue_s
+        Medians over the requests of which the stage ran layers.
+    ratio
+        Median of time / baseline of the layers that each request ran there.
+    baseline_s
+        Median of that baseline.
+    known
+        Of how many requests these are the medians.
+    """
+
+    time_s: FloatArray
+    queue_s: FloatArray
+    ratio: FloatArray
+    baseline_s: FloatArray
+    known: IntArray
 
 
 class RecentRequests:
@@ -41,12 +66,13 @@ class RecentRequests:
 
     Parameters
     ----------
-    stage_count
-        Stages of the pipeline.
+    baseline_s
+        Seconds of all layers before each cut on each stage's device, shape (stages, layers + 1).
     """
 
-    def __init__(self, stage_count: int) -> None:
-        self._stage_count = stage_count
+    def __init__(self, baseline_s: FloatArray) -> None:
+        self._baseline_s = baseline_s
+        self._stage_count = len(baseline_s)
         self.count = 0
         """Requests so far."""
         self._completions: deque[tuple[float, float]] = deque(maxlen=_COMPLETIONS)  # (completion, latency), seconds
@@ -105,11 +131,11 @@ class RecentRequests:
         busy_s = _busy_s([(timeline.completed_s, timeline.latency_s) for timeline in timelines])
         if busy_s <= 0 or self.throughput_hz(now_s, idle=idle) == 0:
             return np.full(self._stage_count, math.nan)
-        wall_s, _ = self._tables(timelines[1:])  # the first one's work lies before the span
+        wall_s, *_ = self._tables(timelines[1:])  # the first one's work lies before the span
         share: FloatArray = np.minimum(np.nansum(wall_s, axis=0) / busy_s, 1.0)
         return share
 
-    def stage_times(self, epoch: int, valid_from: FloatArray) -> tuple[FloatArray, FloatArray, NDArray[np.int64]]:
+    def stage_times(self, epoch: int, valid_from: FloatArray) -> StageTimes:
         """Each stage's times of late under one plan.
 
         Parameters
@@ -118,21 +144,42 @@ class RecentRequests:
             The plan's.
         valid_from
             How many of the first requests not to look at, for each stage, shape (stages,).
-
-        Returns
-        -------
-        time_s, queue_s
-            Medians, shape (stages,); ``nan`` where nothing is known.
-        known
-            Of how many requests the first of them is the median.
         """
         latest = list(self._timelines)[-STAGE_REQUESTS:]
         number = self.count - len(latest) + 1 + np.arange(len(latest))
-        wall_s, queue_s = self._tables(latest)
+        wall_s, queue_s, work_s, _ = self._tables(latest)
         of_epoch = np.array([timeline.epoch == epoch for timeline in latest], dtype=bool)
         wall_s[~of_epoch], queue_s[~of_epoch] = math.nan, math.nan
         wall_s[number[:, None] <= valid_from] = math.nan
-        return column_medians(wall_s), column_medians(queue_s), np.sum(~np.isnan(wall_s), axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = wall_s / work_s
+        known = ~np.isnan(wall_s)
+        return StageTimes(
+            column_medians(wall_s),
+            column_medians(queue_s),
+            column_medians(ratio),
+            column_medians(np.where(known, work_s, math.nan)),
+            np.sum(known, axis=0),
+        )
+
+    def cut_quartiles(self, epoch: int) -> IntArray | None:
+        """Lower quartile, median and upper quartile of the cuts of late under one plan, shape (3, stages + 1).
+
+        Each is the cut of some request; None before the first one.
+        """
+        *_, ends = self._tables([timeline for timeline in self._timelines if timeline.epoch == epoch])
+        if not len(ends):
+            return None
+        ordered = np.sort(ends, axis=0)
+        return ordered[[round(part * (len(ends) - 1)) for part in _QUARTILES]]
+
+    def request_shares(self, epoch: int) -> FloatArray:
+        """Part of the requests of late under one plan of which each stage ran layers, shape (stages,); nan without."""
+        *_, ends = self._tables([t for t in list(self._timelines)[-STAGE_REQUESTS:] if t.epoch == epoch])
+        if not len(ends):
+            return np.full(self._stage_count, math.nan)
+        shares: FloatArray = np.mean(np.diff(ends, axis=1) > 0, axis=0)
+        return shares
 
     def _window(self, now_s: float, window_s: float, at_least: int) -> list[tuple[float, float]]:
         """Completions of the last ``window_s``, or the last few if those are fewer; oldest first."""
@@ -143,18 +190,26 @@ class RecentRequests:
             found.append(completion)
         return found[::-1]
 
-    def _tables(self, timelines: list[RequestTimeline]) -> tuple[FloatArray, FloatArray]:
-        """Wall and queue seconds, shape (requests, stages)."""
-        shape = len(timelines), self._stage_count
-        wall_s, queue_s = np.full(shape, math.nan), np.full(shape, math.nan)
+    def _tables(self, timelines: list[RequestTimeline]) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]:
+        """Wall, queue and baseline seconds, shape (requests, stages), ``nan`` without layers; cuts, one column more."""
+        wall_s, queue_s, work_s = np.full((3, len(timelines), self._stage_count), math.nan)
+        cuts = np.zeros((len(timelines), self._stage_count + 1), dtype=np.int64)
         try:
             for row, timeline in enumerate(timelines):
                 for timing in timeline.stages:
-                    wall_s[row, timing.stage] = timing.wall_s
-                    queue_s[row, timing.stage] = timing.queue_s
+                    stage, first, last = timing[:3]
+                    if first < last:
+                        wall_s[row, stage] = timing.wall_s
+                        queue_s[row, stage] = timing.queue_s
+                        work_s[row, stage] = self._baseline_s[stage, last] - self._baseline_s[stage, first]
+                        cuts[row, stage + 1] = last
         except IndexError as error:
-            raise ValueError(f"a request passed a stage beyond the run's {self._stage_count}") from error
-        return wall_s, queue_s
+            stages, ends = self._baseline_s.shape
+            raise ValueError(
+                f"a request passed a stage beyond the run's {stages}, or a layer beyond its {ends - 1}"
+            ) from error
+        # A stage without layers ends where the one before it does.
+        return wall_s, queue_s, work_s, np.maximum.accumulate(cuts, axis=1)
 
 
 def _busy_s(requests: Sequence[tuple[float, float]]) -> float:

@@ -135,7 +135,7 @@ def plain(view: PipelineView, *, width: int = 100, ascii_only: bool = False) -> 
     """
     glyphs = ASCII if ascii_only else UNICODE
     lines = [_header(view, width, glyphs), Text(), *_measures(view, width, 24, glyphs), Text()]
-    lines += stage_lines(view, width=width, height=2 * len(view.stages) + 1, glyphs=glyphs)
+    lines += stage_lines(view, width=width, height=2 * len(view.stages) + 1 + 2 * bool(view.windows), glyphs=glyphs)
     lines += [*_loads(view, width, glyphs), Text()]
     lines += _events(view.events[-_PLAIN_EVENTS:], width, _PLAIN_EVENTS + 1, glyphs, heading=True)
     file = io.StringIO()
@@ -164,7 +164,8 @@ def _both_ends(left: Text, right: Text, width: int, glyphs: Glyphs) -> Text:
 
 def _header(view: PipelineView, width: int, glyphs: Glyphs) -> Text:
     left = Text(" ").append(clean(view.model, glyphs), style="bold")
-    left.append(f"  {plan_text(view.plan)}", style=f"bold {THROUGHPUT}")
+    plan = f"about {plan_text([s.last - s.first for s in view.stages])}" if view.windows else plan_text(view.plan)
+    left.append(f"  {plan}", style=f"bold {THROUGHPUT}")
     left.append(f"  {clean(view.policy, glyphs)}")
     right = Text()
     if view.ended is not None:

@@ -20,6 +20,8 @@ class Glyphs(NamedTuple):
         A piece of the line that marks a bound.
     held, half_right, half_left, free
         A bar's cell that is filled, filled on its right, on its left, and not filled.
+    blurred
+        A bar's cell that is filled now and then.
     ellipsis
         Stands for text that had to be left out.
     below
@@ -34,13 +36,14 @@ class Glyphs(NamedTuple):
     half_right: str
     half_left: str
     free: str
+    blurred: str
     ellipsis: str
     below: str
     beyond: str
 
 
-UNICODE = Glyphs(" ▁▂▃▄▅▆▇█", "╌", "━", "╺", "╸", "─", "…", "└", "▲")
-ASCII = Glyphs(" ._-=+*##", "~", "#", "#", "#", ".", "~", "`", "^")
+UNICODE = Glyphs(" ▁▂▃▄▅▆▇█", "╌", "━", "╺", "╸", "─", "╍", "…", "└", "▲")
+ASCII = Glyphs(" ._-=+*##", "~", "#", "#", "#", ".", "=", "~", "`", "^")
 
 
 def per_cell(points: int, cells: int) -> int:

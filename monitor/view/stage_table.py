@@ -18,7 +18,7 @@ from odin.monitor.view.textfit import clean, fit, fit_end, pad, wrap
 
 __all__ = ["STYLES", "bar", "stage_lines"]
 
-STYLES = {"quiet": QUIET, "disturbed": DISTURBED, "empty": "dim", "lost": f"bold {LOST}"}
+STYLES = {"quiet": QUIET, "disturbed": DISTURBED, "bypassed": "dim", "empty": "dim", "lost": f"bold {LOST}"}
 _LEAST_BAR = 8
 _WIDEST_BAR = 64
 _DEVICE_WIDTH, _WIDE_DEVICE_WIDTH = 14, 40
@@ -35,7 +35,9 @@ class _Column(NamedTuple):
 
 
 def _time(stage: StageView, _: Glyphs) -> str:
-    return {"empty": "empty", "lost": "lost"}.get(stage.state) or seconds(stage.time_s)
+    if stage.state in ("empty", "lost"):
+        return stage.state
+    return "bypassed" if stage.request_share == 0.0 else seconds(stage.time_s)
 
 
 def _slowdown(stage: StageView, _: Glyphs) -> str:
@@ -50,14 +52,32 @@ def _busy_bar(stage: StageView, glyphs: Glyphs) -> str:
     return "" if math.isnan(stage.utilisation) else bar(0, stage.utilisation, 1, 6, glyphs)
 
 
+def _alone(stage: StageView, _: Glyphs) -> str:
+    return seconds(stage.reference_s) if stage.reference_s > 0 and stage.request_share != 0.0 else "-"
+
+
+def _hand_over(stage: StageView, layer_count: int) -> str:
+    if not stage.last_quartiles or stage.request_share == 0.0:
+        return "-"
+    low, high = stage.last_quartiles
+    if low == layer_count:
+        return "end"
+    return f"{stage.last}" if low == high else f"{stage.last} ({low}-{high})"
+
+
+def _hand_overs(layer_count: int) -> _Column:
+    """The layer before which a later stage takes over, and its quartiles, where that differs between requests."""
+    return _Column("hands over at", 13, 4, lambda stage, _: _hand_over(stage, layer_count))
+
+
 _COLUMNS = (
     _Column("time", 8, 2, _time),
-    _Column("alone", 8, 4, lambda stage, _: seconds(stage.reference_s) if stage.reference_s > 0 else "-"),
+    _Column("alone", 8, 5, _alone),
     _Column("slowdown", 8, 1, _slowdown),
-    _Column("queue", 8, 5, lambda stage, _: seconds(stage.queue_s)),
+    _Column("queue", 8, 6, lambda stage, _: seconds(stage.queue_s)),
     _Column("busy", 4, 3, _busy),
-    _Column("", 6, 6, _busy_bar, left=True),
-    _Column("state", 9, 7, lambda stage, _: stage.state, left=True),
+    _Column("", 6, 7, _busy_bar, left=True),
+    _Column("state", 9, 8, lambda stage, _: stage.state, left=True),
 )
 _CAUSE_WIDTH = 34
 _CAUSE_FROM = 130
@@ -91,17 +111,42 @@ def stage_lines(view: PipelineView, *, width: int, height: int, glyphs: Glyphs) 
         lines += remark if below else []
     if hidden:
         lines.append(fit(Text(f" {glyphs.ellipsis} {_count(hidden)}", style="dim"), width, glyphs))
+    if view.windows:
+        lines += _legend(width, glyphs)
     return lines[:height]
 
 
-def bar(first: float, last: float, total: float, width: int, glyphs: Glyphs) -> str:
-    """Cells of which ``[first, last)`` of ``total`` are filled, to half a cell; at least a half if it is not empty."""
+def _legend(width: int, glyphs: Glyphs) -> list[Text]:
+    text = (
+        f"{glyphs.held} runs these layers of most requests, {glyphs.blurred} of some: each request is handed over "
+        "where the next stage is free"
+    )
+    return [Text(f" {line}", style="dim") for line in wrap(text, max(1, width - 2), lines=2, glyphs=glyphs)]
+
+
+def bar(
+    first: float,
+    last: float,
+    total: float,
+    width: int,
+    glyphs: Glyphs,
+    *,
+    core: tuple[float, float] | None = None,
+) -> str:
+    """Cells of which ``[first, last)`` of ``total`` are filled, to half a cell; at least a half if it is not empty.
+
+    With ``core`` only that part of it is, and the rest is blurred.
+    """
     if total <= 0 or width <= 0:
         return glyphs.free * max(0, width)
-    begin, end = round(2 * width * first / total), round(2 * width * last / total)
-    if last > first and end == begin:
-        begin, end = (begin, begin + 1) if begin < 2 * width else (begin - 1, begin)
-    halves = [begin <= half < end for half in range(2 * width)]
+    halves = _halves(first, last, total, width)
+    if core is not None:
+        sure = _halves(*core, total, width)
+        cells = bar(*core, total, width, glyphs)
+        blurred = [
+            any(halves[at : at + 2]) and halves[at : at + 2] != sure[at : at + 2] for at in range(0, 2 * width, 2)
+        ]
+        return "".join(glyphs.blurred if is_ else cell for is_, cell in zip(blurred, cells, strict=True))
     kinds = {
         (True, True): glyphs.held,
         (False, True): glyphs.half_right,
@@ -109,6 +154,13 @@ def bar(first: float, last: float, total: float, width: int, glyphs: Glyphs) -> 
         (False, False): glyphs.free,
     }
     return "".join(kinds[halves[2 * cell], halves[2 * cell + 1]] for cell in range(width))
+
+
+def _halves(first: float, last: float, total: float, width: int) -> list[bool]:
+    begin, end = round(2 * width * first / total), round(2 * width * last / total)
+    if last > first and end == begin:
+        begin, end = (begin, begin + 1) if begin < 2 * width else (begin - 1, begin)
+    return [begin <= half < end for half in range(2 * width)]
 
 
 def _choose(stages: Sequence[StageView], room: int) -> tuple[list[StageView], list[StageView]]:
@@ -134,6 +186,8 @@ def _count(hidden: Sequence[StageView]) -> str:
 def _cause(stage: StageView) -> str:
     if stage.interference:
         return cause(stage.interference, stage.culprits, stage.note)
+    if stage.state == "bypassed":
+        return "no request needed it of late"
     return "cause not known yet" if stage.state == "disturbed" else ""
 
 
@@ -152,11 +206,12 @@ class _Layout:
         self._names = _NAMES_WIDTH if width >= _NAMES_FROM else 0
         left -= sum(2 + extra for extra in (self._causes, self._names) if extra)
         chosen: list[_Column] = []
-        for column in sorted(_COLUMNS, key=lambda column: column.rank):
+        columns = (_hand_overs(view.layer_count), *_COLUMNS) if view.windows else _COLUMNS
+        for column in sorted(columns, key=lambda column: column.rank):
             needed = sum(2 + each.width for each in (*chosen, column))
             if left - needed >= (_LEAST_BAR if column.rank <= 3 else 20):
                 chosen.append(column)
-        self._columns = [column for column in _COLUMNS if column in chosen]
+        self._columns = [column for column in columns if column in chosen]
         left = max(0, left - sum(2 + column.width for column in chosen))
         self._bar_width = min(left, 20)
         left -= self._bar_width
@@ -209,7 +264,7 @@ class _Layout:
         device = fit_end(clean(stage.device, glyphs), self._device_width, glyphs)
         line.append_text(pad(Text(device), self._device_width))
         line.append("  ")
-        held = bar(stage.first, stage.last, self._view.layer_count, self._bar_width, glyphs)
+        held = self._held(stage)
         for is_free, cells in groupby(held, key=lambda cell: cell == glyphs.free):
             line.append("".join(cells), style="dim" if is_free else style)
         if self._names:
@@ -223,6 +278,17 @@ class _Layout:
         if self._causes and not below:
             line.append("  " + clean(_cause(stage), glyphs), style=style)
         return fit(line, self._width, glyphs)
+
+    def _held(self, stage: StageView) -> str:
+        """The bar of the layers that it runs; where hand-overs spread, blurred between the quartiles of their cuts."""
+        first, last, core = stage.first, stage.last, None
+        if stage.request_share == 0.0:
+            last = first
+        elif stage.last_quartiles:
+            before = self._view.stages[stage.stage - 1].last_quartiles if stage.stage else (0, 0)
+            (first, begin), (end, last) = before, stage.last_quartiles
+            core = begin, max(begin, end)
+        return bar(first, last, self._view.layer_count, self._bar_width, self._glyphs, core=core)
 
 
 def _names(view: PipelineView, stage: StageView) -> str:

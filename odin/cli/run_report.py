@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from odin.monitor.view.pipeline_view import PipelineView, StageView
+from odin.monitor.view.windows_text import windows_text
 from odin.monitor.window import percentiles_s
 from odin.requests.stream import Outcome
 
@@ -115,9 +116,8 @@ class StageTable:
 
 def stage_table(view: PipelineView, layer_names: Sequence[str], *, names: bool = True) -> Table:
     """One row per stage: where it is, what it runs, how long it takes and waits."""
-    table = Table(
-        title=f"{view.model}, plan {'|'.join(map(str, view.plan))}", title_justify="left", box=box.SIMPLE_HEAD
-    )
+    where = windows_text(view.windows) if view.windows else f"plan {'|'.join(map(str, view.plan))}"
+    table = Table(title=f"{view.model}, {where}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("stage", no_wrap=True)
     table.add_column("device", overflow="fold")
     table.add_column("layers", justify="right", no_wrap=True)
@@ -126,16 +126,18 @@ def stage_table(view: PipelineView, layer_names: Sequence[str], *, names: bool =
     for heading in ("time", "share", "queue"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in view.stages:
+        nothing = stage.first == stage.last and not view.windows
         table.add_row(
             str(stage.stage),
             stage.device,
             str(stage.last - stage.first),
             *([layer_range(stage, layer_names)] if names else []),
             milliseconds(stage.time_s),
-            "-" if math.isnan(stage.utilisation) or stage.first == stage.last else f"{stage.utilisation:.0%}",
+            "-" if math.isnan(stage.utilisation) or nothing else f"{stage.utilisation:.0%}",
             milliseconds(stage.queue_s),
         )
-    table.caption = "time, queue: medians over the last requests; share: busy part of the time"
+    medians = "layers, time, queue" if view.windows else "time, queue"
+    table.caption = f"{medians}: medians over the last requests; share: busy part of the time"
     table.caption_justify = "left"
     return table
 

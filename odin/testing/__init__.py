@@ -98,7 +98,7 @@ def timeline(
     stage_s
         Seconds of each stage, spread evenly over its layers.
     plan
-        Layers per stage.
+        Layers per stage, of this request; 0 for one that it passed by.
     latency_s
         Seconds since its submission.
     queue_s, transfer_s
@@ -109,6 +109,9 @@ def timeline(
     >>> made = timeline(7, 1000.0, (0.5, 0.25), plan=(2, 1))
     >>> [(timing.first, timing.last, timing.layer_s) for timing in made.stages]
     [(0, 2, (0.25, 0.25)), (2, 3, (0.25,))]
+    >>> passed_by = timeline(8, 1000.3, (0.75, 0.0), plan=(3, 0))
+    >>> passed_by.stages[1].first, passed_by.stages[1].last
+    (3, 3)
     """
     first, timings = 0, []
     for index, (count, wall_s) in enumerate(zip(plan, stage_s, strict=True)):
@@ -137,8 +140,11 @@ def run_started(
     policy: str = "predictive",
     devices: Sequence[str] = (),
     batch: int = 1,
+    windows: str = "",
 ) -> RunStarted:
     """The first event of a run whose every layer takes ``layer_s`` on every stage; by default on cores 0, 1, ...
+
+    With ``windows`` requests change hands at cuts of their own: give each one's :func:`timeline` its own ``plan``.
 
     Examples
     --------
@@ -151,7 +157,7 @@ def run_started(
         for index, device in enumerate(devices or [f"cpu:{index}" for index in range(len(plan))])
     )
     names = tuple(f"layer{index}" for index in range(count))
-    return RunStarted(START_S, 1.7e9, model, names, stages, tuple(plan), policy, 2 * len(plan), batch)
+    return RunStarted(START_S, 1.7e9, model, names, stages, tuple(plan), policy, 2 * len(plan), batch, windows)
 
 
 # -- policies ---------------------------------------------------------------------------------------------------------

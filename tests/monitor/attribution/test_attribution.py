@@ -265,3 +265,50 @@ def test_gpu():
 def test_nonsense_is_refused(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         classify(QUIET, QUIET, **options)
+
+
+RELAY_S = (0.004, 0.012, 0.006, 0.010, 0.008, 0.012, 0.005, 0.009)
+RELAY_INTENSITY = (200.0, 10.0, 150.0, 5.0, 180.0, 20.0, 160.0, 2.0)
+
+
+def relayed(count, firsts, factors, *, seed, lasts=(8,), delay=0.0):
+    """Requests that stage 1 took over and handed on at cuts of their own; ``delay``: run-queue delay / CPU time."""
+    draw = np.random.default_rng(seed)
+    timings = []
+    for first, last in zip(draw.choice(firsts, count), draw.choice(lasts, count), strict=True):
+        layers = (np.array(RELAY_S) * factors * np.exp(0.02 * draw.standard_normal(8)))[first:last]
+        cpu_s = float(layers.sum())
+        timings.append(
+            timing(cpu_s * (1 + delay), cpu_s, cpu_s * delay, first=first, last=last, layer_s=layers * (1 + delay))
+        )
+    return timings
+
+
+BYPASSED = StageTiming(1, 8, 8, 0.0, 0.0, 0.0, 0.0, 0.0, ())
+
+
+def test_fewer_layers_are_no_less_interference():
+    """A slowed stage runs half of the layers that it ran before, other ones each time; some requests pass it by."""
+    before = relayed(64, (2, 3, 4), 1.0, seed=1)
+    now = [*relayed(12, (5, 6, 7), 1.0, seed=2, delay=1.2), BYPASSED, BYPASSED]
+    assert np.mean([t.wall_s for t in now]) < np.mean([t.wall_s for t in before])
+    found = classify(before, now, baseline_s=RELAY_S, intensity=RELAY_INTENSITY)
+    assert found.kind == "CPU share"
+    assert found.slowdown == pytest.approx(2.2, rel=0.03)
+    calm = classify(before, relayed(12, (4, 5, 6), 1.0, seed=3), baseline_s=RELAY_S, intensity=RELAY_INTENSITY)
+    assert calm.kind == "unknown"
+    assert calm.slowdown == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_layers_are_compared_though_no_two_requests_ran_the_same(seed):
+    """Only requests that ran all of the layers counted: of eight there were too few."""
+    memory_bound = np.where(np.array(RELAY_INTENSITY) < 100, 1.8, 1.1)
+    before = relayed(64, (0, 1, 2), 1.0, seed=seed, lasts=(6, 7, 8))
+    now = relayed(8, (0, 1, 2), memory_bound, seed=100 + seed, lasts=(6, 7, 8))
+    found = classify(before, now, baseline_s=RELAY_S, intensity=RELAY_INTENSITY)
+    assert found.kind == "memory"
+    opposite = relayed(8, (0, 1, 2), 1.9 - (memory_bound - 1), seed=200 + seed, lasts=(6, 7, 8))
+    assert classify(before, opposite, baseline_s=RELAY_S, intensity=RELAY_INTENSITY).kind == "core speed"
+    alike = relayed(8, (0, 1, 2), 1.5, seed=300 + seed, lasts=(6, 7, 8))
+    assert classify(before, alike, baseline_s=RELAY_S, intensity=RELAY_INTENSITY).kind == "memory or core speed"
