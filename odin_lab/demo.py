@@ -1,9 +1,9 @@
-"""The demonstration: a load arrives beside a stage, layers move, throughput comes back; in about a minute and a half.
+"""The demonstration: a load arrives beside a stage, first with a fixed plan, then with a policy that answers it.
 
 ::
 
-    undisturbed | load, layers stay | undisturbed | load, layers move ......... | load gone, layers go home
-    (policy)    | (static)          | (policy)    | detection, move, recovered  | detection, move, recovered
+    undisturbed | load, fixed plan | load gone | load, policy .............. | load gone, policy
+    (policy)    | (static)         | (policy)  | detected, answered          | detected, as before the load
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from odin.monitor.events import Attributed, Event, LoadChanged, PlanChanged, RequestDone, SlowdownChanged
+from odin.monitor.events import Attributed, Event, LoadChanged, PlanChanged, RequestDone, RunStarted, SlowdownChanged
 from odin.monitor.view.event_text import cause, figure, plan_text, seconds
 from odin.monitor.window import percentiles_s
 from odin.pipeline import Pipeline
@@ -53,15 +54,16 @@ class PhaseResult:
 
     Attributes
     ----------
-    plan
-        Plan at its end.
+    layers
+        Layers per stage at its end, as text; ``~`` and medians over its requests where each changed hands at a cut of
+        its own.
     throughput_hz, latency_p50_s, latency_p99_s
         Of the requests that finished in it once it had settled: two seconds after its beginning, or after its last
         move if that was later.
     """
 
     phase: Phase
-    plan: tuple[int, ...]
+    layers: str
     throughput_hz: float
     latency_p50_s: float
     latency_p99_s: float
@@ -79,6 +81,8 @@ class Reaction:
         Until requests ran under another plan; ``None`` if layers stayed.
     moves
         Plans, the first one before it.
+    shares
+        Median layers per stage before and after it, where each request changed hands at a cut of its own; else empty.
     """
 
     phase: Phase
@@ -87,6 +91,7 @@ class Reaction:
     moved_requests: int | None
     moved_s: float | None
     moves: tuple[tuple[int, ...], ...]
+    shares: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,10 @@ def phases(policy: str, *, scale: float = 1.0) -> tuple[Phase, ...]:
     """The demonstration's phases; ``scale`` stretches them all."""
     return (
         Phase("undisturbed", 15 * scale, policy, False),
-        Phase("load, layers stay", 15 * scale, "static", True),
+        Phase("load, fixed plan", 15 * scale, "static", True),
         Phase("load gone", 8 * scale, policy, False),
-        Phase("load, layers move", 25 * scale, policy, True),
-        Phase("load gone, layers go home", 18 * scale, policy, False),
+        Phase(f"load, {policy}", 25 * scale, policy, True),
+        Phase(f"load gone, {policy}", 18 * scale, policy, False),
     )
 
 
@@ -170,22 +175,26 @@ def _report(recording: KeptEvents, spans: Sequence[tuple[Phase, float, float]]) 
     slowdown: SlowdownChanged | None = None
     found: Attributed | None = None
     plan: tuple[int, ...] | None = None
-    loaded = False
+    loaded, windows, shares_before = False, "", ""
     for phase, begin_s, end_s in spans:
         events = recording.between(begin_s, end_s)
-        moves = [event for event in events if isinstance(event, PlanChanged)]
+        changes = [event for event in events if isinstance(event, PlanChanged)]
         if plan is None:
-            started = [event for event in recording.events if event.kind == "run"]
-            plan = started[0].plan if started else ()  # type: ignore[union-attr]
+            started = [event for event in recording.events if isinstance(event, RunStarted)]
+            plan, windows = (started[0].plan, started[0].windows) if started else ((), "")
+        moves = [change for change in changes if change.decision != "migrate"]  # those are changes of the policy
         plans = (plan, *(move.after for move in moves))
-        plan = plans[-1]
+        plan = changes[-1].after if changes else plan
+        windows = changes[-1].windows if changes else windows
         settled_s = max([begin_s, *(move.at_s for move in moves)]) + _SETTLE_S
         if end_s - settled_s < _LEAST_S:  # it moved to the last: then of the whole phase
             settled_s = begin_s + _SETTLE_S
-        results.append(_result(phase, plan, events, settled_s))
+        results.append(_result(phase, plan, windows, events, settled_s))
+        layers = results[-1].layers
         if phase.loaded != loaded:
-            reactions.append(_reaction(phase, events, plans))
-        loaded = phase.loaded
+            shares = (shares_before, layers) if windows and shares_before else ()
+            reactions.append(_reaction(phase, events, plans, shares))
+        loaded, shares_before = phase.loaded, layers if windows else ""
         if phase.loaded:
             onsets = [e for e in events if isinstance(e, SlowdownChanged) and e.state == "onset"]
             slowdown = onsets[0] if onsets else slowdown
@@ -194,19 +203,30 @@ def _report(recording: KeptEvents, spans: Sequence[tuple[Phase, float, float]]) 
     return DemoReport(tuple(results), tuple(reactions), slowdown, found)
 
 
-def _result(phase: Phase, plan: tuple[int, ...], events: Sequence[Event], settled_s: float) -> PhaseResult:
+def _result(
+    phase: Phase, plan: tuple[int, ...], windows: str, events: Sequence[Event], settled_s: float
+) -> PhaseResult:
     done = [event for event in events if isinstance(event, RequestDone) and event.at_s >= settled_s]
     span_s = done[-1].at_s - done[0].at_s if len(done) > 1 else 0.0
     p50_s, p99_s = percentiles_s([event.timeline.latency_s for event in done], (50, 99))
-    return PhaseResult(phase, plan, (len(done) - 1) / span_s if span_s > 0 else float("nan"), p50_s, p99_s)
+    rate_hz = (len(done) - 1) / span_s if span_s > 0 else float("nan")
+    return PhaseResult(phase, _layers(done) if windows and done else plan_text(plan), rate_hz, p50_s, p99_s)
 
 
-def _reaction(phase: Phase, events: Sequence[Event], plans: tuple[tuple[int, ...], ...]) -> Reaction:
+def _layers(done: Sequence[RequestDone]) -> str:
+    """Median layers per stage of requests that changed hands each at a cut of its own."""
+    cuts = np.median([[timing.last for timing in event.timeline.stages] for event in done], axis=0)
+    return "~" + plan_text(tuple(np.diff(np.rint(cuts).astype(int), prepend=0).tolist()))
+
+
+def _reaction(
+    phase: Phase, events: Sequence[Event], plans: tuple[tuple[int, ...], ...], shares: tuple[str, ...]
+) -> Reaction:
     changed = next((e.at_s for e in events if isinstance(e, LoadChanged)), events[0].at_s if events else 0.0)
     wanted = "onset" if phase.loaded else "end"
     after = [event for event in events if event.at_s >= changed]
     detected = next((e for e in after if isinstance(e, SlowdownChanged) and e.state == wanted), None)
-    moved = next((e for e in after if isinstance(e, PlanChanged)), None)
+    moved = next((e for e in after if isinstance(e, PlanChanged) and e.decision != "migrate"), None)
 
     def requests_until(event: Event | None) -> int | None:
         if event is None:
@@ -220,6 +240,7 @@ def _reaction(phase: Phase, events: Sequence[Event], plans: tuple[tuple[int, ...
         requests_until(moved),
         None if moved is None else moved.at_s + moved.prepare_s - changed,
         plans,
+        shares,
     )
 
 
@@ -227,13 +248,13 @@ def render_demo(report: DemoReport, devices: Sequence[str]) -> RenderableType:
     """Render what happened: a row per phase, then how each change of the load was answered."""
     table = Table(title="What happened", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("phase")
-    for heading in ("plan", "images/s", "of undisturbed", "p50", "p99"):
+    for heading in ("layers", "images/s", "of undisturbed", "p50", "p99"):
         table.add_column(heading, justify="right", no_wrap=True)
     undisturbed_hz = report.phases[0].throughput_hz if report.phases else float("nan")
     for result in report.phases:
         table.add_row(
             result.phase.name,
-            plan_text(result.plan),
+            result.layers,
             figure(result.throughput_hz),
             percent(result.throughput_hz / undisturbed_hz),
             seconds(result.latency_p50_s),
@@ -262,6 +283,8 @@ def _told(reaction: Reaction) -> str:
         text = "not detected"
     else:
         text = f"detected after {reaction.detected_requests} requests ({reaction.detected_s:.2f} s)"
+    if reaction.shares:
+        return f"{text}; each request changes hands where the next stage is free: {' -> '.join(reaction.shares)}"
     if reaction.moved_s is None:
         return f"{text}; layers stayed"
     plans = " -> ".join(plan_text(plan) for plan in reaction.moves)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs ODIN into .venv and shows what it does, in two minutes: ResNet50 on two cores at full speed; a load arrives on
-# one of them and throughput falls; layers move and it comes back; the load leaves and the layers go home. Arguments go
+# one of them: with a fixed plan throughput falls by half; with ODIN's the other core takes over most of the work. Arguments go
 # to "odin demo", the last one wins:
 #   scripts/quickstart.sh vgg16 --stages cpu:0,cpu:3 --load membw@cpu:3x2 --log run.jsonl
 set -euo pipefail

@@ -185,7 +185,8 @@ class Gateway:
     def serving(self) -> Serving:
         """Counts, and the plan that the next request runs under, all of one moment."""
         with self._lock:
-            return Serving(self._completed, self._failed, len(self._pending), self._epoch, self._plan)
+            windows = "" if self._windows.plan == self._plan else str(self._windows)
+            return Serving(self._completed, self._failed, len(self._pending), self._epoch, self._plan, windows)
 
     def check_open(self) -> None:
         """Raise the error that :meth:`submit` would raise if the pipeline is closed or broken."""

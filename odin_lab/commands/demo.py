@@ -1,4 +1,4 @@
-"""``odin demo``: see a load arrive beside a stage, the layers move, throughput come back, and the layers go home.
+"""``odin demo``: see a load arrive beside a stage, with a fixed plan and with a policy that answers it.
 
 Exit status: 0 done; 1 if the pipeline or the load broke; 2 for wrong usage; 130 after Ctrl-C, 143 after SIGTERM, 129
 after SIGHUP. A signal ends it early, with what happened until then told; a second one drops what is under way.
@@ -37,13 +37,13 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin demo`` and its options."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "demo",
-        help="watch a load start and the layers move",
-        description="Stream images through a pipeline, disturb one of its stages, and watch the layers move.",
+        help="watch a load start, and the other stages take over its work",
+        description="Stream images through a pipeline, disturb one of its stages, and watch the others take its work.",
     )
     parser.add_argument("model", nargs="?", default="resnet50", metavar="MODEL", help="default: %(default)s")
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="image files, or folders to search")
     parser.add_argument("--stages", default="auto", metavar="DEVICES", help="such as cpu:0,cpu:1 (default: all free)")
-    parser.add_argument("--policy", default="predictive", help="decides when layers move (default: %(default)s)")
+    parser.add_argument("--policy", default="auto", help="where requests change hands (default: %(default)s)")
     parser.add_argument(
         "--load", metavar="LOAD", help="load to start, such as membw@cpu:1x2 (default: cpu, on the last stage's core)"
     )
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         def announce(phase: Phase) -> None:
             console.print(f"[bold]== {phase.name}[/] ({phase.seconds:.0f} s, policy {phase.policy})", highlight=False)
 
-        script = phases(arguments.policy, scale=arguments.scale)
+        script = phases(pipe.policy, scale=arguments.scale)
         with live_panel(pipe.view, console), draining() as asked:
             report = run_phases(pipe, inputs, handle, recording, script, on_phase=announce, stop=asked.is_set)
     console.print(render_demo(report, devices))

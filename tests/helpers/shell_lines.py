@@ -16,6 +16,7 @@ from pathlib import Path
 from markdown_pages import ROOT
 
 from odin.cli.main import make_parser
+from odin.control.default_policy import AUTO
 from odin.control.detectors import make_detector
 from odin.partitioner.policies import make_policy
 
@@ -110,7 +111,8 @@ def odin_faults(words: list[str]) -> list[str]:
     found = []
     given = getattr(arguments, "policy", None) or []
     for text in [given] if isinstance(given, str) else given:
-        found += _made(lambda text=text: make_policy(text.removesuffix("(serial)").strip()), text)
+        if text != AUTO:
+            found += _made(lambda text=text: make_policy(text.removesuffix("(serial)").strip()), text)
     if getattr(arguments, "detector", None):
         found += _made(lambda: make_detector(arguments.detector, 2), arguments.detector)
     return found

@@ -17,7 +17,7 @@ from odin.monitor.events import (
     SlowdownChanged,
     StageDescription,
 )
-from odin.monitor.timing import RequestTimeline
+from odin.monitor.timing import RequestTimeline, StageTiming
 from odin_lab.demo import Phase, _report, phases, render_demo
 from odin_lab.feeding import KeptEvents
 
@@ -57,7 +57,7 @@ def spans():
 
 def test_each_phase_has_its_plan_and_rate_once_it_has_settled():
     report = _report(recorded(), spans())
-    assert [result.plan for result in report.phases] == [(2, 2), (3, 1), (2, 2)]
+    assert [result.layers for result in report.phases] == ["2|2", "3|1", "2|2"]
     assert [result.throughput_hz for result in report.phases] == pytest.approx([10.0, 5.0, 10.0])
     assert [result.latency_p50_s for result in report.phases] == pytest.approx([0.2, 0.4, 0.2])
 
@@ -101,3 +101,28 @@ def test_a_phase_without_requests_has_no_figures():
 def test_phases_stretch_together():
     assert sum(phase.seconds for phase in phases("lls", scale=0.5)) == sum(p.seconds for p in phases("lls")) / 2
     assert {phase.policy for phase in phases("lls")} == {"lls", "static"}
+
+
+def handing_over(cuts, *, slow_from_s=10.0, slow_until_s=20.0):
+    """A relay of two stages over four layers; the first number is the median cut undisturbed, the second under load."""
+    recording = KeptEvents()
+    stages = tuple(StageDescription(device, "node", 1, (0.05,) * 4) for device in DEVICES)
+    recording(RunStarted(0.0, 0.0, "net", ("a", "b", "c", "d"), stages, (2, 2), "relay", 4, windows="@0-4|@4"))
+    for request in range(1, 300):
+        at_s = request / 10
+        cut = cuts[slow_from_s < at_s < slow_until_s]
+        timings = [
+            StageTiming(k, a, b, 0, 0, 0, 0, 0, (0.05,) * (b - a)) for k, (a, b) in enumerate([(0, cut), (cut, 4)])
+        ]
+        recording(RequestDone(at_s, RequestTimeline(request, 0, at_s - 0.2, at_s, tuple(timings))))
+    recording(LoadChanged(10.0, "cpu", "cpu@cpu:1", "cpu:1", 1.0))
+    recording(LoadChanged(20.0, "cpu", "cpu@cpu:1", "cpu:1", 0.0))
+    recording.events.sort(key=lambda event: event.at_s)
+    return recording
+
+
+def test_of_a_relay_the_layers_that_stages_ran_are_told():
+    report = _report(handing_over((2, 3)), spans())
+    assert [result.layers for result in report.phases] == ["~2|2", "~3|1", "~2|2"]
+    assert [reaction.shares for reaction in report.reactions] == [("~2|2", "~3|1"), ("~3|1", "~2|2")]
+    assert "each request changes hands where the next stage is free: ~2|2 -> ~3|1" in drawn(report)
