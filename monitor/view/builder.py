@@ -408,7 +408,7 @@ class ViewBuilder:
         quartiles = self._recent.cut_quartiles(epoch) if windows else None
         low, cuts, high = np.tile(now.cuts, (3, 1)) if quartiles is None else quartiles
         empty = _empty(plan, windows)
-        shares = self._recent.request_shares(epoch) if windows else np.full(len(empty), math.nan)
+        shares, layer_shares = self._recent.shares(epoch) if windows else (np.full(len(empty), math.nan), None)
         views = []
         for index, (stage, told) in enumerate(zip(self._stages, self._run.stages, strict=True)):
             cause = stage.cause
@@ -430,9 +430,15 @@ class ViewBuilder:
                 note=cause.note if cause else "",
                 last_quartiles=(int(low[index + 1]), int(high[index + 1])) if windows else (),
                 request_share=float(shares[index]),
+                layer_shares=() if quartiles is None or layer_shares is None else _rounded(layer_shares[index]),
             )
             views.append(view)
         return tuple(views)
+
+
+def _rounded(shares: FloatArray) -> tuple[float, ...]:
+    """As short in JSON as a picture needs them."""
+    return tuple(round(share, 2) for share in shares.tolist())
 
 
 def _state(stage: _Stage, *, empty: bool, share: float) -> StageState:

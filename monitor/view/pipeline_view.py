@@ -48,6 +48,9 @@ class StageView(Struct, frozen=True, forbid_unknown_fields=True):
     request_share
         Part of the requests of late of which it ran layers, 0 to 1; ``nan`` before the first one, and where the plan
         says of which.
+    layer_shares
+        Part of the requests of late of which it ran each layer, shape (layers,); empty likewise. Their sum is the mean
+        number of layers that it runs of a request.
     """
 
     stage: int
@@ -67,6 +70,7 @@ class StageView(Struct, frozen=True, forbid_unknown_fields=True):
     note: str = ""
     last_quartiles: tuple[int, ...] = ()
     request_share: float = math.nan
+    layer_shares: tuple[float, ...] = ()
 
 
 class History(Struct, frozen=True, forbid_unknown_fields=True):

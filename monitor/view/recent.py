@@ -173,13 +173,20 @@ class RecentRequests:
         ordered = np.sort(ends, axis=0)
         return ordered[[round(part * (len(ends) - 1)) for part in _QUARTILES]]
 
-    def request_shares(self, epoch: int) -> FloatArray:
-        """Part of the requests of late under one plan of which each stage ran layers, shape (stages,); nan without."""
-        *_, ends = self._tables([t for t in list(self._timelines)[-STAGE_REQUESTS:] if t.epoch == epoch])
-        if not len(ends):
-            return np.full(self._stage_count, math.nan)
-        shares: FloatArray = np.mean(np.diff(ends, axis=1) > 0, axis=0)
-        return shares
+    def shares(self, epoch: int) -> tuple[FloatArray, FloatArray]:
+        """Part of the requests of late under one plan of which each stage ran any layer, and each layer.
+
+        Shapes (stages,) and (stages, layers); ``nan`` before the first such request. The former is over fewer requests:
+        it is to show soon that a stage is passed by.
+        """
+        timelines = [timeline for timeline in self._timelines if timeline.epoch == epoch]
+        stages, layers = self._baseline_s.shape[0], self._baseline_s.shape[1] - 1
+        if not timelines:
+            return np.full(stages, math.nan), np.full((stages, layers), math.nan)
+        *_, ends = self._tables(timelines)
+        first, last, layer = ends[:, :-1, None], ends[:, 1:, None], np.arange(layers)
+        ran_any = np.mean(np.diff(ends[-STAGE_REQUESTS:], axis=1) > 0, axis=0)
+        return ran_any, np.mean((first <= layer) & (layer < last), axis=0)
 
     def _window(self, now_s: float, window_s: float, at_least: int) -> list[tuple[float, float]]:
         """Completions of the last ``window_s``, or the last few if those are fewer; oldest first."""

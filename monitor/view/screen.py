@@ -164,8 +164,7 @@ def _both_ends(left: Text, right: Text, width: int, glyphs: Glyphs) -> Text:
 
 def _header(view: PipelineView, width: int, glyphs: Glyphs) -> Text:
     left = Text(" ").append(clean(view.model, glyphs), style="bold")
-    plan = f"about {plan_text([s.last - s.first for s in view.stages])}" if view.windows else plan_text(view.plan)
-    left.append(f"  {plan}", style=f"bold {THROUGHPUT}")
+    left.append(f"  {_layers_per_stage(view)}", style=f"bold {THROUGHPUT}")
     left.append(f"  {clean(view.policy, glyphs)}")
     right = Text()
     if view.ended is not None:
@@ -179,6 +178,13 @@ def _header(view: PipelineView, width: int, glyphs: Glyphs) -> Text:
     elif view.failed:
         right.append(f"  {view.failed:,} failed", style=f"bold {LOST}")
     return _both_ends(left, right.append(f"  {_clock(view.uptime_s)} "), width, glyphs)
+
+
+def _layers_per_stage(view: PipelineView) -> str:
+    """The plan, or means of what stages run of a request where that varies."""
+    if not view.windows or not all(stage.layer_shares for stage in view.stages):
+        return plan_text(view.plan)
+    return f"about {plan_text([round(sum(stage.layer_shares)) for stage in view.stages])}"
 
 
 def _clock(elapsed_s: float) -> str:

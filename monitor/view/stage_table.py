@@ -16,7 +16,7 @@ from odin.monitor.view.pipeline_view import PipelineView, StageView
 from odin.monitor.view.sparkline import Glyphs
 from odin.monitor.view.textfit import clean, fit, fit_end, pad, wrap
 
-__all__ = ["STYLES", "bar", "stage_lines"]
+__all__ = ["STYLES", "bar", "share_bar", "stage_lines"]
 
 STYLES = {"quiet": QUIET, "disturbed": DISTURBED, "bypassed": "dim", "empty": "dim", "lost": f"bold {LOST}"}
 _LEAST_BAR = 8
@@ -79,6 +79,7 @@ _COLUMNS = (
     _Column("", 6, 7, _busy_bar, left=True),
     _Column("state", 9, 8, lambda stage, _: stage.state, left=True),
 )
+_OFTEN, _AT_TIMES = 0.75, 0.25
 _CAUSE_WIDTH = 34
 _CAUSE_FROM = 130
 """From this width on the cause has a column; below, a line of its own."""
@@ -118,35 +119,20 @@ def stage_lines(view: PipelineView, *, width: int, height: int, glyphs: Glyphs) 
 
 def _legend(width: int, glyphs: Glyphs) -> list[Text]:
     text = (
-        f"{glyphs.held} runs these layers of most requests, {glyphs.blurred} of some: each request is handed over "
-        "where the next stage is free"
+        f"{glyphs.held} layers that a stage runs most, {glyphs.blurred} less often: each request is handed over where "
+        "the next stage is free"
     )
     return [Text(f" {line}", style="dim") for line in wrap(text, max(1, width - 2), lines=2, glyphs=glyphs)]
 
 
-def bar(
-    first: float,
-    last: float,
-    total: float,
-    width: int,
-    glyphs: Glyphs,
-    *,
-    core: tuple[float, float] | None = None,
-) -> str:
-    """Cells of which ``[first, last)`` of ``total`` are filled, to half a cell; at least a half if it is not empty.
-
-    With ``core`` only that part of it is, and the rest is blurred.
-    """
+def bar(first: float, last: float, total: float, width: int, glyphs: Glyphs) -> str:
+    """Cells of which ``[first, last)`` of ``total`` are filled, to half a cell; at least a half if it is not empty."""
     if total <= 0 or width <= 0:
         return glyphs.free * max(0, width)
-    halves = _halves(first, last, total, width)
-    if core is not None:
-        sure = _halves(*core, total, width)
-        cells = bar(*core, total, width, glyphs)
-        blurred = [
-            any(halves[at : at + 2]) and halves[at : at + 2] != sure[at : at + 2] for at in range(0, 2 * width, 2)
-        ]
-        return "".join(glyphs.blurred if is_ else cell for is_, cell in zip(blurred, cells, strict=True))
+    begin, end = round(2 * width * first / total), round(2 * width * last / total)
+    if last > first and end == begin:
+        begin, end = (begin, begin + 1) if begin < 2 * width else (begin - 1, begin)
+    halves = [begin <= half < end for half in range(2 * width)]
     kinds = {
         (True, True): glyphs.held,
         (False, True): glyphs.half_right,
@@ -156,11 +142,27 @@ def bar(
     return "".join(kinds[halves[2 * cell], halves[2 * cell + 1]] for cell in range(width))
 
 
-def _halves(first: float, last: float, total: float, width: int) -> list[bool]:
-    begin, end = round(2 * width * first / total), round(2 * width * last / total)
-    if last > first and end == begin:
-        begin, end = (begin, begin + 1) if begin < 2 * width else (begin - 1, begin)
-    return [begin <= half < end for half in range(2 * width)]
+def share_bar(shares: Sequence[float], width: int, glyphs: Glyphs) -> str:
+    """Cells of how often each layer is run, beside that of which it is most often: filled, blurred from a quarter on.
+
+    Examples
+    --------
+    >>> from odin.monitor.view.sparkline import ASCII
+    >>> share_bar([1.0, 1.0, 0.5, 0.0], 8, ASCII), share_bar([0.0, 0.2, 0.1, 0.0], 4, ASCII)
+    ('####==..', '.#=.')
+    """
+    most, count = max(shares, default=0.0), len(shares)
+    if most <= 0 or width <= 0:
+        return glyphs.free * max(0, width)
+    cells = []
+    for cell in range(width):
+        begin, end = count * cell / width, count * (cell + 1) / width
+        parts = [
+            (min(end, layer + 1) - max(begin, layer)) * shares[layer] for layer in range(int(begin), math.ceil(end))
+        ]
+        part = sum(parts) / (end - begin) / most
+        cells.append(glyphs.held if part >= _OFTEN else glyphs.blurred if part >= _AT_TIMES else glyphs.free)
+    return "".join(cells)
 
 
 def _choose(stages: Sequence[StageView], room: int) -> tuple[list[StageView], list[StageView]]:
@@ -280,19 +282,26 @@ class _Layout:
         return fit(line, self._width, glyphs)
 
     def _held(self, stage: StageView) -> str:
-        """The bar of the layers that it runs; where hand-overs spread, blurred between the quartiles of their cuts."""
-        first, last, core = stage.first, stage.last, None
         if stage.request_share == 0.0:
-            last = first
-        elif stage.last_quartiles:
-            before = self._view.stages[stage.stage - 1].last_quartiles if stage.stage else (0, 0)
-            (first, begin), (end, last) = before, stage.last_quartiles
-            core = begin, max(begin, end)
-        return bar(first, last, self._view.layer_count, self._bar_width, self._glyphs, core=core)
+            return self._glyphs.free * self._bar_width
+        if stage.layer_shares:
+            return share_bar(stage.layer_shares, self._bar_width, self._glyphs)
+        return bar(stage.first, stage.last, self._view.layer_count, self._bar_width, self._glyphs)
 
 
 def _names(view: PipelineView, stage: StageView) -> str:
-    if stage.first == stage.last:
+    often = _often(stage)
+    if not often:
         return "-"
-    first, last = view.layers[stage.first], view.layers[stage.last - 1]
+    first, last = view.layers[often[0]], view.layers[often[-1]]
     return first if first == last else f"{first} ... {last}"
+
+
+def _often(stage: StageView) -> Sequence[int]:
+    """Layers that a stage runs, at least half as often as that which it runs most."""
+    if stage.request_share == 0.0:
+        return ()
+    if not stage.layer_shares:
+        return range(stage.first, stage.last)
+    most = max(stage.layer_shares)
+    return [layer for layer, share in enumerate(stage.layer_shares) if share >= most / 2 and share > 0]

@@ -130,14 +130,14 @@ def stage_table(view: PipelineView, layer_names: Sequence[str], *, names: bool =
         table.add_row(
             str(stage.stage),
             stage.device,
-            str(stage.last - stage.first),
+            f"{sum(stage.layer_shares):.1f}" if stage.layer_shares else str(stage.last - stage.first),
             *([layer_range(stage, layer_names)] if names else []),
             milliseconds(stage.time_s),
             "-" if math.isnan(stage.utilisation) or nothing else f"{stage.utilisation:.0%}",
             milliseconds(stage.queue_s),
         )
-    medians = "layers, time, queue" if view.windows else "time, queue"
-    table.caption = f"{medians}: medians over the last requests; share: busy part of the time"
+    means = "layers: means; " if view.windows else ""
+    table.caption = f"{means}time, queue: medians over the last requests; share: busy part of the time"
     table.caption_justify = "left"
     return table
 

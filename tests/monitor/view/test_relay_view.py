@@ -19,7 +19,7 @@ from odin.monitor.view.builder import PipelineView, Serving, ViewBuilder
 from odin.monitor.view.event_text import event_text
 from odin.monitor.view.screen import plain, render
 from odin.monitor.view.sparkline import ASCII, UNICODE
-from odin.monitor.view.stage_table import bar
+from odin.monitor.view.stage_table import share_bar
 from odin.monitor.view.windows_text import end_ranges, windows_text
 
 WHOLE = "@0-18|@18"
@@ -153,7 +153,7 @@ def test_a_view_without_windows_is_read():
     values = json.loads(at(built(*relayed([(9, 9)] * 20), windows=""), 20).to_json())
     del values["windows"]
     for stage in values["stages"]:
-        del stage["last_quartiles"], stage["request_share"]
+        del stage["last_quartiles"], stage["request_share"], stage["layer_shares"]
     view = PipelineView.from_json(json.dumps(values))
     assert view.windows == ""
     assert plain(view) == plain(at(built(*relayed([(9, 9)] * 20), windows=""), 20))
@@ -210,19 +210,31 @@ def test_texts():
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "core", "unicode", "ascii_"),
+    ("shares", "unicode", "ascii_"),
     [
-        (0, 10, (0, 6), "━━━╍╍─────", "###==....."),
-        (4, 20, (8, 20), "──╍╍━━━━━━", "..==######"),
-        (4, 12, (4, 12), "──━━━━────", "..####...."),
-        (4, 9, (4, 9), "──━━╸─────", "..###....."),
-        (4, 9, (7, 7), "──╍╍╍─────", "..===....."),
-        (6, 6, (6, 6), "──────────", ".........."),
+        ([1.0] * 6 + [0.5] * 4 + [0.0] * 10, "━━━╍╍─────", "###==....."),
+        ([0.0] * 4 + [0.5] * 4 + [1.0] * 12, "──╍╍━━━━━━", "..==######"),
+        ([0.0] * 4 + [1.0] * 8 + [0.0] * 8, "──━━━━────", "..####...."),
+        ([0.0] * 4 + [0.1] * 8 + [0.04] * 4 + [0.02] * 4, "──━━━━╍╍──", "..####==.."),  # one of many, all alike
+        ([1.0, 0.0], "━━━━━─────", "#####....."),
+        ([0.0] * 20, "──────────", ".........."),
     ],
 )
-def test_a_bar_with_blurred_edges(first, last, core, unicode, ascii_):
-    assert bar(first, last, 20, 10, UNICODE, core=core) == unicode
-    assert bar(first, last, 20, 10, ASCII, core=core) == ascii_
+def test_a_bar_with_blurred_edges(shares, unicode, ascii_):
+    assert share_bar(shares, 10, UNICODE) == unicode
+    assert share_bar(shares, 10, ASCII) == ascii_
+
+
+def test_where_a_stage_works_is_told_though_it_hands_over_early_or_never():
+    """A third of the requests change hands at once, the others never: by medians of the cuts stage 1 did nothing."""
+    view = at(built(*relayed(turns((1, 17), (18, 0), (18, 0), count=60))), 60)
+    assert (view.stages[1].first, view.stages[1].last) == (18, 18)
+    assert view.stages[1].layer_shares == (0.0, *[0.33] * 17)
+    assert sum(view.stages[0].layer_shares) == pytest.approx(12.33, abs=0.1)
+    drawn = plain(view, width=80)
+    assert drawn.startswith(" resnet50  about 12|6  relay  ")
+    rows = [line.split()[2] for line in drawn.splitlines() if line.startswith((" 0 cpu:0", " 1 cpu:1"))]
+    assert rows == ["━╍╍╍╍╍╍╍╍╍╍╍╍╍╍╍╍╍╍╍", "─━━━━━━━━━━━━━━━━━━━"]
 
 
 @pytest.fixture(scope="module")
@@ -236,10 +248,10 @@ def spread():
 def test_the_edge_between_stages_is_blurred(spread):
     assert plain(spread, width=80).splitlines()[8:15] == [
         " stage    layers 0-17           hands over at      time  slowdown  busy",
-        " 0 cpu:0  ━━━━━━━━━━━━╍╍╍─────     12 (11-13)    120 ms      1.0x  100%  ━━━━━━",
-        " 1 cpu:1  ────────────╍╍╍━━━━━            end    120 ms    ! 2.0x  100%  ━━━━━━",
+        " 0 cpu:0  ━━━━━━━━━━━━╍╍──────     12 (11-13)    120 ms      1.0x  100%  ━━━━━━",
+        " 1 cpu:1  ────────────╍╍━━━━━━            end    120 ms    ! 2.0x  100%  ━━━━━━",
         "          └ disturbed: cause not known yet",
-        " ━ runs these layers of most requests, ╍ of some: each request is handed over",
+        " ━ layers that a stage runs most, ╍ less often: each request is handed over",
         " where the next stage is free",
         "",
     ]
@@ -266,4 +278,4 @@ def test_a_fixed_plan_looks_as_ever():
 def test_the_report_of_a_run(spread):
     table = stage_table(spread, spread.layers)
     assert table.title == "resnet50, hand over where the next stage is free, cuts 0-18"
-    assert table.caption == "layers, time, queue: medians over the last requests; share: busy part of the time"
+    assert table.caption == "layers: means; time, queue: medians over the last requests; share: busy part of the time"
