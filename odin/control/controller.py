@@ -162,7 +162,7 @@ class Controller:
         self._debt_s = 0.0
         self._waiting: list[tuple[int, RequestTimeline]] = []  # to be looked at, with their numbers
         self._changed_at = 0
-        self._last_epoch = -1
+        self._last_epoch = self._newest = -1
         self._before_s = [[0.0, *row] for row in np.cumsum(setting.baseline_s, axis=1).tolist()]
         self._usual = [1.0] * setting.stage_count
         self._recent: list[deque[StageTiming]] = [deque(maxlen=_TIMINGS_KEPT) for _ in range(setting.stage_count)]
@@ -287,8 +287,9 @@ class Controller:
         cuts = (0, *(timing.last for timing in stages))
         if cuts != self._seen_cuts:
             self._seen_cuts, self._seen_plan = cuts, Plan(timing.last - timing.first for timing in stages)
+        self._newest = max(self._newest, timeline.epoch)  # requests of two epochs may come in turns
         changes, observation = self._core.observe(
-            Finished(number, self._seen_plan, cuts, stage_s, layer_s, timeline.completed_s, plan_key=timeline.epoch)
+            Finished(number, self._seen_plan, cuts, stage_s, layer_s, timeline.completed_s, plan_key=self._newest)
         )
         if np.count_nonzero(observation.changed):
             self._changed_at = number
@@ -398,7 +399,8 @@ class Controller:
                 "" if decision.windows is None else str(decision.windows),
             )
         )
-        steady = kind != "trial"  # trials are judged by the policy that makes them
+        # Trials are judged by the policy that makes them; where stages decide, the slowest one is not the limit.
+        steady = kind != "trial" and decision.windows is None
         self._verification = _Verification(epoch, after, predicted_hz, []) if steady else None
 
     def _verify(self, epoch: int, stages: Sequence[StageTiming]) -> None:
@@ -422,15 +424,20 @@ class Controller:
         recent = self._recent[stage]
         since = timeline.stages[stage]
         if change.state == "onset":  # before a later change it was disturbed as well
-            self._undisturbed[stage] = tuple(recent)[: len(recent) - max(0, change.age - 1)]
+            self._undisturbed[stage] = _worked(tuple(recent)[: len(recent) - max(0, change.age - 1)])
         before = self._undisturbed[stage]
 
         def now() -> Sequence[StageTiming]:
             # Those after the ones before, read in another thread: a snapshot.
             kept = tuple(recent)
-            return kept[kept.index(since) :] if since in kept else kept
+            return _worked(kept[kept.index(since) :] if since in kept else kept)
 
         self._investigate(stage, before, now)
+
+
+def _worked(timings: Sequence[StageTiming]) -> tuple[StageTiming, ...]:
+    """Those of requests of which the stage ran any layers."""
+    return tuple(timing for timing in timings if timing.first < timing.last)
 
 
 def _first_line(error: BaseException) -> str:
