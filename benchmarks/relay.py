@@ -2,8 +2,8 @@
 
 Two single-core stages in one pipeline, whose policy is switched: ``static`` (the best plan), ``predictive``, ``relay``.
 And two single-core replicas of the same chain (:mod:`benchmarks.replicas`). All stay open; who has no turn is idle and
-uses no CPU. In its turn each serves a closed loop, as many requests under way as the pipeline takes, while a
-load comes to the last of the two cores and goes::
+uses no CPU. In its turn each serves a closed loop with as few requests under way as keep it busy, two for each stage
+under a plan and one more than there are cores otherwise, while a load comes to the last of the two cores and goes::
 
     undisturbed | load, 10 requests | arrived ... later | gone, 10 requests | returned
 
@@ -42,7 +42,7 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-from benchmarks.feeding import where
+from benchmarks.feeding import where, windows_of
 from benchmarks.recovery import bound_hz
 from benchmarks.replicas import Replicas, Served
 from odin.stages.device import usable_cores
@@ -156,11 +156,11 @@ class Machine:
 
     def __init__(self, model: str, stack: ExitStack, *, count: int, rest: int, settle: int, turns: int) -> None:
         cores = usable_cores()[:2]
-        self._x, self._in_flight, self._turns = torch.randn(1, 3, 224, 224), 2 * len(cores), turns
+        self._x, self._cores, self._turns = torch.randn(1, 3, 224, 224), len(cores), turns
         self._visit = partial(visit, count=count, rest=rest, settle=settle)
         before = tree_nbytes()
-        self.replicas = stack.enter_context(Replicas(model, cores, in_flight=self._in_flight))
-        for future in [self.replicas.submit(self._x) for _ in range(2 * self._in_flight)]:
+        self.replicas = stack.enter_context(Replicas(model, cores, in_flight=self._cores + 1))
+        for future in [self.replicas.submit(self._x) for _ in range(4 * self._cores)]:
             future.result(60.0)
         self._with_replicas = tree_nbytes()
         self._replicas_nbytes = self._with_replicas - before
@@ -171,7 +171,6 @@ class Machine:
                 stages=[f"cpu:{core}" for core in cores],
                 policy="static",
                 on_event=self.recorder,
-                max_in_flight=self._in_flight,
                 share_devices=True,
             )
         )
@@ -182,18 +181,19 @@ class Machine:
         """One turn of the pipeline under a policy, from the undisturbed plan on."""
         pipe = self.pipe
         visits = []
-        with Feeder(lambda _: pipe.submit(self._x), in_flight=self._in_flight) as feeder:
-            for _ in range(self._turns):
-                pipe.policy = "static"
-                if pipe.plan != self.home:
-                    pipe.migrate(self.home)
-                pipe.policy = policy
+        for _ in range(self._turns):
+            pipe.policy = "static"
+            if pipe.plan != self.home:
+                pipe.migrate(self.home)
+            pipe.policy = policy
+            in_flight = self._cores + 1 if windows_of(pipe) else 2 * self._cores
+            with Feeder(lambda _: pipe.submit(self._x), in_flight=in_flight) as feeder:
                 visits.append(self._visit(feeder, self._pipeline_bound, partial(self._come, load)))
         return visits
 
     def by_replicas(self, load: Load) -> list[Visit]:
         """One turn of the replicas."""
-        with Feeder(lambda _: self.replicas.submit(self._x), in_flight=self._in_flight) as feeder:
+        with Feeder(lambda _: self.replicas.submit(self._x), in_flight=self._cores + 1) as feeder:
             return [self._visit(feeder, self._replicas_bound, partial(self._come, load)) for _ in range(self._turns)]
 
     def _come(self, load: Load) -> Callable[[], object]:

@@ -89,9 +89,17 @@ class LiveRun:
         return latency_s
 
     @property
+    def in_flight(self) -> int:
+        """Most requests under way at a time: as many as were allowed; under windows fewer may do, so it is counted."""
+        if not self.started.windows:
+            return self.started.max_in_flight
+        answered = np.searchsorted(np.sort(self.finished_s), self.submitted_s, side="right")
+        return min(self.started.max_in_flight, int(np.max(np.arange(1, len(answered) + 1) - answered)))
+
+    @property
     def is_closed_loop(self) -> bool:
         """Whether nearly all requests were submitted as soon as there was a place, with one of them answered."""
-        allowed = self.started.max_in_flight
+        allowed = self.in_flight
         answered_s = np.sort(self.finished_s)  # under windows requests may overtake one another
         waited_s = self.submitted_s[allowed:] - answered_s[:-allowed]
         typical_s = float(np.median(np.diff(answered_s)))

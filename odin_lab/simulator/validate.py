@@ -100,7 +100,7 @@ def simulate_like(
             interference=twin.interference,
             plan=live.plan,
             arrivals=arrivals,
-            in_flight=live.started.max_in_flight,
+            in_flight=live.in_flight,
             detector=detector,
             prepare_s=float(np.median(live.prepare_s)) if len(live.prepare_s) else PREPARE_S,
             truth="hidden",

@@ -104,7 +104,7 @@ def write_relay_run(path, world, *, requests, seed):
     """Simulate a relay, and write what live stages would have told of it; a load slows the second device down."""
     events = Interference((Event(1, "load", 8.0, 20.0),), "seconds")
     windows = Windows.whole(stage_count=2, layer_count=LAYERS)
-    line = RelayLine(world, windows=windows, requests=requests, interference=events, arrivals=Arrivals(), in_flight=4,
+    line = RelayLine(world, windows=windows, requests=requests, interference=events, arrivals=Arrivals(), in_flight=3,
                      seed=seed)  # fmt: skip
     line.run()
     parts = {(part.request, part.stage): part for part in line.parts}
@@ -185,6 +185,7 @@ def test_a_relay_s_twin_comes_to_the_same(tmp_path):
 
     assert len({part.last for part in line.parts if part.stage == 0}) > 2  # it was no plan
     assert live.is_closed_loop
+    assert (live.in_flight, live.started.max_in_flight) == (3, 4)
     assert str(live.plan) == "4|4"
     assert validation.live_hz == pytest.approx(900 / line.finished_s.max(), rel=1e-6)
     assert validation.live_p99_s == pytest.approx(np.percentile(latency_s, 99), rel=1e-6)
