@@ -1,20 +1,43 @@
-"""A pipeline under steady load: for the benchmarks of reaction and recovery."""
+"""A pipeline under steady load: for the benchmarks of reaction, recovery, quiet and the relay."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 import odin
 import odin_lab.feeding
-from odin.monitor.events import PlanChanged
+from odin.monitor.events import LoadChanged, PlanChanged
 from odin.monitor.timing import RequestTimeline
 from odin_lab.feeding import KeptEvents
 
-__all__ = ["Feeder", "KeptEvents"]
+__all__ = ["Feeder", "KeptEvents", "moves_in", "where", "windows_of"]
+
+Result = TypeVar("Result")
+
+
+def windows_of(pipe: odin.Pipeline) -> str:
+    """Text of the windows within which stages hand over now; empty where they do as the plan says."""
+    return str(getattr(pipe.view(), "windows", ""))
+
+
+def moves_in(recorder: KeptEvents, since_s: float = 0.0) -> list[PlanChanged]:
+    """Changes of plan from a time on; those of windows alone are none."""
+    return [event for event in recorder.of(PlanChanged, since_s=since_s) if event.after != event.before]
+
+
+def where(pipe: odin.Pipeline, timelines: Sequence[RequestTimeline]) -> str:
+    """Where requests change hands: the plan, or the windows and the plan of the requests' median cuts."""
+    windows = windows_of(pipe)
+    if not windows:
+        return str(pipe.plan)
+    lasts = np.array([[timing.last for timing in timeline.stages] for timeline in timelines])
+    middle = np.median(np.maximum.accumulate(lasts, axis=1), axis=0).astype(int)
+    return f"{windows}, median {odin.Plan(np.diff(middle, prepend=0).tolist())}"
 
 
 class Feeder(odin_lab.feeding.Feeder):
@@ -57,11 +80,18 @@ class Feeder(odin_lab.feeding.Feeder):
 
         def settled() -> bool:
             now = self.recorder.finished
-            moves = self.recorder.of(PlanChanged, since_s=begin_s)
+            moves = moves_in(self.recorder, begin_s)
             last = self.recorder.finished_by(moves[-1].at_s) if moves else begin
             return now - begin >= most or (now - begin >= least and now - last >= quiet)
 
         return self.wait_until(settled)
+
+    def change_load(self, change: Callable[[], Result]) -> tuple[float, Result]:
+        """Start, change or end one load; returns when that was, as its event tells, and what the call returned."""
+        before = len(self.recorder.of(LoadChanged))
+        result = change()
+        self.wait_until(lambda: len(self.recorder.of(LoadChanged)) > before)  # events have a thread of their own
+        return self.recorder.of(LoadChanged)[-1].at_s, result
 
     def measure(self, count: int) -> tuple[float, list[RequestTimeline]]:
         """Requests per second over the next ``count``, and those requests."""

@@ -18,8 +18,8 @@ import torch
 
 import odin
 from benchmarks.common import Environment, add_arguments, paired_ratio, report, summarize, with_quartiles, write_result
-from benchmarks.feeding import Feeder, KeptEvents
-from odin.monitor.events import PlanChanged, RunStarted, SlowdownChanged
+from benchmarks.feeding import Feeder, KeptEvents, moves_in, where
+from odin.monitor.events import RunStarted, SlowdownChanged
 from odin.partitioner.transfer import measure_transfer
 from odin.stages.device import usable_cores
 from odin_lab.report.hindsight import gains_in_hindsight
@@ -46,7 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, rounds=5)
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--policy", default="predictive")
+    parser.add_argument("--policy", nargs="+", default=["relay", "predictive"], help="beside static")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each stretch (default %(default)s)")
     parser.add_argument("--log", metavar="FILE", help="keep the events, as traces for benchmarks.detection")
     arguments = parser.parse_args()
@@ -56,10 +56,8 @@ def main() -> int:
     torch.set_num_threads(1)
     recorder = KeptEvents()
     stages = [f"cpu:{core}" for core in usable_cores()[:2]]
-    kept: dict[str, list[Stretch]] = {arguments.policy: [], "static": []}
-    with odin.Pipeline(
-        arguments.model, stages=stages, policy=arguments.policy, on_event=recorder, log=arguments.log
-    ) as pipe:
+    kept: dict[str, list[Stretch]] = {policy: [] for policy in (*arguments.policy, "static")}
+    with odin.Pipeline(arguments.model, stages=stages, policy="static", on_event=recorder, log=arguments.log) as pipe:
         home = pipe.plan
         (started,) = recorder.of(RunStarted)
         baseline_s = [stage.baseline_s for stage in started.stages]
@@ -70,7 +68,7 @@ def main() -> int:
             feeder.wait(64)
             order = random.Random(arguments.seed)
             for _ in range(arguments.rounds):
-                for policy in order.sample(sorted(kept), 2):
+                for policy in order.sample(sorted(kept), len(kept)):
                     pipe.policy = "static"  # first: the plan that a policy starts from is home to it
                     feeder.wait(2)
                     pipe.migrate(home)
@@ -79,7 +77,7 @@ def main() -> int:
                     feeder.wait(8)
                     begin, begin_s = recorder.finished, recorder.timelines(-1)[0].completed_s
                     feeder.wait_until(partial(passed, recorder, begin_s + arguments.seconds))
-                    moves = recorder.of(PlanChanged, since_s=begin_s)
+                    moves = moves_in(recorder, begin_s)
                     gains = gains_in_hindsight(
                         baseline_s, moves, recorder.timelines(begin), send_s=send_s, receive_s=receive_s
                     )
@@ -89,7 +87,7 @@ def main() -> int:
                         len(moves),
                         sum(gain <= 0 for gain in gains),
                         sum(event.state == "onset" for event in recorder.of(SlowdownChanged, since_s=begin_s)),
-                        str(pipe.plan),
+                        where(pipe, recorder.timelines(begin)),
                     )
                     print(policy, stretch, file=sys.stderr)
                     kept[policy].append(stretch)
@@ -103,7 +101,7 @@ def main() -> int:
             f"{sum(s.alarms for s in stretches)}",
             with_quartiles(summarize([s.throughput_hz for s in stretches]), lambda value: f"{value:.2f}"),
             with_quartiles(paired_ratio([s.throughput_hz for s in stretches], static_hz), lambda v: f"{v:.3f}"),
-            " ".join(s.plan for s in stretches),
+            "; ".join(s.plan for s in stretches),
         ]
         for policy, stretches in kept.items()
     ]

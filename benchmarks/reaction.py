@@ -3,6 +3,7 @@
 Requests are counted as they finish, from the moment the load begins (or ends) to work; and from the first that felt it,
 for Linux may let a program that wakes up wait for up to a second beside one that is always there: the first of two
 requests in a row that waited for the core for a fourth of their time (run-queue delay, which no detector here sees).
+Of a policy that sets windows, as ``relay`` does, there are no new plans to tell of.
 ``python -m benchmarks.reaction``
 """
 
@@ -14,6 +15,7 @@ import math
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,14 +31,15 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-from benchmarks.feeding import Feeder, KeptEvents
-from odin.monitor.events import LoadChanged, PlanChanged, SlowdownChanged
+from benchmarks.feeding import Feeder, KeptEvents, moves_in, windows_of
+from odin.monitor.events import SlowdownChanged
 from odin.monitor.timing import RequestTimeline
 from odin.partitioner.plan import Plan
 from odin.stages.device import usable_cores
 from odin_lab.inject.injector import Handle, Injector
 from odin_lab.inject.load import Load
 
+_ABOUT_PLANS = ("new plan", "moves", "home")
 _WAITED = 0.25
 """Part of a stage's time."""
 
@@ -84,19 +87,17 @@ def answer(feeder: Feeder, handle: Handle, homes: Sequence[Plan], *, before: int
     feeder.wait(before // 2)
     undisturbed_hz, _ = feeder.measure(before)
     homes = [*homes, feeder.pipe.plan]
-    handle.set_intensity(1.0)
-    arrived_s = recorder.of(LoadChanged)[-1].at_s
+    arrived_s, _ = feeder.change_load(partial(handle.set_intensity, 1.0))
     arrived = recorder.finished_by(arrived_s)
     feeder.wait(during)
-    handle.set_intensity(0.0)
-    left_s = recorder.of(LoadChanged)[-1].at_s
+    left_s, _ = feeder.change_load(partial(handle.set_intensity, 0.0))
     left = recorder.finished_by(left_s)
     feeder.wait(after)
 
     onsets = told(recorder, arrived_s, left_s, rises=True)
     ends = told(recorder, left_s, math.inf, rises=False)
-    moves = [e for e in recorder.of(PlanChanged, since_s=arrived_s) if e.at_s < left_s]
-    back = recorder.of(PlanChanged, since_s=left_s)
+    moves = [event for event in moves_in(recorder, arrived_s) if event.at_s < left_s]
+    back = moves_in(recorder, left_s)
     home_again = [e for e in back if Plan(e.after) in homes]
     switch_requests = None
     if moves:
@@ -190,6 +191,7 @@ def main() -> int:
             one = answer(feeder, handle, homes, before=arguments.before, during=arguments.during, after=after)
             print(one, file=sys.stderr)
             answers.append(one)
+        windows = windows_of(pipe)
     kept, steal = [a for a in answers if a.steal <= arguments.most_steal], [a.steal for a in answers]
     stolen = f"{len(answers) - len(kept)} of {len(answers)} left out, in which the host took more than"
     rows = [
@@ -209,6 +211,8 @@ def main() -> int:
         ["moves afterwards", figures([a.moves_back for a in kept]), ""],
         ["end: throughput from the 20th request on, of before", figures([a.recovered for a in kept]), "0.97"],
     ]
+    if windows:
+        rows = [row for row in rows if not any(words in row[0] for words in _ABOUT_PLANS)]
     report(
         f"{arguments.model}, {arguments.policy}, {len(kept)} times {arguments.load} ({stolen} "
         f"{arguments.most_steal:.0%} of the cores; median {percentile(steal, 0.5):.1%})",

@@ -4,7 +4,8 @@ A load arrives on the core of one of two stages. Every policy starts from the un
 layers have come to rest, its plan and the oracle's take turns under the same load, so that the drift of a shared host
 cancels. The oracle's plan is the one that did best under this load in the same run: plans are tried from the
 undisturbed one on both ways until throughput has fallen by a quarter, and those within reach of the best once more in
-reverse order.
+reverse order. A policy that sets windows, as ``relay`` does, goes on meanwhile, as it has no plan of its own; it may be
+faster than the oracle's.
 ``python -m benchmarks.recovery``
 """
 
@@ -32,15 +33,14 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-from benchmarks.feeding import Feeder, KeptEvents
-from odin.monitor.events import LoadChanged, PlanChanged
+from benchmarks.feeding import Feeder, KeptEvents, moves_in, where, windows_of
 from odin.monitor.timing import RequestTimeline
 from odin.partitioner.balance.exact import fluid_bound_hz
 from odin.stages.device import usable_cores
 from odin_lab.inject.injector import Injector
 from odin_lab.inject.load import Load
 
-POLICIES = ("predictive", "odin:alpha=10", "lls", "static")
+POLICIES = ("relay", "predictive", "odin:alpha=10", "lls", "static")
 _FAR_WORSE = 0.75
 
 
@@ -50,9 +50,9 @@ class Recovery(NamedTuple):
     Attributes
     ----------
     plan
-        What it came to.
+        What it came to; windows and the requests' median cuts where it set windows.
     throughput_hz, oracle_hz
-        Under that plan, and under the oracle's, in turns; the same measurement if they are the same plan.
+        Under that, and under the oracle's, in turns; the same measurement if they are the same plan.
     fluid_bound_hz
         Sum over devices of 1 / (whole-model time on that device as slow as it was meanwhile).
     p99_s
@@ -81,33 +81,41 @@ def bound_hz(pipe: odin.Pipeline, timelines: list[RequestTimeline]) -> float:
     for stage, profile in enumerate(pipe.profiles):
         timings = [t.stages[stage] for t in timelines if t.stages[stage].last > t.stages[stage].first]
         if timings:
-            ratio = np.mean([t.wall_s / sum(profile.layer_s[t.first : t.last]) for t in timings])
-            times_s.append(ratio * np.array(profile.layer_s))
+            usual_s = sum(sum(profile.layer_s[t.first : t.last]) for t in timings)
+            times_s.append(sum(t.wall_s for t in timings) / usual_s * np.array(profile.layer_s))
     return fluid_bound_hz(times_s)
 
 
 def compare(feeder: Feeder, oracle: odin.Plan, begin_s: float, *, turns: int, count: int) -> Recovery:
-    """Measure the present plan and the oracle's in turns; the load arrived at ``begin_s``."""
+    """Measure what the present policy came to and the oracle's plan in turns; the load arrived at ``begin_s``."""
     pipe, recorder = feeder.pipe, feeder.recorder
-    moves = recorder.of(PlanChanged, since_s=begin_s)
+    moves = moves_in(recorder, begin_s)
     settled = recorder.finished_by(moves[-1].at_s) - recorder.finished_by(begin_s) if moves else 0
     steal, plan = StealMeter(), pipe.plan
-    pipe.policy = "static"
-    seconds = dict.fromkeys({plan, oracle}, 0.0)
+    own_policy = pipe.policy if windows_of(pipe) else "static"
+    same = own_policy == "static" and plan == oracle
+    candidates = {"own": (own_policy, plan)} if same else {"own": (own_policy, plan), "oracle": ("static", oracle)}
+    seconds = dict.fromkeys(candidates, 0.0)
     kept: list[RequestTimeline] = []
+    came_to = ""
     for turn in range(turns):
-        pair = (plan, oracle) if turn % 2 == 0 else (oracle, plan)
-        for candidate in dict.fromkeys(pair):  # once, if they are the same
-            if pipe.plan != candidate:
-                pipe.migrate(candidate)
+        for name in list(candidates)[:: 1 if turn % 2 == 0 else -1]:
+            policy, wanted = candidates[name]
+            if (pipe.policy, pipe.plan) != (policy, wanted):
+                pipe.policy = "static"
+                if pipe.plan != wanted:
+                    pipe.migrate(wanted)
+                pipe.policy = policy
                 feeder.wait(pipe.max_in_flight + 1)
             rate_hz, timelines = feeder.measure(count)
-            seconds[candidate] += 1 / rate_hz
-            kept += timelines if candidate == plan else []
+            seconds[name] += 1 / rate_hz
+            if name == "own":
+                kept += timelines
+                came_to = where(pipe, kept)
     return Recovery(
-        str(plan),
-        turns / seconds[plan],
-        turns / seconds[oracle],
+        came_to,
+        turns / seconds["own"],
+        turns / seconds["own" if same else "oracle"],
         bound_hz(pipe, kept),
         percentile([timeline.latency_s for timeline in kept], 0.99),
         len(moves),
@@ -160,8 +168,7 @@ def recover(model: str, load: Load, arguments: argparse.Namespace) -> dict[str, 
         def under_load(policy: str) -> Recovery:
             go_home()
             pipe.policy = policy
-            handle = injector.start(load)
-            begin_s = recorder.of(LoadChanged)[-1].at_s
+            begin_s, handle = feeder.change_load(partial(injector.start, load))
             try:
                 feeder.settle(least=arguments.settle, quiet=arguments.quiet_requests, most=arguments.most)
                 return compare(feeder, oracle, begin_s, turns=arguments.turns, count=arguments.count)

@@ -42,7 +42,7 @@ _OPTIONS = {
 }
 """Which options mean something for what is to be done."""
 _LIKE_SEEDS = 5
-_DEFAULT_POLICIES = ("lls", "odin:alpha=10", "predictive")
+_DEFAULT_POLICIES = ("lls", "odin:alpha=10", "predictive", "relay")
 
 
 def add_parser(subparsers: Any) -> None:

@@ -148,11 +148,14 @@ def load_spans(changes: Iterable[LoadChanged], begin_s: float, end_s: float) -> 
 
 
 def plan_moves(recorder: KeptEvents, begin_s: float, end_s: float) -> tuple[Move, ...]:
-    """Plan changes from ``begin_s`` up to ``end_s``; when requests ran under the new plan, seconds from ``begin_s``."""
+    """Plan changes from ``begin_s`` up to ``end_s``; when requests ran under the new plan, seconds from ``begin_s``.
+
+    Where only windows changed, no layer moved.
+    """
     return tuple(
         Move(event.at_s + event.prepare_s - begin_s, plan_text(event.after), event.decision)
         for event in recorder.of(PlanChanged)
-        if begin_s <= event.at_s < end_s
+        if begin_s <= event.at_s < end_s and event.after != event.before
     )
 
 

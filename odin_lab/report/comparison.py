@@ -14,6 +14,7 @@ __all__ = [
     "Place",
     "Score",
     "base_name",
+    "is_ours",
     "is_yardstick",
     "mean",
     "order_policies",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 _ORDER = ("relay", "predictive", "odin", "lls", "static", "oracle", "delayed-oracle")
+_OURS = ("relay", "predictive")
 _YARDSTICKS = ("oracle", "delayed-oracle")
 SLO = 0.8
 """The service level of the tables: a request holds it if the throughput about it is at least this share of the peak."""
@@ -68,6 +70,11 @@ class Score(NamedTuple):
 def base_name(policy: str) -> str:
     """A policy's name without its parameters and remarks."""
     return policy.partition(":")[0].partition(" ")[0]
+
+
+def is_ours(policy: str) -> bool:
+    """Whether it is one of ODIN's own, with whatever parameters."""
+    return base_name(policy) in _OURS
 
 
 def is_yardstick(policy: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from odin_lab.report.comparison import order_policies
+from odin_lab.report.comparison import is_ours, order_policies
 from odin_lab.report.figures import Layout, legend, panels
 from odin_lab.report.measured import LIVE_VALUES
 from odin_lab.report.medians import median_of
@@ -246,7 +246,7 @@ def draw_live(layout: Layout, cells: Sequence[Cell], looks: Mapping[str, Look]) 
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-    for label in (label for axes in found for label in axes.get_yticklabels() if label.get_text() == "predictive"):
+    for label in (label for axes in found for label in axes.get_yticklabels() if is_ours(label.get_text())):
         label.set_fontweight("bold")
     return figure
 

@@ -8,7 +8,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from odin_lab.report.comparison import base_name, is_yardstick, order_policies, scores
+from odin_lab.report.comparison import base_name, is_ours, is_yardstick, order_policies, scores
 from odin_lab.report.figures import Plot
 from odin_lab.report.parts import Data, Report, Section, compare, slug, study_name
 from odin_lab.report.plots import draw_cdfs, draw_heat, draw_scaling, draw_slo
@@ -18,8 +18,6 @@ from odin_lab.report.style import looks
 from odin_lab.report.summary import cells_table, costs_table, headline_table, misses_table, misses_text, scaling_table
 
 __all__ = ["make_report"]
-
-_OURS = "predictive"
 
 
 def make_report(results: Sequence[Results], *, title: str = "Evaluation of ODIN") -> Report:
@@ -65,7 +63,7 @@ def _misses(data: Data) -> Section | None:
     texts = []
     for study in dict.fromkeys(place.study for place in found):
         here = {place: group for place, group in found.items() if place.study == study}
-        ours = [p for p in order_policies(p for group in here.values() for p in group) if base_name(p) == _OURS]
+        ours = [p for p in order_policies(p for group in here.values() for p in group) if is_ours(p)]
         texts += [f"In the {study_name(study)}: {misses_text(here, policy)}" for policy in ours]
     return Section("misses", "Wins and misses", tuple(texts), (misses_table(found, "Wins and misses of all policies"),))
 

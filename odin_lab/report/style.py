@@ -36,6 +36,7 @@ DARK = {
     "#007f98": "#56b4e9",
     "#857000": "#cdb03a",
     "#c25400": "#f07a1f",
+    "#9b1b30": "#f2788a",
     "#6a51a3": "#a08be0",
     "#7a5c3a": "#b8966b",
     "#1b7837": "#4cb26a",
@@ -46,7 +47,7 @@ DARK = {
 # Okabe and Ito's colours, darkened until letters in them are read on white (4.5 to 1). The dashes are in units of the
 # line's width.
 _KNOWN = {
-    "relay": Look("#7b3f00", "p", "-", 2.2),
+    "relay": Look("#9b1b30", "p", "-", 2.2),
     "predictive": Look("#c25400", "o", "-", 2.6),
     "odin:alpha=2": Look("#007d5b", "^", (0, (5, 1.5)), 1.4),
     "odin:alpha=10": Look("#b0508c", "v", (0, (6, 1.5, 1.5, 1.5)), 1.4),

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Literal
 
+from odin_lab.report.comparison import is_ours
+
 __all__ = ["Better", "Row", "Table", "Value", "code", "html_table", "markdown_table"]
 
 Better = Literal["high", "low", ""]
@@ -142,7 +144,7 @@ def html_table(table: Table) -> str:
     lines.append("</tr></thead><tbody>")
     for at, row in enumerate(table.rows):
         kind = "yardstick" if table.best_by == "column" and at in table.yardsticks else ""
-        kind = "ours" if str(row[0]).startswith("predictive") else kind
+        kind = "ours" if is_ours(str(row[0])) else kind
         lines.append(f'<tr class="{kind}">' if kind else "<tr>")
         for column, cell in enumerate(row):
             text, extra = map(escape, _texts(cell))

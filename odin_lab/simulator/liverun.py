@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from odin.monitor.eventlog import read_log
 from odin.monitor.events import Event, LoadChanged, PlanChanged, PolicyChanged, RequestDone, RunStarted
 from odin.monitor.timing import RequestTimeline
+from odin.partitioner.plan import Plan
 
 __all__ = ["LiveRun", "LoadSpan", "read_live_run"]
 
@@ -42,7 +43,7 @@ class LiveRun:
     started
         What ran.
     cuts
-        Of the plan that each request ran under, shape (requests, stages + 1).
+        Between the stages' layers, of each request, shape (requests, stages + 1).
     submitted_s, finished_s
         Shape (requests,).
     begin_s, stage_s
@@ -52,7 +53,8 @@ class LiveRun:
         Seconds of each layer, shape (requests, layers); ``nan`` where not measured.
     handed_s
         Seconds that each stage needed to hand its result on, waiting included, shape (requests, stages); ``nan`` for
-        the last request.
+        the last request. Under windows only their distribution means something: ``nan`` where the next request had no
+        layers there.
     loads
         What was injected, in order of time.
     prepare_s
@@ -71,9 +73,14 @@ class LiveRun:
     prepare_s: FloatArray
 
     @property
+    def plan(self) -> Plan:
+        """The plan in force at first; requests run under it unless there are windows."""
+        return Plan(self.started.plan if self.started.windows else np.diff(self.cuts[0]))
+
+    @property
     def throughput_hz(self) -> float:
         """Requests answered per second, from the first submission on."""
-        return len(self.finished_s) / float(self.finished_s[-1])
+        return len(self.finished_s) / float(self.finished_s.max())
 
     @property
     def latency_s(self) -> FloatArray:
@@ -82,11 +89,20 @@ class LiveRun:
         return latency_s
 
     @property
+    def in_flight(self) -> int:
+        """Most requests under way at a time: as many as were allowed; under windows fewer may do, so it is counted."""
+        if not self.started.windows:
+            return self.started.max_in_flight
+        answered = np.searchsorted(np.sort(self.finished_s), self.submitted_s, side="right")
+        return min(self.started.max_in_flight, int(np.max(np.arange(1, len(answered) + 1) - answered)))
+
+    @property
     def is_closed_loop(self) -> bool:
         """Whether nearly all requests were submitted as soon as there was a place, with one of them answered."""
-        allowed = self.started.max_in_flight
-        waited_s = self.submitted_s[allowed:] - self.finished_s[:-allowed]
-        typical_s = float(np.median(np.diff(self.finished_s)))
+        allowed = self.in_flight
+        answered_s = np.sort(self.finished_s)  # under windows requests may overtake one another
+        waited_s = self.submitted_s[allowed:] - answered_s[:-allowed]
+        typical_s = float(np.median(np.diff(answered_s)))
         return bool(np.mean(waited_s < typical_s) > 0.95)
 
 
@@ -144,6 +160,10 @@ def _to_run(
     submitted_s = np.array([timeline.submitted_s for timeline in timelines]) - origin_s
     # A stage tells how long a hand-over took with the next request.
     told_s = np.array([[timing.transfer_s for timing in timeline.stages] for timeline in timelines])
+    lasts = np.array([[timing.last for timing in timeline.stages] for timeline in timelines])
+    cuts = np.maximum.accumulate(np.pad(lasts, ((0, 0), (1, 0))), axis=1)
+    if started.windows:
+        told_s[np.diff(cuts) == 0] = np.nan
     handed_s = np.vstack([told_s[1:], np.full((1, told_s.shape[1]), np.nan)])
     begin_s = np.empty_like(stage_s)
     sent_s = submitted_s
@@ -152,7 +172,7 @@ def _to_run(
         sent_s = begin_s[:, stage] + stage_s[:, stage] + np.nan_to_num(handed_s[:, stage])
     return LiveRun(
         started,
-        np.array([[0, *(timing.last for timing in timeline.stages)] for timeline in timelines]),
+        cuts,
         submitted_s,
         np.array([timeline.completed_s for timeline in timelines]) - origin_s,
         begin_s,

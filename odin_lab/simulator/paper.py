@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from odin_lab.report.comparison import is_ours
 from odin_lab.report.results import Cell, DetectionPoint, Timeline
 from odin_lab.simulator.metrics import paired
 from odin_lab.simulator.study import Contestant, DetectionJob, Job, Outcome, RunJob, Setup, Stretch, StudyError
@@ -53,13 +54,14 @@ POLICIES = tuple(
         "odin:alpha=10",
         "odin:alpha=10 (serial)",
         "predictive",
+        "relay",
         "delayed-oracle (answered)",
         "delayed-oracle",
         "oracle",
     )
 )
 """The paper's, which explore serially, as a pipeline that goes on serving would have them too; ours; the yardsticks."""
-_SHOWN = ("static", "lls", "odin:alpha=10", "predictive", "delayed-oracle")
+_SHOWN = ("static", "lls", "odin:alpha=10", "predictive", "relay", "delayed-oracle")
 _STRETCHES = {(100, 100): 600, (10, 10): 200}  # cells shown over time, and requests of them
 _DETECTORS = ("cusum", "threshold")
 _NOISE_CVS = (0.05, 0.1, 0.2)
@@ -143,9 +145,9 @@ class PaperStudy:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Policies that are held against the goals: ``predictive``, and those that are not the study's own."""
-        known = {str(contestant) for contestant in POLICIES} - {"predictive"}
-        return tuple(text for text in map(str, self.contestants) if text not in known)
+        """Policies that are held against the goals: ours, and those that are not the study's own."""
+        known = {str(contestant) for contestant in POLICIES}
+        return tuple(text for text in map(str, self.contestants) if is_ours(text) or text not in known)
 
 
 def paper_study(

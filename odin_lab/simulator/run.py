@@ -13,7 +13,7 @@ from odin.control.detectors import make_detector
 from odin.monitor.watch import StageWatch
 from odin.partitioner.balance.exact import balance
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies.base import Decision, Policy, Setting
+from odin.partitioner.policies.base import Decision, Policy, Setting, windows_of
 from odin.partitioner.relay import Windows
 from odin_lab.simulator.arrivals import Arrivals
 from odin_lab.simulator.conditions import Conditions
@@ -47,7 +47,7 @@ class Run:
         Those that requests ran under, each once.
     true_bottleneck_s
         True seconds of the slowest stage, transfers included, under that plan and the conditions of the request's
-        submission, without noise; nan in a relay, which has no plan (``plans`` is the one that it would start with).
+        submission, without noise; nan in a relay, whose requests run under no plan (``plans`` is the one in force).
     best_bottleneck_s
         The same of the exact best plan for these conditions; ``None`` unless asked for.
     trial
@@ -112,7 +112,9 @@ def simulate(
     world
         What is true.
     policy
-        Decides; started anew.
+        Decides; started anew. One that sets windows (:func:`odin.partitioner.policies.windows_of`), as ``relay`` does,
+        runs in :func:`simulate_relay` within these windows and is not asked again; what is said here of slots, trials,
+        detector, preparation and truth means nothing then.
     requests
         How many, at least 1.
     interference
@@ -174,6 +176,19 @@ def simulate(
         if told.baseline_s.shape != world.baseline_s.shape:
             raise ValueError(f"told of {told.baseline_s.shape} stages and layers, where {world.baseline_s.shape} are")
         setting = told._replace(plan=setting.plan)
+    windows = windows_of(policy, setting)
+    if windows is not None:
+        return simulate_relay(
+            world,
+            requests=requests,
+            windows=windows,
+            interference=interference,
+            plan=setting.plan,
+            arrivals=arrivals,
+            in_flight=in_flight,
+            best=best,
+            seed=seed,
+        )
     watch = None
     if detector != "none":
         watch = StageWatch(setting.baseline_s, make_detector(detector, world.device_count))
@@ -213,8 +228,10 @@ def simulate_relay(
     requests: int,
     windows: Windows | None = None,
     interference: Interference | None = None,
+    plan: Plan | None = None,
     arrivals: str | Arrivals = "closed",
     in_flight: int | None = None,
+    best: bool = False,
     seed: int = 0,
 ) -> Run:
     """Let a line of stages that hand over by readiness serve requests; see :mod:`odin.partitioner.relay`.
@@ -223,7 +240,9 @@ def simulate_relay(
     ----------
     windows
         At which cuts stages may hand over; default: at every cut.
-    world, requests, interference, arrivals, in_flight, seed
+    plan
+        The plan in force meanwhile, which only the result names; default: the exact best one for the baselines.
+    world, requests, interference, arrivals, in_flight, best, seed
         As :func:`simulate` has them: with the same seed noise, events and arrivals are the same.
 
     Raises
@@ -255,20 +274,20 @@ def simulate_relay(
         seed=seed,
     )
     line.run()
-    best = balance(world.baseline_s, send_s=world.send_s, receive_s=world.receive_s)
+    home = balance(world.baseline_s, send_s=world.send_s, receive_s=world.receive_s)
     return Run(
         line.arrived_s,
         line.submitted_s,
         line.finished_s,
         np.zeros(requests, dtype=np.int64),
-        (best.plan,),
+        (plan or home.plan,),
         np.full(requests, np.nan),
-        None,
+        _best_bottlenecks(world, interference, line.conditions_number) if best else None,
         np.zeros(requests, dtype=np.bool_),
         (),
         (),
         interference,
-        1 / best.bottleneck_s,
+        1 / home.bottleneck_s,
     )
 
 

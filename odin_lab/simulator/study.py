@@ -25,7 +25,7 @@ from odin_lab.report.results import Cell, DetectionPoint, Timeline
 from odin_lab.simulator.detection import Candidate, detection_points
 from odin_lab.simulator.interference import Interference
 from odin_lab.simulator.metrics import to_cell, to_timeline
-from odin_lab.simulator.run import Run, simulate, simulate_relay
+from odin_lab.simulator.run import Run, simulate
 from odin_lab.simulator.world import World
 from odin_lab.timings import TimingTable, load_timings
 
@@ -45,8 +45,6 @@ __all__ = [
 _SERIAL = " (serial)"
 _ANSWERED = " (answered)"
 _BLIND = ("static", "oracle", "delayed-oracle")  # what a detector finds is nothing to them: a run takes half the time
-RELAY = "relay"
-"""In place of a policy: stages hand over by readiness. The live data path does not have it yet."""
 _AHEAD = 2  # jobs per process that wait to be run
 _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
@@ -61,7 +59,7 @@ class Contestant(NamedTuple):
     Attributes
     ----------
     policy
-        Its text form; or ``relay``, which is no policy: there are no plans.
+        Its text form.
     serial
         Whether it explores as in the ODIN paper, one request at a time.
     answered
@@ -89,8 +87,6 @@ class Contestant(NamedTuple):
         """
         name = text.strip()
         serial, answered = name.endswith(_SERIAL), name.endswith(_ANSWERED)
-        if name == RELAY:
-            return cls(RELAY)
         return cls(make_policy(name.removesuffix(_SERIAL).removesuffix(_ANSWERED)).name, serial, answered)
 
     def __str__(self) -> str:
@@ -232,8 +228,6 @@ def make_run(job: RunJob) -> Run:
     table = _table(setup.table)
     world = World.from_timings(table, devices=setup.devices, speeds=setup.speeds or None, noise=setup.noise)
     interference = _interference(setup, table, job.seed)
-    if job.contestant.policy == RELAY:
-        return _relay_run(setup, world, interference, job.seed)
     policy = make_policy(job.contestant.policy)
     try:
         with warnings.catch_warnings():
@@ -252,15 +246,6 @@ def make_run(job: RunJob) -> Run:
             )
     except (ValueError, UserWarning) as error:
         raise StudyError(f"{job.contestant} on {setup}, seed {job.seed}: {error}") from error
-
-
-def _relay_run(setup: Setup, world: World, interference: Interference | None, seed: int) -> Run:
-    try:
-        return simulate_relay(
-            world, requests=setup.requests, interference=interference, arrivals=setup.arrivals, seed=seed
-        )
-    except ValueError as error:
-        raise StudyError(f"{RELAY} on {setup}, seed {seed}: {error}") from error
 
 
 def run_job(job: Job) -> Outcome:

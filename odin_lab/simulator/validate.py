@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Setting
 from odin.partitioner.policies.registry import make_policy
+from odin.partitioner.relay import Windows
 from odin.partitioner.transfer import DEFAULT_HOP_S
 from odin_lab.report.results import Validation
 from odin_lab.simulator.arrivals import Arrivals
@@ -98,9 +98,9 @@ def simulate_like(
             make_policy(live.started.policy),
             requests=len(live.finished_s),
             interference=twin.interference,
-            plan=Plan(np.diff(live.cuts[0])),
+            plan=live.plan,
             arrivals=arrivals,
-            in_flight=live.started.max_in_flight,
+            in_flight=live.in_flight,
             detector=detector,
             prepare_s=float(np.median(live.prepare_s)) if len(live.prepare_s) else PREPARE_S,
             truth="hidden",
@@ -119,7 +119,14 @@ def replay(live: LiveRun) -> tuple[float, float]:
     (float, float)
         Throughput, requests per second, and 99th percentile of latency, seconds. Against the live run's this shows how
         well queueing alone is modelled.
+
+    Raises
+    ------
+    ValueError
+        If requests were handed over within windows, not by a plan: then it is not a line that they pass in order.
     """
+    if live.started.windows:
+        raise ValueError(f"the run had windows {live.started.windows}; replay one whose layers move by plans")
     requests, stages = live.stage_s.shape
     line, allowed = Line(stages), live.started.max_in_flight
     send_s, receive_s = _transfers_s(live)
@@ -179,7 +186,8 @@ def twin_of(live: LiveRun, *, table: TimingTable | None = None) -> Twin:
         slowdown=slowdown,
         noise=MeasuredNoise(residuals),
     )
-    told = world.setting(Plan(np.diff(live.cuts[0])))._replace(baseline_s=told_s)
+    reach = Windows.parse(live.started.windows) if live.started.windows else None
+    told = world.setting(live.plan)._replace(baseline_s=told_s, reach=reach)
     return Twin(world, told, Interference(tuple(events), "seconds"))
 
 

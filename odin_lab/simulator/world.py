@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from odin.partitioner.balance.exact import balance
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Setting
+from odin.partitioner.relay import Windows
 from odin_lab.simulator.noise import Noise, NoNoise, make_noise
 
 if TYPE_CHECKING:
@@ -186,11 +187,17 @@ class World:
         return np.array([np.interp(wanted, places, column) for column in stacked.T])
 
     def setting(self, plan: Plan | None = None) -> Setting:
-        """What policies are told at the start; without a plan with the exact best one for the baselines."""
+        """What policies are told at the start; without a plan with the exact best one for the baselines.
+
+        Boundaries may hand over at every cut, unless some device cannot run some layer.
+        """
         if plan is None:
             plan = balance(self.baseline_s, send_s=self.send_s, receive_s=self.receive_s).plan
         plan.check_fits(layer_count=self.layer_count, stage_count=self.device_count)
-        return Setting(plan, self.baseline_s, self.send_s, self.receive_s, self.intensity)
+        reach = None
+        if np.isfinite(self.baseline_s).all():
+            reach = Windows.whole(stage_count=self.device_count, layer_count=self.layer_count)
+        return Setting(plan, self.baseline_s, self.send_s, self.receive_s, self.intensity, reach)
 
 
 def _intensity(match: re.Match[str]) -> float:

@@ -9,8 +9,9 @@ import numpy as np
 
 from odin_lab.report.results import QUANTILES, SLO_LEVELS, Cell, DetectionPoint, Results, Timeline, Validation
 
-POLICIES = ("predictive", "odin:alpha=2", "odin:alpha=10", "lls", "static", "oracle", "delayed-oracle")
+POLICIES = ("relay", "predictive", "odin:alpha=2", "odin:alpha=10", "lls", "static", "oracle", "delayed-oracle")
 _QUALITY = {
+    "relay": 0.99,
     "predictive": 0.975,
     "odin:alpha=2": 0.86,
     "odin:alpha=10": 0.83,
@@ -21,7 +22,15 @@ _QUALITY = {
     "ray-serve": 0.61,
     "torch-2-threads": 0.52,
 }
-_CHANGES = {"predictive": 1.4, "odin:alpha=2": 5.2, "odin:alpha=10": 14.0, "lls": 6.5, "static": 0.0, "oracle": 2.0}
+_CHANGES = {
+    "relay": 0.0,
+    "predictive": 1.4,
+    "odin:alpha=2": 5.2,
+    "odin:alpha=10": 14.0,
+    "lls": 6.5,
+    "static": 0.0,
+    "oracle": 2.0,
+}
 _MODELS = ("resnet152", "resnet50", "vgg16")
 
 

@@ -100,6 +100,12 @@ def test_moves_count_from_when_requests_ran_under_them():
     assert plan_moves(recorded(), 8.0, 18.0) == (Move(2.25, "1|3", "probe"), Move(7.25, "2|2", "trial"))
 
 
+def test_a_change_of_windows_alone_moves_nothing():
+    kept = KeptEvents()
+    kept(PlanChanged(9.0, 1, 1, (2, 2), (2, 2), "migrate", "policy relay", float("nan"), 0.01, "@0-4|@4"))
+    assert plan_moves(kept, 8.0, 18.0) == ()
+
+
 # ---------------------------------------------------------------- cells and timelines
 def test_a_cell_says_what_the_requests_say():
     run = Run(a_task(), a_trial())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from synthetic_results import synthetic_cell
 
-from odin_lab.report.comparison import Place, is_yardstick, order_policies, pooled_quantiles, scores
+from odin_lab.report.comparison import Place, is_ours, is_yardstick, order_policies, pooled_quantiles, scores
 from odin_lab.report.measured import live_table, order_table, validation_table
 from odin_lab.report.results import QUANTILES, Validation
 from odin_lab.report.summary import cells_table, headline_table, misses_table, misses_text, scaling_table
@@ -24,7 +24,9 @@ def cell(policy, quality, **options):
 
 def test_ours_comes_first_and_yardsticks_last() -> None:
     given = ("delayed-oracle", "mine:Policy", "odin:alpha=10", "oracle", "lls", "odin:alpha=2", "static", "predictive")
+    given = (*given, "relay")
     expected = (
+        "relay",
         "predictive",
         "odin:alpha=2",
         "odin:alpha=10",
@@ -35,6 +37,8 @@ def test_ours_comes_first_and_yardsticks_last() -> None:
         "delayed-oracle",
     )
     assert order_policies([*given, *given]) == expected
+    assert [policy for policy in expected if is_ours(policy)] == ["relay", "predictive"]
+    assert is_ours("predictive:horizon=2 (serial)")
 
 
 def test_remarks_do_not_make_another_policy() -> None:

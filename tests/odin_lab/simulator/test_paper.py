@@ -85,7 +85,7 @@ def test_the_grid_is_the_papers():
     assert [job.repeat for job in grid] == sorted(job.repeat for job in grid)
     assert {job.setup.devices for job in scaling} == {4, 8, 16, 26, 39, 52}
     assert len(scaling) == (2 * 9 + 4 * 3) * sum(not contestant.serial for contestant in POLICIES)
-    wanted = {"static", "lls", "odin:alpha=2", "odin:alpha=10", "predictive", "oracle", "delayed-oracle"}
+    wanted = {"static", "lls", "odin:alpha=2", "odin:alpha=10", "predictive", "relay", "oracle", "delayed-oracle"}
     assert {str(job.contestant) for job in grid} == wanted | {"lls (serial)"} | {
         "odin:alpha=2 (serial)",
         "odin:alpha=10 (serial)",
@@ -106,13 +106,14 @@ def test_telling_cells_are_kept_over_time():
         "period 100, duration 100, 4 devices",
         "period 10, duration 10, 4 devices",
     }
-    assert {str(job.contestant) for job in kept} == {"static", "lls", "odin:alpha=10", "predictive", "delayed-oracle"}
+    shown = {"static", "lls", "odin:alpha=10", "predictive", "relay", "delayed-oracle"}
+    assert {str(job.contestant) for job in kept} == shown
 
 
 def test_other_policies_are_held_against_the_goals_too(tables):
     extra = [Contestant.parse(name) for name in ("odin:alpha=5", "lls", "predictive (serial)")]
     study = paper_study(models=tables[:1], extra=extra, quick=True)
-    assert study.own == ("predictive", "odin:alpha=5", "predictive (serial)")
+    assert study.own == ("predictive", "relay", "odin:alpha=5", "predictive (serial)")
     assert len(study.contestants) == len(POLICIES) + 2
     assert (study.requests, study.repeats, study.scaling_devices) == (1000, 1, (4, 16, 52))
     assert paper_study(models=tables, requests=50, repeats=5).requests == 50
@@ -268,7 +269,7 @@ def test_the_study_in_one_command(capsys, monkeypatch, tables, tmp_path):
     results = read_results(output)
     assert len(results.cells) == len(POLICIES) + 2 * sum(not contestant.serial for contestant in POLICIES)
     assert {cell.of_oracle > 0 for cell in results.cells} == {True}
-    assert len(results.timelines) == 5
+    assert len(results.timelines) == 6
     assert main(["simulate", "paper", "--jobs", "1", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert [item["throughput_hz"] for item in again["cells"]] == [item.throughput_hz for item in results.cells]

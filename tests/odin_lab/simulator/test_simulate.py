@@ -284,7 +284,7 @@ def test_what_is_done_is_kept_on_ctrl_c(capsys, monkeypatch, table, tmp_path):
     output = tmp_path / "r.json"
     status, out, err = simulate(capsys, table, "--requests", "50", "--output", str(output))
     assert status == 130
-    assert "broken off after 2 of 6 runs" in err
+    assert "broken off after 2 of 7 runs" in err
     assert "│ oracle " in out
     cells = read_results(output).cells
     assert [cell.policy for cell in cells] == ["delayed-oracle", "oracle"]

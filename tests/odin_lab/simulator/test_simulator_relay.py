@@ -196,6 +196,37 @@ def test_on_many_devices_slow_for_long_it_is_no_worse_than_the_best_plans():
     assert relay.throughput_hz * best.best_bottleneck_s.mean() > 0.9
 
 
+def test_a_policy_that_sets_windows_runs_as_a_relay_within_them():
+    class Half:
+        name = "half"
+
+        def windows(self, setting):
+            return f"@0-{setting.layer_count // 2}|@{setting.layer_count}"
+
+        def start(self, setting): ...
+
+        def decide(self, observation):
+            raise AssertionError("it is not asked")
+
+    world = World.of(np.random.default_rng(3).uniform(0.5, 2.0, (2, 6)), noise="lognormal:0.2")
+    events = Interference((), "requests")
+
+    for policy, windows in ((make_policy("relay"), "@0-6|@6"), (Half(), "@0-3|@6")):
+        run = simulate(world, policy, requests=100, interference=events, best=True, seed=2)
+        same = simulate_relay(world, requests=100, windows=Windows.parse(windows), seed=2)
+        assert run.finished_s.tolist() == same.finished_s.tolist()
+        assert run.plans == (world.setting().plan,)
+        np.testing.assert_allclose(run.best_bottleneck_s, 1 / run.peak_hz)
+
+
+def test_where_a_device_cannot_run_a_layer_boundaries_stay_where_the_plan_has_them():
+    world = World.of([[1.0, 1.0, 1.0], [1.0, np.inf, 1.0]])
+
+    relay, static = (simulate(world, make_policy(name), requests=30, detector="none") for name in ("relay", "static"))
+
+    assert relay.finished_s.tolist() == static.finished_s.tolist()
+
+
 def test_relay_is_a_name_beside_policies():
     assert str(Contestant.parse(" relay")) == "relay"
     setup = Setup("single", "resnet50", 4, 60, 10, 10)

@@ -18,9 +18,11 @@ from odin.monitor.events import (
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import make_policy
+from odin.partitioner.relay import Windows
 from odin.partitioner.transfer import DEFAULT_HOP_S
-from odin_lab.simulator import Event, Interference, World, simulate
+from odin_lab.simulator import Arrivals, Event, Interference, World, simulate
 from odin_lab.simulator.liverun import read_live_run
+from odin_lab.simulator.relay import RelayLine
 from odin_lab.simulator.validate import replay, simulate_like, twin_of, validate
 from odin_lab.timings import synthetic_timings
 
@@ -82,16 +84,50 @@ def write_run(path, world, *, policy="static", requests=600, spans=((5.0, 12.0),
     for request, decision in run.decisions:
         at_s = ORIGIN_S + run.finished_s[request - 1]
         lines.append(PlanChanged(at_s, request, 1, (), tuple(decision.plan), decision.kind, "", math.nan, 0.009))
+    write_log(path, world, lines, plan=tuple(watching.seen[0].plan), policy=policy, requests=requests)
+    return run
+
+
+def write_log(path, world, lines, *, plan, policy, requests, windows=""):
     describe = [StageDescription(f"cpu:{i}", "", 0, tuple(0.9 * world.baseline_s[i])) for i in (0, 1)]
     names = tuple(f"layer{i}" for i in range(LAYERS))
-    plan = tuple(watching.seen[0].plan)
-    started = RunStarted(ORIGIN_S - 1, 0.0, "made up", names, tuple(describe), plan, policy, 4)
+    started = RunStarted(ORIGIN_S - 1, 0.0, "made up", names, tuple(describe), plan, policy, 4, windows=windows)
+    lines = sorted(lines, key=lambda line: line.at_s)
     with EventLog(path) as log:
         log.append(started)
-        for line in sorted(lines, key=lambda line: line.at_s):
+        for line in lines:
             log.append(line)
-        log.append(RunEnded(ORIGIN_S + 1 + run.finished_s[-1], "closed", requests, 0))
-    return run
+        log.append(RunEnded(lines[-1].at_s + 1, "closed", requests, 0))
+
+
+def write_relay_run(path, world, *, requests, seed):
+    """Simulate a relay, and write what live stages would have told of it; a load slows the second device down."""
+    events = Interference((Event(1, "load", 8.0, 20.0),), "seconds")
+    windows = Windows.whole(stage_count=2, layer_count=LAYERS)
+    line = RelayLine(world, windows=windows, requests=requests, interference=events, arrivals=Arrivals(), in_flight=3,
+                     seed=seed)  # fmt: skip
+    line.run()
+    parts = {(part.request, part.stage): part for part in line.parts}
+    lines = [
+        LoadChanged(ORIGIN_S + at_s, "cpu", "cpu@cpu:1", "cpu:1", intensity, 7)
+        for at_s, intensity in ((8.0, 1.0), (20.0, 0.0))
+    ]
+    for request in range(requests):
+        cut, at_s, timings = 0, line.submitted_s[request] + SEND_S, []
+        for stage in (0, 1):
+            part = parts.get((request, stage))
+            if part is None:
+                timings.append(StageTiming(stage, cut, cut, 0.0, 0.0, 0.0, 0.0, 0.0, ()))
+                continue
+            cut, wall_s = part.last, part.left_s - part.began_s - RECEIVE_S - SEND_S
+            share = world.baseline_s[stage, part.first : cut] / world.baseline_s[stage, part.first : cut].sum()
+            queue_s, layer_s = part.began_s + RECEIVE_S - at_s, tuple(wall_s * share)
+            timings.append(StageTiming(stage, part.first, cut, queue_s, wall_s, 0.0, 0.0, SEND_S, layer_s))
+            at_s = part.left_s
+        times = (ORIGIN_S + line.submitted_s[request], ORIGIN_S + line.finished_s[request])
+        lines.append(RequestDone(times[1], RequestTimeline(request, 0, *times, tuple(timings))))
+    write_log(path, world, lines, plan=(4, 4), policy="relay", requests=requests, windows=str(windows))
+    return line
 
 
 def test_a_replay_is_exact_where_the_stages_behave_as_modelled(tmp_path):
@@ -137,6 +173,26 @@ def test_a_run_s_twin_comes_to_the_same(tmp_path, policy):
     assert validation.live_p99_s == pytest.approx(np.percentile(run.latency_s, 99))
     assert validation.simulated_hz == pytest.approx(validation.live_hz, rel=0.05)
     assert validation.simulated_p99_s == pytest.approx(validation.live_p99_s, rel=0.15)
+
+
+@pytest.mark.slow
+def test_a_relay_s_twin_comes_to_the_same(tmp_path):
+    line = write_relay_run(tmp_path / "run.jsonl", world_of(), requests=900, seed=11)
+    live = read_live_run(tmp_path / "run.jsonl")
+    latency_s = line.finished_s - line.submitted_s
+
+    validation = validate(tmp_path / "run.jsonl", seeds=3)
+
+    assert len({part.last for part in line.parts if part.stage == 0}) > 2  # it was no plan
+    assert live.is_closed_loop
+    assert (live.in_flight, live.started.max_in_flight) == (3, 4)
+    assert str(live.plan) == "4|4"
+    assert validation.live_hz == pytest.approx(900 / line.finished_s.max(), rel=1e-6)
+    assert validation.live_p99_s == pytest.approx(np.percentile(latency_s, 99), rel=1e-6)
+    assert validation.simulated_hz == pytest.approx(validation.live_hz, rel=0.05)
+    assert validation.simulated_p99_s == pytest.approx(validation.live_p99_s, rel=0.15)
+    with pytest.raises(ValueError, match="the run had windows @0-8"):
+        replay(live)
 
 
 def test_open_arrivals_come_as_they_came(tmp_path):
