@@ -191,7 +191,7 @@ def test_built_in_policies_are_what_they_were(name):
     [
         (
             "stay",
-            r"there is no policy 'stay'; choose one of relay, static, .*, or name a class of your own as module:Cl",
+            r"there is no policy 'stay'; choose one of relay, static, .*, or name a class of your own as module",
         ),
         ("stay:step=2", r"there is no policy 'stay'; choose one of relay, static"),
         ("mein:Stay", r"policy 'mein:Stay': there is no module 'mein' in .*; names are relay, static, lls"),
