@@ -4,7 +4,7 @@ Each candidate sends a tensor through two processes and back, three hops, one re
 
     this process -> relay on the first core -> relay on the second core -> this process
 
-The relays of the ``odin`` rows are real stages: :class:`odin.stages.loop.StageLoop` with an empty range of layers, so
+The relays of the ``odin`` rows are real stages: :class:`odin.stages.loop.StageLoop` with an empty chain of layers, so
 that receiving, timing, copying to the next slot and the header are all in it. ``python -m benchmarks.hop``
 """
 
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -36,9 +37,13 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-from odin.stages.channel.opening import Listener, open_ends
-from odin.stages.channel.wire import Header, Kind
+from odin.partitioner.relay import Windows
+from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.opening import Listener, connect, open_ends
+from odin.stages.channel.readiness import Readiness
+from odin.stages.channel.wire import GATEWAY, Header, Kind
 from odin.stages.compute.executor import CpuExecutor
+from odin.stages.hand_over import HandOver
 from odin.stages.loop import StageLoop
 
 HOPS = 3
@@ -59,12 +64,25 @@ class Result(NamedTuple):
 def relay(pipe: Connection, core: int, host: str, slot_nbytes: int) -> None:
     """Serve an empty stage, as the process of a stage does."""
     torch.set_num_threads(1)
-    listener = Listener(host)
+    readiness = Readiness()
+    listener = Listener(host, readiness)
     pipe.send(listener.address)
     next_address = pipe.recv()
     bind_threads([core])
-    sender, receiver = open_ends(listener, next_address, slots=SLOTS, slot_nbytes=slot_nbytes)
-    StageLoop(0, CpuExecutor([], {}), receiver, sender, epoch=0, first=0, last=0).run()
+    (sender,), receivers = open_ends(
+        [(listener, 1)], [partial(connect, next_address, slots=SLOTS, slot_nbytes=slot_nbytes)]
+    )
+    # The only stage of a chain of no layers answers the gateway, here the next process.
+    StageLoop(
+        0,
+        CpuExecutor([], {}),
+        Inbox(receivers),
+        {GATEWAY: sender},
+        readiness=readiness,
+        hand_over=HandOver(0, baseline_s=[[]], cost_s=[0.0], cut_nbytes=[0], readiness=readiness, later={}),
+        epoch=0,
+        windows=Windows.parse("@0"),
+    ).run()
 
 
 @contextmanager
@@ -85,7 +103,9 @@ def odin_hops(x: torch.Tensor, cores: list[int], host: str) -> Iterator[tuple[Tr
         own = Listener(host)
         for pipe, address in zip(pipes, [*addresses[1:], own.address], strict=True):
             pipe.send(address)
-        sender, receiver = open_ends(own, addresses[0], slots=SLOTS, slot_nbytes=nbytes)
+        (sender,), (receiver,) = open_ends(
+            [(own, 1)], [partial(connect, addresses[0], slots=SLOTS, slot_nbytes=nbytes)]
+        )
         stack.callback(receiver.close)
         stack.callback(sender.close)
 

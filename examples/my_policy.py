@@ -46,8 +46,7 @@ class GreedyPolicy:
 
     def next_step(self, plan: Plan, stage_s: np.ndarray) -> Decision | None:
         """The step from a plan under which stages take these times; nothing if it is not predicted to help."""
-        setting = self.setting
-        baseline_s, send_s, receive_s = setting.baseline_s, setting.send_s, setting.receive_s
+        baseline_s, send_s, receive_s = self.setting.baseline_s, self.setting.send_s, self.setting.receive_s
         usual_s = np.array([baseline_s[stage, first:last].sum() for stage, (first, last) in enumerate(plan.ranges)])
         slowdown = np.where(usual_s > 0, stage_s / np.maximum(usual_s, 1e-9), 1.0)  # an empty stage tells nothing
         times_s = baseline_s * slowdown[:, None]

@@ -320,9 +320,10 @@ class StageActor:
                     slots=_SLOTS,
                     slot_nbytes=links.slot_nbytes,
                     sender=self._index,
+                    receiver=target,
                     pool=pool if address.local else None,
                 )
-                for _, address in links.later
+                for target, address in links.later
             ],
         )
         if pool is not None:

@@ -248,8 +248,14 @@ class Deployment:
             listeners,
             [partial(connect, first, slots=max_in_flight, slot_nbytes=slot_nbytes[0], credits=False)],
         )
-        ray_calls.get(starts, timeout_s=_START_TIMEOUT_S)
-        return opened[0], Inbox(receivers)
+        inbox = Inbox(receivers)
+        try:
+            ray_calls.get(starts, timeout_s=_START_TIMEOUT_S)
+        except BaseException:
+            inbox.close()
+            opened[0].close(graceful=False)
+            raise
+        return opened[0], inbox
 
     def _later(self, stage: int, transport: str) -> list[tuple[int, bool]]:
         """Whom a stage sends to, and whether within a machine."""

@@ -266,8 +266,8 @@ class Controller:
         stages = timeline.stages
         if len(stages) != self._setting.stage_count:
             return False
-        usual = self._finished - self._changed_at > _NEWS and timeline.epoch == self._last_epoch
-        self._last_epoch = timeline.epoch
+        news = self._finished - self._changed_at <= _NEWS or timeline.epoch != self._last_epoch
+        usual, self._last_epoch = not news, timeline.epoch
         for stage, timing in enumerate(stages):
             behind_s = self._before_s[stage]
             baseline_s = behind_s[timing.last] - behind_s[timing.first]
@@ -275,7 +275,7 @@ class Controller:
                 continue
             slowdown, known = timing.wall_s / baseline_s, self._usual[stage]
             usual = usual and abs(slowdown - known) <= _USUAL * known
-            self._usual[stage] = known + _USUAL_RATE * (slowdown - known) if usual else slowdown
+            self._usual[stage] = slowdown if news else known + _USUAL_RATE * (slowdown - known)
         return usual
 
     def _look(self, number: int, timeline: RequestTimeline) -> None:

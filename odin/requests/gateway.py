@@ -338,7 +338,7 @@ class Gateway:
                     self._fail_all(PipelineClosedError("the pipeline was closed"))
                     return
                 if kind is Kind.LOST:
-                    self._fail_all(self._why_lost(message.header.request))
+                    self._fail_all(self._why_lost(self._receiver.cause_of_loss(message.header.request)))
                     return
                 self._resolve(message)
         except ChannelClosedError as error:

@@ -110,7 +110,7 @@ class Sender(Protocol):
 
     @property
     def has_place(self) -> bool:
-        """Whether :meth:`send` would find a free slot."""
+        """Whether :meth:`send` would not wait: there is a free slot, or the receiver is gone."""
 
     def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
         """Copy tensors to a slot, waiting for a free one, and send the header; returns the slot.

@@ -65,7 +65,7 @@ class Listener:
     """
 
     def __init__(self, host: str = "", readiness: Readiness | None = None) -> None:
-        self._readiness = readiness or Readiness()
+        self._readiness, self._own = readiness or Readiness(), readiness is None
         token = secrets.token_bytes(_TOKEN_NBYTES)
         self._lock = threading.Lock()
         self._accepting = False
@@ -103,6 +103,9 @@ class Listener:
             for receiver in receivers:
                 receiver.close()
             raise
+        finally:
+            if self._own:
+                self._readiness.close_descriptor()
         return receivers
 
     def _accept_all(self, receivers: list[Receiver], count: int, timeout_s: float) -> None:
@@ -178,6 +181,8 @@ class Listener:
             if not self._accepting:  # otherwise the thread that accepts closes what it waits for
                 self._socket.close()
                 self._stopped.close()
+                if self._own:
+                    self._readiness.close_descriptor()
 
 
 def connect(
@@ -187,6 +192,7 @@ def connect(
     slot_nbytes: int,
     credits: bool = True,
     sender: int = GATEWAY,
+    receiver: int | None = None,
     pool: SlotPool | None = None,
     timeout_s: float = 30.0,
 ) -> Sender:
@@ -202,6 +208,8 @@ def connect(
         Whether the receiver frees slots; without, the sender calls ``release`` itself.
     sender
         Who sends: a stage's index, or ``GATEWAY``.
+    receiver
+        Who receives, likewise, within this machine: errors name it as ``peer``.
     pool
         Within this machine: slots that other senders take, too; this one at most ``slots`` at a time.
 
@@ -217,7 +225,7 @@ def connect(
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             connection.settimeout(timeout_s)
             connection.connect(f"\0{address.name}")
-            return ShmSender(connection, hello, pool)
+            return ShmSender(connection, hello, pool, receiver)
         connection = socket.create_connection((address.host, address.port), timeout=timeout_s)
         return TcpSender(connection, hello)
     except BaseException as error:

@@ -50,6 +50,7 @@ class SlotPool:
     """
 
     def __init__(self, slots: int, slot_nbytes: int) -> None:
+        self.descriptor = -1
         self.descriptor = allocate_memfd(SlotMemory.total_nbytes(slots, slot_nbytes))
         try:
             self.memory = SlotMemory(slots, slot_nbytes, descriptor=self.descriptor)
@@ -79,8 +80,11 @@ class SlotPool:
         poll, owing = select.poll(), {}
         for sender in self.senders:
             if sender.owed:
-                owing[sender.fileno()] = sender
-                poll.register(sender.fileno(), select.POLLIN)
+                descriptor = sender.fileno()
+                if descriptor < 0:
+                    raise ChannelClosedError("the channel was closed")
+                owing[descriptor] = sender
+                poll.register(descriptor, select.POLLIN)
         for descriptor, _ in poll.poll(None if wait else 0):
             owing[descriptor].read_credits()
 
@@ -96,11 +100,16 @@ class ShmSender:
         Size of the ring, and the token that the listener expects.
     pool
         Slots that are shared with other senders, of which this one may have ``hello.slots`` at a time.
+    receiver
+        Who receives, for errors.
     """
 
     remote = False
 
-    def __init__(self, connection: socket.socket, hello: Hello, pool: SlotPool | None = None) -> None:
+    def __init__(
+        self, connection: socket.socket, hello: Hello, pool: SlotPool | None = None, receiver: int | None = None
+    ) -> None:
+        self._receiver = receiver
         own = pool is None
         if pool is None:
             pool = SlotPool(hello.slots, hello.slot_nbytes)
@@ -154,7 +163,7 @@ class ShmSender:
             if counts and self.sent(header.request) is None:
                 self.readiness.words[self._sent_word] -= 1.0
             if isinstance(error, OSError) and not isinstance(error, ChannelClosedError):
-                raise ChannelClosedError(f"the next stage is gone ({error})") from error
+                raise self._gone(error) from error
             raise
         return slot
 
@@ -208,7 +217,10 @@ class ShmSender:
     def has_place(self) -> bool:
         """See :attr:`odin.stages.channel.link.Sender.has_place`."""
         if not self._free or self.owed >= self._limit:
-            self._pool.read_credits(wait=False)
+            try:
+                self._pool.read_credits(wait=False)
+            except ChannelClosedError:
+                return True
         return bool(self._free) and self.owed < self._limit
 
     def _take_slot(self) -> int:
@@ -227,12 +239,18 @@ class ShmSender:
         try:
             data = self._connection.recv(_CREDIT_NBYTES * self.memory.slots)
         except OSError as error:
-            raise ChannelClosedError(f"the next stage is gone ({error})") from error
+            raise self._gone(error) from error
         if not data:
-            raise ChannelClosedError("the next stage is gone")
+            raise self._gone()
         slots = struct.unpack(f"<{len(data) // _CREDIT_NBYTES}I", data)
         self._free.extend(slots)
         self.owed -= len(slots)
+
+    def _gone(self, why: OSError | None = None) -> ChannelClosedError:
+        # Named here: whoever waits for a shared slot learns of a receiver that it was not sending to.
+        error = ChannelClosedError("the next stage is gone" if why is None else f"the next stage is gone ({why})")
+        error.peer = self._receiver
+        return error
 
     def close(self, *, graceful: bool = True) -> None:
         """See :meth:`odin.stages.channel.link.Sender.close`."""

@@ -247,6 +247,7 @@ class TcpReceiver:
         self.sender = hello.sender
         self._connection = connection
         self._readiness, self._begun = readiness, 0
+        self._untold = b""
         self._there = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         for slot in range(hello.slots):
@@ -261,7 +262,7 @@ class TcpReceiver:
         if isinstance(message, str):
             self._incoming.put(message)
             raise ChannelClosedError(message)
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # closed meanwhile
             os.eventfd_read(self._there)
         self._begun += message.header.kind is Kind.REQUEST
         return message
@@ -278,16 +279,21 @@ class TcpReceiver:
         others = max(0, int(sum(words[SENT:]) - own - (words[BEGUN] - self._begun)))
         free_in_s = words[FREE_S] - time.perf_counter()
         with contextlib.suppress(OSError):
-            self._connection.send(
-                _STATUS.pack(free_in_s, words[SLOWDOWN], idle, self._begun, others), socket.MSG_DONTWAIT
-            )
+            if self._untold:  # the rest of one that was cut short: the sender counts bytes
+                sent = self._connection.send(self._untold, socket.MSG_DONTWAIT)
+                self._untold = self._untold[sent:]
+            if not self._untold:
+                status = _STATUS.pack(free_in_s, words[SLOWDOWN], idle, self._begun, others)
+                sent = self._connection.send(status, socket.MSG_DONTWAIT)
+                self._untold = status[sent:]
 
     def _put(self, message: Message | str) -> None:
         if isinstance(message, Message) and message.header.kind is Kind.REQUEST:
             self._readiness.words[Readiness.word_of(self.sender)] += 1.0  # its sender cannot write it
-        self._incoming.put(message)
+        # Before the message: who takes that finds the count there, which would stay behind otherwise.
         with contextlib.suppress(OSError):  # closed meanwhile
             os.eventfd_write(self._there, 1)
+        self._incoming.put(message)
 
     def _collect(self) -> None:
         reason = "the previous stage is gone"

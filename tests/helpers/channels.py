@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import ForkServerProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from patience import PROMPT_S
 
+from odin.partitioner.relay import Windows
+from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import Receiver, Sender
 from odin.stages.channel.opening import Address, Listener, connect
-from odin.stages.channel.wire import Header, Kind
+from odin.stages.channel.readiness import Readiness
+from odin.stages.channel.shm import SlotPool
+from odin.stages.channel.wire import GATEWAY, Header, Kind
+from odin.stages.compute.executor import Executor
+from odin.stages.hand_over import HandOver
+from odin.stages.loop import StageLoop
 
 KINDS = ("shm", "tcp")
 
@@ -23,15 +30,17 @@ SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["odin.stages.channel.opening"])
 
 
-def listen(kind: str) -> Listener:
-    return Listener("" if kind == "shm" else "127.0.0.1")
+def listen(kind: str, readiness: Readiness | None = None) -> Listener:
+    return Listener("" if kind == "shm" else "127.0.0.1", readiness)
 
 
-def open_pair(kind: str, *, slots: int = 2, slot_nbytes: int = 1024, credits: bool = True) -> tuple[Sender, Receiver]:
-    listener = listen(kind)
+def open_pair(
+    kind: str, *, slots: int = 2, slot_nbytes: int = 1024, readiness: Readiness | None = None, **options: Any
+) -> tuple[Sender, Receiver]:
+    listener = listen(kind, readiness)
     with ThreadPoolExecutor(1) as pool:
         accepting = pool.submit(listener.accept, PROMPT_S)
-        sender = connect(listener.address, slots=slots, slot_nbytes=slot_nbytes, credits=credits)
+        sender = connect(listener.address, slots=slots, slot_nbytes=slot_nbytes, **options)
         return sender, accepting.result()
 
 
@@ -67,3 +76,77 @@ def child(target: Callable[..., None], *args: object) -> Iterator[ForkServerProc
 
 def open_sender(address: Address, *, slots: int = 2, slot_nbytes: int = 1024) -> Sender:
     return connect(address, slots=slots, slot_nbytes=slot_nbytes)
+
+
+class Ring(NamedTuple):
+    """Stage loops with all their channels, and the gateway's two ends."""
+
+    sender: Sender
+    inbox: Inbox
+    loops: list[StageLoop]
+    readiness: list[Readiness]
+
+
+def open_ring(
+    executors: Sequence[Executor],
+    windows: Windows,
+    *,
+    kind: Callable[[int, int], str] = lambda sender, receiver: "shm",
+    slots: int = 200,
+    slot_nbytes: int = 1024,
+    baseline_s: Sequence[Sequence[float]] | None = None,
+    cost_s: float = 0.0,
+) -> Ring:
+    """Connect stages to all later ones and the gateway, as :mod:`odin.cluster.deployment` and the actors do.
+
+    ``kind`` tells the kind of channel from one index to another; ``slots`` are those of the gateway's channel. A stage
+    sends by TCP to the next stage and the gateway only.
+    """
+    count, layers = len(executors), windows.layer_count
+    readiness = [Readiness() for _ in executors]
+    sender, first = open_pair(
+        kind(GATEWAY, 0), slots=slots, slot_nbytes=slot_nbytes, credits=False, readiness=readiness[0]
+    )
+    receivers: dict[int, list[Receiver]] = {stage: [] for stage in range(GATEWAY, count)}
+    receivers[0].append(first)
+    senders: list[dict[int, Sender]] = [{} for _ in executors]
+    for stage in range(count):
+        targets = [
+            target
+            for target in (*range(stage + 1, count), GATEWAY)
+            if target in (stage + 1, GATEWAY) or kind(stage, target) == "shm"
+        ]
+        here = sum(kind(stage, target) == "shm" for target in targets)
+        pool = SlotPool(min(1 + here, 4), slot_nbytes) if here else None
+        for target in targets:
+            senders[stage][target], receiver = open_pair(
+                kind(stage, target),
+                slot_nbytes=slot_nbytes,
+                sender=stage,
+                receiver=target,
+                pool=pool if kind(stage, target) == "shm" else None,
+                readiness=None if target == GATEWAY else readiness[target],
+            )
+            receivers[target].append(receiver)
+    baseline_s = baseline_s or [[1e-3] * layers] * count
+    loops = [
+        StageLoop(
+            stage,
+            executor,
+            Inbox(receivers[stage]),
+            senders[stage],
+            readiness=readiness[stage],
+            hand_over=HandOver(
+                stage,
+                baseline_s=baseline_s,
+                cost_s=[cost_s] * (layers + 1),
+                cut_nbytes=[slot_nbytes] * (layers + 1),
+                readiness=readiness[stage],
+                later={target: one for target, one in senders[stage].items() if target != GATEWAY},
+            ),
+            epoch=0,
+            windows=windows,
+        )
+        for stage, executor in enumerate(executors)
+    ]
+    return Ring(sender, Inbox(receivers[GATEWAY]), loops, readiness)

@@ -51,12 +51,21 @@ class OverlapExecutor(CpuExecutor):
     """As on a GPU, ``launch`` returns at once and the work is done by somebody else, in order."""
 
     overlaps = True
+    looks_between_layers = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._worker = ThreadPoolExecutor(1)
 
-    def launch(self, first: int, last: int, values: Values, *, keep_nan: bool = False) -> Any:
+    def launch(
+        self,
+        first: int,
+        last: int,
+        values: Values,
+        *,
+        keep_nan: bool = False,
+        at_cut: Callable[[int, float], bool] | None = None,
+    ) -> Any:
         return self._worker.submit(super().launch, first, last, values, keep_nan=keep_nan)
 
     def finish(self, ticket: Future[Result]) -> Result:

@@ -168,5 +168,5 @@ def test_a_log_that_cannot_be_written_is_told_before_anything_starts(two_cores, 
 
 
 def test_a_policy_that_does_not_exist_is_told_before_anything_starts(two_cores, chain):
-    with pytest.raises(ValueError, match="there is no policy 'greedy'; choose one of static, lls"):
+    with pytest.raises(ValueError, match="there is no policy 'greedy'; choose one of relay, static, lls"):
         odin.Pipeline(chain, stages=two_cores, policy="greedy")

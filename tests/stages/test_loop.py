@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from channels import open_pair
+from channels import open_ring
 from layers import SLOT_NBYTES, FakeLayer, OverlapExecutor, images, small_chain
 from patience import PROMPT_S
 from torch import nn
@@ -19,9 +19,11 @@ from torch import nn
 from odin.monitor.timing import unpack_timings
 from odin.partitioner.chain import build_chain
 from odin.partitioner.plan import Plan
+from odin.partitioner.relay import Windows
 from odin.stages.channel import shm, tcp
-from odin.stages.channel.link import ChannelClosedError, Receiver, Sender
-from odin.stages.channel.wire import Failure, Header, Kind
+from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.link import ChannelClosedError, Sender
+from odin.stages.channel.wire import GATEWAY, Header, Kind
 from odin.stages.compute.executor import CpuExecutor, Result, Values
 from odin.stages.loop import DEADLINE, RECALLED, StageLoop
 
@@ -41,13 +43,13 @@ def _one_thread_and_no_way_out_by_time_limit(monkeypatch: pytest.MonkeyPatch) ->
 
 class Running(NamedTuple):
     sender: Sender
-    receiver: Receiver
+    receiver: Inbox
     loops: list[StageLoop]
     ends: list[Future[None]]
 
     def prepare(self, epoch: int, plan: Plan) -> None:
-        for loop, (first, last) in zip(self.loops, plan.ranges, strict=True):
-            loop.prepare(epoch, first, last)
+        for loop in self.loops:
+            loop.prepare(epoch, Windows.of_plan(plan))
 
     def send(self, number: int, *values: torch.Tensor, **fields: Any) -> None:
         self.sender.send(Header(Kind.REQUEST, number, **fields), values)
@@ -57,6 +59,15 @@ class Running(NamedTuple):
         values = tuple(tensor.clone() for tensor in message.tensors)
         message.release()
         return message.header, values
+
+    def loss(self) -> int | None:
+        """Who is gone, as the gateway finds out."""
+        try:
+            while (message := self.receiver.receive()).header.kind is not Kind.LOST:
+                message.release()
+            return self.receiver.cause_of_loss(message.header.request)
+        except ChannelClosedError as error:
+            return error.peer
 
 
 def serve(loop: StageLoop) -> None:
@@ -69,16 +80,17 @@ def running(
     executors: Sequence[Any], plan: Plan, *, kinds: Sequence[str] = MIXED, slots: int = 200
 ) -> Iterator[Running]:
     """Stages in threads; on leaving, every loop has to come to its end by itself."""
-    pairs = [
-        open_pair(kinds[index], slots=2 if index else slots, slot_nbytes=SLOT_NBYTES, credits=index > 0)
-        for index in range(len(executors) + 1)
-    ]
-    loops = [
-        StageLoop(index, executor, pairs[index][1], pairs[index + 1][0], epoch=0, first=first, last=last)
-        for index, (executor, (first, last)) in enumerate(zip(executors, plan.ranges, strict=True))
-    ]
+
+    def kind(sender: int, receiver: int) -> str:
+        """Each to the next; the others, where both are within a machine, to the gateway."""
+        if receiver in (sender + 1, GATEWAY):
+            return kinds[sender + 1]
+        return "tcp"
+
+    ring = open_ring(executors, Windows.of_plan(plan), kind=kind, slots=slots, slot_nbytes=SLOT_NBYTES)
+    loops = ring.loops
     with ThreadPoolExecutor(len(loops)) as pool:
-        run = Running(pairs[0][0], pairs[-1][1], loops, [pool.submit(serve, loop) for loop in loops])
+        run = Running(ring.sender, ring.inbox, loops, [pool.submit(serve, loop) for loop in loops])
         try:
             yield run
         finally:
@@ -124,7 +136,7 @@ def test_nan_that_arises_in_one_stage_is_kept_by_the_stages_after_it(make: type[
 
 
 @both_paths
-def test_plans_change_under_load_and_every_output_is_the_chains_in_order(make: type[CpuExecutor]):
+def test_plans_change_under_load_and_every_output_is_the_chains(make: type[CpuExecutor]):
     chain, rng = small_chain(), random.Random(0)
     inputs, plans = images(120), [random_plan(random.Random(1), len(chain.layers), 3)]
     with running(chain_executors(make, 3), plans[0]) as run, ThreadPoolExecutor(1) as pool:
@@ -139,16 +151,22 @@ def test_plans_change_under_load_and_every_output_is_the_chains_in_order(make: t
                 run.send(number, image, epoch=epochs[-1])
 
         sending = pool.submit(send_all)
-        for number, image in enumerate(inputs):
+        numbers = set()
+        for _ in inputs:
             header, values = run.result()
-            assert (header.kind, header.request, header.epoch) == (Kind.REQUEST, number, epochs[number])
-            assert torch.equal(values[0], chain.run((image,))[0])
+            numbers.add(header.request)
+            assert (header.kind, header.epoch) == (Kind.REQUEST, epochs[header.request])
+            assert torch.equal(values[0], chain.run((inputs[header.request],))[0])
             timings = unpack_timings(header.timings)
-            assert [timing.stage for timing in timings] == [0, 1, 2]
-            assert tuple((timing.first, timing.last) for timing in timings) == plans[header.epoch].ranges
+            ranges = plans[header.epoch].ranges
+            assert {timing.stage: (timing.first, timing.last) for timing in timings}.items() >= {
+                (stage, one) for stage, one in enumerate(ranges) if one[0] < one[1]
+            }
+            assert [timing.stage for timing in timings] == sorted({timing.stage for timing in timings})
             assert all(len(timing.layer_s) == timing.last - timing.first for timing in timings)
             assert all(min(timing[3:8]) >= 0 for timing in timings)
         sending.result()
+        assert numbers == set(range(len(inputs)))
         assert len(plans) > 20
 
 
@@ -163,9 +181,8 @@ def test_a_layer_that_raises_fails_its_request_and_no_other(make: type[CpuExecut
     with running(fake_executors(make, *layers), Plan((1, 1, 1))) as run:
         for number in range(6):
             run.send(number, torch.full((4,), float(number)))
-        for number in range(6):
-            header, values = run.result()
-            assert header.request == number
+        for header, values in sorted((run.result() for _ in range(6)), key=lambda result: result[0].request):
+            number = header.request
             if number == 3:
                 assert header.kind is Kind.ERROR
                 assert header.failure[:3] == ("layer block.1", "ArithmeticError", "three is too much")
@@ -222,12 +239,12 @@ def test_a_timeout_inside_a_layer_is_not_a_deadline(make: type[CpuExecutor]):
 @both_paths
 def test_an_epoch_nobody_prepared_fails_in_the_first_stage_that_misses_it(make: type[CpuExecutor]):
     with running(fake_executors(make, FakeLayer("a", lambda x: x + 1)), Plan((1, 0, 0))) as run:
-        run.loops[0].prepare(4, 0, 0)
-        run.send(0, torch.zeros(1), epoch=4)
-        run.send(1, torch.zeros(1), epoch=0)  # stage 0 has gone on to epoch 4
+        run.loops[0].prepare(4, Windows.of_plan(Plan((0, 1, 0))))
+        run.send(0, torch.zeros(1), epoch=4, oldest=4)
         failure = run.result()[0].failure
         assert failure[:2] == ("stage 1", "RuntimeError")
         assert failure.message == "stage 1 was not prepared for epoch 4; it knows [0]"
+        run.send(1, torch.zeros(1), epoch=0)  # stage 0 has forgotten it
         assert run.result()[0].failure.message == "stage 0 was not prepared for epoch 0; it knows [4]"
 
 
@@ -238,18 +255,8 @@ def test_a_result_too_large_for_the_next_slot_fails_the_request_only(make: type[
         failure = run.result()[0].failure
         assert failure[:2] == ("stage 0", "ValueError")
         assert f"{4 * SLOT_NBYTES} bytes do not fit a slot of {SLOT_NBYTES}" in failure.message
-        run.prepare(1, Plan((0,)))
-        run.send(1, torch.ones(1), epoch=1)
+        run.send(1, torch.ones(1), cut=1)  # none of its layers is left
         assert run.result()[1][0].item() == 1.0
-
-
-def test_errors_and_losses_from_before_are_passed_on_untouched():
-    failure = Failure("layer x", "ValueError", "no", "trace")
-    with running(fake_executors(CpuExecutor, FakeLayer("a", lambda x: x)), Plan((1, 0, 0))) as run:
-        run.sender.send(Header(Kind.ERROR, 3, epoch=9, timings=b"", failure=failure))
-        run.sender.send(Header(Kind.LOST, 7))
-        assert run.result()[0][:3] == (Kind.ERROR, 3, 9)
-        assert run.result()[0][:2] == (Kind.LOST, 7)
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------
@@ -272,13 +279,14 @@ def test_a_goodbye_follows_the_last_result_and_ends_every_loop(make: type[CpuExe
 
 
 @both_paths
-@pytest.mark.parametrize("lost", [0, 1])
-def test_the_stage_after_a_lost_one_says_which(make: type[CpuExecutor], lost: int):
-    with running(fake_executors(make, FakeLayer("a", lambda x: x)), Plan((1, 0, 0))) as run:
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_lost_stage_is_named(make: type[CpuExecutor], lost: int):
+    layers = [FakeLayer(name, lambda x: x) for name in "abc"]
+    with running(fake_executors(make, *layers), Plan((1, 1, 1))) as run:
         run.send(0, torch.zeros(1))
         assert run.result()[0].request == 0
         run.loops[lost].stop()
-        assert run.result()[0][:2] == (Kind.LOST, lost)
+        assert run.loss() == lost
         run.ends[lost].result(PROMPT_S)
 
 
@@ -286,7 +294,7 @@ def test_the_stage_after_a_lost_one_says_which(make: type[CpuExecutor], lost: in
 def test_without_a_gateway_the_first_stage_is_blamed_and_all_end(make: type[CpuExecutor]):
     with running(fake_executors(make, FakeLayer("a", lambda x: x)), Plan((1, 0, 0))) as run:
         run.sender.close(graceful=False)
-        assert run.result()[0][:2] == (Kind.LOST, 0)
+        assert run.loss() == 0
         run.receiver.close()
         for end in run.ends:
             end.result(PROMPT_S)
@@ -314,7 +322,7 @@ def raise_defect(values: torch.Tensor) -> torch.Tensor:
 def test_a_loop_that_dies_of_a_defect_looks_lost_and_not_finished():
     with running(fake_executors(CpuExecutor, FakeLayer("a", raise_defect)), Plan((0, 1, 0))) as run:
         run.send(0, torch.zeros(1))
-        assert run.result()[0][:2] == (Kind.LOST, 1)
+        assert run.loss() == 1
         with pytest.raises(Defect):
             run.ends[1].result(PROMPT_S)
 
@@ -340,11 +348,11 @@ class NotingExecutor(CpuExecutor):
     def __init__(self, *layers: FakeLayer) -> None:
         super().__init__(layers, {})
         self.asked: list[tuple[Any, ...]] = []
-        self.preparing, self.go_on = threading.Event(), threading.Event()
+        self.waits, self.preparing, self.go_on = False, threading.Event(), threading.Event()
 
     def prepare(self, first: int, last: int) -> None:
         self.asked.append(("prepare", first, last))
-        if last == 7:
+        if self.waits:
             self.preparing.set()
             assert self.go_on.wait(PROMPT_S)
 
@@ -352,37 +360,35 @@ class NotingExecutor(CpuExecutor):
         self.asked.append(("retain", *ranges))
 
 
-def test_old_ranges_are_forgotten_with_the_first_request_of_a_new_epoch():
+def test_an_epoch_is_forgotten_when_a_request_says_that_none_of_it_is_under_way():
     executor = NotingExecutor(*(FakeLayer(name, lambda x: x + 1) for name in "abc"))
-    with running([executor], Plan((1,))) as run:
-        for epoch, last in ((1, 2), (2, 3), (3, 1)):
-            run.loops[0].prepare(epoch, 0, last)
-        for number, epoch in enumerate((0, 0, 2, 2, 3)):
-            run.send(number, torch.zeros(1), epoch=epoch)
-        assert [run.result()[1][0].item() for _ in range(5)] == [1, 1, 3, 3, 1]
-    assert executor.asked == [
-        *(("prepare", 0, last) for last in (1, 2, 3, 1)),
-        ("retain", (0, 3), (0, 1)),
-        ("retain", (0, 1)),
-    ]
+    with running([executor], Plan((3,))) as run:
+        for epoch in (1, 2, 3):
+            run.prepare(epoch, Plan((3,)))
+        for number, (epoch, oldest) in enumerate(((0, 0), (2, 0), (0, 0), (2, 2), (3, 2), (3, 3))):
+            run.send(number, torch.zeros(1), epoch=epoch, oldest=oldest)
+        assert [run.result()[1][0].item() for _ in range(6)] == [3] * 6
+        run.send(6, torch.zeros(1), epoch=2, oldest=2)
+        assert run.result()[0].failure.message == "stage 0 was not prepared for epoch 2; it knows [3]"
+    assert executor.asked == [*[("prepare", 0, 3)] * 4, ("retain", (0, 3), (0, 3)), ("retain", (0, 3))]
 
 
 def test_requests_flow_while_a_stage_prepares_and_nothing_is_freed_meanwhile():
-    executor = NotingExecutor(*(FakeLayer(name, lambda x: x + 1) for name in "abcdefg"))
+    executor = NotingExecutor(FakeLayer("a", lambda x: x + 1))
     with running([executor], Plan((1,))) as run, ThreadPoolExecutor(1) as pool:
-        run.loops[0].prepare(1, 0, 2)
-        preparing = pool.submit(run.loops[0].prepare, 2, 0, 7)
+        run.prepare(1, Plan((1,)))
+        executor.waits = True
+        preparing = pool.submit(run.prepare, 2, Plan((1,)))
         assert executor.preparing.wait(PROMPT_S)
         for number, epoch in enumerate((0, 1, 1)):
-            run.send(number, torch.zeros(1), epoch=epoch)
-        assert [run.result()[1][0].item() for _ in range(3)] == [1, 2, 2]
+            run.send(number, torch.zeros(1), epoch=epoch, oldest=epoch)
+        assert [run.result()[1][0].item() for _ in range(3)] == [1, 1, 1]
         assert not preparing.done()
         executor.go_on.set()
         preparing.result(PROMPT_S)
-        run.send(3, torch.zeros(1), epoch=2)
-        assert run.result()[1][0].item() == 7
-    assert executor.asked[-1] == ("retain", (0, 7))
-    assert [entry[0] for entry in executor.asked] == ["prepare"] * 3 + ["retain"]
+        run.send(3, torch.zeros(1), epoch=2, oldest=1)
+        assert run.result()[1][0].item() == 1
+    assert executor.asked == [*[("prepare", 0, 1)] * 3, ("retain", (0, 1), (0, 1))]
 
 
 def test_preparing_does_not_wait_for_the_request_under_way():
@@ -393,13 +399,13 @@ def test_preparing_does_not_wait_for_the_request_under_way():
         assert go_on.wait(PROMPT_S)
         return values
 
-    with running([CpuExecutor([FakeLayer("a", wait), FakeLayer("b", lambda x: x + 1)], {})], Plan((1,))) as run:
+    with running([CpuExecutor([FakeLayer("a", wait)], {})], Plan((1,))) as run:
         run.send(0, torch.zeros(1))
         assert inside.wait(PROMPT_S)
-        run.loops[0].prepare(1, 0, 2)
+        run.prepare(1, Plan((1,)))
         go_on.set()
         run.send(1, torch.zeros(1), epoch=1)
-        assert [run.result()[1][0].item() for _ in range(2)] == [0, 1]
+        assert [run.result()[0].epoch for _ in range(2)] == [0, 1]
 
 
 # -- overlap ----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from odin.monitor.events import PlanChanged, RunStarted, StageDescription
 from odin.monitor.view.builder import ViewBuilder
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Decision
+from odin.partitioner.relay import Windows
 
 
 def test_a_migration_that_overtakes_a_policys_leaves_everyone_on_the_plan_in_force(tmp_path):
@@ -27,8 +28,8 @@ def test_a_migration_that_overtakes_a_policys_leaves_everyone_on_the_plan_in_for
     bench = Bench(Scripted(r2=Decision(Plan((3, 1)), "move", "because")))
     controller = bench.controller
 
-    def migrate(plan: Plan) -> int:
-        controller.on_migration(1, Plan((1, 3)), 0.25)  # the user was there first
+    def migrate(plan: Plan, windows: Windows | None) -> int:
+        controller.on_migration(1, Plan((1, 3)), None, "asked for", 0.25)  # the user was there first
         bench.now_s += 0.5
         return 2
 
@@ -56,8 +57,8 @@ def test_a_migration_after_a_policys_comes_after_it():
     bench = Bench(Scripted(r2=Decision(Plan((3, 1)), "move", "because")))
     controller = bench.controller
 
-    def migrate(plan: Plan) -> int:
-        controller.on_migration(2, Plan((1, 3)), 0.25)
+    def migrate(plan: Plan, windows: Windows | None) -> int:
+        controller.on_migration(2, Plan((1, 3)), None, "asked for", 0.25)
         return 1
 
     controller._migrate = migrate
@@ -79,14 +80,14 @@ class Faked:
     def check_open(self) -> None:
         pass
 
-    def prepare(self, epoch: int, plan: Plan) -> None:
+    def prepare(self, epoch: int, windows: Windows) -> None:
         self.preparing[epoch].set()
         assert self.go_on[epoch].wait(PROMPT_S)
 
-    def switch(self, epoch: int, plan: Plan) -> None:
+    def switch(self, epoch: int, plan: Plan, windows: Windows | None) -> None:
         self.order.append(("in force", epoch))
 
-    def on_migration(self, epoch: int, plan: Plan, prepare_s: float) -> None:
+    def on_migration(self, epoch: int, plan: Plan, windows: Windows | None, why: str, prepare_s: float) -> None:
         self.order.append(("told", epoch))
 
 
@@ -96,7 +97,7 @@ def test_a_move_that_was_asked_for_is_told_before_the_next_can_begin():
     pipe._switch_lock, pipe._epochs = threading.Lock(), 0
     pipe._gateway = pipe._deployment = pipe._supervision = fake
     with ThreadPoolExecutor(2) as pool:
-        asked = pool.submit(pipe._switch, Plan((1, 3)), asked_for=True)
+        asked = pool.submit(pipe._switch, Plan((1, 3)), why="asked for")
         assert fake.preparing[1].wait(PROMPT_S)
         decided = pool.submit(pipe._switch, Plan((3, 1)))
         fake.go_on[2].set()

@@ -216,7 +216,7 @@ def test_a_move_that_failed_ended_the_controller(error):
     policy = Stubborn()
     bench = Bench(policy)
 
-    def migrate(to):
+    def migrate(to, windows):
         attempts.append(bench.now_s)
         if len(attempts) < 4:
             raise error
@@ -244,7 +244,7 @@ def test_after_a_move_that_went_well_the_next_failure_is_tried_again_soon():
     bench = Bench(Scripted(**{f"r{number}": Decision(Plan((3, 1)), "move", "") for number in (1, 3, 9)}))
     fails = [True, True, False]
 
-    def migrate(plan):
+    def migrate(plan, windows):
         if fails.pop(0):
             raise MemoryError
         return 1
@@ -412,7 +412,7 @@ def test_requests_that_came_faster_than_they_were_looked_at_piled_up():
         bench.controller.on_result(RequestTimeline(1, 0, 0.0, 1.0, stages))
         assert entered.wait(PROMPT_S)
         bench.controller.on_failure(0, odin.StageLostError("gone"))
-        bench.controller.on_migration(3, Plan((1, 3)), 0.1)
+        bench.controller.on_migration(3, Plan((1, 3)), None, "asked for", 0.1)
         for number in range(2, 10_001):
             bench.controller.on_result(RequestTimeline(number, 0, 0.0, float(number), stages))
             assert len(bench.controller._worker._items) <= 4096
@@ -482,7 +482,7 @@ def test_a_look_around_that_exits_is_a_cause_that_is_not_known(error):
 def supervision(*, policy=None, recorder=None):
     return Supervision(
         model="net", layers=["a", "b", "c", "d"], stages=run_started((2, 2)).stages, max_in_flight=4, batch=1,
-        setting=SETTING, policy=policy or StaticPolicy(), migrate=lambda plan: 1, look=lambda stage: None,
+        setting=SETTING, policy=policy or StaticPolicy(), migrate=lambda plan, windows: 1, look=lambda stage: None,
         recorder=recorder or EventRecorder(None),
     )  # fmt: skip
 

@@ -42,7 +42,7 @@ class Bench:
             watch=watch, clock=lambda: self.now_s, cpu_clock=self.cpu_clock, **options,
         )  # fmt: skip
 
-    def migrate(self, plan):
+    def migrate(self, plan, windows):
         self.moved.append(plan)
         self.now_s += 0.25
         return len(self.moved)
@@ -141,7 +141,7 @@ def test_a_policy_that_raises_does_not_end_the_run():
 def test_a_pipeline_that_closes_meanwhile_is_no_error():
     bench = Bench(Scripted(r1=Decision(Plan((3, 1)), "move", "because")))
 
-    def closed(plan):
+    def closed(plan, windows):
         raise PipelineClosedError("closed")
 
     bench.controller._migrate = closed
@@ -202,7 +202,7 @@ def test_the_thread_takes_requests_policies_and_moves_in_their_order():
     controller.start()
     stages = tuple(StageTiming(i, 2 * i, 2 * i + 2, 0.0, 2.0, 2.0, 0.0, 0.0, (1.0, 1.0)) for i in range(2))
     controller.on_result(RequestTimeline(1, 0, 0.0, 1.0, stages))
-    controller.on_migration(5, Plan((1, 3)), 0.125)
+    controller.on_migration(5, Plan((1, 3)), None, "asked for", 0.125)
     controller.set_policy(policy)
     controller.on_result(RequestTimeline(2, 0, 0.0, 3.0, stages))
     controller.on_failure(3, PipelineClosedError("closed"))

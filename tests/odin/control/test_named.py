@@ -189,9 +189,12 @@ def test_built_in_policies_are_what_they_were(name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stay", r"there is no policy 'stay'; choose one of static, lls, .*, or name a class of your own as module:Cl"),
-        ("stay:step=2", r"there is no policy 'stay'; choose one of static"),
-        ("mein:Stay", r"policy 'mein:Stay': there is no module 'mein' in .*; names are static, lls"),
+        (
+            "stay",
+            r"there is no policy 'stay'; choose one of relay, static, .*, or name a class of your own as module",
+        ),
+        ("stay:step=2", r"there is no policy 'stay'; choose one of relay, static"),
+        ("mein:Stay", r"policy 'mein:Stay': there is no module 'mein' in .*; names are relay, static, lls"),
         ("mine.sub:Stay", r"there is no module 'mine.sub' in .*set PYTHONPATH$"),
         ("mine.py:Stay", r"there is no module 'mine.py' in "),
         ("./mine.py:Stay", r"'./mine.py' is not the name of a module; the file folder/file.py is called folder.file"),
@@ -300,7 +303,7 @@ def test_installed_distributions_offer_policies_and_detectors(site):
     assert (policy.name, policy.policy.step) == ("stay:step=4", 4)
     assert type(make_policy("stay")).__name__ == "Stay"  # calls itself by the name it is offered under
     assert make_detector("deaf:noise=0.2", 2).noise.tolist() == [0.2, 0.2]
-    with pytest.raises(ValueError, match=r"choose one of static, .*, stay, or name"):
+    with pytest.raises(ValueError, match=r"choose one of relay, static, .*, stay, or name"):
         make_policy("stya")
     with pytest.raises(ValueError, match="there is no policy 'deaf'"):
         make_policy("deaf")

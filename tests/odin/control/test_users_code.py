@@ -146,7 +146,12 @@ def live(policy, watch=None):
     """A controller that is not started, and the events that it emits."""
     events = []
     controller = Controller(
-        SETTING, policy=policy, migrate=lambda plan: 1, emit=events.append, faults=Faults(events.append), watch=watch
+        SETTING,
+        policy=policy,
+        migrate=lambda plan, windows: 1,
+        emit=events.append,
+        faults=Faults(events.append),
+        watch=watch,
     )
     return controller, events
 

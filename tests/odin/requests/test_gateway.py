@@ -19,11 +19,14 @@ from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.partitioner.plan import Plan
 from odin.requests.gateway import Gateway, GatewayCounts
 from odin.stages.channel import shm, tcp
+from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Message, Receiver, Sender
 from odin.stages.channel.wire import Failure, Header, Kind
 from odin.stages.loop import DEADLINE
 
 BLOCKED_S = 0.2
+LAST = 3
+"""Index of the stage that answers."""
 
 
 class Stage(NamedTuple):
@@ -60,7 +63,7 @@ class Stage(NamedTuple):
 @contextlib.contextmanager
 def gateway_and_stage(*, max_in_flight: int = 2, kind: str = "shm", clock=None) -> Iterator[Stage]:
     gateway_out, stage_in = open_pair(kind, slots=max_in_flight, credits=False)
-    stage_out, gateway_in = open_pair(kind, slots=2)
+    stage_out, gateway_in = open_pair(kind, slots=2, sender=LAST)
     timelines: list[RequestTimeline] = []
     losses: list[int | None] = []
 
@@ -70,7 +73,12 @@ def gateway_and_stage(*, max_in_flight: int = 2, kind: str = "shm", clock=None) 
 
     options = {"clock": clock} if clock else {}
     gateway = Gateway(
-        gateway_out, gateway_in, plan=Plan((1,)), describe_loss=describe_loss, on_result=timelines.append, **options
+        gateway_out,
+        Inbox([gateway_in]),
+        plan=Plan((1,)),
+        describe_loss=describe_loss,
+        on_result=timelines.append,
+        **options,
     )
     try:
         yield Stage(gateway, stage_in, stage_out, timelines, losses)
@@ -215,7 +223,7 @@ def test_a_loss_that_nobody_announces_is_noticed_too():
         future = stage.gateway.submit((numbers(0),))
         stage.sender.close(graceful=False)
         assert isinstance(settled(future), StageLostError)
-        assert stage.losses == [None]
+        assert stage.losses == [LAST]
 
 
 def test_a_request_that_cannot_be_sent_any_more_fails_with_the_reason_from_the_other_end():

@@ -13,6 +13,7 @@ from loads import wait_for
 from patience import PROMPT_S
 
 from odin.stages.channel.link import ChannelClosedError, Hello
+from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.shm import ShmReceiver, ShmSender
 
 BLOCKED_S = 0.2
@@ -97,7 +98,7 @@ def test_a_goodbye_waits_until_it_was_heard():
 def test_the_handshake_refuses_another_token():
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with here, there, ThreadPoolExecutor(1) as pool:
-        accepting = pool.submit(ShmReceiver, there, b"r" * 16)
+        accepting = pool.submit(ShmReceiver, there, b"r" * 16, Readiness())
         accepting.add_done_callback(lambda _: there.close())
         with pytest.raises(ChannelClosedError, match="its token is another"):
             ShmSender(here, Hello(b"w" * 16, 1, 64, True))

@@ -17,6 +17,7 @@ from patience import PROMPT_S
 
 from odin.stages.channel.link import ChannelClosedError, Hello
 from odin.stages.channel.opening import Address
+from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.tcp import TcpReceiver, TcpSender, tune
 from odin.stages.channel.wire import Header, Kind, TensorMeta, pack
 
@@ -96,7 +97,7 @@ def test_closing_the_sender_wakes_a_thread_that_waits_for_a_slot():
 def test_the_handshake_refuses_another_token():
     here, there = tcp_pair()
     with here, there, ThreadPoolExecutor(1) as pool:
-        accepting = pool.submit(TcpReceiver, there, b"r" * 16)
+        accepting = pool.submit(TcpReceiver, there, b"r" * 16, Readiness())
         accepting.add_done_callback(lambda _: there.close())
         with pytest.raises(ChannelClosedError, match="the receiver refused the channel"):
             TcpSender(here, Hello(b"w" * 16, 1, 64, True))
@@ -122,7 +123,7 @@ def say(data: bytes) -> tuple[socket.socket, TcpReceiver]:
     """Return a receiver that has got the bytes ``data`` from its sender, and the sender's socket."""
     here, there = tcp_pair()
     here.sendall(Hello(TOKEN, 2, 400, True).pack() + data)
-    return here, TcpReceiver(there, TOKEN)
+    return here, TcpReceiver(there, TOKEN, Readiness())
 
 
 @pytest.mark.parametrize(

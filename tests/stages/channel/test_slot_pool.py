@@ -1,0 +1,116 @@
+"""Slots of one memory for several channels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from channels import numbers, open_pair, request
+from patience import PROMPT_S
+
+from odin.stages.channel.link import ChannelClosedError, Receiver, Sender
+from odin.stages.channel.shm import SlotPool
+
+BLOCKED_S = 0.2
+
+
+@contextlib.contextmanager
+def pooled(slots: int, *limits: int) -> Iterator[tuple[SlotPool, list[Sender], list[Receiver]]]:
+    pool = SlotPool(slots, 1024)
+    pairs = [
+        open_pair("shm", slots=limit, sender=0, receiver=1 + index, pool=pool) for index, limit in enumerate(limits)
+    ]
+    try:
+        yield pool, [sender for sender, _ in pairs], [receiver for _, receiver in pairs]
+    finally:
+        for sender, receiver in pairs:
+            sender.close(graceful=False)
+            receiver.close()
+
+
+def test_no_channel_takes_more_than_its_limit():
+    with pooled(3, 2, 2) as (_, (first, second), _):
+        first.send(request(0), (numbers(0),))
+        first.send(request(1), (numbers(1),))
+        assert (first.has_place, second.has_place) == (False, True)
+        second.send(request(2), (numbers(2),))
+        assert (first.has_place, second.has_place) == (False, False)  # the third slot was the last
+
+
+def test_slots_that_are_given_back_are_for_any_channel():
+    with pooled(2, 2, 2) as (pool, (first, second), (receiver, other)):
+        for number in range(2):
+            first.send(request(number), (numbers(number),))
+        assert not second.has_place
+        receiver.receive().release()
+        assert second.has_place
+        slot = second.send(request(2), (numbers(2),))
+        assert torch.equal(other.receive().tensors[0], numbers(2))
+        assert torch.equal(receiver.receive().tensors[0], numbers(1))  # untouched
+        assert slot == 0 or slot == 1
+        assert not pool.free
+
+
+def test_whoever_waits_gets_a_slot_that_another_channel_gives_back():
+    with pooled(2, 2, 2) as (_, (first, second), (receiver, other)), ThreadPoolExecutor(1) as thread:
+        for number in range(2):
+            first.send(request(number), (numbers(number),))
+        waiting = thread.submit(second.send, request(2), (numbers(2),))
+        with pytest.raises(TimeoutError):
+            waiting.result(BLOCKED_S)
+        receiver.receive().release()
+        waiting.result(PROMPT_S)
+        assert other.receive().header.request == 2
+
+
+def test_a_receiver_that_died_with_the_slots_is_named_and_not_the_one_to_be_sent_to():
+    # The stage that waited for a slot named the one that it was sending to.
+    with pooled(2, 2, 2) as (_, (first, second), (receiver, _)):
+        for number in range(2):
+            first.send(request(number), (numbers(number),))
+        receiver.close()
+        assert second.has_place  # it need not wait: there will be an error
+        with pytest.raises(ChannelClosedError, match="the next stage is gone") as caught:
+            second.send(request(2), (numbers(2),))
+        assert caught.value.peer == 1
+
+
+def test_a_receiver_that_dies_wakes_who_waits_for_its_slots():
+    with pooled(2, 2, 2) as (_, (first, second), (receiver, _)), ThreadPoolExecutor(1) as thread:
+        for number in range(2):
+            first.send(request(number), (numbers(number),))
+        waiting = thread.submit(second.send, request(2), (numbers(2),))
+        with pytest.raises(TimeoutError):
+            waiting.result(BLOCKED_S)
+        receiver.close()
+        error = waiting.exception(PROMPT_S)
+        assert isinstance(error, ChannelClosedError)
+        assert error.peer == 1
+
+
+def test_who_waits_for_a_slot_is_woken_by_closing():
+    with pooled(1, 1, 1) as (_, (first, second), _), ThreadPoolExecutor(1) as thread:
+        first.send(request(0), (numbers(0),))
+        waiting = thread.submit(second.send, request(2), (numbers(2),))
+        with pytest.raises(TimeoutError):
+            waiting.result(BLOCKED_S)
+        first.close(graceful=False)
+        assert isinstance(waiting.exception(PROMPT_S), ChannelClosedError)
+        with pytest.raises(ChannelClosedError, match="the channel was closed"):
+            second.send(request(3), (numbers(3),))  # and does not wait for what cannot come
+
+
+def test_what_does_not_fit_gives_its_slot_back():
+    with pooled(1, 1) as (_, (sender,), _):
+        for _ in range(3):
+            with pytest.raises(ValueError, match="do not fit a slot"):
+                sender.send(request(0), (torch.zeros(10_000),))
+        assert sender.has_place
+
+
+def test_memory_that_cannot_be_had_is_one_error():
+    with pytest.raises(MemoryError, match="cannot reserve"):
+        SlotPool(2, 2**60)
