@@ -110,8 +110,8 @@ class Pipeline:
         example input's leading size, which is the only one allowed for models whose samples depend on each other
         (such as frames of a film).
     max_in_flight
-        Most micro-batches in flight; beyond that ``submit`` waits. Default: one being computed by each stage, one
-        waiting before the first, and one before each later stage to which requests are handed over at a fixed cut.
+        Most micro-batches in flight; beyond that ``submit`` waits. Default: two per stage, one being computed and one
+        waiting; with the relay, where less waits, one and a half per stage.
     address
         Address of a Ray cluster. Without it an embedded local Ray is started and stopped, unless this process is
         connected to one already.
@@ -308,8 +308,8 @@ class Pipeline:
 
     def _in_flight_under(self, windows: Windows) -> int:
         """Most micro-batches in flight: more would only wait longer."""
-        fixed = sum(first == last for first, last in windows[:-1])
-        return self._given_in_flight or len(windows) + 1 + fixed
+        stages, fixed = len(windows), sum(first == last for first, last in windows[:-1])
+        return self._given_in_flight or min(2 * stages, max(stages + 1, -(-3 * stages // 2)) + fixed)
 
     def _connect(
         self, cuts: Sequence[Sequence[int]], setting: Setting, windows: Windows, *, transport: str
