@@ -31,7 +31,7 @@ class Channel:
 
     def is_free_in(self, seconds: float, *, waiting: int = 0) -> None:
         self.words[FREE_S], self.words[IDLE_SINCE_S] = NOW_S + seconds, math.inf
-        self.words[SENT], self.words[BEGUN] = 5.0 + waiting, 5.0
+        self.words[Readiness.word_of(0)], self.words[BEGUN] = 5.0 + waiting, 5.0
 
 
 class Stage:
