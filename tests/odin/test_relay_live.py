@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import os
 import random
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -151,3 +154,28 @@ def test_closing_with_requests_under_way_finishes_them(stages, chain):
         futures += [pipe.submit(x) for x in inputs]
     for x, future in zip(inputs * 2, futures, strict=True):
         assert torch.equal(future.result(0), chain(x))
+
+
+def held() -> tuple[list[str], list[str]]:
+    """Channels' descriptors and threads of this process."""
+    gc.collect()
+    files = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            files.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    names = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("odin-tcp"))
+    return sorted(name for name in files if "memfd:odin" in name or "eventfd" in name), names
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("end", ["closed", "killed"])
+def test_nothing_stays_open_in_this_process(stages, chain, transport, end):
+    before = held()
+    with odin.Pipeline(chain, stages=stages, policy="relay", share_devices=True, transport=transport) as pipe:
+        futures = [pipe.submit(x) for x in images(4)]
+        if end == "killed":
+            os.kill(pipe.snapshot().stages[1].pid, signal.SIGKILL)
+        pipe.close(drain=end == "closed")
+    assert all(future.done() for future in futures)
+    del pipe, futures  # a future can be cancelled, so it knows the gateway
+    assert held() == before
