@@ -57,7 +57,7 @@ def test_what_was_not_sent_is_not_counted(kind: str):
         receiver.close()
         sender.close(graceful=False)
         with pytest.raises(ChannelClosedError):
-            sender.send(request(0), (torch.zeros(1),))
+            sender.send(request(1), (torch.zeros(1),))
         assert sender.readiness.words[Readiness.word_of(0)] == 0.0
 
 

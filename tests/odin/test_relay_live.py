@@ -1,0 +1,181 @@
+"""The relay through the public face: whoever is free takes a request over, and outputs stay what they were."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from patience import PROMPT_S
+from small_pipelines import images, small_chain
+
+import odin
+from odin.monitor.events import PlanChanged, RunStarted
+from odin.partitioner.relay import Windows
+from odin.stages.device import usable_cores
+
+pytestmark = pytest.mark.ray
+
+STAGES = 3
+
+
+@pytest.fixture(scope="module")
+def chain() -> odin.Chain:
+    return small_chain()
+
+
+@pytest.fixture(scope="module")
+def events() -> list[odin.Event]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def stages(ray_session: None) -> list[str]:
+    """Three stages on whatever cores there are."""
+    return [f"cpu:{core}" for core in itertools.islice(itertools.cycle(usable_cores()), STAGES)]
+
+
+@pytest.fixture(scope="module")
+def pipe(stages, chain, events) -> Iterator[odin.Pipeline]:
+    with odin.Pipeline(chain, stages=stages, policy="relay", share_devices=True, on_event=events.append) as pipe:
+        yield pipe
+
+
+def check_timelines(pipe: odin.Pipeline, layers: int) -> None:
+    """One timing per stage, in order, whose layers are the chain."""
+    for timeline in pipe.timelines():
+        assert [timing.stage for timing in timeline.stages] == list(range(STAGES))
+        cuts = [0, *(timing.last for timing in timeline.stages)]
+        assert [timing.first for timing in timeline.stages] == cuts[:-1]
+        assert cuts[-1] == layers
+        for timing in timeline.stages:
+            assert len(timing.layer_s) == timing.last - timing.first
+            assert timing.first < timing.last or timing.wall_s == 0.0
+
+
+def test_outputs_are_those_of_the_unsplit_model_bit_for_bit_and_in_order(pipe, chain, events):
+    layers = len(chain.layers)
+    assert str(pipe.windows) == f"@0-{layers}|@0-{layers}|@{layers}"
+    assert pipe.policy == "relay"
+    inputs = images(80)
+    for x, y in zip(inputs, pipe.map(inputs), strict=True):
+        assert torch.equal(y, chain(x))
+    check_timelines(pipe, layers)
+    (start,) = [event for event in events if isinstance(event, RunStarted)]
+    assert (start.windows, start.policy) == (str(pipe.windows), "relay")
+
+
+def test_not_ordinary_values_too(pipe, chain):
+    bad = images(1)[0].clone()
+    bad[0, 1, 5, 5] = float("nan")
+    for x in (bad, images(1)[0], bad):
+        y, expected = pipe(x), chain(x)
+        assert torch.equal(y.isnan(), expected.isnan())
+        assert torch.equal(y.nan_to_num(), expected.nan_to_num())
+
+
+def test_policies_plans_and_windows_change_while_requests_flow(pipe, chain, events):
+    inputs, layers, chosen = images(150), len(chain.layers), random.Random(0)
+    static = pipe.plan
+    windows = f"@0-{layers // 2}|@{layers // 2}-{layers}|@{layers}"
+    changes = {
+        20: lambda: setattr(pipe, "policy", "static"),
+        40: lambda: setattr(pipe, "policy", "relay"),
+        60: lambda: pipe.migrate(windows),
+        80: lambda: pipe.migrate(odin.Plan((layers, 0, 0))),
+        100: lambda: pipe.migrate(f"@{layers}|@{layers}|@{layers}"),
+        110: lambda: pipe.migrate(Windows.whole(stage_count=STAGES, layer_count=layers)),
+    }
+    seen, futures = [], []
+    for number, x in enumerate(inputs):
+        if number in changes:
+            changes[number]()
+            seen.append(str(pipe.windows))
+        futures.append(pipe.submit(x))
+        if chosen.random() < 0.1:
+            futures[-1].result(PROMPT_S)  # now and then stages are idle
+    for x, future in zip(inputs, futures, strict=True):
+        assert torch.equal(future.result(PROMPT_S), chain(x))
+    whole, last = f"@0-{layers}|@0-{layers}|@{layers}", f"@{layers}|@{layers}|@{layers}"
+    assert seen == [str(Windows.of_plan(static)), whole, windows, last, last, whole]
+    check_timelines(pipe, layers)
+    by_epoch = {timeline.epoch: timeline for timeline in pipe.timelines()}
+    assert [[timing.last for timing in by_epoch[epoch].stages] for epoch in (4, 5)] == [[layers] * 3] * 2
+    moves = [event for event in events if isinstance(event, PlanChanged)]
+    assert [move.windows for move in moves][:3] == ["", whole, windows]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("@0-3|@3", r"windows @0-3\|@3 are for 2 stages and 3 layers; the pipeline has 3 and"),
+        ("@3-1|@4|@4", r"@3-1 must not be empty"),
+        ("@x|@4", r"is not windows: write where each stage may end"),
+        ("@", r"is not windows"),
+    ],
+)
+def test_windows_that_do_not_fit_change_nothing(pipe, wrong, message):
+    before = pipe.windows, pipe.snapshot().epoch
+    with pytest.raises(ValueError, match=message):
+        pipe.migrate(wrong)
+    assert (pipe.windows, pipe.snapshot().epoch) == before
+
+
+def test_a_request_that_fails_fails_alone(pipe, chain):
+    with pytest.raises(odin.DeadlineExceededError):
+        pipe(images(1)[0], timeout_s=0.0)
+    assert torch.equal(pipe(images(1)[0]), chain(images(1)[0]))
+
+
+@pytest.mark.parametrize("lost", range(STAGES))
+def test_a_killed_stage_is_named(stages, chain, lost):
+    with odin.Pipeline(chain, stages=stages, policy="relay", share_devices=True) as pipe:
+        results = pipe.map(itertools.cycle(images(8)))
+        for _ in range(20):
+            next(results)
+        os.kill(pipe.snapshot().stages[lost].pid, signal.SIGKILL)
+        with pytest.raises(odin.StageLostError, match=f"stage {lost} ") as caught:
+            list(results)
+        assert caught.value.stage == lost
+
+
+def test_closing_with_requests_under_way_finishes_them(stages, chain):
+    inputs = images(6)
+    with odin.Pipeline(chain, stages=stages, policy="relay", share_devices=True, transport="tcp") as pipe:
+        futures = [pipe.submit(x) for x in inputs]
+        pipe.migrate(odin.Plan((len(chain.layers), 0, 0)))
+        futures += [pipe.submit(x) for x in inputs]
+    for x, future in zip(inputs * 2, futures, strict=True):
+        assert torch.equal(future.result(0), chain(x))
+
+
+def held() -> tuple[list[str], list[str]]:
+    """Channels' descriptors and threads of this process."""
+    gc.collect()
+    files = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            files.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    names = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("odin-tcp"))
+    return sorted(name for name in files if "memfd:odin" in name or "eventfd" in name), names
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("end", ["closed", "killed"])
+def test_nothing_stays_open_in_this_process(stages, chain, transport, end):
+    before = held()
+    with odin.Pipeline(chain, stages=stages, policy="relay", share_devices=True, transport=transport) as pipe:
+        futures = [pipe.submit(x) for x in images(4)]
+        if end == "killed":
+            os.kill(pipe.snapshot().stages[1].pid, signal.SIGKILL)
+        pipe.close(drain=end == "closed")
+    assert all(future.done() for future in futures)
+    del pipe, futures  # a future can be cancelled, so it knows the gateway
+    assert held() == before
