@@ -109,7 +109,8 @@ class Pipeline:
         (such as frames of a film).
     max_in_flight
         Most micro-batches in flight; beyond that ``submit`` waits. Default: one being computed by each stage, one
-        waiting before the first, and one before each later stage to which requests are handed over at a fixed cut.
+        waiting before the first, one before each later stage to which requests are handed over at a fixed cut, and
+        one on each way between nodes.
     address
         Address of a Ray cluster. Without it an embedded local Ray is started and stopped, unless this process is
         connected to one already.
@@ -209,7 +210,7 @@ class Pipeline:
             cuts = self._cuts()
             setting = self._measure(cuts, plan, precision=precision, refresh=refresh_profile)
             self._given_in_flight = operator.index(max_in_flight or 0)
-            self.max_in_flight = self._given_in_flight or 2 * len(self.devices)
+            self.max_in_flight = self._given_in_flight or 2 * len(self.devices) + self._hop_count
             windows = windows_of(policy, setting) or Windows.of_plan(setting.plan)
             sender, receiver = self._connect(cuts, setting, windows, transport=transport)
             self._setting = setting
@@ -267,6 +268,7 @@ class Pipeline:
             plan.check_fits(layer_count=len(chain.layers), stage_count=len(placed))
         with phase("weights packed and given to the stages"):
             self._deployment.open(placed, chain.program, chain.state, batch=self.batch)
+        self._hop_count = self._deployment.hop_count
         warn_of_quotas(placed, self._deployment.infos)
         if not keep_weights:
             # The stages have the weights now; here they would be a second copy.
@@ -302,7 +304,7 @@ class Pipeline:
     def _in_flight_under(self, windows: Windows) -> int:
         """Most micro-batches in flight: more would only wait longer."""
         fixed = sum(first == last for first, last in windows[:-1])
-        return self._given_in_flight or len(windows) + 1 + fixed
+        return self._given_in_flight or len(windows) + 1 + fixed + self._hop_count
 
     def _connect(
         self, cuts: Sequence[Sequence[int]], setting: Setting, windows: Windows, *, transport: str

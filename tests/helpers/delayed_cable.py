@@ -10,6 +10,7 @@ Frames keep the checksums and segments that the kernel has left to the hardware,
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import sys
@@ -41,10 +42,8 @@ def forward(delay_s: float, limit_s: float) -> None:
     while (now_s := time.monotonic()) < end_s:
         while waiting and waiting[0][0] <= now_s:
             _, tap, frame = waiting.popleft()
-            try:
+            with contextlib.suppress(OSError):  # the interface is full or down: a frame is lost, as on any cable
                 tap.send(frame)
-            except OSError:  # the interface is full or down: a frame is lost, as on any cable
-                pass
         until_s = waiting[0][0] if waiting else end_s
         ready, _, _ = select.select([left, right, sys.stdin], [], [], max(0.0, until_s - time.monotonic()))
         if sys.stdin in ready:

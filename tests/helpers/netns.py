@@ -1,7 +1,8 @@
 """Two machines for a test: two network namespaces of this one, joined by a cable (veth), each with a Ray node.
 
-The cable may have a delay (:mod:`delayed_cable`). Each namespace has its own addresses, ports and loopback, so whatever assumes "the same machine" because an address
-looks local fails here as it would between real ones. They share the processes, files and shared memory.
+The cable may have a delay (:mod:`delayed_cable`). Each namespace has its own addresses, ports and loopback, so whatever
+assumes "the same machine" because an address looks local fails here as it would between real ones. They share the
+processes, files and shared memory.
 """
 
 from __future__ import annotations
