@@ -38,7 +38,7 @@ class Reach(NamedTuple):
     takers
         Later stages that may take a request from it, by cut.
     free
-        Whether there is anything to decide: some cut before ``last`` has takers.
+        Whether stages decide where to hand over: so every one of them tells how fast it is, the last one too.
     """
 
     first: int
@@ -55,7 +55,7 @@ class Reach(NamedTuple):
             able = windows.takers(stage, cut)
             # One that it cannot reach is reached through the next, which has no layers of its own then.
             takers.append(tuple(k for k in able if k in connected) or tuple(connected[:1] if able else ()))
-        return cls(first, last, tuple(takers), any(takers[first + 1 : last]))
+        return cls(first, last, tuple(takers), windows.plan is None)
 
 
 class HandOver:

@@ -300,9 +300,11 @@ class TcpReceiver:
     def _put(self, message: Message | str) -> None:
         if isinstance(message, Message) and message.header.kind is Kind.REQUEST:
             self._readiness.words[Readiness.word_of(self.sender)] += 1.0  # its sender cannot write it
-        self._incoming.put(message)
+        # The count first: a message that is taken before it is counted would leave the count one too high for ever, and
+        # a stage with nothing to do would never say so.
         with contextlib.suppress(OSError):  # closed meanwhile
             os.eventfd_write(self._there, 1)
+        self._incoming.put(message)
 
     def _collect(self) -> None:
         reason = "the previous stage is gone"

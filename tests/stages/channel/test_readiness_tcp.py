@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +42,9 @@ def far_pair(*, sender: int = 0) -> Iterator[tuple[Sender, Receiver, Readiness]]
 def heard(sender: Sender, **expected: float) -> None:
     position = {"begun": BEGUN, "slowdown": SLOWDOWN}
     words = sender.readiness.words
-    wait_for(lambda: all(words[position[name]] == value for name, value in expected.items()), what=f"{expected} is told")
+    wait_for(
+        lambda: all(words[position[name]] == value for name, value in expected.items()), what=f"{expected} is told"
+    )
 
 
 def test_words_cross_on_the_clock_of_the_one_who_hears():
@@ -165,3 +169,21 @@ def test_the_gateway_which_never_tells_costs_no_memory():
     for number in range(1000):
         way.note_sent(number, 0, float(number))
     assert len(way.underway) < 100
+
+
+def test_a_message_that_is_taken_before_it_is_counted_is_not_counted_for_ever(monkeypatch):
+    """A stage saw a message where there was none, and never told that it had nothing to do."""
+    with far_pair() as (sender, receiver, _):
+        inbox, write = Inbox([receiver]), os.eventfd_write
+        late = threading.Event()
+
+        def write_late(descriptor: int, count: int) -> None:
+            late.wait(0.2)  # the reader has all the time that it wants
+            write(descriptor, count)
+            late.set()
+
+        monkeypatch.setattr(os, "eventfd_write", write_late)
+        sender.send(request(0), (numbers(0),))
+        inbox.receive().release()
+        assert late.wait(PROMPT_S)
+        assert not inbox.has_message
