@@ -4,6 +4,7 @@ The decision itself is in :mod:`odin.partitioner.relay`; here are the words that
 (:mod:`odin.stages.channel.readiness`)::
 
     begin (a request is there)                 busy, free at ...
+    passes_on (before the first layer)         looks at later stages -> stop here, if this one is very slow
     at_cut (between two layers)                looks at later stages -> stop here, or free at ... and go on
     rest (nothing to do)                       idle since now
 """
@@ -16,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from odin.partitioner.relay import Windows, free_at, idle_slowdown, is_better, slowdown_after
+from odin.partitioner.relay import Windows, free_at, idle_slowdown, is_better, is_much_sooner, slowdown_after
 from odin.stages.channel.link import Sender
 from odin.stages.channel.readiness import FREE_S, IDLE_SINCE_S, SLOWDOWN, Readiness
 from odin.stages.takers import Taker, make_taker, sent_positions, waits
@@ -115,6 +116,18 @@ class HandOver:
         self._chosen = None
         if first < last:
             self._publish(first, now_s)
+
+    def passes_on(self, cut: int, now_s: float) -> bool:
+        """Whether to hand over to ``target`` at once, with nothing done for the request: another is much faster."""
+        layer_s = self._slowdown * self._baseline_s[cut]
+        for taker in self._cut_takers[cut]:
+            if not taker.waits(now_s):
+                busy = waits(self._words, self._own_sent)
+                idle, free_s, its_layer_s = taker.seen(cut, self._cut_nbytes[cut], now_s, busy=busy)
+                if is_much_sooner(now_s, idle, free_s, its_layer_s, layer_s) and taker.link.has_place:
+                    self._chosen = taker.stage
+                    return True
+        return False
 
     def rest(self, now_s: float) -> None:
         """Nothing is to be done."""

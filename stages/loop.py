@@ -208,6 +208,8 @@ class StageLoop:
         if looks:
             options["at_cut"] = self._at_cut if self._inbox.tells else hand_over.at_cut
         hand_over.begin(takers, first, last, now_s)
+        if looks and first < last and hand_over.passes_on(first, now_s):
+            last = first
         self._inbox.tell_readiness()
         ticket = executor.launch(first, last, message.tensors, **options)
         if looks:

@@ -8,7 +8,16 @@ import pytest
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Setting
 from odin.partitioner.policies.relay import RelayPolicy
-from odin.partitioner.relay import Later, Windows, free_at, hand_over, idle_slowdown, is_expected_at, slowdown_after
+from odin.partitioner.relay import (
+    Later,
+    Windows,
+    free_at,
+    hand_over,
+    idle_slowdown,
+    is_expected_at,
+    is_much_sooner,
+    slowdown_after,
+)
 
 IDLE = Later(idle=True, taken=False, free_s=0.0, layer_s=1.0)
 TAKEN = Later(idle=False, taken=True, free_s=0.0, layer_s=1.0)
@@ -127,3 +136,11 @@ def test_boundaries_beside_a_gpu_stay_where_the_plan_has_them(free, text):
             assert windows.range_of(boundary)[1] == windows.range_of(boundary + 1)[0] == cut
             past = [k for stage in range(boundary) for before in range(cut) for k in windows.takers(stage, before)]
             assert max(past, default=0) <= boundary
+
+
+def test_who_is_very_slow_passes_on_what_another_has_done_in_half_the_time():
+    assert is_much_sooner(10.0, True, 0.0, 1.0, 2.0)
+    assert not is_much_sooner(10.0, True, 0.0, 1.0, 1.9)
+    assert is_much_sooner(10.0, False, 13.0, 1.0, 8.0)
+    assert not is_much_sooner(10.0, False, 13.0, 1.0, 7.9)
+    assert not is_much_sooner(10.0, False, 8.0, 1.0, 5.9)  # 2 s late: expected 2 s from now
