@@ -9,9 +9,10 @@ all the rest takes here), and for which one of these holds::
     busy   this stage has another request to go on with
     soon   that stage is free nearer to this cut than to the next one
 
-If there is none it goes on. Before it begins with a request it passes it on as it is to a stage that would have the next
-layer done in half the time: even one layer of each request on a very slow stage would hold up all others. At the end of the chain it answers the request itself. On production lines this is known as
-a bucket brigade (Bartholdi and Eisenstein, Operations Research 44, 1996); here a slow stage can be passed by.
+If there is none it goes on. At the end of the chain it answers the request itself. Before it begins with a request it
+passes it on as it is to a stage that would have the next layer done in half the time: even one layer of each request on
+a very slow stage would hold up all others. On production lines this is known as a bucket brigade (Bartholdi and
+Eisenstein, Operations Research 44, 1996); here a slow stage can be passed by.
 """
 
 from __future__ import annotations

@@ -146,3 +146,27 @@ def test_hand_over_at_a_cut_over_a_way():
     assert readiness.words[FREE_S] == 10.0  # as if it had to do it all
     assert hand_over.at_cut(2, 2.0)
     assert hand_over.target(2) == 1
+
+
+def test_a_very_slow_stage_passes_a_request_on_as_it_is():
+    link = SimpleNamespace(way=None, readiness=Readiness(), has_place=True)
+    readiness, words = Readiness(), link.readiness.words
+    hand_over = HandOver(
+        0,
+        baseline_s=[[4.0] * LAYERS, [1.0] * LAYERS],
+        cost_s=[0.0] * (LAYERS + 1),
+        cut_nbytes=[0] * (LAYERS + 1),
+        readiness=readiness,
+        later={1: link},  # type: ignore[dict-item]
+    )
+    takers = hand_over.takers_of(Reach.of(Windows.whole(stage_count=2, layer_count=LAYERS), 0, [1]))
+    hand_over.begin(takers, 0, LAYERS, 0.0)
+    assert hand_over.passes_on(0, 0.0)  # it is idle
+    assert hand_over.target(0) == 1
+    words[IDLE_SINCE_S], words[FREE_S] = math.inf, 100.0
+    hand_over.begin(takers, 0, LAYERS, 0.0)
+    assert not hand_over.passes_on(0, 0.0)  # it is busy for long
+    words[FREE_S], words[SENT + 1] = 0.5, 1.0
+    assert not hand_over.passes_on(0, 0.0)  # another one waits there
+    words[BEGUN] = 1.0
+    assert hand_over.passes_on(0, 0.0)

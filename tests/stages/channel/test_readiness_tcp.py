@@ -125,7 +125,7 @@ def test_the_gateway_is_told_nothing():
         assert Inbox([receiver]).tells
 
 
-# -- what a sender learns, on a clock of its own ------------------------------------------------------------------------
+# -- what a sender learns, on a clock of its own ----------------------------------------------------------------------
 
 
 def far_way(delay_s: float = 0.02) -> Way:
