@@ -111,7 +111,7 @@ class Pipeline:
         (such as frames of a film).
     max_in_flight
         Most micro-batches in flight; beyond that ``submit`` waits. Default: two per stage, one being computed and one
-        waiting; with the relay, where less waits, one and a half per stage.
+        waiting; with the relay, where less waits, one and a half per stage; and one on each way between nodes.
     address
         Address of a Ray cluster. Without it an embedded local Ray is started and stopped, unless this process is
         connected to one already.
@@ -211,7 +211,7 @@ class Pipeline:
             setting = self._measure(cuts, plan, precision=precision, refresh=refresh_profile)
             policy = self._policy_for(policy)
             self._given_in_flight = operator.index(max_in_flight or 0)
-            self.max_in_flight = self._given_in_flight or 2 * len(self.devices)
+            self.max_in_flight = self._given_in_flight or 2 * len(self.devices) + self._hop_count
             windows = windows_of(policy, setting) or Windows.of_plan(setting.plan)
             sender, receiver = self._connect(cuts, setting, windows, transport=transport)
             self._setting = setting
@@ -269,6 +269,7 @@ class Pipeline:
             plan.check_fits(layer_count=len(chain.layers), stage_count=len(placed))
         with phase("weights packed and given to the stages"):
             self._deployment.open(placed, chain.program, chain.state, batch=self.batch)
+        self._hop_count = self._deployment.hop_count
         warn_of_quotas(placed, self._deployment.infos)
         if not keep_weights:
             # The stages have the weights now; here they would be a second copy.
@@ -309,7 +310,8 @@ class Pipeline:
     def _in_flight_under(self, windows: Windows) -> int:
         """Most micro-batches in flight: more would only wait longer."""
         stages, fixed = len(windows), sum(first == last for first, last in windows[:-1])
-        return self._given_in_flight or min(2 * stages, max(stages + 1, -(-3 * stages // 2)) + fixed)
+        usual = min(2 * stages, max(stages + 1, -(-3 * stages // 2)) + fixed)
+        return self._given_in_flight or usual + self._hop_count
 
     def _connect(
         self, cuts: Sequence[Sequence[int]], setting: Setting, windows: Windows, *, transport: str

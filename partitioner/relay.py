@@ -9,8 +9,10 @@ all the rest takes here), and for which one of these holds::
     busy   this stage has another request to go on with
     soon   that stage is free nearer to this cut than to the next one
 
-If there is none it goes on. At the end of the chain it answers the request itself. On production lines this is known as
-a bucket brigade (Bartholdi and Eisenstein, Operations Research 44, 1996); here a slow stage can be passed by.
+If there is none it goes on. At the end of the chain it answers the request itself. Before it begins with a request it
+passes it on as it is to a stage that would have the next layer done in half the time: even one layer of each request on
+a very slow stage would hold up all others. On production lines this is known as a bucket brigade (Bartholdi and
+Eisenstein, Operations Research 44, 1996); here a slow stage can be passed by.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from typing import NamedTuple, Self
 
 from odin.partitioner.plan import Plan
 
-__all__ = ["Later", "Windows", "free_at", "hand_over", "idle_slowdown", "is_better", "is_expected_at", "slowdown_after"]
+__all__ = [
+    "Later", "Windows", "free_at", "hand_over", "idle_slowdown", "is_better", "is_expected_at", "is_much_sooner",
+    "slowdown_after",
+]  # fmt: skip
 
 _WEIGHT = 0.3
 """Of the latest layer in a stage's slowdown: some three layers are remembered."""
@@ -250,6 +255,12 @@ def is_better(
     """Whether to hand over to a stage whose place is free, rather than go on; parameters as of :func:`hand_over`."""
     wait_s = 0.0 if idle else is_expected_at(free_s, now_s) - now_s
     return wait_s + its_layer_s <= rest_s and (idle or busy or wait_s - cost_s < layer_s / 2)
+
+
+def is_much_sooner(now_s: float, idle: bool, free_s: float, its_layer_s: float, layer_s: float) -> bool:
+    """Whether to pass a request on to a stage with nothing done for it; parameters as of :func:`is_better`."""
+    wait_s = 0.0 if idle else is_expected_at(free_s, now_s) - now_s
+    return wait_s + its_layer_s <= layer_s / 2
 
 
 def is_expected_at(free_s: float, now_s: float) -> float:

@@ -4,6 +4,7 @@ The decision itself is in :mod:`odin.partitioner.relay`; here are the words that
 (:mod:`odin.stages.channel.readiness`)::
 
     begin (a request is there)                 busy, free at ...
+    passes_on (before the first layer)         looks at later stages -> stop here, if this one is very slow
     at_cut (between two layers)                looks at later stages -> stop here, or free at ... and go on
     rest (nothing to do)                       idle since now
 """
@@ -12,55 +13,19 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from odin.partitioner.relay import Windows, free_at, idle_slowdown, is_better, slowdown_after
+from odin.partitioner.relay import Windows, free_at, idle_slowdown, is_better, is_much_sooner, slowdown_after
 from odin.stages.channel.link import Sender
-from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SLOWDOWN, Readiness
-from odin.stages.channel.wire import GATEWAY
+from odin.stages.channel.readiness import FREE_S, IDLE_SINCE_S, SLOWDOWN, Readiness
+from odin.stages.takers import Taker, make_taker, sent_positions, waits
 
 __all__ = ["HandOver", "Reach", "Takers"]
 
 
-class _Taker(NamedTuple):
-    """A later stage, as one that may hand over to it sees it; on another machine if it has a ``link``."""
-
-    stage: int
-    words: memoryview[float]
-    sent: tuple[int, ...]
-    baseline_s: Sequence[float]
-    chain_s: float
-    link: Sender | None
-
-    def seen(self, cut: int, nbytes: int, now_s: float) -> tuple[bool, float, float]:
-        """Whether it is idle, when it is free, and its seconds for the layer; what is sent now is on its way first."""
-        words = self.words
-        since_s, free_s, slowdown = words[IDLE_SINCE_S], words[FREE_S], words[SLOWDOWN]
-        idle = since_s < math.inf
-        if idle:
-            slowdown = idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=self.chain_s)
-        layer_s = slowdown * self.baseline_s[cut]
-        if self.link is not None:
-            way_s = self.link.transfer_s(nbytes)
-            return idle, free_s - way_s, layer_s + way_s
-        return idle, free_s, layer_s
-
-
-def _sent_positions(stage: int) -> tuple[int, ...]:
-    """Words in which a stage's senders count."""
-    return tuple(Readiness.word_of(sender) for sender in (range(stage) if stage else (GATEWAY,)))
-
-
-def _waits(words: memoryview[float], sent: tuple[int, ...]) -> bool:
-    """Whether a request waits for a stage, or is on its way to it."""
-    count = -words[BEGUN]
-    for position in sent:
-        count += words[position]
-    return count > 0
-
-
-Takers = Sequence[Sequence[_Taker]]
+Takers = Sequence[Sequence[Taker]]
 """By cut, the later stages that may take a request there."""
 
 
@@ -74,7 +39,7 @@ class Reach(NamedTuple):
     takers
         Later stages that may take a request from it, by cut.
     free
-        Whether there is anything to decide: some cut before ``last`` has takers.
+        Whether stages decide where to hand over: so every one of them tells how fast it is, the last one too.
     """
 
     first: int
@@ -91,7 +56,7 @@ class Reach(NamedTuple):
             able = windows.takers(stage, cut)
             # One that it cannot reach is reached through the next, which has no layers of its own then.
             takers.append(tuple(k for k in able if k in connected) or tuple(connected[:1] if able else ()))
-        return cls(first, last, tuple(takers), any(takers[first + 1 : last]))
+        return cls(first, last, tuple(takers), windows.plan is None)
 
 
 class HandOver:
@@ -124,22 +89,11 @@ class HandOver:
         later: Mapping[int, Sender],
     ) -> None:
         self._words = readiness.words
-        self._own_sent = _sent_positions(index)
+        self._own_sent = sent_positions(index)
         self._baseline_s = [float(layer_s) for layer_s in baseline_s[index]]
         self._behind_s = [*itertools.accumulate(reversed(self._baseline_s), initial=0.0)][::-1]
         self._cost_s, self._cut_nbytes = [float(cut_s) for cut_s in cost_s], cut_nbytes
-        self._later = later
-        self._takers = {
-            stage: _Taker(
-                stage,
-                sender.readiness.words,
-                _sent_positions(stage),
-                [float(layer_s) for layer_s in baseline_s[stage]],
-                float(sum(baseline_s[stage])),
-                sender if sender.remote else None,
-            )
-            for stage, sender in later.items()
-        }
+        self._takers = {stage: make_taker(stage, sender, baseline_s[stage]) for stage, sender in later.items()}
         self._cut_takers: Takers = ()
         self._first = self._last = 0
         self._slowdown = 1.0
@@ -163,6 +117,18 @@ class HandOver:
         if first < last:
             self._publish(first, now_s)
 
+    def passes_on(self, cut: int, now_s: float) -> bool:
+        """Whether to hand over to ``target`` at once, with nothing done for the request: another is much faster."""
+        layer_s = self._slowdown * self._baseline_s[cut]
+        for taker in self._cut_takers[cut]:
+            if not taker.waits(now_s):
+                busy = waits(self._words, self._own_sent)
+                idle, free_s, its_layer_s = taker.seen(cut, self._cut_nbytes[cut], now_s, busy=busy)
+                if is_much_sooner(now_s, idle, free_s, its_layer_s, layer_s) and taker.link.has_place:
+                    self._chosen = taker.stage
+                    return True
+        return False
+
     def rest(self, now_s: float) -> None:
         """Nothing is to be done."""
         self._words[FREE_S] = self._words[IDLE_SINCE_S] = now_s
@@ -173,16 +139,16 @@ class HandOver:
         takers = self._cut_takers[cut]
         if takers:
             slowdown, behind_s = self._slowdown, self._behind_s
-            busy = _waits(self._words, self._own_sent)
+            busy = waits(self._words, self._own_sent)
             layer_s = slowdown * self._baseline_s[cut]
             rest_s = slowdown * (behind_s[cut] - behind_s[self._last])
             for taker in takers:
-                if _waits(taker.words, taker.sent):
+                if taker.waits(now_s):
                     continue
-                idle, free_s, its_layer_s = taker.seen(cut, self._cut_nbytes[cut], now_s)
+                idle, free_s, its_layer_s = taker.seen(cut, self._cut_nbytes[cut], now_s, busy=busy)
                 if (
                     is_better(now_s, idle, free_s, its_layer_s, busy, layer_s, rest_s, self._cost_s[cut])
-                    and self._later[taker.stage].has_place
+                    and taker.link.has_place
                 ):
                     self._chosen = taker.stage
                     return True
@@ -198,8 +164,8 @@ class HandOver:
         """Stage that gets the request at this cut; whoever sends it may have to wait for its place."""
         if self._chosen is not None:
             return self._chosen
-        takers = self._cut_takers[cut]
-        free = (taker.stage for taker in takers if not _waits(taker.words, taker.sent))
+        takers, now_s = self._cut_takers[cut], time.perf_counter()
+        free = (taker.stage for taker in takers if not taker.waits(now_s))
         return next(free, takers[0].stage)
 
     def _layer_done(self, layer: int, now_s: float) -> None:
@@ -213,10 +179,8 @@ class HandOver:
         next_free_s = math.inf
         if cut + 1 < self._last and (after := self._cut_takers[cut + 1]):
             taker = after[0]
-            if not _waits(taker.words, taker.sent):
-                next_free_s = taker.words[FREE_S]
-                if taker.link is not None:
-                    next_free_s -= taker.link.transfer_s(self._cut_nbytes[cut + 1])
+            if not taker.waits(now_s):
+                next_free_s = taker.free_s(self._cut_nbytes[cut + 1], now_s)
         end_s = now_s + slowdown * self._baseline_s[cut]
         rest_s = slowdown * (behind_s[cut + 1] - behind_s[self._last])
         words[FREE_S] = free_at(end_s, rest_s=rest_s, next_free_s=next_free_s)

@@ -206,8 +206,10 @@ class StageLoop:
         options: dict[str, Any] = {"keep_nan": True} if header.keep_nan else {}
         looks = reach.free and executor.looks_between_layers
         if looks:
-            options["at_cut"] = hand_over.at_cut
+            options["at_cut"] = self._at_cut if self._inbox.tells else hand_over.at_cut
         hand_over.begin(takers, first, last, now_s)
+        if looks and first < last and hand_over.passes_on(first, now_s):
+            last = first
         self._inbox.tell_readiness()
         ticket = executor.launch(first, last, message.tensors, **options)
         if looks:
@@ -215,6 +217,13 @@ class StageLoop:
             hand_over.ran(last, time.perf_counter())
         target = GATEWAY if last == self._layer_count else hand_over.target(last)
         return _Launched(message, ticket, first, last, max(0.0, now_s - header.sent_s), target)
+
+    def _at_cut(self, cut: int, now_s: float) -> bool:
+        """Between two layers, where earlier stages on other machines have to be told what changes."""
+        stop = self._hand_over.at_cut(cut, now_s)
+        if not stop:
+            self._inbox.tell_news()
+        return stop
 
     def _finish_and_send(self, launched: _Launched) -> None:
         """Wait for the result and hand it to the next stage or the gateway, or the failure to the gateway."""

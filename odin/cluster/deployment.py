@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import threading
@@ -266,6 +267,12 @@ class Deployment:
             if local or target == stage + 1:
                 found.append((target, local))
         return [*found, (GATEWAY, self._is_local(stage, GATEWAY, transport))]
+
+    @property
+    def hop_count(self) -> int:
+        """How often a request goes from one node to another, back to the gateway included."""
+        nodes = [self.node_id, *(info.node_id for info in self.infos), self.node_id]
+        return sum(node != after for node, after in itertools.pairwise(nodes))
 
     def _is_local(self, sender: int, target: int, transport: str) -> bool:
         nodes = [self.node_id if stage == GATEWAY else self.infos[stage].node_id for stage in (sender, target)]

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from odin.partitioner.relay import Later, Windows, free_at, hand_over, idle_slowdown, slowdown_after
+from odin.partitioner.relay import Later, Windows, free_at, hand_over, idle_slowdown, is_much_sooner, slowdown_after
 from odin_lab.simulator.arrivals import Arrivals
 from odin_lab.simulator.conditions import DEAD_S, Conditions
 from odin_lab.simulator.interference import Interference
@@ -225,7 +225,7 @@ class RelayLine:
         received_s = now_s + self._receive_s[request.cut]
         if request.cut >= self._last_cut(index):
             self._leave(index, received_s)
-        else:
+        elif not self._pass_on(index, received_s):
             self._go_on(index, received_s)
         if index > 0:
             self._place_free(now_s)
@@ -285,15 +285,31 @@ class RelayLine:
                 cost_s=self._send_s[cut],
             )
         if chosen is not None:
-            taker = takers[chosen]
-            self._stages[taker].taken = True
-            stage.end_s = math.inf
-            stage.free_s = now_s + self._send_s[cut]
-            self._push(stage.free_s, "sent", index, taker)
+            self._send(index, takers[chosen], now_s)
             return True
         if must:
             stage.blocked, stage.end_s, stage.free_s = True, math.inf, math.inf
         return must
+
+    def _pass_on(self, index: int, now_s: float) -> bool:
+        """Send a request on as it came, if another stage is so much faster."""
+        stage = self._stages[index]
+        assert stage.item is not None
+        cut = stage.item.cut
+        takers, layer_s = self._takers[index][cut], stage.slowdown * stage.baseline_s[cut]
+        for taker, seen in zip(takers, self._seen(takers, cut, now_s), strict=True):
+            if not seen.taken and is_much_sooner(now_s, seen.idle, seen.free_s, seen.layer_s, layer_s):
+                self._send(index, taker, now_s)
+                return True
+        return False
+
+    def _send(self, index: int, taker: int, now_s: float) -> None:
+        stage = self._stages[index]
+        assert stage.item is not None
+        self._stages[taker].taken = True
+        stage.end_s = math.inf
+        stage.free_s = now_s + self._send_s[stage.item.cut]
+        self._push(stage.free_s, "sent", index, taker)
 
     def _seen(self, takers: range, cut: int, now_s: float) -> Iterator[Later]:
         for index in takers:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from odin.stages.channel.link import ChannelClosedError, Message, Receiver
 from odin.stages.channel.tcp import TcpReceiver
-from odin.stages.channel.wire import Kind
+from odin.stages.channel.wire import GATEWAY, Kind
 
 __all__ = ["Inbox"]
 
@@ -35,7 +35,7 @@ class Inbox:
         self._closed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         for descriptor in (self._closed, *self._open):
             self._poll.register(descriptor, select.POLLIN)
-        self._telling = [receiver for receiver in receivers if isinstance(receiver, TcpReceiver)]
+        self._telling = [one for one in receivers if isinstance(one, TcpReceiver) and one.sender != GATEWAY]
         self._last = -1  # descriptor of the one that was served last
 
     def receive(self) -> Message:
@@ -70,6 +70,16 @@ class Inbox:
         """Tell senders on other machines what those on this one can read."""
         for receiver in self._telling:
             receiver.tell_readiness()
+
+    @property
+    def tells(self) -> bool:
+        """Whether there are such senders."""
+        return bool(self._telling)
+
+    def tell_news(self) -> None:
+        """Tell them if that has changed by more than matters, between two layers."""
+        for receiver in self._telling:
+            receiver.tell_news()
 
     def _next(self) -> int:
         """Descriptor of a channel with a message, in turn if several have one."""

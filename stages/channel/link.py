@@ -11,6 +11,7 @@ import torch
 
 from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.slots import SlotMemory
+from odin.stages.channel.way import Way
 from odin.stages.channel.wire import GATEWAY, Header
 
 __all__ = ["HELLO_NBYTES", "ChannelClosedError", "Hello", "Message", "Receiver", "Sender"]
@@ -98,11 +99,8 @@ class Sender(Protocol):
     def memory(self) -> SlotMemory:
         """The slots that tensors are copied into."""
 
-    remote: bool
-    """Whether the receiver is on another machine."""
-
-    def transfer_s(self, nbytes: int) -> float:
-        """Seconds for which so many bytes are on their way; 0 within this machine."""
+    way: Way | None
+    """What is known of the way to another machine; None within this one."""
 
     @property
     def readiness(self) -> Readiness:

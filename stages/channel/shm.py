@@ -31,6 +31,7 @@ import torch
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
 from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.slots import SlotMemory, allocate_memfd
+from odin.stages.channel.way import Way
 from odin.stages.channel.wire import Header, Kind, WireError, pack, unpack
 
 __all__ = ["ShmReceiver", "ShmSender", "SlotPool"]
@@ -104,7 +105,7 @@ class ShmSender:
         Who receives, for errors.
     """
 
-    remote = False
+    way: Way | None = None
 
     def __init__(
         self, connection: socket.socket, hello: Hello, pool: SlotPool | None = None, receiver: int | None = None
@@ -204,10 +205,6 @@ class ShmSender:
                 return
             self._pushed = self._unsent[0]
             self._unsent.popleft()
-
-    def transfer_s(self, nbytes: int) -> float:
-        """See :meth:`odin.stages.channel.link.Sender.transfer_s`."""
-        return 0.0
 
     def fileno(self) -> int:
         """Return the descriptor that can be read from when there are credits."""

@@ -6,8 +6,10 @@ slot, and stops reading while there is none, so that TCP's own flow control hold
 long as it likes; only silence of the other machine (:mod:`odin.stages.channel.silence`) ends a channel.
 
 Frame: header length ``u32``, header, then the slot's bytes up to the end of the last tensor. The other way go words of
-the receiving stage's readiness, whenever it begins with a request or has none: seconds until it expects to be free,
-slowdown, whether it is idle, requests that it has begun with, and those that wait there from other senders.
+the receiving stage's readiness, whenever it begins with a request, has none, or is going to be free at another time
+than it has said: seconds until it expects to be free, slowdown, whether it is idle, requests that it has begun with,
+those that wait there from other senders, and for how long the last one that it began has been there. From these the
+sender learns how long the way is (:mod:`odin.stages.channel.way`).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Me
 from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SENT, SLOWDOWN, Readiness
 from odin.stages.channel.silence import KEEPALIVE, Silence, probe, segments_received
 from odin.stages.channel.slots import SlotMemory
+from odin.stages.channel.way import Way
 from odin.stages.channel.wire import Header, Kind, WireError, pack, unpack
 
 __all__ = ["TcpReceiver", "TcpSender", "tune"]
@@ -35,10 +38,12 @@ __all__ = ["TcpReceiver", "TcpSender", "tune"]
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_NBYTES = 256 * 1024
 _GOODBYE_TIMEOUT_S = 5.0
-_STATUS = struct.Struct("<dd?II")
+_STATUS = struct.Struct("<dd?IId")
 _TCP_INFO_NBYTES = 256
-_RTT_US, _DELIVERY_RATE = struct.Struct("=68xI"), struct.Struct("=160xQ")
-"""Where ``tcpi_rtt`` and ``tcpi_delivery_rate`` (bytes per second) are in Linux's ``struct tcp_info``."""
+_MIN_RTT_US = struct.Struct("=148xI")
+"""Where ``tcpi_min_rtt`` is in Linux's ``struct tcp_info``."""
+_NEWS_S = 0.001
+"""Least change of when a stage expects to be free that is told between layers."""
 _SEND_TIMEOUT = struct.Struct("@ll")
 """``struct timeval``: seconds, microseconds."""
 
@@ -46,6 +51,12 @@ _SEND_TIMEOUT = struct.Struct("@ll")
 def tune(connection: socket.socket) -> None:
     """Send small frames at once."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _delay_s(connection: socket.socket) -> float:
+    """Seconds that a small message takes: half of the shortest round trip seen."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_NBYTES)
+    return float(_MIN_RTT_US.unpack_from(info)[0] * 1e-6 / 2) if len(info) >= _MIN_RTT_US.size else 0.0
 
 
 def _payload_nbytes(header: Header) -> int:
@@ -62,8 +73,6 @@ class TcpSender:
     hello
         Size of the ring, and the token that the listener expects.
     """
-
-    remote = True
 
     def __init__(self, connection: socket.socket, hello: Hello) -> None:
         tune(connection)
@@ -86,7 +95,8 @@ class TcpSender:
         self.memory = SlotMemory(hello.slots, hello.slot_nbytes)
         self.readiness = Readiness()
         self.readiness.close_descriptor()
-        self._sent_word = Readiness.word_of(hello.sender)
+        self.way: Way | None
+        self.way = self._way = Way()
         self._connection = connection
         self._credits = hello.credits
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -97,6 +107,7 @@ class TcpSender:
         self._broken: str | None = None
         self._thread = threading.Thread(target=self._transmit, name="odin-tcp-send", daemon=True)
         self._thread.start()
+        self._way.delay_s = _delay_s(connection)
         self._listening = threading.Thread(target=self._hear, name="odin-tcp-hear", daemon=True)
         self._listening.start()
 
@@ -105,32 +116,23 @@ class TcpSender:
         """See :attr:`odin.stages.channel.link.Sender.has_place`."""
         return not self._free.empty()
 
-    def transfer_s(self, nbytes: int) -> float:
-        """See :meth:`odin.stages.channel.link.Sender.transfer_s`; delay and rate as Linux has measured them."""
-        try:
-            info = self._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_NBYTES)
-        except OSError:  # closed
-            return 0.0
-        rate = _DELIVERY_RATE.unpack_from(info)[0] if len(info) >= _DELIVERY_RATE.size else 0
-        return float(_RTT_US.unpack_from(info)[0] * 1e-6 / 2 + (nbytes / rate if rate else 0.0))
-
     def _hear(self) -> None:
         """Keep the receiving stage's readiness as it was told last, on this machine's clock."""
-        data, words = bytearray(_STATUS.size), self.readiness.words
+        data, words, way = bytearray(_STATUS.size), self.readiness.words, self._way
         with contextlib.suppress(OSError):
             while _read_exactly(self._connection, memoryview(data)):
-                free_in_s, slowdown, idle, begun, others = _STATUS.unpack(data)
-                said_s = time.perf_counter() - self.transfer_s(0)
+                free_in_s, slowdown, idle, begun, others, since_s = _STATUS.unpack(data)
+                now_s = time.perf_counter()
+                way.delay_s = _delay_s(self._connection)
+                said_s = now_s - way.delay_s
                 words[FREE_S], words[SLOWDOWN] = said_s + free_in_s, slowdown
                 words[IDLE_SINCE_S] = said_s if idle else math.inf
-                words[BEGUN] = begun - others
+                turn_s = way.turn_s if idle else free_in_s
+                way.note_heard(begun=begun, since_s=since_s, others=others, turn_s=turn_s, now_s=now_s)
 
     def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
         """See :meth:`odin.stages.channel.link.Sender.send`."""
         slot = -1
-        counts = header.kind is Kind.REQUEST
-        if counts:
-            self.readiness.words[self._sent_word] += 1.0
         try:
             slot = self._take_slot() if tensors else 0
             if self._broken is not None:
@@ -138,13 +140,13 @@ class TcpSender:
             metas = self.memory.write(slot, tensors)
             self._sent = (header.request, slot)
         except BaseException:
-            if self._sent != (header.request, slot):
-                if tensors and slot >= 0:
-                    self._free.put(slot)
-                if counts:
-                    self.readiness.words[self._sent_word] -= 1.0
+            if self._sent != (header.request, slot) and tensors and slot >= 0:
+                self._free.put(slot)
             raise
-        self._outgoing.put(header._replace(slot=slot, tensors=metas))
+        header = header._replace(slot=slot, tensors=metas)
+        if header.kind is Kind.REQUEST:
+            self._way.note_sent(header.cut, _payload_nbytes(header), time.perf_counter())
+        self._outgoing.put(header)
         return slot
 
     def release(self, slot: int) -> None:
@@ -246,7 +248,8 @@ class TcpReceiver:
         self.memory = SlotMemory(hello.slots, hello.slot_nbytes)
         self.sender = hello.sender
         self._connection = connection
-        self._readiness, self._begun = readiness, 0
+        self._readiness, self._begun, self._came_s = readiness, 0, 0.0
+        self._told_s = math.inf  # when the stage is free, as was said last
         self._untold = b""
         self._there = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -264,7 +267,9 @@ class TcpReceiver:
             raise ChannelClosedError(message)
         with contextlib.suppress(OSError):  # closed meanwhile
             os.eventfd_read(self._there)
-        self._begun += message.header.kind is Kind.REQUEST
+        if message.header.kind is Kind.REQUEST:
+            self._begun += 1
+            self._came_s = message.header.sent_s  # here the time of its arrival
         return message
 
     def fileno(self) -> int:
@@ -277,20 +282,30 @@ class TcpReceiver:
         idle = words[IDLE_SINCE_S] < math.inf
         own = words[Readiness.word_of(self.sender)]
         others = max(0, int(sum(words[SENT:]) - own - (words[BEGUN] - self._begun)))
-        free_in_s = words[FREE_S] - time.perf_counter()
+        now_s, free_s = time.perf_counter(), words[FREE_S]
+        self._told_s = free_s
         with contextlib.suppress(OSError):
             if self._untold:  # the rest of one that was cut short: the sender counts bytes
                 sent = self._connection.send(self._untold, socket.MSG_DONTWAIT)
                 self._untold = self._untold[sent:]
             if not self._untold:
-                status = _STATUS.pack(free_in_s, words[SLOWDOWN], idle, self._begun, others)
+                status = _STATUS.pack(free_s - now_s, words[SLOWDOWN], idle, self._begun, others, now_s - self._came_s)
                 sent = self._connection.send(status, socket.MSG_DONTWAIT)
                 self._untold = status[sent:]
+
+    def tell_news(self) -> None:
+        """Tell the sender if the stage is going to be free at another time; not what is over when it gets there."""
+        moved_s = abs(self._readiness.words[FREE_S] - self._told_s)
+        if moved_s > _NEWS_S:
+            with contextlib.suppress(OSError):
+                if moved_s > _delay_s(self._connection):
+                    self.tell_readiness()
 
     def _put(self, message: Message | str) -> None:
         if isinstance(message, Message) and message.header.kind is Kind.REQUEST:
             self._readiness.words[Readiness.word_of(self.sender)] += 1.0  # its sender cannot write it
-        # Before the message: who takes that finds the count there, which would stay behind otherwise.
+        # The count first: a message that is taken before it is counted would leave the count one too high for ever, and
+        # a stage with nothing to do would never say so.
         with contextlib.suppress(OSError):  # closed meanwhile
             os.eventfd_write(self._there, 1)
         self._incoming.put(message)

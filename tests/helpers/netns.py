@@ -1,7 +1,8 @@
 """Two machines for a test: two network namespaces of this one, joined by a cable (veth), each with a Ray node.
 
-Each namespace has its own addresses, ports and loopback, so whatever assumes "the same machine" because an address
-looks local fails here as it would between real ones. They share the processes, files and shared memory.
+The cable may have a delay (:mod:`delayed_cable`). Each namespace has its own addresses, ports and loopback, so whatever
+assumes "the same machine" because an address looks local fails here as it would between real ones. They share the
+processes, files and shared memory.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from patience import PROMPT_S
 
 _COUNTER = itertools.count()
+_CABLE_LIMIT_S = 1800.0
 
 
 def unavailable() -> str:
@@ -60,30 +62,65 @@ class Network:
 
 
 @contextmanager
-def two_networks() -> Iterator[tuple[Network, Network]]:
-    """Two namespaces joined by a cable; gone afterwards, with every process that still runs in them."""
+def two_networks(*, delay_s: float = 0.0) -> Iterator[tuple[Network, Network]]:
+    """Two namespaces joined by a cable; gone afterwards, with every process that still runs in them.
+
+    Parameters
+    ----------
+    delay_s
+        Seconds for which a frame is on its way, in either direction.
+    """
     serial = f"{os.getpid()}-{next(_COUNTER)}"
     # Addresses for tests of network equipment (RFC 2544): no real network has them.
     subnet = f"198.18.{os.getpid() % 256}"
     first, second = Network(f"odin-{serial}-a", f"{subnet}.1"), Network(f"odin-{serial}-b", f"{subnet}.2")
-    try:
-        for network in (first, second):
+    cable = Network(f"odin-{serial}-c", "") if delay_s else None
+    networks = [first, second, *([cable] if cable else [])]
+    with ExitStack() as cleanup:
+        for network in networks:
+            cleanup.callback(_remove, network)
             _ip("netns", "add", network.name)
             _ip("-n", network.name, "link", "set", "lo", "up")
         # Made inside, so that no name of the machine's own interfaces can clash.
-        _ip("-n", first.name, "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", second.name)
+        if cable is None:
+            _join(first, "veth0", second, "veth0")
+        else:
+            _join(first, "veth0", cable, "left")
+            _join(second, "veth0", cable, "right")
+            cleanup.enter_context(_delayed(cable, delay_s))
         for network in (first, second):
             _ip("-n", network.name, "address", "add", f"{network.ip}/24", "dev", "veth0")
-            _ip("-n", network.name, "link", "set", "veth0", "up")
             # Ray finds a machine's own address by the route outwards.
             _ip("-n", network.name, "route", "add", "default", "dev", "veth0")
         yield first, second
-    finally:
-        for network in (first, second):
-            listed = subprocess.run(["ip", "netns", "pids", network.name], capture_output=True, text=True, check=False)
-            for pid in listed.stdout.split():
-                subprocess.run(["kill", "-KILL", pid], capture_output=True, check=False)
-            subprocess.run(["ip", "netns", "del", network.name], capture_output=True, check=False)
+
+
+def _join(one: Network, end: str, other: Network, other_end: str) -> None:
+    _ip("-n", one.name, "link", "add", end, "type", "veth", "peer", "name", other_end, "netns", other.name)
+    for network, name in ((one, end), (other, other_end)):
+        _ip("-n", network.name, "link", "set", name, "mtu", "65000", "up")
+
+
+@contextmanager
+def _delayed(cable: Network, delay_s: float) -> Iterator[None]:
+    """A process that passes frames on; it ends with its standard input, so with this process too."""
+    program = str(Path(__file__).with_name("delayed_cable.py"))
+    command = cable.command([sys.executable, program, str(delay_s), str(_CABLE_LIMIT_S)])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            if process.stdout.readline() != b"ready\n":
+                raise RuntimeError("the delayed cable did not start")
+            yield
+        finally:
+            process.kill()
+
+
+def _remove(network: Network) -> None:
+    listed = subprocess.run(["ip", "netns", "pids", network.name], capture_output=True, text=True, check=False)
+    for pid in listed.stdout.split():
+        subprocess.run(["kill", "-KILL", pid], capture_output=True, check=False)
+    subprocess.run(["ip", "netns", "del", network.name], capture_output=True, check=False)
 
 
 @dataclass(frozen=True)
@@ -110,7 +147,7 @@ class TwoNodes:
 
 
 @contextmanager
-def two_node_cluster(folder: Path, *, cpus_per_node: int = 2) -> Iterator[TwoNodes]:
+def two_node_cluster(folder: Path, *, cpus_per_node: int = 2, delay_s: float = 0.0) -> Iterator[TwoNodes]:
     """A Ray cluster of two nodes on two machines, started and stopped by ``odin cluster``.
 
     Parameters
@@ -119,6 +156,8 @@ def two_node_cluster(folder: Path, *, cpus_per_node: int = 2) -> Iterator[TwoNod
         Empty folder for what the cluster remembers and its token; both nodes use it.
     cpus_per_node
         Cores that Ray hands out on each; both stand for the same real cores.
+    delay_s
+        As for :func:`two_networks`.
     """
     environment = {
         "XDG_STATE_HOME": str(folder),
@@ -126,7 +165,7 @@ def two_node_cluster(folder: Path, *, cpus_per_node: int = 2) -> Iterator[TwoNod
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
     }
     with ExitStack() as cleanup:
-        head, member = cleanup.enter_context(two_networks())
+        head, member = cleanup.enter_context(two_networks(delay_s=delay_s))
         nodes = TwoNodes(f"{head.ip}:6379", head, member, environment)
         cpus = f"--num-cpus={cpus_per_node}"
         for network, state, action in ((head, "head", ("up",)), (member, "member", ("join", nodes.address))):

@@ -2,10 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from odin.partitioner.plan import Plan
-from odin.partitioner.relay import Later, Windows, free_at, hand_over, idle_slowdown, is_expected_at, slowdown_after
+from odin.partitioner.policies import Setting
+from odin.partitioner.policies.relay import RelayPolicy
+from odin.partitioner.relay import (
+    Later,
+    Windows,
+    free_at,
+    hand_over,
+    idle_slowdown,
+    is_expected_at,
+    is_much_sooner,
+    slowdown_after,
+)
 
 IDLE = Later(idle=True, taken=False, free_s=0.0, layer_s=1.0)
 TAKEN = Later(idle=False, taken=True, free_s=0.0, layer_s=1.0)
@@ -100,3 +112,35 @@ def test_slowdown_follows_layers_and_is_forgotten_when_idle():
     assert slowdown_after(2.0, 1.0, 0.0) == 2.0
     assert idle_slowdown(3.0, idle_s=1.0, chain_s=1.0) == 2.0
     assert idle_slowdown(3.0, idle_s=0.0, chain_s=1.0) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("free", "text"),
+    [
+        ([True, True, True], "@0-18|@0-18|@0-18|@18"),
+        ([True, False, False], "@0-7|@7|@12|@18"),  # the third stage is a GPU
+        ([False, True, True], "@4|@4-18|@4-18|@18"),  # the first one is
+        ([False, True, False], "@4|@4-12|@12|@18"),  # the first and the last
+        ([False, False, False], "@4|@7|@12|@18"),
+    ],
+)
+def test_boundaries_beside_a_gpu_stay_where_the_plan_has_them(free, text):
+    plan = Plan((4, 3, 5, 6))
+    windows = Windows.around(plan, free=free)
+    assert str(windows) == text
+    setting = Setting(plan, np.ones((4, 18)), np.zeros(19), np.zeros(19), np.full(18, np.nan), reach=windows)
+    assert RelayPolicy().windows(setting) == windows
+    for boundary in range(3):
+        if not free[boundary]:  # nobody hands over past it before
+            cut = (4, 7, 12)[boundary]
+            assert windows.range_of(boundary)[1] == windows.range_of(boundary + 1)[0] == cut
+            past = [k for stage in range(boundary) for before in range(cut) for k in windows.takers(stage, before)]
+            assert max(past, default=0) <= boundary
+
+
+def test_who_is_very_slow_passes_on_what_another_has_done_in_half_the_time():
+    assert is_much_sooner(10.0, True, 0.0, 1.0, 2.0)
+    assert not is_much_sooner(10.0, True, 0.0, 1.0, 1.9)
+    assert is_much_sooner(10.0, False, 13.0, 1.0, 8.0)
+    assert not is_much_sooner(10.0, False, 13.0, 1.0, 7.9)
+    assert not is_much_sooner(10.0, False, 8.0, 1.0, 5.9)  # 2 s late: expected 2 s from now

@@ -94,7 +94,7 @@ class Faked:
 def test_a_move_that_was_asked_for_is_told_before_the_next_can_begin():
     fake = Faked()
     pipe = odin.Pipeline.__new__(odin.Pipeline)
-    pipe._switch_lock, pipe._epochs = threading.Lock(), 0
+    pipe._switch_lock, pipe._epochs, pipe._given_in_flight = threading.Lock(), 0, 4
     pipe._gateway = pipe._deployment = pipe._supervision = fake
     with ThreadPoolExecutor(2) as pool:
         asked = pool.submit(pipe._switch, Plan((1, 3)), why="asked for")

@@ -153,6 +153,43 @@ def test_a_stage_that_recovers_works_again():
     assert share(400, 800) > 0.8
 
 
+@pytest.mark.parametrize("speeds", [(2.0, 1.0), (1.0, 2.0), (4.0, 1.0, 2.0)])
+def test_unequal_devices_do_work_in_proportion_to_their_speeds(speeds):
+    """As two cores beside one. The best plan of whole layers, 12 of them, has at most as much."""
+    world = World.of([[1.0 / speed] * 12 for speed in speeds], noise="lognormal:0.1")
+
+    made = line(world, requests=600)
+
+    layers = np.zeros(len(speeds))
+    for part in made.parts:
+        layers[part.stage] += part.last - part.first
+    assert layers / layers.sum() == pytest.approx(np.array(speeds) / sum(speeds), abs=0.03)
+    assert 600 / made.finished_s.max() > 0.95 * sum(speeds) / 12
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])
+@pytest.mark.parametrize("speed", [0.25, 0.1])
+def test_a_slow_stage_holds_nobody_up_wherever_it_is(slow, speed):
+    """Each request goes through the first stage, which passes it on as it is; a layer of each there had 0.57 at 0.1."""
+    speeds = [1.0] * 3
+    speeds[slow] = speed
+
+    made = line(World.of([[1.0 / speed] * 12 for speed in speeds]), requests=300)
+
+    assert 290 / np.sort(made.finished_s)[289] > 0.9 * sum(speeds) / 12
+
+
+@pytest.mark.parametrize("slow", [1, 2])
+def test_a_stage_that_is_always_far_too_slow_does_nothing(slow):
+    speeds = [1.0] * 3
+    speeds[slow] = 0.01
+
+    made = line(World.of([[1.0 / speed] * 12 for speed in speeds]), requests=300)
+
+    assert {part.stage for part in made.parts if part.last > part.first} == {0, 1, 2} - {slow}
+    assert 290 / np.sort(made.finished_s)[289] > 0.95 * 2 / 12
+
+
 def test_results_are_by_request_though_requests_overtake():
     world = World.of([[1.0] * 6] * 3, slowdown={"slow": [8.0] * 6})
     run = simulate_relay(world, requests=300, interference=Interference((Event(1, "slow", 20, 200),)))

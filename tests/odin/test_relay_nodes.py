@@ -1,0 +1,82 @@
+"""The relay across two nodes with a long way between them: right results, nothing lost, and who is gone is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from netns import TwoNodes, two_node_cluster, unavailable
+
+from odin.stages.device import usable_cores
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available"),
+    pytest.mark.skipif(len(usable_cores()) < 2, reason="two nodes need two cores"),
+]
+
+SERVE = """
+import json, os, signal, sys
+import torch
+import odin
+from small_pipelines import images, small_chain
+from patience import PROMPT_S
+
+if __name__ == "__main__":
+    address, stages = sys.argv[1], sys.argv[2].split(",")
+    chain = small_chain()
+    with odin.Pipeline(chain, stages=stages, address=address, policy="relay", share_devices=True) as pipe:
+        inputs = images(200)
+        expected = [chain(x) for x in inputs]
+        equal = [torch.equal(y, after) for y, after in zip(pipe.map(inputs), expected)]
+        one_by_one = [torch.equal(pipe(x), after) for x, after in zip(inputs[:10], expected)]
+        pipe.policy = "static"
+        planned = [torch.equal(y, after) for y, after in zip(pipe.map(inputs[:50]), expected)]
+        pipe.policy = "relay"
+        again = [torch.equal(y, after) for y, after in zip(pipe.map(inputs[:50]), expected)]
+        ranges = [[(t.first, t.last) for t in timeline.stages] for timeline in pipe.timelines()]
+        infos = pipe.snapshot().stages
+        os.kill(infos[-1].pid, signal.SIGKILL)
+        try:
+            list(pipe.map(images(1000)))
+            lost = "nothing"
+        except odin.StageLostError as error:
+            lost = str(error)
+    print(json.dumps({
+        "equal": [len(equal), len(one_by_one), len(planned), len(again), all(equal + one_by_one + planned + again)],
+        "nodes": [info.node_id for info in infos],
+        "ranges": ranges,
+        "layers": len(chain.layers),
+        "lost": lost,
+    }))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), os.environ.get("PYTHONPATH", "")])
+    )
+    with two_node_cluster(tmp_path_factory.mktemp("cluster"), cpus_per_node=3, delay_s=0.005) as nodes:
+        yield nodes
+    patch.undo()
+
+
+@pytest.mark.parametrize("placement", ["AAB", "ABA"])
+def test_results_are_right_and_the_lost_stage_is_named(cluster: TwoNodes, placement: str):
+    cores = usable_cores()
+    places = {"A": f"{cluster.head.ip}/cpu:{cores[0]}", "B": f"{cluster.member.ip}/cpu:{cores[1]}"}
+    done = cluster.python(SERVE, cluster.address, ",".join(places[node] for node in placement))
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["equal"] == [200, 10, 50, 50, True]
+    assert [seen["nodes"].index(node) for node in seen["nodes"]] == [placement.index(node) for node in placement]
+    for stages in seen["ranges"]:
+        assert [first for first, _ in stages] == [0, *(last for _, last in stages[:-1])]
+        assert stages[-1][1] == seen["layers"]
+    assert f"stage {len(placement) - 1}" in seen["lost"]
+    assert "is gone" in seen["lost"]
