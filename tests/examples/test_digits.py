@@ -117,7 +117,8 @@ def served_in_order(
 
 
 def check(served: list[torch.Tensor], done: list[int], expected: list[torch.Tensor]) -> None:
-    assert done == list(range(len(expected)))
+    # A request under the next plan may be answered by an earlier stage, before one that is still on its way.
+    assert sorted(done) == list(range(len(expected)))
     differing = [number for number, pair in enumerate(zip(served, expected, strict=True)) if not same_bits(*pair)]
     assert differing == []
 

@@ -39,7 +39,7 @@ def test_results_are_the_unsplit_models_bit_for_bit_under_every_plan(pipe, chain
             assert torch.equal(pipe(x), y)
 
 
-def test_migrations_under_load_lose_and_reorder_nothing(pipe, chain):
+def test_migrations_under_load_lose_nothing_and_mix_nothing_up(pipe, chain):
     inputs, plans, before = images(120), all_plans(len(chain.layers)), pipe.snapshot()
     generator = torch.Generator().manual_seed(1)
     futures: list[Future[torch.Tensor]] = []

@@ -82,7 +82,7 @@ def running(
     """Stages in threads; on leaving, every loop has to come to its end by itself."""
 
     def kind(sender: int, receiver: int) -> str:
-        """Each to the next; the others, where both are within a machine, to the gateway."""
+        """Between a stage and the next, and a stage and the gateway; others are not connected."""
         if receiver in (sender + 1, GATEWAY):
             return kinds[sender + 1]
         return "tcp"
