@@ -475,7 +475,7 @@ class Pipeline:
         """Move to another plan, or to other windows such as ``"@0-18|@18"``, while requests flow; returns its epoch.
 
         Every stage is prepared first, then requests are tagged with the new epoch from the next one on: nothing is
-        drained, paused, lost or reordered. With a policy other than ``static`` layers may move again at once.
+        drained, paused or lost. With a policy other than ``static`` layers may move again at once.
 
         Raises
         ------
