@@ -170,3 +170,19 @@ def test_a_very_slow_stage_passes_a_request_on_as_it_is():
     assert not hand_over.passes_on(0, 0.0)  # another one waits there
     words[BEGUN] = 1.0
     assert hand_over.passes_on(0, 0.0)
+
+
+@pytest.mark.parametrize("on_another_machine", [False, True])
+def test_one_that_was_slow_is_passed_by_and_given_a_request_again_after_a_while(on_another_machine: bool):
+    if on_another_machine:
+        taker, words, _ = far(delay_s=0.1)
+    else:
+        link = SimpleNamespace(way=None, readiness=Readiness(), has_place=True)
+        taker, words = make_taker(1, link, [1.0] * LAYERS), link.readiness.words  # type: ignore[arg-type]
+    words[SLOWDOWN], words[IDLE_SINCE_S] = 30.0, 100.0
+    tried_s = [now_s for now_s in range(100, 200) if better(taker, float(now_s), busy=True)]
+    # five seconds are left here, and a layer there took 30: half of what is off 1 is forgotten in the time of the chain
+    assert tried_s[0] == 100 + 29
+    words[SLOWDOWN] = 1.0  # it has recovered
+    words[IDLE_SINCE_S] = 130.0
+    assert better(taker, 130.0, busy=True)
