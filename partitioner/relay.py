@@ -6,7 +6,7 @@ all the rest takes here), and for which one of these holds::
 
     must   no later cut is allowed: the stage waits here until there is a place
     idle   that stage has nothing to do
-    busy   this stage has another request to go on with
+    busy   this stage has another request to go on with, unless the next cut is cheaper and reached in time
     soon   that stage is free nearer to this cut than to the next one
 
 If there is none it goes on. At the end of the chain it answers the request itself. Before it begins with a request it
@@ -206,6 +206,7 @@ def hand_over(
     layer_s: float,
     rest_s: float,
     cost_s: float,
+    saves_s: float = 0.0,
 ) -> int | None:
     """Which of the stages that may take a request at this cut gets it; None: go on, or wait if it must be handed over.
 
@@ -223,6 +224,8 @@ def hand_over(
         Seconds of the next layer, and of all layers that this stage may still run, here at the present speed.
     cost_s
         Seconds to hand over.
+    saves_s
+        By how much less it costs at the next cut; while the other stage is busy anyway that one is preferred.
 
     Returns
     -------
@@ -237,7 +240,7 @@ def hand_over(
     0
     """
     for index, (idle, taken, free_s, its_layer_s) in enumerate(later):
-        if not taken and (must or is_better(now_s, idle, free_s, its_layer_s, busy, layer_s, rest_s, cost_s)):
+        if not taken and (must or is_better(now_s, idle, free_s, its_layer_s, busy, layer_s, rest_s, cost_s, saves_s)):
             return index
     return None
 
@@ -251,10 +254,13 @@ def is_better(
     layer_s: float,
     rest_s: float,
     cost_s: float,
+    saves_s: float = 0.0,
 ) -> bool:
     """Whether to hand over to a stage whose place is free, rather than go on; parameters as of :func:`hand_over`."""
     wait_s = 0.0 if idle else is_expected_at(free_s, now_s) - now_s
-    return wait_s + its_layer_s <= rest_s and (idle or busy or wait_s - cost_s < layer_s / 2)
+    if wait_s + its_layer_s > rest_s:
+        return False
+    return idle or wait_s - cost_s < layer_s / 2 or (busy and not (saves_s > 0.0 and wait_s > layer_s))
 
 
 def is_much_sooner(now_s: float, idle: bool, free_s: float, its_layer_s: float, layer_s: float) -> bool:

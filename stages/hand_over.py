@@ -93,6 +93,7 @@ class HandOver:
         self._baseline_s = [float(layer_s) for layer_s in baseline_s[index]]
         self._behind_s = [*itertools.accumulate(reversed(self._baseline_s), initial=0.0)][::-1]
         self._cost_s, self._cut_nbytes = [float(cut_s) for cut_s in cost_s], cut_nbytes
+        self._saves_s = [here_s - next_s for here_s, next_s in itertools.pairwise(self._cost_s)]
         self._takers = {stage: make_taker(stage, sender, baseline_s[stage]) for stage, sender in later.items()}
         self._cut_takers: Takers = ()
         self._first = self._last = 0
@@ -147,7 +148,9 @@ class HandOver:
                     continue
                 idle, free_s, its_layer_s = taker.seen(cut, self._cut_nbytes[cut], now_s, busy=busy)
                 if (
-                    is_better(now_s, idle, free_s, its_layer_s, busy, layer_s, rest_s, self._cost_s[cut])
+                    is_better(
+                        now_s, idle, free_s, its_layer_s, busy, layer_s, rest_s, self._cost_s[cut], self._saves_s[cut]
+                    )
                     and taker.link.has_place
                 ):
                     self._chosen = taker.stage

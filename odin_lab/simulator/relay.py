@@ -283,6 +283,7 @@ class RelayLine:
                 layer_s=stage.slowdown * stage.baseline_s[cut],
                 rest_s=stage.slowdown * (behind_s[cut] - last_s),
                 cost_s=self._send_s[cut],
+                saves_s=self._send_s[cut] - self._send_s[cut + 1],
             )
         if chosen is not None:
             self._send(index, takers[chosen], now_s)

@@ -27,8 +27,8 @@ def occupied(free_s, layer_s=1.0):
     return Later(idle=False, taken=False, free_s=free_s, layer_s=layer_s)
 
 
-def decide(*later, must=False, busy=False, layer_s=1.0, rest_s=100.0, cost_s=0.0):
-    return hand_over(10.0, later, must=must, busy=busy, layer_s=layer_s, rest_s=rest_s, cost_s=cost_s)
+def decide(*later, must=False, busy=False, layer_s=1.0, rest_s=100.0, cost_s=0.0, saves_s=0.0):
+    return hand_over(10.0, later, must=must, busy=busy, layer_s=layer_s, rest_s=rest_s, cost_s=cost_s, saves_s=saves_s)
 
 
 @pytest.mark.parametrize("text", ["@7|@18", "@0-18|@0-18|@18", "@3-9|@9-18|@18", "@18", "@0|@5-5|@5"])
@@ -144,3 +144,10 @@ def test_who_is_very_slow_passes_on_what_another_has_done_in_half_the_time():
     assert is_much_sooner(10.0, False, 13.0, 1.0, 8.0)
     assert not is_much_sooner(10.0, False, 13.0, 1.0, 7.9)
     assert not is_much_sooner(10.0, False, 8.0, 1.0, 5.9)  # 2 s late: expected 2 s from now
+
+
+def test_a_busy_stage_waits_for_a_cheaper_cut_if_the_other_is_busy_until_then():
+    assert decide(occupied(12.0), busy=True, saves_s=0.1) is None
+    assert decide(occupied(12.0), busy=True, saves_s=-0.1) == 0
+    assert decide(occupied(10.9), busy=True, saves_s=0.1) == 0  # it would have nothing to do
+    assert decide(IDLE, busy=True, saves_s=0.1) == 0

@@ -17,14 +17,13 @@ NOW_S = 1000.0
 class Channel:
     """A sender to a later stage, whose words the test writes."""
 
-    def __init__(self, *, remote: bool = False, way_s: float = 0.0) -> None:
+    way = None
+
+    def __init__(self) -> None:
         self.readiness = Readiness()
-        self.remote, self.has_place, self.way_s = remote, True, way_s
+        self.has_place = True
         self.words = self.readiness.words
         self.is_free_in(math.inf)
-
-    def transfer_s(self, nbytes: int) -> float:
-        return self.way_s
 
     def is_idle(self, since_s: float = NOW_S) -> None:
         self.words[FREE_S] = self.words[IDLE_SINCE_S] = since_s
@@ -188,17 +187,8 @@ def test_a_slower_stage_expects_to_be_free_later_and_says_how_slow_it_is():
     assert published(stage) == pytest.approx(18.0, rel=0.01)
 
 
-def test_the_way_to_another_machine_is_on_the_way():
-    near, far = Channel(), Channel(remote=True, way_s=1.0)
-    for channel, cut in ((near, 4), (far, 3)):  # it takes the request off this stage a second before it is needed there
-        stage = Stage("@0-6|@6", channel)
-        channel.is_free_in(4.0)
-        assert stage.run() == cut
-
-
 def test_the_last_stage_has_nobody_to_look_at():
     stage = Stage("@0-6|@6", index=1)
-    assert not stage.reach.free
     assert not any(stage.takers)
     stage.begin(2)
     assert published(stage) == pytest.approx(8.0)
