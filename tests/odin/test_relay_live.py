@@ -119,6 +119,9 @@ def test_policies_plans_and_windows_change_while_requests_flow(pipe, chain, even
         ("@3-1|@4|@4", r"@3-1 must not be empty"),
         ("@x|@4", r"is not windows: write where each stage may end"),
         ("@", r"is not windows"),
+        ("0-3|@4", r"is not windows"),
+        (None, r"None is no plan and no windows; give text such as '7\|11' or '@0-9\|@18'"),
+        ([(0, 3), (4, 4)], r"is no plan and no windows"),
     ],
 )
 def test_windows_that_do_not_fit_change_nothing(pipe, wrong, message):
