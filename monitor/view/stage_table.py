@@ -63,7 +63,8 @@ def _hand_over(stage: StageView, layer_count: int) -> str:
     low, high = stage.last_quartiles
     if low == layer_count:
         return "end"
-    return f"{stage.last}" if low == high else f"{stage.last} ({low}-{high})"
+    at, first, last = ("end" if cut == layer_count else str(cut) for cut in (stage.last, low, high))
+    return at if low == high else f"{at} ({first}-{last})"
 
 
 def _hand_overs(layer_count: int) -> _Column:

@@ -270,6 +270,13 @@ def test_long_causes_leave_room_for_what_the_bars_mean(spread):
     assert rows[6].endswith("median cut (quartiles)")
 
 
+def test_at_the_end_of_the_chain_nothing_is_handed_over():
+    """Cut 18 of 18 layers is no place to hand over at: the stage answered those requests itself."""
+    text = plain(at(built(*relayed(turns((4, 14), (18, 0), (18, 0), count=64))), 64), width=80)
+    assert "  end (4-end)  " in text
+    assert "18)" not in text
+
+
 def test_no_half_of_what_the_bars_mean(spread):
     lines = stage_lines(spread, width=80, height=5, glyphs=UNICODE)
     assert [line.plain[:11] for line in lines] == [" stage    l", " 0 cpu:0  ━", " 1 cpu:1  ─", "          └"]
