@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from odin.partitioner.chain import Chain, TraceError, build_chain
     from odin.partitioner.plan import Plan
     from odin.partitioner.policies import Decision, Observation, Policy, Setting, make_policy
+    from odin.partitioner.relay import Windows
     from odin.pipeline import Pipeline
     from odin.stages.device import Device, DeviceError
     from odin.version import __version__
@@ -54,6 +55,7 @@ __all__ = [
     "Source",
     "StageLostError",
     "TraceError",
+    "Windows",
     "__version__",
     "build_chain",
     "load_source",
@@ -77,6 +79,7 @@ _HOMES = {
     "odin.partitioner.chain": ("Chain", "TraceError", "build_chain"),
     "odin.partitioner.plan": ("Plan",),
     "odin.partitioner.policies": ("Decision", "Observation", "Policy", "Setting", "make_policy"),
+    "odin.partitioner.relay": ("Windows",),
     "odin.stages.device": ("Device", "DeviceError"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

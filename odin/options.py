@@ -35,6 +35,7 @@ __all__ = [
     "check_batch",
     "check_on_this_machine",
     "check_options",
+    "check_policy",
     "check_timeout",
     "leading_size",
     "refuse_simulation_only",
@@ -93,7 +94,7 @@ def check_options(
         raise ValueError(f"on_event={on_event!r} cannot be called; give a function that takes an event")
     devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)
     _check_plan(plan, devices)
-    _check_policy(policy)
+    check_policy(policy)
     _check_detector(detector)
     _check_log(log)
     if devices is not None:
@@ -118,6 +119,8 @@ def _check_count(name: str, value: Any) -> None:
 def _check_plan(plan: Plan | str | None, devices: Sequence[Device] | None) -> None:
     if plan is None:
         return
+    if isinstance(plan, str) and "@" in plan:
+        raise ValueError(f"plan={plan!r} looks like windows; begin with a plan, such as 7|11, then migrate({plan!r})")
     if isinstance(plan, str):
         plan = Plan.parse(plan)
     if not isinstance(plan, Plan):
@@ -131,7 +134,8 @@ def _check_plan(plan: Plan | str | None, devices: Sequence[Device] | None) -> No
         )
 
 
-def _check_policy(policy: Policy | str) -> None:
+def check_policy(policy: Policy | str) -> None:
+    """Raise ``ValueError`` for what is no policy, or none that can serve."""
     if isinstance(policy, str) and policy.strip() == AUTO:
         return
     if isinstance(policy, str):

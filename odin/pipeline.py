@@ -38,7 +38,7 @@ from odin.monitor.eventlog import EventLog
 from odin.monitor.events import Event, LoadChanged, StageDescription
 from odin.monitor.timing import RequestTimeline
 from odin.monitor.view.builder import PipelineView, Serving
-from odin.options import check_batch, check_options, check_timeout, leading_size
+from odin.options import check_batch, check_options, check_policy, check_timeout, leading_size
 from odin.partitioner.chain import Chain
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Policy, Setting, windows_of
@@ -459,7 +459,7 @@ class Pipeline:
 
     @property
     def plan(self) -> Plan:
-        """Layers per stage for the next request."""
+        """Layers per stage for the next request; where :attr:`windows` are wider, only what to return to from them."""
         self._check_process()
         assert self._gateway is not None
         return self._gateway.plan
@@ -475,25 +475,29 @@ class Pipeline:
         """Move to another plan, or to other windows such as ``"@0-18|@18"``, while requests flow; returns its epoch.
 
         Every stage is prepared first, then requests are tagged with the new epoch from the next one on: nothing is
-        drained, paused or lost. With a policy other than ``static`` layers may move again at once.
+        drained, paused or lost. A policy that moves layers may do so again at once; ``static`` and ``relay`` keep what
+        was asked for. A plan ends the relay, though :attr:`policy` still says ``relay``; set that anew to resume it.
 
         Raises
         ------
         ValueError
-            If the plan does not fit; nothing has changed then.
+            If it is no plan and no windows, or does not fit; nothing has changed then.
         StageLostError
             If a stage is gone.
         PipelineClosedError
             If the pipeline is closed, before or meanwhile.
         """
         self._check_process()
-        if isinstance(plan, str) and plan.strip().startswith("@"):
-            plan = Windows.parse(plan)
+        if isinstance(plan, str):
+            plan = Windows.parse(plan) if "@" in plan else Plan.parse(plan)
         fits = {"layer_count": len(self.chain.layers), "stage_count": len(self.devices)}
         if isinstance(plan, Windows):
             plan.check_fits(**fits)
             return self._switch(plan.nearest(self.plan), plan, why="asked for")
-        plan = Plan.parse(plan) if isinstance(plan, str) else Plan(plan)
+        try:
+            plan = Plan(plan)
+        except TypeError:
+            raise ValueError(f"{plan!r} is no plan and no windows; give text such as '7|11' or '@0-9|@18'") from None
         plan.check_fits(**fits)
         return self._switch(plan, why="asked for")
 
@@ -521,7 +525,7 @@ class Pipeline:
 
     @property
     def policy(self) -> str:
-        """The policy's name. Set it to a name or a policy; in force from the next request on.
+        """The policy's name. Set it to a name or a policy; in force, and told here, in a moment from then.
 
         Setting one that moves layers by plans, after the relay, fixes the boundaries where :attr:`plan` has them.
         """
@@ -533,6 +537,7 @@ class Pipeline:
     def policy(self, policy: Policy | str) -> None:
         self._check_process()
         assert self._supervision is not None
+        check_policy(policy)
         policy = self._policy_for(policy)
         self._supervision.set_policy(policy)
         setting = self._setting._replace(plan=self.plan, reach=self._reach(self.plan))

@@ -82,7 +82,8 @@ class Reaction:
     moves
         Plans, the first one before it.
     shares
-        Median layers per stage before and after it, where each request changed hands at a cut of its own; else empty.
+        Median layers per stage before and after it, where each request changed hands at a cut of its own; only those
+        after it, if a plan was in force before; else empty.
     """
 
     phase: Phase
@@ -192,7 +193,7 @@ def _report(recording: KeptEvents, spans: Sequence[tuple[Phase, float, float]]) 
         results.append(_result(phase, plan, windows, events, settled_s))
         layers = results[-1].layers
         if phase.loaded != loaded:
-            shares = (shares_before, layers) if windows and shares_before else ()
+            shares = tuple(filter(None, (shares_before, layers))) if windows else ()
             reactions.append(_reaction(phase, events, plans, shares))
         loaded, shares_before = phase.loaded, layers if windows else ""
         if phase.loaded:
@@ -260,6 +261,9 @@ def render_demo(report: DemoReport, devices: Sequence[str]) -> RenderableType:
             seconds(result.latency_p50_s),
             seconds(result.latency_p99_s),
         )
+    if any(result.layers.startswith("~") for result in report.phases):
+        table.caption = "~: medians; each request changed hands where the next stage was free"
+        table.caption_justify = "left"
     lines = Text()
     if report.slowdown is not None:
         stage = report.slowdown.stage

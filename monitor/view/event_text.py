@@ -98,7 +98,7 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
             what, *who = cause(event.interference, event.culprits, event.note).split(",", 1)
             return "cause: " + ",".join([f"{what} on stage {event.stage}", *who])
         case PlanChanged():
-            text = f"{_MOVES.get(event.decision, event.decision)}{_plan_change_text(event)}"
+            text = _plan_change_text(event)
             if event.prepare_s >= 0:
                 text += f" in {event.prepare_s * 1e3:.3g} ms" if event.prepare_s < 1 else f" in {event.prepare_s:.1f} s"
             if event.predicted_hz >= 0:
@@ -133,11 +133,13 @@ def _device(stage: int, devices: Sequence[str]) -> str:
 
 
 def _plan_change_text(event: PlanChanged) -> str:
-    if event.windows:
-        return f": {windows_text(event.windows)}"
-    if event.before == event.after:  # from hand-overs at other cuts back to those of the plan
-        return f": hand over at the plan's cuts, {plan_text(event.after)}"
-    return f" {_move_text(event.before, event.after)}"
+    how = _MOVES.get(event.decision, event.decision)
+    if not event.windows and event.before != event.after:
+        return f"{how} {_move_text(event.before, event.after)}"
+    # Only where requests change hands is another: no layer moved, and for "migrate" the reason says who wanted it.
+    begin = "from now on" if event.decision == "migrate" else f"{how}:"
+    where = windows_text(event.windows) if event.windows else f"hand over at the plan's cuts, {plan_text(event.after)}"
+    return f"{begin} {where}"
 
 
 def _move_text(before: Sequence[int], after: Sequence[int]) -> str:

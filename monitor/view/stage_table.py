@@ -19,6 +19,7 @@ from odin.monitor.view.textfit import clean, fit, fit_end, pad, wrap
 __all__ = ["STYLES", "bar", "share_bar", "stage_lines"]
 
 STYLES = {"quiet": QUIET, "disturbed": DISTURBED, "bypassed": "dim", "empty": "dim", "lost": f"bold {LOST}"}
+_HANDS_OVER = "hands over at"
 _LEAST_BAR = 8
 _WIDEST_BAR = 64
 _DEVICE_WIDTH, _WIDE_DEVICE_WIDTH = 14, 40
@@ -62,12 +63,13 @@ def _hand_over(stage: StageView, layer_count: int) -> str:
     low, high = stage.last_quartiles
     if low == layer_count:
         return "end"
-    return f"{stage.last}" if low == high else f"{stage.last} ({low}-{high})"
+    at, first, last = ("end" if cut == layer_count else str(cut) for cut in (stage.last, low, high))
+    return at if low == high else f"{at} ({first}-{last})"
 
 
 def _hand_overs(layer_count: int) -> _Column:
     """The layer before which a later stage takes over, and its quartiles, where that differs between requests."""
-    return _Column("hands over at", 13, 4, lambda stage, _: _hand_over(stage, layer_count))
+    return _Column(_HANDS_OVER, 13, 4, lambda stage, _: _hand_over(stage, layer_count))
 
 
 _COLUMNS = (
@@ -102,9 +104,10 @@ def stage_lines(view: PipelineView, *, width: int, height: int, glyphs: Glyphs) 
     shown, hidden = _choose(stages, room)
     layout = _Layout(view, shown, width, glyphs)
     room -= len(shown) + bool(hidden)
-    for most in _REMARK_LINES:
+    legend = layout.legend()
+    for most in _REMARK_LINES:  # long remarks give way to the legend, the legend to short ones
         remarks = [layout.remark(stage, most) for stage in shown]
-        if below := sum(map(len, remarks)) <= room:
+        if below := sum(map(len, remarks)) <= room - (len(legend) if most > 1 else 0):
             break
     lines = [layout.heading()] if heading else []
     for stage, remark in zip(shown, remarks, strict=True):
@@ -112,17 +115,7 @@ def stage_lines(view: PipelineView, *, width: int, height: int, glyphs: Glyphs) 
         lines += remark if below else []
     if hidden:
         lines.append(fit(Text(f" {glyphs.ellipsis} {_count(hidden)}", style="dim"), width, glyphs))
-    if view.windows:
-        lines += _legend(width, glyphs)
-    return lines[:height]
-
-
-def _legend(width: int, glyphs: Glyphs) -> list[Text]:
-    text = (
-        f"{glyphs.held} layers that a stage runs most, {glyphs.blurred} less often: each request is handed over where "
-        "the next stage is free"
-    )
-    return [Text(f" {line}", style="dim") for line in wrap(text, max(1, width - 2), lines=2, glyphs=glyphs)]
+    return lines + legend if len(lines) + len(legend) <= height else lines[:height]  # half a legend explains nothing
 
 
 def bar(first: float, last: float, total: float, width: int, glyphs: Glyphs) -> str:
@@ -245,6 +238,20 @@ class _Layout:
             fit(Text(indent).append(line, style), self._width, glyphs)
             for indent, line in zip(indents, broken, strict=True)
         ]
+
+    def legend(self) -> list[Text]:
+        """What bars and cuts mean where requests change hands at cuts of their own; else nothing."""
+        if not self._view.windows:
+            return []
+        glyphs = self._glyphs
+        text = (
+            f"{glyphs.held} layers that a stage runs most, {glyphs.blurred} less often: each request is handed over "
+            "where the next stage is free"
+        )
+        if any(column.heading == _HANDS_OVER for column in self._columns):
+            text += "; at: median cut (quartiles)"
+        broken = wrap(text, max(1, self._width - 2), lines=2, glyphs=glyphs)
+        return [Text(f" {line}", style="dim") for line in broken]
 
     def heading(self) -> Text:
         line = pad(Text(" stage"), self.bar_at)

@@ -143,7 +143,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--width", type=int, metavar="N", help="columns of the screen (default: the terminal's, or 100)"
     )
-    parser.add_argument("--height", type=int, metavar="N", help="lines of the screen (default: the terminal's)")
+    parser.add_argument(
+        "--height", type=int, metavar="N", help="lines of the screen (default: the terminal's); not with --once"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -84,7 +84,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--plan", metavar="COUNTS", help="layers per stage, such as 7|11 (default: the fastest)")
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images per request (default 1)")
     parser.add_argument(
-        "--max-in-flight", type=positive, metavar="N", help="most requests in flight (default: two per stage)"
+        "--max-in-flight",
+        type=positive,
+        metavar="N",
+        help="most requests in flight (default: two per stage, one and a half with the relay)",
     )
     parser.add_argument("--precision", help="number format of GPU stages, such as float16")
     parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width of the model's input")

@@ -136,7 +136,7 @@ def stage_table(view: PipelineView, layer_names: Sequence[str], *, names: bool =
             "-" if math.isnan(stage.utilisation) or nothing else f"{stage.utilisation:.0%}",
             milliseconds(stage.queue_s),
         )
-    means = "layers: means; " if view.windows else ""
+    means = ("layers: means; " + "from ... to, " * names) if view.windows else ""
     table.caption = f"{means}time, queue: medians over the last requests; share: busy part of the time"
     table.caption_justify = "left"
     return table

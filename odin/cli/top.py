@@ -83,7 +83,9 @@ def _find_here(pid: int | None) -> int:
             "of its Ray cluster"
         )
     if len(pids) > 1:
-        raise ConnectionError(f"several pipelines run here; name one: odin top {' | '.join(map(str, pids))}")
+        raise ConnectionError(
+            f"several pipelines run here; name one, such as odin top {pids[0]}; there are {', '.join(map(str, pids))}"
+        )
     return pids[0]
 
 

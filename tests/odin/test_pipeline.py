@@ -66,7 +66,7 @@ def test_map_is_in_order_lazy_and_bounded(pipe, chain):
     results = pipe.map(source())
     assert taken == 0
     first = next(results)
-    assert 1 <= taken <= pipe.max_in_flight + 1
+    assert 1 <= taken <= 2 * pipe.max_in_flight + 1  # as many as may be under way wait for one that they have overtaken
     assert torch.equal(first, chain(images(1)[0]))
     assert all(torch.equal(y, chain(x)) for x, y in zip(images(50)[1:], results, strict=True))
     assert taken == 50

@@ -77,7 +77,7 @@ def test_several_inputs_and_outputs_and_an_exception_in_a_layer(two_cores):
 
 
 def test_a_killed_stage_fails_every_request_promptly(two_cores, chain):
-    with odin.Pipeline(chain, stages=two_cores) as pipe:
+    with odin.Pipeline(chain, stages=two_cores, policy="static") as pipe:
         pipe(images(1)[0])
         victim = pipe.snapshot().stages[1].pid
         os.kill(victim, signal.SIGSTOP)  # requests pile up at it
@@ -119,7 +119,7 @@ def test_tcp_between_stages_gives_the_same_bits_and_leaving_by_an_exception_drop
     futures = []
 
     def serve():
-        with odin.Pipeline(chain, stages=two_cores, transport="tcp") as pipe:
+        with odin.Pipeline(chain, stages=two_cores, transport="tcp", policy="static") as pipe:
             for number, (x, y) in enumerate(zip(images(20), pipe.map(images(20)), strict=True)):
                 assert torch.equal(y, chain(x)), number
             os.kill(pipe.snapshot().stages[1].pid, signal.SIGSTOP)

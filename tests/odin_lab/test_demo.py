@@ -126,3 +126,16 @@ def test_of_a_relay_the_layers_that_stages_ran_are_told():
     assert [result.layers for result in report.phases] == ["~2|2", "~3|1", "~2|2"]
     assert [reaction.shares for reaction in report.reactions] == [("~2|2", "~3|1"), ("~3|1", "~2|2")]
     assert "each request changes hands where the next stage is free: ~2|2 -> ~3|1" in drawn(report)
+    assert "~: medians; each request changed hands" in drawn(report)
+
+
+def test_a_relay_after_a_fixed_plan_is_not_told_to_stay():
+    """Its layers did not "stay": the load went with the phase of the fixed plan."""
+    recording = handing_over((2, 3))
+    whole = next(event for event in recording.events if isinstance(event, RunStarted))
+    fixed = PlanChanged(10.0, 1, 1, (2, 2), (2, 2), "migrate", "policy static", float("nan"), 0.0)
+    again = PlanChanged(20.0, 2, 2, (2, 2), (2, 2), "migrate", "policy relay", float("nan"), 0.0, whole.windows)
+    recording.events += [fixed, again]
+    recording.events.sort(key=lambda event: event.at_s)
+    came, went = _report(recording, spans()).reactions
+    assert (came.shares, went.shares) == ((), ("~2|2",))

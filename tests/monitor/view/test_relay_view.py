@@ -14,12 +14,12 @@ from synthetic_run import START_S, interference, request, run_started
 from odin.cli.replay import Player
 from odin.cli.run_report import stage_table
 from odin.monitor.eventlog import EventLog, read_log
-from odin.monitor.events import PlanChanged, SlowdownChanged, from_json, to_json
+from odin.monitor.events import Culprit, PlanChanged, SlowdownChanged, from_json, to_json
 from odin.monitor.view.builder import PipelineView, Serving, ViewBuilder
 from odin.monitor.view.event_text import event_text
 from odin.monitor.view.screen import plain, render
 from odin.monitor.view.sparkline import ASCII, UNICODE
-from odin.monitor.view.stage_table import share_bar
+from odin.monitor.view.stage_table import share_bar, stage_lines
 from odin.monitor.view.windows_text import end_ranges, windows_text
 
 WHOLE = "@0-18|@18"
@@ -200,9 +200,9 @@ def test_texts():
     where = "hand over where the next stage is free, cuts 0-18"
     assert event_text(run, []) == f"started: resnet50 on 2 stages, {where}"
     moved = PlanChanged(0.0, 3, 1, (7, 11), (9, 9), "migrate", "asked for", math.nan, 0.002, WHOLE)
-    assert event_text(moved, []) == f"asked to move: {where} in 2 ms (asked for)"
+    assert event_text(moved, []) == f"from now on {where} in 2 ms (asked for)"
     moved = PlanChanged(0.0, 3, 1, (9, 9), (9, 9), "migrate", "asked for", math.nan, 0.002)
-    assert event_text(moved, []) == "asked to move: hand over at the plan's cuts, 9|9 in 2 ms (asked for)"
+    assert event_text(moved, []) == "from now on hand over at the plan's cuts, 9|9 in 2 ms (asked for)"
     many = "|".join(f"@{at}-{at + 2}" for at in range(12)) + "|@14"
     assert windows_text(many) == "hand over where the next stage is free, cuts between 0 and 13"
     assert windows_text("@18") == "hand over nowhere: there is one stage"
@@ -252,10 +252,34 @@ def test_the_edge_between_stages_is_blurred(spread):
         " 1 cpu:1  ────────────╍╍━━━━━━            end    120 ms    ! 2.0x  100%  ━━━━━━",
         "          └ disturbed: cause not known yet",
         " ━ layers that a stage runs most, ╍ less often: each request is handed over",
-        " where the next stage is free",
+        " where the next stage is free; at: median cut (quartiles)",
         "",
     ]
     assert plain(spread).startswith(" resnet50  about 12|6  relay  ")
+
+
+def test_long_causes_leave_room_for_what_the_bars_mean(spread):
+    culprits = tuple(Culprit(4000 + index, "python a_long_name.py", 0.1) for index in range(8))
+    stages = tuple(
+        msgspec.structs.replace(stage, state="disturbed", interference="CPU share", culprits=culprits)
+        for stage in spread.stages
+    )
+    rows = plain(msgspec.structs.replace(spread, stages=stages), width=80).splitlines()[8:15]
+    assert [row[:11] for row in rows[:5]] == [" stage    l", " 0 cpu:0  ━", "          └", " 1 cpu:1  ─", "          └"]
+    assert rows[5].startswith(" ━ layers that a stage runs most")
+    assert rows[6].endswith("median cut (quartiles)")
+
+
+def test_at_the_end_of_the_chain_nothing_is_handed_over():
+    """Cut 18 of 18 layers is no place to hand over at: the stage answered those requests itself."""
+    text = plain(at(built(*relayed(turns((4, 14), (18, 0), (18, 0), count=64))), 64), width=80)
+    assert "  end (4-end)  " in text
+    assert "18)" not in text
+
+
+def test_no_half_of_what_the_bars_mean(spread):
+    lines = stage_lines(spread, width=80, height=5, glyphs=UNICODE)
+    assert [line.plain[:11] for line in lines] == [" stage    l", " 0 cpu:0  ━", " 1 cpu:1  ─", "          └"]
 
 
 @pytest.mark.parametrize("ascii_only", [False, True])
@@ -278,4 +302,6 @@ def test_a_fixed_plan_looks_as_ever():
 def test_the_report_of_a_run(spread):
     table = stage_table(spread, spread.layers)
     assert table.title == "resnet50, hand over where the next stage is free, cuts 0-18"
-    assert table.caption == "layers: means; time, queue: medians over the last requests; share: busy part of the time"
+    assert table.caption == (
+        "layers: means; from ... to, time, queue: medians over the last requests; share: busy part of the time"
+    )

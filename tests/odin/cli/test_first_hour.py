@@ -208,6 +208,7 @@ def test_a_core_that_a_pipeline_holds_is_told_at_once(tmp_path):
     ("options", "problem"),
     [
         ({"plan": (7, 11)}, r"plan=\(7, 11\) is no plan; give its text, such as '7\|11'"),
+        ({"plan": "@0-9|@18"}, r"plan='@0-9\|@18' looks like windows; begin with a plan, .* then migrate"),
         ({"plan": Plan((1, 2)), "stages": [CORE]}, r"plan 1\|2 has 2 stages"),
         ({"policy": StaticPolicy}, "policy=StaticPolicy is a class; give an object"),
         ({"policy": 3}, "policy=3 has no name, no start, no decide"),

@@ -160,7 +160,7 @@ def test_observations_are_those_of_the_live_controller():
     controller = Controller(
         world.setting(Plan((3, 3, 3))),
         policy=live,
-        migrate=lambda plan: moved.append(plan) or len(moved),
+        migrate=lambda plan, windows: moved.append(plan) or len(moved),
         emit=lambda event: None,
         budget=1e9,
     )
