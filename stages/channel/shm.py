@@ -32,7 +32,7 @@ from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Me
 from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.slots import SlotMemory, allocate_memfd
 from odin.stages.channel.way import Way
-from odin.stages.channel.wire import Header, Kind, WireError, pack, unpack
+from odin.stages.channel.wire import GATEWAY, Header, Kind, WireError, pack, unpack
 
 __all__ = ["ShmReceiver", "ShmSender", "SlotPool"]
 
@@ -76,6 +76,12 @@ class SlotPool:
             self.read_credits(wait=True)
         return self.free.pop()
 
+    @property
+    def has_spare(self) -> bool:
+        """Whether a later stage may have a slot: one that hangs keeps it, and the last one is for answers."""
+        answering = [sender for sender in self.senders if sender.receiver == GATEWAY and len(self.senders) > 1]
+        return len(self.free) > sum(not sender.owed for sender in answering)
+
     def read_credits(self, *, wait: bool) -> None:
         """Take back the slots that receivers have done with; with ``wait``, wait for some."""
         poll, owing = select.poll(), {}
@@ -110,7 +116,7 @@ class ShmSender:
     def __init__(
         self, connection: socket.socket, hello: Hello, pool: SlotPool | None = None, receiver: int | None = None
     ) -> None:
-        self._receiver = receiver
+        self.receiver = receiver
         own = pool is None
         if pool is None:
             pool = SlotPool(hello.slots, hello.slot_nbytes)
@@ -213,12 +219,12 @@ class ShmSender:
     @property
     def has_place(self) -> bool:
         """See :attr:`odin.stages.channel.link.Sender.has_place`."""
-        if not self._free or self.owed >= self._limit:
+        if not (self._pool.has_spare and self.owed < self._limit):
             try:
                 self._pool.read_credits(wait=False)
             except ChannelClosedError:
                 return True
-        return bool(self._free) and self.owed < self._limit
+        return self._pool.has_spare and self.owed < self._limit
 
     def _take_slot(self) -> int:
         while self.owed >= self._limit:
@@ -246,7 +252,7 @@ class ShmSender:
     def _gone(self, why: OSError | None = None) -> ChannelClosedError:
         # Named here: whoever waits for a shared slot learns of a receiver that it was not sending to.
         error = ChannelClosedError("the next stage is gone" if why is None else f"the next stage is gone ({why})")
-        error.peer = self._receiver
+        error.peer = self.receiver
         return error
 
     def close(self, *, graceful: bool = True) -> None:

@@ -176,8 +176,10 @@ class Endurance:
         if number % 499 == 0 and (fault := fork_once(self._pipe, self._inputs[0], draw.random())):
             self.faults.append(fault)
         if number % 997 == 0:
-            cut = draw.randint(0, 3)
-            self._pipe.migrate(f"{cut}|{3 - cut}")
+            first, last = sorted(draw.choices(range(4), k=2))
+            self._pipe.migrate(draw.choice([f"{last}|{3 - last}", f"@{first}-{last}|@3", "@0-3|@3"]))
+        if number % 1999 == 0:
+            self._pipe.policy = draw.choice(["static", "relay"])
         if number % 1499 == 0:
             self._abandon_loop()
 
@@ -225,7 +227,7 @@ def run(count: int, *, seed: int, in_flight: int = 32) -> tuple[Counter[str], li
 
     cores = [f"cpu:{core}" for core in usable_cores()[:2]]
     chain = odin.build_chain(model(), (torch.zeros(1, 3, 16, 16),), name="small")
-    with expected_noise(), odin.Pipeline(chain, stages=cores, policy="static", plan="1|2", on_event=on_event) as pipe:
+    with expected_noise(), odin.Pipeline(chain, stages=cores, on_event=on_event) as pipe:
         trial = Endurance(pipe, seed)
         pids = [os.getpid(), *(stage.pid for stage in pipe.view().stages)]
         threads_before = our_threads()

@@ -470,7 +470,7 @@ def main() -> int:
     outcomes, faults = run(
         -(-arguments.count // models),
         seed=arguments.seed,
-        serve=lambda chain: odin.Pipeline(chain, stages=cores, policy="static"),
+        serve=lambda chain: odin.Pipeline(chain, stages=cores),
         chosen=arguments.model,
     )
     print(f"{sum(outcomes.values())} requests:", ", ".join(f"{n} {what}" for what, n in outcomes.most_common()))

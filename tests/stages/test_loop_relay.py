@@ -19,6 +19,7 @@ from odin.monitor.timing import StageTiming, unpack_timings
 from odin.partitioner.relay import Windows
 from odin.stages.channel import shm, tcp
 from odin.stages.channel.link import ChannelClosedError
+from odin.stages.channel.readiness import IDLE_SINCE_S
 from odin.stages.channel.wire import Header, Kind
 from odin.stages.compute.executor import CpuExecutor, Executor, Values
 from odin.stages.loop import DEADLINE, RECALLED
@@ -171,6 +172,29 @@ def test_values_are_the_chains_bit_for_bit_whatever_windows_hold_and_epochs_are_
         run.send(0, inputs[0], epoch=last, oldest=last)
         run.result()
         assert min(run.ring.loops[0]._under) == last
+
+
+def test_a_stage_goes_on_by_itself_while_all_later_ones_hang():
+    gates = Gates((1, 0), (2, 0), (3, 0))
+    faster = [[1e-3] * LAYERS, *[[1e-9] * LAYERS] * 3]  # so that they get all that there is room for
+    with running(gates.executors(4), "@0-6|@0-6|@0-6|@6", baseline_s=faster) as run:
+        try:
+            run.send(0)
+            assert gates.reached[1, 0].wait(PROMPT_S)
+            run.ring.readiness[1].words[IDLE_SINCE_S] = 0.0  # so that one will wait there, too
+            for number in range(1, 12):
+                run.send(number)
+            with ThreadPoolExecutor(1) as pool:
+                answers = pool.submit(lambda: [run.result() for _ in range(12 - 3)])
+                try:
+                    assert {values[0].item() for _, values in answers.result(PROMPT_S)} == {LAYERS}
+                finally:
+                    for gate in gates.go_on.values():
+                        gate.set()
+            assert [run.result()[1][0].item() for _ in range(3)] == [LAYERS] * 3
+        finally:
+            for gate in gates.go_on.values():
+                gate.set()
 
 
 def test_windows_of_one_cut_are_a_plan():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,15 +13,19 @@ from patience import PROMPT_S
 
 from odin.stages.channel.link import ChannelClosedError, Receiver, Sender
 from odin.stages.channel.shm import SlotPool
+from odin.stages.channel.wire import GATEWAY
 
 BLOCKED_S = 0.2
 
 
 @contextlib.contextmanager
-def pooled(slots: int, *limits: int) -> Iterator[tuple[SlotPool, list[Sender], list[Receiver]]]:
+def pooled(
+    slots: int, *limits: int, receivers: Sequence[int] = (1, 2)
+) -> Iterator[tuple[SlotPool, list[Sender], list[Receiver]]]:
     pool = SlotPool(slots, 1024)
     pairs = [
-        open_pair("shm", slots=limit, sender=0, receiver=1 + index, pool=pool) for index, limit in enumerate(limits)
+        open_pair("shm", slots=limit, sender=0, receiver=receiver, pool=pool)
+        for limit, receiver in zip(limits, receivers, strict=False)
     ]
     try:
         yield pool, [sender for sender, _ in pairs], [receiver for _, receiver in pairs]
@@ -38,6 +42,27 @@ def test_no_channel_takes_more_than_its_limit():
         assert (first.has_place, second.has_place) == (False, True)
         second.send(request(2), (numbers(2),))
         assert (first.has_place, second.has_place) == (False, False)  # the third slot was the last
+
+
+def test_the_last_slot_is_left_for_answers():
+    # Three stages that hung had all four slots of the first one, which then could not answer what it did by itself.
+    with pooled(3, 2, 2, 2, receivers=(1, 2, GATEWAY)) as (_, (first, second, answers), (_, _, gateway)):
+        first.send(request(0), (numbers(0),))
+        assert second.has_place
+        second.send(request(1), (numbers(1),))
+        assert not first.has_place
+        assert not second.has_place
+        for number in range(2, 6):  # as often as one likes
+            answers.send(request(number), (numbers(number),))
+            gateway.receive().release()
+        assert not first.has_place
+
+
+def test_a_slot_that_an_answer_has_comes_back_and_counts_as_the_last_one():
+    with pooled(3, 2, 2, receivers=(1, GATEWAY)) as (_, (first, answers), _):
+        answers.send(request(0), (numbers(0),))
+        first.send(request(1), (numbers(1),))
+        assert first.has_place
 
 
 def test_slots_that_are_given_back_are_for_any_channel():
