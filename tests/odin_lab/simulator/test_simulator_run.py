@@ -164,12 +164,14 @@ def test_observations_are_those_of_the_live_controller():
         emit=lambda event: None,
         budget=1e9,
     )
+    epoch, plan = 0, Plan((3, 3, 3))
     for index, seen in enumerate(simulated.seen):
+        epoch, plan = epoch + (seen.plan != plan), seen.plan
         timings = tuple(
             StageTiming(stage, first, last, 0.0, seen.stage_s[stage], 0.0, 0.0, 0.0, tuple(seen.layer_s[first:last]))
             for stage, (first, last) in enumerate(seen.plan.ranges)
         )
-        controller.step(RequestTimeline(index, 0, run.submitted_s[index], run.finished_s[index], timings))
+        controller.step(RequestTimeline(index, epoch, run.submitted_s[index], run.finished_s[index], timings))
 
     assert [str(plan) for plan in moved] == [str(decision.plan) for _, decision in run.decisions]
     assert len(live.seen) == len(simulated.seen) == 220
