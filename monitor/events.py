@@ -166,14 +166,15 @@ class Attributed(_Event, frozen=True, tag="attribution"):
 
 
 class PlanChanged(_Event, frozen=True, tag="plan"):
-    """Layers were moved to another plan.
+    """Requests change hands elsewhere from now on: at the cuts of another plan, or within other windows.
 
     Attributes
     ----------
     request
         Number of requests that had finished when the move was decided.
     decision
-        What kind of move, see ``odin.partitioner.policies.Decision``; ``migrate`` for one that the user asked for.
+        What kind of move, see ``odin.partitioner.policies.Decision``; ``migrate`` for one that the user asked for,
+        or that setting a policy entails.
     predicted_hz
         Requests per second that the policy predicted; ``nan`` if it does not predict.
     prepare_s

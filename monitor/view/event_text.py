@@ -95,8 +95,7 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
             return text if event.state == "end" else f"{text} {factor(event.slowdown)}"
         case Attributed():
             _device(event.stage, devices)
-            what, *who = cause(event.interference, event.culprits, event.note).split(",", 1)
-            return "cause: " + ",".join([f"{what} on stage {event.stage}", *who])
+            return "cause: " + cause(f"{event.interference} on stage {event.stage}", event.culprits, event.note)
         case PlanChanged():
             text = _plan_change_text(event)
             if event.prepare_s >= 0:

@@ -23,6 +23,7 @@ from odin.monitor.events import (
     SlowdownChanged,
 )
 from odin.monitor.view.builder import EventLine, InjectedLoad, PipelineView, Serving, ViewBuilder
+from odin.monitor.view.event_text import event_text
 from odin.monitor.view.recent import column_medians
 
 
@@ -334,6 +335,14 @@ def test_a_lost_stage():
     view = built([run_started(), RequestFailed(START_S + 1, 0, error)]).view(START_S + 1)
     assert [stage.state for stage in view.stages] == ["quiet", "lost"]
     assert view.fluid_bound_hz == pytest.approx(1 / 0.18)
+
+
+def test_the_stage_of_a_cause_stands_before_its_note():
+    """Without culprits it stood at the note's first comma: ``(mostly python worker.py on stage 0, pid 7)``."""
+    event = Attributed(START_S, 0, "CPU share", (), "Ray takes 68% of the core (mostly worker.py, pid 7)")
+    assert event_text(event, ["cpu:0"]) == (
+        "cause: CPU share on stage 0 (Ray takes 68% of the core (mostly worker.py, pid 7))"
+    )
 
 
 def test_the_end():
