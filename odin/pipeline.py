@@ -41,7 +41,7 @@ from odin.monitor.view.builder import PipelineView, Serving
 from odin.options import check_batch, check_options, check_policy, check_timeout, leading_size
 from odin.partitioner.chain import Chain
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies import Policy, Setting, windows_of
+from odin.partitioner.policies import Policy, Setting, StaticPolicy, windows_of
 from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
 from odin.partitioner.relay import Windows
 from odin.process.forks import check_ray_is_ours, keep_from_children
@@ -476,7 +476,7 @@ class Pipeline:
 
         Every stage is prepared first, then requests are tagged with the new epoch from the next one on: nothing is
         drained, paused or lost. A policy that moves layers may do so again at once; ``static`` and ``relay`` keep what
-        was asked for. A plan ends the relay, though :attr:`policy` still says ``relay``; set that anew to resume it.
+        was asked for. A plan ends the relay: :attr:`policy` is ``static`` then.
 
         Raises
         ------
@@ -499,6 +499,9 @@ class Pipeline:
         except TypeError:
             raise ValueError(f"{plan!r} is no plan and no windows; give text such as '7|11' or '@0-9|@18'") from None
         plan.check_fits(**fits)
+        assert self._supervision is not None
+        if windows_of(self._supervision.policy, self._setting) is not None:
+            self._supervision.set_policy(StaticPolicy())
         return self._switch(plan, why="asked for")
 
     def _switch(self, plan: Plan, windows: Windows | None = None, *, why: str = "") -> int:
@@ -525,7 +528,7 @@ class Pipeline:
 
     @property
     def policy(self) -> str:
-        """The policy's name. Set it to a name or a policy; in force, and told here, in a moment from then.
+        """The policy's name. Set it to a name or a policy; in force from the next request on.
 
         Setting one that moves layers by plans, after the relay, fixes the boundaries where :attr:`plan` has them.
         """

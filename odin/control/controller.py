@@ -163,6 +163,7 @@ class Controller:
         self._waiting: list[tuple[int, RequestTimeline]] = []  # to be looked at, with their numbers
         self._changed_at = 0
         self._last_epoch = self._newest = -1
+        self._coming: Policy | None = None
         self._before_s = [[0.0, *row] for row in np.cumsum(setting.baseline_s, axis=1).tolist()]
         self._usual = [1.0] * setting.stage_count
         self._recent: list[deque[StageTiming]] = [deque(maxlen=_TIMINGS_KEPT) for _ in range(setting.stage_count)]
@@ -189,11 +190,12 @@ class Controller:
 
     @property
     def policy(self) -> Policy:
-        """The policy in force."""
-        return self._core.policy
+        """The policy in force, or that is to be from the next request on."""
+        return self._coming or self._core.policy
 
     def set_policy(self, policy: Policy) -> None:
         """Let another policy decide from the next request on."""
+        self._coming = policy
 
         def change() -> None:
             try:
@@ -207,6 +209,9 @@ class Controller:
                     place=where_raised(error, policy, "start"),
                 )
                 return
+            finally:
+                if self._coming is policy:
+                    self._coming = None
             self._emit(PolicyChanged(self._clock(), name_of(policy)))
 
         self._worker.put(change)

@@ -132,6 +132,17 @@ def test_windows_that_do_not_fit_change_nothing(pipe, wrong, message):
     assert (pipe.windows, pipe.snapshot().epoch) == before
 
 
+def test_a_plan_ends_the_relay_and_the_policy_says_so(pipe, chain):
+    pipe.policy = "relay"
+    assert pipe.policy == "relay"
+    pipe.migrate(f"@0-2|@2-{len(chain.layers)}|@{len(chain.layers)}")
+    assert pipe.policy == "relay"
+    pipe.migrate(pipe.plan)
+    assert (pipe.policy, pipe.windows.plan) == ("static", pipe.plan)
+    pipe.policy = "relay"
+    assert (pipe.policy, pipe.windows.plan) == ("relay", None)
+
+
 def test_a_request_that_fails_fails_alone(pipe, chain):
     with pytest.raises(odin.DeadlineExceededError):
         pipe(images(1)[0], timeout_s=0.0)
