@@ -53,7 +53,13 @@ _LEAST_SAMPLES = 2
 """Requests under new conditions before layers move: a single one may be an outlier."""
 _WAIT_FOR_OTHERS = 2
 _SUSPICIOUS = 6.0
-"""If a stage's latest requests deviate by so many standard errors, the policy waits for its own alarm."""
+"""Standard errors by which a stage's latest requests must deviate to count although no change was detected."""
+_UNNOTICED = 32
+"""So many latest requests are looked at for slow changes."""
+_SOON, _SOON_ERRORS, _SOON_LEAST = 2, 5.0, 0.2
+"""The same for changes that follow a detected one before the detector has settled, and the least logarithm."""
+_CLOSE_LOOK = 64
+"""Requests after a change in which another one is looked for in this way."""
 _UNDETECTED = 1.5
 """Factor on ``certainty`` where no change was detected."""
 
@@ -133,6 +139,8 @@ class PredictivePolicy:
         self._shadow.take(observation.stage_s, observation.plan, self._request)
         if not quiet:
             self._note_changes(observation)
+        if self._pending.since(self._request) <= _CLOSE_LOOK:
+            self._see_changes_soon()
         decision = self._answer()
         if decision is not None:
             self._plans.decide(decision.plan, self._request)
@@ -170,6 +178,12 @@ class PredictivePolicy:
             if not with_plan:
                 self._move_checks.conditions_changed(long_after_move=began > since + self.verify)
 
+    def _see_changes_soon(self) -> None:
+        """Find changes by two requests, sooner than the detector does: where changes follow one another."""
+        for stage in self._model.restart_shifted(latest=_SOON, errors=_SOON_ERRORS, least=_SOON_LEAST):
+            self._pending.detect(stage, self._request)
+            self._next_look = self._request
+
     # -- what to do -------------------------------------------------------------------------------------------------
 
     def _answer(self) -> Decision | None:
@@ -194,7 +208,7 @@ class PredictivePolicy:
             return None
         if self._request < self._move_checks.still_until:
             return self._go_home(self._model.in_the_long_run(self._model.estimate()))
-        self._model.restart_drifted()
+        self._model.restart_shifted(latest=_UNNOTICED, errors=_SUSPICIOUS)
         return self._weigh(fresh=fresh)
 
     def _weigh(self, *, fresh: bool) -> Decision | None:
@@ -220,9 +234,10 @@ class PredictivePolicy:
         """Whether other stages seem to change too, undetected yet: then one move can answer all, or none is needed."""
         if self._pending.since(self._request) >= _WAIT_FOR_OTHERS:
             return False
-        shift = np.abs(self._model.segments.latest_shift(min(int(self._pending_age), 4)))
+        segments, latest = self._model.segments, min(int(self._pending_age), 4)
+        shift = np.abs(segments.latest_shift(latest))
         shift[list(self._pending.stages)] = 0.0
-        return bool((shift > _SUSPICIOUS).any())
+        return bool((shift > _SUSPICIOUS * segments.spread / math.sqrt(latest)).any())
 
     def _pause(self, *, often: bool) -> int:
         """Requests until the estimates may have changed enough to look again."""

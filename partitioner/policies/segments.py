@@ -7,7 +7,6 @@ stages by layers together when somebody asks.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -271,11 +270,11 @@ class Segments:
         return self._long_ratio, np.maximum(self._long_square / self._long_ratio**2 - 1.0, 0.0)
 
     def latest_shift(self, latest: int) -> FloatArray:
-        """Mean of each stage's latest requests against its segment's, in standard errors, shape (stages,)."""
+        """Logarithm of the mean of each stage's latest requests over its segment's, shape (stages,); 0.0 if unknown."""
         self.file()
         rows = (self._taken - 1 - np.arange(min(latest, self._taken, _KEPT))) % _KEPT
         per_reference = np.array([self._ring_arrays[row].per_reference for row in rows.tolist()])
         mean = (self._ring_stage_s[rows] * per_reference).mean(axis=0)
         ratio = np.where(mean > 0, mean, np.nan) / self.ratio()
-        score: FloatArray = np.nan_to_num(np.log(ratio) / (self.spread / math.sqrt(len(rows))))
-        return score
+        shift: FloatArray = np.nan_to_num(np.log(ratio))
+        return shift

@@ -18,6 +18,7 @@ whole stages, since throughput follows these under bursty loads too.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -52,9 +53,6 @@ _NEAR = 1.5
 """Standard errors within which a level is taken for one seen before."""
 _CALM = 0.08
 """A level that is no more than this above the lowest one seen is undisturbed."""
-_UNNOTICED = 32
-_UNNOTICED_ERRORS = 6.0
-"""Standard errors by which so many latest requests must be off to be new conditions without a detected change."""
 
 
 class SlowdownModel:
@@ -113,14 +111,33 @@ class SlowdownModel:
         if ages:
             self._restart(ages)
 
-    def restart_drifted(self) -> None:
-        """Begin new segments where the latest requests differ clearly though no change was detected."""
-        old = self.segments.samples > 2 * _UNNOTICED
+    def restart_shifted(self, *, latest: int, errors: float, least: float = 0.0) -> list[int]:
+        """Begin new segments where the latest requests differ clearly though no change was detected.
+
+        Parameters
+        ----------
+        latest
+            How many requests, of a segment that has more than twice as many.
+        errors
+            Standard errors by which they must differ.
+        least
+            Logarithm by which they must differ.
+
+        Returns
+        -------
+        list of int
+            The stages.
+        """
+        segments = self.segments
+        old = segments.samples > 2 * latest
         if not old.any():
-            return
-        drift = np.abs(self.segments.latest_shift(_UNNOTICED))
-        if (off := old & (drift > _UNNOTICED_ERRORS)).any():
-            self._restart({int(stage): _UNNOTICED for stage in np.flatnonzero(off)})
+            return []
+        shift = segments.latest_shift(latest)
+        error = np.divide(shift, segments.spread / math.sqrt(latest))
+        stages = [int(stage) for stage in np.flatnonzero(old & (np.abs(error) > errors) & (np.abs(shift) > least))]
+        if stages:
+            self._restart(dict.fromkeys(stages, latest))
+        return stages
 
     def _restart(self, ages: dict[int, int]) -> None:
         """Begin new segments with each stage's latest ``age`` samples; what the old ones taught is kept."""
