@@ -75,8 +75,6 @@ class PredictivePolicy:
         Standard errors by which the gain must exceed 0 after a detected change; half as many again without one.
     verify
         Requests under a new plan after which it is compared with the old one.
-    cooldown
-        Requests under a new plan in which only a detected change leads to another.
 
     Raises
     ------
@@ -84,14 +82,14 @@ class PredictivePolicy:
         If a parameter is out of its range.
     """
 
-    def __init__(self, *, min_gain: float = 0.03, certainty: float = 2.0, verify: int = 6, cooldown: int = 8) -> None:
+    def __init__(self, *, min_gain: float = 0.03, certainty: float = 2.0, verify: int = 6) -> None:
         if not 0 <= min_gain < 1:
             raise ValueError(f"min_gain is {min_gain}; it is a share of throughput, such as 0.03, at least 0, below 1")
         if not 0 < certainty < math.inf:
             raise ValueError(f"certainty is {certainty}; give standard errors above 0, such as 2")
-        if verify < 1 or cooldown < 0:
-            raise ValueError(f"verify is {verify} and cooldown {cooldown}; at least 1 and 0 requests")
-        self.min_gain, self.certainty, self.verify, self.cooldown = min_gain, certainty, verify, cooldown
+        if verify < 1:
+            raise ValueError(f"verify is {verify}; give at least 1 request")
+        self.min_gain, self.certainty, self.verify = min_gain, certainty, verify
         self._setting: Setting | None = None
 
     @property
