@@ -16,8 +16,11 @@ undisturbed stages), half as much again where no change was detected. Under the 
                       slower than the old plan: undo, and no such move for a while, twice as long each time
                       otherwise: the measured times of the moved layers have corrected the model
 
-A move takes effect only after the migration lag. Where moving has not paid off so far, layers move only for a change
-that has persisted for many lags, and else for the average of the conditions.
+A move takes effect only after the migration lag. Where moving has not paid off so far, layers move only for the average
+of the conditions, changes included.
+
+Detectors take some requests to settle after a change. Until then another change is found by two requests that are off
+by 20% and by five standard errors. What each part of this is worth: docs/measurements.md.
 
 A stage without layers is not measured. If it would be useful when undisturbed, it gets a layer for a single request at
 times, a probe; half as often each time.

@@ -481,9 +481,7 @@ def test_names():
     assert make_policy("predictive").name == "predictive"
 
 
-@pytest.mark.parametrize(
-    "values", [{"min_gain": -0.1}, {"min_gain": 1.0}, {"certainty": 0.0}, {"verify": 0}]
-)
+@pytest.mark.parametrize("values", [{"min_gain": -0.1}, {"min_gain": 1.0}, {"certainty": 0.0}, {"verify": 0}])
 def test_parameters_out_of_range(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         PredictivePolicy(**values)
