@@ -11,6 +11,8 @@ plan, one under the shadow plan, which is in force ``lag`` requests after it was
 The record is taken while the two plans differ, in units of the home plan's undisturbed time. Moving pays while it is
 positive. It cannot fall below minus its ``doubt``, and pays again when it is above that: so one bad stretch is soon
 forgiven. The doubt doubles each time that moving is resumed and soon given up again.
+
+Without it an unloaded host that was recorded led to 106 and 42 moves in vain instead of 4 and 12 (docs/measurements.md).
 """
 
 from __future__ import annotations
