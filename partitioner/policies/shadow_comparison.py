@@ -12,7 +12,7 @@ The record is taken while the two plans differ, in units of the home plan's undi
 positive. It cannot fall below minus its ``doubt``, and pays again when it is above that: so one bad stretch is soon
 forgiven. The doubt doubles each time that moving is resumed and soon given up again.
 
-Without it an unloaded host that was recorded led to 106 and 42 moves in vain instead of 4 and 12 (docs/measurements.md).
+Without it an unloaded host that was recorded led to 106 and 42 moves in place of 4 and 12 (docs/measurements.md).
 """
 
 from __future__ import annotations
