@@ -24,8 +24,6 @@ class Forecast(NamedTuple):
         Seconds of each stage per request, transfers included, shape (stages,).
     error
         Standard deviation of the logarithm of ``stage_s`` that comes from noise, shape (stages,).
-    drift
-        The same that comes from drift of levels, shape (stages,).
     doubt
         The same from layers that the stage has not run under these conditions, whose times are inferred, shape
         (stages,).
@@ -34,7 +32,6 @@ class Forecast(NamedTuple):
     plan: Plan
     stage_s: FloatArray
     error: FloatArray
-    drift: FloatArray
     doubt: FloatArray
 
     @property
@@ -46,11 +43,6 @@ class Forecast(NamedTuple):
     def bottleneck_error(self) -> float:
         """Largest error among the stages that are, or nearly are, the slowest."""
         return float(self.error[self._slow].max())
-
-    @property
-    def bottleneck_drift(self) -> float:
-        """Largest drift among them."""
-        return float(self.drift[self._slow].max())
 
     @property
     def bottleneck_doubt(self) -> float:
@@ -80,8 +72,6 @@ class Estimate(NamedTuple):
         Increase of the level per unit of memory-boundness, shape (stages,).
     level_error
         Standard error of ``level`` from the limited number of requests, shape (stages,).
-    drift
-        The same that comes from drift of levels, shape (stages,).
     layer_variance
         Variance of the logarithm of each time given the level, for layers not measured on that stage now, shape
         (stages, layers).
@@ -91,7 +81,6 @@ class Estimate(NamedTuple):
     level: FloatArray
     slope: FloatArray
     level_error: FloatArray
-    drift: FloatArray
     layer_variance: FloatArray
 
     def forecast(self, arrays: PlanArrays) -> Forecast:
@@ -100,6 +89,6 @@ class Estimate(NamedTuple):
         times_s = self.times_s[at]
         stage_s = np.bincount(arrays.stage_of, times_s, stages)
         variance = np.bincount(arrays.stage_of, times_s * times_s * self.layer_variance[at], stages)
-        error, drift = np.where(stage_s > 0, self.level_error, 0.0), np.where(stage_s > 0, self.drift, 0.0)
+        error = np.where(stage_s > 0, self.level_error, 0.0)
         doubt = np.sqrt(variance) / np.where(stage_s > 0, stage_s, 1.0)
-        return Forecast(arrays.plan, stage_s + arrays.transfer_s, error, drift, doubt)
+        return Forecast(arrays.plan, stage_s + arrays.transfer_s, error, doubt)

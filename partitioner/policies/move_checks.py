@@ -6,6 +6,8 @@
     expect()        before_s: the old plan's        judge(): slower than the old plan: undo, and no such move for a
                     measured bottleneck                      while, twice as long each time
                                                              slower than predicted: the prediction bias rises
+
+In simulation, where predictions are right, this gains nothing; it is for stages that slow each other down.
 """
 
 from __future__ import annotations

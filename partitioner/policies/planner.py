@@ -66,11 +66,10 @@ class Planner:
         return self.forecast(estimate, plan)
 
     def at_home_if_as_good(self, estimate: Estimate, best: Forecast) -> Forecast:
-        """The home plan, unless it is slower than ``best`` by more than a standard error (noise and drift)."""
+        """The home plan, unless it is slower than ``best`` by more than a standard error."""
         home = self.forecast(estimate, self.home)
         loss = math.log(home.bottleneck_s / best.bottleneck_s)
-        noise = math.hypot(home.bottleneck_error, best.bottleneck_error)
-        unsure = math.hypot(noise, home.bottleneck_drift, best.bottleneck_drift)
+        unsure = math.hypot(home.bottleneck_error, best.bottleneck_error)
         return home if loss <= max(unsure, math.log1p(self._near)) else best
 
     def best(self, estimate: Estimate, present: Forecast, banned: Set[Plan]) -> Forecast:

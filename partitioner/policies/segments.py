@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Observation
-from odin.partitioner.policies.drift_estimate import DriftEstimate
 from odin.partitioner.policies.plan_arrays import PlanArraysCache
 
 __all__ = ["LEAST_NOISE", "LEAST_S", "Segments", "Tail"]
@@ -70,8 +69,6 @@ class Segments:
         The one that requests run under.
     window
         Requests that the long run is an average over.
-    drift_estimate
-        Drift of levels without a change.
     """
 
     def __init__(self, baseline_s: FloatArray, plan: Plan, plan_arrays: PlanArraysCache) -> None:
@@ -101,7 +98,6 @@ class Segments:
         self._taken = 0
         self.window = max(_LONG_RUN, _LONG_RUN_PER_STAGE * stages)
         self._long_ratio, self._long_square = np.ones(stages), np.ones(stages)
-        self.drift_estimate = DriftEstimate(stages)
 
     # -- samples in -------------------------------------------------------------------------------------------------
 
@@ -150,7 +146,6 @@ class Segments:
         self._average(ratio)
         self._taken += count
         self._halve_old()
-        self.drift_estimate.take(np.log(np.where(now.has, np.maximum(ratio, LEAST_S), np.nan)), self.spread)
 
     def _average(self, ratio: FloatArray) -> None:
         """Take seconds over baselines into the long run, exponentially weighted, (requests, stages)."""
@@ -275,15 +270,11 @@ class Segments:
         return self._long_ratio, np.maximum(self._long_square / self._long_ratio**2 - 1.0, 0.0)
 
     def latest_shift(self, latest: int) -> FloatArray:
-        """Mean of each stage's latest requests against its segment's, in standard errors, shape (stages,).
-
-        Drift is part of the error.
-        """
+        """Logarithm of the mean of each stage's latest requests over its segment's, shape (stages,); 0.0 if unknown."""
         self.file()
         rows = (self._taken - 1 - np.arange(min(latest, self._taken, _KEPT))) % _KEPT
         per_reference = np.array([self._ring_arrays[row].per_reference for row in rows.tolist()])
         mean = (self._ring_stage_s[rows] * per_reference).mean(axis=0)
         ratio = np.where(mean > 0, mean, np.nan) / self.ratio()
-        error = np.hypot(self.spread / np.sqrt(len(rows)), self.drift_estimate.deviation)
-        score: FloatArray = np.nan_to_num(np.log(ratio) / error)
-        return score
+        shift: FloatArray = np.nan_to_num(np.log(ratio))
+        return shift

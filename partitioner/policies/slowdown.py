@@ -53,11 +53,6 @@ _NEAR = 1.5
 """Standard errors within which a level is taken for one seen before."""
 _CALM = 0.08
 """A level that is no more than this above the lowest one seen is undisturbed."""
-_DRIFTS = 32.0
-"""Requests within which a level may well drift; what has persisted for longer is the less likely to be drift."""
-_UNNOTICED = 32
-_UNNOTICED_ERRORS = 6.0
-"""Standard errors by which so many latest requests must be off to be new conditions without a detected change."""
 
 
 class SlowdownModel:
@@ -115,22 +110,34 @@ class SlowdownModel:
         self.segments.add(observation)
         if ages:
             self._restart(ages)
-            for stage in ages:
-                self.segments.drift_estimate.restart(stage)
 
-    def restart_drifted(self) -> float:
+    def restart_shifted(self, *, latest: int, errors: float, least: float = 0.0) -> list[int]:
         """Begin new segments where the latest requests differ clearly though no change was detected.
 
-        Returns by how many standard errors they differ most; infinite as long as some stage has not been seen for long.
+        Parameters
+        ----------
+        latest
+            How many requests, of a segment that has more than twice as many.
+        errors
+            Standard errors by which they must differ.
+        least
+            Logarithm by which they must differ.
+
+        Returns
+        -------
+        list of int
+            The stages.
         """
-        samples = self.segments.samples
-        old = samples > 2 * _UNNOTICED
+        segments = self.segments
+        old = segments.samples > 2 * latest
         if not old.any():
-            return math.inf
-        drift = np.abs(self.segments.latest_shift(_UNNOTICED))
-        if (off := old & (drift > _UNNOTICED_ERRORS)).any():
-            self._restart({int(stage): _UNNOTICED for stage in np.flatnonzero(off)})
-        return float(drift.max()) if samples[self.segments.has].min() > 4 * _UNNOTICED else math.inf
+            return []
+        shift = segments.latest_shift(latest)
+        error = np.divide(shift, segments.spread / math.sqrt(latest))
+        stages = [int(stage) for stage in np.flatnonzero(old & (np.abs(error) > errors) & (np.abs(shift) > least))]
+        if stages:
+            self._restart(dict.fromkeys(stages, latest))
+        return stages
 
     def _restart(self, ages: dict[int, int]) -> None:
         """Begin new segments with each stage's latest ``age`` samples; what the old ones taught is kept."""
@@ -208,11 +215,6 @@ class SlowdownModel:
         level: FloatArray = self._fit(np.array([stage])).level
         return not level[0] <= self.level_before[stage]
 
-    def has_changed_by(self, step: float, stages: NDArray[np.bool_]) -> bool:
-        """Whether the level of one of some stages, shape (stages,), is off by that much from the one before, or new."""
-        level, before = np.log(self.segments.ratio()[stages]), self.level_before[stages]
-        return bool((~(np.abs(level - before) <= step)).any())
-
     def estimate(self) -> Estimate:
         """What every layer would take on every stage now."""
         self.segments.file()
@@ -234,7 +236,6 @@ class SlowdownModel:
             level,
             fit.slope,
             np.sqrt(level_variance),
-            self.segments.drift_estimate.deviation * np.sqrt(np.minimum(1.0, _DRIFTS / np.maximum(samples, 1.0))),
             np.where(self.segments.assigned > 0, 0.0, bias_variance + tilted),
         )
 

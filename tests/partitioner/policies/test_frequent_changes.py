@@ -1,6 +1,4 @@
-"""Conditions that change often: when they are said to, how soon change points are found, and what moving for them is
-worth.
-"""
+"""Conditions that change often: whether moving for them pays, and what undoing a harmful move is followed by."""
 
 import numpy as np
 import pytest
@@ -9,8 +7,6 @@ from odin.monitor.watch import StageWatch
 from odin.partitioner.balance.exact import balance
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Observation
-from odin.partitioner.policies.change_points import ChangePoints
-from odin.partitioner.policies.change_rate import ChangeRate
 from odin.partitioner.policies.move_checks import Check, MoveChecks
 from odin.partitioner.policies.oracle import DelayedOraclePolicy
 from odin.partitioner.policies.plan_arrays import PlanArraysCache
@@ -22,163 +18,6 @@ from odin.testing import setting_for
 CALM = np.tile(np.random.default_rng(3).uniform(0.5, 1.5, 18), (4, 1))
 HOME = balance(CALM).plan
 SETTING = setting_for(CALM, HOME)
-HAZARD = 1 / 100
-
-
-# -- change points
-# ----------------------------------------------------------------------------------------------------------
-
-
-class Feed:
-    """Gives change points requests under a plan with noise of 7%; the stages' slowdowns may change with each."""
-
-    def __init__(self, *, noise=0.07, seed=0):
-        self.plan_arrays = PlanArraysCache(SETTING)
-        self.change_points = ChangePoints(4, self.plan_arrays)
-        self.noise, self.random, self.request = noise, np.random.default_rng(seed), 0
-
-    def give(self, slowdown, *, requests=1, plan=HOME, hazard=HAZARD):
-        """All that was found, {request since this call, from 1: {stage: samples}}."""
-        found = {}
-        for number in range(1, requests + 1):
-            self.request += 1
-            factor = np.asarray(slowdown) * np.exp(self.noise * self.random.standard_normal(4))
-            stage_s = self.plan_arrays.of(plan).reference_s * factor
-            nan, age = np.full(18, np.nan), np.full(4, self.request)
-            told = np.full(4, max(self.noise, 0.01))
-            observation = Observation(self.request, plan, stage_s, nan, 1.0, age < 0, age, told)
-            if changed := self.change_points.take(observation, hazard=hazard):
-                found[number] = {stage: point.samples for stage, point in changed.items()}
-        return found
-
-    def trust(self):
-        """Let it see that single samples that are far off are followed by others."""
-        for _ in range(3):
-            self.give([3.0, 1, 1, 1], requests=3)
-            self.give([1.0, 1, 1, 1], requests=3)
-        self.give([1.0, 1, 1, 1], requests=20)
-
-
-def test_a_jump_is_believed_with_its_second_request_at_first():
-    feed = Feed()
-    assert feed.give([1.0, 1, 1, 1], requests=20) == {}
-    assert feed.give([1.0, 2, 1, 1], requests=10) == {2: {1: 2}}
-
-
-def test_a_jump_is_believed_with_its_first_request_once_jumps_have_been_seen_to_last():
-    feed = Feed()
-    feed.trust()
-    assert feed.give([1.0, 1.6, 1, 1], requests=10) == {1: {1: 1}}
-    assert feed.give([1.0, 1.0, 1, 2.5], requests=10) == {1: {1: 1, 3: 1}}
-
-
-def test_smaller_jumps_take_more_requests_and_are_dated_back():
-    feed = Feed(noise=0.05)
-    feed.trust()
-    ((number, found),) = feed.give([1.0, 1, 1.3, 1], requests=20).items()
-    assert number <= 3
-    assert found == {2: number}
-
-
-def test_small_ones_are_drift():
-    feed = Feed(noise=0.02)
-    feed.trust()
-    assert feed.give([1.0, 1, 1.15, 1], requests=50) == {}
-
-
-def test_jumps_shortly_after_jumps_are_found():
-    feed = Feed()
-    feed.trust()
-    for level in (2.0, 1.3, 3.0, 1.8, 1.0):
-        found = feed.give([1.0, 1, level, 1], requests=3)
-        assert found[1] == {2: 1}
-
-
-def test_hiccups_are_not_believed_once_known():
-    feed = Feed()
-    feed.give([1.0, 1, 1, 1], requests=20)
-    found = []
-    for _ in range(10):
-        found += feed.give([1.0, 5, 1, 1]).values()
-        found += feed.give([1.0, 1, 1, 1], requests=9).values()
-    assert found == []
-
-
-def test_a_hiccup_that_was_believed_is_taken_back_with_the_next_request():
-    feed = Feed()
-    feed.trust()
-    assert feed.give([1.0, 5, 1, 1]) == {1: {1: 1}}
-    assert feed.give([1.0, 1, 1, 1], requests=10) == {1: {1: 1}}
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_noise_is_no_jump(seed):
-    feed = Feed(seed=seed)
-    found = feed.give([1.0, 1.5, 2, 1], requests=2000)
-    assert len(found) <= 4  # of the 80 that there should have been by what it was told
-
-
-def test_noise_that_is_larger_than_told_is_learned():
-    feed, random = Feed(noise=0.01), np.random.default_rng(1)
-    found = {}
-    for _ in range(400):
-        found |= {feed.request: changed} if (changed := feed.give(np.exp(0.3 * random.standard_normal(4)))) else {}
-    assert len([request for request in found if request >= 200]) <= 8
-
-
-def test_other_layers_are_no_jump():
-    feed = Feed(noise=0.05)
-    feed.trust()
-    for plan in ((5, 4, 4, 5), (3, 5, 5, 5), HOME):
-        assert feed.give([1.0, 1.1, 1.05, 1], requests=10, plan=Plan(plan)) == {} or plan == (5, 4, 4, 5)
-
-
-def test_a_stage_without_layers_stays_as_it_was():
-    feed = Feed()
-    feed.trust()
-    feed.give([2.0, 1, 1, 1], requests=10)
-    assert feed.give([9.0, 1, 1, 1], requests=10, plan=Plan((0, 6, 6, 6))) == {}
-    assert feed.give([2.0, 1, 1, 1], requests=10) == {}
-
-
-# -- whether they come often ----------------------------------------------------------------------------------------
-
-
-def count(change_rate, request, *changes):
-    change_rate.count(request, changes)
-    return change_rate.active
-
-
-def test_many_large_changes_within_some_hundred_requests_are_frequent_until_there_are_few():
-    change_rate = ChangeRate(SETTING)
-    active = [count(change_rate, request, 0.7) for request in range(1000, 1100, 10)]
-    assert active == 9 * [False] + [True]
-    assert count(change_rate, 1250)
-    assert not count(change_rate, 1400)
-
-
-def test_changes_that_drift_could_make_say_how_often_but_not_whether():
-    change_rate = ChangeRate(SETTING)
-    assert not any(count(change_rate, request, 0.3, -0.4) for request in range(1000, 1100, 5))
-    for request in range(1100, 2000, 5):
-        count(change_rate, request, 0.3, -0.8)
-    assert change_rate.active
-    assert change_rate.rate == pytest.approx(1 / 5, rel=0.05)
-
-
-def test_large_changes_far_apart_are_not_frequent():
-    change_rate = ChangeRate(SETTING)
-    assert not any(count(change_rate, request, 0.7) for request in range(1000, 5000, 60))
-
-
-def test_one_looks_closely_at_the_beginning_and_after_a_change():
-    change_rate = ChangeRate(SETTING)
-    assert change_rate.looks_closely(64)
-    assert not change_rate.looks_closely(65)
-    assert change_rate.look_closely(500)
-    assert not change_rate.look_closely(510)
-    assert change_rate.looks_closely(574)
-    assert not change_rate.looks_closely(575)
 
 
 # -- whether it pays ------------------------------------------------------------------------------------------------
@@ -302,17 +141,21 @@ def interference(requests, *, period, duration, seed):
         (2, 100, 0.97, 0.985),
         (10, 2, 0.97, 0.985),
         (10, 10, 0.97, 0.985),
-        (10, 100, 0.95, 0.985),  # by seed 0.88 to 1.02: half of it is chance
+        (10, 100, 0.93, 0.985),  # by seed 0.88 to 1.02: half of it is chance
         (100, 10, 0.97, 0.985),
         (100, 100, 0.97, 0.985),
     ],
 )
 def test_nearly_as_good_as_an_oracle_one_request_late_and_no_worse_than_static(period, duration, of_delayed, of_static):
-    factors = interference(1200, period=period, duration=duration, seed=period + duration)
-    total_s, moves = serve(PredictivePolicy(), factors)
-    assert serve(DelayedOraclePolicy(), factors)[0] / total_s >= of_delayed
-    assert serve(StaticPolicy(), factors)[0] / total_s >= of_static
-    assert moves <= 2 * 1200 / period
+    delayed, static = [], []
+    for seed in (period + duration, 1, 2, 3):
+        factors = interference(1200, period=period, duration=duration, seed=seed)
+        total_s, moves = serve(PredictivePolicy(), factors)
+        delayed.append(serve(DelayedOraclePolicy(), factors)[0] / total_s)
+        static.append(serve(StaticPolicy(), factors)[0] / total_s)
+        assert moves <= 2 * 1200 / period
+    assert np.mean(delayed) >= of_delayed
+    assert np.mean(static) >= of_static
 
 
 def test_after_frequent_changes_noise_moves_nothing():

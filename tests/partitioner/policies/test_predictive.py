@@ -148,6 +148,16 @@ def test_an_undetected_change_is_noticed_in_the_end():
     assert mean_s(result, 900, 1400) <= 1.05 * bottleneck(best(CALM), CALM)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_what_follows_a_detected_change_is_answered_before_it_is_detected(seed):
+    """Detectors take some requests to settle on a new level."""
+    slow = slowed(CALM, {1: 2.0})
+    result = run(changes={100: slow, 130: CALM}, requests=200, flag_delay=None, false_alarms={101: (1,)}, seed=seed)
+    (there, _), (back, _) = result.decisions
+    assert there <= 103
+    assert 131 <= back <= 134
+
+
 # -- quiet ----------------------------------------------------------------------------------------------------------
 
 
@@ -471,12 +481,15 @@ def test_names():
     assert make_policy("predictive").name == "predictive"
 
 
-@pytest.mark.parametrize(
-    "values", [{"min_gain": -0.1}, {"min_gain": 1.0}, {"certainty": 0.0}, {"verify": 0}, {"cooldown": -1}]
-)
+@pytest.mark.parametrize("values", [{"min_gain": -0.1}, {"min_gain": 1.0}, {"certainty": 0.0}, {"verify": 0}])
 def test_parameters_out_of_range(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         PredictivePolicy(**values)
+
+
+def test_a_parameter_that_is_gone_is_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match="has no parameter 'cooldown'; it has min_gain="):
+        make_policy("predictive:cooldown=8")
 
 
 def test_not_started():

@@ -259,11 +259,20 @@ def test_an_undetected_change_is_found_in_the_end():
     feed = Feed(make_setting(), noise=0.1)
     base = feed.setting.baseline_s
     feed.give(base, requests=300)
-    feed.model.restart_drifted()
+    assert feed.model.restart_shifted(latest=32, errors=6.0) == []
     assert feed.model.segments.samples.tolist() == [300, 300]
     feed.give(base * np.array([[1.0], [1.3]]), requests=32)
-    feed.model.restart_drifted()
+    assert feed.model.restart_shifted(latest=32, errors=6.0) == [1]
     assert feed.model.segments.samples.tolist() == [332, 32]
+
+
+def test_a_large_change_is_found_by_two_requests_and_a_small_one_not():
+    feed = Feed(make_setting(), noise=0.02)
+    base = feed.setting.baseline_s
+    feed.give(base, requests=60)
+    feed.give(base * np.array([[1.15], [1.3]]), requests=2)
+    assert feed.model.restart_shifted(latest=2, errors=5.0, least=0.2) == [1]
+    assert feed.model.segments.samples.tolist() == [62, 2]
 
 
 def test_slow_drift_is_followed():
