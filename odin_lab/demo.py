@@ -55,7 +55,7 @@ class PhaseResult:
     Attributes
     ----------
     layers
-        Layers per stage at its end, as text; ``~`` and medians over its requests where each changed hands at a cut of
+        Layers per stage at its end, as text; ``~`` and means over its requests where each changed hands at a cut of
         its own.
     throughput_hz, latency_p50_s, latency_p99_s
         Of the requests that finished in it once it had settled: two seconds after its beginning, or after its last
@@ -82,7 +82,7 @@ class Reaction:
     moves
         Plans, the first one before it.
     shares
-        Median layers per stage before and after it, where each request changed hands at a cut of its own; only those
+        Mean layers per stage before and after it, where each request changed hands at a cut of its own; only those
         after it, if a plan was in force before; else empty.
     """
 
@@ -215,8 +215,11 @@ def _result(
 
 
 def _layers(done: Sequence[RequestDone]) -> str:
-    """Median layers per stage of requests that changed hands each at a cut of its own."""
-    cuts = np.median([[timing.last for timing in event.timeline.stages] for event in done], axis=0)
+    """Mean layers per stage of requests that changed hands each at a cut of its own.
+
+    Not medians: many such requests change hands early or never.
+    """
+    cuts = np.mean([[timing.last for timing in event.timeline.stages] for event in done], axis=0)
     return "~" + plan_text(tuple(np.diff(np.rint(cuts).astype(int), prepend=0).tolist()))
 
 
@@ -262,7 +265,7 @@ def render_demo(report: DemoReport, devices: Sequence[str]) -> RenderableType:
             seconds(result.latency_p99_s),
         )
     if any(result.layers.startswith("~") for result in report.phases):
-        table.caption = "~: medians; each request changed hands where the next stage was free"
+        table.caption = "~: means; each request changed hands where the next stage was free"
         table.caption_justify = "left"
     lines = Text()
     if report.slowdown is not None:

@@ -126,7 +126,7 @@ def test_of_a_relay_the_layers_that_stages_ran_are_told():
     assert [result.layers for result in report.phases] == ["~2|2", "~3|1", "~2|2"]
     assert [reaction.shares for reaction in report.reactions] == [("~2|2", "~3|1"), ("~3|1", "~2|2")]
     assert "each request changes hands where the next stage is free: ~2|2 -> ~3|1" in drawn(report)
-    assert "~: medians; each request changed hands" in drawn(report)
+    assert "~: means; each request changed hands" in drawn(report)
 
 
 def test_a_relay_after_a_fixed_plan_is_not_told_to_stay():
