@@ -509,19 +509,17 @@ class Pipeline:
         assert self._gateway is not None
         assert self._deployment is not None
         assert self._supervision is not None
-        begin_s = time.perf_counter()
+        begin_s, in_force = time.perf_counter(), windows or Windows.of_plan(plan)
         with self._switch_lock:
             self._gateway.check_open()
             # An epoch is never used twice, even if preparing fails: a stage may already have prepared for it.
             self._epochs += 1
             epoch = self._epochs
             try:
-                self._deployment.prepare(epoch, windows or Windows.of_plan(plan))
+                self._deployment.prepare(epoch, in_force)
             except ray.exceptions.RayActorError as error:
                 raise self._describe_loss(None) from error
-            self._gateway.switch(
-                epoch, plan, windows, max_in_flight=self._in_flight_under(windows or Windows.of_plan(plan))
-            )
+            self._gateway.switch(epoch, plan, in_force, max_in_flight=self._in_flight_under(in_force))
             if why:  # before the next switch can begin: the controller gets epochs in their order
                 self._supervision.on_migration(epoch, plan, windows, why, time.perf_counter() - begin_s)
         return epoch

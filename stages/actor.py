@@ -125,7 +125,7 @@ class Links(NamedTuple):
     baseline_s, cost_s, cut_nbytes
         As for :class:`odin.stages.hand_over.HandOver`.
     windows
-        Text of what holds under epoch 0.
+        What holds under epoch 0.
     """
 
     later: tuple[tuple[int, Address], ...]
@@ -133,7 +133,7 @@ class Links(NamedTuple):
     baseline_s: tuple[tuple[float, ...], ...]
     cost_s: tuple[float, ...]
     cut_nbytes: tuple[int, ...]
-    windows: str
+    windows: Windows
 
 
 _SLOTS = 2
@@ -345,7 +345,7 @@ class StageActor:
                 later={stage: sender for stage, sender in by_stage.items() if stage != GATEWAY},
             ),
             epoch=0,
-            windows=Windows.parse(links.windows),
+            windows=links.windows,
         )
         self._thread = threading.Thread(target=self._serve, name=f"odin-stage-{self._index}", daemon=True)
         self._thread.start()
@@ -355,10 +355,10 @@ class StageActor:
         torch.set_num_threads(self._device.threads)  # OpenMP keeps the number per thread
         self._loop.run()
 
-    def prepare(self, epoch: int, windows: str) -> None:
+    def prepare(self, epoch: int, windows: Windows) -> None:
         """Make ready for requests of ``epoch``, under which these windows hold."""
         assert self._loop is not None, "start comes first"
-        self._loop.prepare(epoch, Windows.parse(windows))
+        self._loop.prepare(epoch, windows)
 
     def look(self, own_pids: Sequence[int]) -> Neighbours:
         """Find other programs on the device, on this machine; takes part of a second."""

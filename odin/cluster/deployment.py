@@ -239,7 +239,7 @@ class Deployment:
                         tuple(tuple(map(float, row)) for row in baseline_s),
                         tuple(map(float, cost_s)),
                         tuple(cut_nbytes),
-                        str(windows),
+                        windows,
                     )
                 )
                 for actor, targets in zip(self._actors, later, strict=True)
@@ -298,7 +298,7 @@ class Deployment:
         left: list[Any] = []
         if not self._stopping.is_set():
             with calling():
-                left = [actor.prepare.remote(epoch, str(windows)) for actor in self._actors]
+                left = [actor.prepare.remote(epoch, windows) for actor in self._actors]
         while left and not self._stopping.is_set():
             done, left = ray_calls.wait(left, timeout_s=_LOOK_AGAIN_S)
             ray_calls.get(done, timeout_s=_LOOK_AGAIN_S)
