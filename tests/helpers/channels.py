@@ -13,6 +13,7 @@ import torch
 from patience import PROMPT_S
 
 from odin.partitioner.relay import Windows
+from odin.stages.channel import shm, tcp
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import Receiver, Sender
 from odin.stages.channel.opening import Address, Listener, connect
@@ -150,3 +151,27 @@ def open_ring(
         for stage, executor in enumerate(executors)
     ]
     return Ring(sender, Inbox(receivers[GATEWAY]), loops, readiness)
+
+
+@contextlib.contextmanager
+def one_thread_and_no_way_out_by_time_limit() -> Iterator[None]:
+    """Loops in threads of this process: each computes with one thread, and a goodbye that is never said hangs."""
+    limits = {module: module._GOODBYE_TIMEOUT_S for module in (shm, tcp)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for module in limits:
+            module._GOODBYE_TIMEOUT_S = 600.0
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for module, limit_s in limits.items():
+            module._GOODBYE_TIMEOUT_S = limit_s
+
+
+def received(receiver: Inbox | Receiver) -> tuple[Header, tuple[torch.Tensor, ...]]:
+    """The next message's header and copies of its tensors; its slot is given back."""
+    message = receiver.receive()
+    values = tuple(tensor.clone() for tensor in message.tensors)
+    message.release()
+    return message.header, values

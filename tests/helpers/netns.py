@@ -160,6 +160,7 @@ def two_node_cluster(folder: Path, *, cpus_per_node: int = 2, delay_s: float = 0
         As for :func:`two_networks`.
     """
     environment = {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         "XDG_STATE_HOME": str(folder),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from netns import TwoNodes, two_node_cluster, unavailable
@@ -74,13 +72,8 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), os.environ.get("PYTHONPATH", "")])
-    )
     with two_node_cluster(tmp_path_factory.mktemp("cluster")) as nodes:
         yield nodes
-    patch.undo()
 
 
 def test_stages_on_two_nodes_serve_migrate_and_fail_as_on_one(cluster):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from channels import open_ring
+from channels import one_thread_and_no_way_out_by_time_limit, open_ring, received
 from layers import SLOT_NBYTES, FakeLayer, OverlapExecutor, images, small_chain
 from patience import PROMPT_S
 from torch import nn
@@ -20,7 +20,6 @@ from odin.monitor.timing import unpack_timings
 from odin.partitioner.chain import build_chain
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
-from odin.stages.channel import shm, tcp
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Sender
 from odin.stages.channel.wire import GATEWAY, Header, Kind
@@ -32,13 +31,9 @@ both_paths = pytest.mark.parametrize("make", [CpuExecutor, OverlapExecutor])
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_no_way_out_by_time_limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module in (shm, tcp):
-        monkeypatch.setattr(module, "_GOODBYE_TIMEOUT_S", 600.0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread_and_no_way_out_by_time_limit() -> Iterator[None]:
+    with one_thread_and_no_way_out_by_time_limit():
+        yield
 
 
 class Running(NamedTuple):
@@ -55,10 +50,7 @@ class Running(NamedTuple):
         self.sender.send(Header(Kind.REQUEST, number, **fields), values)
 
     def result(self) -> tuple[Header, Values]:
-        message = self.receiver.receive()
-        values = tuple(tensor.clone() for tensor in message.tensors)
-        message.release()
-        return message.header, values
+        return received(self.receiver)
 
     def loss(self) -> int | None:
         """Who is gone, as the gateway finds out."""

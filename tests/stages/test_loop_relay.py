@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from channels import Ring, open_ring
+from channels import Ring, one_thread_and_no_way_out_by_time_limit, open_ring, received
 from layers import SLOT_NBYTES, FakeLayer, images, small_chain
 from patience import PROMPT_S
 
 from odin.monitor.timing import StageTiming, unpack_timings
 from odin.partitioner.relay import Windows
-from odin.stages.channel import shm, tcp
 from odin.stages.channel.link import ChannelClosedError
 from odin.stages.channel.readiness import IDLE_SINCE_S
 from odin.stages.channel.wire import Header, Kind
@@ -29,13 +28,9 @@ WHOLE = "@0-6|@0-6|@6"
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_no_way_out_by_time_limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module in (shm, tcp):
-        monkeypatch.setattr(module, "_GOODBYE_TIMEOUT_S", 600.0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread_and_no_way_out_by_time_limit() -> Iterator[None]:
+    with one_thread_and_no_way_out_by_time_limit():
+        yield
 
 
 class Running(NamedTuple):
@@ -46,10 +41,7 @@ class Running(NamedTuple):
         self.ring.sender.send(Header(Kind.REQUEST, number, **fields), values or (torch.zeros(1),))
 
     def result(self) -> tuple[Header, Values]:
-        message = self.ring.inbox.receive()
-        values = tuple(tensor.clone() for tensor in message.tensors)
-        message.release()
-        return message.header, values
+        return received(self.ring.inbox)
 
     def ranges(self) -> dict[int, tuple[int, int]]:
         """Of the next result: which layers ran where."""
