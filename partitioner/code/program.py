@@ -117,7 +117,12 @@ class LayerProgram:
     imports: tuple[Home, ...] = ()
 
     def bind(
-        self, state: Mapping[str, Tensor], *, device: torch.device | str | None = None, keep_nan: bool = False
+        self,
+        state: Mapping[str, Tensor],
+        *,
+        device: torch.device | str | None = None,
+        keep_nan: bool = False,
+        portable: bool = False,
     ) -> LayerFunction:
         """Attach weights, without a copy, and return the layer as a function.
 
@@ -131,6 +136,8 @@ class LayerProgram:
             Where tensors that the layer itself creates go. Default: where the state's first tensor is.
         keep_nan
             Compute in the way that keeps NaN from the start.
+        portable
+            Make PyTorch's own calls only, whatever the device, as on devices without fused ones: for exporting.
 
         Returns
         -------
@@ -156,10 +163,12 @@ class LayerProgram:
             names = self.state_names or tuple(itertools.islice(state, 1))
             device = state[names[0]].device if names else torch.device("cpu")
         device = torch.device(device)
-        portable = device.type != "cpu" or not fused_available()
+        asked_for_portable = portable
+        portable = portable or device.type != "cpu" or not fused_available()
 
         # kernels of other devices keep NaN, and looking at values would wait for them
-        source = (self.checked_source or self.source) if device.type == "cpu" else self.source
+        checks = device.type == "cpu" and not asked_for_portable
+        source = (self.checked_source or self.source) if checks else self.source
 
         @functools.cache
         def keeping() -> Callable[[Values], Values | None]:

@@ -1,0 +1,144 @@
+"""One layer, or a whole model, in a runtime other than PyTorch: arrays in, arrays out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odin.partitioner.engines.cut_model import CutModel, LayerModel, field, varint
+
+__all__ = ["Array", "Run", "open_layers", "use_threads"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Run = Callable[[tuple[Array, ...]], tuple[Array, ...]]
+"""From what crosses the cut before a layer to what crosses the one after it."""
+
+_RAW, _EXTERNAL, _LOCATION = 9, 13, 14  # of TensorProto
+_threads_of_pool = 0
+
+
+def use_threads(engine: str, threads: int) -> None:
+    """Say with how many threads layers of this process are computed. Before the first of them is opened."""
+    global _threads_of_pool
+    if engine == "onnxruntime" and threads > 1 and _threads_of_pool != threads:
+        import onnxruntime
+
+        # One pool for all layers: each session would make its own.
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        _threads_of_pool = threads
+
+
+def open_layers(model: CutModel, weights: Mapping[str, Array], *, threads: int = 1) -> list[Run]:
+    """Make every layer of a model executable.
+
+    Parameters
+    ----------
+    weights
+        Arrays by name. ONNX Runtime computes with them in place; OpenVINO makes its own copy of each layer's. They may
+        be read-only.
+    threads
+        Compute threads.
+
+    Raises
+    ------
+    ImportError
+        If the runtime is not installed.
+    """
+    opener = {"onnxruntime": _onnxruntime_layers, "openvino": _openvino_layers}[model.engine]
+    return list(opener(model, weights, threads))
+
+
+def _onnxruntime_layers(model: CutModel, weights: Mapping[str, Array], threads: int) -> Iterator[Run]:
+    import onnxruntime
+
+    # The file that the model names has to exist, though it is not read: what is given under its name comes first.
+    with tempfile.TemporaryDirectory(prefix="odin-engine-") as folder:
+        Path(folder, "weights").touch()
+        in_file = _external(b"location", b"weights") + varint(_LOCATION << 3) + varint(1)
+        for index in range(len(model.layers)):
+            layer = model.layer_model(index, lambda _: in_file)
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was optimised
+            # The allocator of the C library gives the memory of one layer to the next while it is in the cache.
+            options.enable_cpu_mem_arena = False
+            if threads == 1:
+                options.intra_op_num_threads = 1
+            else:
+                options.use_per_session_threads = False
+            options.inter_op_num_threads = 1
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+            # A packed weight would be a copy in every process.
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in layer.weights}
+            for name, value in values.items():
+                options.add_initializer(name, value)
+            if not layer.proto:
+                yield _around(model, index, layer, lambda arrays: ())
+                continue
+            session = onnxruntime.InferenceSession(layer.proto, options, providers=["CPUExecutionProvider"])
+            yield _around(model, index, layer, _onnxruntime_run(session, layer, tuple(values.values())))
+
+
+def _onnxruntime_run(session: Any, layer: LayerModel, kept: tuple[Any, ...]) -> Run:
+    run, names, outputs = session._sess.run, layer.inputs, list(layer.outputs)
+    single = names[0] if len(names) == 1 else None
+
+    def call(arrays: tuple[Array, ...], _kept: object = (session, kept)) -> Any:
+        if single is not None:
+            return run(outputs, {single: arrays[0]}, None)
+        return run(outputs, dict(zip(names, arrays, strict=True)), None)
+
+    return call
+
+
+def _openvino_layers(model: CutModel, weights: Mapping[str, Array], threads: int) -> Iterator[Run]:
+    import openvino
+
+    core = openvino.Core()
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    options |= {"ENABLE_CPU_PINNING": False}  # the process is pinned
+    for index in range(len(model.layers)):
+        layer = model.layer_model(index, lambda name: field(_RAW, np.ascontiguousarray(weights[name]).tobytes()))
+        if not layer.proto:
+            yield _around(model, index, layer, lambda arrays: ())
+            continue
+        request = core.compile_model(core.read_model(layer.proto, b""), "CPU", options).create_infer_request()
+        yield _around(model, index, layer, _openvino_run(request, layer))
+
+
+def _openvino_run(request: Any, layer: LayerModel) -> Run:
+    infer, outputs = request.infer, [request.model_outputs[index] for index in range(len(layer.outputs))]
+    names = layer.inputs
+
+    def call(arrays: tuple[Array, ...]) -> Any:
+        found = infer(dict(zip(names, arrays, strict=True)), share_inputs=True, share_outputs=False)
+        return [found[output] for output in outputs]
+
+    return call
+
+
+def _around(model: CutModel, index: int, layer: LayerModel, call: Run) -> Run:
+    """Give a layer what it reads of the values at the cut, and pass on those that it does not touch."""
+    before = [value.name for value in model.cuts[index]]
+    after = [value.name for value in model.cuts[index + 1]]
+    if tuple(before) == layer.inputs and tuple(after) == layer.outputs:
+        return call
+    reads = [before.index(name) for name in layer.inputs]
+    takes = [
+        (True, layer.outputs.index(name)) if name in layer.outputs else (False, before.index(name)) for name in after
+    ]
+
+    def run(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+        made = call(tuple(arrays[position] for position in reads))
+        return tuple(made[position] if own else arrays[position] for own, position in takes)
+
+    return run
+
+
+def _external(key: bytes, value: bytes) -> bytes:
+    return field(_EXTERNAL, field(1, key) + field(2, value))

@@ -1,0 +1,134 @@
+"""From one ONNX model whose names say the layers to a :class:`CutModel` and plain arrays of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odin.partitioner.engines.cut_model import CutModel, LayerNodes, Value, field
+from odin.partitioner.engines.export import layer_of
+
+__all__ = ["Array", "split", "take_weights"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_SMALL_NBYTES = 1024
+"""Constants below it stay in the model: runtimes look at shapes and the like while they read it."""
+
+
+def take_weights(model: Any, folder: Path) -> dict[str, Array]:
+    """Return the large constants of an ``onnx.ModelProto`` as arrays; those in files are mapped, not read.
+
+    Parameters
+    ----------
+    folder
+        Where the files are in which the model has its data.
+    """
+    from onnx import numpy_helper
+
+    weights = {}
+    for tensor in model.graph.initializer:
+        dtype = _numpy_dtype(tensor.data_type)
+        nbytes = int(np.prod(tensor.dims, dtype=np.int64)) * dtype.itemsize
+        if tensor.external_data:
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            array: Array = (
+                np.memmap(folder / where["location"], dtype, "r", int(where.get("offset", 0)), tuple(tensor.dims))
+                if nbytes
+                else np.empty(tuple(tensor.dims), dtype)
+            )
+        elif nbytes >= _SMALL_NBYTES:
+            array = numpy_helper.to_array(tensor)
+        else:
+            continue
+        if nbytes < _SMALL_NBYTES:
+            tensor.CopyFrom(numpy_helper.from_array(np.array(array), tensor.name))
+        else:
+            weights[tensor.name] = array
+    return weights
+
+
+def split(
+    model: Any,
+    weights: Mapping[str, Array],
+    *,
+    engine: str,
+    layer_names: Sequence[str],
+    processor: str = "",
+) -> CutModel:
+    """Cut a marked model at every layer.
+
+    What a runtime has joined from two layers belongs to the later one, so more than the chain's values may cross a cut,
+    and other ones.
+
+    Parameters
+    ----------
+    model
+        ``onnx.ModelProto``, nodes in an order in which they can be run.
+    weights
+        Of :func:`take_weights`.
+    engine, processor
+        As for :class:`CutModel`.
+    layer_names
+        Names of the chain's layers.
+    """
+    graph, count = model.graph, len(layer_names)
+    inputs, outputs = [entry.name for entry in graph.input], [entry.name for entry in graph.output]
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    inputs = [name for name in inputs if name not in constants]
+    made_in = dict.fromkeys(inputs, 0)
+    last_read: dict[str, int] = {}
+    by_layer: list[list[Any]] = [[] for _ in range(count)]
+    for node in graph.node:
+        marks = [layer_of(name) for name in (node.name, *node.output)]
+        layer = max([0, *(mark for mark in marks if mark is not None), *(made_in.get(name, 0) for name in node.input)])
+        by_layer[layer].append(node)
+        made_in.update(dict.fromkeys(filter(None, node.output), layer))
+        for name in node.input:
+            last_read[name] = max(last_read.get(name, 0), layer)
+    last_read.update(dict.fromkeys(outputs, count))
+    crossing = [inputs]
+    for cut in range(1, count):
+        crossing.append([name for name, layer in made_in.items() if layer < cut and last_read.get(name, -1) >= cut])
+    crossing.append(outputs)
+    layers = []
+    for name, nodes in zip(layer_names, by_layer, strict=True):
+        makes = frozenset(value for node in nodes for value in node.output if value)
+        read = dict.fromkeys(value for node in nodes for value in node.input)
+        layers.append(
+            LayerNodes(
+                name,
+                tuple(node.SerializeToString() for node in nodes),
+                {value: constants[value].SerializeToString() for value in read if value in constants.keys() - weights},
+                tuple(value for value in read if value in weights),
+                frozenset(value for value in read if value in made_in) - makes,
+                makes,
+            )
+        )
+    header = type(model)()
+    header.CopyFrom(model)
+    header.ClearField("graph")
+    return CutModel(
+        engine,
+        header.SerializeToString(),
+        tuple(layers),
+        tuple(tuple(Value(name, "", (), field(1, name.encode())) for name in names) for names in crossing),
+        {name: _declaration(name, array) for name, array in weights.items()},
+        processor,
+    )
+
+
+def _declaration(name: str, array: Array) -> bytes:
+    from onnx import TensorProto, helper
+
+    tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+    return bytes(tensor.SerializeToString())
+
+
+def _numpy_dtype(data_type: int) -> np.dtype[Any]:
+    from onnx import helper
+
+    return np.dtype(helper.tensor_dtype_to_np_dtype(data_type))
