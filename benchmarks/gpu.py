@@ -32,8 +32,8 @@ from odin.cluster.ray_runtime import RayRuntime
 from odin.models.sources import load_source
 from odin.monitor.events import Attributed, Event, Fault, MoveFailed, PlanChanged, SlowdownChanged
 from odin.monitor.machine.nvml import gpu_processes
+from odin.stages.compute.cuda import PRECISIONS as EXECUTOR_PRECISIONS
 from odin.stages.compute.cuda import CudaExecutor, use_precision
-from odin.stages.compute.executor import PRECISIONS as EXECUTOR_PRECISIONS
 from odin.stages.device import Device
 from odin_lab.inject import Injector, Load
 

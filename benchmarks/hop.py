@@ -42,7 +42,7 @@ from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.opening import Listener, connect, open_ends
 from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.wire import GATEWAY, Header, Kind
-from odin.stages.compute.executor import CpuExecutor
+from odin.stages.compute.torch_cpu import CpuExecutor
 from odin.stages.hand_over import HandOver
 from odin.stages.loop import StageLoop
 

@@ -33,7 +33,7 @@ from benchmarks.common import (
 from benchmarks.feeding import Feeder, KeptEvents
 from odin.monitor.events import RequestDone
 from odin.monitor.timing import RequestTimeline, StageTiming, unpack_timings
-from odin.stages.compute.executor import CpuExecutor
+from odin.stages.compute.torch_cpu import CpuExecutor
 from odin.stages.device import usable_cores
 
 MODELS = ("resnet50", "mobilenet_v2")

@@ -15,10 +15,16 @@ import torch
 
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.compute.captured import GraphMemory, LayerGraph, Rehearsal
-from odin.stages.compute.executor import PRECISIONS, LayerError, LayerProgram, Result, Values
+from odin.stages.compute.executor import LayerError, Result, Values
+from odin.stages.compute.precision import PRECISION_NAMES
+from odin.stages.compute.torch_cpu import LayerProgram
 from odin.stages.device import DeviceError
 
-__all__ = ["CudaExecutor", "computing_as", "use_precision"]
+__all__ = ["PRECISIONS", "CudaExecutor", "computing_as", "use_precision"]
+
+PRECISIONS: dict[str, torch.dtype] = {
+    name: torch.float32 if name == "tf32" else getattr(torch, name) for name in PRECISION_NAMES
+}
 
 _ALREADY_REGISTERED = 712  # cudaErrorHostMemoryAlreadyRegistered
 
@@ -51,7 +57,7 @@ class CudaExecutor:
     index
         CUDA device number.
     precision
-        One of :data:`~odin.stages.compute.executor.PRECISIONS`: what is float32 elsewhere is of this type on the GPU.
+        One of :data:`PRECISIONS`: what is float32 elsewhere is of this type on the GPU.
         Values travel between stages as float32. Whether TensorFloat-32 is used is for :func:`use_precision` to say.
     sample_every
         Every so many requests events are recorded between layers too; in between, layer times are ``nan``.

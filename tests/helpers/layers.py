@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from odin.partitioner.chain import Chain, build_chain
-from odin.stages.compute.executor import CpuExecutor, Result, Values
+from odin.stages.compute.executor import Result, Values
+from odin.stages.compute.torch_cpu import CpuExecutor
 
 
 @functools.cache

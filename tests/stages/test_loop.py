@@ -23,7 +23,8 @@ from odin.partitioner.relay import Windows
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Sender
 from odin.stages.channel.wire import GATEWAY, Header, Kind
-from odin.stages.compute.executor import CpuExecutor, Result, Values
+from odin.stages.compute.executor import Result, Values
+from odin.stages.compute.torch_cpu import CpuExecutor
 from odin.stages.loop import DEADLINE, RECALLED, StageLoop
 
 MIXED = ("shm", "tcp", "shm", "tcp")

@@ -20,7 +20,8 @@ from odin.partitioner.relay import Windows
 from odin.stages.channel.link import ChannelClosedError
 from odin.stages.channel.readiness import IDLE_SINCE_S
 from odin.stages.channel.wire import Header, Kind
-from odin.stages.compute.executor import CpuExecutor, Executor, Values
+from odin.stages.compute.executor import Executor, Values
+from odin.stages.compute.torch_cpu import CpuExecutor
 from odin.stages.loop import DEADLINE, RECALLED
 
 LAYERS = 6

@@ -27,7 +27,7 @@ from odin.options import check_options
 from odin.partitioner.files import check_different, check_folder, check_writable, write_whole
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import StaticPolicy
-from odin.stages.compute.executor import PRECISIONS
+from odin.stages.compute.cuda import PRECISIONS
 from odin.stages.compute.precision import PRECISION_NAMES
 from odin.stages.device import Device
 from odin.stages.lease import Lease

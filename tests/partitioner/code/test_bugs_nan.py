@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from odin.partitioner.chain import Chain, build_chain
 from odin.partitioner.code.bounds import LIMIT, ORDINARY, within
 from odin.partitioner.code.fuse import available
-from odin.stages.compute.executor import CpuExecutor
+from odin.stages.compute.torch_cpu import CpuExecutor
 
 NAN, INF = float("nan"), float("inf")
 needs_fusing = pytest.mark.skipif(not available(), reason="this PyTorch has no oneDNN")

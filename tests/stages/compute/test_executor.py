@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
+import types
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,7 +16,8 @@ import torch
 from layers import FakeLayer, images, small_chain
 
 from odin.stages.channel.slots import SlotMemory
-from odin.stages.compute.executor import CpuExecutor, LayerError, make_executor
+from odin.stages.compute.executor import LayerError, make_executor
+from odin.stages.compute.torch_cpu import CpuExecutor
 from odin.stages.compute.weights import StoredTensor, load, store
 
 
@@ -160,3 +165,16 @@ def test_make_executor():
     assert not executor.overlaps
     with pytest.raises(ValueError, match="precision 'int3' is unknown; choose one of float32, tf32, float16, bfloat16"):
         make_executor("cpu", chain.program.layers, chain.state, precision="int3")
+
+
+def test_another_engine_than_pytorch_gets_the_model_in_pieces(monkeypatch: pytest.MonkeyPatch):
+    def pieces(*arguments: object, **options: object):
+        return arguments, options
+
+    monkeypatch.setitem(
+        sys.modules, "odin.stages.compute.pieces", cast(types.ModuleType, SimpleNamespace(PieceExecutor=pieces))
+    )
+    made = make_executor("cpu", "the model", "its weights", engine="onnxruntime", threads=2)
+    assert made == (("the model", "its weights"), {"runtime": "onnxruntime", "threads": 2})
+    with pytest.raises(ValueError, match="engine 'onnxruntime' does not run on GPUs; take engine='torch'"):
+        make_executor("gpu", "the model", "its weights", engine="onnxruntime")
