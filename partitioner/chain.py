@@ -290,6 +290,7 @@ def build_chain(
     name: str = "model",
     coarse_share: float = 0.10,
     minimum_share: float = 0.005,
+    minimum_s: float = 0.0,
     keep: bool = True,
 ) -> Chain:
     """Turn a CNN into a chain of layers.
@@ -312,6 +313,9 @@ def build_chain(
         A layer with more than this share of the estimated cost is cut further, where several tensors cross.
     minimum_share
         A layer with less than this share joins a neighbour.
+    minimum_s
+        So does one that is estimated to take less than so many seconds on one core: for engines that are not called
+        so cheaply.
     keep
         Keep on disk what takes long to find out (the graph that ``torch.export`` makes, that the model keeps no state),
         and use what an earlier start kept of the same model; see :class:`odin.partitioner.cache.known.Known`.
@@ -345,6 +349,9 @@ def build_chain(
     with torch.inference_mode(False), torch.no_grad():
         subject = Subject(model, example_args, cache=ChainCache() if keep else None)
         prepared = prepare_and_check(subject)
+        total_s = sum(prepared.costs)
+        if total_s > 0:
+            minimum_share = min(1.0, max(minimum_share, minimum_s / total_s))
         chain = _cut(prepared, subject, name, coarse_share, minimum_share, fused=prepared.channels_last)
         if prepared.channels_last and deviation(chain.try_plain(subject.args), subject.expected):
             # Fusing rewrote the graph, so it is prepared anew.

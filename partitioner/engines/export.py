@@ -1,8 +1,8 @@
 """From a prepared chain to one ONNX model in which every value's name says which layer makes it.
 
-What is exported are the layers that the stages would run with PyTorch, in PyTorch's own operators: batch norms are
-folded, dropouts gone. PyTorch's exporter writes the model; the cuts are its outputs meanwhile, so that the layer of each
-node can be told. The marks are in names, which runtimes keep through their optimisations.
+What is exported are the layers that the stages would run with PyTorch, in its own operators: batch norms are folded,
+dropouts gone. Its exporter writes them side by side, each with inputs of its own, and they are joined then. The marks
+are in names, which runtimes keep through their optimisations.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class _SideBySide(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         state = {name: getattr(self, f"w{index}") for index, name in enumerate(self._names)}
-        outputs, first = [], 0
+        outputs: list[Tensor] = []
+        first = 0
         for layer, count in zip(self._layers, self._counts, strict=True):
             outputs.extend(layer.bind(state, device="cpu", portable=True)(inputs[first : first + count]))
             first += count

@@ -10,7 +10,6 @@ Nothing here imports PyTorch or another runtime: a stage's process loads only th
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -158,6 +157,6 @@ def make_executor(
         from odin.stages.compute.torch_cpu import CpuExecutor
 
         return CpuExecutor(model, weights, threads=threads)
-    pieces = importlib.import_module("odin.stages.compute.pieces")
-    executor: Executor = pieces.PieceExecutor(model, weights, runtime=engine, threads=threads)
-    return executor
+    from odin.stages.compute.sessions import SessionExecutor
+
+    return SessionExecutor(model, weights, threads=threads)
