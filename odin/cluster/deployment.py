@@ -32,7 +32,7 @@ from odin.stages.channel.opening import Address, Listener, connect, open_ends
 from odin.stages.channel.wire import GATEWAY
 from odin.stages.compute import opaque
 from odin.stages.compute.opaque import compute_threads
-from odin.stages.compute.weights import store
+from odin.stages.compute.torch_weights import store
 from odin.stages.device import Device, DeviceError
 
 __all__ = ["ACTOR_PREFIX", "Deployment"]

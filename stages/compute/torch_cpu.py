@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from odin.stages.channel.arrays import ArrayKind
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.compute.executor import LayerError, Result, RunDelay, Values
 
@@ -57,6 +58,7 @@ class CpuExecutor:
 
     overlaps = False
     looks_between_layers = True
+    arrays: ArrayKind = "torch"
 
     def __init__(self, layers: Sequence[LayerProgram], state: Mapping[str, torch.Tensor], *, threads: int = 1) -> None:
         self._names = [layer.name for layer in layers]
