@@ -20,6 +20,8 @@ from odin.control.default_policy import AUTO
 from odin.control.detectors import make_detector
 from odin.monitor.detectors import Detector
 from odin.monitor.eventlog import EventLog, refuse_taken
+from odin.partitioner.engines.names import AUTO as AUTO_ENGINE
+from odin.partitioner.engines.names import TORCH, check_engine, check_installed
 from odin.partitioner.files import check_writable
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import DelayedOraclePolicy, Policy, make_policy
@@ -76,6 +78,7 @@ def check_options(
     address: str | None = None,
     share_devices: bool = False,
     precision: str = "float32",
+    engine: str = TORCH,
     transport: str = "auto",
 ) -> None:
     """Raise ``ValueError`` if an option of ``odin.Pipeline`` is invalid for every model.
@@ -86,6 +89,9 @@ def check_options(
         If nothing answers at ``address``.
     """
     check_precision(precision)
+    check_engine(engine)
+    if engine != AUTO_ENGINE:
+        check_installed(engine)
     if transport not in _TRANSPORTS:
         raise ValueError(f"transport {transport!r} is unknown; choose one of {', '.join(_TRANSPORTS)}")
     _check_count("batch", batch)
@@ -93,6 +99,7 @@ def check_options(
     if on_event is not None and not callable(on_event):
         raise ValueError(f"on_event={on_event!r} cannot be called; give a function that takes an event")
     devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)
+    check_engine_fits(engine, devices or ())
     _check_plan(plan, devices)
     check_policy(policy)
     _check_detector(detector)
@@ -103,6 +110,13 @@ def check_options(
         _check_here(devices, share=share_devices)
     if address is not None and not _connected():
         check_address(address)
+
+
+def check_engine_fits(engine: str, devices: Sequence[Device]) -> None:
+    """Raise ``ValueError`` if an engine cannot run on one of the devices."""
+    on_gpu = [device for device in devices if device.kind == "gpu"]
+    if on_gpu and engine not in (TORCH, AUTO_ENGINE):
+        raise ValueError(f"engine {engine!r} runs on CPU cores only, and there is {on_gpu[0]}: choose engine 'torch'")
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -28,6 +28,7 @@ from odin.cluster.ray_runtime import RayRuntime
 from odin.cluster.startup import Startup
 from odin.control.baselines import measure_baselines, pipeline_setting, profile_key
 from odin.control.default_policy import AUTO, policy_for
+from odin.control.engine_choice import choose_form
 from odin.control.supervision import EventRecorder, Supervision
 from odin.errors import ForkedProcessError, OdinError, StageLostError
 from odin.models.chains import example_inputs, to_chain, to_source, weight_nbytes
@@ -38,8 +39,10 @@ from odin.monitor.eventlog import EventLog
 from odin.monitor.events import Event, LoadChanged, StageDescription
 from odin.monitor.timing import RequestTimeline
 from odin.monitor.view.builder import PipelineView, Serving
-from odin.options import check_batch, check_options, check_policy, check_timeout, leading_size
+from odin.options import check_batch, check_engine_fits, check_options, check_policy, check_timeout, leading_size
 from odin.partitioner.chain import Chain
+from odin.partitioner.engines.names import AUTO as AUTO_ENGINE
+from odin.partitioner.engines.names import TORCH
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Policy, Setting, StaticPolicy, windows_of
 from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
@@ -120,6 +123,10 @@ class Pipeline:
     precision
         Number format in which GPU stages compute: ``"float32"``, ``"tf32"``, ``"float16"`` or ``"bfloat16"``. CPU
         stages always compute in float32.
+    engine
+        What computes the layers on CPU cores: ``"torch"``, ``"onnxruntime"`` or ``"openvino"`` (extras of this
+        package), or ``"auto"``: whichever is fastest, measured once for a model and a type of device and kept on disk
+        with the profile. Outputs are the same under every plan; those of two engines differ by rounding.
     transport
         ``"auto"``: shared memory within a node and TCP between nodes; ``"shm"`` or ``"tcp"`` forces one.
     refresh_profile
@@ -157,6 +164,7 @@ class Pipeline:
         address: str | None = None,
         share_devices: bool = False,
         precision: str = "float32",
+        engine: str = TORCH,
         transport: str = "auto",
         refresh_profile: bool = False,
     ) -> None:
@@ -188,6 +196,7 @@ class Pipeline:
             address=address,
             share_devices=share_devices,
             precision=precision,
+            engine=engine,
             transport=transport,
         )
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
@@ -196,17 +205,17 @@ class Pipeline:
         self._recorder = EventRecorder(log, on_event)  # before anything is started: the file may not be writable
         try:
             self._startup = self._make_startup(
-                devices, source, address=address, share_devices=share_devices, precision=precision
+                devices, source, address=address, share_devices=share_devices, precision=precision, engine=engine
             )
             self._startup.start()
-            self.chain = to_chain(source)
+            self.chain = to_chain(source, engine=engine)
             del source  # or its weights would stay, which the stages will have
             self.batch = check_batch(self.chain, batch)
             if devices is not None:
                 check_stage_count(len(devices), layer_count=len(self.chain.layers))
             if plan is not None:
                 plan.check_fits(layer_count=len(self.chain.layers), stage_count=len(devices or plan))
-            self._open_stages(plan, keep_weights=self.chain is model)
+            self._open_stages(plan, precision=precision, engine=engine, keep_weights=self.chain is model)
             cuts = self._cuts()
             setting = self._measure(cuts, plan, precision=precision, refresh=refresh_profile)
             policy = self._policy_for(policy)
@@ -243,6 +252,7 @@ class Pipeline:
         address: str | None,
         share_devices: bool,
         precision: str,
+        engine: str,
     ) -> Startup:
         """Describe Ray and the stages' processes, which start while the chain is built."""
         nbytes = weight_nbytes(source)
@@ -256,9 +266,10 @@ class Pipeline:
             label=f"pipeline {source.name} of process {os.getpid()}",
             share=share_devices,
             precision=precision,
+            engine="" if engine == AUTO_ENGINE else engine,
         )
 
-    def _open_stages(self, plan: Plan | None, *, keep_weights: bool) -> None:
+    def _open_stages(self, plan: Plan | None, *, precision: str, engine: str, keep_weights: bool) -> None:
         """Give the stages their devices and the model, and set ``self.devices``."""
         assert self._startup is not None
         chain = self.chain
@@ -267,8 +278,12 @@ class Pipeline:
         placed = placed[: len(chain.layers)]  # with "auto" there may be more devices than layers
         if plan is not None:
             plan.check_fits(layer_count=len(chain.layers), stage_count=len(placed))
+        check_engine_fits(engine, [device for device, _ in placed])
+        with phase(f"layers brought into the form of engine {engine}"):
+            self._form = choose_form(chain, engine, placed, batch=self.batch, precision=precision)
+        self.engine = self._form.engine
         with phase("weights packed and given to the stages"):
-            self._deployment.open(placed, chain.program, chain.state, batch=self.batch)
+            self._deployment.open(placed, self._form, batch=self.batch)
         self._hop_count = self._deployment.hop_count
         warn_of_quotas(placed, self._deployment.infos)
         if not keep_weights:
@@ -280,19 +295,25 @@ class Pipeline:
     def _cuts(self) -> list[list[int]]:
         """Bytes of each tensor that crosses a cut; the model's input and output are the first and the last cut."""
         scale = -(-self.batch // leading_size(self.chain))  # tensors grow with the micro-batch
-        specs = (self.chain.inputs, *(layer.output for layer in self.chain.layers))
-        return [[scale * spec.nbytes for spec in cut] for cut in specs]
+        return [[scale * nbytes for nbytes in cut] for cut in self._form.cuts]
 
     def _measure(self, cuts: Sequence[Sequence[int]], plan: Plan | None, *, precision: str, refresh: bool) -> Setting:
         """Time the layers on the stages' devices, or read their times from disk, and find the plan to begin with."""
         assert self._deployment is not None
-        chain, inputs = self.chain, example_inputs(self.chain, self.batch)
+        chain, inputs = self.chain, example_inputs(self.chain, self._form, self.batch)
         self._profile_keys = [
-            profile_key(chain, inputs, precision, info.device_type) for info in self._deployment.infos
+            profile_key(chain, inputs, precision, info.device_type, engine=self.engine)
+            for info in self._deployment.infos
         ]
         with phase("layers timed, or their times read"):
             self.profiles: tuple[Profile, ...] = measure_baselines(
-                self._deployment, chain, inputs, precision=precision, cache=ProfileCache(), refresh=refresh
+                self._deployment,
+                chain,
+                inputs,
+                precision=precision,
+                engine=self.engine,
+                cache=ProfileCache(),
+                refresh=refresh,
             )
             setting = pipeline_setting(self.profiles, chain, [sum(cut) for cut in cuts], plan=plan)
             return setting._replace(reach=self._reach(setting.plan))
@@ -452,7 +473,7 @@ class Pipeline:
 
     def _prepare_request(self, inputs: tuple[Any, ...]) -> tuple[Gateway, list[tuple[torch.Tensor, ...]]]:
         assert self._gateway is not None
-        values = self.chain.layout(self.chain.pack(inputs))
+        values = self._form.layout(self.chain.pack(inputs))
         return self._gateway, split_inputs(values, batch=self.batch)
 
     # -- plans ------------------------------------------------------------------------------------------------------

@@ -324,12 +324,15 @@ class ProfileKey(NamedTuple):
         Precision that the layers ran in, for example ``"float32"``.
     device_type
         See :func:`device_type`.
+    engine
+        What ran them.
     """
 
     fingerprint: str
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
     device_type: str
+    engine: str = "torch"
 
 
 class _File(msgspec.Struct):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import ray
-import torch
 
 from odin.monitor.attribution.neighbours import Neighbours, find_neighbours
 from odin.monitor.machine.cgroups import cpu_quota_cores
@@ -19,11 +19,8 @@ from odin.stages.channel.opening import Address, Listener, connect, open_ends
 from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.shm import SlotPool
 from odin.stages.channel.wire import GATEWAY
-from odin.stages.compute import opaque
-from odin.stages.compute.cuda import use_precision
-from odin.stages.compute.executor import Executor, make_executor
-from odin.stages.compute.opaque import compute_threads
-from odin.stages.compute.weights import StoredTensor, load, store
+from odin.stages.compute.executor import Executor, Values, check_engine, load_engine, make_executor
+from odin.stages.compute.weights import StoredTensor, load_arrays
 from odin.stages.device import (
     Device,
     DeviceError,
@@ -164,7 +161,7 @@ def list_devices_here() -> NodeDevices:
     )
 
 
-@ray.remote
+@ray.remote(max_calls=1)  # asking for GPUs imports PyTorch, and Ray might make a stage of that process otherwise
 def list_node_devices() -> NodeDevices:
     """List the devices of the node that this task runs on."""
     return list_devices_here()
@@ -195,10 +192,15 @@ class StageActor:
         Accept to share the device.
     precision
         ``float32``, or ``float16`` / ``bfloat16`` for the inside of GPU stages.
+    engine
+        What will probably run the layers, which is imported at once; empty if that is not known yet.
     """
 
-    def __init__(self, index: int, device: str, label: str, *, share: bool, precision: str) -> None:
+    def __init__(
+        self, index: int, device: str, label: str, *, share: bool, precision: str, engine: str = "torch"
+    ) -> None:
         self._index = index
+        self._engine = engine
         self._device = Device.parse(device)
         self._label = label
         self._share = share
@@ -211,35 +213,49 @@ class StageActor:
         self._readiness = Readiness()
         self._loop: StageLoop | None = None
         self._thread: threading.Thread | None = None
+        with contextlib.suppress(ImportError):  # which open reports
+            if engine:
+                load_engine(engine)  # now: it may take seconds, and the model is not there yet
 
-    def pack(self, program: Any, stored: dict[str, StoredTensor], batch: int) -> dict[str, StoredTensor]:
-        """Return the weights in the form that this node's processors compute with, for all CPU stages of the node."""
-        if not opaque.supported():
-            return stored
+    def pack(self, program: Any, stored: Mapping[str, StoredTensor], batch: int) -> Mapping[str, StoredTensor]:
+        """Return PyTorch's weights in the form that this node's processors compute with, for all its CPU stages."""
+        from odin.stages.compute import torch_stage
+
         try:
-            with compute_threads(self._device.threads):
-                return store(program.pack(load(stored), batch=batch))
+            return torch_stage.pack(program, stored, batch, threads=self._device.threads)
         finally:
             release_freed_memory()
 
-    def open(self, program: Any, stored: dict[str, StoredTensor], batch: int) -> StageInfo | StageProblem:
-        """Take the device, bind to it, and attach the program to the node's copy of the weights."""
+    def open(self, model: Any, stored: Mapping[str, StoredTensor], batch: int, engine: str) -> StageInfo | StageProblem:
+        """Take the device, bind to it, and attach the model to the node's copy of the weights.
+
+        Parameters
+        ----------
+        model
+            The chain's program for PyTorch; for another engine the cut model. Both have ``layers``.
+        stored
+            Weights, packed ones for PyTorch on a CPU.
+        batch
+            Leading size of the requests to come.
+        engine
+            What runs the layers. With another than ``"torch"`` this process imports no PyTorch.
+        """
+        self._engine = engine
         try:
+            check_engine(self._device.kind, self._engine)
             device_type = self._take_device()
             niceness = run_at_normal_priority()
-            state = load(stored)
-            if self._device.kind == "cpu" and not opaque.supported():
-                with compute_threads(self._device.threads):
-                    state = program.pack(state, batch=batch)  # a copy of its own, if it cannot be shared
+            layers, weights = self._attach(model, stored, batch)
             self._executor = make_executor(
                 self._device.kind,
-                program.layers,
-                state,
+                layers,
+                weights,
+                engine=self._engine,
                 index=self._device.indices[0],
                 threads=self._device.threads,
                 precision=self._precision,
             )
-            self._layer_count = len(program.layers)
+            self._layer_count = len(model.layers)
         except (DeviceError, ValueError, ImportError) as error:
             return StageProblem(type(error).__name__, str(error))
         context = ray.get_runtime_context()
@@ -254,6 +270,22 @@ class StageActor:
             cpu_quota_cores(),
         )
 
+    def _attach(self, model: Any, stored: Mapping[str, StoredTensor], batch: int) -> tuple[Any, Any]:
+        """Return the model and its weights as the engine's executor wants them."""
+        if self._engine != "torch":
+            return model, load_arrays(stored)
+        from odin.stages.compute import torch_stage
+
+        kind, threads = self._device.kind, self._device.threads
+        return model.layers, torch_stage.load_state(model, stored, batch, kind=kind, threads=threads)
+
+    def _use_threads(self) -> None:
+        """Have this thread compute with the device's number of threads; other engines are told with their executor."""
+        if self._engine == "torch":
+            from odin.stages.compute import torch_stage
+
+            torch_stage.use_threads(self._device.threads)
+
     def _take_device(self) -> str:
         kind, indices = self._device.kind, self._device.indices
         if kind == "gpu":
@@ -262,13 +294,14 @@ class StageActor:
                 there = ", ".join(f"gpu:{index} {name}" for index, name in enumerate(names)) or "no CUDA device"
                 raise DeviceError(f"there is no {self._device} on this node; it has {there}")
             self._lease = Lease(self._device, label=self._label, share=self._share)
-            torch.cuda.set_device(indices[0])
-            use_precision(self._precision)
+            from odin.stages.compute import torch_stage
+
+            torch_stage.take_gpu(indices[0], self._precision)
             return f"gpu {names[indices[0]]} {self._precision}"
         check_cores(indices)
         self._lease = Lease(self._device, label=self._label, share=self._share)
         pin_process(indices)
-        torch.set_num_threads(self._device.threads)
+        self._use_threads()
         keep_freed_memory()
         return f"cpu x{self._device.threads} {cpu_model()}"
 
@@ -282,9 +315,9 @@ class StageActor:
         """
         executor = self._executor
         assert executor is not None, "open comes first"
-        torch.set_num_threads(self._device.threads)
+        self._use_threads()
         executor.prepare(0, self._layer_count)
-        values = tuple(load({str(number): tensor for number, tensor in enumerate(inputs)}).values())
+        values = self._values(inputs)
         passes: list[tuple[float, ...]] = []
         run_delay_s = 0.0
         with executor.calibrating():
@@ -295,6 +328,14 @@ class StageActor:
                     run_delay_s += result.run_delay_s
         executor.retain(())
         return TimedPasses(passes, run_delay_s)
+
+    def _values(self, inputs: Sequence[StoredTensor]) -> Values:
+        named = {str(number): stored for number, stored in enumerate(inputs)}
+        if self._engine != "torch":
+            return tuple(load_arrays(named).values())
+        from odin.stages.compute.torch_weights import load
+
+        return tuple(load(named).values())
 
     def listen(self, senders_here: int, senders_remote: int, host: str) -> Addresses:
         """Listen for so many senders on this machine, and for so many on others, these on ``host`` by TCP."""
@@ -352,7 +393,7 @@ class StageActor:
 
     def _serve(self) -> None:
         assert self._loop is not None
-        torch.set_num_threads(self._device.threads)  # OpenMP keeps the number per thread
+        self._use_threads()
         self._loop.run()
 
     def prepare(self, epoch: int, windows: Windows) -> None:
@@ -363,8 +404,10 @@ class StageActor:
     def look(self, own_pids: Sequence[int]) -> Neighbours:
         """Find other programs on the device, on this machine; takes part of a second."""
         indices: Sequence[int | str] = self._device.indices
-        if self._device.kind == "gpu":  # CUDA may number devices otherwise than the driver does
-            indices = [f"GPU-{torch.cuda.get_device_properties(int(index)).uuid}" for index in indices]
+        if self._device.kind == "gpu":
+            from odin.stages.compute import torch_stage
+
+            indices = [torch_stage.gpu_uuid(int(index)) for index in indices]
         return find_neighbours(self._device.kind, indices, stage_pid=os.getpid(), own_pids=own_pids)
 
     def set_status(self, status: Any) -> None:

@@ -211,7 +211,7 @@ class StageLoop:
         if looks and first < last and hand_over.passes_on(first, now_s):
             last = first
         self._inbox.tell_readiness()
-        ticket = executor.launch(first, last, message.tensors, **options)
+        ticket = executor.launch(first, last, message.read(executor.arrays), **options)
         if looks:
             last = first + len(ticket.layer_s)
             hand_over.ran(last, time.perf_counter())

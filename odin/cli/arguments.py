@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["positive"]
+from odin.partitioner.engines.names import AUTO, ENGINES, TORCH
+
+__all__ = ["add_engine", "positive"]
 
 
 def positive(text: str) -> int:
@@ -16,3 +18,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return number
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses the engine."""
+    parser.add_argument(
+        "--engine",
+        choices=(*ENGINES, AUTO),
+        default=TORCH,
+        help="what computes layers on CPU cores; auto: the fastest that is installed (default %(default)s)",
+    )

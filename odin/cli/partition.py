@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from odin.cli.arguments import positive
+from odin.cli.arguments import add_engine, positive
 from odin.control.local_devices import check_named
 from odin.models.model_names import check_model_name, check_weights_file
 from odin.partitioner.plan import Plan
@@ -41,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width of the model's input")
     parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth file; times do not depend on it")
     parser.add_argument("--plan", metavar="COUNTS", help="show this plan, such as 7|11, instead of the best one")
+    add_engine(parser)
     parser.add_argument(
         "--precision", choices=PRECISION_NAMES, default="float32", help="number format of GPU stages (default float32)"
     )
@@ -63,8 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         from odin.cli.partition_report import render_partition
         from odin.cli.partitioning import partition
         from odin.control.local_profile import check_local, local_devices
+        from odin.models.chains import to_chain
         from odin.models.sources import load_source
-        from odin.partitioner.chain import build_chain
         from odin.partitioner.profile import ProfileCache
 
     if devices is not None:  # before the model is loaded, which takes long
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     with messages.status(f"loading {arguments.model}") as status:
         source = load_source(arguments.model, weights=arguments.weights, image_size=arguments.image_size)
         with tell_phases(status.update):
-            chain = build_chain(source.model, source.example_args, name=source.name)
+            chain = to_chain(source, engine=arguments.engine)
     devices = local_devices(len(chain.layers)) if devices is None else devices
     with messages.status(f"profiling {len(chain.layers)} layers"):
         report = partition(
@@ -82,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
             batch=arguments.batch,
             plan=plan,
             precision=arguments.precision,
+            engine=arguments.engine,
             cache=ProfileCache(),
             refresh=arguments.refresh,
         )

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import torch
 
 from odin.cli.partition_report import LayerRow, PartitionReport, StageRow
+from odin.control.engine_choice import fastest_form, make_form
 from odin.control.local_profile import check_local, profile_local, type_of
+from odin.options import check_engine_fits
 from odin.partitioner.balance.exact import balance, fluid_bound_hz, stage_times
 from odin.partitioner.chain import Chain
+from odin.partitioner.engines.names import AUTO, TORCH
 from odin.partitioner.plan import Plan
 from odin.partitioner.profile import Profile, ProfileCache
 from odin.partitioner.transfer import TransferCost, measure_transfer
@@ -26,6 +29,7 @@ def partition(
     batch: int | None = None,
     plan: Plan | None = None,
     precision: str = "float32",
+    engine: str = TORCH,
     cache: ProfileCache,
     refresh: bool = False,
     transfer: TransferCost | None = None,
@@ -44,6 +48,8 @@ def partition(
         Plan to evaluate; None is the best.
     precision
         Number format of GPU stages.
+    engine
+        What runs the layers on CPU cores; ``"auto"``: the fastest.
     cache, refresh
         Where profiles are kept; whether to measure although one is there.
     transfer
@@ -61,17 +67,31 @@ def partition(
     if plan is not None:
         plan.check_fits(layer_count=layer_count, stage_count=stage_count)
     inputs, scale = _inputs(chain, batch)
+    check_engine_fits(engine, devices)
+    leading = int(inputs[0].shape[0]) if inputs[0].dim() else 1
+    if engine == AUTO and all(device.kind == "cpu" for device in devices):
+        form = fastest_form(chain, devices[0], batch=leading, precision=precision)
+    else:
+        form = make_form(chain, TORCH if engine == AUTO else engine, batch=leading)
 
     profiles: dict[str, Profile] = {}
     for device in devices:  # one device stands for all of its type
         name = type_of(device)
         if name not in profiles:
-            profiles[name] = profile_local(chain, device, inputs, precision=precision, cache=cache, refresh=refresh)
+            profiles[name] = profile_local(
+                chain,
+                device,
+                inputs,
+                precision=precision,
+                engine=form.engine,
+                form=lambda: form,
+                cache=cache,
+                refresh=refresh,
+            )
     by_stage = [profiles[type_of(device)] for device in devices]
     times_s = [profile.layer_s for profile in by_stage]
     transfer = measure_transfer() if transfer is None else transfer
-    input_nbytes = sum(spec.nbytes for spec in chain.inputs)
-    cut_nbytes = [scale * nbytes for nbytes in (input_nbytes, *(layer.output_nbytes for layer in chain.layers))]
+    cut_nbytes = [scale * sum(cut) for cut in form.cuts]
     send_s, receive_s = transfer.send_s(cut_nbytes), transfer.receive_s(cut_nbytes)
     best = balance(times_s, send_s=send_s, receive_s=receive_s)
     chosen = best.plan if plan is None else plan
@@ -81,14 +101,14 @@ def partition(
     stage_of = [stage for stage, count in enumerate(chosen) for _ in range(count)]
     return PartitionReport(
         model=chain.name,
-        batch=int(inputs[0].shape[0]) if inputs[0].dim() else 1,
+        batch=leading,
         device_types=tuple(profiles),
         layers=tuple(
             LayerRow(
                 layer.index,
                 layer.name,
                 tuple(profile.layer_s[layer.index] for profile in profiles.values()),
-                scale * layer.output_nbytes,
+                cut_nbytes[layer.index + 1],
                 scale * layer.flops,
                 layer.parameter_nbytes,
                 stage_of[layer.index],

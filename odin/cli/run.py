@@ -32,7 +32,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from odin.cli.arguments import positive
+from odin.cli.arguments import add_engine, positive
 from odin.cli.run_output import RunSettings, check_output, count_missing, open_output, remaining
 from odin.cli.starting_loads import StartingLoads
 from odin.control.detectors import detector_names
@@ -90,6 +90,7 @@ def add_parser(subparsers: Any) -> None:
         help="most requests in flight (default: two per stage, one and a half with the relay)",
     )
     parser.add_argument("--precision", help="number format of GPU stages, such as float16")
+    add_engine(parser)
     parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width of the model's input")
     parser.add_argument("--top", type=positive, default=5, metavar="K", help="classes to report per image (default 5)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images found")
@@ -154,7 +155,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"[yellow]{escape(source.name)} has random weights: speed is real, results mean nothing. "
             "Give trained ones by --weights FILE.[/]"
         )
-    options: dict[str, Any] = {} if arguments.precision is None else {"precision": arguments.precision}
+    options: dict[str, Any] = {"engine": arguments.engine}
+    if arguments.precision is not None:
+        options["precision"] = arguments.precision
     with open_output(arguments.output, resume=arguments.resume, overwrite=arguments.overwrite) as place:
         settings = run_settings(arguments, source) if place.keeps_settings else None
         if settings is not None:
@@ -262,6 +265,7 @@ def _check_usage(arguments: argparse.Namespace) -> list[Path]:
         address=arguments.address,
         share_devices=arguments.share_devices,
         precision=arguments.precision or "float32",
+        engine=arguments.engine,
     )
     return find_images(arguments.input)[: arguments.limit]
 
@@ -280,6 +284,7 @@ def run_settings(arguments: argparse.Namespace, source: Source) -> RunSettings:
         top=arguments.top,
         repeat=arguments.repeat,
         folder=os.getcwd(),
+        engine=arguments.engine,
     )
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,9 @@ from odin.cluster import ray_calls
 from odin.cluster.ray_calls import calling
 from odin.errors import OdinError, PipelineClosedError, StageLostError
 from odin.monitor.attribution.neighbours import Neighbours
+from odin.partitioner.chain import Chain
+from odin.partitioner.engines.form import EngineForm, Form, TorchForm
+from odin.partitioner.engines.names import TORCH
 from odin.partitioner.relay import Windows
 from odin.stages.actor import Addresses, Links, StageActor, StageInfo, StageProblem, TimedPasses
 from odin.stages.channel.inbox import Inbox
@@ -32,7 +35,8 @@ from odin.stages.channel.opening import Address, Listener, connect, open_ends
 from odin.stages.channel.wire import GATEWAY
 from odin.stages.compute import opaque
 from odin.stages.compute.opaque import compute_threads
-from odin.stages.compute.weights import store
+from odin.stages.compute.torch_weights import store
+from odin.stages.compute.weights import store_arrays
 from odin.stages.device import Device, DeviceError
 
 __all__ = ["ACTOR_PREFIX", "Deployment"]
@@ -56,12 +60,14 @@ class Deployment:
         Device and node id of each stage.
     label
         The pipeline's name.
-    share, precision
+    share, precision, engine
         As for :class:`odin.stages.actor.StageActor`.
     """
 
-    def __init__(self, placed: Sequence[tuple[Device, str]], *, label: str, share: bool, precision: str) -> None:
-        self._label, self._share, self._precision = label, share, precision
+    def __init__(
+        self, placed: Sequence[tuple[Device, str]], *, label: str, share: bool, precision: str, engine: str
+    ) -> None:
+        self._label, self._share, self._precision, self._engine = label, share, precision, engine
         self._weights_refs: list[Any] = []
         self._actors: list[Any] = []
         self._listeners: list[Listener] = []
@@ -82,19 +88,27 @@ class Deployment:
                 ray.kill(actor)
         for index in range(len(self._actors), len(placed)):
             device, node_id = placed[index]
-            self._actors.append(_create_actor(index, device, node_id, self._label, self._share, self._precision))
+            self._actors.append(
+                _create_actor(
+                    index,
+                    device,
+                    node_id,
+                    self._label,
+                    share=self._share,
+                    precision=self._precision,
+                    engine=self._engine if device.kind == "cpu" else TORCH,
+                )
+            )
 
-    def open(
-        self, placed: Sequence[tuple[Device, str]], program: Any, state: Mapping[str, torch.Tensor], *, batch: int
-    ) -> None:
+    def open(self, placed: Sequence[tuple[Device, str]], form: Form, *, batch: int) -> None:
         """Give every stage its device and the model; what the stages are is in ``infos`` then.
 
         Parameters
         ----------
         placed
             All stages: those that were started, and more or fewer at the end.
-        program, state
-            The chain's program and plain weights, which are put into the object store once for each node.
+        form
+            The chain as its engine runs it. Weights are put into the object store once for each node.
         batch
             Leading size of the requests to come, for which weights are packed.
 
@@ -109,7 +123,7 @@ class Deployment:
         try:
             with calling():
                 here = self.node_id = str(ray.get_runtime_context().get_node_id())
-                program_ref = ray.put(program)
+                model_ref = ray.put(form.model)
         except (TypeError, AttributeError, RuntimeError, pickle.PickleError) as error:
             if isinstance(error, OdinError):
                 raise
@@ -118,25 +132,17 @@ class Deployment:
                 f"the model's layers cannot be sent to stages, other processes: {str(error).strip().splitlines()[0]}; "
                 "take what cannot be pickled out of the functions and hooks that the model calls"
             ) from error
-        # The packed form depends on the processor and on the number of threads.
-        packed: dict[tuple[str, int], Any] = {}
-        if opaque.supported():
-            for threads in {device.threads for device, node in placed if device.kind == "cpu" and node == here}:
-                with compute_threads(threads):
-                    stored = store(program.pack(state, batch=batch))
-                with calling():
-                    packed[here, threads] = ray.put(stored)
-        # GPU stages take plain weights, and on another node the first CPU stage packs them.
-        elsewhere = any(device.kind == "gpu" or (node, device.threads) not in packed for device, node in placed)
-        calls: list[Any] = []
+        if isinstance(form, TorchForm):
+            weights = self._put_tensors(form.chain, model_ref, placed, batch=batch, here=here)
+        else:
+            assert isinstance(form, EngineForm)
+            with calling():
+                weights = [ray.put(store_arrays(form.weights))] * len(placed)
         with calling():
-            plain_ref = ray.put(store(state)) if elsewhere else None
-            for actor, (device, node) in zip(self._actors, placed, strict=True):
-                form = (node, device.threads)
-                if device.kind == "cpu" and form not in packed:
-                    packed[form] = actor.pack.remote(program_ref, plain_ref, batch)
-                weights_ref = packed[form] if device.kind == "cpu" else plain_ref
-                calls.append(actor.open.remote(program_ref, weights_ref, batch))
+            calls = [
+                actor.open.remote(model_ref, weights_ref, batch, form.engine)
+                for actor, weights_ref in zip(self._actors, weights, strict=True)
+            ]
         _, late = ray_calls.wait(calls, timeout_s=_START_TIMEOUT_S)
         if late:
             waiting = ", ".join(str(placed[calls.index(call)][0]) for call in late)
@@ -147,8 +153,7 @@ class Deployment:
                 "share_devices=True (--share-devices)"
             )
         opened: list[StageInfo | StageProblem] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
-        # Objects live as long as references to them: packed weights per node for CPU stages, plain ones for GPUs.
-        self._weights_refs = [*packed.values(), *([plain_ref] if any(d.kind == "gpu" for d, _ in placed) else [])]
+        self._weights_refs = weights  # objects live as long as references to them
         infos = []
         for info in opened:
             if isinstance(info, StageProblem):
@@ -156,6 +161,32 @@ class Deployment:
             infos.append(info)
         self.infos = tuple(infos)
         _warn_of_niceness(infos)
+
+    def _put_tensors(
+        self, chain: Chain, model_ref: Any, placed: Sequence[tuple[Device, str]], *, batch: int, here: str
+    ) -> list[Any]:
+        """Put PyTorch's weights into the object store; returns each stage's reference.
+
+        GPU stages take plain weights, CPU stages packed ones: their form depends on the processor and on the number of
+        threads. On another node the first CPU stage packs them.
+        """
+        packed: dict[tuple[str, int], Any] = {}
+        if opaque.supported():
+            for threads in {device.threads for device, node in placed if device.kind == "cpu" and node == here}:
+                with compute_threads(threads):
+                    stored = store(chain.program.pack(chain.state, batch=batch))
+                with calling():
+                    packed[here, threads] = ray.put(stored)
+        elsewhere = any(device.kind == "gpu" or (node, device.threads) not in packed for device, node in placed)
+        weights: list[Any] = []
+        with calling():
+            plain_ref = ray.put(store(chain.state)) if elsewhere else None
+            for actor, (device, node) in zip(self._actors, placed, strict=True):
+                key = (node, device.threads)
+                if device.kind == "cpu" and key not in packed:
+                    packed[key] = actor.pack.remote(model_ref, plain_ref, batch)
+                weights.append(packed[key] if device.kind == "cpu" else plain_ref)
+        return weights
 
     def profile(self, index: int, inputs: Sequence[torch.Tensor], *, warmup: int, repeats: int) -> TimedPasses:
         """Time the whole chain on stage ``index``'s device, ``repeats`` times."""
@@ -371,7 +402,9 @@ class Deployment:
         psutil.wait_procs(processes, timeout=_END_TIMEOUT_S)
 
 
-def _create_actor(index: int, device: Device, node_id: str, label: str, share: bool, precision: str) -> Any:
+def _create_actor(
+    index: int, device: Device, node_id: str, label: str, *, share: bool, precision: str, engine: str
+) -> Any:
     options: dict[str, Any] = {
         "num_cpus": 0 if share or device.kind == "gpu" else device.threads,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
@@ -387,7 +420,7 @@ def _create_actor(index: int, device: Device, node_id: str, label: str, share: b
         options["runtime_env"] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
     with calling():
         remote: Any = ray.remote(StageActor).options(**options)
-        return remote.remote(index, str(device), label, share=share, precision=precision)
+        return remote.remote(index, str(device), label, share=share, precision=precision, engine=engine)
 
 
 def _warn_of_niceness(infos: Sequence[StageInfo]) -> None:

@@ -36,7 +36,7 @@ class Startup:
         One per stage; ``None`` takes those that are free.
     address, weight_nbytes, on_lost
         As for :class:`odin.cluster.ray_runtime.RayRuntime`.
-    label, share, precision
+    label, share, precision, engine
         As for :class:`odin.cluster.deployment.Deployment`.
 
     Raises
@@ -55,13 +55,14 @@ class Startup:
         label: str,
         share: bool,
         precision: str,
+        engine: str,
     ) -> None:
         check_ray_is_ours()
         self._devices = devices
         self._address = address
         self._weight_nbytes = weight_nbytes
         self._on_lost = on_lost
-        self._label, self._share, self._precision = label, share, precision
+        self._label, self._share, self._precision, self._engine = label, share, precision, engine
         self._runtime: RayRuntime | None = None
         self._placed: list[tuple[Device, str]] = []
         self._deployment: Deployment | None = None
@@ -112,6 +113,7 @@ class Startup:
                 label=self._label,
                 share=self._share,
                 precision=self._precision,
+                engine=self._engine,
             )
         except BaseException as error:
             self._error = error

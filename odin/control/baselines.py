@@ -30,6 +30,7 @@ def measure_baselines(
     inputs: Sequence[torch.Tensor],
     *,
     precision: str,
+    engine: str,
     cache: ProfileCache,
     refresh: bool = False,
 ) -> tuple[Profile, ...]:
@@ -64,7 +65,7 @@ def measure_baselines(
             times = measure_undisturbed(once)
             return Profile.of(times, device_type=device_type, batch=batch, torch_version=torch.__version__)
 
-        key = profile_key(chain, inputs, precision, info.device_type)
+        key = profile_key(chain, inputs, precision, info.device_type, engine=engine)
         profile = profiles[info.device_type] = cache.get(key, measure, refresh=refresh)
         if profile.suspect:
             warn_if_suspect(profile, who=_who_is_there(deployment, info.stage))
@@ -76,9 +77,12 @@ def measure_baselines(
     return tuple(profiles[info.device_type] for info in deployment.infos)
 
 
-def profile_key(chain: Chain, inputs: Sequence[torch.Tensor], precision: str, device_type: str) -> ProfileKey:
+def profile_key(
+    chain: Chain, inputs: Sequence[torch.Tensor], precision: str, device_type: str, *, engine: str
+) -> ProfileKey:
     """Key under which a profile is kept on disk."""
-    return ProfileKey(chain.fingerprint, tuple(tuple(tensor.shape) for tensor in inputs), precision, device_type)
+    shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+    return ProfileKey(chain.fingerprint, shapes, precision, device_type, engine)
 
 
 def _who_is_there(deployment: Deployment, stage: int) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from odin.control.local_devices import check_named
 from odin.partitioner.chain import Chain
+from odin.partitioner.engines.form import EngineForm, Form, TorchForm
+from odin.partitioner.engines.names import TORCH
+from odin.partitioner.engines.session import open_layers, use_threads
 from odin.partitioner.profile import (
     LayerTimes,
     Profile,
@@ -84,6 +87,8 @@ def profile_local(
     inputs: Sequence[torch.Tensor],
     *,
     precision: str = "float32",
+    form: Callable[[], Form] | None = None,
+    engine: str = TORCH,
     cache: ProfileCache,
     refresh: bool = False,
     repeats: int = 10,
@@ -98,9 +103,11 @@ def profile_local(
     device
         Device of this machine; the process is bound to it meanwhile.
     inputs
-        Input tensors in the chain's layout, leading size as in the pipeline.
+        Input tensors, leading size as in the pipeline.
     precision
         Number format of a GPU; CPUs compute in the model's own.
+    engine, form
+        What runs the layers, and a function that brings the chain into its form, called if it is to be measured.
     cache, refresh
         Where profiles are kept; whether to measure although one is there.
     repeats, warmup
@@ -114,32 +121,43 @@ def profile_local(
         def once(_attempt: int) -> LayerTimes:
             if device.kind == "gpu":
                 return _measure_gpu(chain, device, inputs, precision=precision, repeats=repeats, warmup=3 + warmup)
-            return _measure_cpu(chain, device, inputs, repeats=repeats, warmup=warmup)
+            return _measure_cpu(
+                TorchForm(chain) if form is None else form(), device, inputs, repeats=repeats, warmup=warmup
+            )
 
         return Profile.of(
             measure_undisturbed(once), device_type=name, batch=batch, torch_version=str(torch.__version__)
         )
 
-    profile = cache.get(ProfileKey(chain.fingerprint, shapes, precision, name), measure, refresh=refresh)
+    profile = cache.get(ProfileKey(chain.fingerprint, shapes, precision, name, engine), measure, refresh=refresh)
     warn_if_suspect(profile)
     return profile
 
 
 def _measure_cpu(
-    chain: Chain, device: Device, inputs: Sequence[torch.Tensor], *, repeats: int, warmup: int
+    form: Form, device: Device, inputs: Sequence[torch.Tensor], *, repeats: int, warmup: int
 ) -> LayerTimes:
-    with compute_threads(device.threads):
-        packed = chain.program.pack(chain.state, batch=inputs[0].shape[0] if inputs[0].dim() else None)
-    functions = [layer.bind(packed) for layer in chain.program.layers]
+    values: tuple[Any, ...] = form.layout(inputs)
+    functions: Sequence[Callable[[Any], Any]]
+    if isinstance(form, TorchForm):
+        chain = form.chain
+        with compute_threads(device.threads):
+            packed = chain.program.pack(chain.state, batch=inputs[0].shape[0] if inputs[0].dim() else None)
+        functions = [layer.bind(packed) for layer in chain.program.layers]
+    else:
+        assert isinstance(form, EngineForm)
+        use_threads(form.engine, device.threads)
+        functions = open_layers(form.model, form.weights, threads=device.threads)
+        values = tuple(tensor.numpy() for tensor in values)
 
-    def run_layer(index: int, values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def run_layer(index: int, values: Any) -> Any:
         return functions[index](values)
 
     keep_freed_memory()  # as in a stage, else large activations are page-faulted in anew for every layer
     with pinned(device), torch.inference_mode():
         return profile_layers(
             run_layer,
-            tuple(inputs),
+            values,
             len(functions),
             repeats=repeats,
             warmup=warmup,

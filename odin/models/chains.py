@@ -9,9 +9,15 @@ import torch
 
 from odin.models.sources import Source, load_source
 from odin.partitioner.chain import Chain, build_chain
+from odin.partitioner.engines.form import Form
+from odin.partitioner.engines.names import TORCH
 from odin.process.phases import phase
 
 __all__ = ["example_inputs", "to_chain", "to_source", "weight_nbytes"]
+
+
+_SESSION_MINIMUM_S = 1e-3
+"""Least time of a layer for engines that take some 20 us for each call."""
 
 
 def to_source(model: Any, *, weights: str | Path | None, example_input: Any) -> Source | Chain:
@@ -34,12 +40,13 @@ def to_source(model: Any, *, weights: str | Path | None, example_input: Any) -> 
     return model
 
 
-def to_chain(source: Source | Chain) -> Chain:
-    """Cut a model that is not a chain yet."""
+def to_chain(source: Source | Chain, *, engine: str = TORCH) -> Chain:
+    """Cut a model that is not a chain yet, in layers that are worth a call of their own for the engine."""
     if isinstance(source, Chain):
         return source
+    minimum_s = 0.0 if engine == TORCH else _SESSION_MINIMUM_S
     with phase(f"{source.name} cut into layers"):
-        return build_chain(source.model, source.example_args, name=source.name)
+        return build_chain(source.model, source.example_args, name=source.name, minimum_s=minimum_s)
 
 
 def weight_nbytes(source: Source | Chain) -> int:
@@ -55,10 +62,10 @@ def weight_nbytes(source: Source | Chain) -> int:
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
 
 
-def example_inputs(chain: Chain, batch: int) -> tuple[torch.Tensor, ...]:
-    """Ones like the example's inputs with another leading size, in the prepared layout, for timing."""
+def example_inputs(chain: Chain, form: Form, batch: int) -> tuple[torch.Tensor, ...]:
+    """Ones like the example's inputs with another leading size, in the engine's layout, for timing."""
     tensors = []
     for spec in chain.inputs:
         shape = (batch, *spec.shape[1:]) if chain.dynamic_batch else spec.shape
         tensors.append(torch.ones(shape, dtype=getattr(torch, spec.dtype)))
-    return chain.layout(tuple(tensors))
+    return form.layout(tuple(tensors))

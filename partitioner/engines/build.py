@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,31 +13,16 @@ import torch
 from odin.partitioner.chain import Chain
 from odin.partitioner.engines.cut_model import CutModel, Value
 from odin.partitioner.engines.export import ExportError, export
+from odin.partitioner.engines.form import EngineForm
 from odin.partitioner.engines.names import check_installed
+from odin.partitioner.engines.processor import processor_features
 from odin.partitioner.engines.session import Array, open_layers
 from odin.partitioner.engines.split import split, take_weights
 
-__all__ = ["TOLERANCE", "EngineForm", "build_form"]
+__all__ = ["TOLERANCE", "build_form"]
 
 TOLERANCE = 1e-4
 """Largest difference from the chain's outputs, of their largest magnitude: runtimes sum in other orders."""
-_PROCESSOR_FLAGS = ("avx512f", "avx2", "avx", "asimd")
-
-
-@dataclass(frozen=True)
-class EngineForm:
-    """A chain as an engine runs it.
-
-    Attributes
-    ----------
-    model
-        Its layers.
-    weights
-        Plain arrays by name, read by all layers.
-    """
-
-    model: CutModel
-    weights: Mapping[str, Array]
 
 
 def build_form(chain: Chain, *, engine: str, batch: int) -> EngineForm:
@@ -55,7 +39,7 @@ def build_form(chain: Chain, *, engine: str, batch: int) -> EngineForm:
 
     Raises
     ------
-    ImportError
+    ValueError
         If a package is missing; the message says which.
     ExportError
         If the chain cannot be exported, or computes something else there.
@@ -80,18 +64,6 @@ def build_form(chain: Chain, *, engine: str, batch: int) -> EngineForm:
     described = _described(cut, weights, chain, inputs)
     _check(chain, described, weights, inputs)
     return EngineForm(described, weights)
-
-
-def processor_features() -> str:
-    """Return the instruction set on which the layout of ONNX Runtime's optimised models depends."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return ""
-    flags = next(
-        (line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith(("flags", "Features"))), []
-    )
-    return next((flag for flag in _PROCESSOR_FLAGS if flag in flags), "")
 
 
 def _optimized(path: Path) -> Path:
@@ -153,7 +125,10 @@ def _check(chain: Chain, model: CutModel, weights: Mapping[str, Array], inputs: 
     values = tuple(inputs)
     for run in open_layers(model, weights):
         values = tuple(run(values))
-    expected = chain.run(chain.layout([torch.from_numpy(array) for array in inputs]))
+    expected = chain.layout([torch.from_numpy(array) for array in inputs])
+    with torch.inference_mode():
+        for layer in chain.program.layers:  # with plain weights: packed ones would be a second copy
+            expected = layer.bind(chain.state)(expected)
     for found, wanted in zip(values, expected, strict=True):
         reference = wanted.contiguous().numpy()
         scale = float(np.abs(reference).max()) if reference.size else 0.0

@@ -10,9 +10,12 @@ Weights are not in it: they are plain arrays, one copy for all stages of a node.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
 
 __all__ = ["CutModel", "LayerModel", "LayerNodes", "Value", "field", "varint"]
 
@@ -60,6 +63,11 @@ class Value(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     info: bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements in the example."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ def available_engines() -> tuple[str, ...]:
 
 
 def check_installed(engine: str) -> None:
-    """Raise ``ImportError``, which names the remedy, if a package is missing that an engine needs."""
+    """Raise ``ValueError``, which names the remedy, if a package is missing that an engine needs."""
     missing = missing_packages(engine)
     if missing:
-        raise ImportError(
+        raise ValueError(
             f"engine {engine!r} needs {', '.join(missing)}, not installed here: "
             f"pip install 'odin-pipeline[{engine}]', or choose engine 'torch'"
         )

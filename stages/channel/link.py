@@ -5,10 +5,9 @@ from __future__ import annotations
 import hmac
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import torch
-
+from odin.stages.channel.arrays import ArrayKind
 from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.channel.way import Way
@@ -67,7 +66,7 @@ class Hello(NamedTuple):
 
 
 class Message:
-    """A received header with its tensors, which are views of a slot until :meth:`release`."""
+    """A received header with its arrays, which are views of a slot until :meth:`release`."""
 
     __slots__ = ("_memory", "_release", "header")
 
@@ -76,10 +75,20 @@ class Message:
         self._memory = memory
         self._release = release
 
+    def read(self, kind: ArrayKind) -> tuple[Any, ...]:
+        """Views of the slot as arrays of a kind; do not use them after :meth:`release`.
+
+        Raises
+        ------
+        ValueError
+            If that kind of arrays does not have a dtype.
+        """
+        return self._memory.read(self.header.slot, self.header.tensors, kind)
+
     @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Views of the slot; do not use them after :meth:`release`."""
-        return self._memory.read(self.header.slot, self.header.tensors)
+    def tensors(self) -> tuple[Any, ...]:
+        """:meth:`read` as PyTorch tensors."""
+        return self.read("torch")
 
     @property
     def recalled(self) -> bool:
@@ -110,15 +119,15 @@ class Sender(Protocol):
     def has_place(self) -> bool:
         """Whether :meth:`send` would not wait: there is a free slot, or the receiver is gone."""
 
-    def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
-        """Copy tensors to a slot, waiting for a free one, and send the header; returns the slot.
+    def send(self, header: Header, tensors: Sequence[Any] = ()) -> int:
+        """Copy arrays of whichever kind to a slot, waiting for a free one, and send the header; returns the slot.
 
         Raises
         ------
         ChannelClosedError
             If the receiver is gone.
         ValueError
-            If the tensors do not fit a slot.
+            If they do not fit a slot, or are of a type that cannot travel.
         """
 
     def release(self, slot: int) -> None:

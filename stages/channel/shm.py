@@ -25,8 +25,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Sequence
-
-import torch
+from typing import Any
 
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
 from odin.stages.channel.readiness import Readiness
@@ -150,7 +149,7 @@ class ShmSender:
         self._sending = (-1, 0, b"")  # request, slot and header of the last one begun
         self._pushed = b""  # the last header that is on its way
 
-    def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
+    def send(self, header: Header, tensors: Sequence[Any] = ()) -> int:
         """See :meth:`odin.stages.channel.link.Sender.send`."""
         counts = header.kind is Kind.REQUEST
         if counts:  # first: while the tensors are copied, the place is taken
@@ -180,7 +179,7 @@ class ShmSender:
         with contextlib.suppress(OSError):  # if the receiver is gone, the next send says so
             self._push()
 
-    def _send_uninterrupted(self, header: Header, tensors: Sequence[torch.Tensor]) -> int:
+    def _send_uninterrupted(self, header: Header, tensors: Sequence[Any]) -> int:
         """Send; an exception of a signal's handler comes before or after that, as :meth:`sent` tells."""
         slot = self._free[-1] if tensors else 0  # the one that was free last is the most likely still in a cache
         metas = self.memory.write(slot, tensors)

@@ -1,4 +1,4 @@
-"""A ring of equal slots in one memory mapping, read and written as tensors."""
+"""A ring of equal slots in one memory mapping, read and written as arrays."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import ctypes
 import mmap
 import os
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-
-from odin.partitioner.strides import is_dense
-from odin.stages.channel.wire import DTYPE_CODES, DTYPES, TensorMeta
+from odin.stages.channel.arrays import ArrayKind, Arrays, arrays_in, kind_of
+from odin.stages.channel.wire import DTYPES, ITEM_NBYTES, TensorMeta
 from odin.stages.host import available_nbytes
 
-__all__ = ["ALIGNMENT", "SlotMemory", "allocate_memfd", "contiguous_strides", "slot_nbytes_for"]
+__all__ = ["ALIGNMENT", "SlotMemory", "allocate_memfd", "slot_nbytes_for"]
 
 ALIGNMENT = 64
 """Tensors start at multiples of this many bytes, as PyTorch's own CPU allocations do."""
-
-_MEMCPY_NBYTES = 256
-"""Below this a tensor copy costs no more than a call of memcpy."""
 
 
 def _aligned(nbytes: int) -> int:
@@ -29,20 +25,6 @@ def _aligned(nbytes: int) -> int:
 def slot_nbytes_for(tensor_nbytes: Sequence[int]) -> int:
     """Bytes of a slot that holds tensors of these sizes, each aligned; at least one alignment unit."""
     return max(ALIGNMENT, sum(_aligned(nbytes) for nbytes in tensor_nbytes))
-
-
-def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Row-major strides of a shape, in elements."""
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the bytes in host memory are the values: not conjugated or negated lazily."""
-    return tensor.device.type == "cpu" and not tensor.is_conj() and not tensor.is_neg()
 
 
 def allocate_memfd(nbytes: int) -> int:
@@ -78,7 +60,7 @@ def _cannot_reserve(nbytes: int, reason: str) -> MemoryError:
 
 
 class SlotMemory:
-    """Equal slots in one mapping; tensors go in by one copy and come out as views, strides preserved.
+    """Equal slots in one mapping; arrays go in by one copy and come out as views.
 
     Parameters
     ----------
@@ -102,8 +84,7 @@ class SlotMemory:
             flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
             self._mapping = mmap.mmap(descriptor, total, flags=flags)
         self._marks = slots * self.slot_nbytes  # one byte for each slot, after the last
-        self._bytes = torch.frombuffer(self._mapping, dtype=torch.uint8)
-        self._typed = {dtype: self._bytes.view(dtype) for dtype in DTYPES}
+        self._arrays: dict[ArrayKind, Arrays] = {}
 
     @staticmethod
     def total_nbytes(slots: int, slot_nbytes: int) -> int:
@@ -113,7 +94,7 @@ class SlotMemory:
     @property
     def address(self) -> int:
         """Address of the first byte in this process."""
-        return self._bytes.data_ptr()
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
 
     def buffer(self, slot: int, nbytes: int) -> memoryview:
         """Return the first ``nbytes`` of a slot as raw bytes."""
@@ -128,10 +109,8 @@ class SlotMemory:
         """Whether the request in a slot is not needed any more."""
         return self._mapping[self._marks + slot] != 0
 
-    def reserve(self, slot: int, tensors: Sequence[torch.Tensor]) -> tuple[TensorMeta, ...]:
-        """Lay tensors out in a slot without copying yet; offsets count from the start of the slot.
-
-        Dense tensors keep their strides (channels-last stays channels-last); others become contiguous.
+    def reserve(self, slot: int, arrays: Sequence[Any]) -> tuple[TensorMeta, ...]:
+        """Lay arrays out in a slot without copying yet; offsets count from the start of the slot.
 
         Raises
         ------
@@ -139,15 +118,9 @@ class SlotMemory:
             If they do not fit, or a dtype has no wire code.
         """
         metas, offset = [], 0
-        for tensor in tensors:
-            code = DTYPE_CODES.get(tensor.dtype)
-            if code is None:
-                raise ValueError(f"tensors of {tensor.dtype} cannot travel between stages; supported: {DTYPES}")
-            shape, strides = tuple(tensor.shape), tensor.stride()
-            if not (tensor.is_contiguous() or is_dense(shape, strides)):
-                strides = contiguous_strides(shape)
-            nbytes = tensor.numel() * tensor.element_size()
-            metas.append(TensorMeta(code, offset, nbytes, shape, strides))
+        for array in arrays:
+            dtype, nbytes, shape, strides = self._of_kind(kind_of(array)).describe(array)
+            metas.append(TensorMeta(dtype, offset, nbytes, shape, strides))
             offset += _aligned(nbytes)
         if offset > self.slot_nbytes:
             raise ValueError(
@@ -156,27 +129,30 @@ class SlotMemory:
             )
         return tuple(metas)
 
-    def write(self, slot: int, tensors: Sequence[torch.Tensor]) -> tuple[TensorMeta, ...]:
-        """Copy CPU tensors into a slot; returns where they lie."""
-        metas = self.reserve(slot, tensors)
-        base = self.address + slot * self.slot_nbytes
-        for view, tensor, meta in zip(self.read(slot, metas), tensors, metas, strict=True):
-            if meta.nbytes > _MEMCPY_NBYTES and tensor.stride() == meta.strides and _is_plain(tensor):
-                # memcpy keeps the interpreter free and uses the C library's streaming stores.
-                ctypes.memmove(base + meta.offset, tensor.data_ptr(), meta.nbytes)
-            else:
-                view.copy_(tensor.detach())  # or the ring itself would join the caller's autograd graph
+    def write(self, slot: int, arrays: Sequence[Any]) -> tuple[TensorMeta, ...]:
+        """Copy arrays, of whichever kind, into a slot; returns where they lie."""
+        metas = self.reserve(slot, arrays)
+        start = slot * self.slot_nbytes
+        for array, meta in zip(arrays, metas, strict=True):
+            self._of_kind(kind_of(array)).write(array, meta, start + meta.offset)
         return metas
 
-    def read(self, slot: int, metas: Sequence[TensorMeta]) -> tuple[torch.Tensor, ...]:
-        """Return views of the tensors in a slot; valid until the slot is reused."""
-        start = slot * self.slot_nbytes
-        views = []
-        for dtype_code, offset, _, shape, strides in metas:
-            dtype = DTYPES[dtype_code]
-            typed = self._typed[dtype]
-            views.append(typed.as_strided(shape, strides, (start + offset) // typed.element_size()))
-        return tuple(views)
+    def read(self, slot: int, metas: Sequence[TensorMeta], kind: ArrayKind = "torch") -> tuple[Any, ...]:
+        """Return views of what is in a slot, as arrays of a kind; valid until the slot is reused.
+
+        Raises
+        ------
+        ValueError
+            If that kind of arrays does not have a dtype.
+        """
+        start, arrays = slot * self.slot_nbytes, self._of_kind(kind)
+        return tuple(arrays.read(meta, start + meta.offset) for meta in metas)
+
+    def _of_kind(self, kind: ArrayKind) -> Arrays:
+        arrays = self._arrays.get(kind)
+        if arrays is None:
+            arrays = self._arrays[kind] = arrays_in(self._mapping, kind)
+        return arrays
 
     def check(self, metas: Sequence[TensorMeta]) -> None:
         """Raise ``ValueError`` if a description read from the wire points outside a slot."""
@@ -184,5 +160,5 @@ class SlotMemory:
             if dtype_code >= len(DTYPES) or offset % ALIGNMENT or offset + nbytes > self.slot_nbytes:
                 raise ValueError(f"tensor of {nbytes} bytes at offset {offset} is outside a slot of {self.slot_nbytes}")
             span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-            if min(shape, default=1) > 0 and span * DTYPES[dtype_code].itemsize > nbytes:
+            if min(shape, default=1) > 0 and span * ITEM_NBYTES[dtype_code] > nbytes:
                 raise ValueError(f"tensor of shape {shape} and strides {strides} reaches beyond its {nbytes} bytes")

@@ -23,8 +23,7 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
-
-import torch
+from typing import Any
 
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
 from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SENT, SLOWDOWN, Readiness
@@ -130,7 +129,7 @@ class TcpSender:
                 turn_s = way.turn_s if idle else free_in_s
                 way.note_heard(begun=begun, since_s=since_s, others=others, turn_s=turn_s, now_s=now_s)
 
-    def send(self, header: Header, tensors: Sequence[torch.Tensor] = ()) -> int:
+    def send(self, header: Header, tensors: Sequence[Any] = ()) -> int:
         """See :meth:`odin.stages.channel.link.Sender.send`."""
         slot = -1
         try:

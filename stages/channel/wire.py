@@ -15,9 +15,19 @@ import enum
 import struct
 from typing import NamedTuple
 
-import torch
-
-__all__ = ["DTYPES", "DTYPE_CODES", "GATEWAY", "Failure", "Header", "Kind", "TensorMeta", "WireError", "pack", "unpack"]
+__all__ = [
+    "DTYPES",
+    "DTYPE_CODES",
+    "GATEWAY",
+    "ITEM_NBYTES",
+    "Failure",
+    "Header",
+    "Kind",
+    "TensorMeta",
+    "WireError",
+    "pack",
+    "unpack",
+]
 
 GATEWAY = -1
 """The gateway, where stages are told by their index: it is before the first and behind the last one."""
@@ -27,14 +37,17 @@ _FIXED = struct.Struct("<HBB?QIIIddIHII")
 _TENSOR = struct.Struct("<BBQQ")
 _LENGTHS = struct.Struct("<IIII")
 
-DTYPES: tuple[torch.dtype, ...] = (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.int32,
-    torch.int64, torch.bool, torch.complex64, torch.complex128, torch.uint16, torch.uint32, torch.uint64,
-    torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
-    torch.complex32,
-)  # fmt: skip
-"""Index in this tuple = code on the wire; append only."""
-DTYPE_CODES: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES)}
+_DTYPES = {
+    "float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8,
+    "bool": 1, "complex64": 8, "complex128": 16, "uint16": 2, "uint32": 4, "uint64": 8,
+    "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
+    "complex32": 4,
+}  # fmt: skip
+DTYPES = tuple(_DTYPES)
+"""Names of what travels, as PyTorch has them; index in this tuple = code on the wire; append only."""
+ITEM_NBYTES = tuple(_DTYPES.values())
+"""Bytes of an element, by code on the wire."""
+DTYPE_CODES = {name: code for code, name in enumerate(DTYPES)}
 
 
 class WireError(ValueError):

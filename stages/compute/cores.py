@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
+from odin.stages.channel.arrays import ArrayKind
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.compute.executor import LayerError, Result, RunDelay, Values
 
@@ -29,6 +30,7 @@ class CoreExecutor:
 
     overlaps = False
     looks_between_layers = True
+    arrays: ArrayKind = "numpy"
 
     def __init__(
         self, names: Sequence[str], functions: Sequence[Callable[[Values], Values]], *, threads: int = 1

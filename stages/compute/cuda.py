@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from odin.stages.channel.arrays import ArrayKind
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.compute.captured import GraphMemory, LayerGraph, Rehearsal
 from odin.stages.compute.executor import LayerError, Result, Values
@@ -65,6 +66,7 @@ class CudaExecutor:
 
     overlaps = True
     looks_between_layers = False  # kernels are queued, not run, when launch goes on to the next layer
+    arrays: ArrayKind = "torch"
     SAMPLE_EVERY = 16
 
     def __init__(

@@ -10,16 +10,27 @@ Nothing here imports PyTorch or another runtime: a stage's process loads only th
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
+from odin.stages.channel.arrays import ArrayKind
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.compute.precision import check_precision
 
-__all__ = ["Executor", "LayerError", "Result", "RunDelay", "Values", "make_executor"]
+__all__ = [
+    "Executor",
+    "LayerError",
+    "Result",
+    "RunDelay",
+    "Values",
+    "check_engine",
+    "load_engine",
+    "make_executor",
+]
 
 Values = tuple[Any, ...]
 """The engine's arrays: PyTorch tensors, or numpy arrays of any other engine."""
@@ -54,6 +65,8 @@ class Executor(Protocol):
     """Whether ``launch`` returns before the work is done, so that two requests can be under way at once."""
     looks_between_layers: bool
     """Whether ``launch`` takes ``at_cut``."""
+    arrays: ArrayKind
+    """As which kind of arrays ``launch`` wants its values."""
 
     def prepare(self, first: int, last: int) -> None:
         """Make ready to run layers ``[first, last)`` as well; may take long, and run beside ``launch``."""
@@ -116,6 +129,27 @@ class RunDelay:
             os.close(self._descriptor)
 
 
+def check_engine(kind: str, engine: str) -> None:
+    """Raise ``ValueError`` if the engine does not run on this kind of device."""
+    if kind == "gpu" and engine != "torch":
+        raise ValueError(f"engine {engine!r} does not run on GPUs; take engine='torch', or stages on CPU cores")
+
+
+def load_engine(engine: str) -> None:
+    """Import what an engine takes.
+
+    Raises
+    ------
+    ImportError
+        If it is not installed.
+    """
+    if engine == "torch":
+        importlib.import_module("odin.stages.compute.torch_stage")
+    else:
+        importlib.import_module("odin.stages.compute.sessions")
+        importlib.import_module(engine)
+
+
 def make_executor(
     kind: str,
     model: Any,
@@ -147,9 +181,8 @@ def make_executor(
         If the precision is unknown, or the engine does not run on this kind of device.
     """
     check_precision(precision)
+    check_engine(kind, engine)
     if kind == "gpu":
-        if engine != "torch":
-            raise ValueError(f"engine {engine!r} does not run on GPUs; take engine='torch', or stages on CPU cores")
         from odin.stages.compute.cuda import CudaExecutor
 
         return CudaExecutor(model, weights, index=index, precision=precision)

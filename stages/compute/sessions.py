@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from odin.partitioner.engines.cut_model import CutModel
+from odin.partitioner.engines.processor import check_processor
 from odin.partitioner.engines.session import open_layers, use_threads
 from odin.stages.compute.cores import CoreExecutor
 
@@ -25,9 +26,15 @@ class SessionExecutor(CoreExecutor):
         Arrays by name; never written.
     threads
         Compute threads.
+
+    Raises
+    ------
+    ValueError
+        If the model was optimised for another kind of processor.
     """
 
     def __init__(self, model: CutModel, weights: Mapping[str, Any], *, threads: int = 1) -> None:
+        check_processor(model.processor)
         use_threads(model.engine, threads)
         names = [layer.name for layer in model.layers]
         super().__init__(names, open_layers(model, weights, threads=threads), threads=threads)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from odin.stages.channel.arrays import ArrayKind
 from odin.stages.compute.cores import CoreExecutor
 from odin.stages.compute.executor import Values
 
@@ -51,6 +52,8 @@ class CpuExecutor(CoreExecutor):
     threads
         Compute threads.
     """
+
+    arrays: ArrayKind = "torch"
 
     def __init__(self, layers: Sequence[LayerProgram], state: Mapping[str, torch.Tensor], *, threads: int = 1) -> None:
         super().__init__([layer.name for layer in layers], [layer.bind(state) for layer in layers], threads=threads)

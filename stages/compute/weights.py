@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from odin.partitioner.strides import is_dense
-from odin.stages.channel.slots import contiguous_strides
-from odin.stages.channel.wire import DTYPE_CODES, DTYPES
-from odin.stages.compute.opaque import attach, detach, is_packed
+from odin.partitioner.strides import contiguous_strides
+from odin.stages.channel.numpy_arrays import numpy_code, numpy_dtype
 
-__all__ = ["StoredTensor", "load", "store"]
+__all__ = ["ALIGNMENT", "StoredTensor", "load_arrays", "store_arrays"]
+
+ALIGNMENT = 64
+"""Where runtimes read weights in place, these start at multiples of this many bytes."""
+_RAY_ALIGNS_NBYTES = 2048
+"""Ray starts arrays of at least so many bytes at multiples of 64, and shorter ones at multiples of 8."""
 
 
 class StoredTensor(NamedTuple):
@@ -37,39 +38,53 @@ class StoredTensor(NamedTuple):
     form: bytes = b""
 
 
-def store(state: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:
-    """Describe tensors as arrays that share their memory where they are dense CPU tensors.
+def store_arrays(weights: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, StoredTensor]:
+    """Describe numpy arrays as arrays of bytes that share their memory, except short ones and those with gaps.
 
-    Put the result into Ray's object store: the arrays are stored out of band, once, and every process of a node reads
-    them in place.
+    Put the result into Ray's object store, from which every process of a node reads them in place and aligned.
+
+    Raises
+    ------
+    ValueError
+        If a weight is of a type that stages cannot hold; the message names both.
     """
     stored = {}
-    for name, tensor in state.items():
-        if is_packed(tensor):
-            data, form = detach(tensor)
-            stored[name] = StoredTensor(data, DTYPE_CODES[tensor.dtype], tuple(tensor.shape), (), form)
-            continue
-        source = tensor.detach().cpu().resolve_conj().resolve_neg()
-        if source.dtype not in DTYPE_CODES:
-            raise ValueError(f"weight {name} is of {source.dtype}, which stages cannot hold; supported: {DTYPES}")
-        shape, strides = tuple(source.shape), source.stride()
-        if not is_dense(shape, strides):
-            source, strides = source.contiguous(), contiguous_strides(shape)
-        flat = source.as_strided((source.numel(),), (1,)).view(torch.uint8)
-        stored[name] = StoredTensor(flat.numpy(), DTYPE_CODES[source.dtype], shape, tuple(strides))
+    for name, weight in weights.items():
+        try:
+            code = numpy_code(weight.dtype)
+        except ValueError as error:
+            raise ValueError(f"weight {name}: {error}") from error
+        data = np.ascontiguousarray(weight, numpy_dtype(code)).reshape(-1).view(np.uint8)
+        if data.nbytes < _RAY_ALIGNS_NBYTES:
+            data = np.concatenate([data, np.zeros(_RAY_ALIGNS_NBYTES - data.nbytes, np.uint8)])
+        stored[name] = StoredTensor(data, code, weight.shape, contiguous_strides(weight.shape))
     return stored
 
 
-def load(stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
-    """View stored arrays as tensors, without copying. The tensors must not be written: the memory may be read-only."""
-    state = {}
-    with warnings.catch_warnings():
-        # PyTorch has no read-only tensors and warns of arrays that are; stages never write weights.
-        warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
-        for name, (data, dtype, shape, strides, form) in stored.items():
-            if form:
-                state[name] = attach(data, form, shape)
-                continue
-            flat = torch.from_numpy(data) if data.size else torch.empty(0, dtype=torch.uint8)
-            state[name] = flat.view(DTYPES[dtype]).as_strided(shape, strides)
-    return state
+def load_arrays(stored: Mapping[str, StoredTensor]) -> dict[str, np.ndarray[Any, Any]]:
+    """View stored arrays as numpy arrays that cannot be written; only what lies at an odd address is copied.
+
+    Raises
+    ------
+    ValueError
+        If one is packed for PyTorch, or of a type that numpy does not have.
+    """
+    weights = {}
+    for name, (data, code, shape, strides, form) in stored.items():
+        if form:
+            raise ValueError(f"weight {name} is packed for PyTorch; store the plain one for other engines")
+        dtype = numpy_dtype(code)
+        if data.ctypes.data % ALIGNMENT:
+            data = _aligned_copy(data)
+        weight = np.ndarray(shape, dtype, data, 0, [stride * dtype.itemsize for stride in strides])
+        weight.flags.writeable = False
+        weights[name] = weight
+    return weights
+
+
+def _aligned_copy(data: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    room = np.empty(data.nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    copy = room[start : start + data.nbytes]
+    copy[:] = data
+    return copy

@@ -15,7 +15,7 @@ from odin.partitioner.chain import Chain, build_chain
 from odin.partitioner.code.fuse import available
 from odin.partitioner.code.program import Program
 from odin.stages.compute.opaque import supported
-from odin.stages.compute.weights import load, store
+from odin.stages.compute.torch_weights import load, store
 
 pytestmark = pytest.mark.skipif(not available(), reason="this PyTorch has no oneDNN")
 

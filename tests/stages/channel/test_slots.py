@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odin.partitioner.graph.values import CARRIED, comparable
-from odin.partitioner.strides import is_dense
-from odin.stages.channel.slots import ALIGNMENT, SlotMemory, allocate_memfd, contiguous_strides, slot_nbytes_for
+from odin.partitioner.strides import contiguous_strides, is_dense
+from odin.stages.channel.slots import ALIGNMENT, SlotMemory, allocate_memfd, slot_nbytes_for
+from odin.stages.channel.torch_arrays import TORCH_DTYPES
 from odin.stages.channel.wire import DTYPES, TensorMeta
 
 
@@ -31,7 +32,7 @@ def there_and_back(*tensors: torch.Tensor, slot: int = 1) -> tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (5,), (2, 3, 8, 9)], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", TORCH_DTYPES, ids=str)
 def test_every_dtype_and_shape_comes_back(dtype: torch.dtype, shape: tuple[int, ...]):
     tensor = sample(dtype, *shape)
     (view,) = there_and_back(tensor)
@@ -42,7 +43,7 @@ def test_every_dtype_and_shape_comes_back(dtype: torch.dtype, shape: tuple[int, 
 
 
 def test_what_may_cross_a_cut_can_travel():
-    assert set(DTYPES) == CARRIED
+    assert set(TORCH_DTYPES) == CARRIED
 
 
 @pytest.mark.parametrize(

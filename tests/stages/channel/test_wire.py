@@ -9,7 +9,18 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from odin.stages.channel.wire import DTYPE_CODES, DTYPES, Failure, Header, Kind, TensorMeta, WireError, pack, unpack
+from odin.stages.channel.wire import (
+    DTYPE_CODES,
+    DTYPES,
+    ITEM_NBYTES,
+    Failure,
+    Header,
+    Kind,
+    TensorMeta,
+    WireError,
+    pack,
+    unpack,
+)
 
 UNSIGNED_64 = st.integers(0, 2**64 - 1)
 SIZES = st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)), max_size=6)
@@ -64,13 +75,17 @@ def test_kinds_come_back_as_kinds(kind: Kind):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_each_dtype_has_its_own_code(dtype: torch.dtype):
-    meta = TensorMeta(DTYPE_CODES[dtype], 64, dtype.itemsize, (1,), (1,))
-    assert DTYPES[unpack(pack(Header(Kind.REQUEST, 0, tensors=(meta,)))).tensors[0].dtype] is dtype
+def test_each_dtype_has_its_own_code(dtype: str):
+    meta = TensorMeta(DTYPE_CODES[dtype], 64, ITEM_NBYTES[DTYPE_CODES[dtype]], (1,), (1,))
+    assert DTYPES[unpack(pack(Header(Kind.REQUEST, 0, tensors=(meta,)))).tensors[0].dtype] == dtype
+
+
+def test_names_and_sizes_are_pytorchs():
+    assert [getattr(torch, name).itemsize for name in DTYPES] == list(ITEM_NBYTES)
 
 
 def test_codes_never_change():
-    assert [str(dtype).removeprefix("torch.") for dtype in DTYPES] == [
+    assert list(DTYPES) == [
         *("float32", "float64", "float16", "bfloat16", "uint8", "int8", "int16", "int32"),
         *("int64", "bool", "complex64", "complex128", "uint16", "uint32", "uint64"),
         *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "complex32"),

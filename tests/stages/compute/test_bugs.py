@@ -10,7 +10,7 @@ from torch import nn
 import odin
 from odin.stages.compute import opaque
 from odin.stages.compute.opaque import compute_threads
-from odin.stages.compute.weights import store
+from odin.stages.compute.torch_weights import store
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from layers import FakeLayer, images, small_chain
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.compute.executor import LayerError, make_executor
 from odin.stages.compute.torch_cpu import CpuExecutor
-from odin.stages.compute.weights import StoredTensor, load, store
+from odin.stages.compute.torch_weights import load, store
+from odin.stages.compute.weights import StoredTensor
 
 
 def run(executor: CpuExecutor, first: int, last: int, *values: torch.Tensor):

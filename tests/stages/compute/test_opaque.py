@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from odin.stages.compute.opaque import attach, detach, is_packed, supported
-from odin.stages.compute.weights import load, store
+from odin.stages.compute.torch_weights import load, store
 
 pytestmark = pytest.mark.skipif(not supported(), reason="this PyTorch cannot read packed weights in place")
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from odin.partitioner.graph.values import comparable
-from odin.stages.channel.wire import DTYPES
-from odin.stages.compute.weights import StoredTensor, load, store
+from odin.stages.channel.torch_arrays import TORCH_DTYPES
+from odin.stages.compute.torch_weights import load, store
+from odin.stages.compute.weights import StoredTensor
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", TORCH_DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0, 3), (3, 0), (2, 3, 4, 5)], ids=str)
 def test_every_dtype_and_shape_comes_back(dtype: torch.dtype, shape: tuple[int, ...]):
     tensor = (torch.arange(torch.Size(shape).numel()).reshape(shape) % 100).to(dtype)
