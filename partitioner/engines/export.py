@@ -82,7 +82,7 @@ def export(chain: Chain, path: Path) -> Any:
     try:
         with _quiet():
             exported = torch.export.export(
-                _SideBySide(chain, [len(values) for values in taken]),
+                _SideBySide(layers, [len(values) for values in taken]),
                 flat,
                 dynamic_shapes=None if shapes is None else (tuple(shape for row in shapes for shape in row),),
             )
@@ -113,18 +113,15 @@ class _SideBySide(nn.Module):
     So nothing that a layer computes, such as the leading size, is taken from an earlier layer's values.
     """
 
-    def __init__(self, chain: Chain, counts: Sequence[int]) -> None:
+    def __init__(self, layers: Sequence[LayerFunction], counts: Sequence[int]) -> None:
         super().__init__()
-        self._names, self._layers, self._counts = list(chain.state), chain.program.layers, counts
-        for index, name in enumerate(self._names):
-            self.register_buffer(f"w{index}", chain.state[name])
+        self._layers, self._counts = layers, counts
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        state = {name: getattr(self, f"w{index}") for index, name in enumerate(self._names)}
         outputs: list[Tensor] = []
         first = 0
         for layer, count in zip(self._layers, self._counts, strict=True):
-            outputs.extend(layer.bind(state, device="cpu", portable=True)(inputs[first : first + count]))
+            outputs.extend(layer(inputs[first : first + count]))
             first += count
         return tuple(outputs)
 
@@ -173,7 +170,7 @@ def _join(graph: Any, inputs: Sequence[Sequence[str]], outputs: Sequence[Sequenc
     Parameters
     ----------
     inputs, outputs
-        Names of each layer's.
+        Names of each layer's. A result that no node makes is a constant, and is one in later layers as well.
     """
     made_by = {name: node for node in graph.node for name in node.output}
     entries = {entry.name: entry for entry in (*graph.input, *graph.output)}
@@ -199,9 +196,9 @@ def _join(graph: Any, inputs: Sequence[Sequence[str]], outputs: Sequence[Sequenc
                 for index, name in enumerate(fields):
                     fields[index] = local.get(name, name)
         if layer + 1 < len(outputs):
-            names = {after: local[result] for after, result in zip(inputs[layer + 1], results, strict=True)}
+            names = {after: local.get(result, result) for after, result in zip(inputs[layer + 1], results, strict=True)}
         else:
-            last = [local[result] for result in results]
+            last = [local.get(result, result) for result in results]
     first_entries = [_renamed(entries[name], input_name(index)) for index, name in enumerate(inputs[0])]
     last_entries = [_renamed(entries[name], last[index]) for index, name in enumerate(outputs[-1])]
     for fields, values in ((graph.node, kept), (graph.input, first_entries), (graph.output, last_entries)):

@@ -65,6 +65,7 @@ def starting(devices: list[Device] | None = None) -> Startup:
         label="test",
         share=False,
         precision="float32",
+        engine="torch",
     )
     started.start()
     return started

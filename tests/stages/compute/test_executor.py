@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
-import types
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -168,14 +164,6 @@ def test_make_executor():
         make_executor("cpu", chain.program.layers, chain.state, precision="int3")
 
 
-def test_another_engine_than_pytorch_gets_the_model_in_pieces(monkeypatch: pytest.MonkeyPatch):
-    def pieces(*arguments: object, **options: object):
-        return arguments, options
-
-    monkeypatch.setitem(
-        sys.modules, "odin.stages.compute.pieces", cast(types.ModuleType, SimpleNamespace(PieceExecutor=pieces))
-    )
-    made = make_executor("cpu", "the model", "its weights", engine="onnxruntime", threads=2)
-    assert made == (("the model", "its weights"), {"runtime": "onnxruntime", "threads": 2})
+def test_another_engine_than_pytorch_does_not_run_on_gpus():
     with pytest.raises(ValueError, match="engine 'onnxruntime' does not run on GPUs; take engine='torch'"):
         make_executor("gpu", "the model", "its weights", engine="onnxruntime")
