@@ -120,33 +120,27 @@ class Deployment:
             ) from error
         # The packed form depends on the processor and on the number of threads.
         packed: dict[tuple[str, int], Any] = {}
+        forms = self._forms(placed)
         if opaque.supported():
-            for threads in {device.threads for device, node in placed if device.kind == "cpu" and node == here}:
+            on_cpu = [form for form, (device, _) in zip(forms, placed, strict=True) if device.kind == "cpu"]
+            for threads in {threads for node, threads in on_cpu if node == here}:
                 with compute_threads(threads):
                     stored = store(program.pack(state, batch=batch))
                 with calling():
                     packed[here, threads] = ray.put(stored)
         # GPU stages take plain weights, and on another node the first CPU stage packs them.
-        elsewhere = any(device.kind == "gpu" or (node, device.threads) not in packed for device, node in placed)
+        elsewhere = any(
+            device.kind == "gpu" or form not in packed for form, (device, _) in zip(forms, placed, strict=True)
+        )
         calls: list[Any] = []
         with calling():
             plain_ref = ray.put(store(state)) if elsewhere else None
-            for actor, (device, node) in zip(self._actors, placed, strict=True):
-                form = (node, device.threads)
+            for actor, form, (device, _) in zip(self._actors, forms, placed, strict=True):
                 if device.kind == "cpu" and form not in packed:
                     packed[form] = actor.pack.remote(program_ref, plain_ref, batch)
                 weights_ref = packed[form] if device.kind == "cpu" else plain_ref
                 calls.append(actor.open.remote(program_ref, weights_ref, batch))
-        _, late = ray_calls.wait(calls, timeout_s=_START_TIMEOUT_S)
-        if late:
-            waiting = ", ".join(str(placed[calls.index(call)][0]) for call in late)
-            raise TimeoutError(
-                f"Ray did not start the stages on {waiting} within {_START_TIMEOUT_S:.0f} s; the cluster has "
-                f"{ray.available_resources().get('CPU', 0):g} CPUs and "
-                f"{ray.available_resources().get('GPU', 0):g} GPUs free: stop other work there, or pass "
-                "share_devices=True (--share-devices)"
-            )
-        opened: list[StageInfo | StageProblem] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
+        opened: list[StageInfo | StageProblem] = _answers_of_started(calls, [device for device, _ in placed])
         # Objects live as long as references to them: packed weights per node for CPU stages, plain ones for GPUs.
         self._weights_refs = [*packed.values(), *([plain_ref] if any(d.kind == "gpu" for d, _ in placed) else [])]
         infos = []
@@ -156,6 +150,21 @@ class Deployment:
             infos.append(info)
         self.infos = tuple(infos)
         _warn_of_niceness(infos)
+
+    def _forms(self, placed: Sequence[tuple[Device, str]]) -> list[tuple[str, int]]:
+        """For each stage its node and with how many threads it computes, on which the form of packed weights depends.
+
+        Only those of several cores on this node are asked, whose quota may be another than this process's; on another
+        node all have the same, and pack there.
+        """
+        forms = [(node, device.threads) for device, node in placed]
+        asked = [index for index, (node, cores) in enumerate(forms) if node == self.node_id and cores > 1]
+        with calling():
+            calls = [self._actors[index].threads.remote() for index in asked]
+        answers = _answers_of_started(calls, [placed[index][0] for index in asked])
+        for index, threads in zip(asked, answers, strict=True):
+            forms[index] = (self.node_id, threads)
+        return forms
 
     def profile(self, index: int, inputs: Sequence[torch.Tensor], *, warmup: int, repeats: int) -> TimedPasses:
         """Time the whole chain on stage ``index``'s device, ``repeats`` times."""
@@ -369,6 +378,21 @@ class Deployment:
                     if process.status() == psutil.STATUS_STOPPED:
                         process.kill()
         psutil.wait_procs(processes, timeout=_END_TIMEOUT_S)
+
+
+def _answers_of_started(calls: Sequence[Any], devices: Sequence[Device]) -> list[Any]:
+    """Wait for the first calls of stages on these devices, which Ray has to start for that."""
+    _, late = ray_calls.wait(calls, timeout_s=_START_TIMEOUT_S)
+    if late:
+        waiting = ", ".join(str(device) for call, device in zip(calls, devices, strict=True) if call in late)
+        raise TimeoutError(
+            f"Ray did not start the stages on {waiting} within {_START_TIMEOUT_S:.0f} s; the cluster has "
+            f"{ray.available_resources().get('CPU', 0):g} CPUs and "
+            f"{ray.available_resources().get('GPU', 0):g} GPUs free: stop other work there, or pass "
+            "share_devices=True (--share-devices)"
+        )
+    answers: list[Any] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
+    return answers
 
 
 def _create_actor(index: int, device: Device, node_id: str, label: str, share: bool, precision: str) -> Any:

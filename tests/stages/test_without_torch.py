@@ -11,7 +11,7 @@ from patience import PROMPT_S
 pytestmark = pytest.mark.slow
 
 PROGRAM = """
-import sys, types
+import sys, threading, types
 from types import SimpleNamespace
 import numpy as np
 from odin.partitioner.plan import Plan
@@ -56,8 +56,8 @@ assert info.device == device, info
 stage.profile(list(store_arrays({"x": np.ones(4, np.float32)}).values()), 1, 2)
 address = stage.listen(1, 0, "").here
 answers = Listener()
-links = actor.Links(((GATEWAY, answers.address),), 1024, ((0.0, 0.0),), (0.0,) * 3, (16,) * 3, Windows.of_plan(Plan((2,))))
-import threading
+windows = Windows.of_plan(Plan((2,)))
+links = actor.Links(((GATEWAY, answers.address),), 1024, ((0.0, 0.0),), (0.0,) * 3, (16,) * 3, windows)
 starting = threading.Thread(target=stage.start, args=(links,))
 starting.start()
 (sender,), (receiver,) = open_ends(
