@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import gc
 import itertools
 import math
 import operator
@@ -56,6 +57,7 @@ from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import Sender
 from odin.stages.channel.slots import slot_nbytes_for
 from odin.stages.device import Device, parse_devices
+from odin.stages.host import release_freed_memory
 
 __all__ = ["Pipeline"]
 
@@ -210,6 +212,7 @@ class Pipeline:
             self._startup.start()
             self.chain = to_chain(source, engine=engine)
             del source  # or its weights would stay, which the stages will have
+            gc.collect()  # traced graphs are cycles that hold them, too; meanwhile Ray and the stages start
             self.batch = check_batch(self.chain, batch)
             if devices is not None:
                 check_stage_count(len(devices), layer_count=len(self.chain.layers))
@@ -238,6 +241,7 @@ class Pipeline:
             if self._supervision.remote_status is not None:
                 assert self._deployment is not None
                 self._deployment.announce(self._supervision.remote_status)
+            release_freed_memory()  # of the chain's making and weights: several times what serving takes
         except BaseException:
             self.close(drain=False)
             raise

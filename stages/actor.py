@@ -28,6 +28,7 @@ from odin.stages.device import (
     check_cores,
     cpu_model,
     pin_process,
+    thread_count,
     usable_cores,
 )
 from odin.stages.gpus import gpu_names
@@ -202,6 +203,7 @@ class StageActor:
         self._index = index
         self._engine = engine
         self._device = Device.parse(device)
+        self._threads = thread_count(self._device)
         self._label = label
         self._share = share
         self._precision = precision
@@ -217,12 +219,16 @@ class StageActor:
             if engine:
                 load_engine(engine)  # now: it may take seconds, and the model is not there yet
 
+    def threads(self) -> int:
+        """Compute threads of this stage."""
+        return self._threads
+
     def pack(self, program: Any, stored: Mapping[str, StoredTensor], batch: int) -> Mapping[str, StoredTensor]:
         """Return PyTorch's weights in the form that this node's processors compute with, for all its CPU stages."""
         from odin.stages.compute import torch_stage
 
         try:
-            return torch_stage.pack(program, stored, batch, threads=self._device.threads)
+            return torch_stage.pack(program, stored, batch, threads=self._threads)
         finally:
             release_freed_memory()
 
@@ -252,7 +258,7 @@ class StageActor:
                 weights,
                 engine=self._engine,
                 index=self._device.indices[0],
-                threads=self._device.threads,
+                threads=self._threads,
                 precision=self._precision,
             )
             self._layer_count = len(model.layers)
@@ -276,15 +282,15 @@ class StageActor:
             return model, load_arrays(stored)
         from odin.stages.compute import torch_stage
 
-        kind, threads = self._device.kind, self._device.threads
+        kind, threads = self._device.kind, self._threads
         return model.layers, torch_stage.load_state(model, stored, batch, kind=kind, threads=threads)
 
     def _use_threads(self) -> None:
-        """Have this thread compute with the device's number of threads; other engines are told with their executor."""
+        """Have this thread compute with the stage's number of threads; other engines are told with their executor."""
         if self._engine == "torch":
             from odin.stages.compute import torch_stage
 
-            torch_stage.use_threads(self._device.threads)
+            torch_stage.use_threads(self._threads)
 
     def _take_device(self) -> str:
         kind, indices = self._device.kind, self._device.indices
@@ -303,7 +309,7 @@ class StageActor:
         pin_process(indices)
         self._use_threads()
         keep_freed_memory()
-        return f"cpu x{self._device.threads} {cpu_model()}"
+        return f"cpu x{self._threads} {cpu_model()}"
 
     def profile(self, inputs: Sequence[StoredTensor], warmup: int, repeats: int) -> TimedPasses:
         """Run the whole chain ``warmup + repeats`` times; what the repeats took.

@@ -23,7 +23,9 @@ __all__ = [
     "for_every_thread",
     "parse_devices",
     "pin_process",
+    "thread_count",
     "usable_cores",
+    "within_quota",
 ]
 
 _TEXT = re.compile(r"(?:(?P<node>[^/\s]+)/)?(?P<kind>cpu|gpu):(?P<first>[0-9]+)(?:-(?P<last>[0-9]+))?")
@@ -89,7 +91,7 @@ class Device(NamedTuple):
 
     @property
     def threads(self) -> int:
-        """Compute threads of a stage on this device."""
+        """Compute threads of a stage on this device without a CPU quota, see :func:`thread_count`."""
         return len(self.indices)
 
 
@@ -134,9 +136,33 @@ def allowed_core_count(*, proc: str | Path = "/proc") -> int:
     proc
         Where the process file system is mounted, which tells this process's control groups.
     """
-    quota = cpu_quota_cores(proc=proc)
-    count = len(usable_cores())
-    return count if quota is None else max(1, min(count, int(quota)))
+    return within_quota(len(usable_cores()), cpu_quota_cores(proc=proc))
+
+
+def thread_count(device: Device, *, proc: str | Path = "/proc") -> int:
+    """Compute threads of a stage on this machine: one for each of its cores, or fewer under a CPU quota; at least 1.
+
+    With more threads than that, all would stand still together for a part of each period of the quota.
+
+    Parameters
+    ----------
+    device
+        Where the stage runs; the CPU side of a GPU is one thread.
+    proc
+        As for :func:`allowed_core_count`.
+    """
+    return 1 if device.kind == "gpu" else within_quota(len(device.indices), cpu_quota_cores(proc=proc))
+
+
+def within_quota(cores: int, quota_cores: float | None) -> int:
+    """How many of so many cores can be busy all the time under a quota (None for none); at least 1.
+
+    Examples
+    --------
+    >>> within_quota(4, None), within_quota(4, 2.5), within_quota(4, 0.5)
+    (4, 2, 1)
+    """
+    return cores if quota_cores is None else max(1, min(cores, int(quota_cores)))
 
 
 def describe_cores(cores: Collection[int]) -> str:

@@ -34,6 +34,8 @@ def available_nbytes(*, proc: str | Path = "/proc") -> int:
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LIMIT_NBYTES = 1 << 30
+_OLD_LIMIT_NBYTES = 1 << 25
+"""The most that ``M_MMAP_THRESHOLD`` may be before glibc 2.35, which refuses more."""
 
 
 def keep_freed_memory() -> None:
@@ -45,7 +47,8 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _LIMIT_NBYTES)
+        if not libc.mallopt(_M_MMAP_THRESHOLD, _LIMIT_NBYTES):
+            libc.mallopt(_M_MMAP_THRESHOLD, _OLD_LIMIT_NBYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _LIMIT_NBYTES)
 
 

@@ -143,16 +143,7 @@ class Deployment:
                 actor.open.remote(model_ref, weights_ref, batch, form.engine)
                 for actor, weights_ref in zip(self._actors, weights, strict=True)
             ]
-        _, late = ray_calls.wait(calls, timeout_s=_START_TIMEOUT_S)
-        if late:
-            waiting = ", ".join(str(placed[calls.index(call)][0]) for call in late)
-            raise TimeoutError(
-                f"Ray did not start the stages on {waiting} within {_START_TIMEOUT_S:.0f} s; the cluster has "
-                f"{ray.available_resources().get('CPU', 0):g} CPUs and "
-                f"{ray.available_resources().get('GPU', 0):g} GPUs free: stop other work there, or pass "
-                "share_devices=True (--share-devices)"
-            )
-        opened: list[StageInfo | StageProblem] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
+        opened: list[StageInfo | StageProblem] = _answers_of_started(calls, [device for device, _ in placed])
         self._weights_refs = weights  # objects live as long as references to them
         infos = []
         for info in opened:
@@ -171,22 +162,40 @@ class Deployment:
         threads. On another node the first CPU stage packs them.
         """
         packed: dict[tuple[str, int], Any] = {}
+        forms = self._forms(placed)
         if opaque.supported():
-            for threads in {device.threads for device, node in placed if device.kind == "cpu" and node == here}:
+            on_cpu = [form for form, (device, _) in zip(forms, placed, strict=True) if device.kind == "cpu"]
+            for threads in {threads for node, threads in on_cpu if node == here}:
                 with compute_threads(threads):
                     stored = store(chain.program.pack(chain.state, batch=batch))
                 with calling():
                     packed[here, threads] = ray.put(stored)
-        elsewhere = any(device.kind == "gpu" or (node, device.threads) not in packed for device, node in placed)
+        elsewhere = any(
+            device.kind == "gpu" or form not in packed for form, (device, _) in zip(forms, placed, strict=True)
+        )
         weights: list[Any] = []
         with calling():
             plain_ref = ray.put(store(chain.state)) if elsewhere else None
-            for actor, (device, node) in zip(self._actors, placed, strict=True):
-                key = (node, device.threads)
-                if device.kind == "cpu" and key not in packed:
-                    packed[key] = actor.pack.remote(model_ref, plain_ref, batch)
-                weights.append(packed[key] if device.kind == "cpu" else plain_ref)
+            for actor, form, (device, _) in zip(self._actors, forms, placed, strict=True):
+                if device.kind == "cpu" and form not in packed:
+                    packed[form] = actor.pack.remote(model_ref, plain_ref, batch)
+                weights.append(packed[form] if device.kind == "cpu" else plain_ref)
         return weights
+
+    def _forms(self, placed: Sequence[tuple[Device, str]]) -> list[tuple[str, int]]:
+        """For each stage its node and with how many threads it computes, on which the form of packed weights depends.
+
+        Only those of several cores on this node are asked, whose quota may be another than this process's; on another
+        node all have the same, and pack there.
+        """
+        forms = [(node, device.threads) for device, node in placed]
+        asked = [index for index, (node, cores) in enumerate(forms) if node == self.node_id and cores > 1]
+        with calling():
+            calls = [self._actors[index].threads.remote() for index in asked]
+        answers = _answers_of_started(calls, [placed[index][0] for index in asked])
+        for index, threads in zip(asked, answers, strict=True):
+            forms[index] = (self.node_id, threads)
+        return forms
 
     def profile(self, index: int, inputs: Sequence[torch.Tensor], *, warmup: int, repeats: int) -> TimedPasses:
         """Time the whole chain on stage ``index``'s device, ``repeats`` times."""
@@ -400,6 +409,21 @@ class Deployment:
                     if process.status() == psutil.STATUS_STOPPED:
                         process.kill()
         psutil.wait_procs(processes, timeout=_END_TIMEOUT_S)
+
+
+def _answers_of_started(calls: Sequence[Any], devices: Sequence[Device]) -> list[Any]:
+    """Wait for the first calls of stages on these devices, which Ray has to start for that."""
+    _, late = ray_calls.wait(calls, timeout_s=_START_TIMEOUT_S)
+    if late:
+        waiting = ", ".join(str(device) for call, device in zip(calls, devices, strict=True) if call in late)
+        raise TimeoutError(
+            f"Ray did not start the stages on {waiting} within {_START_TIMEOUT_S:.0f} s; the cluster has "
+            f"{ray.available_resources().get('CPU', 0):g} CPUs and "
+            f"{ray.available_resources().get('GPU', 0):g} GPUs free: stop other work there, or pass "
+            "share_devices=True (--share-devices)"
+        )
+    answers: list[Any] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
+    return answers
 
 
 def _create_actor(

@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from odin.cluster import ray_calls
 from odin.options import refuse_twice
 from odin.stages.actor import NodeDevices, StageInfo, list_devices_here, list_node_devices
-from odin.stages.device import Device, DeviceError, describe_cores, parse_devices
+from odin.stages.device import Device, DeviceError, describe_cores, parse_devices, within_quota
 
 __all__ = ["check_stage_count", "place", "warn_of_quotas"]
 
@@ -124,14 +124,17 @@ def _quota_text(node: NodeDevices) -> str:
 
 
 def warn_of_quotas(placed: Sequence[tuple[Device, str]], infos: Sequence[StageInfo]) -> None:
-    """Warn where the stages of a node were given more cores than its CPU quota allows: they will be throttled."""
+    """Warn where the stages of a node were given more cores than its CPU quota allows."""
     nodes = {info.node_id: info for info in infos if info.quota_cores is not None}
     for node_id, info in nodes.items():
-        cores = {core for device, node in placed if node == node_id and device.kind == "cpu" for core in device.indices}
-        if info.quota_cores is not None and len(cores) > info.quota_cores:
+        devices = {device.indices for device, node in placed if node == node_id and device.kind == "cpu"}
+        cores = {core for indices in devices for core in indices}
+        quota = info.quota_cores
+        if quota is not None and len(cores) > quota:
+            threads = [within_quota(len(indices), quota) for indices in devices]
+            what = "they will be throttled" if sum(threads) > quota else f"they compute with {sum(threads)} threads"
             warnings.warn(
                 f"the stages on {info.host} have {len(cores)} cores ({describe_cores(cores)}), but a CPU quota of "
-                f"{info.quota_cores:.3g} CPUs holds there: they will be throttled; name fewer cores, or raise the "
-                "container's quota",
+                f"{quota:.3g} CPUs holds there: {what}; name fewer cores, or raise the container's quota",
                 stacklevel=4,
             )

@@ -27,7 +27,15 @@ from odin.partitioner.profile import (
 from odin.stages.compute.cuda import CudaExecutor, computing_as
 from odin.stages.compute.executor import RunDelay
 from odin.stages.compute.opaque import compute_threads
-from odin.stages.device import Device, DeviceError, allowed_core_count, bind_threads, cpu_model, usable_cores
+from odin.stages.device import (
+    Device,
+    DeviceError,
+    allowed_core_count,
+    bind_threads,
+    cpu_model,
+    thread_count,
+    usable_cores,
+)
 from odin.stages.gpus import gpu_names
 from odin.stages.host import keep_freed_memory
 
@@ -65,17 +73,17 @@ def type_of(device: Device) -> str:
     """Text under which profiles of a local device are kept, the same that its stage gives."""
     if device.kind == "gpu":
         return device_type("gpu", gpu_names()[device.indices[0]])
-    return device_type("cpu", cpu_model(), threads=device.threads)
+    return device_type("cpu", cpu_model(), threads=thread_count(device))
 
 
 @contextlib.contextmanager
 def pinned(device: Device) -> Iterator[None]:
-    """Bind this process to a CPU device, with as many compute threads as cores; all is as before afterwards."""
+    """Bind this process to a CPU device, with as many compute threads as a stage there; all is as before afterwards."""
     cores = os.sched_getaffinity(0)
     # Not pin_process, which takes the present binding for all there is: here it changes back and forth.
     bind_threads(device.indices)
     try:
-        with compute_threads(device.threads):
+        with compute_threads(thread_count(device)):
             yield
     finally:
         bind_threads(cores)
@@ -141,13 +149,13 @@ def _measure_cpu(
     functions: Sequence[Callable[[Any], Any]]
     if isinstance(form, TorchForm):
         chain = form.chain
-        with compute_threads(device.threads):
+        with compute_threads(thread_count(device)):
             packed = chain.program.pack(chain.state, batch=inputs[0].shape[0] if inputs[0].dim() else None)
         functions = [layer.bind(packed) for layer in chain.program.layers]
     else:
         assert isinstance(form, EngineForm)
-        use_threads(form.engine, device.threads)
-        functions = open_layers(form.model, form.weights, threads=device.threads)
+        use_threads(form.engine, thread_count(device))
+        functions = open_layers(form.model, form.weights, threads=thread_count(device))
         values = tuple(tensor.numpy() for tensor in values)
 
     def run_layer(index: int, values: Any) -> Any:

@@ -20,7 +20,7 @@ from odin.models.sources import load_source
 from odin.partitioner.chain import Chain, build_chain
 from odin.partitioner.intensity import arithmetic_intensity
 from odin.stages.compute.opaque import compute_threads
-from odin.stages.device import Device
+from odin.stages.device import Device, thread_count
 from odin.stages.host import keep_freed_memory
 
 _FINE_SHARE = 0.01
@@ -32,7 +32,7 @@ def main(model: str, device_text: str, *, fine: bool = False) -> None:
     source = load_source(model)
     cuts: dict[str, Any] = {"coarse_share": _FINE_SHARE} if fine else {}
     chain = build_chain(source.model, source.example_args, name=source.name, **cuts)
-    with compute_threads(device.threads):
+    with compute_threads(thread_count(device)):
         packed = chain.program.pack(chain.state)
     functions = [layer.bind(packed) for layer in chain.program.layers]
     inputs = chain.layout(chain.pack(source.example_args))

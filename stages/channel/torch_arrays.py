@@ -9,7 +9,7 @@ import torch
 
 from odin.partitioner.strides import contiguous_strides, is_dense
 from odin.stages.channel.arrays import Layout
-from odin.stages.channel.wire import DTYPES, TensorMeta
+from odin.stages.channel.wire import DTYPES, ITEM_NBYTES, TensorMeta
 
 __all__ = ["TORCH_CODES", "TORCH_DTYPES", "TorchArrays"]
 
@@ -50,8 +50,8 @@ class TorchArrays:
 
     def read(self, meta: TensorMeta, start: int) -> torch.Tensor:
         """See :meth:`odin.stages.channel.arrays.Arrays.read`."""
-        typed = self._typed[meta.dtype]
-        return typed.as_strided(meta.shape, meta.strides, start // typed.element_size())
+        code, _, _, shape, strides = meta
+        return self._typed[code].as_strided(shape, strides, start // ITEM_NBYTES[code])
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from odin.cluster.placement import _cores_to_take, warn_of_quotas
-from odin.control.local_profile import local_devices
+from odin.control.local_profile import local_devices, type_of
 from odin.monitor.machine.cgroups import available_memory_nbytes, cpu_quota_cores, group_folders
-from odin.stages.actor import NodeDevices, StageInfo
-from odin.stages.device import Device, allowed_core_count
+from odin.stages.actor import NodeDevices, StageActor, StageInfo
+from odin.stages.device import Device, allowed_core_count, thread_count
 from odin.stages.host import available_nbytes
 
 GIB = 2**30
@@ -260,6 +260,38 @@ def test_as_many_cores_as_the_quota_allows(tmp_path, monkeypatch, text, count):
     assert allowed_core_count(proc=host.proc) == count
 
 
+@pytest.mark.parametrize(
+    ("device", "text", "count"),
+    [
+        ("cpu:0-3", "200000 100000", 2),
+        ("cpu:0-3", "290000 100000", 2),
+        ("cpu:0-3", "50000 100000", 1),
+        ("cpu:0-3", "800000 100000", 4),
+        ("cpu:0-3", "max 100000", 4),
+        ("cpu:2", "200000 100000", 1),
+        ("gpu:0", "max 100000", 1),
+    ],
+)
+def test_a_stage_has_no_more_threads_than_cores_and_quota_allow(tmp_path, device, text, count):
+    host = version_2(tmp_path)
+    host.write("v2/pod/stage", cpu__max=text)
+    assert thread_count(Device.parse(device), proc=host.proc) == count
+
+
+@pytest.mark.parametrize(("quota_us", "count"), [(300_000, 3), (-1, 4), (5_000, 1)])
+def test_the_same_under_version_1(tmp_path, quota_us, count):
+    host = version_1(tmp_path)
+    host.write("cpu/docker/4ce3", cpu__cfs_quota_us=quota_us, cpu__cfs_period_us=100_000)
+    assert thread_count(Device.parse("cpu:0-3"), proc=host.proc) == count
+
+
+def test_a_stage_computes_and_is_profiled_with_that_number(monkeypatch):
+    monkeypatch.setattr("odin.stages.device.cpu_quota_cores", lambda **_: 2.5)
+    stage = StageActor(0, "cpu:0-3", "a test", share=True, precision="float32")
+    assert stage.threads() == 2
+    assert type_of(Device.parse("cpu:0-3")).startswith("cpu x2 ")
+
+
 def test_auto_takes_no_more_cores_than_that(monkeypatch):
     monkeypatch.setattr("odin.control.local_profile.usable_cores", lambda: tuple(range(64)))
     monkeypatch.setattr("odin.control.local_profile.allowed_core_count", lambda: 2)
@@ -290,3 +322,15 @@ def test_cores_named_beyond_the_quota_are_allowed_and_warned_of():
         warn_of_quotas(placed, [info._replace(quota_cores=None)])
         warn_of_quotas([(Device("cpu", (0, 1)), "n")] * 3, [info])  # shared cores count once
         warn_of_quotas([(Device("gpu", (0,)), "n")] * 3, [info])
+
+
+def test_a_stage_of_more_cores_than_the_quota_is_told_to_compute_with_fewer_threads():
+    info = StageInfo(0, "cpu:0-3", "cpu x2", 1, "n", "host", quota_cores=2.5)
+    said = (
+        r"have 4 cores \(0-3\), but a CPU quota of 2\.5 CPUs holds there: they compute with 2 threads; name fewer cores"
+    )
+    with pytest.warns(UserWarning, match=said):
+        warn_of_quotas([(Device.parse("cpu:0-3"), "n")], [info])
+    both = [(Device.parse("cpu:0-3"), "n"), (Device.parse("cpu:4"), "n")]
+    with pytest.warns(UserWarning, match=r"have 5 cores \(0-4\), .* holds there: they will be throttled"):
+        warn_of_quotas(both, [info])
