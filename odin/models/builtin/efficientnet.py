@@ -65,7 +65,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class MBConv(nn.Module):
-    """Widen by a 1x1, filter depthwise, gate, narrow by a linear 1x1; a shortcut joins the narrow ends if they agree."""
+    """Widen by a 1x1, filter depthwise, gate, narrow by a linear 1x1; a shortcut where the ends agree."""
 
     def __init__(self, in_width: int, out_width: int, *, kernel_size: int, stride: int, expansion: int) -> None:
         super().__init__()
