@@ -1,7 +1,7 @@
 """Write a model for the processes of a benchmark: as ONNX, as OpenVINO's own form, and what goes in and comes out.
 
-The model is exported as the user has it, unprepared: each runtime prepares it in its own way. It is done by a process of
-its own (``python -m benchmarks.exported MODEL FOLDER``), so that what it takes of memory is gone before any is measured.
+The model is exported as the user has it, unprepared: each runtime prepares it in its own way. A process of its own does
+it (``python -m benchmarks.exported MODEL FOLDER``): what it takes of memory is gone before any is measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One replica: a process on one core with the whole model in its own memory, which serves until its queue ends.
 
-``python -m benchmarks.replica TASK`` with a :class:`Task` as JSON; :mod:`benchmarks.replicas` starts it. It imports what
-its runtime needs and nothing else: neither torch nor ODIN, unless it serves with torch.
+``python -m benchmarks.replica TASK`` with a :class:`Task` as JSON; :mod:`benchmarks.replicas` starts it. It imports
+what its runtime needs and nothing else: neither torch nor ODIN, unless it serves with torch.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Replicas:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._threads: list[threading.Thread] = []
         self._ending = False
-        self._log = tempfile.TemporaryFile()
+        self._log_fd = os.memfd_create("odin-replicas-log")
         with ExitStack() as stack:
             if folder is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="odin-replicas-")))
@@ -123,8 +123,8 @@ class Replicas:
                         pass_fds=its,
                         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()},
                         stdin=subprocess.DEVNULL,
-                        stdout=self._log,
-                        stderr=self._log,
+                        stdout=self._log_fd,
+                        stderr=self._log_fd,
                     )
                 )
                 self._wait_until_ready(number)  # one after the other: each has its core's full speed, and memory's
@@ -155,7 +155,7 @@ class Replicas:
         os.read(self._answers_fd, ANSWER.size)
 
     def _said(self) -> str:
-        return os.pread(self._log.fileno(), 1 << 20, 0)[-4000:].decode(errors="replace")  # they go on writing
+        return os.pread(self._log_fd, 1 << 20, 0)[-4000:].decode(errors="replace")  # they go on writing
 
     def _receive(self) -> None:
         while answer := os.read(self._answers_fd, ANSWER.size):
@@ -188,7 +188,7 @@ class Replicas:
         for thread in self._threads:
             thread.join()
         os.close(self._answers_fd)
-        self._log.close()
+        os.close(self._log_fd)
 
     def __enter__(self) -> Self:
         self._threads = [threading.Thread(target=self._receive, daemon=True)]

@@ -1,8 +1,8 @@
 """A whole model in the runtime that a user would pick instead, as fast and as small as that runtime lets it be.
 
-Each is opened with the file that it likes best of those that :mod:`benchmarks.exported` writes, and computes from arrays
-into arrays, none of which it copies. Neither torch nor ODIN is imported, so that a process that serves with one of them
-holds nothing else, unless ``torch`` is what is opened.
+Each is opened with the file that it likes best of those that :mod:`benchmarks.exported` writes, and computes from
+arrays into arrays, none of which it copies. Neither torch nor ODIN is imported: a process that serves with one of them
+holds nothing else.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _open_onnxruntime(path: Path, threads: int, spinning: bool) -> Bind:
 
 
 def _open_openvino(path: Path, threads: int) -> Bind:
-    """For least latency, held to 32-bit floats (it takes bfloat16 where the CPU has it); weights mapped from its file."""
+    """For least latency, held to 32-bit floats (it takes bfloat16 where the CPU has it); its file is mapped."""
     import openvino
 
     options = {
