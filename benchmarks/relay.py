@@ -315,25 +315,12 @@ def measure_model(
         return found, machine.memory
 
 
-COLUMNS = (
-    "requests",
-    "who",
-    "images/s",
-    "of static",
-    "of best replicas",
-    "of fluid bound",
-    "p50 ms",
-    "p95 ms",
-    "p99 ms",
-    "CPU ms",
-    "of it driver",
-    "most steal",
-    "where",
-)
+RATE_COLUMNS = ("requests", "who", "images/s", "of static", "of best replicas", "of fluid bound", "most steal", "where")
+COST_COLUMNS = ("requests", "who", "p50 ms", "p95 ms", "p99 ms", "CPU ms per request", "of it the driver's")
 
 
-def rows_of(visits: Mapping[str, Sequence[Visit]], phase: int) -> list[list[str]]:
-    """A row for each contender in one phase, one cell for each of :data:`COLUMNS`."""
+def rate_rows(visits: Mapping[str, Sequence[Visit]], phase: int) -> list[list[str]]:
+    """A row for each contender in one phase, one cell for each of :data:`RATE_COLUMNS`."""
     stretches = {name: [one[phase] for one in own] for name, own in visits.items()}
     rates = {name: [one.throughput_hz for one in own] for name, own in stretches.items()}
     replicas = [name for name in rates if name.startswith(REPLICAS)]
@@ -346,7 +333,6 @@ def rows_of(visits: Mapping[str, Sequence[Visit]], phase: int) -> list[list[str]
 
     rows = []
     for name, own in stretches.items():
-        latency_s = [value for one in own for value in one.latency_s]
         texts = [one.where for one in own]
         rows.append(
             [
@@ -356,11 +342,26 @@ def rows_of(visits: Mapping[str, Sequence[Visit]], phase: int) -> list[list[str]
                 ratio(name, "static"),
                 ratio(name, best),
                 with_quartiles(summarize([one.throughput_hz / one.fluid_bound_hz for one in own]), "{:.3f}".format),
-                *(f"{percentile(latency_s, share) * 1e3:.0f}" for share in (0.5, 0.95, 0.99)),
-                milliseconds(summarize([one.cpu_s for one in own]).median),
-                milliseconds(summarize([one.driver_cpu_s for one in own]).median),
                 f"{max(one.steal for one in own):.0%}",
                 max(texts, key=texts.count),
+            ]
+        )
+    return rows
+
+
+def cost_rows(visits: Mapping[str, Sequence[Visit]], phase: int) -> list[list[str]]:
+    """A row for each contender in one phase, one cell for each of :data:`COST_COLUMNS`."""
+    rows = []
+    for name, own in visits.items():
+        stretches = [one[phase] for one in own]
+        latency_s = [value for one in stretches for value in one.latency_s]
+        rows.append(
+            [
+                PHASES[phase],
+                name,
+                *(milliseconds(percentile(latency_s, share)) for share in (0.5, 0.95, 0.99)),
+                with_quartiles(summarize([one.cpu_s for one in stretches]), milliseconds),
+                with_quartiles(summarize([one.driver_cpu_s for one in stretches]), milliseconds),
             ]
         )
     return rows
@@ -421,13 +422,13 @@ def main() -> int:
         results[model] = {"visits": found, "memory": memory}
         mibs = ", ".join(f"{name} {mib(own.without_ray_nbytes)}" for name, own in memory.items())
         for load, visits in found.items():
-            report(
-                f"{model}, two cores, {load}; {arguments.rounds} rounds, medians (quartiles); CPU is per request; "
-                f"MiB without Ray's own: {mibs}",
-                COLUMNS,
-                [row for phase in range(len(PHASES)) for row in rows_of(visits, phase)],
-                environment,
-            )
+            title = f"{model}, two cores, {load}; {arguments.rounds} rounds, medians (quartiles)"
+            for columns, rows_of, more in (
+                (RATE_COLUMNS, rate_rows, ""),
+                (COST_COLUMNS, cost_rows, f"; MiB without Ray's own processes: {mibs}"),
+            ):
+                rows = [row for phase in range(len(PHASES)) for row in rows_of(visits, phase)]
+                report(title + more, columns, rows, environment)
     write_result(arguments.output, environment=environment, parameters=vars(arguments), results=results)
     return 0
 

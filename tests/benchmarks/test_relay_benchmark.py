@@ -18,12 +18,14 @@ from benchmarks.common import cpu_seconds
 from benchmarks.exported import export
 from benchmarks.feeding import moves_in, where
 from benchmarks.relay import (
-    COLUMNS,
+    COST_COLUMNS,
     PHASES,
+    RATE_COLUMNS,
     Stretch,
+    cost_rows,
     pipeline_options,
+    rate_rows,
     replicas_bound_hz,
-    rows_of,
     stretch,
     visit,
 )
@@ -82,33 +84,27 @@ def test_the_load_goes_even_if_the_pipeline_breaks() -> None:
     assert story == ["come", "gone"]
 
 
+def visits(*rates: float, text: str = "") -> list[tuple[Stretch, ...]]:
+    return [(Stretch(rate, 20.0, (0.1, 0.3), text, 0.01, 1 / rate, 0.004),) * 4 for rate in rates]
+
+
 def test_rows_pair_turns_and_name_where_most_requests_changed_hands() -> None:
-    def visits(*rates: float, text: str = "") -> list[tuple[Stretch, ...]]:
-        return [(Stretch(rate, 20.0, (0.1, 0.3), text, 0.01, 0.2, 0.004),) * 4 for rate in rates]
+    found = {
+        "static": visits(10, 20, text="1|1"),
+        "relay": visits(15, 30, text="@0-2|@2"),
+        "replicas:torch": visits(10, 10),
+        "replicas:openvino": visits(20, 20),
+    }
 
-    rows = rows_of(
-        {
-            "static": visits(10, 20, text="1|1"),
-            "relay": visits(15, 30, text="@0-2|@2"),
-            "replicas:torch": visits(10, 10),
-            "replicas:openvino": visits(20, 20),
-        },
-        2,
-    )
+    rows = rate_rows(found, 2)
 
-    names = ["static", "relay", "replicas:torch", "replicas:openvino"]
-    assert [row[:2] for row in rows] == [["later", name] for name in names]
-    assert {len(row) for row in rows} == {len(COLUMNS)}
+    assert [row[:2] for row in rows] == [["later", name] for name in found]
+    assert {len(row) for row in rows} == {len(RATE_COLUMNS)}
     assert rows[1][2:] == [
         "22.50",
         "1.500 (1.500..1.500)",
         "1.125 (0.938..1.312)",
         "1.125 (0.938..1.312)",
-        "200",
-        "300",
-        "300",
-        "200.0",
-        "4",
         "1%",
         "@0-2|@2",
     ]
@@ -117,8 +113,13 @@ def test_rows_pair_turns_and_name_where_most_requests_changed_hands() -> None:
 
 
 def test_rows_without_replicas_compare_with_none() -> None:
-    stretches = (Stretch(10.0, 20.0, (0.1,), "1|1", 0.0, 0.2, 0.004),) * 4
-    assert rows_of({"static": [stretches]}, 0)[0][4] == "-"
+    assert rate_rows({"static": visits(10)}, 0)[0][4] == "-"
+
+
+def test_costs_are_latencies_of_all_requests_and_cpu_time_of_each_turn() -> None:
+    (row,) = cost_rows({"relay": visits(10, 20)}, 1)
+    assert len(row) == len(COST_COLUMNS)
+    assert row == ["arrived", "relay", "200.0", "300.0", "300.0", "75.0 (62.5..87.5)", "4 (4..4)"]
 
 
 def test_cpu_time_is_that_of_all_who_serve_and_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
