@@ -17,20 +17,10 @@ import odin
 from benchmarks.common import cpu_seconds
 from benchmarks.exported import export
 from benchmarks.feeding import moves_in, where
-from benchmarks.relay import (
-    COST_COLUMNS,
-    PHASES,
-    RATE_COLUMNS,
-    Stretch,
-    cost_rows,
-    pipeline_options,
-    rate_rows,
-    replicas_bound_hz,
-    stretch,
-    visit,
-)
+from benchmarks.relay import pipeline_options, replicas_bound_hz
 from benchmarks.replicas import Replicas, Served
 from benchmarks.runtimes import RUNTIMES, installed_runtimes
+from benchmarks.visits import COST_COLUMNS, PHASES, RATE_COLUMNS, Stretch, cost_rows, rate_rows, stretch, visit
 from odin.monitor.events import PlanChanged
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.stages.device import usable_cores
@@ -125,7 +115,7 @@ def test_costs_are_latencies_of_all_requests_and_cpu_time_of_each_turn() -> None
 def test_cpu_time_is_that_of_all_who_serve_and_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     own, stage, ended = os.getpid(), 7, 8
     clocks = iter([{own: 1.0, stage: 10.0, ended: 5.0}, {own: 3.0, stage: 18.0}])
-    monkeypatch.setattr("benchmarks.relay.cpu_seconds", lambda pids: next(clocks))
+    monkeypatch.setattr("benchmarks.visits.cpu_seconds", lambda pids: next(clocks))
     with Feeder(at_once, in_flight=1) as feeder:
         found = stretch(feeder, lambda *_: (1.0, ""), [stage, ended], 20)
     assert found.cpu_s == pytest.approx(5 * found.driver_cpu_s)
