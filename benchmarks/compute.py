@@ -1,17 +1,18 @@
-"""The chain on one core against ONNX Runtime and OpenVINO, 32-bit floats, batch 1, one thread each.
+"""ODIN's chain, by each of its engines, against ONNX Runtime and OpenVINO with the whole model; 32-bit floats.
 
-All of them sit in one process that is pinned to one core, and take turns within each round. Torch as it comes is a row
-as well. Everyone gets the image as a plain NCHW array: what a runtime does to its layout is part of its time.
+All of them sit in one process that is pinned to ``--threads`` cores, and take turns within each round. Torch as it
+comes is a row as well. The runtimes get the user's model as it is exported, not what ODIN makes of it, and everyone
+gets the images as a plain NCHW array: what a runtime does to its layout is part of its time. What counts is the time of
+ODIN's fastest engine over that of the better runtime.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,67 +33,126 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
+from benchmarks.exported import export, read_form
+from benchmarks.runtimes import RUNTIMES, check_runtimes, open_runtime
 
 if TYPE_CHECKING:  # torch is imported only once its threads are limited
+    import torch
+
     from odin.models.sources import Source
 
 Array = npt.NDArray[np.float32]
 Runner = Callable[[], Array]
+MODELS = ("resnet50", "vgg16", "mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny")
+ENGINES = ("torch",)
+"""What ODIN's chain can be computed with: a row for each, if :func:`engine_runner` knows it."""
+ODIN, EAGER = "ODIN, ", "torch eager"
+TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 TOLERANCE = 1e-3  # of the largest output; the runtimes sum in other orders
 
 
 @dataclass(frozen=True)
 class Row:
-    """One runtime on one model: seconds per image, its ratio to the chain within each round, and how far it is off.
+    """One runtime on one model.
 
-    ``error`` is the largest difference from torch's eager output over the largest eager output.
+    Attributes
+    ----------
+    model, runtime
+        Names.
+    batch_s
+        Seconds of a call with one batch.
+    to_better
+        Ratio to the better runtime's within each round.
+    error
+        Largest difference from torch's eager output over the largest eager output.
     """
 
     model: str
     runtime: str
-    image_s: Figure
-    to_chain: Figure
+    batch_s: Figure
+    to_better: Figure
     error: float
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What counts for one model: ODIN's fastest engine, the better runtime, and the ratio of their times."""
+
+    model: str
+    engine: str
+    runtime: str
+    ratio: Figure
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and write the file if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, print the tables, and write the file if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, rounds=40)
-    parser.add_argument("--models", nargs="+", default=["resnet50", "vgg16"], metavar="MODEL")
-    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="default: the last one")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="MODEL", help="default: %(default)s")
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), metavar="ENGINE", help="default: %(default)s")
+    parser.add_argument("--batch", type=int, default=1, help="images of one call (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="on as many cores, from the first (default %(default)s)")
     arguments = parser.parse_args(argv)
     rounds = 3 if arguments.quick else arguments.rounds
-    packages = ("torch", "onnx", "onnxruntime", "openvino", "numpy")
-    environment = Environment.collect(packages)
+    cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
+    if not 1 <= arguments.threads == len(cores):
+        parser.error(f"--threads {arguments.threads}: this machine lets us use {len(os.sched_getaffinity(0))} cores")
+    if arguments.batch < 1:
+        parser.error(f"--batch {arguments.batch}: at least one image")
+    try:
+        check_runtimes(RUNTIMES)
+    except ValueError as error:
+        parser.error(str(error))
+    environment = Environment.collect(("torch", "onnx", "onnxruntime", "openvino", "numpy"))
     # Before the first import of a runtime, each of which looks at both when it makes its threads.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.sched_setaffinity(0, {arguments.core})
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    os.sched_setaffinity(0, set(cores))
 
     rows: list[Row] = []
+    comparisons: list[Comparison] = []
     for model in arguments.models:
-        rows += compare(model, rounds=rounds, seed=arguments.seed)
+        own, comparison = compare(
+            model,
+            engines=arguments.engines,
+            batch=arguments.batch,
+            threads=arguments.threads,
+            rounds=rounds,
+            seed=arguments.seed,
+        )
+        rows += own
+        comparisons.append(comparison)
+        print(f"{model}: done", file=sys.stderr)
+    setting = f"{arguments.threads} threads on as many cores, batch {arguments.batch}, float32"
     report(
-        f"One core, one thread, batch 1, float32; median of {rounds} interleaved rounds (quartiles)",
-        ["model", "runtime", "ms per image", "of the chain's time", "largest error"],
+        f"{setting}; median of {rounds} interleaved rounds (quartiles)",
+        ["model", "runtime", "ms per batch", "of the better runtime's time", "largest error"],
         [
             (
                 row.model,
                 row.runtime,
-                with_quartiles(row.image_s, milliseconds),
-                with_quartiles(row.to_chain, "{:.3f}".format),
+                with_quartiles(row.batch_s, milliseconds),
+                with_quartiles(row.to_better, "{:.3f}".format),
                 f"{row.error:.1e}",
             )
             for row in rows
         ],
         environment,
     )
-    parameters = {"rounds": rounds, "core": arguments.core, "seed": arguments.seed, "batch": 1}
-    write_result(arguments.output, environment=environment, parameters=parameters, results=rows)
+    report(
+        f"{setting}; time of ODIN's fastest engine / time of the better runtime",
+        ["model", "engine", "better runtime", "ratio"],
+        [(one.model, one.engine, one.runtime, with_quartiles(one.ratio, "{:.3f}".format)) for one in comparisons],
+        environment,
+    )
+    parameters = {**vars(arguments), "rounds": rounds, "cores": cores}
+    results = {"rows": rows, "comparisons": comparisons}
+    write_result(arguments.output, environment=environment, parameters=parameters, results=results)
     return 0
 
 
-def compare(model: str, *, rounds: int, seed: int) -> list[Row]:
+def compare(
+    model: str, *, engines: Sequence[str], batch: int, threads: int, rounds: int, seed: int
+) -> tuple[list[Row], Comparison]:
     """Time every runtime on one model; RuntimeError if one computes something else."""
     import torch
 
@@ -100,31 +160,55 @@ def compare(model: str, *, rounds: int, seed: int) -> list[Row]:
     from odin.stages.host import keep_freed_memory
 
     keep_freed_memory()  # as every stage does
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     source = load_source(model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{model}.onnx"
-        export_onnx(source, path)
+    args = batched(source.example_args, batch)
+    with tempfile.TemporaryDirectory(prefix="odin-benchmark-") as folder:
+        export(source, Path(folder), RUNTIMES, args=args)
         runners = {
-            "ODIN chain": chain_runner(source),
-            "torch eager": eager_runner(source),
-            "ONNX Runtime": onnxruntime_runner(path, source),
-            "OpenVINO": openvino_runner(path, source),
+            **{ODIN + engine: engine_runner(engine, source, args, threads=threads) for engine in engines},
+            EAGER: eager_runner(source, args),
+            **{TITLES[name]: runtime_runner(name, Path(folder), args, threads=threads) for name in RUNTIMES},
         }
-        expected = runners["torch eager"]()
+        expected = runners[EAGER]().copy()
         errors = {name: relative_error(runner(), expected) for name, runner in runners.items()}
-        wrong = {name: error for name, error in errors.items() if error > TOLERANCE}
+        wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
         if wrong:
             raise RuntimeError(f"outputs for {model} differ from torch's eager ones: {wrong}")
         seconds = interleave({name: warmed(runner) for name, runner in runners.items()}, rounds=rounds, seed=seed)
-    return [
-        Row(model, name, summarize(values), paired_ratio(values, seconds["ODIN chain"]), errors[name])
+    return evaluate(model, seconds, errors)
+
+
+def evaluate(
+    model: str, seconds: Mapping[str, Sequence[float]], errors: Mapping[str, float]
+) -> tuple[list[Row], Comparison]:
+    """The rows of one model, and ODIN's fastest engine beside the better runtime, paired round by round."""
+
+    def fastest(names: Sequence[str]) -> str:
+        return min(names, key=lambda name: summarize(seconds[name]).median)
+
+    better = fastest([TITLES[name] for name in RUNTIMES])
+    engine = fastest([name for name in seconds if name.startswith(ODIN)])
+    rows = [
+        Row(model, name, summarize(values), paired_ratio(values, seconds[better]), errors[name])
         for name, values in seconds.items()
     ]
+    ratio = paired_ratio(seconds[engine], seconds[better])
+    return rows, Comparison(model, engine.removeprefix(ODIN), better, ratio)
+
+
+def batched(args: Sequence[torch.Tensor], batch: int) -> tuple[torch.Tensor, ...]:
+    """Seeded noise in the shapes of the example, with ``batch`` images; the example itself for one."""
+    import torch
+
+    if batch == 1:
+        return tuple(args)
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn((batch, *tensor.shape[1:]), generator=generator) for tensor in args)
 
 
 def warmed(runner: Runner) -> Callable[[], float]:
-    """Seconds of one image, after one that brings this runtime's weights and code back into the caches."""
+    """Seconds of one call, after one that brings this runtime's weights and code back into the caches."""
     measure = timed(runner)
 
     def run() -> float:
@@ -139,15 +223,23 @@ def relative_error(output: Array, expected: Array) -> float:
     return float(np.abs(output - expected).max() / np.abs(expected).max())
 
 
-def chain_runner(source: Source) -> Runner:
-    """ODIN's prepared, unsplit model."""
+def engine_runner(engine: str, source: Source, args: tuple[torch.Tensor, ...], *, threads: int) -> Runner:
+    """ODIN's prepared, unsplit model, computed by one of its engines.
+
+    Raises
+    ------
+    ValueError
+        If ODIN has no such engine.
+    """
     from odin.partitioner.chain import build_chain
 
-    chain = build_chain(source.model, source.example_args, name=source.name)
-    return lambda: as_array(chain(*source.example_args))
+    if engine not in ENGINES:
+        raise ValueError(f"ODIN has no engine {engine!r}: choose from {', '.join(ENGINES)}")
+    chain = build_chain(source.model, args, name=source.name)
+    return lambda: as_array(chain(*args))
 
 
-def eager_runner(source: Source) -> Runner:
+def eager_runner(source: Source, args: tuple[torch.Tensor, ...]) -> Runner:
     """The model as it comes."""
     import torch
 
@@ -156,7 +248,20 @@ def eager_runner(source: Source) -> Runner:
 
     def run() -> Array:
         with torch.inference_mode():
-            return as_array(model(*source.example_args))
+            return as_array(model(*args))
+
+    return run
+
+
+def runtime_runner(name: str, folder: Path, args: tuple[torch.Tensor, ...], *, threads: int) -> Runner:
+    """A runtime with the exported model, which reads the images and writes its output where they are."""
+    bind = open_runtime(name, folder, threads=threads, spinning=threads > 1)
+    (output,) = (np.empty(spec.shape, spec.dtype) for spec in read_form(folder, name).outputs)
+    compute = bind([as_array(tensor.contiguous()) for tensor in args], [output])
+
+    def run() -> Array:
+        compute()
+        return output
 
     return run
 
@@ -165,49 +270,6 @@ def as_array(tensor: Any) -> Array:
     """A tensor's values without a copy."""
     array: Array = tensor.numpy()
     return array
-
-
-def export_onnx(source: Source, path: Path) -> None:
-    """Write the model, unprepared, for runtimes that prepare it in their own way."""
-    import torch
-
-    assert isinstance(source.model, torch.nn.Module)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of each library that is not installed
-    torch.onnx.export(source.model, source.example_args, path, dynamo=True, external_data=False, verbose=False)
-
-
-def onnxruntime_runner(path: Path, source: Source) -> Runner:
-    """ONNX Runtime with all its graph optimisations on one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    inputs = dict(zip((entry.name for entry in session.get_inputs()), map(as_array, source.example_args), strict=True))
-
-    def run() -> Array:
-        output: Array = session.run(None, inputs)[0]
-        return output
-
-    return run
-
-
-def openvino_runner(path: Path, source: Source) -> Runner:
-    """OpenVINO for least latency on one thread, held to 32-bit floats (it takes bfloat16 where the CPU has it)."""
-    import openvino
-
-    core = openvino.Core()
-    options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = core.compile_model(path, "CPU", options)
-    request = compiled.create_infer_request()
-    inputs = [as_array(tensor) for tensor in source.example_args]
-
-    def run() -> Array:
-        output: Array = request.infer(inputs, share_inputs=True, share_outputs=True)[0]
-        return output
-
-    return run
 
 
 if __name__ == "__main__":

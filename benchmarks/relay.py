@@ -1,50 +1,54 @@
 """The relay beside plans, and beside what a user would pick instead: two replicas of the model fed from one queue.
 
 Two single-core stages in one pipeline, whose policy is switched: ``static`` (the best plan), ``predictive``, ``relay``.
-And two single-core replicas of the same chain (:mod:`benchmarks.replicas`). All stay open; who has no turn is idle and
-uses no CPU. In its turn each serves a closed loop with as few requests under way as keep it busy, two for each stage
-under a plan and one more than there are cores otherwise, while a load comes to the last of the two cores and goes::
+And two single-core replicas (:mod:`benchmarks.replicas`) for each of ONNX Runtime, OpenVINO and torch (the same chain).
+All stay open; who has no turn is idle and uses no CPU. In its turn each serves a closed loop with as few requests under
+way as keep it busy, two for each stage under a plan and one more than there are cores otherwise, while a load comes to
+the last of the two cores and goes::
 
     undisturbed | load, 10 requests | arrived ... later | gone, 10 requests | returned
 
 In each round everybody has a turn, in an order drawn anew; a turn lets the load come and go ``--turns`` times. Latency
 is what the caller sees. The fluid bound is made of the slowdowns of those same requests; for replicas it is the sum of
-1 / (mean seconds that each computed), so what they lose of it is hand-over and waiting.
+1 / (mean seconds that each computed), so what they lose of it is hand-over and waiting. CPU seconds are those of the
+program that submits and of all that it has started to serve: stages and Ray's own processes, or replicas.
 ``python -m benchmarks.relay``
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 import odin
 from benchmarks.common import (
     Environment,
-    StealMeter,
     add_arguments,
     interleave,
     mib,
-    paired_ratio,
-    percentile,
     process_tree,
     pss_nbytes,
     release_memory,
     report,
-    summarize,
-    with_quartiles,
     write_result,
 )
+from benchmarks.exported import export_apart
 from benchmarks.feeding import where, windows_of
 from benchmarks.recovery import bound_hz
 from benchmarks.replicas import Replicas, Served
+from benchmarks.runtimes import check_runtimes, installed_runtimes
+from benchmarks.visits import COST_COLUMNS, PHASES, RATE_COLUMNS, REPLICAS, Visit, cost_rows, rate_rows, visit
 from odin.stages.device import usable_cores
 from odin_lab.feeding import Feeder, KeptEvents
 from odin_lab.inject.injector import Injector
@@ -52,34 +56,8 @@ from odin_lab.inject.load import Load
 
 MODELS = ("resnet50", "vgg16", "mobilenet_v2")
 POLICIES = ("static", "predictive", "relay")
-REPLICAS = "replicas"
-PHASES = ("undisturbed", "arrived", "later", "returned")
-_SKIPPED = 10
-"""Requests after a load's arrival, and after its end, that are not measured."""
 _LOOK_S = 0.002
 _EVENTS_S = 60.0
-
-
-class Stretch(NamedTuple):
-    """Requests one after the other as the caller saw them, and the bound while they were served.
-
-    Attributes
-    ----------
-    throughput_hz, fluid_bound_hz
-        Requests per second.
-    latency_s
-        Of each request.
-    where
-        The plan, or windows and median cuts; empty for replicas.
-    steal
-        Part of the cores' time that the host of a virtual machine took meanwhile.
-    """
-
-    throughput_hz: float
-    fluid_bound_hz: float
-    latency_s: tuple[float, ...]
-    where: str
-    steal: float
 
 
 class Memory(NamedTuple):
@@ -87,53 +65,6 @@ class Memory(NamedTuple):
 
     total_nbytes: int
     without_ray_nbytes: int
-
-
-Visit = tuple[Stretch, ...]
-"""One coming and going of a load, a stretch for each of :data:`PHASES`."""
-
-Bound = Callable[[float, float], tuple[float, str]]
-"""Seconds from and to which requests finished -> the fluid bound, requests per second, and where they changed hands."""
-
-
-def wait(feeder: Feeder, count: int) -> None:
-    """Wait until ``count`` more requests have been answered."""
-    wanted = feeder.finished + count
-    while feeder.finished < wanted:
-        if feeder.error is not None:
-            raise feeder.error
-        if not feeder.alive:
-            raise RuntimeError("requests are not fed any more")
-        time.sleep(_LOOK_S)
-
-
-def stretch(feeder: Feeder, bound: Bound, count: int) -> Stretch:
-    """Measure the next ``count`` requests."""
-    begin, steal = feeder.finished, StealMeter()
-    wait(feeder, count + 1)
-    answers = feeder.answers[begin : begin + count + 1]
-    begin_s, end_s = answers[0].finished_s, answers[-1].finished_s
-    bound_rate_hz, text = bound(begin_s, end_s)
-    latency_s = tuple(answer.finished_s - answer.submitted_s for answer in answers[1:])
-    return Stretch(count / (end_s - begin_s), bound_rate_hz, latency_s, text, steal.share())
-
-
-def visit(
-    feeder: Feeder, bound: Bound, come: Callable[[], Callable[[], object]], *, count: int, rest: int, settle: int
-) -> Visit:
-    """Let a load come and go once; ``come`` starts it and returns what ends it."""
-    wait(feeder, rest)
-    undisturbed = stretch(feeder, bound, count)
-    go = come()
-    try:
-        wait(feeder, _SKIPPED)
-        soon = stretch(feeder, bound, count)
-        wait(feeder, settle)
-        later = stretch(feeder, bound, count)
-    finally:
-        go()
-    wait(feeder, _SKIPPED)
-    return undisturbed, soon, later, stretch(feeder, bound, count)
 
 
 def replicas_bound_hz(served: Sequence[Served], begin_s: float, end_s: float) -> float:
@@ -152,18 +83,42 @@ def replicas_bound_hz(served: Sequence[Served], begin_s: float, end_s: float) ->
 
 
 class Machine:
-    """The pipeline and the replicas of one model, open side by side."""
+    """The pipeline and the replicas of one model, open side by side.
 
-    def __init__(self, model: str, stack: ExitStack, *, count: int, rest: int, settle: int, turns: int) -> None:
+    Parameters
+    ----------
+    model
+        Its name.
+    stack
+        Closes all of them.
+    runtimes
+        Of the replicas.
+    options
+        More options of the pipeline.
+    count, rest, settle, turns
+        See :func:`visit`, and how often the load comes in a turn.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        stack: ExitStack,
+        *,
+        runtimes: Sequence[str],
+        options: Mapping[str, Any],
+        count: int,
+        rest: int,
+        settle: int,
+        turns: int,
+    ) -> None:
         cores = usable_cores()[:2]
         self._x, self._cores, self._turns = torch.randn(1, 3, 224, 224), len(cores), turns
         self._visit = partial(visit, count=count, rest=rest, settle=settle)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="odin-benchmark-")))
+        export_apart(model, folder, runtimes)
+        self.memory: dict[str, Memory] = {}
+        """What each takes, once it has served. The pipeline comes first: pages of libraries count once."""
         before = tree_nbytes()
-        self.replicas = stack.enter_context(Replicas(model, cores, in_flight=self._cores + 1))
-        for future in [self.replicas.submit(self._x) for _ in range(4 * self._cores)]:
-            future.result(60.0)
-        self._with_replicas = tree_nbytes()
-        self._replicas_nbytes = self._with_replicas - before
         self.recorder = KeptEvents()
         self.pipe = stack.enter_context(
             odin.Pipeline(
@@ -172,10 +127,30 @@ class Machine:
                 policy="static",
                 on_event=self.recorder,
                 share_devices=True,
+                **options,
             )
         )
         self.home = self.pipe.plan
+        for policy in ("static", "relay", "static"):
+            self.pipe.policy = policy
+            self._warm(self.pipe.submit)
+        self._pipeline_pids = process_tree()[1:]
+        rays = set(self._pipeline_pids) - {stage.pid for stage in self.pipe.view().stages}
+        total_nbytes = tree_nbytes() - before
+        self.memory["pipeline"] = Memory(total_nbytes, total_nbytes - pss_nbytes(rays))
+        self.replicas: dict[str, Replicas] = {}
+        for runtime in runtimes:
+            before = tree_nbytes()
+            replicas = Replicas(model, cores, runtime=runtime, in_flight=self._cores + 1, folder=folder)
+            self.replicas[runtime] = stack.enter_context(replicas)
+            self._warm(replicas.submit)
+            taken_nbytes = tree_nbytes() - before
+            self.memory[REPLICAS + runtime] = Memory(taken_nbytes, taken_nbytes)
         self._injector = stack.enter_context(Injector(on_event=self.pipe.note_load))
+
+    def _warm(self, submit: Callable[[torch.Tensor], Future[Any]]) -> None:
+        for future in [submit(self._x) for _ in range(4 * self._cores)]:
+            future.result(60.0)
 
     def by_policy(self, policy: str, load: Load) -> list[Visit]:
         """One turn of the pipeline under a policy, from the undisturbed plan on."""
@@ -188,13 +163,19 @@ class Machine:
             pipe.policy = policy
             in_flight = self._cores + 1 if windows_of(pipe) else 2 * self._cores
             with Feeder(lambda _: pipe.submit(self._x), in_flight=in_flight) as feeder:
-                visits.append(self._visit(feeder, self._pipeline_bound, partial(self._come, load)))
+                come = partial(self._come, load)
+                visits.append(self._visit(feeder, self._pipeline_bound, come, pids=self._pipeline_pids))
         return visits
 
-    def by_replicas(self, load: Load) -> list[Visit]:
-        """One turn of the replicas."""
-        with Feeder(lambda _: self.replicas.submit(self._x), in_flight=self._cores + 1) as feeder:
-            return [self._visit(feeder, self._replicas_bound, partial(self._come, load)) for _ in range(self._turns)]
+    def by_replicas(self, runtime: str, load: Load) -> list[Visit]:
+        """One turn of the replicas of a runtime."""
+        replicas, come = self.replicas[runtime], partial(self._come, load)
+
+        def bound(begin_s: float, end_s: float) -> tuple[float, str]:
+            return replicas_bound_hz(replicas.served, begin_s, end_s), ""
+
+        with Feeder(lambda _: replicas.submit(self._x), in_flight=self._cores + 1) as feeder:
+            return [self._visit(feeder, bound, come, pids=replicas.pids) for _ in range(self._turns)]
 
     def _come(self, load: Load) -> Callable[[], object]:
         return self._injector.start(load).stop
@@ -208,20 +189,6 @@ class Machine:
         timelines = recorder.timelines(recorder.finished_by(begin_s), recorder.finished_by(end_s))
         return bound_hz(self.pipe, timelines), where(self.pipe, timelines)
 
-    def _replicas_bound(self, begin_s: float, end_s: float) -> tuple[float, str]:
-        return replicas_bound_hz(self.replicas.served, begin_s, end_s), ""
-
-    def memory(self) -> dict[str, Memory]:
-        """What each takes, once all have served."""
-        stages = {stage.pid for stage in self.pipe.view().stages}
-        here = process_tree()
-        rays = set(here[1:]) - stages - set(self.replicas.pids)
-        total_nbytes = tree_nbytes() - self._with_replicas
-        return {
-            "pipeline": Memory(total_nbytes, total_nbytes - pss_nbytes(rays)),
-            REPLICAS: Memory(self._replicas_nbytes, self._replicas_nbytes),
-        }
-
 
 def tree_nbytes() -> int:
     """PSS of this process and all that it started."""
@@ -233,50 +200,37 @@ Found = dict[str, dict[str, list[Visit]]]
 """Visits by load and contender, in the order in which they pair."""
 
 
-def measure_model(model: str, loads: Sequence[Load], arguments: argparse.Namespace) -> tuple[Found, dict[str, Memory]]:
+def measure_model(
+    model: str, loads: Sequence[Load], options: Mapping[str, Any], arguments: argparse.Namespace
+) -> tuple[Found, dict[str, Memory]]:
     """All visits of each load, and what the pipeline and the replicas take of memory."""
     sizes = {name: getattr(arguments, name) for name in ("count", "rest", "settle", "turns")}
     found: Found = {}
     with ExitStack() as stack:
-        machine = Machine(model, stack, **sizes)
+        machine = Machine(model, stack, runtimes=arguments.replicas, options=options, **sizes)
         for load in loads:
             candidates = {policy: partial(machine.by_policy, policy, load) for policy in arguments.policies}
-            candidates[REPLICAS] = partial(machine.by_replicas, load)
+            for runtime in arguments.replicas:
+                candidates[REPLICAS + runtime] = partial(machine.by_replicas, runtime, load)
             turns = interleave(candidates, rounds=arguments.rounds, warmup=0, seed=arguments.seed)
             found[str(load)] = {name: [one for turn in own for one in turn] for name, own in turns.items()}
             print(f"{model}, {load}: done", file=sys.stderr)
-        return found, machine.memory()
+        return found, machine.memory
 
 
-def rows_of(visits: Mapping[str, Sequence[Visit]], phase: int) -> list[list[str]]:
-    """A row for each contender in one phase."""
-    stretches = {name: [one[phase] for one in own] for name, own in visits.items()}
-    rates = {name: [one.throughput_hz for one in own] for name, own in stretches.items()}
+def pipeline_options(engine: str) -> dict[str, Any]:
+    """What a pipeline is told beside its model: the engine, where ODIN has that option.
 
-    def ratio(name: str, reference: str) -> str:
-        if reference not in rates or name == reference:
-            return "-"
-        return with_quartiles(paired_ratio(rates[name], rates[reference]), "{:.3f}".format)
-
-    rows = []
-    for name, own in stretches.items():
-        latency_s = [value for one in own for value in one.latency_s]
-        texts = [one.where for one in own]
-        rows.append(
-            [
-                PHASES[phase],
-                name,
-                f"{summarize(rates[name]).median:.2f}",
-                ratio(name, "static"),
-                ratio(name, REPLICAS),
-                with_quartiles(summarize([one.throughput_hz / one.fluid_bound_hz for one in own]), "{:.3f}".format),
-                f"{percentile(latency_s, 0.5) * 1e3:.0f}",
-                f"{percentile(latency_s, 0.99) * 1e3:.0f}",
-                f"{max(one.steal for one in own):.0%}",
-                max(texts, key=texts.count),
-            ]
-        )
-    return rows
+    Raises
+    ------
+    ValueError
+        If it does not, and another engine than torch is asked for.
+    """
+    if "engine" in inspect.signature(odin.Pipeline).parameters:
+        return {"engine": engine}
+    if engine != "torch":
+        raise ValueError(f"engine {engine!r}: this ODIN computes with torch only")
+    return {}
 
 
 def main() -> int:
@@ -287,6 +241,14 @@ def main() -> int:
     loads = [f"program@cpu:{core} stress-ng --cpu 1", f"program@cpu:{core} stress-ng --stream 1"]
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), help="beside replicas (default %(default)s)")
+    parser.add_argument("--engine", default="torch", help="what ODIN's stages compute with (default %(default)s)")
+    parser.add_argument(
+        "--replicas",
+        nargs="*",
+        default=["torch", *installed_runtimes()],
+        metavar="RUNTIME",
+        help="what replicas compute with: torch, onnxruntime, openvino (default: all that are installed)",
+    )
     parser.add_argument("--loads", nargs="+", default=loads, metavar="LOAD", help="default: %(default)s")
     parser.add_argument(
         "--turns", type=int, default=1, help="times that the load comes in a turn (default %(default)s)"
@@ -297,33 +259,27 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.count, arguments.rest, arguments.settle = 1, 8, 6, 8
-    environment = Environment.collect()
+    try:
+        check_runtimes(arguments.replicas)
+        options = pipeline_options(arguments.engine)
+    except ValueError as error:
+        parser.error(str(error))
+    environment = Environment.collect(("torch", "ray", "numpy", "onnxruntime", "openvino"))
     torch.set_num_threads(1)
     loads_given = [Load.parse(text) for text in arguments.loads]
     results = {}
     for model in arguments.models:
-        found, memory = measure_model(model, loads_given, arguments)
+        found, memory = measure_model(model, loads_given, options, arguments)
         results[model] = {"visits": found, "memory": memory}
+        mibs = ", ".join(f"{name} {mib(own.without_ray_nbytes)}" for name, own in memory.items())
         for load, visits in found.items():
-            mibs = {name: (mib(total), mib(without)) for name, (total, without) in memory.items()}
-            report(
-                f"{model}, two cores, {load}; {arguments.rounds} rounds, medians (quartiles); MiB: pipeline "
-                f"{mibs['pipeline'][0]}, {mibs['pipeline'][1]} without Ray's own, replicas {mibs[REPLICAS][0]}",
-                [
-                    "requests",
-                    "who",
-                    "images/s",
-                    "of static",
-                    "of replicas",
-                    "of fluid bound",
-                    "p50 ms",
-                    "p99 ms",
-                    "most steal",
-                    "where",
-                ],
-                [row for phase in range(len(PHASES)) for row in rows_of(visits, phase)],
-                environment,
-            )
+            title = f"{model}, two cores, {load}; {arguments.rounds} rounds, medians (quartiles)"
+            for columns, rows_of, more in (
+                (RATE_COLUMNS, rate_rows, ""),
+                (COST_COLUMNS, cost_rows, f"; MiB without Ray's own processes: {mibs}"),
+            ):
+                rows = [row for phase in range(len(PHASES)) for row in rows_of(visits, phase)]
+                report(title + more, columns, rows, environment)
     write_result(arguments.output, environment=environment, parameters=vars(arguments), results=results)
     return 0
 

@@ -22,7 +22,18 @@ __all__ = [
     "unknown_model",
 ]
 
-BUILTIN_NAMES = ("vgg16", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2")
+BUILTIN_NAMES = (
+    "vgg16",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "mobilenet_v2",
+    "efficientnet_b0",
+    "densenet121",
+    "convnext_tiny",
+)
 """Of :data:`odin.models.builtin.BUILTIN_MODELS`."""
 LIBRARIES = ("torchvision", "timm")
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")

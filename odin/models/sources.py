@@ -28,6 +28,11 @@ __all__ = ["Source", "load_source"]
 IMAGE_SIZE = 224
 # The second generation of torchvision's weights was evaluated at another resize; by SHA-256, as in their file names.
 RESIZE_OF_WEIGHTS = {"11ad3fa6": 232, "cd907fc2": 232, "f82ba261": 232, "7ebf99e0": 232}
+# With what torchvision's weights of these models were evaluated, where that is not resize 256, bilinear.
+OWN_PREPROCESS = {
+    "efficientnet_b0": Preprocess(interpolation="bicubic"),
+    "convnext_tiny": Preprocess(resize=236),
+}
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,8 @@ def from_builtin(
         size = image_size or IMAGE_SIZE
         example = (random_images((3, size, size)),)
     preprocess = image_preprocess(example)
+    if example[0].shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE):
+        preprocess = OWN_PREPROCESS.get(name, preprocess)
     # only models that have a second generation, at its own size, are worth a look through the whole file
     if weights is not None and example[0].shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE) and name in SECOND_GENERATION:
         resize = RESIZE_OF_WEIGHTS.get(file_digest(weights))

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import odin
+from benchmarks.common import cpu_seconds
+from benchmarks.exported import export
 from benchmarks.feeding import moves_in, where
-from benchmarks.relay import PHASES, Stretch, replicas_bound_hz, rows_of, visit
+from benchmarks.relay import pipeline_options, replicas_bound_hz
 from benchmarks.replicas import Replicas, Served
+from benchmarks.runtimes import RUNTIMES, installed_runtimes
+from benchmarks.visits import COST_COLUMNS, PHASES, RATE_COLUMNS, Stretch, cost_rows, rate_rows, stretch, visit
 from odin.monitor.events import PlanChanged
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.stages.device import usable_cores
@@ -65,26 +74,67 @@ def test_the_load_goes_even_if_the_pipeline_breaks() -> None:
     assert story == ["come", "gone"]
 
 
+def visits(*rates: float, text: str = "") -> list[tuple[Stretch, ...]]:
+    return [(Stretch(rate, 20.0, (0.1, 0.3), text, 0.01, 1 / rate, 0.004),) * 4 for rate in rates]
+
+
 def test_rows_pair_turns_and_name_where_most_requests_changed_hands() -> None:
-    def visits(*rates: float, text: str = "") -> list[tuple[Stretch, ...]]:
-        return [(Stretch(rate, 20.0, (0.1, 0.3), text, 0.01),) * 4 for rate in rates]
+    found = {
+        "static": visits(10, 20, text="1|1"),
+        "relay": visits(15, 30, text="@0-2|@2"),
+        "replicas:torch": visits(10, 10),
+        "replicas:openvino": visits(20, 20),
+    }
 
-    rows = rows_of(
-        {"static": visits(10, 20, text="1|1"), "relay": visits(15, 30, text="@0-2|@2"), "replicas": visits(20, 20)}, 2
-    )
+    rows = rate_rows(found, 2)
 
-    assert [row[:2] for row in rows] == [["later", "static"], ["later", "relay"], ["later", "replicas"]]
+    assert [row[:2] for row in rows] == [["later", name] for name in found]
+    assert {len(row) for row in rows} == {len(RATE_COLUMNS)}
     assert rows[1][2:] == [
         "22.50",
         "1.500 (1.500..1.500)",
         "1.125 (0.938..1.312)",
         "1.125 (0.938..1.312)",
-        "200",
-        "300",
         "1%",
         "@0-2|@2",
     ]
-    assert (rows[0][3], rows[2][4]) == ("-", "-")
+    assert rows[0][3] == "-"
+    assert [row[4] for row in rows][2:] == ["0.500 (0.500..0.500)", "-"]
+
+
+def test_rows_without_replicas_compare_with_none() -> None:
+    assert rate_rows({"static": visits(10)}, 0)[0][4] == "-"
+
+
+def test_costs_are_latencies_of_all_requests_and_cpu_time_of_each_turn() -> None:
+    (row,) = cost_rows({"relay": visits(10, 20)}, 1)
+    assert len(row) == len(COST_COLUMNS)
+    assert row == ["arrived", "relay", "200.0", "300.0", "300.0", "75.0 (62.5..87.5)", "4 (4..4)"]
+
+
+def test_cpu_time_is_that_of_all_who_serve_and_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, stage, ended = os.getpid(), 7, 8
+    clocks = iter([{own: 1.0, stage: 10.0, ended: 5.0}, {own: 3.0, stage: 18.0}])
+    monkeypatch.setattr("benchmarks.visits.cpu_seconds", lambda pids: next(clocks))
+    with Feeder(at_once, in_flight=1) as feeder:
+        found = stretch(feeder, lambda *_: (1.0, ""), [stage, ended], 20)
+    assert found.cpu_s == pytest.approx(5 * found.driver_cpu_s)
+
+
+def test_cpu_seconds_are_the_process_clock() -> None:
+    before = time.process_time()
+    found = cpu_seconds([os.getpid(), 2**22 + 1])
+    assert list(found) == [os.getpid()]
+    assert before <= found[os.getpid()] <= time.process_time()
+
+
+def test_another_engine_than_torch_is_refused_where_odin_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(odin, "Pipeline", lambda model: None)
+    assert pipeline_options("torch") == {}
+    with pytest.raises(ValueError, match="'openvino'"):
+        pipeline_options("openvino")
+    monkeypatch.setattr(odin, "Pipeline", lambda model, engine: None)
+    assert pipeline_options("openvino") == {"engine": "openvino"}
 
 
 def test_bound_of_replicas_is_of_the_requests_of_that_time() -> None:
@@ -124,19 +174,60 @@ def test_a_change_of_windows_is_no_move() -> None:
     assert moves_in(recorder, 2.5) == []
 
 
-@pytest.mark.slow
-def test_replicas_compute_what_the_chain_computes_and_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1] / "helpers")  # where bench_models lies
-    source = odin.load_source("bench_models:residual")
-    core = usable_cores()[0]
-    x = source.example_args[0]
-    chain = odin.build_chain(source.model, source.example_args, name="small")
+SMALL = "bench_models:residual"
 
-    with Replicas("bench_models:residual", (core, core), in_flight=3) as replicas:
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the small model in every form."""
+    folder = tmp_path_factory.mktemp("exported")
+    export(odin.load_source(SMALL), folder, ["torch", *installed_runtimes()])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["torch", *RUNTIMES])
+def test_replicas_compute_what_the_model_computes_and_leave_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, exported: Path, runtime: str
+) -> None:
+    if runtime not in ("torch", *installed_runtimes()):
+        pytest.skip(f"{runtime} is not installed")
+    monkeypatch.chdir(Path(__file__).parents[1] / "helpers")  # where bench_models lies
+    source = odin.load_source(SMALL)
+    core = usable_cores()[0]
+    x = torch.randn_like(source.example_args[0])
+
+    with Replicas(SMALL, (core, core), runtime=runtime, in_flight=3, folder=exported) as replicas:
         assert len(set(replicas.pids)) == 2
+        maps = [Path(f"/proc/{pid}/maps").read_text(encoding="utf-8") for pid in replicas.pids]
         results = [future.result(60.0) for future in [replicas.submit(x) for _ in range(9)]]
 
     assert len(replicas.served) == 9
-    assert all(len(result) == 1 and torch.equal(result[0], results[0][0]) for result in results)
-    torch.testing.assert_close(chain.unpack(results[0]), source.model.eval()(x))
-    assert not any(process.is_alive() for process in replicas._processes)
+    assert all(len(result) == 1 and np.array_equal(result[0], results[0][0]) for result in results)
+    torch.testing.assert_close(torch.from_numpy(results[0][0]), source.model.eval()(x), rtol=1e-4, atol=1e-5)
+    assert all(("libtorch" in mapped) == (runtime == "torch") for mapped in maps)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in replicas.pids)
+
+
+@pytest.mark.slow
+def test_requests_fail_when_a_replica_ends_and_say_so(exported: Path) -> None:
+    runtime = (*installed_runtimes(), "torch")[0]
+    with Replicas(SMALL, usable_cores()[:1], runtime=runtime, in_flight=2, folder=exported) as replicas:
+        os.kill(replicas.pids[0], signal.SIGSTOP)
+        future = replicas.submit(odin.load_source(SMALL).example_args[0])
+        os.kill(replicas.pids[0], signal.SIGKILL)
+        with pytest.raises(ChildProcessError, match="replica 0 has ended, exit status -9"):
+            future.result(60.0)
+
+
+@pytest.mark.slow
+def test_a_replica_that_does_not_start_says_why(tmp_path: Path) -> None:
+    form = [[[[1, 3], [12, 4], "float32", 12]], [[[1, 3], [12, 4], "float32", 12]]]
+    (tmp_path / "torch.json").write_text(json.dumps(form), encoding="utf-8")
+    with pytest.raises(RuntimeError, match="unknown model 'nonsense'"):
+        Replicas("nonsense", usable_cores()[:1], in_flight=1, folder=tmp_path)
+
+
+def test_replicas_of_what_is_not_installed_are_refused() -> None:
+    with pytest.raises(ValueError, match="no runtime 'tflite' here: choose from torch"):
+        Replicas("resnet18", (0,), runtime="tflite", in_flight=1)

@@ -7,12 +7,18 @@ from types import MappingProxyType
 
 from torch import nn
 
+from odin.models.builtin.convnext import convnext_tiny
+from odin.models.builtin.densenet import densenet121
+from odin.models.builtin.efficientnet import efficientnet_b0
 from odin.models.builtin.mobilenet import mobilenet_v2
 from odin.models.builtin.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from odin.models.builtin.vgg import vgg16
 
 __all__ = [
     "BUILTIN_MODELS",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
     "mobilenet_v2",
     "resnet18",
     "resnet34",
@@ -32,5 +38,8 @@ BUILTIN_MODELS: MappingProxyType[str, Callable[..., nn.Module]] = MappingProxyTy
         "resnet101": resnet101,
         "resnet152": resnet152,
         "mobilenet_v2": mobilenet_v2,
+        "efficientnet_b0": efficientnet_b0,
+        "densenet121": densenet121,
+        "convnext_tiny": convnext_tiny,
     }
 )

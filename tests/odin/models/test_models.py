@@ -15,8 +15,11 @@ TORCHVISION = {
     "resnet101": (44_549_160, "dbc3ca74fffafc72"),
     "resnet152": (60_192_808, "7d486dbdc941506e"),
     "mobilenet_v2": (3_504_872, "e3eb10f890f74c6e"),
+    "efficientnet_b0": (5_288_548, "98a6d92c040c4bca"),
+    "densenet121": (7_978_856, "9c659ec278435e95"),
+    "convnext_tiny": (28_589_128, "ddd0f74f783edf2b"),
 }
-SMALL = ("resnet18", "resnet50", "mobilenet_v2")
+SMALL = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny")
 
 
 def build(name, *, num_classes=1000, seed=0):
@@ -50,6 +53,9 @@ def test_some_names_that_checkpoints_have():
     assert {"features.28.weight", "classifier.6.bias"} <= keys["vgg16"]
     assert {"layer3.5.conv3.weight", "layer2.0.downsample.1.running_var", "fc.bias"} <= keys["resnet50"]
     assert {"features.0.1.num_batches_tracked", "features.2.conv.1.0.weight"} <= keys["mobilenet_v2"]
+    assert {"features.6.3.block.2.fc1.bias", "features.1.0.block.2.0.weight"} <= keys["efficientnet_b0"]
+    assert {"features.denseblock3.denselayer24.norm1.running_var", "features.norm5.bias"} <= keys["densenet121"]
+    assert {"features.5.8.layer_scale", "features.5.8.block.5.bias", "classifier.2.weight"} <= keys["convnext_tiny"]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -82,6 +88,26 @@ def test_activations_of_the_deepest_model_do_not_grow():
         model(image())
     assert len(sizes) == 36
     assert max(sizes) < 10
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "densenet121", "convnext_tiny"])
+def test_activations_neither_fade_nor_grow_from_group_to_group(name):
+    sizes = []
+    model = build(name)
+    for group in model.features:
+        group.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.std().item()))
+    with torch.inference_mode():
+        model(image())
+    assert len(sizes) == len(model.features)
+    assert min(sizes) > 0.2
+    assert max(sizes) < 10
+
+
+def test_every_branch_of_convnext_counts():
+    model = build("convnext_tiny")
+    for module in model.modules():
+        if hasattr(module, "layer_scale"):
+            assert (module.layer_scale.abs() > 0.1).all()  # 1e-6, where training begins, would hide what a block does
 
 
 def test_initialisation_repeats_and_leaves_the_global_generator_alone():

@@ -1,3 +1,4 @@
+import re
 import sys
 
 import numpy as np
@@ -97,6 +98,22 @@ def test_the_second_generation_of_published_weights_has_its_own_resize(tmp_path,
     torch.save(load_source("mobilenet_v2").model.state_dict(), tmp_path / "w.pth")
     monkeypatch.setattr("odin.models.sources.file_digest", lambda path: "7ebf99e0")
     assert load_source("mobilenet_v2", weights=tmp_path / "w.pth").preprocess == Preprocess(resize=232)
+
+
+def test_models_that_were_evaluated_with_another_resize_say_so_at_their_own_size():
+    assert load_source("efficientnet_b0").preprocess == Preprocess(interpolation="bicubic")
+    assert load_source("convnext_tiny").preprocess == Preprocess(resize=236)
+    assert load_source("convnext_tiny", image_size=64).preprocess == Preprocess.for_size(64, 64)
+
+
+def test_published_names_of_densenet(tmp_path):
+    trained = load_source("densenet121").model.state_dict()
+    names = (re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name) for name in trained)
+    old = dict(zip(names, trained.values(), strict=True))
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "w.pth")
+    loaded = load_source("densenet121", weights=tmp_path / "w.pth").model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in trained.items())
 
 
 # --- unknown -----------------------------------------------------------------------------------------------------
