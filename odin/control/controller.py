@@ -8,7 +8,9 @@
                               |            onset ------------------------------> who shares the device, and how
                               |                               move -> prepare -> switch -> (8 requests later) verified
 
-Nothing here delays a request: the gateway hands timelines over through a queue. Whatever a policy, a detector or a
+Nothing here delays a request: the gateway hands timelines over through a queue. Where the policy never decides
+anything, as in a relay, they are taken from it some at a time: waking this thread up for each takes far more CPU time
+than what it does, which the stages lack where they have all cores. Whatever a policy, a detector or a
 move raises, the thread goes on: the policy or detector is replaced, the plan in force stays. If requests come faster
 than they can be looked at, the oldest that wait are left out and counted.
 """
@@ -71,6 +73,8 @@ _TOGETHER_S = 0.1
 """CPU seconds ahead of the budget from which on usual requests are evaluated a few at a time ..."""
 _TOGETHER = 4
 """... so many: in sequence each takes far less CPU time, since caches are warm."""
+_LINGER_S = 0.05
+"""Seconds for which finished requests are gathered, where nothing is decided."""
 _USUAL, _USUAL_RATE = 0.2, 0.1
 """Largest relative difference of a usual request's slowdowns from their EWMA, and the EWMA's weight."""
 _NEWS = 64
@@ -178,6 +182,7 @@ class Controller:
             on_error=lambda error: self._faults.tell("the controller", error, "it goes on with the next request"),
             expendable=lambda item: isinstance(item, RequestTimeline),
             on_left_out=self._left_out,
+            linger_s=_LINGER_S,
         )
 
     def start(self) -> None:
@@ -218,7 +223,7 @@ class Controller:
 
     def on_result(self, timeline: RequestTimeline) -> None:
         """Queue a finished request; does not wait."""
-        self._worker.put(timeline)
+        self._worker.put(timeline, at_once=self._core.moves)
 
     def on_failure(self, request: int, error: OdinError) -> None:
         """Queue a failed request; does not wait."""
