@@ -440,7 +440,7 @@ class Pipeline:
         deadline_s = self._deadline_s(timeout_s)
         gateway, parts = self._prepare_request(inputs)
         send = gateway.submit if wait else gateway.enqueue
-        futures: list[Future[tuple[torch.Tensor, ...]]] = []
+        futures: list[Reply[Any]] = []
         try:
             for part in parts:
                 futures.append(send(part, deadline_s=deadline_s))
@@ -448,6 +448,8 @@ class Pipeline:
             for future in futures:
                 future.cancel()
             raise
+        if len(futures) == 1 and futures[0].finish_with(self.chain.unpack):
+            return futures[0]
         return join_outputs(futures, self.chain.unpack, callbacks=gateway.callbacks)
 
     def _prepare_request(self, inputs: tuple[Any, ...]) -> tuple[Gateway, list[tuple[torch.Tensor, ...]]]:
@@ -555,7 +557,7 @@ class Pipeline:
     def view(self) -> PipelineView:
         """Return what ``odin top`` shows at this moment: stages, slowdowns and their causes, rates, recent events.
 
-        Counts, plan and epoch are those of this moment; figures and events follow within milliseconds.
+        Counts, plan and epoch are those of this moment; figures and events follow within a tenth of a second.
         """
         self._check_process()
         assert self._supervision is not None

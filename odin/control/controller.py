@@ -164,6 +164,7 @@ class Controller:
         self._finished = 0
         self._last_seen_s = math.nan
         self._debt_s = 0.0
+        self._used_s = math.nan  # the CPU clock after the last request: what is between two counts as well
         self._waiting: list[tuple[int, RequestTimeline]] = []  # to be looked at, with their numbers
         self._changed_at = 0
         self._last_epoch = self._newest = -1
@@ -256,7 +257,8 @@ class Controller:
 
     def step(self, timeline: RequestTimeline) -> None:
         """Take one finished request."""
-        begin_s = self._cpu_clock()
+        if math.isnan(self._used_s):
+            self._used_s = self._cpu_clock()
         self._emit(RequestDone(timeline.completed_s, timeline))
         self._finished += 1
         if self._last_seen_s < timeline.completed_s:
@@ -269,7 +271,8 @@ class Controller:
             together, self._waiting = self._waiting, []
             for number, waiting in together:
                 self._look(number, waiting)
-        self._debt_s += self._cpu_clock() - begin_s
+        before_s, self._used_s = self._used_s, self._cpu_clock()
+        self._debt_s += self._used_s - before_s
 
     def _is_usual(self, timeline: RequestTimeline) -> bool:
         """Whether a request's stages were about as slow as before, so that its evaluation can wait."""
