@@ -18,8 +18,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,12 @@ def run_trial(tree: Tree, options: Mapping[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def used_us(tree: Tree, options: Mapping[str, Any]) -> dict[str, float]:
+    """CPU microseconds per request of each thread, in a trial."""
+    used: dict[str, float] = run_trial(tree, options)["us"]
+    return used
+
+
 def print_functions(name: str, functions: Mapping[str, Iterable[tuple[str, int, float, float]]], count: int) -> None:
     """Print where each thread's time goes, waiting included."""
     for thread, rows in functions.items():
@@ -216,9 +223,7 @@ def main() -> int:
             if arguments.profile:
                 print_functions(f"{model}, {policy}", run_trial(trees["this"], options)["functions"], arguments.count)
                 continue
-            candidates: dict[str, Callable[[], dict[str, float]]] = {
-                name: lambda tree=tree, options=options: run_trial(tree, options)["us"] for name, tree in trees.items()
-            }
+            candidates = {name: partial(used_us, tree, options) for name, tree in trees.items()}
             kept = interleave(candidates, rounds=arguments.rounds, warmup=0, seed=arguments.seed)
             results[f"{model}, {policy}"] = kept
             rows += rows_of(f"{model}, {policy}", kept)

@@ -99,10 +99,10 @@ class Pipeline:
         cannot be written, as on a full disk, serving continues, and the number of missing events is recorded when
         writing succeeds again. For other limits give an :class:`~odin.monitor.eventlog.EventLog`.
     on_event
-        Called with every event as it happens, one after the other, from a thread of its own; see
-        :mod:`odin.monitor.events`. It may be slow, raise and use the pipeline: nothing waits for it. Each type of
-        exception that it raises is reported once. If it cannot keep up, the oldest finished requests are skipped, and
-        a :class:`~odin.monitor.events.EventsMissing` says how many.
+        Called with every event as it happens, one after the other, from a thread of its own; with finished requests up
+        to a tenth of a second later, some at a time. See :mod:`odin.monitor.events`. It may be slow, raise and use the
+        pipeline: nothing waits for it. Each type of exception that it raises is reported once. If it cannot keep up,
+        the oldest finished requests are skipped, and a :class:`~odin.monitor.events.EventsMissing` says how many.
     weights
         File of weights, ``.safetensors`` or ``.pth``.
     batch

@@ -1,9 +1,9 @@
 """Copies of input and output tensors by the calling thread alone.
 
 PyTorch spreads even a copy of a small image over all cores, and its threads then spin for a while in wait for more. The
-process that feeds a pipeline should leave the cores to the stages. NumPy uses one thread. Its innermost loop is over the
-axis that is dense in the copy: with the three channels of an image it would be over before it has begun, so that planes
-are copied one by one, in a quarter of the time.
+process that feeds a pipeline should leave the cores to the stages. NumPy uses one thread. Its innermost loop is over
+the axis that is dense in the copy, which takes long where that has few places, as the three channels of an image: their
+planes are copied one by one, in a quarter of the time.
 """
 
 from __future__ import annotations
