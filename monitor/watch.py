@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -112,28 +113,26 @@ class StageWatch:
         self._told: NDArray[np.bool_] = np.zeros(stages, dtype=np.bool_)
         self._any_told = False
         self._since_change = 0
-        self._rows, self._layers = np.arange(stages), np.arange(layers)
+        self._layers = np.arange(layers)
         self._relative = np.ones(layers)
-        self._prefix_s = np.zeros((stages, layers + 1))
+        self._prefix_s: list[list[float]] = []
         self._cuts: tuple[int, ...] = ()
         self._plan_key: Hashable = None
-        self._first: NDArray[np.int64] = np.zeros(stages, dtype=np.int64)
-        self._last: NDArray[np.int64] = np.zeros(stages, dtype=np.int64)
+        self._work_s = [0.0] * stages  # by the references, of the layers that each stage ran
         self._varies = False  # whether requests of one plan had other cuts
-        self._usual_s, self._gathered = np.zeros(stages), np.zeros((2, stages))
-        self._sampled: deque[NDArray[np.bool_]] = deque(maxlen=_SAMPLED)
+        self._usual_s, self._gathered = [0.0] * stages, [(0.0, 0.0)] * stages
+        self._sampled: deque[list[bool]] = deque(maxlen=_SAMPLED)
         self._disturbed: NDArray[np.bool_] = self.detector.disturbed
         self._faster = np.zeros(stages, dtype=np.int64)  # blocks in a row
         self.faster: FloatArray = np.full(stages, np.nan)
         self.any_faster = False
-        self._to_learn: list[tuple[FloatArray, FloatArray, NDArray[np.bool_], NDArray[np.int64]]] = []
+        self._to_learn: list[tuple[list[float], FloatArray, NDArray[np.bool_], tuple[int, ...]]] = []
         self._refresh()
 
     @property
     def reference_s(self) -> FloatArray:
         """Seconds that each stage's latest layers take by their references, before its own undisturbed level."""
-        reference_s: FloatArray = self._prefix_s[self._rows, self._last] - self._prefix_s[self._rows, self._first]
-        return reference_s
+        return np.array(self._work_s)
 
     def update(
         self,
@@ -169,16 +168,12 @@ class StageWatch:
         elif cuts != self._cuts:
             self._set_cuts(cuts)
             self._varies = True
-        ratio = stage_s / self._divisor_s
-        told = self._gather(stage_s) if self._varies else ratio
-        if told.dot(told) < math.inf and np.minimum.reduce(told) > 0.0:
-            x = np.log(told)
-        else:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                x = np.log(told)
-            x[~np.isfinite(x)] = np.nan  # empty stages
-        self.detector.update(x)
-        self._to_learn.append((ratio, layer_s, self._disturbed, self._last))
+        # Plain numbers: there is one request at a time, and few stages.
+        seconds, work_s = stage_s.tolist(), self._work_s
+        ratio = [now_s / usual_s if usual_s > 0 else math.nan for now_s, usual_s in zip(seconds, work_s, strict=True)]
+        told = self._gather(seconds, work_s) if self._varies else ratio
+        self.detector.update(np.array([math.log(each) if 0.0 < each < math.inf else math.nan for each in told]))
+        self._to_learn.append((ratio, layer_s, self._disturbed, cuts[1:]))
         if len(self._to_learn) == _REFRESH:
             self._learn()
             self._refresh()
@@ -199,7 +194,7 @@ class StageWatch:
             self.detector.rebase()
             self._disturbed = self.detector.disturbed
         self._plan_key, self._varies = plan_key, False
-        self._usual_s[...] = self._gathered[...] = 0.0
+        self._usual_s, self._gathered = [0.0] * len(self._usual_s), [(0.0, 0.0)] * len(self._gathered)
         self._sampled.clear()
         self._set_cuts(cuts)
         self._refresh()
@@ -207,42 +202,46 @@ class StageWatch:
     def _set_cuts(self, cuts: tuple[int, ...]) -> None:
         """Take other layers for each stage; this may be so with each request."""
         self._cuts = cuts
-        ends = np.array(cuts)
-        self._first, self._last = ends[:-1], ends[1:]
-        self._divide()
+        self._work_s = [
+            before_s[last] - before_s[first]
+            for before_s, (first, last) in zip(self._prefix_s, pairwise(cuts), strict=True)
+        ]
 
-    def _gather(self, stage_s: FloatArray) -> FloatArray:
-        """Time / reference of each stage once it has worked enough for a sample, ``nan`` until then, shape (stages,).
+    def _gather(self, stage_s: Sequence[float], work_s: Sequence[float]) -> list[float]:
+        """Time / reference of each stage once it has worked enough for a sample, ``nan`` until then.
 
         The fewer layers, the noisier their sum: a stage that ran one layer would be an outlier now and then.
         """
-        ran = self._last > self._first
-        work_s = self.reference_s
-        self._gathered += np.where(ran, (stage_s, work_s), 0.0)
-        known = self._usual_s > 0
-        self._usual_s += np.where(ran, np.where(known, _WORK_RATE, 1.0) * (work_s - self._usual_s), 0.0)
-        enough = ran & (self._gathered[1] >= _LEAST_WORK * self._usual_s)
-        ratio = np.full(len(ran), np.nan)
-        np.divide(self._gathered[0], self._gathered[1], out=ratio, where=enough)
-        self._gathered[:, enough] = 0.0
-        self._sampled.append(enough)
+        ratio, sampled = [math.nan] * len(work_s), [False] * len(work_s)
+        for stage, work in enumerate(work_s):
+            if not work > 0:  # it ran no layers
+                continue
+            gathered_s, of_work_s = self._gathered[stage]
+            gathered_s, of_work_s = gathered_s + stage_s[stage], of_work_s + work
+            usual_s = self._usual_s[stage]
+            usual_s += (_WORK_RATE if usual_s > 0 else 1.0) * (work - usual_s)
+            self._usual_s[stage] = usual_s
+            if of_work_s >= _LEAST_WORK * usual_s:
+                ratio[stage], sampled[stage] = gathered_s / of_work_s, True
+                gathered_s = of_work_s = 0.0
+            self._gathered[stage] = gathered_s, of_work_s
+        self._sampled.append(sampled)
         return ratio
 
     def _requests(self, stage: int, samples: int) -> int:
         """Requests since a stage's sample so many samples ago, that one included."""
-        sampled = [bool(stages[stage]) for stages in reversed(self._sampled)]
+        sampled = [stages[stage] for stages in reversed(self._sampled)]
         at = np.flatnonzero(sampled)
         if len(at) >= samples > 0:
             return int(at[samples - 1]) + 1
         return len(sampled) + samples - len(at)  # requests that are not known had a sample each
 
-    def _divide(self) -> None:
-        # Nothing divided by nan is nan without a warning.
-        self._divisor_s = np.where(self._last > self._first, self.reference_s, np.nan)
-
     def _refresh(self) -> None:
-        np.cumsum(self._baseline_s * self._relative, axis=1, out=self._prefix_s[:, 1:])
-        self._divide()
+        prefix_s = np.zeros((len(self._baseline_s), len(self._layers) + 1))
+        np.cumsum(self._baseline_s * self._relative, axis=1, out=prefix_s[:, 1:])
+        self._prefix_s = prefix_s.tolist()
+        if self._cuts:
+            self._set_cuts(self._cuts)
 
     def _learn(self) -> None:
         """Bring ``relative`` nearer to what undisturbed stages have shown."""

@@ -104,10 +104,10 @@ class Pipeline:
         cannot be written, as on a full disk, serving continues, and the number of missing events is recorded when
         writing succeeds again. For other limits give an :class:`~odin.monitor.eventlog.EventLog`.
     on_event
-        Called with every event as it happens, one after the other, from a thread of its own; see
-        :mod:`odin.monitor.events`. It may be slow, raise and use the pipeline: nothing waits for it. Each type of
-        exception that it raises is reported once. If it cannot keep up, the oldest finished requests are skipped, and
-        a :class:`~odin.monitor.events.EventsMissing` says how many.
+        Called with every event as it happens, one after the other, from a thread of its own; with finished requests up
+        to a tenth of a second later, some at a time. See :mod:`odin.monitor.events`. It may be slow, raise and use the
+        pipeline: nothing waits for it. Each type of exception that it raises is reported once. If it cannot keep up,
+        the oldest finished requests are skipped, and a :class:`~odin.monitor.events.EventsMissing` says how many.
     weights
         File of weights, ``.safetensors`` or ``.pth``.
     batch
@@ -465,7 +465,7 @@ class Pipeline:
         deadline_s = self._deadline_s(timeout_s)
         gateway, parts = self._prepare_request(inputs)
         send = gateway.submit if wait else gateway.enqueue
-        futures: list[Future[tuple[torch.Tensor, ...]]] = []
+        futures: list[Reply[Any]] = []
         try:
             for part in parts:
                 futures.append(send(part, deadline_s=deadline_s))
@@ -473,6 +473,8 @@ class Pipeline:
             for future in futures:
                 future.cancel()
             raise
+        if len(futures) == 1 and futures[0].finish_with(self.chain.unpack):
+            return futures[0]
         return join_outputs(futures, self.chain.unpack, callbacks=gateway.callbacks)
 
     def _prepare_request(self, inputs: tuple[Any, ...]) -> tuple[Gateway, list[tuple[torch.Tensor, ...]]]:
@@ -580,7 +582,7 @@ class Pipeline:
     def view(self) -> PipelineView:
         """Return what ``odin top`` shows at this moment: stages, slowdowns and their causes, rates, recent events.
 
-        Counts, plan and epoch are those of this moment; figures and events follow within milliseconds.
+        Counts, plan and epoch are those of this moment; figures and events follow within a tenth of a second.
         """
         self._check_process()
         assert self._supervision is not None

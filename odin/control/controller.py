@@ -8,7 +8,9 @@
                               |            onset ------------------------------> who shares the device, and how
                               |                               move -> prepare -> switch -> (8 requests later) verified
 
-Nothing here delays a request: the gateway hands timelines over through a queue. Whatever a policy, a detector or a
+Nothing here delays a request: the gateway hands timelines over through a queue. Where the policy never decides
+anything, as in a relay, they are taken from it some at a time: waking this thread up for each takes far more CPU time
+than what it does, which the stages lack where they have all cores. Whatever a policy, a detector or a
 move raises, the thread goes on: the policy or detector is replaced, the plan in force stays. If requests come faster
 than they can be looked at, the oldest that wait are left out and counted.
 """
@@ -71,6 +73,8 @@ _TOGETHER_S = 0.1
 """CPU seconds ahead of the budget from which on usual requests are evaluated a few at a time ..."""
 _TOGETHER = 4
 """... so many: in sequence each takes far less CPU time, since caches are warm."""
+_LINGER_S = 0.05
+"""Seconds for which finished requests are gathered, where nothing is decided."""
 _USUAL, _USUAL_RATE = 0.2, 0.1
 """Largest relative difference of a usual request's slowdowns from their EWMA, and the EWMA's weight."""
 _NEWS = 64
@@ -160,6 +164,7 @@ class Controller:
         self._finished = 0
         self._last_seen_s = math.nan
         self._debt_s = 0.0
+        self._used_s = math.nan  # the CPU clock after the last request: what is between two counts as well
         self._waiting: list[tuple[int, RequestTimeline]] = []  # to be looked at, with their numbers
         self._changed_at = 0
         self._last_epoch = self._newest = -1
@@ -178,6 +183,7 @@ class Controller:
             on_error=lambda error: self._faults.tell("the controller", error, "it goes on with the next request"),
             expendable=lambda item: isinstance(item, RequestTimeline),
             on_left_out=self._left_out,
+            linger_s=_LINGER_S,
         )
 
     def start(self) -> None:
@@ -218,7 +224,7 @@ class Controller:
 
     def on_result(self, timeline: RequestTimeline) -> None:
         """Queue a finished request; does not wait."""
-        self._worker.put(timeline)
+        self._worker.put(timeline, at_once=self._core.moves)
 
     def on_failure(self, request: int, error: OdinError) -> None:
         """Queue a failed request; does not wait."""
@@ -251,7 +257,8 @@ class Controller:
 
     def step(self, timeline: RequestTimeline) -> None:
         """Take one finished request."""
-        begin_s = self._cpu_clock()
+        if math.isnan(self._used_s):
+            self._used_s = self._cpu_clock()
         self._emit(RequestDone(timeline.completed_s, timeline))
         self._finished += 1
         if self._last_seen_s < timeline.completed_s:
@@ -264,7 +271,8 @@ class Controller:
             together, self._waiting = self._waiting, []
             for number, waiting in together:
                 self._look(number, waiting)
-        self._debt_s += self._cpu_clock() - begin_s
+        before_s, self._used_s = self._used_s, self._cpu_clock()
+        self._debt_s += self._used_s - before_s
 
     def _is_usual(self, timeline: RequestTimeline) -> bool:
         """Whether a request's stages were about as slow as before, so that its evaluation can wait."""

@@ -22,6 +22,7 @@ from odin.monitor.detectors.base import Detector
 from odin.monitor.watch import SlowdownChange, StageWatch
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Decision, Observation, Policy, Setting, checked_decision, windows_of
+from odin.partitioner.policies.relay import RelayPolicy
 from odin.partitioner.policies.static import StaticPolicy
 from odin.partitioner.relay import Windows
 
@@ -128,6 +129,11 @@ class DecisionCore:
     def idle(self) -> bool:
         """Whether passing requests would have no effect."""
         return self._watch is None and type(self._policy) is StaticPolicy
+
+    @property
+    def moves(self) -> bool:
+        """Whether the policy may decide something."""
+        return type(self._policy) not in (StaticPolicy, RelayPolicy)
 
     def set_policy(self, policy: Policy) -> None:
         """Replace the policy from the next request on; if the new one's start raises, the old one stays."""

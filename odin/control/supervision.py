@@ -38,6 +38,9 @@ from odin.status.server import RemoteStatus, StatusServer
 
 __all__ = ["EventRecorder", "Supervision"]
 
+_LINGER_S = 0.05
+"""Seconds for which finished requests are gathered for ``on_event``: waking its thread up for each is dear."""
+
 
 class EventRecorder:
     """Receives every event, for the view of the present state, the log and ``on_event``.
@@ -85,7 +88,7 @@ class EventRecorder:
         if self._log is not None:
             self._log.append(event)
         if self._teller is not None:
-            self._teller.put(event)
+            self._teller.put(event, at_once=not isinstance(event, RequestDone))
 
     def _log_trouble(self, kind: str, text: str) -> None:
         self.faults.tell("event log", text, "serving goes on", kind=kind, repeat="" if kind == "event" else "event")
@@ -102,6 +105,7 @@ class EventRecorder:
             on_error=lambda error: self.faults.tell("on_event", error, "it goes on being told"),
             expendable=lambda event: isinstance(event, RequestDone),
             on_left_out=left_out,
+            linger_s=_LINGER_S,
         )
 
     def view(self, now_s: float, serving: Serving | None = None) -> PipelineView:

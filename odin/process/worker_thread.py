@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -38,6 +39,10 @@ class Worker(Generic[T]):
     on_left_out
         Told in the thread how many items were left out: at the first, then for each ``capacity`` of them, and once
         the thread has caught up.
+    linger_s
+        After it has taken items the thread rests so long, and then takes all that have come meanwhile, unless one is
+        put that is to be taken at once: waking a thread up for each of many items takes more than most items do. An
+        item that comes when there was none for so long is taken at once.
     capacity
         Items that may wait, at least 1.
     """
@@ -50,17 +55,21 @@ class Worker(Generic[T]):
         on_error: Callable[[BaseException], object],
         expendable: Callable[[T], bool] = lambda item: False,
         on_left_out: Callable[[int], object] = lambda count: None,
+        linger_s: float = 0.0,
         capacity: int = CAPACITY,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"a queue of {capacity} items holds nothing; capacity must be at least 1")
         self._take, self._on_error = take, on_error
         self._expendable, self._on_left_out = expendable, on_left_out
+        self._linger_s = linger_s
         self._capacity = capacity
         self._items: deque[T] = deque()
         self._left_out = 0  # not told yet
         self._told_before = False
         self._closed = self._busy = False
+        self._hurried = False  # whether resting is over before its time
+        self._rests = False
         self._ready = threading.Condition(threading.Lock())
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -68,21 +77,28 @@ class Worker(Generic[T]):
         """Begin; items may have been put before."""
         self._thread.start()
 
-    def put(self, item: T) -> None:
-        """Hand one item over; never waits for the thread. Nothing happens after :meth:`close`."""
+    def put(self, item: T, *, at_once: bool = True) -> None:
+        """Hand one item over; never waits for the thread. Nothing happens after :meth:`close`.
+
+        Unless it is to be taken ``at_once``, it may wait for others while the thread rests.
+        """
         with self._ready:
             if self._closed:
                 return
             self._items.append(item)
             if len(self._items) > self._capacity:
                 self._leave_one_out()
-            self._ready.notify_all()
+            self._hurried = self._hurried or at_once
+            if at_once or not self._rests:
+                self._ready.notify_all()
 
     def settle(self, timeout_s: float = 10.0) -> bool:
         """Wait until all that was put is taken, for so many seconds; whether it is. Not in the thread itself."""
         if threading.current_thread() is self._thread or not self._thread.is_alive():
             return not self._items
         with self._ready:
+            self._hurried = True
+            self._ready.notify_all()
             return self._ready.wait_for(lambda: not (self._items or self._busy or self._left_out), timeout_s)
 
     def close(self, timeout_s: float = 10.0) -> bool:
@@ -121,8 +137,7 @@ class Worker(Generic[T]):
                 if self._busy and not self._items:
                     self._busy = False
                     self._ready.notify_all()  # who waits for this
-                while not self._items and not self._closed and not self._left_out:
-                    self._ready.wait()
+                self._await_items()
                 left_out = self._left_out
                 if self._items and self._told_before and left_out < self._capacity:
                     left_out = 0  # told together with those to come
@@ -138,6 +153,20 @@ class Worker(Generic[T]):
                 self._call(self._take, item)
             elif ended:
                 return
+
+    def _await_items(self) -> None:
+        """Rest, then wait until there are items to take, or to be told of, or the end; the lock is held."""
+        if self._items or self._closed or self._left_out:
+            return
+        self._hurried = False
+        if self._linger_s > 0:
+            self._rests = True
+            end_s = time.monotonic() + self._linger_s
+            while not (self._hurried or self._closed) and (left_s := end_s - time.monotonic()) > 0:
+                self._ready.wait(left_s)
+            self._rests = False
+        while not self._items and not self._closed and not self._left_out:
+            self._ready.wait()
 
     def _call(self, function: Callable[..., object], argument: object) -> None:
         pid = os.getpid()

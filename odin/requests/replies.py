@@ -130,6 +130,13 @@ class Reply(Future[T]):
         self._settling = 0
         self._over = False
 
+    def finish_with(self, finish: Callable[[T], Any]) -> bool:
+        """Let the result be what ``finish`` makes of it, or raises; whether that is still possible.
+
+        To be called once, by who has just got the reply, before anybody else has it.
+        """
+        return vars(self).setdefault("_finish", finish) is finish  # atomic: settle may be called at this moment
+
     def settle(self, outcome: T | BaseException) -> None:
         """Resolve, with a result or an exception, unless the caller has cancelled. From the first call on no effect."""
         if not self._turn.acquire(blocking=False):
@@ -139,6 +146,12 @@ class Reply(Future[T]):
         if not self.running() and not self.set_running_or_notify_cancel():
             return
         self._settling = threading.get_ident()
+        finish: Callable[[T], Any] | None = vars(self).setdefault("_finish", None)
+        if finish is not None and not isinstance(outcome, BaseException):
+            try:
+                outcome = finish(outcome)
+            except BaseException as defect:  # whatever the output's own types raise, its caller must not wait for ever
+                outcome = defect
         try:
             if isinstance(outcome, BaseException):
                 self.set_exception(outcome)

@@ -1,7 +1,9 @@
 """Copies of input and output tensors by the calling thread alone.
 
 PyTorch spreads even a copy of a small image over all cores, and its threads then spin for a while in wait for more. The
-process that feeds a pipeline should leave the cores to the stages. NumPy uses one thread.
+process that feeds a pipeline should leave the cores to the stages. NumPy uses one thread. Its innermost loop is over
+the axis that is dense in the copy, which takes long where that has few places, as the three channels of an image: their
+planes are copied one by one, in a quarter of the time.
 """
 
 from __future__ import annotations
@@ -18,13 +20,22 @@ _NUMPY_HAS = frozenset(
     }
 )  # fmt: skip
 
+_CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)
+_FEW_CHANNELS = 8
+"""Up to so many, copying planes is faster."""
+
 
 def copied(tensor: torch.Tensor, memory_format: torch.memory_format = torch.preserve_format) -> torch.Tensor:
     """Return a copy of a CPU tensor in a memory format; without one, dense tensors keep their strides."""
     source = tensor.detach().resolve_conj().resolve_neg()
     copy = torch.empty_like(source, memory_format=memory_format)
     if source.device.type == "cpu" and source.dtype in _NUMPY_HAS:
-        np.copyto(copy.numpy(), source.numpy())
+        to, values = copy.numpy(), source.numpy()
+        if memory_format in _CHANNELS_LAST and 1 < values.shape[1] <= _FEW_CHANNELS:
+            for channel in range(values.shape[1]):
+                np.copyto(to[:, channel], values[:, channel])
+        else:
+            np.copyto(to, values)
     else:
         copy.copy_(source)
     return copy

@@ -276,6 +276,25 @@ def residual():
 def test_arguments_that_do_not_fit(residual, arguments, message):
     with pytest.raises(ValueError, match=message):
         residual(*arguments)
+    fitting = (image(),)
+    for _ in range(2):  # a first call is looked at more closely than those like it
+        assert residual.pack(fitting)[0] is fitting[0]
+    with pytest.raises(ValueError, match=message):
+        residual.pack(arguments)
+
+
+def test_arguments_like_those_before_need_one_leading_size_too():
+    class Added(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    chain = build_chain(Added(), (image(), image()))
+    for batch in (1, 2, 1):
+        pair = (image(batch=batch), image(batch=batch))
+        assert all(packed is given for packed, given in zip(chain.pack(pair), pair, strict=True))
+    for pair in ((image(batch=2), image()), (image(), image(batch=2))):
+        with pytest.raises(ValueError, match="common leading size"):
+            chain.pack(pair)
 
 
 def test_inputs_need_one_leading_size():

@@ -12,7 +12,7 @@ from odin.monitor.events import PlanChanged, PlanVerified, PolicyChanged, Reques
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.monitor.watch import StageWatch
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies import Decision, Setting, StaticPolicy
+from odin.partitioner.policies import Decision, RelayPolicy, Setting, StaticPolicy
 from odin.testing import ScriptedPolicy, timeline
 
 LAYERS = 4
@@ -293,3 +293,15 @@ def test_a_load_from_the_first_request_is_sent_to_the_investigator_with_nothing_
     (change,) = bench.of(SlowdownChanged)
     assert (change.stage, change.state, change.age, change.request) == (1, "onset", 4, 4)
     assert [(stage, before) for stage, before, _ in cases] == [(1, ())]
+
+
+def test_requests_are_gathered_only_where_nothing_is_decided():
+    bench, told = Bench(StaticPolicy()), []
+    controller = bench.controller
+    controller._worker.put = lambda item, at_once=True: item() if callable(item) else told.append(at_once)
+    stages = tuple(StageTiming(i, 2 * i, 2 * i + 2, 0.0, 2.0, 2.0, 0.0, 0.0, (1.0, 1.0)) for i in range(2))
+    for policy in (None, RelayPolicy(), Scripted(), StaticPolicy()):
+        if policy is not None:
+            controller.set_policy(policy)
+        controller.on_result(RequestTimeline(1, 0, 0.0, 1.0, stages))
+    assert told == [False, False, True, False]

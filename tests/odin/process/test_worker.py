@@ -145,3 +145,53 @@ def test_closing_from_its_own_thread_returns_and_ends_it():
 def test_a_queue_needs_room():
     with pytest.raises(ValueError, match="a queue of 0 items holds nothing"):
         Worker(print, name="test-worker", on_error=print, capacity=0)
+
+
+class Resting:
+    """A worker that rests, once it has taken an item, for longer than any test."""
+
+    def __init__(self):
+        self.taken, self.took = [], threading.Semaphore(0)
+        self.worker = Worker(self.take, name="test-worker", on_error=pytest.fail, linger_s=1000 * PROMPT_S)
+        self.worker.start()
+        self.worker.put(0)
+        self.wait_for(1)
+
+    def take(self, item):
+        self.taken.append(item)
+        self.took.release()
+
+    def wait_for(self, count):
+        for _ in range(count):
+            assert self.took.acquire(timeout=PROMPT_S)
+
+
+def test_what_can_wait_is_taken_with_what_cannot():
+    resting = Resting()
+    for number in range(1, 10):
+        resting.worker.put(number, at_once=False)
+    assert resting.taken == [0]
+    resting.worker.put(10)
+    resting.wait_for(10)
+    assert resting.taken == list(range(11))
+    resting.worker.put(11, at_once=False)
+    assert resting.worker.close(PROMPT_S)
+    assert resting.taken == list(range(12))
+
+
+def test_who_waits_for_all_to_be_taken_ends_the_rest():
+    resting = Resting()
+    resting.worker.put(1, at_once=False)
+    assert resting.worker.settle(PROMPT_S)
+    assert resting.taken == [0, 1]
+    assert resting.worker.close(PROMPT_S)
+
+
+def test_what_can_wait_is_taken_at_the_end_of_the_rest_and_at_once_after_a_pause():
+    taken = threading.Semaphore(0)
+    worker = Worker(lambda item: taken.release(), name="test-worker", on_error=pytest.fail, linger_s=0.001)
+    worker.start()
+    for _ in range(50):
+        worker.put(0, at_once=False)
+        assert taken.acquire(timeout=PROMPT_S)
+    assert worker.close(PROMPT_S)

@@ -26,6 +26,19 @@ def test_copies_have_the_values_and_the_layout(dtype, memory_format):
     assert copied(x.to(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 8, 9])
+@pytest.mark.parametrize(
+    ("memory_format", "sides"), [(torch.channels_last, (4, 5)), (torch.channels_last_3d, (2, 4, 5))], ids=str
+)
+def test_channels_are_copied_to_where_they_belong(memory_format, sides, channels):
+    sizes = (2, channels, *sides)
+    x = torch.arange(torch.Size(sizes).numel(), dtype=torch.float32).reshape(sizes)
+    for given in (x, x.flip(-1), x.transpose(-1, -2), x[:, :1].expand(sizes)):
+        copy = copied(given, memory_format)
+        assert torch.equal(copy, given)
+        assert copy.is_contiguous(memory_format=memory_format)
+
+
 def test_tensors_that_need_gradients_or_are_conjugated_are_copied_as_values():
     weight = torch.ones(3, requires_grad=True)
     assert not copied(weight).requires_grad
