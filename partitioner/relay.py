@@ -32,7 +32,7 @@ _WEIGHT = 0.3
 """Of the latest layer in a stage's slowdown: some three layers are remembered."""
 
 
-_SOONER, _MUCH_SOONER = 0.75, 0.5
+_SOONER, _MUCH_SOONER, _FAR_SOONER = 0.75, 0.5, 0.1
 """Of the time here, in which a request must be done elsewhere: what is known of stages' speeds is so to some 20%."""
 
 
@@ -308,22 +308,34 @@ def is_much_sooner(now_s: float, idle: bool, free_s: float, its_layer_s: float, 
     return wait_s + its_layer_s <= layer_s * _MUCH_SOONER
 
 
-def is_left_to_others(chain_s: float, idle_chain_s: Iterable[float], *, waiting: int) -> bool:
-    """Whether a stage leaves what waits in the queue to others, who have nothing to do and are much faster.
+def is_left_to_others(chain_s: float, others: Iterable[tuple[bool, float, float]], *, waiting: int) -> bool:
+    """Whether a stage leaves what waits in the queue to others, which would be done with it much sooner.
+
+    So it does with one for each such stage that has nothing to do, since nothing is lost then, and with all if this one
+    is so slow that it counts for nothing beside the others.
 
     Parameters
     ----------
-    chain_s, idle_chain_s
-        Seconds of a whole request on this stage, and on each of the others that are idle.
+    chain_s
+        Seconds of a whole request on this stage.
+    others
+        For each of the others: whether it is idle, seconds until it is free, and seconds of a whole request there.
     waiting
         Requests in the queue.
 
     Examples
     --------
-    >>> is_left_to_others(3.0, [1.0, 2.0], waiting=1), is_left_to_others(3.0, [1.0, 2.0], waiting=2)
-    (True, False)
+    >>> idle, busy = (True, 0.0, 1.0), (False, 0.5, 1.0)
+    >>> [is_left_to_others(3.0, [idle], waiting=1), is_left_to_others(3.0, [idle], waiting=2)]
+    [True, False]
+    >>> [is_left_to_others(chain_s, [busy], waiting=1) for chain_s in (3.0, 20.0)]
+    [False, True]
     """
-    return sum(its_chain_s <= chain_s * _MUCH_SOONER for its_chain_s in idle_chain_s) >= waiting
+    done = 0
+    for idle, wait_s, its_chain_s in others:
+        by_then = (_FAR_SOONER * chain_s - wait_s) // its_chain_s if its_chain_s > 0 else waiting
+        done += max(by_then, idle and its_chain_s <= _MUCH_SOONER * chain_s)
+    return done >= waiting
 
 
 def is_expected_at(free_s: float, now_s: float) -> float:

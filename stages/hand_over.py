@@ -23,17 +23,20 @@ from odin.partitioner.relay import (
     idle_slowdown,
     is_better,
     is_done_sooner,
+    is_expected_at,
     is_left_to_others,
     is_much_sooner,
     slowdown_after,
 )
 from odin.stages.channel.link import Sender
 from odin.stages.channel.readiness import FREE_S, IDLE_SINCE_S, SLOWDOWN, Readiness
-from odin.stages.channel.shared_queue import QueueWords
+from odin.stages.channel.shared_queue import QueueWords, StageWords
 from odin.stages.takers import Taker, make_taker, sent_positions, waits
 
 __all__ = ["HandOver", "Reach", "Takers"]
 
+_BELIEVED_S = 0.005
+"""After so long a stage that was to send to this one, or to take from the queue, may hang."""
 
 Takers = Sequence[Sequence[Taker]]
 """By cut, the later stages that may take a request there."""
@@ -125,20 +128,27 @@ class HandOver:
         """Take new requests from a queue that all stages take from, where windows allow it."""
         self._queue = queue
 
-    def leaves(self) -> bool:
-        """Whether to leave what waits in the queue, for a moment: another one comes here, or others are faster."""
-        if waits(self._words, self._own_sent):
+    def leaves(self, waited_s: float) -> bool:
+        """Whether to leave what waits in the queue: another request is on its way here, or others are much faster.
+
+        After a moment nobody is believed to be about to send or to take any more.
+        """
+        believed = waited_s < _BELIEVED_S
+        if believed and waits(self._words, self._own_sent):
             return True
         queue = self._queue
-        if queue is None or not (idle := queue.idle()):
+        if queue is None:
             return False
-        now_s, chain_s = time.perf_counter(), self._chain_s
-        takes_s = {
-            stage: idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=chain_s[stage]) * chain_s[stage]
-            for stage, since_s, slowdown in idle
-        }
-        own_s = takes_s.pop(self._index, self._slowdown * chain_s[self._index])
-        return is_left_to_others(own_s, takes_s.values(), waiting=queue.waiting)
+        now_s, others = time.perf_counter(), []
+        for stage, (since_s, free_s, slowdown) in enumerate(queue.told()):
+            chain_s, idle = self._chain_s[stage], since_s < math.inf
+            if idle:
+                slowdown = idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=chain_s)
+            if stage == self._index:
+                own_s = (slowdown if idle else self._slowdown) * chain_s
+            elif not idle or believed:
+                others.append((idle, 0.0 if idle else is_expected_at(free_s, now_s) - now_s, slowdown * chain_s))
+        return is_left_to_others(own_s, others, waiting=queue.waiting)
 
     def begin(self, cut_takers: Takers, first: int, last: int, now_s: float, *, shares: bool = False) -> None:
         """Take a request at cut ``first`` that may stay up to cut ``last``, while all may take new ones or not."""
@@ -147,8 +157,6 @@ class HandOver:
         if since_s < math.inf:
             self._slowdown = idle_slowdown(self._slowdown, idle_s=now_s - since_s, chain_s=self._behind_s[0])
             words[IDLE_SINCE_S] = math.inf
-            if self._queue is not None:
-                self._queue.tell(self._index, math.inf, self._slowdown)
         self._shares = shares and self._queue is not None
         self._cut_takers, self._first, self._last = cut_takers, first, last
         self._layer_began_s = now_s
@@ -174,7 +182,7 @@ class HandOver:
         """Nothing is to be done."""
         self._words[FREE_S] = self._words[IDLE_SINCE_S] = now_s
         if self._queue is not None:
-            self._queue.tell(self._index, now_s, self._slowdown)
+            self._queue.tell(self._index, StageWords(now_s, now_s, self._slowdown))
 
     def at_cut(self, cut: int, now_s: float) -> bool:
         """Before layer ``cut``, with the one before it just done: whether to stop here, and hand over to ``target``."""
@@ -251,5 +259,7 @@ class HandOver:
                 next_free_s = taker.free_s(self._cut_nbytes[cut + 1], now_s)
         end_s = now_s + slowdown * self._baseline_s[cut]
         rest_s = slowdown * (behind_s[cut + 1] - behind_s[self._last])
-        words[FREE_S] = free_at(end_s, rest_s=rest_s, next_free_s=next_free_s)
+        words[FREE_S] = free_s = free_at(end_s, rest_s=rest_s, next_free_s=next_free_s)
         words[SLOWDOWN] = slowdown
+        if self._queue is not None:
+            self._queue.tell(self._index, StageWords(math.inf, free_s, slowdown))

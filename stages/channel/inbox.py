@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import time
@@ -20,7 +21,7 @@ _CAUSE_S = 1.0
 """Longest wait for what a stage that another calls gone has said itself. If it died its channel ends at once."""
 
 _LEAVE_MS = 5
-"""Longest wait for another stage to take a request that was left to it: it may hang."""
+"""How often to look whether others have taken what was left to them."""
 
 
 class Inbox:
@@ -58,7 +59,11 @@ class Inbox:
         self._last = -1  # descriptor of the one that was served last
 
     def receive(
-        self, rest: Callable[[], None] | None = None, leaves: Callable[[], bool] | None = None, *, stage: int = 0
+        self,
+        rest: Callable[[], None] | None = None,
+        leaves: Callable[[float], bool] = lambda waited_s: False,
+        *,
+        stage: int = 0,
     ) -> Message:
         """Wait for the next message, using no CPU; a goodbye only once all senders have said it.
 
@@ -69,7 +74,7 @@ class Inbox:
         rest
             Called before there is a wait.
         leaves
-            Asked whether to leave what waits in the queue to others, for a moment.
+            Asked whether to leave what waits in the queue to others, with the seconds for which it was left already.
         stage
             Who takes from the queue.
 
@@ -78,6 +83,7 @@ class Inbox:
         ChannelClosedError
             If a sender is gone without a goodbye (``peer`` tells which), or :meth:`close` was called.
         """
+        left_s = math.inf
         while True:
             if self._goodbye is not None and self._queue_descriptor < 0:
                 return self._goodbye
@@ -86,9 +92,12 @@ class Inbox:
                 rest = None
             descriptor = self._next()
             if descriptor == self._queue_descriptor:
-                if leaves is not None and leaves():
+                now_s = time.monotonic()
+                left_s = min(left_s, now_s)
+                if leaves(now_s - left_s):
                     self._channels.poll(_LEAVE_MS)
-                    leaves = None
+                    if all(ready != self._queue_descriptor for ready, _ in self._poll.poll(0)):
+                        left_s = math.inf  # they have
                 elif (taken := self._take(stage)) is not None:
                     return taken
                 continue

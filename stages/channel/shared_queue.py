@@ -11,7 +11,7 @@ the gateway's channel to each stage (:mod:`odin.stages.channel.shm`), which also
 
 How many requests wait can be read in shared memory, where each word is written by one process only::
 
-    sent | stages | stage 0: taken, idle since, slowdown | stage 1: ... |
+    sent | stages | stage 0: taken, idle since, free at, slowdown | stage 1: ... |
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -31,14 +32,22 @@ from odin.stages.channel.posting import Posting
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.channel.wire import Header, WireError, unpack
 
-__all__ = ["QUEUE_DESCRIPTORS", "NewRequest", "QueueEnd", "QueueWords", "SharedQueue"]
+__all__ = ["QUEUE_DESCRIPTORS", "NewRequest", "QueueEnd", "QueueWords", "SharedQueue", "StageWords"]
 
 QUEUE_DESCRIPTORS = 2
 """That a stage is given: the receiving end, and the page of words."""
 
 _BUFFER_NBYTES = 64 * 1024
-_SENT, _STAGES, _FIRST, _PER_STAGE = 0, 1, 2, 3
-_TAKEN, _IDLE_SINCE_S, _SLOWDOWN = range(3)
+_SENT, _STAGES, _FIRST, _PER_STAGE = 0, 1, 2, 4
+_TAKEN, _IDLE_SINCE_S, _FREE_S, _SLOWDOWN = range(4)
+
+
+class StageWords(NamedTuple):
+    """What a stage tells: since when it is idle, infinite if it is not; when it will be free; its time / baseline."""
+
+    idle_since_s: float
+    free_s: float
+    slowdown: float
 
 
 class QueueWords:
@@ -63,6 +72,7 @@ class QueueWords:
         words[_STAGES] = stages
         for stage in range(stages):
             words[_FIRST + _PER_STAGE * stage + _IDLE_SINCE_S] = math.inf
+            words[_FIRST + _PER_STAGE * stage + _FREE_S] = math.inf
             words[_FIRST + _PER_STAGE * stage + _SLOWDOWN] = 1.0
         return descriptor
 
@@ -83,21 +93,16 @@ class QueueWords:
         """By the stage."""
         self._words[_FIRST + _PER_STAGE * stage + _TAKEN] += 1.0
 
-    def tell(self, stage: int, idle_since_s: float, slowdown: float) -> None:
-        """By the stage: since when it has had nothing to do, infinite if it is busy, and its time / baseline."""
-        position = _FIRST + _PER_STAGE * stage
-        self._words[position + _SLOWDOWN] = slowdown
-        self._words[position + _IDLE_SINCE_S] = idle_since_s
+    def tell(self, stage: int, told: StageWords) -> None:
+        """By the stage."""
+        position = _FIRST + _PER_STAGE * stage + _IDLE_SINCE_S
+        for offset, word in enumerate(told):
+            self._words[position + offset] = word
 
-    def idle(self) -> list[tuple[int, float, float]]:
-        """Idle stages: index, since when, slowdown."""
-        words, found = self._words, []
-        for stage in range(int(words[_STAGES])):
-            position = _FIRST + _PER_STAGE * stage
-            since_s = words[position + _IDLE_SINCE_S]
-            if since_s < math.inf:
-                found.append((stage, since_s, words[position + _SLOWDOWN]))
-        return found
+    def told(self) -> list[StageWords]:
+        """What each stage tells."""
+        words, first = self._words, _FIRST + _IDLE_SINCE_S
+        return [StageWords(*words[at : at + 3]) for at in range(first, len(words), _PER_STAGE)]
 
 
 class SharedQueue:
