@@ -331,7 +331,7 @@ def is_left_to_others(chain_s: float, others: Iterable[tuple[bool, float, float]
     >>> [is_left_to_others(chain_s, [busy], waiting=1) for chain_s in (3.0, 20.0)]
     [False, True]
     """
-    done = 0
+    done = 0.0
     for idle, wait_s, its_chain_s in others:
         by_then = (_FAR_SOONER * chain_s - wait_s) // its_chain_s if its_chain_s > 0 else waiting
         done += max(by_then, idle and its_chain_s <= _MUCH_SOONER * chain_s)

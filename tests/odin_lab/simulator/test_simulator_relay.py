@@ -84,7 +84,7 @@ def test_a_slow_stage_hands_over_what_another_would_be_done_with_much_sooner():
     made = line(World.of([[3.5] * 3, [1.0] * 3]), requests=2, in_flight=2)
 
     assert drawn(made, 1) == ["0:0-3 0..3", "1:1-3 3.5..5.5"]
-    assert drawn(made, 0) == ["1:0-1 0..3.5"]
+    assert drawn(made, 0) == ["0:0-0 0..0", "1:0-1 0..3.5"]
 
 
 def test_an_idle_stage_leaves_a_request_to_one_that_is_much_faster():
