@@ -55,6 +55,7 @@ from odin.requests.microbatch import join_outputs, split_inputs
 from odin.requests.replies import Reply, outcome_of
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import Sender
+from odin.stages.channel.shared_queue import SharedQueue
 from odin.stages.channel.slots import slot_nbytes_for
 from odin.stages.device import Device, parse_devices
 from odin.stages.host import release_freed_memory
@@ -225,12 +226,13 @@ class Pipeline:
             self._given_in_flight = operator.index(max_in_flight or 0)
             self.max_in_flight = self._given_in_flight or 2 * len(self.devices) + self._hop_count
             windows = windows_of(policy, setting) or Windows.of_plan(setting.plan)
-            sender, receiver = self._connect(cuts, setting, windows, transport=transport)
+            sender, receiver, queue = self._connect(cuts, setting, windows, transport=transport)
             self._setting = setting
             self._supervision = self._supervise(setting, policy, detector, in_cluster=address is not None)
             self._gateway = Gateway(
                 sender,
                 receiver,
+                queue=queue,
                 plan=setting.plan,
                 windows=windows,
                 max_in_flight=self._in_flight_under(windows),
@@ -340,8 +342,8 @@ class Pipeline:
 
     def _connect(
         self, cuts: Sequence[Sequence[int]], setting: Setting, windows: Windows, *, transport: str
-    ) -> tuple[Sender, Inbox]:
-        """Open the channels and start the stages' loops; returns the gateway's two ends."""
+    ) -> tuple[Sender, Inbox, SharedQueue | None]:
+        """Open the channels and start the stages' loops; returns the gateway's ends."""
         assert self._deployment is not None
         # The first channel carries inputs, the last one outputs, those between stages must fit any plan.
         slot_nbytes = [slot_nbytes_for(cut) for cut in cuts]

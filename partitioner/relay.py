@@ -24,12 +24,16 @@ from typing import NamedTuple, Self
 from odin.partitioner.plan import Plan
 
 __all__ = [
-    "Later", "Windows", "free_at", "hand_over", "idle_slowdown", "is_better", "is_expected_at", "is_much_sooner",
-    "slowdown_after",
+    "Later", "Windows", "free_at", "hand_over", "idle_slowdown", "is_better", "is_done_sooner", "is_expected_at",
+    "is_left_to_others", "is_much_sooner", "slowdown_after",
 ]  # fmt: skip
 
 _WEIGHT = 0.3
 """Of the latest layer in a stage's slowdown: some three layers are remembered."""
+
+
+_SOONER, _MUCH_SOONER, _FAR_SOONER = 0.75, 0.5, 0.1
+"""Of the time here, in which a request must be done elsewhere: what is known of stages' speeds is so to some 20%."""
 
 
 class Windows(tuple[tuple[int, int], ...]):
@@ -116,6 +120,11 @@ class Windows(tuple[tuple[int, int], ...]):
         if any(first != last for first, last in self):
             return None
         return Plan(last - before for last, before in zip(self._lasts, (0, *self._lasts), strict=False))
+
+    @property
+    def all_begin(self) -> bool:
+        """Whether any stage may run a request from its first layer on, so that whoever is free can take a new one."""
+        return self.plan is None and all(self.range_of(stage)[0] == 0 < last for stage, (_, last) in enumerate(self))
 
     @property
     def _lasts(self) -> tuple[int, ...]:
@@ -263,10 +272,70 @@ def is_better(
     return idle or wait_s - cost_s < layer_s / 2 or (busy and not (saves_s > 0.0 and wait_s > layer_s))
 
 
+def is_done_sooner(
+    now_s: float,
+    idle: bool,
+    free_s: float,
+    its_layer_s: float,
+    its_rest_s: float,
+    layer_s: float,
+    rest_s: float,
+    cost_s: float,
+    waiting: bool,
+) -> bool:
+    """Whether to hand over to a stage whose place is free, where all stages take new requests from one queue.
+
+    Parameters as of :func:`hand_over`.
+
+    Examples
+    --------
+    A stage as fast as this one is of no use, but one that is idle, while this one is slowed by half:
+
+    >>> is_done_sooner(1.0, True, 0.0, 0.2, 2.0, 0.2, 2.0, 0.0, False)
+    False
+    >>> is_done_sooner(1.0, True, 0.0, 0.2, 2.0, 0.3, 3.0, 0.0, False)
+    True
+    """
+    wait_s = 0.0 if idle else is_expected_at(free_s, now_s) - now_s
+    if wait_s + its_layer_s > layer_s:  # by the next cut this stage does more than the other one would
+        return False
+    return wait_s + cost_s + its_rest_s <= rest_s * (_MUCH_SOONER if waiting else _SOONER)
+
+
 def is_much_sooner(now_s: float, idle: bool, free_s: float, its_layer_s: float, layer_s: float) -> bool:
     """Whether to pass a request on to a stage with nothing done for it; parameters as of :func:`is_better`."""
     wait_s = 0.0 if idle else is_expected_at(free_s, now_s) - now_s
-    return wait_s + its_layer_s <= layer_s / 2
+    return wait_s + its_layer_s <= layer_s * _MUCH_SOONER
+
+
+def is_left_to_others(chain_s: float, others: Iterable[tuple[bool, float, float]], *, waiting: int) -> bool:
+    """Whether a stage leaves what waits in the queue to others, which would be done with it much sooner.
+
+    So it does with one for each such stage that has nothing to do, since nothing is lost then, and with all if this one
+    is so slow that it counts for nothing beside the others.
+
+    Parameters
+    ----------
+    chain_s
+        Seconds of a whole request on this stage.
+    others
+        For each of the others: whether it is idle, seconds until it is free, and seconds of a whole request there.
+    waiting
+        Requests in the queue.
+
+    Examples
+    --------
+    >>> idle, busy = (True, 0.0, 1.0), (False, 0.5, 1.0)
+    >>> [is_left_to_others(3.0, [idle], waiting=1), is_left_to_others(3.0, [idle], waiting=2)]
+    [True, False]
+    >>> [is_left_to_others(chain_s, [busy], waiting=1) for chain_s in (3.0, 20.0)]
+    [False, True]
+    """
+    done = 0.0
+    for idle, wait_s, its_chain_s in others:
+        by_then = (_FAR_SOONER * chain_s - wait_s) // its_chain_s if its_chain_s > 0 else waiting
+        done += max(by_then, idle and its_chain_s <= _MUCH_SOONER * chain_s)
+    return done >= waiting
 
 
 def is_expected_at(free_s: float, now_s: float) -> float:

@@ -17,13 +17,26 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from odin.partitioner.relay import Windows, free_at, idle_slowdown, is_better, is_much_sooner, slowdown_after
+from odin.partitioner.relay import (
+    Windows,
+    free_at,
+    idle_slowdown,
+    is_better,
+    is_done_sooner,
+    is_expected_at,
+    is_left_to_others,
+    is_much_sooner,
+    slowdown_after,
+)
 from odin.stages.channel.link import Sender
 from odin.stages.channel.readiness import FREE_S, IDLE_SINCE_S, SLOWDOWN, Readiness
+from odin.stages.channel.shared_queue import QueueWords, StageWords
 from odin.stages.takers import Taker, make_taker, sent_positions, waits
 
 __all__ = ["HandOver", "Reach", "Takers"]
 
+_BELIEVED_S = 0.005
+"""After so long a stage that was to send to this one, or to take from the queue, may hang."""
 
 Takers = Sequence[Sequence[Taker]]
 """By cut, the later stages that may take a request there."""
@@ -40,12 +53,15 @@ class Reach(NamedTuple):
         Later stages that may take a request from it, by cut.
     free
         Whether stages decide where to hand over: so every one of them tells how fast it is, the last one too.
+    shares
+        Whether all stages may take new requests from one queue.
     """
 
     first: int
     last: int
     takers: tuple[tuple[int, ...], ...]
     free: bool
+    shares: bool = False
 
     @classmethod
     def of(cls, windows: Windows, stage: int, connected: Sequence[int]) -> Reach:
@@ -56,7 +72,7 @@ class Reach(NamedTuple):
             able = windows.takers(stage, cut)
             # One that it cannot reach is reached through the next, which has no layers of its own then.
             takers.append(tuple(k for k in able if k in connected) or tuple(connected[:1] if able else ()))
-        return cls(first, last, tuple(takers), windows.plan is None)
+        return cls(first, last, tuple(takers), windows.plan is None, windows.all_begin)
 
 
 class HandOver:
@@ -88,13 +104,16 @@ class HandOver:
         readiness: Readiness,
         later: Mapping[int, Sender],
     ) -> None:
-        self._words = readiness.words
+        self._index, self._words = index, readiness.words
         self._own_sent = sent_positions(index)
         self._baseline_s = [float(layer_s) for layer_s in baseline_s[index]]
         self._behind_s = [*itertools.accumulate(reversed(self._baseline_s), initial=0.0)][::-1]
         self._cost_s, self._cut_nbytes = [float(cut_s) for cut_s in cost_s], cut_nbytes
         self._saves_s = [here_s - next_s for here_s, next_s in itertools.pairwise(self._cost_s)]
         self._takers = {stage: make_taker(stage, sender, baseline_s[stage]) for stage, sender in later.items()}
+        self._chain_s = [float(sum(layer_s)) for layer_s in baseline_s]
+        self._queue: QueueWords | None = None
+        self._shares = False
         self._cut_takers: Takers = ()
         self._first = self._last = 0
         self._slowdown = 1.0
@@ -105,13 +124,40 @@ class HandOver:
         """Resolve a reach once, not per request."""
         return [tuple(self._takers[stage] for stage in stages) for stages in reach.takers]
 
-    def begin(self, cut_takers: Takers, first: int, last: int, now_s: float) -> None:
-        """Take a request at cut ``first`` that may stay up to cut ``last``."""
+    def share(self, queue: QueueWords) -> None:
+        """Take new requests from a queue that all stages take from, where windows allow it."""
+        self._queue = queue
+
+    def leaves(self, waited_s: float) -> bool:
+        """Whether to leave what waits in the queue: another request is on its way here, or others are much faster.
+
+        After a moment nobody is believed to be about to send or to take any more.
+        """
+        believed = waited_s < _BELIEVED_S
+        if believed and waits(self._words, self._own_sent):
+            return True
+        queue = self._queue
+        if queue is None:
+            return False
+        now_s, others = time.perf_counter(), []
+        for stage, (since_s, free_s, slowdown) in enumerate(queue.told()):
+            chain_s, idle = self._chain_s[stage], since_s < math.inf
+            if idle:
+                slowdown = idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=chain_s)
+            if stage == self._index:
+                own_s = (slowdown if idle else self._slowdown) * chain_s
+            elif not idle or believed:
+                others.append((idle, 0.0 if idle else is_expected_at(free_s, now_s) - now_s, slowdown * chain_s))
+        return is_left_to_others(own_s, others, waiting=queue.waiting)
+
+    def begin(self, cut_takers: Takers, first: int, last: int, now_s: float, *, shares: bool = False) -> None:
+        """Take a request at cut ``first`` that may stay up to cut ``last``, while all may take new ones or not."""
         words = self._words
         since_s = words[IDLE_SINCE_S]
         if since_s < math.inf:
             self._slowdown = idle_slowdown(self._slowdown, idle_s=now_s - since_s, chain_s=self._behind_s[0])
             words[IDLE_SINCE_S] = math.inf
+        self._shares = shares and self._queue is not None
         self._cut_takers, self._first, self._last = cut_takers, first, last
         self._layer_began_s = now_s
         self._chosen = None
@@ -120,6 +166,8 @@ class HandOver:
 
     def passes_on(self, cut: int, now_s: float) -> bool:
         """Whether to hand over to ``target`` at once, with nothing done for the request: another is much faster."""
+        if self._shares:
+            return self._finds_sooner(cut, now_s)
         layer_s = self._slowdown * self._baseline_s[cut]
         for taker in self._cut_takers[cut]:
             if not taker.waits(now_s):
@@ -133,12 +181,17 @@ class HandOver:
     def rest(self, now_s: float) -> None:
         """Nothing is to be done."""
         self._words[FREE_S] = self._words[IDLE_SINCE_S] = now_s
+        if self._queue is not None:
+            self._queue.tell(self._index, StageWords(now_s, now_s, self._slowdown))
 
     def at_cut(self, cut: int, now_s: float) -> bool:
         """Before layer ``cut``, with the one before it just done: whether to stop here, and hand over to ``target``."""
         self._layer_done(cut - 1, now_s)
         takers = self._cut_takers[cut]
-        if takers:
+        if self._shares:
+            if takers and self._finds_sooner(cut, now_s):
+                return True
+        elif takers:
             slowdown, behind_s = self._slowdown, self._behind_s
             busy = waits(self._words, self._own_sent)
             layer_s = slowdown * self._baseline_s[cut]
@@ -156,6 +209,26 @@ class HandOver:
                     self._chosen = taker.stage
                     return True
         self._publish(cut, now_s)
+        return False
+
+    def _finds_sooner(self, cut: int, now_s: float) -> bool:
+        """Whether a later stage would be done with the rest so much sooner that it gets it."""
+        queue, last, slowdown = self._queue, self._last, self._slowdown
+        assert queue is not None
+        layer_s, rest_s = slowdown * self._baseline_s[cut], slowdown * (self._behind_s[cut] - self._behind_s[last])
+        for taker in self._cut_takers[cut]:
+            idle, free_s, its = taker.speed(now_s)
+            behind_s = taker.behind_s
+            its_layer_s, its_rest_s = its * (behind_s[cut] - behind_s[cut + 1]), its * (behind_s[cut] - behind_s[last])
+            if (
+                is_done_sooner(
+                    now_s, idle, free_s, its_layer_s, its_rest_s, layer_s, rest_s, self._cost_s[cut], queue.waiting > 0
+                )
+                and not taker.waits(now_s)
+                and taker.link.has_place
+            ):
+                self._chosen = taker.stage
+                return True
         return False
 
     def ran(self, last: int, now_s: float) -> None:
@@ -180,11 +253,13 @@ class HandOver:
         """Say when the stage will be free, now that it goes on with layer ``cut``."""
         slowdown, behind_s, words = self._slowdown, self._behind_s, self._words
         next_free_s = math.inf
-        if cut + 1 < self._last and (after := self._cut_takers[cut + 1]):
+        if not self._shares and cut + 1 < self._last and (after := self._cut_takers[cut + 1]):
             taker = after[0]
             if not taker.waits(now_s):
                 next_free_s = taker.free_s(self._cut_nbytes[cut + 1], now_s)
         end_s = now_s + slowdown * self._baseline_s[cut]
         rest_s = slowdown * (behind_s[cut + 1] - behind_s[self._last])
-        words[FREE_S] = free_at(end_s, rest_s=rest_s, next_free_s=next_free_s)
+        words[FREE_S] = free_s = free_at(end_s, rest_s=rest_s, next_free_s=next_free_s)
         words[SLOWDOWN] = slowdown
+        if self._queue is not None:
+            self._queue.tell(self._index, StageWords(math.inf, free_s, slowdown))

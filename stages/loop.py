@@ -29,6 +29,7 @@ from odin.partitioner.relay import Windows
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Message, Sender
 from odin.stages.channel.readiness import BEGUN, Readiness
+from odin.stages.channel.shared_queue import NewRequest
 from odin.stages.channel.wire import GATEWAY, Failure, Header, Kind
 from odin.stages.compute.executor import Executor, LayerError, Values
 from odin.stages.hand_over import HandOver, Reach, Takers
@@ -100,6 +101,8 @@ class StageLoop:
         self._hand_over = hand_over
         self._layer_count = windows.layer_count
         self._connected = sorted(stage for stage in senders if stage != GATEWAY)
+        if inbox.queue is not None:
+            hand_over.share(inbox.queue.words)
         self._under: dict[int, _Under] = {}
         self._oldest = epoch
         self._under_lock = threading.Lock()
@@ -179,7 +182,8 @@ class StageLoop:
         now_s = time.perf_counter()
         if header.kind is not Kind.REQUEST:
             return _Launched(message, None, 0, 0, 0.0)
-        self._words[BEGUN] += 1.0
+        if not isinstance(message, NewRequest):  # which no stage has counted
+            self._words[BEGUN] += 1.0
         try:
             if message.recalled:
                 raise _RecalledError("nobody waits for it any more")
@@ -191,11 +195,11 @@ class StageLoop:
             return _Launched(message, self._failure(error), 0, 0, 0.0)
 
     def _receive(self) -> Message:
-        inbox = self._inbox
-        if not inbox.has_message:
-            self._hand_over.rest(time.perf_counter())
-            inbox.tell_readiness()
-        return inbox.receive()
+        return self._inbox.receive(self._rest, self._hand_over.leaves, stage=self._index)
+
+    def _rest(self) -> None:
+        self._hand_over.rest(time.perf_counter())
+        self._inbox.tell_readiness()
 
     def _launch(self, message: Message, now_s: float) -> _Launched:
         """Run the layers, or start to; decides who gets the request then."""
@@ -207,7 +211,7 @@ class StageLoop:
         looks = reach.free and executor.looks_between_layers
         if looks:
             options["at_cut"] = self._at_cut if self._inbox.tells else hand_over.at_cut
-        hand_over.begin(takers, first, last, now_s)
+        hand_over.begin(takers, first, last, now_s, shares=reach.shares)
         if looks and first < last and hand_over.passes_on(first, now_s):
             last = first
         self._inbox.tell_readiness()

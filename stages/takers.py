@@ -26,6 +26,8 @@ class Taker(Protocol):
 
     stage: int
     link: Sender
+    behind_s: list[float]
+    """Seconds of all layers from each cut on, with nothing else running."""
 
     def waits(self, now_s: float) -> bool:
         """Whether the place there will be taken when a request that is sent now begins to arrive."""
@@ -45,6 +47,9 @@ class Taker(Protocol):
         busy
             Whether another request waits here.
         """
+
+    def speed(self, now_s: float) -> tuple[bool, float, float]:
+        """Whether it is idle, when to send so that it is free, and its time / baseline."""
 
 
 def make_taker(stage: int, link: Sender, baseline_s: Sequence[float]) -> Taker:
@@ -66,13 +71,17 @@ def waits(words: memoryview[float], sent: tuple[int, ...]) -> bool:
     return count > 0
 
 
+def _behind(baseline_s: Sequence[float]) -> list[float]:
+    return [*itertools.accumulate(reversed(baseline_s), initial=0.0)][::-1]
+
+
 class _Near:
     """On this machine."""
 
     def __init__(self, stage: int, link: Sender, baseline_s: list[float]) -> None:
         self.stage, self.link = stage, link
         self._words, self._sent = link.readiness.words, sent_positions(stage)
-        self._baseline_s, self._chain_s = baseline_s, sum(baseline_s)
+        self._baseline_s, self.behind_s = baseline_s, _behind(baseline_s)
 
     def waits(self, now_s: float) -> bool:
         return waits(self._words, self._sent)
@@ -81,12 +90,16 @@ class _Near:
         return self._words[FREE_S]
 
     def seen(self, cut: int, nbytes: int, now_s: float, *, busy: bool) -> tuple[bool, float, float]:
+        idle, free_s, slowdown = self.speed(now_s)
+        return idle, free_s, slowdown * self._baseline_s[cut]
+
+    def speed(self, now_s: float) -> tuple[bool, float, float]:
         words = self._words
         since_s, free_s, slowdown = words[IDLE_SINCE_S], words[FREE_S], words[SLOWDOWN]
         idle = since_s < math.inf
         if idle:
-            slowdown = idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=self._chain_s)
-        return idle, free_s, slowdown * self._baseline_s[cut]
+            slowdown = idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=self.behind_s[0])
+        return idle, free_s, slowdown
 
 
 class _Far:
@@ -97,7 +110,7 @@ class _Far:
         self.stage, self.link = stage, link
         self._words, self._way = link.readiness.words, link.way
         self._baseline_s, self._chain_s = baseline_s, sum(baseline_s)
-        self._behind_s = [*itertools.accumulate(reversed(baseline_s), initial=0.0)][::-1]
+        self.behind_s = _behind(baseline_s)
 
     def waits(self, now_s: float) -> bool:
         begins_s, _ = self._foreseen(now_s)
@@ -117,8 +130,11 @@ class _Far:
         if busy:  # the delay costs this request time, the others none
             takes_s = transfer_s + slowdown * self._baseline_s[cut]
         else:  # nobody else gains
-            takes_s = way.delay_s + transfer_s + slowdown * self._behind_s[cut]
+            takes_s = way.delay_s + transfer_s + slowdown * self.behind_s[cut]
         return idle, self.free_s(nbytes, now_s), takes_s
+
+    def speed(self, now_s: float) -> tuple[bool, float, float]:
+        return self._words[IDLE_SINCE_S] < math.inf, self.free_s(0, now_s), self._words[SLOWDOWN]
 
     def _foreseen(self, now_s: float) -> tuple[float, float]:
         """When the stage begins with the last request that is on the way to it, and when it is free after that."""
@@ -132,5 +148,5 @@ class _Far:
         for cut, nbytes, sent_s in underway:
             arrived_s = max(arrived_s, sent_s + way.delay_s) + way.transfer_s(nbytes)
             begins_s = is_expected_at(max(free_s, arrived_s), seen_s)
-            free_s = begins_s + min(words[SLOWDOWN] * self._behind_s[cut], way.turn_s)
+            free_s = begins_s + min(words[SLOWDOWN] * self.behind_s[cut], way.turn_s)
         return begins_s, free_s

@@ -32,6 +32,8 @@ from odin.stages.actor import Addresses, Links, StageActor, StageInfo, StageProb
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import Sender
 from odin.stages.channel.opening import Address, Listener, connect, open_ends
+from odin.stages.channel.shared_queue import SharedQueue
+from odin.stages.channel.shm import SlotPool
 from odin.stages.channel.wire import GATEWAY
 from odin.stages.compute import opaque
 from odin.stages.compute.opaque import compute_threads
@@ -216,10 +218,11 @@ class Deployment:
         cost_s: Sequence[float],
         max_in_flight: int,
         transport: str,
-    ) -> tuple[Sender, Inbox]:
+    ) -> tuple[Sender, Inbox, SharedQueue | None]:
         """Open all channels and start the stages' loops under epoch 0.
 
-        Every stage gets a channel to the next one, to all later ones of its node, and to the gateway.
+        Every stage gets a channel to the next one, to all later ones of its node, and to the gateway. If all are CPUs
+        of this node, each gets one from the gateway as well, and with it the queue of new requests.
 
         Parameters
         ----------
@@ -236,12 +239,16 @@ class Deployment:
 
         Returns
         -------
-        (Sender, Inbox)
+        (Sender, Inbox, SharedQueue or None)
             The gateway's ends.
         """
         count = len(self._actors)
         later = [self._later(stage, transport) for stage in range(count)]
-        senders = [[(GATEWAY, self._is_local(GATEWAY, 0, transport))] if stage == 0 else [] for stage in range(count)]
+        entering = range(count) if self._shares_queue(transport) else range(1)  # stages that the gateway sends to
+        senders: list[list[tuple[int, bool]]] = [
+            [(GATEWAY, self._is_local(GATEWAY, stage, transport))] if stage in entering else []
+            for stage in range(count)
+        ]
         to_gateway: list[tuple[int, bool]] = []
         for stage, targets in enumerate(later):
             for target, local in targets:
@@ -284,19 +291,44 @@ class Deployment:
                 )
                 for actor, targets in zip(self._actors, later, strict=True)
             ]
-        first = address(0, senders[0][0][1])
-        opened, receivers = open_ends(
-            listeners,
-            [partial(connect, first, slots=max_in_flight, slot_nbytes=slot_nbytes[0], credits=False)],
-        )
-        inbox = Inbox(receivers)
-        try:
+        with contextlib.ExitStack() as undo:
+            pool = queue = None
+            if len(entering) > 1:
+                pool = SlotPool(max_in_flight, slot_nbytes[0])
+                undo.callback(pool.close_descriptor)
+                queue = SharedQueue(pool.memory, pool.free, stages=count)
+                undo.callback(queue.close, graceful=False)
+            connecting = [
+                partial(
+                    connect,
+                    address(stage, senders[stage][0][1]),
+                    slots=max_in_flight,
+                    slot_nbytes=slot_nbytes[0],
+                    credits=False,
+                    receiver=stage,
+                    pool=pool,
+                    queue=queue,
+                )
+                for stage in entering
+            ]
+            opened, receivers = open_ends(listeners, connecting)
+            inbox = Inbox(receivers)
+            undo.callback(inbox.close)
+            for sender in opened:
+                undo.callback(sender.close, graceful=False)
             ray_calls.get(starts, timeout_s=_START_TIMEOUT_S)
-        except BaseException:
-            inbox.close()
-            opened[0].close(graceful=False)
-            raise
-        return opened[0], inbox
+            undo.pop_all()
+        if pool is not None and queue is not None:
+            pool.close_descriptor()
+            queue.close_descriptors()
+            queue.goodbyes = opened[1:]
+        return opened[0], inbox, queue
+
+    def _shares_queue(self, transport: str) -> bool:
+        """Whether any stage may take a new request by itself: all have all layers' weights, and are on this machine."""
+        stages = range(len(self._actors))
+        cpus = all(Device.parse(info.device).kind == "cpu" for info in self.infos)
+        return len(stages) > 1 and cpus and all(self._is_local(GATEWAY, stage, transport) for stage in stages)
 
     def _later(self, stage: int, transport: str) -> list[tuple[int, bool]]:
         """Whom a stage sends to, and whether within a machine."""

@@ -33,6 +33,7 @@ from odin.process.timers import Timer, Timers
 from odin.requests.replies import Callbacks, Reply
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Message, Sender
+from odin.stages.channel.shared_queue import SharedQueue
 from odin.stages.channel.wire import Header, Kind
 from odin.stages.loop import DEADLINE, RECALLED
 
@@ -62,7 +63,7 @@ class _Request:
 
     __slots__ = (
         "deadline_s", "epoch", "number", "over", "recalled", "refusal", "reply", "sent", "slot", "submitted_s",
-        "timer", "urgent", "values",
+        "timer", "urgent", "values", "way",
     )  # fmt: skip
 
     def __init__(self, values: Values, deadline_s: float, reply: Reply[Values], urgent: bool) -> None:
@@ -78,6 +79,7 @@ class _Request:
         self.sent: threading.Lock | None = None  # free when it no longer stands in line, if it ever did
         self.refusal: BaseException | None = None  # why it could not be sent
         self.timer: Timer | None = None
+        self.way: Sender | SharedQueue | None = None  # by which it was sent
 
     def leave_line(self) -> None:
         """Wake up the caller that waits in :meth:`Gateway.submit`. Idempotent.
@@ -99,6 +101,9 @@ class Gateway:
         Channel to the first stage, opened without credits; its slots bound the requests in flight.
     receiver
         Channels from all stages.
+    queue
+        From which all stages take by themselves, in slots of the same memory; used while windows let every stage begin
+        with a request. Without it all requests go to the first stage.
     plan, windows
         The plan of epoch 0, and where boundaries may lie; None: where the plan has them.
     max_in_flight
@@ -119,6 +124,7 @@ class Gateway:
         sender: Sender,
         receiver: Inbox,
         *,
+        queue: SharedQueue | None = None,
         plan: Plan,
         windows: Windows | None = None,
         max_in_flight: int | None = None,
@@ -129,6 +135,7 @@ class Gateway:
     ) -> None:
         self._sender = sender
         self._receiver = receiver
+        self._queue = queue
         self._describe_loss = describe_loss
         self._on_result = on_result
         self._on_failure = on_failure
@@ -136,6 +143,7 @@ class Gateway:
         self._lock = threading.Lock()
         self._plan = plan
         self._windows = windows or Windows.of_plan(plan)
+        self._way = self._way_under(self._windows)
         self._epoch = 0
         self._next_request = 0
         self._pending: dict[int, _Request] = {}  # with the stages, those whose outcome is known included
@@ -203,9 +211,14 @@ class Gateway:
         """
         with self._lock:
             self._epoch, self._plan, self._windows = epoch, plan, windows or Windows.of_plan(plan)
+            self._way = self._way_under(self._windows)
             self._places = min(max_in_flight or self._places, self._sender.memory.slots)
             refused = self._advance()
         self._refuse(refused)
+
+    def _way_under(self, windows: Windows) -> Sender | SharedQueue:
+        """Where new requests go: whoever takes one from the queue may keep it, whatever windows hold for later ones."""
+        return self._queue if self._queue is not None and windows.all_begin else self._sender
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
@@ -278,12 +291,13 @@ class Gateway:
         self._pending[request.number] = request
         oldest = next(iter(self._pending.values())).epoch  # epochs only grow, and these are in the order of sending
         header = Header(Kind.REQUEST, request.number, epoch=self._epoch, left_s=left_s, oldest=oldest)
+        request.way = way = self._way
         try:
-            request.slot = self._sender.send(header, request.values)
+            request.slot = way.send(header, request.values)
         except ChannelClosedError:
             pass  # the loss is reported by the last channel, with the stage's index, and then fails this future, too
         except BaseException as error:  # does not fit, or a signal's handler has raised, perhaps after it was sent
-            slot = None if isinstance(error, Exception) else self._sender.sent(request.number)
+            slot = None if isinstance(error, Exception) else way.sent(request.number)
             if slot is None:
                 self._pending.pop(request.number, None)
             else:
@@ -367,10 +381,10 @@ class Gateway:
         with self._lock:
             if self._pending.pop(header.request, None) is None:  # failed with all others just now
                 return
-            if request.slot >= 0:
+            if request.slot >= 0 and request.way is not None:
                 if request.recalled:
                     self._sender.memory.recall(request.slot, recalled=False)
-                self._sender.release(request.slot)
+                request.way.release(request.slot)
             was_over, request.over = request.over, True
             if failure is None and (request.reply.cancelled() or not was_over):
                 self._completed += 1
@@ -529,6 +543,8 @@ class Gateway:
                 self._draining = False
                 self._idle.notify_all()
             graceful = not broken and not self._pending
+        if self._queue is not None:
+            self._queue.close(graceful=graceful)
         self._sender.close(graceful=graceful)
         if graceful:
             self._thread.join(_GOODBYE_S)

@@ -1,7 +1,8 @@
 """A line of stages that hand over by readiness: event by event, with the decisions of :mod:`odin.partitioner.relay`.
 
-One request at a time on a stage, one waiting place in front of each but the first, whose queue is the gateway's. To
-hand over, a stage takes the place, spends ``send_s`` and goes on to its next request; the taker spends ``receive_s``
+One request at a time on a stage, one waiting place in front of each but the first. New requests wait in the gateway's
+queue, for whichever stage is about to start with one if windows let all of them, else for the first. To hand over, a
+stage takes the place, spends ``send_s`` and goes on to its next request; the taker spends ``receive_s``
 when it begins. A layer half done when conditions change needs half of its new time from then on. Noise is drawn as for
 every other policy: one factor per request and device, from the seed alone.
 """
@@ -18,7 +19,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from odin.partitioner.relay import Later, Windows, free_at, hand_over, idle_slowdown, is_much_sooner, slowdown_after
+from odin.partitioner.relay import (
+    Later,
+    Windows,
+    free_at,
+    hand_over,
+    idle_slowdown,
+    is_done_sooner,
+    is_expected_at,
+    is_left_to_others,
+    is_much_sooner,
+    slowdown_after,
+)
 from odin_lab.simulator.arrivals import Arrivals
 from odin_lab.simulator.conditions import DEAD_S, Conditions
 from odin_lab.simulator.interference import Interference
@@ -103,6 +115,7 @@ class RelayLine:
         self._layers_s: list[list[float]] = np.minimum(self._conditions.true_s, DEAD_S).tolist()
         self._stages = [_Stage(row) for row in world.baseline_s]
         self._takers = [[windows.takers(k, cut) for cut in range(len(self._send_s))] for k in range(len(windows))]
+        self._shares = windows.all_begin
         self._clients = arrivals.clients or in_flight
         self._coming_s = arrivals.times_s(requests, np.random.default_rng([seed, 2]))
         random = np.random.default_rng([seed, 1])
@@ -137,8 +150,7 @@ class RelayLine:
             elif what == "sent":
                 self._sent(stage, number, at_s)
             elif what == "entered":
-                if self._stages[0].item is None:
-                    self._take(0, at_s)
+                self._offer(at_s)
             elif what == "arrived":
                 self._outside.append(number)
                 self._submit(at_s)
@@ -202,13 +214,39 @@ class RelayLine:
 
     # -- stages -----------------------------------------------------------------------------------------------------
 
+    def _offer(self, now_s: float) -> None:
+        """Idle stages may take what waits; which of several is quicker is left open, as live."""
+        for index in range(len(self._stages) if self._shares else 1):
+            if self._stages[index].item is None and self._takes_new(index, now_s):
+                self._take(index, now_s)
+
+    def _takes_new(self, index: int, now_s: float) -> bool:
+        """Whether a stage that is about to begin with a request takes the one that has waited longest."""
+        if not self._queue or float(self.submitted_s[self._queue[0].number]) + self._send_s[0] > now_s:
+            return False
+        if not self._shares:
+            return index == 0
+        if self._stages[index].taken:  # by one that is on its way
+            return False
+        others = []
+        for other, stage in enumerate(self._stages):
+            chain_s, idle = stage.behind_s[0], stage.item is None
+            slowdown = stage.slowdown
+            if idle:
+                slowdown = idle_slowdown(slowdown, idle_s=now_s - stage.since_s, chain_s=chain_s)
+            if other == index:
+                own_s = slowdown * chain_s
+            else:
+                others.append((idle, 0.0 if idle else is_expected_at(stage.free_s, now_s) - now_s, slowdown * chain_s))
+        return not is_left_to_others(own_s, others, waiting=len(self._queue))
+
     def _take(self, index: int, now_s: float) -> None:
         """Begin with the next request, if one waits; whoever waits for the place may have it then."""
         stage = self._stages[index]
         request: _Request | None = None
         if stage.waiting is not None:
             request, stage.waiting, stage.taken = stage.waiting, None, False
-        elif index == 0 and self._queue and self._has_entered(now_s):
+        elif self._takes_new(index, now_s):
             request = self._queue.popleft()
         stage.item, stage.end_s = request, math.inf
         if request is None:
@@ -230,9 +268,6 @@ class RelayLine:
         if index > 0:
             self._place_free(now_s)
 
-    def _has_entered(self, now_s: float) -> bool:
-        return float(self.submitted_s[self._queue[0].number]) + self._send_s[0] <= now_s
-
     def _last_cut(self, index: int) -> int:
         return self._windows[index][1]
 
@@ -245,7 +280,7 @@ class RelayLine:
         stage.turn += 1
         self._push(stage.end_s, "layer", index, stage.turn)
         takes_over_s = math.inf
-        if cut + 1 >= self._windows[index][0] and index + 1 < len(self._stages):
+        if not self._shares and cut + 1 >= self._windows[index][0] and index + 1 < len(self._stages):
             after = self._stages[index + 1]
             takes_over_s = math.inf if after.taken else after.free_s if after.item is not None else from_s
         expected_s = from_s + stage.slowdown * stage.baseline_s[cut]
@@ -273,7 +308,9 @@ class RelayLine:
         must = cut >= self._last_cut(index)
         takers = self._takers[index][cut]
         chosen: int | None = None
-        if takers:
+        if takers and self._shares and not must:
+            chosen = self._sooner(index, now_s)
+        elif takers:
             behind_s, last_s = stage.behind_s, stage.behind_s[self._last_cut(index)]
             chosen = hand_over(
                 now_s,
@@ -297,12 +334,38 @@ class RelayLine:
         stage = self._stages[index]
         assert stage.item is not None
         cut = stage.item.cut
+        if self._shares:
+            chosen = self._sooner(index, now_s)
+            if chosen is not None:
+                self._send(index, self._takers[index][cut][chosen], now_s)
+            return chosen is not None
         takers, layer_s = self._takers[index][cut], stage.slowdown * stage.baseline_s[cut]
         for taker, seen in zip(takers, self._seen(takers, cut, now_s), strict=True):
             if not seen.taken and is_much_sooner(now_s, seen.idle, seen.free_s, seen.layer_s, layer_s):
                 self._send(index, taker, now_s)
                 return True
         return False
+
+    def _sooner(self, index: int, now_s: float) -> int | None:
+        """Which of those who may take a stage's request would be done with the rest so much sooner that it gets it."""
+        stage = self._stages[index]
+        assert stage.item is not None
+        cut, last, mine = stage.item.cut, self._last_cut(index), stage.slowdown
+        layer_s, rest_s = mine * stage.baseline_s[cut], mine * (stage.behind_s[cut] - stage.behind_s[last])
+        for number, taker in enumerate(self._takers[index][cut]):
+            other = self._stages[taker]
+            if other.taken:
+                continue
+            idle, its = other.item is None, other.slowdown
+            if idle:
+                its = idle_slowdown(its, idle_s=now_s - other.since_s, chain_s=other.behind_s[0])
+            its_rest_s = its * (other.behind_s[cut] - other.behind_s[last])
+            if is_done_sooner(
+                now_s, idle, other.free_s, its * other.baseline_s[cut], its_rest_s, layer_s, rest_s,
+                self._send_s[cut], bool(self._queue),
+            ):  # fmt: skip
+                return number
+        return None
 
     def _send(self, index: int, taker: int, now_s: float) -> None:
         stage = self._stages[index]
@@ -337,6 +400,8 @@ class RelayLine:
             if self._stages[taker].item is None:
                 self._take(taker, now_s)
         self._take(index, now_s)
+        if self._shares:
+            self._offer(now_s)
 
     def _place_free(self, now_s: float) -> None:
         """A place has become free: stages that had to wait try again, the nearest to the end first."""

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Receiver, Sender
 from odin.stages.channel.peer import is_trusted, peer_user
 from odin.stages.channel.readiness import Readiness
+from odin.stages.channel.shared_queue import SharedQueue
 from odin.stages.channel.shm import ShmReceiver, ShmSender, SlotPool
 from odin.stages.channel.tcp import TcpReceiver, TcpSender
 from odin.stages.channel.wire import GATEWAY
@@ -194,6 +195,7 @@ def connect(
     sender: int = GATEWAY,
     receiver: int | None = None,
     pool: SlotPool | None = None,
+    queue: SharedQueue | None = None,
     timeout_s: float = 30.0,
 ) -> Sender:
     """Open the upstream end of a channel.
@@ -212,6 +214,8 @@ def connect(
         Who receives, likewise, within this machine: errors name it as ``peer``.
     pool
         Within this machine: slots that other senders take, too; this one at most ``slots`` at a time.
+    queue
+        Within this machine: the gateway's queue of new requests, in slots of the same pool, for this receiver, too.
 
     Raises
     ------
@@ -225,7 +229,7 @@ def connect(
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             connection.settimeout(timeout_s)
             connection.connect(f"\0{address.name}")
-            return ShmSender(connection, hello, pool, receiver)
+            return ShmSender(connection, hello, pool, receiver, queue)
         connection = socket.create_connection((address.host, address.port), timeout=timeout_s)
         return TcpSender(connection, hello)
     except BaseException as error:

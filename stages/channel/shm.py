@@ -28,7 +28,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
+from odin.stages.channel.posting import Posting
 from odin.stages.channel.readiness import Readiness
+from odin.stages.channel.shared_queue import QUEUE_DESCRIPTORS, QueueEnd, SharedQueue
 from odin.stages.channel.slots import SlotMemory, allocate_memfd
 from odin.stages.channel.way import Way
 from odin.stages.channel.wire import GATEWAY, Header, Kind, WireError, pack, unpack
@@ -108,12 +110,19 @@ class ShmSender:
         Slots that are shared with other senders, of which this one may have ``hello.slots`` at a time.
     receiver
         Who receives, for errors.
+    queue
+        The gateway's queue of new requests, which the receiver may take from as well; in slots of the same pool.
     """
 
     way: Way | None = None
 
     def __init__(
-        self, connection: socket.socket, hello: Hello, pool: SlotPool | None = None, receiver: int | None = None
+        self,
+        connection: socket.socket,
+        hello: Hello,
+        pool: SlotPool | None = None,
+        receiver: int | None = None,
+        queue: SharedQueue | None = None,
     ) -> None:
         self.receiver = receiver
         own = pool is None
@@ -123,7 +132,8 @@ class ShmSender:
         self.memory = pool.memory
         hello = hello._replace(slots=pool.memory.slots, slot_nbytes=pool.memory.slot_nbytes)
         try:
-            socket.send_fds(connection, [hello.pack()], [pool.descriptor])
+            shared = [] if queue is None else queue.descriptors
+            socket.send_fds(connection, [hello.pack()], [pool.descriptor, *shared])
             answer, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
         except OSError as error:
             raise ChannelClosedError(f"the receiver refused the channel: {error}") from error
@@ -145,9 +155,7 @@ class ShmSender:
         self._pool, self._free = pool, pool.free
         self.owed = 0  # slots that the receiver has not given back, as far as was read
         pool.senders.append(self)
-        self._unsent: deque[bytes] = deque()
-        self._sending = (-1, 0, b"")  # request, slot and header of the last one begun
-        self._pushed = b""  # the last header that is on its way
+        self._posting = Posting(connection, pool.memory, pool.free)  # without credits
 
     def send(self, header: Header, tensors: Sequence[Any] = ()) -> int:
         """See :meth:`odin.stages.channel.link.Sender.send`."""
@@ -156,7 +164,7 @@ class ShmSender:
             self.readiness.words[self._sent_word] += 1.0
         try:
             if not self._credits:
-                return self._send_uninterrupted(header, tensors)
+                return self._posting.send(header, tensors)
             slot = self._take_slot() if tensors else 0
             try:
                 metas = self.memory.write(slot, tensors)
@@ -175,41 +183,11 @@ class ShmSender:
 
     def release(self, slot: int) -> None:
         """See :meth:`odin.stages.channel.link.Sender.release`."""
-        self._free.append(slot)
-        with contextlib.suppress(OSError):  # if the receiver is gone, the next send says so
-            self._push()
-
-    def _send_uninterrupted(self, header: Header, tensors: Sequence[Any]) -> int:
-        """Send; an exception of a signal's handler comes before or after that, as :meth:`sent` tells."""
-        slot = self._free[-1] if tensors else 0  # the one that was free last is the most likely still in a cache
-        metas = self.memory.write(slot, tensors)
-        data = pack(header._replace(slot=slot, tensors=metas, sent_s=time.perf_counter()))
-        self._sending = (header.request, slot if tensors else -1, data)
-        # The slots are the bound; many small headers may be more than the socket holds while the receiver stands
-        # still, and whoever sends must not stand still with it. Each slot given back sends on what is left.
-        self._unsent.append(data)
-        if tensors:
-            self._free.pop()
-        self._push()
-        return slot
+        self._posting.release(slot)
 
     def sent(self, request: int) -> int | None:
         """See :meth:`odin.stages.channel.link.Sender.sent`."""
-        number, slot, data = self._sending
-        if number != request or not (self._pushed is data or any(waiting is data for waiting in self._unsent)):
-            return None
-        if self._free and self._free[-1] == slot:  # the interruption came before it was taken
-            self._free.pop()
-        return max(slot, 0)
-
-    def _push(self) -> None:
-        while self._unsent:
-            try:
-                self._connection.send(self._unsent[0], socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            self._pushed = self._unsent[0]
-            self._unsent.popleft()
+        return self._posting.sent(request)
 
     def fileno(self) -> int:
         """Return the descriptor that can be read from when there are credits."""
@@ -278,15 +256,24 @@ class ShmReceiver:
         The token that the sender must show.
     readiness
         The receiving stage's.
+
+    Attributes
+    ----------
+    queue
+        The gateway's queue of new requests, if it came with this channel.
     """
 
     def __init__(self, connection: socket.socket, token: bytes, readiness: Readiness) -> None:
-        data, descriptors, _, _ = socket.recv_fds(connection, HELLO_NBYTES, 1)
+        data, descriptors, _, _ = socket.recv_fds(connection, HELLO_NBYTES, 1 + QUEUE_DESCRIPTORS)
+        self.queue: QueueEnd | None = None
         try:
             hello = Hello.unpack(data, token)
-            if hello is None or len(descriptors) != 1:
+            if hello is None or len(descriptors) not in (1, 1 + QUEUE_DESCRIPTORS):
                 raise ChannelClosedError("a stranger knocked: wrong token")
             self.memory = SlotMemory(hello.slots, hello.slot_nbytes, descriptor=descriptors[0])
+            if len(descriptors) > 1:
+                page, connection_fd = descriptors[2], descriptors.pop(1)
+                self.queue = QueueEnd(self.memory, connection_fd, page)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -328,6 +315,8 @@ class ShmReceiver:
 
     def close(self) -> None:
         """See :meth:`odin.stages.channel.link.Receiver.close`."""
+        if self.queue is not None:
+            self.queue.close()
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()

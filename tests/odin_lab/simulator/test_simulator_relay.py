@@ -49,17 +49,54 @@ def test_schedule_of_two_stages():
 
     r1 waits for stage 1 from 2 to 3, as r2 is there for stage 0. r2 would only wait at stage 1, behind r1.
     """
-    made = line(World.of([[1.0] * 3] * 2), requests=3)
+    made = line(World.of([[1.0] * 3] * 2), requests=3, windows="@1-3|@3")
 
     assert drawn(made, 0) == ["0:0-1 0..1", "1:0-1 1..2", "2:0-3 2..5"]
     assert drawn(made, 1) == ["0:1-3 1..3", "1:1-3 3..5"]
     assert made.finished_s.tolist() == [3.0, 5.0, 5.0]
 
 
+def test_schedule_of_two_stages_that_take_new_requests_by_themselves():
+    """Layers of one second, two of them; the second stage takes twice as long, and nobody but the first can help it.
+
+    ::
+
+        stage 0  |r0     |r2     |r4     |
+        stage 1  |r1             |r3             |
+        t        0   1   2   3   4   5   6   7   8
+    """
+    made = line(World.of([[1.0] * 2, [2.0] * 2]), requests=5, in_flight=3)
+
+    assert drawn(made, 0) == ["0:0-2 0..2", "2:0-2 2..4", "4:0-2 4..6"]
+    assert drawn(made, 1) == ["1:0-2 0..4", "3:0-2 4..8"]
+    assert made.submitted_s.tolist() == [0.0, 0.0, 0.0, 2.0, 4.0]
+
+
+def test_a_slow_stage_hands_over_what_another_would_be_done_with_much_sooner():
+    """Layers of one second, and of 3.5 on the first stage, which takes one as there are two.
+
+    ::
+
+        stage 0  |r1           |
+        stage 1  |r0         | |r1     |
+        t        0   1   2   3   4   5   6
+    """
+    made = line(World.of([[3.5] * 3, [1.0] * 3]), requests=2, in_flight=2)
+
+    assert drawn(made, 1) == ["0:0-3 0..3", "1:1-3 3.5..5.5"]
+    assert drawn(made, 0) == ["0:0-0 0..0", "1:0-1 0..3.5"]
+
+
+def test_an_idle_stage_leaves_a_request_to_one_that_is_much_faster():
+    for speeds in ([2.0, 1.0], [1.0, 2.0]):
+        made = line(World.of([[speed] * 3 for speed in speeds]), requests=3, in_flight=1)
+        assert {part.stage for part in made.parts} == {speeds.index(1.0)}
+
+
 def test_transfers_take_the_time_of_both():
     world = World.of([[1.0] * 2] * 2, send_s=[0.1, 0.2, 0.4], receive_s=[0.01, 0.02, 0.04])
 
-    made = line(world, requests=1)
+    made = line(world, requests=1, windows="@1|@2")
 
     assert drawn(made, 0) == ["0:0-1 0.1..1.31"]
     assert drawn(made, 1) == ["0:1-2 1.31..2.73"]

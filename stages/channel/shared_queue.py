@@ -1,0 +1,235 @@
+"""One queue of new requests, from which any of several stages takes the next one by itself.
+
+::
+
+    gateway --request--> [ r7 | r8 | r9 ] --> stage 0, 1 or 2: whoever is about to start with one
+
+It is one connected pair of ``SOCK_SEQPACKET`` Unix sockets. The gateway has the sending end; all stages have the same
+receiving end, and the kernel gives each message to one of them. So no stage is asked and none is waited for: one that
+hangs takes nothing. Tensors lie in the gateway's slots, which it frees itself when the answer is there. Both come with
+the gateway's channel to each stage (:mod:`odin.stages.channel.shm`), which also says goodbye.
+
+How many requests wait can be read in shared memory, where each word is written by one process only::
+
+    sent | stages | stage 0: taken, idle since, free at, slowdown | stage 1: ... |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from odin.stages.channel.link import ChannelClosedError, Message, Sender
+from odin.stages.channel.posting import Posting
+from odin.stages.channel.slots import SlotMemory
+from odin.stages.channel.wire import Header, WireError, unpack
+
+__all__ = ["QUEUE_DESCRIPTORS", "NewRequest", "QueueEnd", "QueueWords", "SharedQueue", "StageWords"]
+
+QUEUE_DESCRIPTORS = 2
+"""That a stage is given: the receiving end, and the page of words."""
+
+_BUFFER_NBYTES = 64 * 1024
+_SENT, _STAGES, _FIRST, _PER_STAGE = 0, 1, 2, 4
+_TAKEN, _IDLE_SINCE_S, _FREE_S, _SLOWDOWN = range(4)
+
+
+class StageWords(NamedTuple):
+    """What a stage tells: since when it is idle, infinite if it is not; when it will be free; its time / baseline."""
+
+    idle_since_s: float
+    free_s: float
+    slowdown: float
+
+
+class QueueWords:
+    """The page of words.
+
+    Parameters
+    ----------
+    descriptor
+        Of a page that another process made.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._mapping = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED)
+        self._words: memoryview[float] = memoryview(self._mapping).cast("d")
+
+    @staticmethod
+    def make(stages: int) -> int:
+        """Return the descriptor of a page for so many stages, all of them busy."""
+        descriptor = os.memfd_create("odin-queue", os.MFD_CLOEXEC)
+        os.posix_fallocate(descriptor, 0, 8 * (_FIRST + _PER_STAGE * stages))
+        words = QueueWords(descriptor)._words
+        words[_STAGES] = stages
+        for stage in range(stages):
+            words[_FIRST + _PER_STAGE * stage + _IDLE_SINCE_S] = math.inf
+            words[_FIRST + _PER_STAGE * stage + _FREE_S] = math.inf
+            words[_FIRST + _PER_STAGE * stage + _SLOWDOWN] = 1.0
+        return descriptor
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no stage has taken, one that is being sent included."""
+        words = self._words
+        count = words[_SENT]
+        for position in range(_FIRST + _TAKEN, len(words), _PER_STAGE):
+            count -= words[position]
+        return int(count)
+
+    def count_sent(self, by: int) -> None:
+        """By the gateway."""
+        self._words[_SENT] += by
+
+    def count_taken(self, stage: int) -> None:
+        """By the stage."""
+        self._words[_FIRST + _PER_STAGE * stage + _TAKEN] += 1.0
+
+    def tell(self, stage: int, told: StageWords) -> None:
+        """By the stage."""
+        position = _FIRST + _PER_STAGE * stage + _IDLE_SINCE_S
+        for offset, word in enumerate(told):
+            self._words[position + offset] = word
+
+    def told(self) -> list[StageWords]:
+        """What each stage tells."""
+        words, first = self._words, _FIRST + _IDLE_SINCE_S
+        return [StageWords(*words[at : at + 3]) for at in range(first, len(words), _PER_STAGE)]
+
+
+class SharedQueue:
+    """The gateway's end; see :class:`odin.stages.channel.link.Sender` for what it shares with a channel.
+
+    Parameters
+    ----------
+    memory, free
+        The gateway's slots, and the numbers of those that are free.
+    stages
+        How many may take.
+
+    Attributes
+    ----------
+    goodbyes
+        Channels to the stages that only this queue is used to send to; closed with it.
+    """
+
+    def __init__(self, memory: SlotMemory, free: deque[int], *, stages: int) -> None:
+        self.goodbyes: Sequence[Sender] = ()
+        self._sending, self._receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._page = QueueWords.make(stages)
+        self.words = QueueWords(self._page)
+        self._posting = Posting(self._sending, memory, free)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What a stage is to be given, until :meth:`close_descriptors`."""
+        return [self._receiving.fileno(), self._page]
+
+    def close_descriptors(self) -> None:
+        """All stages have theirs: when the last of them is gone nobody can be sent to. Idempotent."""
+        self._receiving.close()
+        page, self._page = self._page, -1
+        if page >= 0:
+            os.close(page)
+
+    def send(self, header: Header, tensors: Sequence[Any] = ()) -> int:
+        """See :meth:`odin.stages.channel.link.Sender.send`; never waits, there must be a free slot."""
+        self.words.count_sent(1)
+        try:
+            return self._posting.send(header, tensors)
+        except BaseException as error:
+            if self._posting.sent(header.request) is None:
+                self.words.count_sent(-1)
+            if isinstance(error, OSError):
+                raise ChannelClosedError(f"all stages are gone ({error})") from error
+            raise
+
+    def sent(self, request: int) -> int | None:
+        """See :meth:`odin.stages.channel.link.Sender.sent`."""
+        return self._posting.sent(request)
+
+    def release(self, slot: int) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.release`."""
+        self._posting.release(slot)
+
+    def close(self, *, graceful: bool = True) -> None:
+        """Let stages see that nothing more comes, once they have taken what is there. Idempotent."""
+        with contextlib.suppress(OSError):
+            self._sending.shutdown(socket.SHUT_RDWR)
+        self._sending.close()
+        self.close_descriptors()
+        for sender in self.goodbyes:
+            sender.close(graceful=graceful)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):
+            self.close_descriptors()
+
+
+class NewRequest(Message):
+    """A request that a stage has taken from the queue."""
+
+    __slots__ = ()
+
+
+class QueueEnd:
+    """A stage's end.
+
+    Parameters
+    ----------
+    memory
+        The gateway's slots.
+    descriptor
+        Of the receiving end; owned from now on.
+    page
+        Descriptor of the page of words.
+    """
+
+    def __init__(self, memory: SlotMemory, descriptor: int, page: int) -> None:
+        self._memory = memory
+        self.words = QueueWords(page)
+        self._buffer = memoryview(bytearray(_BUFFER_NBYTES))
+        self._connection = socket.socket(fileno=descriptor)
+        self.has_ended = False
+
+    def fileno(self) -> int:
+        """Return the descriptor that can be read from when there may be a request."""
+        return self._connection.fileno()
+
+    def take(self, stage: int) -> NewRequest | None:
+        """Take the next request, if no other stage was quicker; None as well once the gateway has closed the queue.
+
+        Raises
+        ------
+        ChannelClosedError
+            If what comes is no request.
+        """
+        try:
+            received = self._connection.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:  # closed by another thread
+            received = 0
+        if received == 0:
+            self.has_ended = True
+            return None
+        self.words.count_taken(stage)
+        try:
+            header = unpack(self._buffer[:received])
+        except WireError as error:
+            raise ChannelClosedError(f"the gateway speaks another language ({error})") from error
+        return NewRequest(header, self._memory, _kept)
+
+    def close(self) -> None:
+        """Close this stage's copy; not a shutdown, which would end it for all. Idempotent."""
+        self._connection.close()
+
+
+def _kept(slot: int) -> None:
+    """The gateway frees its slots itself."""
