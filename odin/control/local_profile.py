@@ -13,7 +13,7 @@ from odin.control.local_devices import check_named
 from odin.partitioner.chain import Chain
 from odin.partitioner.engines.form import EngineForm, Form, TorchForm
 from odin.partitioner.engines.names import TORCH
-from odin.partitioner.engines.session import open_layers, use_threads
+from odin.partitioner.engines.session import open_layers
 from odin.partitioner.profile import (
     LayerTimes,
     Profile,
@@ -154,7 +154,6 @@ def _measure_cpu(
         functions = [layer.bind(packed) for layer in chain.program.layers]
     else:
         assert isinstance(form, EngineForm)
-        use_threads(form.engine, thread_count(device))
         functions = open_layers(form.model, form.weights, threads=thread_count(device))
         values = tuple(tensor.numpy() for tensor in values)
 

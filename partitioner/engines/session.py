@@ -11,25 +11,13 @@ import numpy as np
 
 from odin.partitioner.engines.cut_model import CutModel, LayerModel, field, varint
 
-__all__ = ["Array", "Run", "open_layers", "use_threads"]
+__all__ = ["Array", "Run", "open_layers"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[tuple[Array, ...]], tuple[Array, ...]]
 """From what crosses the cut before a layer to what crosses the one after it."""
 
 _RAW, _EXTERNAL, _LOCATION = 9, 13, 14  # of TensorProto
-_threads_of_pool = 0
-
-
-def use_threads(engine: str, threads: int) -> None:
-    """Say with how many threads layers of this process are computed. Before the first of them is opened."""
-    global _threads_of_pool
-    if engine == "onnxruntime" and threads > 1 and _threads_of_pool != threads:
-        import onnxruntime
-
-        # One pool for all layers: each session would make its own.
-        onnxruntime.set_global_thread_pool_sizes(threads, 1)
-        _threads_of_pool = threads
 
 
 def open_layers(model: CutModel, weights: Mapping[str, Array], *, threads: int = 1) -> list[Run]:
@@ -66,10 +54,10 @@ def _onnxruntime_layers(model: CutModel, weights: Mapping[str, Array], threads: 
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was optimised
             # The allocator of the C library gives the memory of one layer to the next while it is in the cache.
             options.enable_cpu_mem_arena = False
-            if threads == 1:
-                options.intra_op_num_threads = 1
-            else:
-                options.use_per_session_threads = False
+            options.intra_op_num_threads = (
+                threads  # of its own: one pool for all layers must be the only one of a process
+            )
+            options.add_session_config_entry("session.force_spinning_stop", "1")  # the next layer needs the cores
             options.inter_op_num_threads = 1
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
             # A packed weight would be a copy in every process.

@@ -7,7 +7,7 @@ from typing import Any
 
 from odin.partitioner.engines.cut_model import CutModel
 from odin.partitioner.engines.processor import check_processor
-from odin.partitioner.engines.session import open_layers, use_threads
+from odin.partitioner.engines.session import open_layers
 from odin.stages.compute.cores import CoreExecutor
 
 __all__ = ["SessionExecutor"]
@@ -35,6 +35,5 @@ class SessionExecutor(CoreExecutor):
 
     def __init__(self, model: CutModel, weights: Mapping[str, Any], *, threads: int = 1) -> None:
         check_processor(model.processor)
-        use_threads(model.engine, threads)
         names = [layer.name for layer in model.layers]
         super().__init__(names, open_layers(model, weights, threads=threads), threads=threads)
