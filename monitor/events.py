@@ -81,6 +81,8 @@ class RunStarted(_Event, frozen=True, tag="run"):
         Names of the chain's layers.
     windows
         Text form of where the boundaries may lie, see ``odin.partitioner.relay``; empty: where the plan has them.
+    engine
+        What computes the layers.
     """
 
     unix_s: float
@@ -92,6 +94,7 @@ class RunStarted(_Event, frozen=True, tag="run"):
     max_in_flight: int
     batch: int = 1
     windows: str = ""
+    engine: str = "torch"
     format: str = FORMAT
     version: int = VERSION
 

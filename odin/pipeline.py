@@ -373,6 +373,7 @@ class Pipeline:
             ],
             max_in_flight=self.max_in_flight,
             batch=self.batch,
+            engine=self.engine,
             setting=setting,
             policy=policy,
             detector=detector,

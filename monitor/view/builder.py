@@ -205,6 +205,7 @@ class ViewBuilder:
                 epoch=epoch,
                 layers=run.layers,
                 batch=run.batch,
+                engine=run.engine,
                 uptime_s=max(0.0, now_s - run.at_s),
                 completed=completed,
                 failed=failed,

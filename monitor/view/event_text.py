@@ -89,7 +89,8 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
         case RunStarted():
             batch = f", up to {event.batch} images a request" if event.batch > 1 else ""
             where = windows_text(event.windows) if event.windows else plan_text(event.plan)
-            return f"started: {event.model} on {len(event.stages)} stages, {where}{batch}"
+            engine = f" with {event.engine}" if event.engine != "torch" else ""
+            return f"started: {event.model}{engine} on {len(event.stages)} stages, {where}{batch}"
         case SlowdownChanged():
             text = f"{_CHANGES.get(event.state, event.state)}: stage {event.stage} {_device(event.stage, devices)}"
             return text if event.state == "end" else f"{text} {factor(event.slowdown)}"

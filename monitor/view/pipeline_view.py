@@ -122,6 +122,8 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
         are medians. Empty: at the plan's cuts.
     batch
         Largest number of images in a request.
+    engine
+        What computes the layers, such as ``"onnxruntime"``.
     uptime_s
         Seconds since the run started.
     in_flight
@@ -161,6 +163,7 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
     event_count: int = 0
     ended: str | None = None
     windows: str = ""
+    engine: str = "torch"
 
     @property
     def layer_count(self) -> int:

@@ -164,6 +164,8 @@ def _both_ends(left: Text, right: Text, width: int, glyphs: Glyphs) -> Text:
 
 def _header(view: PipelineView, width: int, glyphs: Glyphs) -> Text:
     left = Text(" ").append(clean(view.model, glyphs), style="bold")
+    if view.engine != "torch":
+        left.append(f" {clean(view.engine, glyphs)}")
     left.append(f"  {_layers_per_stage(view)}", style=f"bold {THROUGHPUT}")
     left.append(f"  {clean(view.policy, glyphs)}")
     right = Text()

@@ -135,7 +135,7 @@ class Supervision:
 
     Parameters
     ----------
-    model, layers, stages, max_in_flight, batch
+    model, layers, stages, max_in_flight, batch, engine
         What the log's first record says; see :class:`odin.monitor.events.RunStarted`.
     setting, policy, migrate
         For the controller.
@@ -161,6 +161,7 @@ class Supervision:
         stages: Sequence[StageDescription],
         max_in_flight: int,
         batch: int,
+        engine: str,
         setting: Setting,
         policy: Policy,
         migrate: Migrate,
@@ -205,6 +206,7 @@ class Supervision:
                 policy=policy.name,
                 max_in_flight=max_in_flight,
                 batch=batch,
+                engine=engine,
                 windows=str(windows_of(policy, setting) or ""),
             )
         )

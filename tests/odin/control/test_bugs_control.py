@@ -482,6 +482,7 @@ def test_a_look_around_that_exits_is_a_cause_that_is_not_known(error):
 def supervision(*, policy=None, recorder=None):
     return Supervision(
         model="net", layers=["a", "b", "c", "d"], stages=run_started((2, 2)).stages, max_in_flight=4, batch=1,
+        engine="torch",
         setting=SETTING, policy=policy or StaticPolicy(), migrate=lambda plan, windows: 1, look=lambda stage: None,
         recorder=recorder or EventRecorder(None),
     )  # fmt: skip
