@@ -72,6 +72,8 @@ class PartitionReport:
         Requests per second if work could be divided without granularity.
     spread
         Median over layers and device types of (median - minimum) / minimum: the noise while profiling.
+    engine
+        What computes the layers.
     """
 
     model: str
@@ -85,6 +87,7 @@ class PartitionReport:
     best_bottleneck_s: float
     fluid_hz: float
     spread: float
+    engine: str = "torch"
 
     @property
     def throughput_hz(self) -> float:
@@ -112,6 +115,7 @@ class PartitionReport:
             "fluid_hz": self.fluid_hz,
             "efficiency": self.efficiency,
             "spread": self.spread,
+            "engine": self.engine,
         }
 
 
@@ -201,6 +205,7 @@ def _summary(report: PartitionReport) -> Sequence[RenderableType]:
         lines.append(f"best plan {report.best_plan}: bottleneck {report.best_bottleneck_s * 1e3:.2f} ms")
     several = len(report.device_types) > 1
     lines += [f"{_letter(index)} = {name}" if several else name for index, name in enumerate(report.device_types)]
+    lines.append(f"engine {report.engine}")
     return [Text(line) for line in lines]
 
 

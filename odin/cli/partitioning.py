@@ -101,6 +101,7 @@ def partition(
     stage_of = [stage for stage, count in enumerate(chosen) for _ in range(count)]
     return PartitionReport(
         model=chain.name,
+        engine=form.engine,
         batch=leading,
         device_types=tuple(profiles),
         layers=tuple(
