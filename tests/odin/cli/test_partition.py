@@ -212,7 +212,8 @@ plan 2|0|2: bottleneck 30.50 ms, predicted 131.15 images/s
 fluid bound 1080.00 images/s, efficiency 12.1%; noise while profiling 4%
 best plan 1|0|3: bottleneck 10.50 ms
 A = cpu x1 Intel(R) Xeon(R) Processor
-B = gpu NVIDIA H100""".splitlines()
+B = gpu NVIDIA H100
+engine torch""".splitlines()
     )
 
 
