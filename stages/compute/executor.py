@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
+from odin.partitioner.engines.runtimes import import_runtime
 from odin.stages.channel.arrays import ArrayKind
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.compute.precision import check_precision
@@ -147,7 +148,7 @@ def load_engine(engine: str) -> None:
         importlib.import_module("odin.stages.compute.torch_stage")
     else:
         importlib.import_module("odin.stages.compute.sessions")
-        importlib.import_module(engine)
+        import_runtime(engine)
 
 
 def make_executor(
