@@ -18,6 +18,7 @@ from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import Receiver, Sender
 from odin.stages.channel.opening import Address, Listener, connect
 from odin.stages.channel.readiness import Readiness
+from odin.stages.channel.shared_queue import SharedQueue
 from odin.stages.channel.shm import SlotPool
 from odin.stages.channel.wire import GATEWAY, Header, Kind
 from odin.stages.compute.executor import Executor
@@ -86,6 +87,7 @@ class Ring(NamedTuple):
     inbox: Inbox
     loops: list[StageLoop]
     readiness: list[Readiness]
+    queue: SharedQueue | None = None
 
 
 def open_ring(
@@ -97,19 +99,35 @@ def open_ring(
     slot_nbytes: int = 1024,
     baseline_s: Sequence[Sequence[float]] | None = None,
     cost_s: float = 0.0,
+    shared: bool = False,
 ) -> Ring:
     """Connect stages to all later ones and the gateway, as :mod:`odin.cluster.deployment` and the actors do.
 
     ``kind`` tells the kind of channel from one index to another; ``slots`` are those of the gateway's channel. A stage
-    sends by TCP to the next stage and the gateway only.
+    sends by TCP to the next stage and the gateway only. With ``shared`` all take new requests from one queue as well.
     """
     count, layers = len(executors), windows.layer_count
     readiness = [Readiness() for _ in executors]
-    sender, first = open_pair(
-        kind(GATEWAY, 0), slots=slots, slot_nbytes=slot_nbytes, credits=False, readiness=readiness[0]
-    )
+    inlet = SlotPool(slots, slot_nbytes) if shared else None
+    queue = SharedQueue(inlet.memory, inlet.free, stages=count) if inlet is not None else None
     receivers: dict[int, list[Receiver]] = {stage: [] for stage in range(GATEWAY, count)}
-    receivers[0].append(first)
+    from_gateway: list[Sender] = []
+    for stage in range(count if shared else 1):
+        sender, receiver = open_pair(
+            kind(GATEWAY, stage),
+            slots=slots,
+            slot_nbytes=slot_nbytes,
+            credits=False,
+            readiness=readiness[stage],
+            pool=inlet,
+            queue=queue,
+        )
+        from_gateway.append(sender)
+        receivers[stage].append(receiver)
+    if inlet is not None and queue is not None:
+        inlet.close_descriptor()
+        queue.close_descriptors()
+        queue.goodbyes = from_gateway[1:]
     senders: list[dict[int, Sender]] = [{} for _ in executors]
     for stage in range(count):
         targets = [
@@ -150,7 +168,7 @@ def open_ring(
         )
         for stage, executor in enumerate(executors)
     ]
-    return Ring(sender, Inbox(receivers[GATEWAY]), loops, readiness)
+    return Ring(from_gateway[0], Inbox(receivers[GATEWAY]), loops, readiness, queue)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import gc
 import itertools
@@ -197,3 +198,35 @@ def test_nothing_stays_open_in_this_process(stages, chain, transport, end):
     # Fewer than before: those of earlier tests, whose pipelines were collected meanwhile.
     assert not Counter(files) - Counter(before[0])
     assert not set(threads) - set(before[1])
+
+
+@pytest.mark.parametrize("stopped", range(STAGES))
+def test_a_stage_that_stands_still_takes_no_new_requests(stages, chain, stopped):
+    inputs = images(12)
+    with odin.Pipeline(chain, stages=stages, policy="relay", share_devices=True, max_in_flight=6) as pipe:
+        assert torch.equal(pipe(inputs[0]), chain(inputs[0]))
+        pid = pipe.snapshot().stages[stopped].pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            futures = [pipe.submit(x) for x in inputs]
+            answered = itertools.islice(concurrent.futures.as_completed(futures, PROMPT_S), len(inputs) - 1)
+            assert sum(1 for _ in answered) == len(inputs) - 1  # one may have been handed over to it
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        for x, future in zip(inputs, futures, strict=True):
+            assert torch.equal(future.result(PROMPT_S), chain(x))
+
+
+def test_requests_are_run_whole_and_by_all_stages_while_plans_send_them_from_one_to_the_next(pipe, chain):
+    inputs, layers = images(200), len(chain.layers)
+    pipe.policy = "relay"
+    assert sum(1 for _ in pipe.map(inputs)) == len(inputs)
+    by_stage = Counter(
+        timing.stage for timeline in pipe.timelines()[-200:] for timing in timeline.stages if timing.layer_s
+    )
+    assert set(by_stage) == set(range(STAGES))
+    pipe.migrate(odin.Plan((layers - 2, 1, 1)))
+    assert sum(1 for _ in pipe.map(inputs[:20])) == 20
+    for timeline in pipe.timelines()[-20:]:
+        assert [len(timing.layer_s) for timing in timeline.stages] == [layers - 2, 1, 1]
+    pipe.policy = "relay"

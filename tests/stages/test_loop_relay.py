@@ -84,6 +84,8 @@ def running(executors: Gates | Sequence[Executor], windows: str = WHOLE, **optio
         finally:
             for gate in gates.go_on.values():
                 gate.set()
+            if ring.queue is not None:
+                ring.queue.close(graceful=False)
             ring.sender.close(graceful=False)
             ring.inbox.close()
             for end in run.ends:
