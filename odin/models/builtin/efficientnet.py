@@ -23,9 +23,11 @@ B0_SETTING = (
 )
 # For random weights: what comes before a convolution keeps another part of a normal variable's mean square than ReLU's
 # half. SiLU keeps 0.36 of it at size 1 and half where it is large, a gate around 0.5 a quarter, a linear block all.
-AFTER_SILU = 1.1
-AFTER_GATE = 2.0 * AFTER_SILU
+# Gates that varied much would amplify one another from block to block, and rounding errors with them.
+AFTER_SILU = 1.15
+AFTER_GATE = 2.2
 AFTER_LINEAR = 0.5**0.5
+INTO_GATE = 0.3
 
 
 def conv_norm(
@@ -55,6 +57,8 @@ class SqueezeExcitation(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc1 = nn.Conv2d(width, squeezed, kernel_size=1)
         self.fc2 = nn.Conv2d(squeezed, width, kernel_size=1)
+        # Read by initialize(); torch's stubs know only tensors and modules.
+        self.fc1.gain = self.fc2.gain = INTO_GATE  # type: ignore[assignment]
         self.activation = nn.SiLU(inplace=True)
         self.scale_activation = nn.Sigmoid()
 

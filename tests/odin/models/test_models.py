@@ -103,6 +103,14 @@ def test_activations_neither_fade_nor_grow_from_group_to_group(name):
     assert max(sizes) < 10
 
 
+@pytest.mark.parametrize("name", ["efficientnet_b0", "densenet121", "convnext_tiny"])
+def test_a_small_change_of_a_large_image_stays_small(name):
+    model, x = build(name), 4 * image()  # gates that amplified each other made 1e-3 of 1e-5
+    with torch.inference_mode():
+        scores, changed = model(x), model(x * (1 + 1e-5))
+    assert (scores - changed).abs().max() < 1e-4 * scores.abs().max()
+
+
 def test_every_branch_of_convnext_counts():
     model = build("convnext_tiny")
     for module in model.modules():
