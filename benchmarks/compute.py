@@ -143,7 +143,7 @@ def chain_runner(source: Source) -> Runner:
     """ODIN's prepared, unsplit model."""
     from odin.partitioner.chain import build_chain
 
-    chain = build_chain(source.model, source.example_args, name=source.name)
+    chain = build_chain(source.torch_model, source.example_args, name=source.name)
     return lambda: as_array(chain(*source.example_args))
 
 

@@ -60,7 +60,7 @@ class Replicas:
 
     def __init__(self, model: str, cores: Sequence[int], *, in_flight: int) -> None:
         source = odin.load_source(model)
-        chain = odin.build_chain(source.model, source.example_args, name=model)
+        chain = odin.build_chain(source.torch_model, source.example_args, name=model)
         values = chain.layout(chain.pack(source.example_args))
         state = chain.program.pack(chain.state, batch=1)
         with torch.inference_mode():
@@ -150,7 +150,7 @@ def _replica(model: str, core: int, places: Sequence[_Place], tasks: Any, answer
     torch.set_num_threads(1)
     keep_freed_memory()
     source = odin.load_source(model)
-    chain = odin.build_chain(source.model, source.example_args, name=model)
+    chain = odin.build_chain(source.torch_model, source.example_args, name=model)
     state = chain.program.pack(chain.state, batch=1)
     functions = [layer.bind(state) for layer in chain.program.layers]
     del source, chain, state

@@ -120,7 +120,7 @@ def read_onnx(path: Path) -> OnnxFile:
     if not inputs:
         raise ValueError(f"model {path} takes no input: there is nothing to serve")
     outputs = tuple(_value(path, "output", entry) for entry in graph.output)
-    data_paths = {}
+    data_paths: dict[Path, None] = {}
     weight_nbytes = 0
     for tensor in _tensors(graph):
         try:
@@ -179,7 +179,9 @@ def _data_path(path: Path, tensor: Any) -> Path:
     location = Path(where.get("location", ""))
     what = f"model {path}: the weights of {tensor.name!r}"
     if location.is_absolute() or ".." in location.parts or not location.parts:
-        raise ValueError(f"{what} are in {str(location)!r}; the format allows only files in or below the model's folder")
+        raise ValueError(
+            f"{what} are in {str(location)!r}; the format allows only files in or below the model's folder"
+        )
     found = path.parent / location
     if not found.is_file():
         raise ValueError(f"{what} are in {found}, which is not there: keep the file beside the model")

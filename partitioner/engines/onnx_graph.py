@@ -190,7 +190,8 @@ def _constants_apart(graph: Any) -> None:
     from onnx import helper, numpy_helper
 
     kept = [
-        helper.make_node("Constant", [], [sparse.values.name], sparse_value=sparse) for sparse in graph.sparse_initializer
+        helper.make_node("Constant", [], [sparse.values.name], sparse_value=sparse)
+        for sparse in graph.sparse_initializer
     ]
     del graph.sparse_initializer[:]
     for node in graph.node:
@@ -198,10 +199,10 @@ def _constants_apart(graph: Any) -> None:
         if "value" in held:
             tensor = held["value"].t
         elif held.keys() & {"value_float", "value_floats"}:
-            values = [helper.get_attribute_value(attribute) for attribute in held.values()][0]
+            values = next(helper.get_attribute_value(attribute) for attribute in held.values())
             tensor = numpy_helper.from_array(np.array(values, np.float32))
         elif held.keys() & {"value_int", "value_ints"}:
-            values = [helper.get_attribute_value(attribute) for attribute in held.values()][0]
+            values = next(helper.get_attribute_value(attribute) for attribute in held.values())
             tensor = numpy_helper.from_array(np.array(values, np.int64))
         else:
             kept.append(node)

@@ -43,6 +43,8 @@ def _onnxruntime(file: OnnxFile) -> Whole:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    # The kernels for packed weights round otherwise; stages take those for plain ones, which they share.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     session = onnxruntime.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in file.outputs]
 

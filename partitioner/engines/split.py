@@ -34,7 +34,7 @@ def take_weights(model: Any, folder: Path) -> dict[str, Array]:
     weights = {}
     for tensor in model.graph.initializer:
         dtype = _numpy_dtype(tensor.data_type)
-        if dtype.isbuiltin != 1 or dtype.hasobject:  # not numpy's own, packed in half bytes, or texts: stays in the model
+        if dtype.isbuiltin != 1 or dtype.hasobject:  # half bytes and other types that numpy lacks stay in the model
             if tensor.external_data:
                 load_external_data_for_tensor(tensor, str(folder))
                 tensor.ClearField("external_data")
