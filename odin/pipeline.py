@@ -76,8 +76,9 @@ class Pipeline:
     model
         Name of a model or of its file (see :func:`odin.load_source`), an ``nn.Module``, a
         ``torch.export.ExportedProgram``, a :class:`odin.Source`, or a :class:`odin.Chain` made before with
-        :func:`odin.build_chain`. A given chain keeps its weights in this process; otherwise this process frees them once the stages have them. Giving a chain makes
-        starting take longer, since otherwise Ray and the stages start while the chain is built.
+        :func:`odin.build_chain`. A given chain keeps its weights in this process; otherwise this process frees them
+        once the stages have them. Giving a chain makes starting take longer, since otherwise Ray and the stages start
+        while the chain is built.
     stages
         One device per stage, in pipeline order: ``["cpu:0", "cpu:1"]``, ``"cpu:0-3,gpu:0"``, ``"NODE/cpu:0"``; or
         ``"auto"``: every free GPU of the cluster; if there is none, every free core, or as many cores as the CPU quota
