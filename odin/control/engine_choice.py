@@ -34,7 +34,18 @@ def make_form(chain: Chain, engine: str, *, batch: int) -> Form:
             f"{chain.name} is an ONNX file, which PyTorch does not run, and so no GPU either: name cores, such as "
             "cpu:0,cpu:1, and leave the engine to 'auto'"
         )
-    return TorchForm(chain) if engine == TORCH else build_form(chain, engine=engine, batch=batch)
+    if engine == TORCH:
+        return TorchForm(chain)
+    try:
+        return build_form(chain, engine=engine, batch=batch)
+    except Exception as error:
+        if isinstance(error, (ValueError, ImportError)) or not isinstance(chain, OnnxChain):
+            raise
+        # runtimes have kinds of errors of their own
+        raise ExportError(
+            f"{chain.name}: {engine} takes the file, but not its layers ({' '.join(str(error).split())}): choose another "
+            "engine"
+        ) from error
 
 
 def choose_form(chain: Chain, engine: str, placed: Sequence[tuple[Device, str]], *, batch: int, precision: str) -> Form:

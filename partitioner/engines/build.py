@@ -16,7 +16,7 @@ from odin.partitioner.engines.export import ExportError, export
 from odin.partitioner.engines.form import EngineForm
 from odin.partitioner.engines.names import check_installed
 from odin.partitioner.engines.onnx_chain import OnnxChain
-from odin.partitioner.engines.onnx_whole import open_whole
+from odin.partitioner.engines.onnx_whole import open_whole, rounding
 from odin.partitioner.engines.processor import processor_features
 from odin.partitioner.engines.session import Array, open_layers
 from odin.partitioner.engines.split import split, take_weights
@@ -132,14 +132,18 @@ def _check(chain: Chain, model: CutModel, weights: Mapping[str, Array], inputs: 
         if found.shape != reference.shape or found.dtype != reference.dtype:
             raise ExportError(
                 f"{chain.name}: {model.engine} returns {found.dtype}{found.shape}, PyTorch "
-                f"{reference.dtype}{reference.shape}: choose engine 'torch'"
+                f"{reference.dtype}{reference.shape}: {_remedy(chain)}"
             )
         error = float(np.abs(found.astype(np.float64) - reference.astype(np.float64)).max()) if reference.size else 0.0
-        if not error <= TOLERANCE * scale:
+        if not error <= max(TOLERANCE, rounding(value.dtype for cut in model.cuts for value in cut)) * scale:
             raise ExportError(
                 f"{chain.name}: {model.engine} is off by {error:.2g} where the largest output is "
-                f"{scale:.2g}: choose engine 'torch'"
+                f"{scale:.2g}: {_remedy(chain)}"
             )
+
+
+def _remedy(chain: Chain) -> str:
+    return "choose another engine" if isinstance(chain, OnnxChain) else "choose engine 'torch'"
 
 
 def _expected(chain: Chain, engine: str, inputs: Sequence[Array]) -> Sequence[Array]:

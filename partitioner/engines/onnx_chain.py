@@ -177,7 +177,7 @@ def build_onnx_chain(
     ValueError
         If the graph is not in order.
     """
-    inputs = tuple(np.ascontiguousarray(array) for array in example)
+    inputs = tuple(np.array(array, order="C") for array in example)
     outputs, any_batch = _try(file, inputs, onnx_engines() if engine is None else (engine,))
     free = "batch" if any_batch else None
     graph = read_graph(file, [(free or array.shape[0], *array.shape[1:]) if array.ndim else () for array in inputs])
@@ -202,14 +202,16 @@ def build_onnx_chain(
 
 def _try(file: OnnxFile, inputs: Sequence[Array], engines: Sequence[str]) -> tuple[tuple[Array, ...], bool]:
     """Run the whole model; returns its outputs, and whether it takes any leading size."""
-    for number, engine in enumerate(engines):
+    refusals: list[ExportError] = []
+    for engine in engines:
         try:
             run = open_whole(file, engine)
             outputs = run(inputs)
             break
-        except ExportError:
-            if number + 1 == len(engines):
-                raise
+        except ExportError as error:
+            refusals.append(error)
+    else:
+        raise refusals[0]
     if problem := difference(run(inputs), outputs):
         raise ExportError(
             f"model {file.path}: results differ from call to call ({problem}): it draws random numbers, or keeps "

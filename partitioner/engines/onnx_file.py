@@ -61,6 +61,8 @@ class OnnxFile:
         Files beside it that hold weights.
     weight_nbytes
         Bytes of its weights.
+    has_functions
+        Whether it has operators of its own, made of others.
     """
 
     path: Path
@@ -68,12 +70,26 @@ class OnnxFile:
     outputs: tuple[OnnxValue, ...]
     data_paths: tuple[Path, ...]
     weight_nbytes: int
+    has_functions: bool = False
 
-    def load(self) -> Any:
-        """Read it as an ``onnx.ModelProto`` without the weights that are in other files."""
-        import onnx
+    def load(self, *, all_data: bool = False) -> Any:
+        """Read it as an ``onnx.ModelProto``, its functions put where they are called.
 
-        return onnx.load(self.path, load_external_data=False)
+        Parameters
+        ----------
+        all_data
+            With the weights that are in other files.
+        """
+        import onnx.inliner
+
+        model = onnx.load(self.path, load_external_data=all_data)
+        if self.has_functions:
+            own = {function.domain for function in model.functions}
+            model = onnx.inliner.inline_local_functions(model)
+            opsets = [opset for opset in model.opset_import if opset.domain not in own]
+            del model.opset_import[:]
+            model.opset_import.extend(opsets)
+        return model
 
     def digest(self) -> str:
         """SHA-256 of its bytes and of those of its files of weights, as hex digits."""
@@ -133,7 +149,7 @@ def read_onnx(path: Path) -> OnnxFile:
         weight_nbytes += math.prod(tensor.dims) * dtype.itemsize
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             data_paths[_data_path(path, tensor)] = None
-    return OnnxFile(path, inputs, outputs, tuple(data_paths), weight_nbytes)
+    return OnnxFile(path, inputs, outputs, tuple(data_paths), weight_nbytes, bool(model.functions))
 
 
 def _tensors(graph: Any) -> Iterator[Any]:

@@ -140,12 +140,9 @@ def read_graph(file: OnnxFile, shapes: Sequence[Sequence[int | str]]) -> OnnxGra
     ValueError
         If the graph reads what nothing before has made.
     """
-    import onnx.inliner
     from onnx import helper
 
     model = file.load()
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
     graph = model.graph
     model.ir_version = max(model.ir_version, 4)  # before it, constants had to be inputs as well
     _load_inner(graph, file.path.parent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from odin.partitioner.engines.export import ExportError
 from odin.partitioner.engines.onnx_file import OnnxFile
 
-__all__ = ["Array", "Whole", "difference", "open_whole", "takes_any_batch"]
+__all__ = ["Array", "Whole", "difference", "open_whole", "rounding", "takes_any_batch"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Whole = Callable[[Sequence[Array]], tuple[Array, ...]]
@@ -60,7 +60,11 @@ def _openvino(file: OnnxFile) -> Whole:
 
     options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(str(file.path)), "CPU", options)
+    if file.has_functions:  # it does not know them
+        model = core.read_model(file.load(all_data=True).SerializeToString(), b"")
+    else:
+        model = core.read_model(str(file.path))
+    compiled = core.compile_model(model, "CPU", options)
     request = compiled.create_infer_request()
 
     def run(inputs: Sequence[Array]) -> tuple[Array, ...]:
@@ -107,6 +111,15 @@ def difference(found: Sequence[Array], expected: Sequence[Array], *, tolerance: 
             if not error <= tolerance * scale:
                 return f"output {index} is off by {error:.2g} where the largest is {scale:.2g}"
     return ""
+
+
+def rounding(dtypes: Iterable[str]) -> float:
+    """Largest error by rounding to one of these types, of the largest magnitude; 0.001 for ``"float16"``.
+
+    Several in a row: values at cuts are rounded to their type, which runtimes do not do within a piece.
+    """
+    kinds = (np.dtype(dtype) for dtype in dtypes)
+    return 4 * max((float(np.finfo(kind).eps) for kind in kinds if kind.kind == "f"), default=0.0)
 
 
 def takes_any_batch(run: Whole, inputs: Sequence[Array], outputs: Sequence[Array]) -> bool:

@@ -86,11 +86,16 @@ def split(
     graph, count = model.graph, len(layer_names)
     inputs, outputs = [entry.name for entry in graph.input], [entry.name for entry in graph.output]
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = list(graph.node)
+    for index, name in enumerate(outputs):
+        if name in constants:
+            outputs[index] = f"layer{count - 1}_{len(nodes)}_0_constant"
+            nodes.append(type(nodes[0])(op_type="Identity", input=[name], output=[outputs[index]]))
     inputs = [name for name in inputs if name not in constants]
     made_in = dict.fromkeys(inputs, 0)
     last_read: dict[str, int] = {}
     by_layer: list[list[Any]] = [[] for _ in range(count)]
-    for node in graph.node:
+    for node in nodes:
         marks = [layer_of(name) for name in (node.name, *node.output)]
         layer = max([0, *(mark for mark in marks if mark is not None), *(made_in.get(name, 0) for name in reads(node))])
         by_layer[layer].append(node)
