@@ -235,7 +235,7 @@ def engine_runner(engine: str, source: Source, args: tuple[torch.Tensor, ...], *
 
     if engine not in ENGINES:
         raise ValueError(f"ODIN has no engine {engine!r}: choose from {', '.join(ENGINES)}")
-    chain = build_chain(source.model, args, name=source.name)
+    chain = build_chain(source.torch_model, args, name=source.name)
     return lambda: as_array(chain(*args))
 
 

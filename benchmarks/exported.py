@@ -94,7 +94,7 @@ def form_of_chain(source: Source, args: tuple[torch.Tensor, ...]) -> Form:
     """What ODIN's prepared model takes and gives, in its own memory layout."""
     from odin.partitioner.chain import build_chain
 
-    chain = build_chain(source.model, args, name=source.name)
+    chain = build_chain(source.torch_model, args, name=source.name)
     values = chain.layout(chain.pack(args))
     return Form(specs_of(values), specs_of(chain.run(values)))
 

@@ -161,7 +161,7 @@ def main() -> int:
     results: dict[str, tuple[Correctness, Latency]] = {}
     for model in arguments.models:
         source = odin.load_source(model)
-        chain = odin.build_chain(source.model, source.example_args, name=model)
+        chain = odin.build_chain(source.torch_model, source.example_args, name=model)
         expected = [chain(x) for x in inputs]
         with odin.Pipeline(chain, stages=stages, policy="static") as pipe:
             plan = pipe.plan

@@ -107,7 +107,7 @@ def open_chain(model: str) -> Bind:
 
     torch.set_num_threads(1)
     source = odin.load_source(model)
-    chain = odin.build_chain(source.model, source.example_args, name=model)
+    chain = odin.build_chain(source.torch_model, source.example_args, name=model)
     state = chain.program.pack(chain.state, batch=1)
     functions = [layer.bind(state) for layer in chain.program.layers]
 

@@ -49,7 +49,7 @@ class Gateway(NamedTuple):
 def stage_side(model: str, rounds: int, count: int, seed: int) -> dict[str, list[float]]:
     """Seconds per request of one stage that has the whole chain, with and without telemetry."""
     source = odin.load_source(model)
-    chain = odin.build_chain(source.model, source.example_args, name=model)
+    chain = odin.build_chain(source.torch_model, source.example_args, name=model)
     state = chain.program.pack(chain.state, batch=1)
     layers: Any = chain.program.layers
     functions = [layer.bind(state) for layer in layers]

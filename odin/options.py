@@ -78,7 +78,7 @@ def check_options(
     address: str | None = None,
     share_devices: bool = False,
     precision: str = "float32",
-    engine: str = TORCH,
+    engine: str | None = None,
     transport: str = "auto",
 ) -> None:
     """Raise ``ValueError`` if an option of ``odin.Pipeline`` is invalid for every model.
@@ -89,6 +89,7 @@ def check_options(
         If nothing answers at ``address``.
     """
     check_precision(precision)
+    engine = engine or TORCH
     check_engine(engine)
     if engine != AUTO_ENGINE:
         check_installed(engine)

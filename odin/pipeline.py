@@ -32,7 +32,7 @@ from odin.control.default_policy import AUTO, policy_for
 from odin.control.engine_choice import choose_form
 from odin.control.supervision import EventRecorder, Supervision
 from odin.errors import ForkedProcessError, OdinError, StageLostError
-from odin.models.chains import example_inputs, to_chain, to_source, weight_nbytes
+from odin.models.chains import engine_for, example_inputs, to_chain, to_source, weight_nbytes
 from odin.models.sources import Source
 from odin.monitor.attribution.neighbours import Neighbours, find_neighbours
 from odin.monitor.detectors import Detector
@@ -43,7 +43,6 @@ from odin.monitor.view.builder import PipelineView, Serving
 from odin.options import check_batch, check_engine_fits, check_options, check_policy, check_timeout, leading_size
 from odin.partitioner.chain import Chain
 from odin.partitioner.engines.names import AUTO as AUTO_ENGINE
-from odin.partitioner.engines.names import TORCH
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Policy, Setting, StaticPolicy, windows_of
 from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
@@ -78,10 +77,11 @@ class Pipeline:
     Parameters
     ----------
     model
-        Name of a model (see :func:`odin.load_source`), an ``nn.Module``, a ``torch.export.ExportedProgram``, a
-        :class:`odin.Source`, or a :class:`odin.Chain` made before with :func:`odin.build_chain`. A given chain keeps
-        its weights in this process; otherwise this process frees them once the stages have them. Giving a chain makes
-        starting take longer, since otherwise Ray and the stages start while the chain is built.
+        Name of a model or of its file (see :func:`odin.load_source`), an ``nn.Module``, a
+        ``torch.export.ExportedProgram``, a :class:`odin.Source`, or a :class:`odin.Chain` made before with
+        :func:`odin.build_chain`. A given chain keeps its weights in this process; otherwise this process frees them
+        once the stages have them. Giving a chain makes starting take longer, since otherwise Ray and the stages start
+        while the chain is built.
     stages
         One device per stage, in pipeline order: ``["cpu:0", "cpu:1"]``, ``"cpu:0-3,gpu:0"``, ``"NODE/cpu:0"``; or
         ``"auto"``: every free GPU of the cluster; if there is none, every free core, or as many cores as the CPU quota
@@ -129,7 +129,8 @@ class Pipeline:
     engine
         What computes the layers on CPU cores: ``"torch"``, ``"onnxruntime"`` or ``"openvino"`` (extras of this
         package), or ``"auto"``: whichever is fastest, measured once for a model and a type of device and kept on disk
-        with the profile. Outputs are the same under every plan; those of two engines differ by rounding.
+        with the profile. Outputs are the same under every plan; those of two engines differ by rounding. Default:
+        ``"torch"``; for an ONNX file, which PyTorch does not run, ``"auto"``.
     transport
         ``"auto"``: shared memory within a node and TCP between nodes; ``"shm"`` or ``"tcp"`` forces one.
     refresh_profile
@@ -167,7 +168,7 @@ class Pipeline:
         address: str | None = None,
         share_devices: bool = False,
         precision: str = "float32",
-        engine: str = TORCH,
+        engine: str | None = None,
         transport: str = "auto",
         refresh_profile: bool = False,
     ) -> None:
@@ -205,6 +206,7 @@ class Pipeline:
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
         with phase("model loaded"):
             source = to_source(model, weights=weights, example_input=example_input)
+        engine = engine_for(source, engine)
         self._recorder = EventRecorder(log, on_event)  # before anything is started: the file may not be writable
         try:
             self._startup = self._make_startup(

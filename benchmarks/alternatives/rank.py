@@ -85,7 +85,7 @@ class Stage(torch.nn.Module):
 def build_stage(rank: int, setup: Setup) -> tuple[Stage, torch.Tensor, torch.Tensor]:
     """Cut the model as ODIN does; returns the rank's part with an example of its input and output."""
     source = load_source(setup.model, weights=setup.weights)
-    chain = build_chain(source.model, source.example_args, name=source.name)
+    chain = build_chain(source.torch_model, source.example_args, name=source.name)
     ranges = Plan.parse(setup.plan).ranges
     if any(len(chain.layers[last - 1].output) != 1 for _, last in ranges):
         raise ValueError(f"a cut of plan {setup.plan} carries several tensors; this pipeline sends one")

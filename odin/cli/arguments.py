@@ -25,6 +25,6 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         choices=(*ENGINES, AUTO),
-        default=TORCH,
-        help="what computes layers on CPU cores; auto: the fastest that is installed (default %(default)s)",
+        help=f"what computes layers on CPU cores; {AUTO}: the fastest that is installed (default {TORCH}, for an .onnx "
+        f"file {AUTO})",
     )

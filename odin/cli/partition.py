@@ -33,8 +33,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="built-in name, torchvision:NAME, timm:NAME, package.module:factory, or a .pt2 file; the last two are "
-        "programs: use only what you trust",
+        help="built-in name, torchvision:NAME, timm:NAME, an .onnx file, package.module:factory, or a .pt2 file; the "
+        "last two are programs: use only what you trust",
     )
     parser.add_argument("--stages", default="auto", help="auto, or devices joined by commas: cpu:0,cpu:2-3,gpu:0")
     parser.add_argument("--batch", type=positive, metavar="N", help="images per request (default: the example's, 1)")
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         from odin.cli.partition_report import render_partition
         from odin.cli.partitioning import partition
         from odin.control.local_profile import check_local, local_devices
-        from odin.models.chains import to_chain
+        from odin.models.chains import engine_for, to_chain
         from odin.models.sources import load_source
         from odin.partitioner.profile import ProfileCache
 
@@ -73,8 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     messages = Console(stderr=True, highlight=False)
     with messages.status(f"loading {arguments.model}") as status:
         source = load_source(arguments.model, weights=arguments.weights, image_size=arguments.image_size)
+        engine = engine_for(source, arguments.engine)
         with tell_phases(status.update):
-            chain = to_chain(source, engine=arguments.engine)
+            chain = to_chain(source, engine=engine)
     devices = local_devices(len(chain.layers)) if devices is None else devices
     with messages.status(f"profiling {len(chain.layers)} layers"):
         report = partition(
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             batch=arguments.batch,
             plan=plan,
             precision=arguments.precision,
-            engine=arguments.engine,
+            engine=engine,
             cache=ProfileCache(),
             refresh=arguments.refresh,
         )

@@ -67,8 +67,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="built-in name, torchvision:NAME, timm:NAME, package.module:factory, or a .pt2 file; the last two are "
-        "programs: use only what you trust",
+        help="built-in name, torchvision:NAME, timm:NAME, an .onnx file, package.module:factory, or a .pt2 file; the "
+        "last two are programs: use only what you trust",
     )
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="image files, or folders to search")
     parser.add_argument(
@@ -138,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         import odin.pipeline
         from odin.cli.run_report import render_report
+        from odin.models.chains import engine_for
         from odin.models.sources import load_source
 
     torch.set_num_threads(1)  # this process feeds; the cores are the stages'
@@ -147,14 +148,16 @@ def run(arguments: argparse.Namespace) -> int:
     source = load_source(arguments.model, weights=arguments.weights, image_size=arguments.image_size)
     if source.preprocess is None:
         raise ValueError(
-            f"{source.name}: how to turn image files into its input is not known; prepare tensors yourself and use "
-            "odin.Pipeline"
+            f"{source.name}: how to turn image files into its input is not known (it takes "
+            f"{', '.join(f'{tensor.dtype} {tuple(tensor.shape)}' for tensor in source.example_args)}; image files "
+            "become one float32 tensor, batch x 3 x height x width); prepare tensors yourself and use odin.Pipeline"
         )
     if source.random_weights:
         console.print(
             f"[yellow]{escape(source.name)} has random weights: speed is real, results mean nothing. "
             "Give trained ones by --weights FILE.[/]"
         )
+    arguments.engine = engine_for(source, arguments.engine)
     options: dict[str, Any] = {"engine": arguments.engine}
     if arguments.precision is not None:
         options["precision"] = arguments.precision

@@ -10,10 +10,12 @@ import torch
 from odin.models.sources import Source, load_source
 from odin.partitioner.chain import Chain, build_chain
 from odin.partitioner.engines.form import Form
-from odin.partitioner.engines.names import TORCH
+from odin.partitioner.engines.names import AUTO, TORCH
+from odin.partitioner.engines.onnx_chain import OnnxChain, build_onnx_chain, onnx_engines
+from odin.partitioner.engines.onnx_file import OnnxFile
 from odin.process.phases import phase
 
-__all__ = ["example_inputs", "to_chain", "to_source", "weight_nbytes"]
+__all__ = ["engine_for", "example_inputs", "to_chain", "to_source", "weight_nbytes"]
 
 
 _SESSION_MINIMUM_S = 1e-3
@@ -40,20 +42,51 @@ def to_source(model: Any, *, weights: str | Path | None, example_input: Any) -> 
     return model
 
 
+def engine_for(source: Source | Chain, engine: str | None) -> str:
+    """Return the engine asked for; None: ``"torch"``, or ``"auto"`` for an ONNX file.
+
+    Raises
+    ------
+    ValueError
+        If it does not go with the model.
+    """
+    if not isinstance(source if isinstance(source, Chain) else source.model, (OnnxChain, OnnxFile)):
+        return engine or TORCH
+    if engine == TORCH:
+        raise ValueError(
+            f"engine 'torch' does not go with {source.name}, an ONNX file: choose 'onnxruntime', 'openvino' or 'auto', "
+            "or give the PyTorch model from which the file was exported"
+        )
+    onnx_engines()
+    return engine or AUTO
+
+
 def to_chain(source: Source | Chain, *, engine: str = TORCH) -> Chain:
     """Cut a model that is not a chain yet, in layers that are worth a call of their own for the engine."""
     if isinstance(source, Chain):
         return source
     minimum_s = 0.0 if engine == TORCH else _SESSION_MINIMUM_S
     with phase(f"{source.name} cut into layers"):
-        return build_chain(source.model, source.example_args, name=source.name, minimum_s=minimum_s)
+        if isinstance(source.model, OnnxFile):
+            return build_onnx_chain(
+                source.model,
+                [tensor.numpy() for tensor in source.example_args],
+                name=source.name,
+                engine=None if engine == AUTO else engine,
+                minimum_s=minimum_s,
+            )
+        return build_chain(source.torch_model, source.example_args, name=source.name, minimum_s=minimum_s)
 
 
 def weight_nbytes(source: Source | Chain) -> int:
     """Bytes of a model's tensors: an estimate of its chain's weights, before the chain is built."""
     values: list[Any]
+    if isinstance(source, OnnxChain):
+        return source.file.weight_nbytes
     if isinstance(source, Chain):
         values = list(source.state.values())
+    elif isinstance(source.model, OnnxFile):
+        return source.model.weight_nbytes
     elif isinstance(source.model, torch.nn.Module):
         values = [*source.model.parameters(), *source.model.buffers()]
         values += [value for module in source.model.modules() for value in vars(module).values()]

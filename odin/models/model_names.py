@@ -52,7 +52,7 @@ def check_model_name(text: str) -> None:
     library, _, rest = text.partition(":")
     if text in BUILTIN_NAMES or (library in LIBRARIES and rest):
         return
-    if text.endswith(".pt2"):
+    if text.endswith((".pt2", ".onnx")):
         if not Path(text).is_file():
             raise ValueError(f"model {text}: no such file")
     elif rest and not text.endswith(WEIGHT_SUFFIXES):
@@ -101,10 +101,10 @@ def unknown_model(text: str) -> ValueError:
             f"{text!r} is a TorchScript program (torch.jit.save), which can be neither cut nor sent to stages: give "
             "the Python module that it was made from, or export that one (torch.export.save, .pt2)"
         )
-    if text.endswith((*WEIGHT_SUFFIXES, ".onnx")):
+    if text.endswith(WEIGHT_SUFFIXES):
         return ValueError(
             f"{text!r} is a file of weights or of another format, not a model: name the model and give the weights "
-            "beside it (--weights), or save the model by torch.export.save as .pt2"
+            "beside it (--weights), or save the model by torch.export.save as .pt2 or export it as .onnx"
         )
     near = get_close_matches(text.lower(), BUILTIN_NAMES, n=3)
     message = f"unknown model {text!r}"
@@ -114,7 +114,7 @@ def unknown_model(text: str) -> ValueError:
     also = f"; perhaps {' or '.join(libraries)}" if libraries else ""
     return ValueError(
         f"{message}. Built in: {', '.join(BUILTIN_NAMES)}{also}. Otherwise: torchvision:NAME, timm:NAME, "
-        "package.module:factory, or the path of a .pt2 file"
+        "package.module:factory, or the path of a .pt2 or .onnx file"
     )
 
 

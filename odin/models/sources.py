@@ -1,4 +1,4 @@
-"""Where a model comes from: an object, a built-in name, a library, a factory, or a saved program."""
+"""Where a model comes from: an object, a built-in name, a library, a factory, or a file."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from odin.models.builtin.initialize import initialize
 from odin.models.images import Preprocess
 from odin.models.labels import imagenet_labels
 from odin.models.model_names import LIBRARIES, WEIGHT_SUFFIXES, find_here_too, unknown_model
+from odin.models.onnx_source import open_onnx
 from odin.models.weight_files import file_digest, load_weights, read_weights
 from odin.models.zoo import from_timm, from_torchvision, with_classes_of
+from odin.partitioner.engines.onnx_file import OnnxFile
 from odin.partitioner.graph.model_copy import evaluating, unwrapped
 
 __all__ = ["Source", "load_source"]
@@ -44,7 +46,7 @@ class Source:
     name
         Short name: ``"resnet50"``.
     model
-        In eval mode, on the CPU.
+        In eval mode, on the CPU; or a file, which engines other than PyTorch run.
     example_args
         Positional arguments of one call with batch size 1 (or as the user gave them).
     preprocess
@@ -56,11 +58,18 @@ class Source:
     """
 
     name: str
-    model: nn.Module | ExportedProgram
+    model: nn.Module | ExportedProgram | OnnxFile
     example_args: tuple[torch.Tensor, ...]
     preprocess: Preprocess | None
     labels: tuple[str, ...] | None
     random_weights: bool
+
+    @property
+    def torch_model(self) -> nn.Module | ExportedProgram:
+        """The model as :func:`odin.build_chain` takes it; ``ValueError`` for an ONNX file, which is not PyTorch's."""
+        if isinstance(self.model, OnnxFile):
+            raise ValueError(f"{self.name} is an ONNX file, which PyTorch does not run: give the model in PyTorch")
+        return self.model
 
 
 def load_source(
@@ -79,7 +88,8 @@ def load_source(
     spec
         An ``nn.Module`` (put into eval mode in place) or ``ExportedProgram``; the name of a built-in model;
         ``"torchvision:NAME"`` or ``"timm:NAME"``; ``"package.module:factory"``, called without arguments, giving a
-        module or ``(module, example_args)``; or the path of a ``.pt2`` file saved by ``torch.export.save``.
+        module or ``(module, example_args)``; or the path of a ``.pt2`` file saved by ``torch.export.save``, or of an
+        ``.onnx`` file.
     weights
         A ``.safetensors`` or ``.pth`` file for the model, loaded strictly; wrappers around its state dict and before
         its names are taken off, and named models take the number of classes from it. Without it a built-in or library
@@ -113,6 +123,8 @@ def load_source(
     if text.endswith(".pt2"):
         program = load_program(Path(text))
         return from_program(Path(text).stem, program, weights=weights, example=example, image_size=image_size)
+    if text.endswith(".onnx"):
+        return from_onnx(Path(text), weights=weights, example=example, image_size=image_size)
     if library in LIBRARIES and rest:
         zoo = {"torchvision": from_torchvision, "timm": from_timm}[library]
         found = zoo(rest, weights=weights, image_size=image_size)
@@ -218,6 +230,17 @@ def from_program(
             raise ValueError(f"{name}: exported with keyword inputs {', '.join(kwargs)}; export it with args only")
         example = as_tensors(args)
     return Source(name, program, example, image_preprocess(example), None, random_weights=False)
+
+
+def from_onnx(
+    path: Path, *, weights: str | Path | None, example: tuple[torch.Tensor, ...] | None, image_size: int | None
+) -> Source:
+    """An ONNX file; its weights are its own, and its input sizes as far as it says them."""
+    if weights is not None:
+        raise ValueError(f"{path.name}: an ONNX file carries its weights; load {weights} before it is exported")
+    file, example = open_onnx(path, example=example, image_size=image_size)
+    preprocess = image_preprocess(example) if example[0].dtype == torch.float32 else None
+    return Source(path.stem, file, example, preprocess, None, random_weights=False)
 
 
 def load_program(path: Path) -> ExportedProgram:

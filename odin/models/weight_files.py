@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 
 from odin.models.model_names import WeightsError, check_weights_file
 from odin.models.state_dict import OTHER_NUMBERS, Fit, differences, few, fits, nearest, state_dicts
+from odin.partitioner.engines.onnx_file import OnnxFile
 
 __all__ = ["WeightsError", "file_digest", "load_weights", "model_digest", "read_weights"]
 
@@ -170,8 +171,10 @@ def file_digest(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:8]
 
 
-def model_digest(model: nn.Module | ExportedProgram) -> str:
+def model_digest(model: nn.Module | ExportedProgram | OnnxFile) -> str:
     """SHA-256 of names, types, shapes and bytes of a model's parameters, buffers and constants, as hex digits."""
+    if isinstance(model, OnnxFile):
+        return model.digest()
     digest = hashlib.sha256()
     state = model.state_dict | model.constants if isinstance(model, ExportedProgram) else model.state_dict()
     for name, value in state.items():

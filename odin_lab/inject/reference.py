@@ -31,7 +31,7 @@ def main(model: str, device_text: str, *, fine: bool = False) -> None:
     device = Device.parse(device_text)
     source = load_source(model)
     cuts: dict[str, Any] = {"coarse_share": _FINE_SHARE} if fine else {}
-    chain = build_chain(source.model, source.example_args, name=source.name, **cuts)
+    chain = build_chain(source.torch_model, source.example_args, name=source.name, **cuts)
     with compute_threads(thread_count(device)):
         packed = chain.program.pack(chain.state)
     functions = [layer.bind(packed) for layer in chain.program.layers]

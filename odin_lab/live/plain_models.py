@@ -29,7 +29,7 @@ def load_module(model: str, weights: Path | None) -> torch.nn.Module:
     """The named model in eval mode."""
     module = load_source(model, weights=weights).model
     if not isinstance(module, torch.nn.Module):
-        raise ValueError(f"{model} is an exported program; the alternatives need a module, such as resnet50")
+        raise ValueError(f"{model} is a file or an exported program; the alternatives need a module, such as resnet50")
     return module
 
 

@@ -15,6 +15,8 @@ from odin.partitioner.engines.cut_model import CutModel, Value
 from odin.partitioner.engines.export import ExportError, export
 from odin.partitioner.engines.form import EngineForm
 from odin.partitioner.engines.names import check_installed
+from odin.partitioner.engines.onnx_chain import OnnxChain
+from odin.partitioner.engines.onnx_whole import open_whole, rounding
 from odin.partitioner.engines.processor import processor_features
 from odin.partitioner.engines.session import Array, open_layers
 from odin.partitioner.engines.split import split, take_weights
@@ -50,7 +52,7 @@ def build_form(chain: Chain, *, engine: str, batch: int) -> EngineForm:
     names = [layer.name for layer in chain.layers]
     with tempfile.TemporaryDirectory(prefix="odin-export-") as folder:
         path = Path(folder, "model.onnx")
-        model = export(chain, path)
+        model = chain.write(path) if isinstance(chain, OnnxChain) else export(chain, path)
         processor = ""
         if engine == "onnxruntime":
             path = _optimized(path)
@@ -60,7 +62,7 @@ def build_form(chain: Chain, *, engine: str, batch: int) -> EngineForm:
         # in memory before the folder is gone
         weights = {name: np.array(array) for name, array in weights.items()}
     cut = split(model, weights, engine=engine, layer_names=names, processor=processor)
-    inputs = _inputs(chain, batch)
+    inputs = chain.example if isinstance(chain, OnnxChain) else _inputs(chain, batch)
     described = _described(cut, weights, chain, inputs)
     _check(chain, described, weights, inputs)
     return EngineForm(described, weights)
@@ -125,21 +127,31 @@ def _check(chain: Chain, model: CutModel, weights: Mapping[str, Array], inputs: 
     values = tuple(inputs)
     for run in open_layers(model, weights):
         values = tuple(run(values))
-    expected = chain.layout([torch.from_numpy(array) for array in inputs])
-    with torch.inference_mode():
-        for layer in chain.program.layers:  # with plain weights: packed ones would be a second copy
-            expected = layer.bind(chain.state)(expected)
-    for found, wanted in zip(values, expected, strict=True):
-        reference = wanted.contiguous().numpy()
+    for found, reference in zip(values, _expected(chain, model.engine, inputs), strict=True):
         scale = float(np.abs(reference).max()) if reference.size else 0.0
         if found.shape != reference.shape or found.dtype != reference.dtype:
             raise ExportError(
                 f"{chain.name}: {model.engine} returns {found.dtype}{found.shape}, PyTorch "
-                f"{reference.dtype}{reference.shape}: choose engine 'torch'"
+                f"{reference.dtype}{reference.shape}: {_remedy(chain)}"
             )
         error = float(np.abs(found.astype(np.float64) - reference.astype(np.float64)).max()) if reference.size else 0.0
-        if not error <= TOLERANCE * scale:
+        if not error <= max(TOLERANCE, rounding(value.dtype for cut in model.cuts for value in cut)) * scale:
             raise ExportError(
                 f"{chain.name}: {model.engine} is off by {error:.2g} where the largest output is "
-                f"{scale:.2g}: choose engine 'torch'"
+                f"{scale:.2g}: {_remedy(chain)}"
             )
+
+
+def _remedy(chain: Chain) -> str:
+    return "choose another engine" if isinstance(chain, OnnxChain) else "choose engine 'torch'"
+
+
+def _expected(chain: Chain, engine: str, inputs: Sequence[Array]) -> Sequence[Array]:
+    """What the chain gives with PyTorch; of an ONNX file, what the engine gives for it in one piece."""
+    if isinstance(chain, OnnxChain):
+        return open_whole(chain.file, engine)(inputs)
+    values = chain.layout([torch.from_numpy(array) for array in inputs])
+    with torch.inference_mode():
+        for layer in chain.program.layers:  # with plain weights: packed ones would be a second copy
+            values = layer.bind(chain.state)(values)
+    return [tensor.contiguous().numpy() for tensor in values]

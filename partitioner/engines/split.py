@@ -10,6 +10,7 @@ import numpy as np
 
 from odin.partitioner.engines.cut_model import CutModel, LayerNodes, Value, field
 from odin.partitioner.engines.export import layer_of
+from odin.partitioner.engines.onnx_nodes import reads
 
 __all__ = ["Array", "split", "take_weights"]
 
@@ -28,10 +29,17 @@ def take_weights(model: Any, folder: Path) -> dict[str, Array]:
         Where the files are in which the model has its data.
     """
     from onnx import numpy_helper
+    from onnx.external_data_helper import load_external_data_for_tensor
 
     weights = {}
     for tensor in model.graph.initializer:
         dtype = _numpy_dtype(tensor.data_type)
+        if dtype.isbuiltin != 1 or dtype.hasobject:  # half bytes and other types that numpy lacks stay in the model
+            if tensor.external_data:
+                load_external_data_for_tensor(tensor, str(folder))
+                tensor.ClearField("external_data")
+                tensor.ClearField("data_location")
+            continue
         nbytes = int(np.prod(tensor.dims, dtype=np.int64)) * dtype.itemsize
         if tensor.external_data:
             where = {entry.key: entry.value for entry in tensor.external_data}
@@ -78,16 +86,21 @@ def split(
     graph, count = model.graph, len(layer_names)
     inputs, outputs = [entry.name for entry in graph.input], [entry.name for entry in graph.output]
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = list(graph.node)
+    for index, name in enumerate(outputs):
+        if name in constants:
+            outputs[index] = f"layer{count - 1}_{len(nodes)}_0_constant"
+            nodes.append(type(nodes[0])(op_type="Identity", input=[name], output=[outputs[index]]))
     inputs = [name for name in inputs if name not in constants]
     made_in = dict.fromkeys(inputs, 0)
     last_read: dict[str, int] = {}
     by_layer: list[list[Any]] = [[] for _ in range(count)]
-    for node in graph.node:
+    for node in nodes:
         marks = [layer_of(name) for name in (node.name, *node.output)]
-        layer = max([0, *(mark for mark in marks if mark is not None), *(made_in.get(name, 0) for name in node.input)])
+        layer = max([0, *(mark for mark in marks if mark is not None), *(made_in.get(name, 0) for name in reads(node))])
         by_layer[layer].append(node)
         made_in.update(dict.fromkeys(filter(None, node.output), layer))
-        for name in node.input:
+        for name in reads(node):
             last_read[name] = max(last_read.get(name, 0), layer)
     last_read.update(dict.fromkeys(outputs, count))
     crossing = [inputs]
@@ -97,7 +110,7 @@ def split(
     layers = []
     for name, nodes in zip(layer_names, by_layer, strict=True):
         makes = frozenset(value for node in nodes for value in node.output if value)
-        read = dict.fromkeys(value for node in nodes for value in node.input)
+        read = dict.fromkeys(value for node in nodes for value in reads(node))
         layers.append(
             LayerNodes(
                 name,
