@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import ray
 
 from odin.control.local_profile import profile_local
+from odin.models.calibration import calibration_batches
 from odin.models.chains import example_inputs
 from odin.partitioner.chain import Chain
 from odin.partitioner.engines.build import build_form
@@ -15,23 +17,42 @@ from odin.partitioner.engines.export import ExportError
 from odin.partitioner.engines.form import Form, TorchForm
 from odin.partitioner.engines.names import AUTO, TORCH, available_engines
 from odin.partitioner.profile import ProfileCache
+from odin.stages.compute.precision import FLOAT32, why_not_on_cpu
 from odin.stages.device import Device
 
 __all__ = ["choose_form", "fastest_form", "make_form"]
 
 
-def make_form(chain: Chain, engine: str, *, batch: int) -> Form:
+def make_form(chain: Chain, engine: str, *, batch: int, precision: str = FLOAT32, calibration: Any = None) -> Form:
     """Bring a chain into the form of one engine.
+
+    Parameters
+    ----------
+    precision
+        In which CPU cores compute.
+    calibration
+        Examples, as for :func:`odin.models.calibration.calibration_batches`.
 
     Raises
     ------
     ValueError
-        If the engine is not installed, or cannot take the chain.
+        If the engine is not installed, or cannot take the chain or an example.
     """
-    return TorchForm(chain) if engine == TORCH else build_form(chain, engine=engine, batch=batch)
+    if engine == TORCH:
+        return TorchForm(chain)
+    examples = calibration_batches(chain, calibration)
+    return build_form(chain, engine=engine, batch=batch, precision=precision, examples=examples)
 
 
-def choose_form(chain: Chain, engine: str, placed: Sequence[tuple[Device, str]], *, batch: int, precision: str) -> Form:
+def choose_form(
+    chain: Chain,
+    engine: str,
+    placed: Sequence[tuple[Device, str]],
+    *,
+    batch: int,
+    precision: str,
+    calibration: Any = None,
+) -> Form:
     """Bring a chain into the form of an engine, for ``"auto"`` of the fastest one on the stages' devices.
 
     ``"auto"`` is PyTorch where stages are on GPUs or on other nodes: the engine is the same for all stages, and what is
@@ -43,17 +64,24 @@ def choose_form(chain: Chain, engine: str, placed: Sequence[tuple[Device, str]],
         Device and node id of each stage.
     batch
         Leading size of the requests to come.
+    precision, calibration
+        Number format of the stages, and examples for it. CPU stages beside GPU stages compute in float32.
     """
+    on_gpu = any(device.kind == "gpu" for device, _ in placed)
     if engine != AUTO:
-        return make_form(chain, engine, batch=batch)
+        cpu_precision = FLOAT32 if on_gpu else precision
+        return make_form(chain, engine, batch=batch, precision=cpu_precision, calibration=calibration)
     here = str(ray.get_runtime_context().get_node_id())
-    if any(device.kind == "gpu" or node != here for device, node in placed):
+    if on_gpu or (precision == FLOAT32 and any(node != here for _, node in placed)):
         return TorchForm(chain)
-    return fastest_form(chain, placed[0][0]._replace(node=""), batch=batch, precision=precision)
+    device = placed[0][0]._replace(node="")
+    return fastest_form(chain, device, batch=batch, precision=precision, calibration=calibration)
 
 
-def fastest_form(chain: Chain, device: Device, *, batch: int, precision: str = "float32") -> Form:
-    """Bring a chain into the form of the engine that is fastest on a local device.
+def fastest_form(
+    chain: Chain, device: Device, *, batch: int, precision: str = FLOAT32, calibration: Any = None
+) -> Form:
+    """Bring a chain into the form of the engine that is fastest on a local device, of those that have the precision.
 
     Each engine that is installed is measured once for a chain and a type of device; the times are the profile's, and
     kept with it. One that cannot take the chain is passed over.
@@ -63,10 +91,15 @@ def fastest_form(chain: Chain, device: Device, *, batch: int, precision: str = "
 
     def make(engine: str) -> Form:
         if engine not in forms:
-            forms[engine] = make_form(chain, engine, batch=batch)
+            forms[engine] = make_form(chain, engine, batch=batch, precision=precision, calibration=examples)
         return forms[engine]
 
+    examples = calibration if calibration is None else calibration_batches(chain, calibration)
+    problems: list[str] = []
     for engine in available_engines():
+        if problem := why_not_on_cpu(precision, engine):
+            problems.append(problem)
+            continue
         try:
             profile = profile_local(
                 chain,
@@ -78,7 +111,8 @@ def fastest_form(chain: Chain, device: Device, *, batch: int, precision: str = "
                 cache=cache,
             )
             total_s[engine] = profile.total_s
-        except ExportError:
-            continue
-    best = min(total_s, key=total_s.__getitem__, default=TORCH)
-    return make(best)
+        except ExportError as error:
+            problems.append(str(error))
+    if not total_s:
+        raise ValueError(f"no engine computes {chain.name} in {precision} here: {'; '.join(problems)}")
+    return make(min(total_s, key=total_s.__getitem__))

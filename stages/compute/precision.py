@@ -5,7 +5,7 @@ from __future__ import annotations
 from odin.partitioner.engines.names import AUTO, ENGINES
 from odin.partitioner.engines.processor import BFLOAT16, INT8, has_feature
 
-__all__ = ["BFLOAT16", "FLOAT32", "INT8", "PRECISION_NAMES", "check_precision", "cpu_precision", "why_not_on_cpu"]
+__all__ = ["BFLOAT16", "FLOAT32", "INT8", "PRECISION_NAMES", "check_precision", "why_not_on_cpu"]
 
 FLOAT32 = "float32"
 PRECISION_NAMES = (FLOAT32, "tf32", "float16", BFLOAT16, INT8)
@@ -20,13 +20,8 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISION_NAMES)}")
 
 
-def cpu_precision(precision: str, *, beside_gpu: bool) -> str:
-    """Return the precision of CPU stages: beside GPU stages, which compute in ``precision``, it is float32."""
-    return FLOAT32 if beside_gpu else precision
-
-
-def why_not_on_cpu(precision: str, engine: str) -> str:
-    """Say why an engine cannot compute in a precision on this processor, and what can; empty if it can.
+def why_not_on_cpu(precision: str, engine: str, *, on_this_machine: bool = True) -> str:
+    """Say why an engine cannot compute in a precision on a processor, and what can; empty if it can.
 
     Parameters
     ----------
@@ -34,6 +29,8 @@ def why_not_on_cpu(precision: str, engine: str) -> str:
         One of :data:`PRECISION_NAMES`.
     engine
         An engine's name, or ``"auto"``.
+    on_this_machine
+        Whether this machine's processor is the one.
     """
     engines = _ENGINES.get(precision, ())
     if not engines:
@@ -46,7 +43,7 @@ def why_not_on_cpu(precision: str, engine: str) -> str:
             f"engine {engine!r} does not compute in {precision} on CPU cores: choose engine "
             f"{' or '.join(map(repr, engines))}"
         )
-    if precision == BFLOAT16 and not has_feature(BFLOAT16):
+    if precision == BFLOAT16 and on_this_machine and not has_feature(BFLOAT16):
         return (
             "this processor has no bfloat16 instructions (avx512_bf16 or amx_bf16) and would only emulate them, which "
             "was measured to take 9.6 times as long as float32: choose precision 'float32' or 'int8'"
