@@ -5,11 +5,13 @@ from __future__ import annotations
 from odin.partitioner.engines.names import AUTO, ENGINES
 from odin.partitioner.engines.processor import BFLOAT16, INT8, has_feature
 
-__all__ = ["BFLOAT16", "FLOAT32", "INT8", "PRECISION_NAMES", "check_precision", "why_not_on_cpu"]
+__all__ = ["BFLOAT16", "FLOAT32", "GPU_PRECISIONS", "INT8", "PRECISION_NAMES", "check_precision", "why_not_on_cpu"]
 
 FLOAT32 = "float32"
-PRECISION_NAMES = (FLOAT32, "tf32", "float16", BFLOAT16, INT8)
-"""What ``precision`` may be; ``tf32`` is float32 with products of 10 bits of mantissa (TensorFloat-32)."""
+GPU_PRECISIONS = (FLOAT32, "tf32", "float16", BFLOAT16)
+"""Those of GPU stages; ``tf32`` is float32 with products of 10 bits of mantissa (TensorFloat-32)."""
+PRECISION_NAMES = (*GPU_PRECISIONS, INT8)
+"""What ``precision`` may be."""
 _ENGINES = {FLOAT32: ENGINES, BFLOAT16: ("openvino",), INT8: ("onnxruntime", "openvino")}
 """What computes in it on CPU cores."""
 
