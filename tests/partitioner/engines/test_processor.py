@@ -63,7 +63,9 @@ def test_a_model_says_what_its_processor_must_have(flags):
         check_processor("avx2 int8")
     flags(SKYLAKE)
     check_processor("avx512f")
-    with pytest.raises(ValueError, match=r"int8 instructions \(avx512_vnni, .*this one has none: choose precision 'flo"):
+    with pytest.raises(
+        ValueError, match=r"int8 instructions \(avx512_vnni, .*this one has none: choose precision 'flo"
+    ):
         check_processor("avx512f int8")
     with pytest.raises(ValueError, match="bfloat16 instructions"):
         check_processor(BFLOAT16)
@@ -71,7 +73,7 @@ def test_a_model_says_what_its_processor_must_have(flags):
 
 def test_bfloat16_is_refused_where_it_is_emulated(flags):
     flags(AVX2)
-    with pytest.raises(ValueError, match="no bfloat16 instructions .* 9.6 times as long as float32: choose precision"):
+    with pytest.raises(ValueError, match=r"no bfloat16 instructions .* 9.6 times as long as float32: choose precision"):
         check_options(stages="cpu:0", precision="bfloat16", engine="openvino")
     assert why_not_on_cpu("bfloat16", "openvino", on_this_machine=False) == ""  # the stage asks its own processor
     flags(GENOA)
@@ -81,7 +83,11 @@ def test_bfloat16_is_refused_where_it_is_emulated(flags):
 @pytest.mark.parametrize(
     ("precision", "engine", "problem"),
     [
-        ("bfloat16", "onnxruntime", "'onnxruntime' does not compute in bfloat16 on CPU cores: choose engine 'openvino'"),
+        (
+            "bfloat16",
+            "onnxruntime",
+            "'onnxruntime' does not compute in bfloat16 on CPU cores: choose engine 'openvino'",
+        ),
         ("bfloat16", "torch", "'torch' does not compute in bfloat16 on CPU cores: choose engine 'openvino'"),
         ("int8", "torch", "does not compute in int8 on CPU cores: choose engine 'onnxruntime' or 'openvino'"),
         ("float16", "torch", "'float16' is one of GPU stages, and .*: choose float32, bfloat16, int8"),
@@ -91,11 +97,13 @@ def test_bfloat16_is_refused_where_it_is_emulated(flags):
 def test_engines_without_a_precision(flags, precision: str, engine: str, problem: str):
     flags(GENOA)
     with pytest.raises(ValueError, match=problem):
-        check_options(stages="cpu:0", precision=precision, engine=engine, calibration="images" * (precision == "int8") or None)
+        check_options(
+            stages="cpu:0", precision=precision, engine=engine, calibration="images" * (precision == "int8") or None
+        )
 
 
 def test_int8_needs_examples_and_cores():
-    with pytest.raises(ValueError, match="needs examples by which the model is quantised: .*--calibration FOLDER"):
+    with pytest.raises(ValueError, match=r"needs examples by which the model is quantised: .*--calibration FOLDER"):
         check_options(stages="cpu:0", precision="int8", engine="onnxruntime")
     with pytest.raises(ValueError, match="'int8' is one of CPU stages, and there is gpu:0"):
         check_options(stages="cpu:0,gpu:0", precision="int8", calibration="images")
