@@ -121,7 +121,7 @@ def test_what_crosses_cuts_is_quantised(chain: odin.Chain, examples: Any, quanti
     assert form.model.precision == "int8"
     assert all(layer.nodes for layer in form.model.layers)
     weights = sum(array.nbytes for array in form.weights.values())
-    assert weights < sum(spec.nbytes for spec in (tensor for tensor in chain.state.values())) / 3.5
+    assert weights < sum(tensor.nbytes for tensor in chain.state.values()) / 3  # scales are beside them
     assert form.agreement is not None
     assert form.agreement.rms_error < 0.05
 
@@ -172,15 +172,22 @@ def test_a_model_with_full_weights_needs_exact_products(
         SessionExecutor(dataclasses.replace(full.model, processor="int8"), full.weights)
 
 
-def test_absurd_outputs_are_refused(chain: odin.Chain, examples: Any, monkeypatch: pytest.MonkeyPatch):
-    small = [tuple(array * 1e-3 for array in inputs) for inputs in examples]
+def test_absurd_outputs_are_refused(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    without_bias = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(7200, 4, bias=False)
+    )
+    scaled = chain_of(without_bias.eval())
+    images = calibration_batches(scaled, noise(16))
+    small = [tuple(array * 1e-3 for array in inputs) for inputs in images]
 
     def blind(path: Path, batches: Any, *, narrow_weights: bool) -> Any:
         return quantize(path, small, narrow_weights=narrow_weights)  # ranges that real images exceed
 
+    assert build_form(scaled, engine="onnxruntime", batch=1, precision="int8", examples=images).agreement is not None
     monkeypatch.setattr(build, "quantize", blind)
     with pytest.raises(ExportError, match=r"in int8 on onnxruntime gives outputs that are off by .*calibration images"):
-        build_form(chain, engine="onnxruntime", batch=1, precision="int8", examples=examples)
+        build_form(scaled, engine="onnxruntime", batch=1, precision="int8", examples=images)
 
 
 def test_bfloat16_has_float32_values_at_cuts(chain: odin.Chain, examples: Any):
