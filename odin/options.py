@@ -25,7 +25,7 @@ from odin.partitioner.engines.names import TORCH, check_engine, check_installed
 from odin.partitioner.files import check_writable
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import DelayedOraclePolicy, Policy, make_policy
-from odin.stages.compute.precision import check_precision
+from odin.stages.compute.precision import BFLOAT16, FLOAT32, INT8, check_precision, why_not_on_cpu
 from odin.stages.device import Device, DeviceError, check_cores, parse_devices, usable_cores
 from odin.stages.lease import free_indices, refuse_taken_devices
 
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchSizeError",
     "check_batch",
+    "check_calibration",
     "check_on_this_machine",
     "check_options",
     "check_policy",
+    "check_precision_fits",
     "check_timeout",
     "leading_size",
     "refuse_simulation_only",
@@ -79,6 +81,7 @@ def check_options(
     share_devices: bool = False,
     precision: str = "float32",
     engine: str | None = None,
+    calibration: Any = None,
     transport: str = "auto",
 ) -> None:
     """Raise ``ValueError`` if an option of ``odin.Pipeline`` is invalid for every model.
@@ -101,13 +104,17 @@ def check_options(
         raise ValueError(f"on_event={on_event!r} cannot be called; give a function that takes an event")
     devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)
     check_engine_fits(engine, devices or ())
+    check_calibration(precision, calibration)
+    alone = address is None and not _connected()
+    if devices is not None:
+        check_precision_fits(precision, engine, devices, on_this_machine=alone)
     _check_plan(plan, devices)
     check_policy(policy)
     _check_detector(detector)
     _check_log(log)
     if devices is not None:
         refuse_twice(((device, device.node) for device in devices), share=share_devices)
-    if address is None and not _connected():
+    if alone:
         _check_here(devices, share=share_devices)
     if address is not None and not _connected():
         check_address(address)
@@ -118,6 +125,40 @@ def check_engine_fits(engine: str, devices: Sequence[Device]) -> None:
     on_gpu = [device for device in devices if device.kind == "gpu"]
     if on_gpu and engine not in (TORCH, AUTO_ENGINE):
         raise ValueError(f"engine {engine!r} runs on CPU cores only, and there is {on_gpu[0]}: choose engine 'torch'")
+
+
+def check_precision_fits(
+    precision: str, engine: str, devices: Sequence[Device], *, on_this_machine: bool = True
+) -> None:
+    """Raise ``ValueError`` if stages on these devices cannot compute in a precision.
+
+    Parameters
+    ----------
+    on_this_machine
+        Whether the devices are here, so that this processor says what they have; other nodes' stages ask theirs.
+    """
+    if precision == FLOAT32:
+        return
+    on_gpu = [device for device in devices if device.kind == "gpu"]
+    if on_gpu and precision == INT8:
+        raise ValueError(
+            f"precision 'int8' is one of CPU stages, and there is {on_gpu[0]}: choose 'float16', or stages on CPU cores"
+        )
+    if on_gpu:  # CPU stages beside them compute in float32
+        return
+    if problem := why_not_on_cpu(precision, engine, on_this_machine=on_this_machine):
+        raise ValueError(problem)
+
+
+def check_calibration(precision: str, calibration: Any) -> None:
+    """Raise ``ValueError`` if examples are missing, or have no use."""
+    if precision == INT8 and calibration is None:
+        raise ValueError(
+            "precision 'int8' needs examples by which the model is quantised: give a hundred images like those to come "
+            "(calibration=, --calibration FOLDER)"
+        )
+    if calibration is not None and precision not in (INT8, BFLOAT16):
+        raise ValueError(f"calibration goes with precision 'int8' or 'bfloat16', not with {precision!r}: leave it out")
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -40,7 +40,15 @@ from odin.monitor.eventlog import EventLog
 from odin.monitor.events import Event, LoadChanged, StageDescription
 from odin.monitor.timing import RequestTimeline
 from odin.monitor.view.builder import PipelineView, Serving
-from odin.options import check_batch, check_engine_fits, check_options, check_policy, check_timeout, leading_size
+from odin.options import (
+    check_batch,
+    check_engine_fits,
+    check_options,
+    check_policy,
+    check_precision_fits,
+    check_timeout,
+    leading_size,
+)
 from odin.partitioner.chain import Chain
 from odin.partitioner.engines.names import AUTO as AUTO_ENGINE
 from odin.partitioner.plan import Plan
@@ -124,8 +132,12 @@ class Pipeline:
     share_devices
         Allow several stages on one core or GPU, and devices that other pipelines use, if these allow it, too.
     precision
-        Number format in which GPU stages compute: ``"float32"``, ``"tf32"``, ``"float16"`` or ``"bfloat16"``. CPU
-        stages always compute in float32.
+        Number format in which stages compute: ``"float32"``; on GPUs ``"tf32"``, ``"float16"`` or ``"bfloat16"``, CPU
+        stages beside them compute in float32; on CPU cores alone ``"bfloat16"`` (engine ``"openvino"``, processors that
+        have it) or ``"int8"`` (engines ``"onnxruntime"`` and ``"openvino"``, with ``calibration``).
+    calibration
+        Examples by which the model is quantised to int8, some hundred: a tensor of images, or an iterable of example
+        inputs. How far the outputs are from float32 on them is logged with the phases of starting.
     engine
         What computes the layers on CPU cores: ``"torch"``, ``"onnxruntime"`` or ``"openvino"`` (extras of this
         package), or ``"auto"``: whichever is fastest, measured once for a model and a type of device and kept on disk
@@ -169,6 +181,7 @@ class Pipeline:
         share_devices: bool = False,
         precision: str = "float32",
         engine: str | None = None,
+        calibration: Any = None,
         transport: str = "auto",
         refresh_profile: bool = False,
     ) -> None:
@@ -201,6 +214,7 @@ class Pipeline:
             share_devices=share_devices,
             precision=precision,
             engine=engine,
+            calibration=calibration,
             transport=transport,
         )
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
@@ -221,7 +235,9 @@ class Pipeline:
                 check_stage_count(len(devices), layer_count=len(self.chain.layers))
             if plan is not None:
                 plan.check_fits(layer_count=len(self.chain.layers), stage_count=len(devices or plan))
-            self._open_stages(plan, precision=precision, engine=engine, keep_weights=self.chain is model)
+            self._open_stages(
+                plan, precision=precision, engine=engine, calibration=calibration, keep_weights=self.chain is model
+            )
             cuts = self._cuts()
             setting = self._measure(cuts, plan, precision=precision, refresh=refresh_profile)
             policy = self._policy_for(policy)
@@ -277,7 +293,9 @@ class Pipeline:
             engine="" if engine == AUTO_ENGINE else engine,
         )
 
-    def _open_stages(self, plan: Plan | None, *, precision: str, engine: str, keep_weights: bool) -> None:
+    def _open_stages(
+        self, plan: Plan | None, *, precision: str, engine: str, calibration: Any, keep_weights: bool
+    ) -> None:
         """Give the stages their devices and the model, and set ``self.devices``."""
         assert self._startup is not None
         chain = self.chain
@@ -287,8 +305,11 @@ class Pipeline:
         if plan is not None:
             plan.check_fits(layer_count=len(chain.layers), stage_count=len(placed))
         check_engine_fits(engine, [device for device, _ in placed])
+        check_precision_fits(precision, engine, [device for device, _ in placed], on_this_machine=False)
         with phase(f"layers brought into the form of engine {engine}"):
-            self._form = choose_form(chain, engine, placed, batch=self.batch, precision=precision)
+            self._form = choose_form(
+                chain, engine, placed, batch=self.batch, precision=precision, calibration=calibration
+            )
         self.engine = self._form.engine
         with phase("weights packed and given to the stages"):
             self._deployment.open(placed, self._form, batch=self.batch)

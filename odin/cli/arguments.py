@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from odin.partitioner.engines.names import AUTO, ENGINES, TORCH
+from odin.stages.compute.precision import FLOAT32, PRECISION_NAMES
 
-__all__ = ["add_engine", "positive"]
+__all__ = ["add_engine", "add_precision", "positive"]
 
 
 def positive(text: str) -> int:
@@ -27,4 +28,26 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         choices=(*ENGINES, AUTO),
         help=f"what computes layers on CPU cores; {AUTO}: the fastest that is installed (default {TORCH}, for an .onnx "
         f"file {AUTO})",
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser, *, default: str | None = FLOAT32, checked: bool = True) -> None:
+    """Add the options that choose the number format.
+
+    Parameters
+    ----------
+    checked
+        Whether argparse checks the name; otherwise whoever reads it does.
+    """
+    parser.add_argument(
+        "--precision",
+        choices=PRECISION_NAMES if checked else None,
+        default=default,
+        help="number format: float32; tf32, float16 or bfloat16 of GPU stages; bfloat16 (engine openvino) or int8 "
+        "(engine onnxruntime or openvino, with --calibration) of CPU stages (default float32)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FOLDER",
+        help="images by which the model is quantised to int8; 128 of them are taken",
     )

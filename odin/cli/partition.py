@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-from odin.cli.arguments import add_engine, positive
+from odin.cli.arguments import add_engine, add_precision, positive
 from odin.control.local_devices import check_named
 from odin.models.model_names import check_model_name, check_weights_file
+from odin.options import check_calibration, check_precision_fits
 from odin.partitioner.plan import Plan
 from odin.process.phases import tell_phases
 from odin.process.signals import importing
-from odin.stages.compute.precision import PRECISION_NAMES
 from odin.stages.device import parse_devices
 
 __all__ = ["add_parser", "run"]
@@ -42,9 +42,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth file; times do not depend on it")
     parser.add_argument("--plan", metavar="COUNTS", help="show this plan, such as 7|11, instead of the best one")
     add_engine(parser)
-    parser.add_argument(
-        "--precision", choices=PRECISION_NAMES, default="float32", help="number format of GPU stages (default float32)"
-    )
+    add_precision(parser)
     parser.add_argument("--refresh", action="store_true", help="time the layers again even if their times are on disk")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -64,18 +62,22 @@ def run(arguments: argparse.Namespace) -> int:
         from odin.cli.partition_report import render_partition
         from odin.cli.partitioning import partition
         from odin.control.local_profile import check_local, local_devices
+        from odin.models.calibration import load_examples
         from odin.models.chains import engine_for, to_chain
         from odin.models.sources import load_source
         from odin.partitioner.profile import ProfileCache
 
     if devices is not None:  # before the model is loaded, which takes long
         check_local(devices)
+        check_precision_fits(arguments.precision, arguments.engine, devices)
+    check_calibration(arguments.precision, arguments.calibration)
     messages = Console(stderr=True, highlight=False)
     with messages.status(f"loading {arguments.model}") as status:
         source = load_source(arguments.model, weights=arguments.weights, image_size=arguments.image_size)
         engine = engine_for(source, arguments.engine)
         with tell_phases(status.update):
             chain = to_chain(source, engine=engine)
+    calibration = None if arguments.calibration is None else load_examples(arguments.calibration, source)
     devices = local_devices(len(chain.layers)) if devices is None else devices
     with messages.status(f"profiling {len(chain.layers)} layers"):
         report = partition(
@@ -85,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             plan=plan,
             precision=arguments.precision,
             engine=engine,
+            calibration=calibration,
             cache=ProfileCache(),
             refresh=arguments.refresh,
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
 from odin.cli.partition_report import LayerRow, PartitionReport, StageRow
 from odin.control.engine_choice import fastest_form, make_form
 from odin.control.local_profile import check_local, profile_local, type_of
-from odin.options import check_engine_fits
+from odin.options import check_engine_fits, check_precision_fits
 from odin.partitioner.balance.exact import balance, fluid_bound_hz, stage_times
 from odin.partitioner.chain import Chain
 from odin.partitioner.engines.names import AUTO, TORCH
@@ -30,6 +32,7 @@ def partition(
     plan: Plan | None = None,
     precision: str = "float32",
     engine: str = TORCH,
+    calibration: Any = None,
     cache: ProfileCache,
     refresh: bool = False,
     transfer: TransferCost | None = None,
@@ -47,9 +50,11 @@ def partition(
     plan
         Plan to evaluate; None is the best.
     precision
-        Number format of GPU stages.
+        Number format of the stages.
     engine
         What runs the layers on CPU cores; ``"auto"``: the fastest.
+    calibration
+        Examples for int8.
     cache, refresh
         Where profiles are kept; whether to measure although one is there.
     transfer
@@ -68,11 +73,13 @@ def partition(
         plan.check_fits(layer_count=layer_count, stage_count=stage_count)
     inputs, scale = _inputs(chain, batch)
     check_engine_fits(engine, devices)
+    check_precision_fits(precision, engine, devices)
     leading = int(inputs[0].shape[0]) if inputs[0].dim() else 1
-    if engine == AUTO and all(device.kind == "cpu" for device in devices):
-        form = fastest_form(chain, devices[0], batch=leading, precision=precision)
+    if all(device.kind == "cpu" for device in devices):
+        make = partial(fastest_form, chain, devices[0]) if engine == AUTO else partial(make_form, chain, engine)
+        form = make(batch=leading, precision=precision, calibration=calibration)
     else:
-        form = make_form(chain, TORCH if engine == AUTO else engine, batch=leading)
+        form = make_form(chain, TORCH, batch=leading)
 
     profiles: dict[str, Profile] = {}
     for device in devices:  # one device stands for all of its type

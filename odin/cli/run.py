@@ -32,7 +32,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from odin.cli.arguments import add_engine, positive
+from odin.cli.arguments import add_engine, add_precision, positive
 from odin.cli.run_output import RunSettings, check_output, count_missing, open_output, remaining
 from odin.cli.starting_loads import StartingLoads
 from odin.control.detectors import detector_names
@@ -89,8 +89,8 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="most requests in flight (default: two per stage, one and a half with the relay)",
     )
-    parser.add_argument("--precision", help="number format of GPU stages, such as float16")
     add_engine(parser)
+    add_precision(parser, default=None, checked=False)
     parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width of the model's input")
     parser.add_argument("--top", type=positive, default=5, metavar="K", help="classes to report per image (default 5)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images found")
@@ -138,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         import odin.pipeline
         from odin.cli.run_report import render_report
+        from odin.models.calibration import load_examples
         from odin.models.chains import engine_for
         from odin.models.sources import load_source
 
@@ -161,6 +162,8 @@ def run(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {"engine": arguments.engine}
     if arguments.precision is not None:
         options["precision"] = arguments.precision
+    if arguments.calibration is not None:
+        options["calibration"] = load_examples(arguments.calibration, source)
     with open_output(arguments.output, resume=arguments.resume, overwrite=arguments.overwrite) as place:
         settings = run_settings(arguments, source) if place.keeps_settings else None
         if settings is not None:
@@ -269,6 +272,7 @@ def _check_usage(arguments: argparse.Namespace) -> list[Path]:
         share_devices=arguments.share_devices,
         precision=arguments.precision or "float32",
         engine=arguments.engine,
+        calibration=arguments.calibration,
     )
     return find_images(arguments.input)[: arguments.limit]
 
@@ -288,6 +292,7 @@ def run_settings(arguments: argparse.Namespace, source: Source) -> RunSettings:
         repeat=arguments.repeat,
         folder=os.getcwd(),
         engine=arguments.engine,
+        calibration=arguments.calibration,
     )
 
 

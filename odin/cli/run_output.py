@@ -42,7 +42,7 @@ class RunSettings:
 
     Attributes
     ----------
-    model, weights, image_size, precision, batch, top, repeat, engine
+    model, weights, image_size, precision, batch, top, repeat, engine, calibration
         The options as given; ``None`` where they were not.
     state
         Digest of the model's parameters and buffers: files and factories keep their names when they change.
@@ -60,10 +60,11 @@ class RunSettings:
     repeat: int
     folder: str
     engine: str = "torch"
+    calibration: str | None = None
 
     def difference(self, now: RunSettings) -> str:
         """How ``now`` differs, in a few words; empty if it gives the same results."""
-        for field in ("model", "image_size", "precision", "engine", "batch", "top", "repeat"):
+        for field in ("model", "image_size", "precision", "engine", "calibration", "batch", "top", "repeat"):
             before, after = getattr(self, field), getattr(now, field)
             if before != after:
                 return f"{_option(field, before)}, this run has {_option(field, after)}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import ray
 
 from odin.control.local_profile import profile_local
+from odin.models.calibration import calibration_batches
 from odin.models.chains import example_inputs
 from odin.partitioner.chain import Chain
 from odin.partitioner.engines.build import build_form
@@ -16,18 +18,26 @@ from odin.partitioner.engines.form import Form, TorchForm
 from odin.partitioner.engines.names import AUTO, TORCH, available_engines
 from odin.partitioner.engines.onnx_chain import OnnxChain, onnx_engines
 from odin.partitioner.profile import ProfileCache
+from odin.stages.compute.precision import FLOAT32, why_not_on_cpu
 from odin.stages.device import Device
 
 __all__ = ["choose_form", "fastest_form", "make_form"]
 
 
-def make_form(chain: Chain, engine: str, *, batch: int) -> Form:
+def make_form(chain: Chain, engine: str, *, batch: int, precision: str = FLOAT32, calibration: Any = None) -> Form:
     """Bring a chain into the form of one engine.
+
+    Parameters
+    ----------
+    precision
+        In which CPU cores compute.
+    calibration
+        Examples, as for :func:`odin.models.calibration.calibration_batches`.
 
     Raises
     ------
     ValueError
-        If the engine is not installed, or cannot take the chain.
+        If the engine is not installed, or cannot take the chain or an example.
     """
     if engine == TORCH and isinstance(chain, OnnxChain):
         raise ValueError(
@@ -37,7 +47,8 @@ def make_form(chain: Chain, engine: str, *, batch: int) -> Form:
     if engine == TORCH:
         return TorchForm(chain)
     try:
-        return build_form(chain, engine=engine, batch=batch)
+        examples = calibration_batches(chain, calibration)
+        return build_form(chain, engine=engine, batch=batch, precision=precision, examples=examples)
     except Exception as error:
         if isinstance(error, (ValueError, ImportError)) or not isinstance(chain, OnnxChain):
             raise
@@ -48,7 +59,15 @@ def make_form(chain: Chain, engine: str, *, batch: int) -> Form:
         ) from error
 
 
-def choose_form(chain: Chain, engine: str, placed: Sequence[tuple[Device, str]], *, batch: int, precision: str) -> Form:
+def choose_form(
+    chain: Chain,
+    engine: str,
+    placed: Sequence[tuple[Device, str]],
+    *,
+    batch: int,
+    precision: str,
+    calibration: Any = None,
+) -> Form:
     """Bring a chain into the form of an engine, for ``"auto"`` of the fastest one on the stages' devices.
 
     ``"auto"`` is PyTorch where stages are on GPUs or on other nodes: the engine is the same for all stages, and what is
@@ -60,19 +79,25 @@ def choose_form(chain: Chain, engine: str, placed: Sequence[tuple[Device, str]],
         Device and node id of each stage.
     batch
         Leading size of the requests to come.
+    precision, calibration
+        Number format of the stages, and examples for it. CPU stages beside GPU stages compute in float32.
     """
-    if engine != AUTO:
-        return make_form(chain, engine, batch=batch)
-    here = str(ray.get_runtime_context().get_node_id())
     on_gpu = any(device.kind == "gpu" for device, _ in placed)
-    if on_gpu or any(node != here for _, node in placed):
+    if engine != AUTO:
+        cpu_precision = FLOAT32 if on_gpu else precision
+        return make_form(chain, engine, batch=batch, precision=cpu_precision, calibration=calibration)
+    here = str(ray.get_runtime_context().get_node_id())
+    if on_gpu or (precision == FLOAT32 and any(node != here for _, node in placed)):
         elsewhere = onnx_engines()[0] if isinstance(chain, OnnxChain) and not on_gpu else TORCH
         return make_form(chain, elsewhere, batch=batch)
-    return fastest_form(chain, placed[0][0]._replace(node=""), batch=batch, precision=precision)
+    device = placed[0][0]._replace(node="")
+    return fastest_form(chain, device, batch=batch, precision=precision, calibration=calibration)
 
 
-def fastest_form(chain: Chain, device: Device, *, batch: int, precision: str = "float32") -> Form:
-    """Bring a chain into the form of the engine that is fastest on a local device.
+def fastest_form(
+    chain: Chain, device: Device, *, batch: int, precision: str = FLOAT32, calibration: Any = None
+) -> Form:
+    """Bring a chain into the form of the engine that is fastest on a local device, of those that have the precision.
 
     Each engine that is installed is measured once for a chain and a type of device; the times are the profile's, and
     kept with it. One that cannot take the chain is passed over.
@@ -83,10 +108,15 @@ def fastest_form(chain: Chain, device: Device, *, batch: int, precision: str = "
 
     def make(engine: str) -> Form:
         if engine not in forms:
-            forms[engine] = make_form(chain, engine, batch=batch)
+            forms[engine] = make_form(chain, engine, batch=batch, precision=precision, calibration=examples)
         return forms[engine]
 
+    examples = calibration if calibration is None else calibration_batches(chain, calibration)
+    problems: list[str] = []
     for engine in onnx_engines() if isinstance(chain, OnnxChain) else available_engines():
+        if problem := why_not_on_cpu(precision, engine):
+            problems.append(problem)
+            continue
         try:
             profile = profile_local(
                 chain,
@@ -100,7 +130,9 @@ def fastest_form(chain: Chain, device: Device, *, batch: int, precision: str = "
             total_s[engine] = profile.total_s
         except ExportError as error:
             refused = error
-    if refused is not None and not total_s:
+            problems.append(str(error))
+    if refused is not None and not total_s and len(problems) == 1:
         raise refused
-    best = min(total_s, key=total_s.__getitem__, default=TORCH)
-    return make(best)
+    if not total_s:
+        raise ValueError(f"no engine computes {chain.name} in {precision} here: {'; '.join(problems)}")
+    return make(min(total_s, key=total_s.__getitem__))

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from odin.partitioner.chain import Chain
+from odin.partitioner.engines.agreement import Agreement, Comparison
 from odin.partitioner.engines.cut_model import CutModel, Value
 from odin.partitioner.engines.export import ExportError, export
 from odin.partitioner.engines.form import EngineForm
 from odin.partitioner.engines.names import check_installed
 from odin.partitioner.engines.onnx_chain import OnnxChain
 from odin.partitioner.engines.onnx_whole import open_whole, rounding
-from odin.partitioner.engines.processor import processor_features
+from odin.partitioner.engines.processor import BFLOAT16, INT8, has_feature, processor_features
+from odin.partitioner.engines.quantize import quantize
 from odin.partitioner.engines.session import Array, open_layers
 from odin.partitioner.engines.split import split, take_weights
 
-__all__ = ["TOLERANCE", "build_form"]
+__all__ = ["ABSURD", "TOLERANCE", "build_form"]
+
+FLOAT32 = "float32"
 
 TOLERANCE = 1e-4
 """Largest difference from the chain's outputs, of their largest magnitude: runtimes sum in other orders."""
 
+ABSURD = 0.5
+"""Root mean square of the difference, of that of the chain's outputs, from which other precisions are refused: what
+products that overflow would give."""
 
-def build_form(chain: Chain, *, engine: str, batch: int) -> EngineForm:
+_logger = logging.getLogger("odin.startup")
+
+
+def build_form(
+    chain: Chain, *, engine: str, batch: int, precision: str = "float32", examples: Sequence[Sequence[Array]] = ()
+) -> EngineForm:
     """Export a chain, optimise it as the engine does, cut it, and compare it with the chain on one input.
 
     Parameters
@@ -38,6 +51,11 @@ def build_form(chain: Chain, *, engine: str, batch: int) -> EngineForm:
         ``"onnxruntime"`` or ``"openvino"``.
     batch
         Leading size of the requests to come.
+    precision
+        ``"float32"``, ``"bfloat16"`` or ``"int8"``; whether this engine and this processor have it was asked before.
+    examples
+        Inputs like those to come, several samples at a time: with ``"int8"`` they show the range of every value, and
+        with any other precision than float32 they are what the outputs are compared on.
 
     Raises
     ------
@@ -53,19 +71,32 @@ def build_form(chain: Chain, *, engine: str, batch: int) -> EngineForm:
     with tempfile.TemporaryDirectory(prefix="odin-export-") as folder:
         path = Path(folder, "model.onnx")
         model = chain.write(path) if isinstance(chain, OnnxChain) else export(chain, path)
-        processor = ""
+        needs = []
+        if precision == INT8:
+            exact = has_feature(INT8)
+            if not exact:
+                _logger.info("this processor has no VNNI: weights get 7 bits, so that products do not overflow")
+            model, path = quantize(path, examples, narrow_weights=not exact)
         if engine == "onnxruntime":
             path = _optimized(path)
             model = onnx.load(path, load_external_data=False)
-            processor = processor_features()
+            needs.append(processor_features())
+        if precision == BFLOAT16 or (precision == INT8 and exact):
+            needs.append(precision)
         weights = take_weights(model, path.parent)
         # in memory before the folder is gone
         weights = {name: np.array(array) for name, array in weights.items()}
-    cut = split(model, weights, engine=engine, layer_names=names, processor=processor)
+    cut = split(model, weights, engine=engine, layer_names=names, processor=" ".join(needs))
+    cut = dataclasses.replace(cut, precision=precision)
     inputs = chain.example if isinstance(chain, OnnxChain) else _inputs(chain, batch)
     described = _described(cut, weights, chain, inputs)
-    _check(chain, described, weights, inputs)
-    return EngineForm(described, weights)
+    agreement = _compare(chain, described, weights, [inputs] if precision == FLOAT32 else examples or [inputs])
+    if precision == FLOAT32:
+        _check(chain, described, agreement)
+    else:
+        _logger.info("%s on %s: %s", precision, engine, agreement)
+        _refuse_absurd(chain, precision, engine, agreement)
+    return EngineForm(described, weights, agreement)
 
 
 def _optimized(path: Path) -> Path:
@@ -123,35 +154,68 @@ def _values(unknown: Sequence[Value], arrays: Sequence[Array], larger: Sequence[
     return tuple(values)
 
 
-def _check(chain: Chain, model: CutModel, weights: Mapping[str, Array], inputs: Sequence[Array]) -> None:
-    values = tuple(inputs)
-    for run in open_layers(model, weights):
-        values = tuple(run(values))
-    for found, reference in zip(values, _expected(chain, model.engine, inputs), strict=True):
-        scale = float(np.abs(reference).max()) if reference.size else 0.0
-        if found.shape != reference.shape or found.dtype != reference.dtype:
-            raise ExportError(
-                f"{chain.name}: {model.engine} returns {found.dtype}{found.shape}, PyTorch "
-                f"{reference.dtype}{reference.shape}: {_remedy(chain)}"
-            )
-        error = float(np.abs(found.astype(np.float64) - reference.astype(np.float64)).max()) if reference.size else 0.0
-        if not error <= max(TOLERANCE, rounding(value.dtype for cut in model.cuts for value in cut)) * scale:
-            raise ExportError(
-                f"{chain.name}: {model.engine} is off by {error:.2g} where the largest output is "
-                f"{scale:.2g}: {_remedy(chain)}"
-            )
+def _compare(
+    chain: Chain, model: CutModel, weights: Mapping[str, Array], batches: Sequence[Sequence[Array]]
+) -> Agreement:
+    """Run examples through the layers and through the reference."""
+    runs, reference = open_layers(model, weights), _reference(chain, model.engine)
+    comparison = Comparison()
+    for inputs in batches:
+        values = tuple(inputs)
+        for run in runs:
+            values = tuple(run(values))
+        wanted = reference(inputs)
+        for found, expected in zip(values, wanted, strict=True):
+            if found.shape != expected.shape or found.dtype != expected.dtype:
+                raise ExportError(
+                    f"{chain.name}: {model.engine} returns {found.dtype}{found.shape}, {_what_else(chain)} "
+                    f"{expected.dtype}{expected.shape}: {_remedy(chain)}"
+                )
+        comparison.add(values, wanted)
+    return comparison.agreement
+
+
+def _reference(chain: Chain, engine: str) -> Callable[[Sequence[Array]], Sequence[Array]]:
+    """What the chain gives with PyTorch; of an ONNX file, what the engine gives for it in one piece."""
+    if isinstance(chain, OnnxChain):
+        return open_whole(chain.file, engine)
+    layers = [layer.bind(chain.state) for layer in chain.program.layers]  # packed weights would be a second copy
+
+    def run(inputs: Sequence[Array]) -> Sequence[Array]:
+        values = chain.layout([torch.from_numpy(array) for array in inputs])
+        with torch.inference_mode():
+            for layer in layers:
+                values = layer(values)
+        return [tensor.contiguous().numpy() for tensor in values]
+
+    return run
+
+
+def _what_else(chain: Chain) -> str:
+    return "in one piece" if isinstance(chain, OnnxChain) else "PyTorch"
 
 
 def _remedy(chain: Chain) -> str:
     return "choose another engine" if isinstance(chain, OnnxChain) else "choose engine 'torch'"
 
 
-def _expected(chain: Chain, engine: str, inputs: Sequence[Array]) -> Sequence[Array]:
-    """What the chain gives with PyTorch; of an ONNX file, what the engine gives for it in one piece."""
-    if isinstance(chain, OnnxChain):
-        return open_whole(chain.file, engine)(inputs)
-    values = chain.layout([torch.from_numpy(array) for array in inputs])
-    with torch.inference_mode():
-        for layer in chain.program.layers:  # with plain weights: packed ones would be a second copy
-            values = layer.bind(chain.state)(values)
-    return [tensor.contiguous().numpy() for tensor in values]
+def _check(chain: Chain, model: CutModel, agreement: Agreement) -> None:
+    tolerance = max(TOLERANCE, rounding(value.dtype for cut in model.cuts for value in cut))
+    if not (agreement.finite and agreement.largest_error <= tolerance):
+        raise ExportError(
+            f"{chain.name}: {model.engine} is off by {agreement.largest_error:.2g} of the largest output: "
+            f"{_remedy(chain)}"
+        )
+
+
+def _refuse_absurd(chain: Chain, precision: str, engine: str, agreement: Agreement) -> None:
+    if not agreement.finite:
+        found = "outputs that are no numbers"
+    elif not agreement.rms_error <= ABSURD:
+        found = f"outputs that are off by {agreement.rms_error:.0%} (root mean square), {agreement}"
+    else:
+        return
+    raise ExportError(
+        f"{chain.name} in {precision} on {engine} gives {found}: choose precision 'float32'"
+        + (", or give calibration images like those to come" if precision == INT8 else "")
+    )

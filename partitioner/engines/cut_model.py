@@ -132,7 +132,11 @@ class CutModel:
     declared
         For each weight the serialised fields of its ``TensorProto`` without data: name, type and shape.
     processor
-        Features of the processor for which it was optimised; it computes nothing sensible on others. Empty: on all.
+        Features of the processor for which it was made, as for ``check_processor``; it computes nothing sensible on
+        others. Empty: on all.
+    precision
+        In which it is computed: ``"float32"``, ``"bfloat16"`` or ``"int8"``. With bfloat16 weights are float32 here, as
+        are the values at cuts; with int8 both are quantised.
     """
 
     engine: str
@@ -141,6 +145,7 @@ class CutModel:
     cuts: tuple[tuple[Value, ...], ...]
     declared: Mapping[str, bytes]
     processor: str = ""
+    precision: str = "float32"
 
     def layer_model(self, index: int, data_of: Callable[[str], bytes]) -> LayerModel:
         """Return one layer as a model of its own.

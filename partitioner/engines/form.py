@@ -11,6 +11,7 @@ from torch import Tensor
 
 from odin.partitioner.chain import Chain
 from odin.partitioner.code.single import copied
+from odin.partitioner.engines.agreement import Agreement
 from odin.partitioner.engines.cut_model import CutModel
 from odin.partitioner.engines.names import TORCH
 from odin.partitioner.engines.session import Array
@@ -69,10 +70,13 @@ class EngineForm:
         Its layers.
     weights
         Plain arrays by name, read by all layers.
+    agreement
+        How far its outputs are from the chain's.
     """
 
     model: CutModel
     weights: Mapping[str, Array]
+    agreement: Agreement | None = None
 
     @property
     def engine(self) -> str:

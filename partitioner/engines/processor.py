@@ -1,31 +1,59 @@
-"""What of the processor decides how ONNX Runtime lays activations out in memory."""
+"""What of the processor decides how ONNX Runtime lays activations out in memory, and which precisions are fast."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["check_processor", "processor_features"]
+__all__ = ["BFLOAT16", "INT8", "check_processor", "has_feature", "processor_features"]
 
-_FLAGS = ("avx512f", "avx2", "avx", "asimd")
+_LAYOUTS = ("avx512f", "avx2", "avx", "asimd")
+BFLOAT16, INT8 = "bfloat16", "int8"
+_FEATURES = {
+    BFLOAT16: ("avx512_bf16", "amx_bf16"),
+    # Others saturate the sum of two products of unsigned and signed bytes; Arm's processors never do.
+    INT8: ("avx512_vnni", "avx_vnni", "amx_int8", "asimd"),
+}
+"""Arithmetic that a model may need, and the flags of processors that have it."""
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return frozenset()
+    lines = (line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith(("flags", "Features")))
+    return frozenset(next(lines, ()))
 
 
 def processor_features() -> str:
     """Return the instruction set on which the layout of ONNX Runtime's optimised models depends."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return ""
-    flags = next(
-        (line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith(("flags", "Features"))), []
-    )
-    return next((flag for flag in _FLAGS if flag in flags), "")
+    flags = _cpu_flags()
+    return next((flag for flag in _LAYOUTS if flag in flags), "")
+
+
+def has_feature(feature: str) -> bool:
+    """Whether this processor has instructions for :data:`BFLOAT16`, or for exact products of :data:`INT8`."""
+    return not _cpu_flags().isdisjoint(_FEATURES[feature])
 
 
 def check_processor(features: str) -> None:
-    """Raise ``ValueError`` if a model was optimised for another kind of processor than this one."""
+    """Raise ``ValueError`` if a model was made for another kind of processor than this one.
+
+    Parameters
+    ----------
+    features
+        Words: a layout of :func:`processor_features`, and arithmetic of :func:`has_feature`.
+    """
     here = processor_features()
-    if features and features != here:
-        raise ValueError(
-            f"the model was optimised for a processor with {features}, and this one has {here or 'none of its kind'}: "
-            "choose engine 'torch' for stages on processors of several kinds"
-        )
+    for word in features.split():
+        if word in _FEATURES:
+            if not has_feature(word):
+                raise ValueError(
+                    f"the model was made for processors with {word} instructions ({', '.join(_FEATURES[word])}), and "
+                    "this one has none: choose precision 'float32' for stages on processors of several kinds"
+                )
+        elif word != here:
+            raise ValueError(
+                f"the model was optimised for a processor with {word}, and this one has {here or 'none of its kind'}: "
+                "choose engine 'torch' for stages on processors of several kinds"
+            )

@@ -60,8 +60,9 @@ def _onnxruntime_layers(model: CutModel, weights: Mapping[str, Array], threads: 
             options.add_session_config_entry("session.force_spinning_stop", "1")  # the next layer needs the cores
             options.inter_op_num_threads = 1
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-            # A packed weight would be a copy in every process.
-            options.add_session_config_entry("session.disable_prepacking", "1")
+            if model.precision == "float32":
+                # A packed weight would be a copy in every process.
+                options.add_session_config_entry("session.disable_prepacking", "1")
             values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in layer.weights}
             for name, value in values.items():
                 options.add_initializer(name, value)
@@ -88,7 +89,8 @@ def _openvino_layers(model: CutModel, weights: Mapping[str, Array], threads: int
     import openvino
 
     core = openvino.Core()
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    options |= {"INFERENCE_PRECISION_HINT": "bf16" if model.precision == "bfloat16" else "f32"}
     options |= {"ENABLE_CPU_PINNING": False}  # the process is pinned
     for index in range(len(model.layers)):
         layer = model.layer_model(index, lambda name: field(_RAW, np.ascontiguousarray(weights[name]).tobytes()))

@@ -17,14 +17,14 @@ from odin.stages.channel.arrays import ArrayKind
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.compute.captured import GraphMemory, LayerGraph, Rehearsal
 from odin.stages.compute.executor import LayerError, Result, Values
-from odin.stages.compute.precision import PRECISION_NAMES
+from odin.stages.compute.precision import GPU_PRECISIONS
 from odin.stages.compute.torch_cpu import LayerProgram
 from odin.stages.device import DeviceError
 
 __all__ = ["PRECISIONS", "CudaExecutor", "computing_as", "use_precision"]
 
 PRECISIONS: dict[str, torch.dtype] = {
-    name: torch.float32 if name == "tf32" else getattr(torch, name) for name in PRECISION_NAMES
+    name: torch.float32 if name == "tf32" else getattr(torch, name) for name in GPU_PRECISIONS
 }
 
 _ALREADY_REGISTERED = 712  # cudaErrorHostMemoryAlreadyRegistered

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from odin.partitioner.engines.runtimes import import_runtime
 from odin.stages.channel.arrays import ArrayKind
 from odin.stages.channel.slots import SlotMemory
-from odin.stages.compute.precision import check_precision
+from odin.stages.compute.precision import GPU_PRECISIONS, check_precision
 
 __all__ = [
     "Executor",
@@ -161,7 +161,7 @@ def make_executor(
     threads: int = 1,
     precision: str = "float32",
 ) -> Executor:
-    """Return the executor for a device kind, ``"cpu"`` or ``"gpu"``; a CPU computes in float32 whatever ``precision``.
+    """Return the executor for a device kind, ``"cpu"`` or ``"gpu"``.
 
     Parameters
     ----------
@@ -175,15 +175,19 @@ def make_executor(
         Number of the GPU.
     threads
         Compute threads.
+    precision
+        Of a GPU. On CPU cores PyTorch computes in float32, other engines in what their model was made for.
 
     Raises
     ------
     ValueError
-        If the precision is unknown, or the engine does not run on this kind of device.
+        If the precision is unknown or not one of GPUs, or the engine does not run on this kind of device.
     """
     check_precision(precision)
     check_engine(kind, engine)
     if kind == "gpu":
+        if precision not in GPU_PRECISIONS:
+            raise ValueError(f"GPUs do not compute in {precision} here; take one of {', '.join(GPU_PRECISIONS)}")
         from odin.stages.compute.cuda import CudaExecutor
 
         return CudaExecutor(model, weights, index=index, precision=precision)

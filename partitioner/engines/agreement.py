@@ -1,0 +1,80 @@
+"""How far outputs in another precision are from those of the float32 chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Agreement", "Comparison"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What came of comparing outputs.
+
+    Attributes
+    ----------
+    images
+        How many samples were compared; 0 if the first output is no row of scores for each sample.
+    same_top
+        For how many of them the same class has the highest score.
+    largest_error
+        Largest difference of an element, of the largest magnitude of the reference.
+    rms_error
+        Root mean square of the differences, of that of the reference.
+    finite
+        Whether every element is a number.
+    """
+
+    images: int
+    same_top: int
+    largest_error: float
+    rms_error: float
+    finite: bool
+
+    def __str__(self) -> str:
+        error = f"largest error {self.largest_error:.2g} of the largest output"
+        if not self.images:
+            return error
+        return f"same top-1 as float32 for {self.same_top} of {self.images} images, {error}"
+
+
+class Comparison:
+    """Compares outputs batch by batch, then tells the :attr:`agreement`."""
+
+    def __init__(self) -> None:
+        self._images = self._same_top = 0
+        self._largest = self._reference_largest = self._squares = self._reference_squares = 0.0
+        self._finite = True
+
+    def add(self, found: Sequence[Array], wanted: Sequence[Array]) -> None:
+        """Compare the outputs for one batch."""
+        for output, reference in zip(found, wanted, strict=True):
+            self._finite = self._finite and bool(np.isfinite(output).all())
+            if not reference.size:
+                continue
+            values = reference.astype(np.float64)
+            difference = output.astype(np.float64) - values
+            self._largest = max(self._largest, float(np.abs(difference).max()))
+            self._reference_largest = max(self._reference_largest, float(np.abs(values).max()))
+            self._squares += float((difference**2).sum())
+            self._reference_squares += float((values**2).sum())
+        if wanted and wanted[0].ndim == 2 and wanted[0].shape[1] > 1:
+            self._images += len(wanted[0])
+            self._same_top += int((found[0].argmax(1) == wanted[0].argmax(1)).sum())
+
+    @property
+    def agreement(self) -> Agreement:
+        """All batches so far together."""
+        return Agreement(
+            self._images,
+            self._same_top,
+            self._largest / (self._reference_largest or 1.0),
+            (self._squares / (self._reference_squares or 1.0)) ** 0.5,
+            self._finite,
+        )
