@@ -50,6 +50,7 @@ from odin.options import (
     leading_size,
 )
 from odin.partitioner.chain import Chain
+from odin.partitioner.engines.form import EngineForm, Form
 from odin.partitioner.engines.names import AUTO as AUTO_ENGINE
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Policy, Setting, StaticPolicy, windows_of
@@ -307,12 +308,14 @@ class Pipeline:
         check_engine_fits(engine, [device for device, _ in placed])
         check_precision_fits(precision, engine, [device for device, _ in placed], on_this_machine=False)
         with phase(f"layers brought into the form of engine {engine}"):
-            self._form = choose_form(
+            self._form: Form = choose_form(
                 chain, engine, placed, batch=self.batch, precision=precision, calibration=calibration
             )
         self.engine = self._form.engine
         with phase("weights packed and given to the stages"):
             self._deployment.open(placed, self._form, batch=self.batch)
+            if isinstance(self._form, EngineForm):
+                self._form = self._form.without_weights()
         self._hop_count = self._deployment.hop_count
         warn_of_quotas(placed, self._deployment.infos)
         if not keep_weights:

@@ -1,22 +1,35 @@
-"""Functions run in a process of their own: what they import and allocate is gone when they have returned."""
+"""Functions run in a process of their own: what they import and allocate is gone when they have returned.
+
+Arguments and results cross in anonymous memory, arrays in place: written once, mapped by the other process, gone with
+the last of the two. Ray's object store would keep the pages. ::
+
+    caller                                          python -m odin.cluster.apart IN OUT PARENT
+      | writes function and arguments -- IN (memfd) -->  maps and unpickles them, calls
+      | maps the result               <-- OUT (memfd) -  writes the result, or what was raised
+"""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
-import ray
-from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from odin.cluster import ray_calls
-from odin.cluster.ray_calls import calling
-
 __all__ = ["run_apart"]
+
+_PR_SET_PDEATHSIG = 1
+_ALIGNMENT = 64
+_TOLD_CHARS = 2000
 
 
 def run_apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call a function in a new process of this node, wait, and return what it returns. Ray must be running.
+    """Call a function in a new process, wait, and return what it returns.
 
     For work that is done once and leaves much behind in a process that lives long: exporting a ResNet50 to ONNX leaves
     300 MiB of modules and caches.
@@ -24,20 +37,85 @@ def run_apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     Parameters
     ----------
     function
-        Picklable, as are its arguments and its result. Numpy arrays among them travel through the object store: as
-        arguments and results they are views of it that cannot be written.
+        Picklable, as are its arguments and its result; those of ``__main__`` go by value. Numpy arrays among arguments
+        and results are not copied when they are read, and cannot be written there.
 
     Raises
     ------
     Exception
         What the function raises, of its own type.
+    RuntimeError
+        If the process dies, with what it said last.
     """
-    with calling():
-        here = NodeAffinitySchedulingStrategy(str(ray.get_runtime_context().get_node_id()), soft=False)
-        remote: Any = ray.remote(num_cpus=0, max_calls=1)(function)  # the process ends after one call
-        call = remote.options(scheduling_strategy=here).remote(*args, **options)
+    given, returned = os.memfd_create("odin-apart", os.MFD_CLOEXEC), os.memfd_create("odin-apart", os.MFD_CLOEXEC)
     try:
-        return ray_calls.get(call, timeout_s=float("inf"))
-    except RayTaskError as error:  # whose text is a traceback
-        cause = getattr(error, "cause", None)
-        raise (cause if isinstance(cause, Exception) else error) from None
+        _write(given, (function, args, options))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "odin.cluster.apart", str(given), str(returned), str(os.getpid())],
+            pass_fds=(given, returned),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            _, said = process.communicate()
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
+        if os.fstat(returned).st_size == 0:
+            told = said.decode(errors="replace").strip()[-_TOLD_CHARS:]
+            raise RuntimeError(f"a process of {function.__qualname__} ended with status {process.returncode}: {told}")
+        worked, outcome = _read(returned)
+    finally:
+        os.close(given)
+        os.close(returned)
+    if not worked:
+        raise outcome
+    return outcome
+
+
+def _write(descriptor: int, value: Any) -> None:
+    from ray import cloudpickle
+
+    buffers: list[pickle.PickleBuffer] = []
+    data = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    raw = [memoryview(data), *(buffer.raw() for buffer in buffers)]
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(struct.pack(f"<{len(raw) + 1}Q", len(raw), *(part.nbytes for part in raw)))
+        for part in raw:
+            file.write(bytes(-file.tell() % _ALIGNMENT))
+            file.write(part)
+
+
+def _read(descriptor: int) -> Any:
+    memory = memoryview(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ))
+    (count,) = struct.unpack_from("<Q", memory)
+    sizes, offset, parts = struct.unpack_from(f"<{count}Q", memory, 8), 8 * (count + 1), []
+    for size in sizes:
+        offset += -offset % _ALIGNMENT
+        parts.append(memory[offset : offset + size])
+        offset += size
+    return pickle.loads(parts[0], buffers=parts[1:])
+
+
+def _main(given: int, returned: int, parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that
+        return
+    function, args, options = _read(given)
+    try:
+        outcome = True, function(*args, **options)
+    except Exception as error:
+        outcome = False, error.with_traceback(None)
+    try:
+        _write(returned, outcome)
+    except Exception as error:  # what cannot be pickled
+        os.ftruncate(returned, 0)
+        os.lseek(returned, 0, os.SEEK_SET)
+        _write(returned, (False, RuntimeError(f"{type(error).__name__}: {error}")))
+
+
+if __name__ == "__main__":
+    _main(*map(int, sys.argv[1:]))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import pickle
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import ray
 
+from odin.cluster.apart import run_apart
 from odin.control.local_profile import profile_local
+from odin.errors import OdinError
 from odin.models.calibration import calibration_batches
 from odin.models.chains import example_inputs
 from odin.partitioner.chain import Chain
 from odin.partitioner.engines.build import build_form
 from odin.partitioner.engines.export import ExportError
-from odin.partitioner.engines.form import Form, TorchForm
+from odin.partitioner.engines.form import EngineForm, Form, TorchForm
 from odin.partitioner.engines.names import AUTO, TORCH, available_engines
 from odin.partitioner.engines.onnx_chain import OnnxChain, onnx_engines
 from odin.partitioner.profile import ProfileCache
 from odin.stages.compute.precision import FLOAT32, why_not_on_cpu
+from odin.stages.compute.torch_weights import load, store
+from odin.stages.compute.weights import load_arrays, store_arrays
 from odin.stages.device import Device
 
 __all__ = ["choose_form", "fastest_form", "make_form"]
@@ -85,13 +91,37 @@ def choose_form(
     on_gpu = any(device.kind == "gpu" for device, _ in placed)
     if engine != AUTO:
         cpu_precision = FLOAT32 if on_gpu else precision
-        return make_form(chain, engine, batch=batch, precision=cpu_precision, calibration=calibration)
+        return _apart(make_form, chain, engine, batch=batch, precision=cpu_precision, calibration=calibration)
     here = str(ray.get_runtime_context().get_node_id())
     if on_gpu or (precision == FLOAT32 and any(node != here for _, node in placed)):
         elsewhere = onnx_engines()[0] if isinstance(chain, OnnxChain) and not on_gpu else TORCH
-        return make_form(chain, elsewhere, batch=batch)
+        return _apart(make_form, chain, elsewhere, batch=batch)
     device = placed[0][0]._replace(node="")
-    return fastest_form(chain, device, batch=batch, precision=precision, calibration=calibration)
+    return _apart(fastest_form, chain, device, batch=batch, precision=precision, calibration=calibration)
+
+
+def _apart(make: Callable[..., Form], chain: Chain, what: Any, **options: Any) -> Form:
+    """Make a form in a process of its own: exporters and runtimes leave hundreds of MiB in the one that they are in."""
+    if what == TORCH or available_engines() == (TORCH,) or isinstance(chain, OnnxChain):
+        return make(chain, what, **options)
+    light = copy.copy(chain)
+    light.state, light._functions = {}, ()
+    try:
+        model, weights, agreement = run_apart(_make, make, light, store(chain.state), what, options)
+    except (TypeError, AttributeError, RuntimeError, pickle.PickleError) as error:
+        if isinstance(error, OdinError):
+            raise
+        return make(chain, what, **options)  # it cannot be sent to another process
+    return TorchForm(chain) if model is None else EngineForm(model, load_arrays(weights), agreement)
+
+
+def _make(make: Callable[..., Form], chain: Chain, state: Any, what: Any, options: dict[str, Any]) -> Any:
+    """Make a form and describe it in what can be sent on."""
+    chain.state = load(state)
+    form = make(chain, what, **options)
+    if not isinstance(form, EngineForm):
+        return None, {}, None
+    return form.model, store_arrays(form.weights), form.agreement
 
 
 def fastest_form(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -82,6 +83,10 @@ class EngineForm:
     def engine(self) -> str:
         """See :attr:`Form.engine`."""
         return self.model.engine
+
+    def without_weights(self) -> EngineForm:
+        """Return what describes it."""
+        return dataclasses.replace(self, weights={})
 
     @property
     def cuts(self) -> Sequence[Sequence[int]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from odin.partitioner.engines.cut_model import CutModel, LayerModel, field, varint
+from odin.partitioner.engines.runtimes import import_runtime
 
 __all__ = ["Array", "Run", "open_layers"]
 
@@ -86,7 +87,7 @@ def _onnxruntime_run(session: Any, layer: LayerModel, kept: tuple[Any, ...]) -> 
 
 
 def _openvino_layers(model: CutModel, weights: Mapping[str, Array], threads: int) -> Iterator[Run]:
-    import openvino
+    openvino = import_runtime("openvino")
 
     core = openvino.Core()
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}

@@ -12,10 +12,8 @@ from loads import wait_for
 from odin.cluster.apart import run_apart
 from odin.stages.device import Device, DeviceError
 
-pytestmark = pytest.mark.ray
 
-
-def test_it_is_another_process_which_ends(ray_session: None):
+def test_it_is_another_process_which_ends():
     def double(array: np.ndarray, *, times: int) -> tuple[int, np.ndarray]:
         return os.getpid(), array * times
 
@@ -25,10 +23,39 @@ def test_it_is_another_process_which_ends(ray_session: None):
     wait_for(lambda: not psutil.pid_exists(pid), what="the process ends")
 
 
-def test_an_error_keeps_its_type_and_its_text(ray_session: None):
+def test_an_error_keeps_its_type_and_its_text():
     def parse(text: str) -> Device:
         return Device.parse(text)
 
     with pytest.raises(DeviceError, match=r"^'cpu:x' is not a device") as raised:
         run_apart(parse, "cpu:x")
     assert type(raised.value) is DeviceError
+
+
+def test_a_process_that_dies_is_told_with_what_it_said():
+    def die() -> None:
+        os.write(2, b"out of luck")
+        os._exit(7)
+
+    with pytest.raises(RuntimeError, match=r"die ended with status 7: out of luck"):
+        run_apart(die)
+
+
+def test_what_cannot_be_sent_back_is_an_error():
+    def lock() -> object:
+        import threading
+
+        return threading.Lock()
+
+    with pytest.raises(RuntimeError, match="cannot pickle"):
+        run_apart(lock)
+
+
+def test_arrays_are_not_copied_when_they_arrive_and_cannot_be_written():
+    def flags(array: np.ndarray) -> tuple[bool, np.ndarray]:
+        return array.flags.writeable, array
+
+    writeable, array = run_apart(flags, np.zeros(1000))
+    assert not writeable
+    assert not array.flags.writeable
+    assert not array.flags.owndata
