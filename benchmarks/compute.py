@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -256,10 +256,8 @@ def engine_runner(engine: str, source: Source, args: tuple[torch.Tensor, ...], *
 
 def session_runner(engine: str, source: Source, args: tuple[torch.Tensor, ...], *, threads: int) -> Runner:
     """All layers one after the other in the sessions that a stage opens, on weights that lie as they do there."""
-    from odin.partitioner.chain import build_chain
-
-    model: Any = source.model
-    chain = build_chain(model, args, name=source.name)
+    chains: Any = importlib.import_module("odin.models.chains")
+    chain = chains.to_chain(replace(source, example_args=args), engine=engine)  # in layers that are worth a call each
     build: Any = importlib.import_module("odin.partitioner.engines.build")
     session: Any = importlib.import_module("odin.partitioner.engines.session")
     form = build.build_form(chain, engine=engine, batch=args[0].shape[0])
