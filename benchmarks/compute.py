@@ -9,11 +9,13 @@ ODIN's fastest engine over that of the better runtime.
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +46,21 @@ if TYPE_CHECKING:  # torch is imported only once its threads are limited
 Array = npt.NDArray[np.float32]
 Runner = Callable[[], Array]
 MODELS = ("resnet50", "vgg16", "mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny")
-ENGINES = ("torch",)
-"""What ODIN's chain can be computed with: a row for each, if :func:`engine_runner` knows it."""
 ODIN, EAGER = "ODIN, ", "torch eager"
 TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 TOLERANCE = 1e-3  # of the largest output; the runtimes sum in other orders
+
+
+def offered_engines() -> tuple[str, ...]:
+    """What ODIN's chain can be computed with here, without importing any of it."""
+    if importlib.util.find_spec("odin.partitioner.engines") is None:
+        return ("torch",)
+    names: Any = importlib.import_module("odin.partitioner.engines.names")
+    return tuple(names.available_engines())
+
+
+ENGINES = offered_engines()
+"""A row for each."""
 
 
 @dataclass(frozen=True)
@@ -231,12 +243,44 @@ def engine_runner(engine: str, source: Source, args: tuple[torch.Tensor, ...], *
     ValueError
         If ODIN has no such engine.
     """
+    if engine != "torch" and engine in ENGINES:
+        return session_runner(engine, source, args, threads=threads)
+
     from odin.partitioner.chain import build_chain
 
     if engine not in ENGINES:
         raise ValueError(f"ODIN has no engine {engine!r}: choose from {', '.join(ENGINES)}")
     chain = build_chain(source.torch_model, args, name=source.name)
     return lambda: as_array(chain(*args))
+
+
+def session_runner(engine: str, source: Source, args: tuple[torch.Tensor, ...], *, threads: int) -> Runner:
+    """All layers one after the other in the sessions that a stage opens, on weights that lie as they do there."""
+    chains: Any = importlib.import_module("odin.models.chains")
+    chain = chains.to_chain(replace(source, example_args=args), engine=engine)  # in layers that are worth a call each
+    build: Any = importlib.import_module("odin.partitioner.engines.build")
+    session: Any = importlib.import_module("odin.partitioner.engines.session")
+    form = build.build_form(chain, engine=engine, batch=args[0].shape[0])
+    weights = {name: aligned(array) for name, array in form.weights.items()}
+    layers = session.open_layers(form.model, weights, threads=threads)
+    inputs = tuple(as_array(tensor) for tensor in form.layout(args))
+
+    def run() -> Array:
+        values = inputs
+        for layer in layers:
+            values = layer(values)
+        return values[0]
+
+    return run
+
+
+def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy that begins at a multiple of 64 bytes, as weights in shared memory do."""
+    memory = np.empty(array.nbytes + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    there = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(there, array)
+    return there
 
 
 def eager_runner(source: Source, args: tuple[torch.Tensor, ...]) -> Runner:

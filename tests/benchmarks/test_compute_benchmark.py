@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 import odin
-from benchmarks.compute import batched, compare, engine_runner, evaluate, relative_error, runtime_runner
+from benchmarks.compute import (
+    ENGINES,
+    aligned,
+    batched,
+    compare,
+    engine_runner,
+    evaluate,
+    relative_error,
+    runtime_runner,
+)
 from benchmarks.exported import export, read_form
 from benchmarks.runtimes import RUNTIMES, check_runtimes, installed_runtimes, open_runtime
 
@@ -47,10 +56,18 @@ def test_runtimes_that_are_not_installed_are_refused(tmp_path: Path) -> None:
 @needs_runtimes
 @pytest.mark.slow
 def test_one_model_with_every_runtime() -> None:
-    rows, comparison = compare(SMALL, engines=["torch"], batch=2, threads=1, rounds=1, seed=0)
-    assert [row.runtime for row in rows] == ["ODIN, torch", "torch eager", "ONNX Runtime", "OpenVINO"]
+    rows, comparison = compare(SMALL, engines=ENGINES, batch=2, threads=1, rounds=1, seed=0)
+    own = [f"ODIN, {engine}" for engine in ENGINES]
+    assert [row.runtime for row in rows] == [*own, "torch eager", "ONNX Runtime", "OpenVINO"]
     assert max(row.error for row in rows) < 1e-4
-    assert comparison.engine == "torch"
+    assert comparison.engine in ENGINES
+
+
+def test_weights_are_aligned_as_in_shared_memory() -> None:
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    there = aligned(array)
+    assert there.ctypes.data % 64 == 0
+    assert np.array_equal(there, array)
 
 
 @needs_runtimes
