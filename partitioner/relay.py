@@ -333,7 +333,7 @@ def is_left_to_others(chain_s: float, others: Iterable[tuple[bool, float, float]
     """
     done = 0.0
     for idle, wait_s, its_chain_s in others:
-        by_then = (_FAR_SOONER * chain_s - wait_s) // its_chain_s if its_chain_s > 0 else waiting
+        by_then = max(0.0, _FAR_SOONER * chain_s - wait_s) // its_chain_s if its_chain_s > 0 else waiting
         done += max(by_then, idle and its_chain_s <= _MUCH_SOONER * chain_s)
     return done >= waiting > 0
 
