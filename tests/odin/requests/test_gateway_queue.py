@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -17,7 +20,7 @@ from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
 from odin.requests.gateway import Gateway
 from odin.stages.channel.inbox import Inbox
-from odin.stages.channel.link import Message, Sender
+from odin.stages.channel.link import ChannelClosedError, Message, Sender
 from odin.stages.channel.shared_queue import NewRequest, SharedQueue
 from odin.stages.channel.shm import SlotPool
 from odin.stages.channel.wire import Failure, Kind
@@ -183,3 +186,35 @@ def test_a_stage_that_dies_with_a_request_fails_all_and_is_named(lost: int):
             error = future.exception(PROMPT_S)
             assert isinstance(error, StageLostError)
             assert error.stage == lost
+
+
+def test_an_exception_of_a_signals_handler_costs_no_place():
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    draw, before = random.Random(0), signal.signal(signal.SIGPROF, interrupt)
+    try:
+        with gateway_and_stages() as stages:
+
+            def answer(stage: int) -> None:
+                with contextlib.suppress(ChannelClosedError):
+                    stages.end(stage)
+
+            for stage in range(STAGES):
+                threading.Thread(target=answer, args=(stage,), daemon=True).start()
+            for _ in range(60):
+                try:
+                    signal.setitimer(signal.ITIMER_PROF, draw.uniform(5e-5, 1.5e-3))
+                    for _ in range(200):  # a handler's exception may be lost, in a callback of the garbage collector
+                        stages.gateway.submit((numbers(1),))
+                except Interrupted:
+                    pass
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            for _ in range(12):
+                assert torch.equal(stages.gateway.submit((numbers(7),)).result(PROMPT_S)[0], numbers(7))
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
