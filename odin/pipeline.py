@@ -101,7 +101,7 @@ class Pipeline:
         Layers per stage, ``Plan`` or text such as ``"7|11"``. By default the layers are timed on the devices (once,
         then kept on disk), and the plan with the least bottleneck is found exactly.
     policy
-        Where requests change hands: ``"relay"``, wherever the next stage is free; or at cuts that a policy moves:
+        Where requests change hands: ``"relay"``, wherever a stage is free; or at cuts that a policy moves:
         ``"predictive"`` (ODIN's own), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
         :class:`~odin.partitioner.policies.Policy` or ``"module:Class"`` of one; or ``"static"``: nothing moves, except
         by :meth:`migrate`. ``"auto"``: ``relay`` if all stages are on CPUs of one node, otherwise ``predictive``.

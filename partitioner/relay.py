@@ -1,6 +1,10 @@
 """The relay: where a request changes hands is decided when it gets there, by who is free.
 
-At each cut that it comes to, a stage looks at the later stages in order and hands over to the first that may take the
+Where every stage may begin with a request (:attr:`Windows.all_begin`) and all are on one machine, each takes a new one
+by itself when it is free, from one queue, unless others would be done much sooner (:func:`is_left_to_others`). It hands
+over to a later stage only what would be done sooner there (:func:`is_done_sooner`).
+
+Else new requests go to the first stage. At each cut that it comes to, a stage looks at the later stages in order and hands over to the first that may take the
 request there (:class:`Windows`), has its one waiting place free, would not delay it (it takes the next layer later than
 all the rest takes here), and for which one of these holds::
 
@@ -333,7 +337,7 @@ def is_left_to_others(chain_s: float, others: Iterable[tuple[bool, float, float]
     """
     done = 0.0
     for idle, wait_s, its_chain_s in others:
-        by_then = (_FAR_SOONER * chain_s - wait_s) // its_chain_s if its_chain_s > 0 else waiting
+        by_then = max(0.0, _FAR_SOONER * chain_s - wait_s) // its_chain_s if its_chain_s > 0 else waiting
         done += max(by_then, idle and its_chain_s <= _MUCH_SOONER * chain_s)
     return done >= waiting > 0
 

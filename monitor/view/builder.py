@@ -406,8 +406,9 @@ class ViewBuilder:
         self, plan: Sequence[int], epoch: int, windows: str, now: _Now, utilisation: FloatArray
     ) -> tuple[StageView, ...]:
         assert self._run is not None
-        quartiles = self._recent.cut_quartiles(epoch) if windows else None
-        low, cuts, high = np.tile(now.cuts, (3, 1)) if quartiles is None else quartiles
+        quartiles = self._recent.range_quartiles(epoch) if windows else None
+        planned = np.stack([now.cuts[:-1], now.cuts[1:]], axis=1)
+        low, ranges, high = np.tile(planned, (3, 1, 1)) if quartiles is None else quartiles
         empty = _empty(plan, windows)
         shares, layer_shares = self._recent.shares(epoch) if windows else (np.full(len(empty), math.nan), None)
         views = []
@@ -418,8 +419,8 @@ class ViewBuilder:
                 device=told.device,
                 node_id=told.node_id,
                 pid=told.pid,
-                first=int(cuts[index]),
-                last=int(cuts[index + 1]),
+                first=int(ranges[index, 0]),
+                last=int(ranges[index, 1]),
                 state=_state(stage, empty=bool(empty[index]), share=float(shares[index])),
                 time_s=float(now.time_s[index]),
                 reference_s=float(now.reference_s[index]),
@@ -429,7 +430,7 @@ class ViewBuilder:
                 interference=cause.interference if cause else "",
                 culprits=cause.culprits if cause else (),
                 note=cause.note if cause else "",
-                last_quartiles=(int(low[index + 1]), int(high[index + 1])) if windows else (),
+                last_quartiles=(int(low[index, 1]), int(high[index, 1])) if windows else (),
                 request_share=float(shares[index]),
                 layer_shares=() if quartiles is None or layer_shares is None else _rounded(layer_shares[index]),
             )

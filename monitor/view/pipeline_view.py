@@ -43,8 +43,8 @@ class StageView(Struct, frozen=True, forbid_unknown_fields=True):
     utilisation
         Part of the time in which requests were under way of late that the stage computed, 0 to 1.
     last_quartiles
-        Lower and upper quartile of ``last`` where requests change hands at cuts of their own; empty where the plan says
-        it. ``first`` has those of the stage before.
+        Lower and upper quartile of ``last`` where requests change hands at cuts of their own, over those of which it
+        ran layers; empty where the plan says it.
     request_share
         Part of the requests of late of which it ran layers, 0 to 1; ``nan`` before the first one, and where the plan
         says of which.

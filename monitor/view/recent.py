@@ -34,6 +34,8 @@ LATENCY_S = 10.0
 _LATENCY_REQUESTS = 20
 STAGE_REQUESTS = 16
 """A stage's time, slowdown and queue are medians over so many requests."""
+_REQUESTS_PER_STAGE = 8
+"""A stage that ran nothing of so many requests for each stage is passed by: most may go to one stage each."""
 _COMPLETIONS = 4096
 _TIMELINES = 64
 _QUARTILES = (0.25, 0.5, 0.75)
@@ -162,16 +164,22 @@ class RecentRequests:
             np.sum(known, axis=0),
         )
 
-    def cut_quartiles(self, epoch: int) -> IntArray | None:
-        """Lower quartile, median and upper quartile of the cuts of late under one plan, shape (3, stages + 1).
+    def range_quartiles(self, epoch: int) -> IntArray | None:
+        """Lower quartile, median and upper quartile of where each stage began and ended of late under one plan.
 
-        Each is the cut of some request; None before the first one.
+        Shape (3, stages, 2), over the requests of which the stage ran a layer; each is that of some request. A stage
+        that ran none counts with all. None before the first request.
         """
         *_, ends = self._tables([timeline for timeline in self._timelines if timeline.epoch == epoch])
         if not len(ends):
             return None
-        ordered = np.sort(ends, axis=0)
-        return ordered[[round(part * (len(ends) - 1)) for part in _QUARTILES]]
+        ranges = np.stack([ends[:, :-1], ends[:, 1:]], axis=2)
+        found = []
+        for of_stage in ranges.swapaxes(0, 1):
+            ran = of_stage[of_stage[:, 0] < of_stage[:, 1]]
+            ordered = np.sort(ran if len(ran) else of_stage, axis=0)
+            found.append(ordered[[round(part * (len(ordered) - 1)) for part in _QUARTILES]])
+        return np.stack(found, axis=1)
 
     def shares(self, epoch: int) -> tuple[FloatArray, FloatArray]:
         """Part of the requests of late under one plan of which each stage ran any layer, and each layer.
@@ -185,7 +193,8 @@ class RecentRequests:
             return np.full(stages, math.nan), np.full((stages, layers), math.nan)
         *_, ends = self._tables(timelines)
         first, last, layer = ends[:, :-1, None], ends[:, 1:, None], np.arange(layers)
-        ran_any = np.mean(np.diff(ends[-STAGE_REQUESTS:], axis=1) > 0, axis=0)
+        latest = max(STAGE_REQUESTS, _REQUESTS_PER_STAGE * stages)
+        ran_any = np.mean(np.diff(ends[-latest:], axis=1) > 0, axis=0)
         return ran_any, np.mean((first <= layer) & (layer < last), axis=0)
 
     def _window(self, now_s: float, window_s: float, at_least: int) -> list[tuple[float, float]]:

@@ -245,8 +245,8 @@ class _Layout:
             return []
         glyphs = self._glyphs
         text = (
-            f"{glyphs.held} layers that a stage runs most, {glyphs.blurred} less often: each request is handed over "
-            "where the next stage is free"
+            f"{glyphs.held} layers that a stage runs most, {glyphs.blurred} less often: each request goes on "
+            "where a stage is free"
         )
         if any(column.heading == _HANDS_OVER for column in self._columns):
             text += "; at: median cut (quartiles)"

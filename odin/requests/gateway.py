@@ -288,11 +288,11 @@ class Gateway:
         """Take a free slot and send; the lock is held."""
         left_s = request.deadline_s if request.deadline_s == _NEVER else request.deadline_s - time.perf_counter()
         request.submitted_s, request.epoch = self._clock(), self._epoch
-        self._pending[request.number] = request
-        oldest = next(iter(self._pending.values())).epoch  # epochs only grow, and these are in the order of sending
-        header = Header(Kind.REQUEST, request.number, epoch=self._epoch, left_s=left_s, oldest=oldest)
         request.way = way = self._way
         try:
+            self._pending[request.number] = request
+            oldest = next(iter(self._pending.values())).epoch  # epochs only grow, and these are in the order of sending
+            header = Header(Kind.REQUEST, request.number, epoch=self._epoch, left_s=left_s, oldest=oldest)
             request.slot = way.send(header, request.values)
         except ChannelClosedError:
             pass  # the loss is reported by the last channel, with the stage's index, and then fails this future, too

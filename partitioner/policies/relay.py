@@ -1,4 +1,4 @@
-"""The policy that leaves each hand-over to the stages: requests change hands where the next stage is free."""
+"""The policy that leaves each hand-over to the stages: whichever is free takes a request, or over."""
 
 from __future__ import annotations
 

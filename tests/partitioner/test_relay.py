@@ -14,7 +14,9 @@ from odin.partitioner.relay import (
     free_at,
     hand_over,
     idle_slowdown,
+    is_done_sooner,
     is_expected_at,
+    is_left_to_others,
     is_much_sooner,
     slowdown_after,
 )
@@ -151,3 +153,47 @@ def test_a_busy_stage_waits_for_a_cheaper_cut_if_the_other_is_busy_until_then():
     assert decide(occupied(12.0), busy=True, saves_s=-0.1) == 0
     assert decide(occupied(10.9), busy=True, saves_s=0.1) == 0  # it would have nothing to do
     assert decide(IDLE, busy=True, saves_s=0.1) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "all_begin"),
+    [
+        ("@0-18|@18", True),
+        ("@0-9|@0-18|@18", True),
+        ("@0|@18", False),  # a plan
+        ("@18|@18", False),
+        ("@18", False),
+        ("@1-18|@18", False),
+        ("@0-9|@4-18|@18", False),
+        ("@0|@0-18|@18", False),  # the first stage may run nothing
+    ],
+)
+def test_which_windows_let_all_stages_begin_with_a_request(text, all_begin):
+    assert Windows.parse(text).all_begin == all_begin
+
+
+def test_where_all_take_new_requests_only_what_is_sooner_done_elsewhere_is_handed_over():
+    def decides(wait_s, its_layer_s, layer_s, *, cost_s=0.0, waiting=False):
+        return is_done_sooner(
+            10.0, wait_s == 0, 10.0 + wait_s, its_layer_s, 4 * its_layer_s, layer_s, 4 * layer_s, cost_s, waiting
+        )
+
+    assert not decides(0.0, 1.0, 1.0)
+    assert not decides(0.0, 1.0, 1.3)  # speeds are not known so well
+    assert decides(0.0, 1.0, 1.4)
+    assert not decides(0.0, 1.0, 1.4, cost_s=0.5)
+    assert not decides(0.0, 1.0, 1.9, waiting=True)
+    assert decides(0.0, 1.0, 2.0, waiting=True)
+    assert decides(1.0, 1.0, 2.0)
+    assert not decides(1.1, 1.0, 2.0)  # by then the next cut is reached
+    assert not decides(-1.0, 1.0, 1.9)  # late by a second: not expected before another one
+
+
+def test_who_leaves_new_requests_to_others():
+    idle, busy, hangs = (True, 0.0, 1.0), (False, 1.0, 1.0), (False, math.inf, 1.0)
+    assert not is_left_to_others(1.9, [idle, busy], waiting=1)
+    assert is_left_to_others(2.0, [idle, busy], waiting=1)
+    assert not is_left_to_others(2.0, [idle, busy], waiting=2)
+    assert not is_left_to_others(19.0, [hangs, busy], waiting=1)
+    assert is_left_to_others(20.0, [hangs, busy], waiting=1)
+    assert not is_left_to_others(20.0, [idle], waiting=0)  # the queue has ended

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
 from odin.partitioner.relay import Windows
 from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SENT, SLOWDOWN, Readiness
+from odin.stages.channel.shared_queue import QueueWords, StageWords
 from odin.stages.hand_over import HandOver, Reach
 
 LAYERS = 6
@@ -192,3 +194,77 @@ def test_the_last_stage_has_nobody_to_look_at():
     assert not any(stage.takers)
     stage.begin(2)
     assert published(stage) == pytest.approx(8.0)
+
+
+class SharingStage(Stage):
+    """As :class:`Stage`, where all stages take new requests from a queue."""
+
+    def __init__(self, windows: str = "@0-6|@6", **options: int) -> None:
+        super().__init__(windows, **options)
+        self.queue = QueueWords(QueueWords.make(len(Windows.parse(windows))))
+        self.hand_over.share(self.queue)
+
+    def begin(self, first: int = 0) -> None:
+        self.hand_over.begin(self.takers, first, self.reach.last, NOW_S, shares=self.reach.shares)
+
+
+def test_while_all_take_new_requests_an_idle_stage_gets_none_that_is_as_soon_done_here():
+    stage = SharingStage()
+    stage.channels[0].is_idle()
+    assert stage.run(layer_s=1.0) == 6  # there each layer takes two seconds
+    assert stage.run(layer_s=2.0) == 6
+    assert stage.words[FREE_S] > NOW_S
+
+
+@pytest.mark.parametrize(
+    ("layer_s", "free_in_s", "waiting", "cut"),
+    [
+        (4.0, None, 0, 3),  # idle: once it is known that a layer takes more than 8/3 s here
+        (4.0, 20.0, 0, 5),  # begins with layer 5 at 20 s, when this stage is there
+        (4.0, None, 1, 6),  # while others wait it must be twice as fast, as it seems, and more
+        (9.0, None, 1, 2),
+    ],
+)
+def test_a_slow_stage_hands_over_what_is_sooner_done_elsewhere(layer_s, free_in_s, waiting, cut):
+    stage = SharingStage()
+    channel = stage.channels[0]
+    channel.is_idle() if free_in_s is None else channel.is_free_in(free_in_s)
+    stage.queue.count_sent(waiting)
+    assert stage.run(layer_s=layer_s) == cut
+
+
+def test_windows_that_do_not_let_all_begin_are_as_without_a_queue():
+    stage = SharingStage("@1-6|@6")
+    stage.channels[0].is_idle()
+    assert stage.run() == 1
+
+
+def test_a_stage_leaves_new_requests_while_one_is_on_its_way_but_not_for_long():
+    stage = SharingStage()
+    stage.queue.count_sent(1)
+    assert not stage.hand_over.leaves(0.0)
+    stage.words[SENT] += 1.0
+    assert stage.hand_over.leaves(0.0)
+    assert not stage.hand_over.leaves(1.0)
+
+
+def test_a_stage_leaves_a_new_request_to_an_idle_one_that_is_much_faster_but_not_for_long():
+    stage = SharingStage("@0-6|@0-6|@6", index=2)  # its layers take two seconds
+    now_s = time.perf_counter()
+    stage.queue.count_sent(1)
+    assert not stage.hand_over.leaves(0.0)
+    stage.queue.tell(1, StageWords(now_s, now_s, 1.0))
+    assert stage.hand_over.leaves(0.0)
+    assert not stage.hand_over.leaves(1.0)  # it may hang
+    stage.queue.count_sent(1)
+    assert not stage.hand_over.leaves(0.0)  # there is one for each
+
+
+def test_a_stage_that_counts_for_nothing_leaves_all_to_others_that_are_not_late():
+    stage = SharingStage("@0-6|@0-6|@6", index=2)
+    stage.queue.count_sent(1)
+    stage.hand_over._slowdown = 100.0
+    stage.queue.tell(0, StageWords(math.inf, time.perf_counter() + 6.0, 1.0))
+    assert stage.hand_over.leaves(1.0)
+    stage.queue.tell(0, StageWords(math.inf, time.perf_counter() - 1000.0, 1.0))
+    assert not stage.hand_over.leaves(1.0)

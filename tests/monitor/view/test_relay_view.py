@@ -104,6 +104,15 @@ def test_a_stage_that_is_passed_by_is_none_without_layers_by_plan():
     assert [stage.state for stage in by_plan.stages] == ["quiet", "empty"]
 
 
+def test_stages_that_run_whole_requests_in_turn_both_do_all_layers_and_none_is_passed_by():
+    view = at(built(*relayed(turns((18, 0), (0, 18), count=80))), 80)
+    assert "about 9|9" in plain(view)
+    assert [(stage.first, stage.last, stage.last_quartiles) for stage in view.stages] == [(0, 18, (18, 18))] * 2
+    assert [stage.request_share for stage in view.stages] == [0.5, 0.5]
+    rows = [line.split() for line in plain(view, width=80).splitlines() if line.startswith((" 0 cpu", " 1 cpu"))]
+    assert [row[3:6] for row in rows] == [["end", "180", "ms"]] * 2
+
+
 def test_one_that_is_slow_and_passed_by_is_told_to_be_both():
     onset = SlowdownChanged(START_S + 2.05, 1, 20, 1, 6.0, "onset")
     view = at(built(*relayed([(9, 9)] * 20), onset, *relayed([(18, 0)] * 20, first=20)), 40)
@@ -226,9 +235,9 @@ def test_a_bar_with_blurred_edges(shares, unicode, ascii_):
 
 
 def test_where_a_stage_works_is_told_though_it_hands_over_early_or_never():
-    """A third of the requests change hands at once, the others never: by medians of the cuts stage 1 did nothing."""
+    """A third of the requests change hands at once, the others never: what stage 1 did is told by those that it ran."""
     view = at(built(*relayed(turns((1, 17), (18, 0), (18, 0), count=60))), 60)
-    assert (view.stages[1].first, view.stages[1].last) == (18, 18)
+    assert (view.stages[1].first, view.stages[1].last) == (1, 18)
     assert view.stages[1].layer_shares == (0.0, *[0.33] * 17)
     assert sum(view.stages[0].layer_shares) == pytest.approx(12.33, abs=0.1)
     drawn = plain(view, width=80)
@@ -251,8 +260,8 @@ def test_the_edge_between_stages_is_blurred(spread):
         " 0 cpu:0  ━━━━━━━━━━━━╍╍──────     12 (11-13)    120 ms      1.0x  100%  ━━━━━━",
         " 1 cpu:1  ────────────╍╍━━━━━━            end    120 ms    ! 2.0x  100%  ━━━━━━",
         "          └ disturbed: cause not known yet",
-        " ━ layers that a stage runs most, ╍ less often: each request is handed over",
-        " where the next stage is free; at: median cut (quartiles)",
+        " ━ layers that a stage runs most, ╍ less often: each request goes on where a",
+        " stage is free; at: median cut (quartiles)",
         "",
     ]
     assert plain(spread).startswith(" resnet50  about 12|6  relay  ")
