@@ -4,9 +4,9 @@ Where every stage may begin with a request (:attr:`Windows.all_begin`) and all a
 by itself when it is free, from one queue, unless others would be done much sooner (:func:`is_left_to_others`). It hands
 over to a later stage only what would be done sooner there (:func:`is_done_sooner`).
 
-Else new requests go to the first stage. At each cut that it comes to, a stage looks at the later stages in order and hands over to the first that may take the
-request there (:class:`Windows`), has its one waiting place free, would not delay it (it takes the next layer later than
-all the rest takes here), and for which one of these holds::
+Else new requests go to the first stage. At each cut that it comes to, a stage looks at the later stages in order and
+hands over to the first that may take the request there (:class:`Windows`), has its one waiting place free, would not
+delay it (it takes the next layer later than all the rest takes here), and for which one of these holds::
 
     must   no later cut is allowed: the stage waits here until there is a place
     idle   that stage has nothing to do
