@@ -86,6 +86,8 @@ class LayerNodes:
         Names of the weights that it reads.
     reads, makes
         Names of values that it reads and did not make itself, and that it makes.
+    packs
+        Whether weights are worth a packed copy in each process, for products of many rows.
     """
 
     name: str
@@ -94,6 +96,7 @@ class LayerNodes:
     weights: tuple[str, ...]
     reads: frozenset[str]
     makes: frozenset[str]
+    packs: bool = False
 
 
 class LayerModel(NamedTuple):

@@ -64,7 +64,9 @@ def export(chain: Chain, path: Path) -> Any:
     """
     import onnx
 
-    layers = [layer.bind(chain.state, device="cpu", portable=True) for layer in chain.program.layers]
+    # In the order of ONNX: for tensors in another order the exporter writes down how each element is found.
+    state = {name: tensor.contiguous() for name, tensor in chain.state.items()}
+    layers = [layer.bind(state, device="cpu", portable=True) for layer in chain.program.layers]
     taken = _values_before(chain, layers, 2)
     shapes = (
         [
@@ -102,6 +104,7 @@ def export(chain: Chain, path: Path) -> Any:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(f"{chain.name} cannot be exported to ONNX ({first}): choose engine 'torch'") from error
     model = onnx.load(path, load_external_data=False)
+    _pool_means(model.graph)
     _join(model.graph, input_names, output_names)
     onnx.save(model, path)
     return model
@@ -205,6 +208,26 @@ def _join(graph: Any, inputs: Sequence[Sequence[str]], outputs: Sequence[Sequenc
         del fields[:]
         fields.extend(values)
     del graph.value_info[:]
+
+
+def _pool_means(graph: Any) -> None:
+    """Write means over height and width as the pooling that they are, which runtimes compute in their own layout."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    ranks = {
+        entry.name: len(entry.type.tensor_type.shape.dim)
+        for entry in (*graph.value_info, *graph.input, *graph.output)
+        if entry.type.tensor_type.HasField("shape")
+    }
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in constants:
+            continue
+        keeps = all(attribute.i == 1 for attribute in node.attribute if attribute.name == "keepdims")
+        axes = sorted(int(axis) % 4 for axis in numpy_helper.to_array(constants[node.input[1]]))
+        if keeps and axes == [2, 3] and ranks.get(node.input[0]) == 4:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
 
 
 def _renamed(entry: Any, name: str) -> Any:

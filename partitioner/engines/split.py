@@ -18,6 +18,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _SMALL_NBYTES = 1024
 """Constants below it stay in the model: runtimes look at shapes and the like while they read it."""
+_LAYOUT = frozenset({"ReorderInput", "ReorderOutput"})
+_PACKING = frozenset(
+    {
+        "ConvInteger", "ConvTranspose", "DynamicQuantizeMatMul", "FusedMatMul", "GRU", "LSTM", "MatMul",
+        "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearConv", "QLinearMatMul",
+    }
+)  # fmt: skip
+"""Operators that are slower with weights as they are. Convolutions have theirs in the optimised model as they compute
+with them, and a Gemm behind the last pooling multiplies one row per image."""
 
 
 def take_weights(model: Any, folder: Path) -> dict[str, Array]:
@@ -95,9 +104,9 @@ def split(
     made_in = dict.fromkeys(inputs, 0)
     last_read: dict[str, int] = {}
     by_layer: list[list[Any]] = [[] for _ in range(count)]
-    for node in nodes:
-        marks = [layer_of(name) for name in (node.name, *node.output)]
-        layer = max([0, *(mark for mark in marks if mark is not None), *(made_in.get(name, 0) for name in reads(node))])
+    places = _places(nodes, made_in)
+    made_in = dict.fromkeys(inputs, 0)
+    for node, layer in zip(nodes, places, strict=True):
         by_layer[layer].append(node)
         made_in.update(dict.fromkeys(filter(None, node.output), layer))
         for name in reads(node):
@@ -119,6 +128,7 @@ def split(
                 tuple(value for value in read if value in weights),
                 frozenset(value for value in read if value in made_in) - makes,
                 makes,
+                packs=any(node.op_type in _PACKING and weights.keys() & set(node.input) for node in nodes),
             )
         )
     header = type(model)()
@@ -132,6 +142,29 @@ def split(
         {name: _declaration(name, array) for name, array in weights.items()},
         processor,
     )
+
+
+def _places(nodes: Sequence[Any], inputs: Mapping[str, int]) -> list[int]:
+    """Layer of each node: not before those whose values it reads.
+
+    What a runtime has added to change a value's layout goes to the first layer that needs that: else the value would
+    cross cuts twice.
+    """
+    made_in, places = dict(inputs), []
+    for node in nodes:
+        marks = [layer_of(name) for name in (node.name, *node.output)]
+        places.append(
+            max([0, *(mark for mark in marks if mark is not None), *(made_in.get(name, 0) for name in reads(node))])
+        )
+        made_in.update(dict.fromkeys(filter(None, node.output), places[-1]))
+    needed_in: dict[str, int] = {}
+    for index in reversed(range(len(nodes))):
+        node = nodes[index]
+        if node.op_type in _LAYOUT:
+            places[index] = min([needed_in[name] for name in node.output if name in needed_in], default=places[index])
+        for name in reads(node):
+            needed_in[name] = min(needed_in.get(name, places[index]), places[index])
+    return places
 
 
 def _declaration(name: str, array: Array) -> bytes:
