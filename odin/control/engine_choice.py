@@ -43,8 +43,7 @@ def make_form(chain: Chain, engine: str, *, batch: int) -> Form:
             raise
         # runtimes have kinds of errors of their own
         raise ExportError(
-            f"{chain.name}: {engine} takes the file, but not its layers ({' '.join(str(error).split())}): choose another "
-            "engine"
+            f"{chain.name}: {engine} does not take its layers ({' '.join(str(error).split())}): choose another engine"
         ) from error
 
 

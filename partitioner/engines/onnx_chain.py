@@ -248,6 +248,7 @@ def _layers(
     paths = [_path(step, graph) for step in graph.steps]
     names = layer_names([[(paths[i], heavy[i]) for i in range(first, last)] for first, last in ranges])
     crossing = graph.crossing()
+    constants = {tensor.name for tensor in graph.model.graph.initializer}
     layers = []
     for index, (first, last) in enumerate(ranges):
         read = {name for step in graph.with_folded(graph.steps[first:last]) for name in reads(step)}
@@ -256,7 +257,7 @@ def _layers(
                 index=index,
                 name=names[index],
                 flops=sum(flops[first:last]),
-                parameter_nbytes=sum(graph.weights[name].nbytes for name in read & graph.weights.keys()),
+                parameter_nbytes=sum(specs[name].nbytes for name in read & constants),
                 output=tuple(specs[name] for name in crossing[last - 1]) if last < len(graph.steps) else outputs,
             )
         )

@@ -65,7 +65,7 @@ def flops_of(node: Any, specs: Mapping[str, ValueSpec]) -> int:
         return 2 * math.prod(made) * math.prod(weight[1:]) if made and weight else 0
     if kind == "ConvTranspose":
         return 2 * math.prod(tensors[0]) * math.prod(tensors[1][1:]) if tensors[0] and tensors[1] else 0
-    if kind in ("Gemm", "MatMul"):
+    if kind in ("Gemm", "MatMul", "QGemm"):
         transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
         inner = tensors[0][-2 if transposed else -1] if len(tensors[0]) > int(transposed) else 0
         return 2 * math.prod(made) * inner if made else 0
