@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odin.partitioner.chain import Chain, Layer, Program, _Call
-from odin.partitioner.engines.export import ExportError
 from odin.partitioner.engines.names import TORCH, available_engines
 from odin.partitioner.engines.onnx_costs import flops_of, moved_nbytes, value_specs
 from odin.partitioner.engines.onnx_file import OnnxFile
 from odin.partitioner.engines.onnx_graph import OnnxGraph, read_graph
 from odin.partitioner.engines.onnx_nodes import reads
-from odin.partitioner.engines.onnx_whole import Array, difference, open_whole, takes_any_batch
+from odin.partitioner.engines.onnx_trial import try_file
+from odin.partitioner.engines.onnx_whole import Array
 from odin.partitioner.graph.capture import Slot
 from odin.partitioner.graph.cuts import Crossing, choose_cuts
 from odin.partitioner.graph.names import layer_names
@@ -178,7 +178,7 @@ def build_onnx_chain(
         If the graph is not in order.
     """
     inputs = tuple(np.array(array, order="C") for array in example)
-    outputs, any_batch = _try(file, inputs, onnx_engines() if engine is None else (engine,))
+    outputs, any_batch = try_file(file, inputs, onnx_engines() if engine is None else (engine,))
     free = "batch" if any_batch else None
     graph = read_graph(file, [(free or array.shape[0], *array.shape[1:]) if array.ndim else () for array in inputs])
     specs = value_specs(graph, [array.shape for array in inputs])
@@ -198,28 +198,6 @@ def build_onnx_chain(
         example=inputs,
         dynamic_batch=any_batch,
     )
-
-
-def _try(file: OnnxFile, inputs: Sequence[Array], engines: Sequence[str]) -> tuple[tuple[Array, ...], bool]:
-    """Run the whole model; returns its outputs, and whether it takes any leading size."""
-    refusals: list[ExportError] = []
-    for engine in engines:
-        try:
-            run = open_whole(file, engine)
-            outputs = run(inputs)
-            break
-        except ExportError as error:
-            refusals.append(error)
-    else:
-        raise refusals[0]
-    if problem := difference(run(inputs), outputs):
-        raise ExportError(
-            f"model {file.path}: results differ from call to call ({problem}): it draws random numbers, or keeps "
-            "state; export it for inference"
-        )
-    free = all(value.sizes is None or (value.sizes and isinstance(value.sizes[0], str)) for value in file.inputs)
-    alike = len({array.shape[:1] for array in inputs}) == 1
-    return outputs, free and alike and bool(inputs[0].shape) and takes_any_batch(run, inputs, outputs)
 
 
 def _estimates(graph: OnnxGraph, specs: dict[str, ValueSpec]) -> tuple[list[float], list[int], list[bool]]:

@@ -21,6 +21,7 @@ from odin.models.model_names import check_model_name  # noqa: E402
 from odin.models.sources import load_source  # noqa: E402
 from odin.models.weight_files import model_digest  # noqa: E402
 from odin.partitioner.chain import build_chain  # noqa: E402
+from odin.partitioner.engines import onnx_file  # noqa: E402
 from odin.partitioner.engines.names import available_engines  # noqa: E402
 from odin.partitioner.engines.onnx_chain import OnnxChain  # noqa: E402
 from odin.partitioner.engines.onnx_file import OnnxFile  # noqa: E402
@@ -199,6 +200,13 @@ def test_the_package_onnx_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path, find = images(tmp_path), importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
     with pytest.raises(ValueError, match=r"the package onnx is needed, .*pip install 'odin-pipeline\[onnxruntime\]'"):
+        load_source(path)
+
+
+def test_a_file_that_is_too_large_for_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = images(tmp_path)
+    monkeypatch.setattr(onnx_file, "_LARGEST_NBYTES", path.stat().st_size - 1)
+    with pytest.raises(ValueError, match="more than a protocol buffer can have; save its weights beside it"):
         load_source(path)
 
 

@@ -383,6 +383,20 @@ def test_random_numbers_are_refused(tmp_path: Path):
         chain_of(graph_of(nodes, [x()], [y()], weights(1)), tmp_path)
 
 
+def test_outputs_whose_size_depends_on_the_data_are_refused(tmp_path: Path):
+    """The example has one positive number in its first half only, which is looked at."""
+    nodes = [
+        node("Split", ["x", "sizes"], ["a", "b"], axis=1),
+        node("Greater", ["a", "zero"], ["c"]),
+        node("NonZero", ["c"], ["y"]),
+    ]
+    constants = [number("sizes", [2, 2]), number("zero", 0, np.float32)]
+    model = graph_of(nodes, [value("x", [1, 4])], [value("y", [2, "found"], TensorProto.INT64)], constants)
+    file = read_onnx(save(model, tmp_path / "model.onnx"))
+    with pytest.raises(ExportError, match=r"the size of output 'y' depends on the data .*\(2, 1\) and \(2, 0\)"):
+        build_onnx_chain(file, [np.array([[1, -1, -1, -1]], np.float32)], name="model")
+
+
 def test_operators_that_the_runtime_lacks_are_named(tmp_path: Path):
     nodes = [conv(0, "x", "a"), node("Magic", ["a"], ["y"], domain="acme")]
     model = graph_of(nodes, [x()], [y()], weights(1), domains=["acme"])
