@@ -16,10 +16,11 @@ from torch.utils import _pytree as pytree
 
 from odin.partitioner.chain import Chain, Layer, Program, _Call
 from odin.partitioner.engines.names import TORCH, available_engines
-from odin.partitioner.engines.onnx_costs import flops_of, moved_nbytes, value_specs
+from odin.partitioner.engines.onnx_costs import flops_of, moved_nbytes
 from odin.partitioner.engines.onnx_file import OnnxFile
-from odin.partitioner.engines.onnx_graph import OnnxGraph, read_graph
+from odin.partitioner.engines.onnx_graph import OnnxGraph, read_graph, write_model
 from odin.partitioner.engines.onnx_nodes import reads
+from odin.partitioner.engines.onnx_shapes import value_specs
 from odin.partitioner.engines.onnx_trial import try_file
 from odin.partitioner.engines.onnx_whole import Array
 from odin.partitioner.graph.capture import Slot
@@ -88,22 +89,10 @@ class OnnxChain(Chain):
 
         As :func:`odin.partitioner.engines.export.export` does with other chains.
         """
-        import onnx
-
         if self._graph is None:
             raise RuntimeError(f"the weights of {self.name} were released; build the chain anew")
         model = self._graph.marked(self._cuts)
-        with open(path.with_suffix(".weights"), "wb") as file:
-            for tensor in model.graph.initializer:
-                if tensor.name in self._graph.weights:
-                    file.write(bytes(-file.tell() % 64))
-                    offset, array = file.tell(), np.ascontiguousarray(self._graph.weights[tensor.name])
-                    file.write(array.reshape(-1).view(np.uint8).data)
-                    tensor.data_location = onnx.TensorProto.EXTERNAL
-                    where = {"location": path.with_suffix(".weights").name, "offset": offset, "length": array.nbytes}
-                    for key, value in where.items():
-                        tensor.external_data.add(key=key, value=str(value))
-        onnx.save(model, path)
+        write_model(model, self._graph.weights, path)
         return model
 
     def run(
@@ -181,7 +170,7 @@ def build_onnx_chain(
     outputs, any_batch = try_file(file, inputs, onnx_engines() if engine is None else (engine,))
     free = "batch" if any_batch else None
     graph = read_graph(file, [(free or array.shape[0], *array.shape[1:]) if array.ndim else () for array in inputs])
-    specs = value_specs(graph, [array.shape for array in inputs])
+    specs = value_specs(graph, inputs)
     costs, flops, heavy = _estimates(graph, specs)
     crossings = [_crossing(names, specs) for names in graph.crossing()]
     if sum(costs) > 0:

@@ -410,6 +410,39 @@ def test_a_graph_that_is_not_in_order_is_refused(tmp_path: Path):
         chain_of(graph_of([conv(1, "a", "y"), conv(0, "x", "a")], [x()], [y()], weights(2)), tmp_path)
 
 
+@only_onnxruntime
+def test_sizes_behind_operators_that_only_the_runtime_knows(tmp_path: Path):
+    """As in quantised files of an older kind, and in those that ONNX Runtime has optimised."""
+    nodes = [
+        node("FusedConv", ["x", "w0"], ["a"], domain="com.microsoft", pads=[1] * 4, activation="Relu"),
+        conv(1, "a", "b"),
+        node("FusedConv", ["b", "w2"], ["c"], domain="com.microsoft", pads=[1] * 4, activation="Relu"),
+        conv(3, "c", "y"),
+    ]
+    model = graph_of(nodes, [x()], [y()], weights(4), domains=["com.microsoft"])
+    chain = chain_of(model, tmp_path, minimum_share=0)
+    assert [layer.output[0].shape for layer in chain.layers] == [(1, 8, 10, 10)] * 4
+    assert [layer.flops for layer in chain.layers] == [2 * 8 * 100 * 72] * 4
+    inputs = other_inputs(chain)
+    expected = open_whole(chain.file, "onnxruntime")(inputs)
+    assert difference(run(chain, "onnxruntime", inputs), expected, tolerance=0) == ""
+
+
+def test_no_cut_where_a_size_depends_on_the_data(tmp_path: Path):
+    nodes = [
+        conv(0, "x", "a"),
+        node("NonZero", ["a"], ["found"]),
+        conv(1, "a", "b"),
+        node("Shape", ["found"], ["s"]),
+        node("Cast", ["s"], ["number"], to=TensorProto.FLOAT),
+        node("ReduceSum", ["number"], ["sum"], keepdims=0),
+        node("Mul", ["b", "sum"], ["c"]),
+        conv(2, "c", "y"),
+    ]
+    chain = chain_of(graph_of(nodes, [x(1)], [y(1)], weights(3)), tmp_path, minimum_share=0)
+    assert [spec.dtype for layer in chain.layers for spec in layer.output] == ["float32"] * len(chain.layers)
+
+
 @both
 def test_weights_in_files_beside_the_model(engine: str, tmp_path: Path):
     (tmp_path / "alone").mkdir()
