@@ -260,7 +260,7 @@ def session_runner(engine: str, source: Source, args: tuple[torch.Tensor, ...], 
     chain = chains.to_chain(replace(source, example_args=args), engine=engine)  # in layers that are worth a call each
     build: Any = importlib.import_module("odin.partitioner.engines.build")
     session: Any = importlib.import_module("odin.partitioner.engines.session")
-    form = build.build_form(chain, engine=engine, batch=args[0].shape[0])
+    form = build.build_form(chain, engine=engine)
     weights = {name: aligned(array) for name, array in form.weights.items()}
     layers = session.open_layers(form.model, weights, threads=threads)
     inputs = tuple(as_array(tensor) for tensor in form.layout(args))

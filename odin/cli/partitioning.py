@@ -79,7 +79,7 @@ def partition(
         make = partial(fastest_form, chain, devices[0]) if engine == AUTO else partial(make_form, chain, engine)
         form = make(batch=leading, precision=precision, calibration=calibration)
     else:
-        form = make_form(chain, TORCH, batch=leading)
+        form = make_form(chain, TORCH)
 
     profiles: dict[str, Profile] = {}
     for device in devices:  # one device stands for all of its type

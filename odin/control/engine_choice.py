@@ -30,7 +30,7 @@ from odin.stages.device import Device
 __all__ = ["choose_form", "fastest_form", "make_form"]
 
 
-def make_form(chain: Chain, engine: str, *, batch: int, precision: str = FLOAT32, calibration: Any = None) -> Form:
+def make_form(chain: Chain, engine: str, *, precision: str = FLOAT32, calibration: Any = None) -> Form:
     """Bring a chain into the form of one engine.
 
     Parameters
@@ -54,14 +54,13 @@ def make_form(chain: Chain, engine: str, *, batch: int, precision: str = FLOAT32
         return TorchForm(chain)
     try:
         examples = calibration_batches(chain, calibration)
-        return build_form(chain, engine=engine, batch=batch, precision=precision, examples=examples)
+        return build_form(chain, engine=engine, precision=precision, examples=examples)
     except Exception as error:
         if isinstance(error, (ValueError, ImportError)) or not isinstance(chain, OnnxChain):
             raise
         # runtimes have kinds of errors of their own
         raise ExportError(
-            f"{chain.name}: {engine} takes the file, but not its layers ({' '.join(str(error).split())}): choose "
-            "another engine"
+            f"{chain.name}: {engine} does not take its layers ({' '.join(str(error).split())}): choose another engine"
         ) from error
 
 
@@ -91,11 +90,11 @@ def choose_form(
     on_gpu = any(device.kind == "gpu" for device, _ in placed)
     if engine != AUTO:
         cpu_precision = FLOAT32 if on_gpu else precision
-        return _apart(make_form, chain, engine, batch=batch, precision=cpu_precision, calibration=calibration)
+        return _apart(make_form, chain, engine, precision=cpu_precision, calibration=calibration)
     here = str(ray.get_runtime_context().get_node_id())
     if on_gpu or (precision == FLOAT32 and any(node != here for _, node in placed)):
         elsewhere = onnx_engines()[0] if isinstance(chain, OnnxChain) and not on_gpu else TORCH
-        return _apart(make_form, chain, elsewhere, batch=batch)
+        return _apart(make_form, chain, elsewhere)
     device = placed[0][0]._replace(node="")
     return _apart(fastest_form, chain, device, batch=batch, precision=precision, calibration=calibration)
 
@@ -138,7 +137,7 @@ def fastest_form(
 
     def make(engine: str) -> Form:
         if engine not in forms:
-            forms[engine] = make_form(chain, engine, batch=batch, precision=precision, calibration=examples)
+            forms[engine] = make_form(chain, engine, precision=precision, calibration=examples)
         return forms[engine]
 
     examples = calibration if calibration is None else calibration_batches(chain, calibration)

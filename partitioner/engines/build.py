@@ -39,7 +39,7 @@ _logger = logging.getLogger("odin.startup")
 
 
 def build_form(
-    chain: Chain, *, engine: str, batch: int, precision: str = "float32", examples: Sequence[Sequence[Array]] = ()
+    chain: Chain, *, engine: str, precision: str = "float32", examples: Sequence[Sequence[Array]] = ()
 ) -> EngineForm:
     """Export a chain, optimise it as the engine does, cut it, and compare it with the chain on one input.
 
@@ -49,8 +49,6 @@ def build_form(
         Its weights are still here.
     engine
         ``"onnxruntime"`` or ``"openvino"``.
-    batch
-        Leading size of the requests to come.
     precision
         ``"float32"``, ``"bfloat16"`` or ``"int8"``; whether this engine and this processor have it was asked before.
     examples
@@ -88,7 +86,7 @@ def build_form(
         weights = {name: np.array(array) for name, array in weights.items()}
     cut = split(model, weights, engine=engine, layer_names=names, processor=" ".join(needs))
     cut = dataclasses.replace(cut, precision=precision)
-    inputs = chain.example if isinstance(chain, OnnxChain) else _inputs(chain, batch)
+    inputs = chain.example if isinstance(chain, OnnxChain) else _inputs(chain)
     described = _described(cut, weights, chain, inputs)
     agreement = _compare(chain, described, weights, [inputs] if precision == FLOAT32 else examples or [inputs])
     if precision == FLOAT32:
@@ -115,14 +113,13 @@ def _optimized(path: Path) -> Path:
     return target
 
 
-def _inputs(chain: Chain, batch: int) -> tuple[Array, ...]:
+def _inputs(chain: Chain) -> tuple[Array, ...]:
     """Noise like a model's inputs."""
     generator = torch.Generator().manual_seed(0)
     arrays = []
     for spec in chain.inputs:
-        shape = (batch, *spec.shape[1:]) if chain.dynamic_batch else spec.shape
         dtype = getattr(torch, spec.dtype)
-        tensor = torch.randn(shape, generator=generator)
+        tensor = torch.randn(spec.shape, generator=generator)
         arrays.append((tensor if dtype.is_floating_point else tensor.abs()).to(dtype).numpy())
     return tuple(arrays)
 

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odin.partitioner.chain import Chain, Layer, Program, _Call
-from odin.partitioner.engines.export import ExportError
 from odin.partitioner.engines.names import TORCH, available_engines
-from odin.partitioner.engines.onnx_costs import flops_of, moved_nbytes, value_specs
+from odin.partitioner.engines.onnx_costs import flops_of, moved_nbytes
 from odin.partitioner.engines.onnx_file import OnnxFile
-from odin.partitioner.engines.onnx_graph import OnnxGraph, read_graph
+from odin.partitioner.engines.onnx_graph import OnnxGraph, read_graph, write_model
 from odin.partitioner.engines.onnx_nodes import reads
-from odin.partitioner.engines.onnx_whole import Array, difference, open_whole, takes_any_batch
+from odin.partitioner.engines.onnx_shapes import value_specs
+from odin.partitioner.engines.onnx_trial import try_file
+from odin.partitioner.engines.onnx_whole import Array
 from odin.partitioner.graph.capture import Slot
 from odin.partitioner.graph.cuts import Crossing, choose_cuts
 from odin.partitioner.graph.names import layer_names
@@ -88,22 +89,10 @@ class OnnxChain(Chain):
 
         As :func:`odin.partitioner.engines.export.export` does with other chains.
         """
-        import onnx
-
         if self._graph is None:
             raise RuntimeError(f"the weights of {self.name} were released; build the chain anew")
         model = self._graph.marked(self._cuts)
-        with open(path.with_suffix(".weights"), "wb") as file:
-            for tensor in model.graph.initializer:
-                if tensor.name in self._graph.weights:
-                    file.write(bytes(-file.tell() % 64))
-                    offset, array = file.tell(), np.ascontiguousarray(self._graph.weights[tensor.name])
-                    file.write(array.reshape(-1).view(np.uint8).data)
-                    tensor.data_location = onnx.TensorProto.EXTERNAL
-                    where = {"location": path.with_suffix(".weights").name, "offset": offset, "length": array.nbytes}
-                    for key, value in where.items():
-                        tensor.external_data.add(key=key, value=str(value))
-        onnx.save(model, path)
+        write_model(model, self._graph.weights, path)
         return model
 
     def run(
@@ -178,10 +167,10 @@ def build_onnx_chain(
         If the graph is not in order.
     """
     inputs = tuple(np.array(array, order="C") for array in example)
-    outputs, any_batch = _try(file, inputs, onnx_engines() if engine is None else (engine,))
+    outputs, any_batch = try_file(file, inputs, onnx_engines() if engine is None else (engine,))
     free = "batch" if any_batch else None
     graph = read_graph(file, [(free or array.shape[0], *array.shape[1:]) if array.ndim else () for array in inputs])
-    specs = value_specs(graph, [array.shape for array in inputs])
+    specs = value_specs(graph, inputs)
     costs, flops, heavy = _estimates(graph, specs)
     crossings = [_crossing(names, specs) for names in graph.crossing()]
     if sum(costs) > 0:
@@ -198,28 +187,6 @@ def build_onnx_chain(
         example=inputs,
         dynamic_batch=any_batch,
     )
-
-
-def _try(file: OnnxFile, inputs: Sequence[Array], engines: Sequence[str]) -> tuple[tuple[Array, ...], bool]:
-    """Run the whole model; returns its outputs, and whether it takes any leading size."""
-    refusals: list[ExportError] = []
-    for engine in engines:
-        try:
-            run = open_whole(file, engine)
-            outputs = run(inputs)
-            break
-        except ExportError as error:
-            refusals.append(error)
-    else:
-        raise refusals[0]
-    if problem := difference(run(inputs), outputs):
-        raise ExportError(
-            f"model {file.path}: results differ from call to call ({problem}): it draws random numbers, or keeps "
-            "state; export it for inference"
-        )
-    free = all(value.sizes is None or (value.sizes and isinstance(value.sizes[0], str)) for value in file.inputs)
-    alike = len({array.shape[:1] for array in inputs}) == 1
-    return outputs, free and alike and bool(inputs[0].shape) and takes_any_batch(run, inputs, outputs)
 
 
 def _estimates(graph: OnnxGraph, specs: dict[str, ValueSpec]) -> tuple[list[float], list[int], list[bool]]:
@@ -248,6 +215,7 @@ def _layers(
     paths = [_path(step, graph) for step in graph.steps]
     names = layer_names([[(paths[i], heavy[i]) for i in range(first, last)] for first, last in ranges])
     crossing = graph.crossing()
+    constants = {tensor.name for tensor in graph.model.graph.initializer}
     layers = []
     for index, (first, last) in enumerate(ranges):
         read = {name for step in graph.with_folded(graph.steps[first:last]) for name in reads(step)}
@@ -256,7 +224,7 @@ def _layers(
                 index=index,
                 name=names[index],
                 flops=sum(flops[first:last]),
-                parameter_nbytes=sum(graph.weights[name].nbytes for name in read & graph.weights.keys()),
+                parameter_nbytes=sum(specs[name].nbytes for name in read & constants),
                 output=tuple(specs[name] for name in crossing[last - 1]) if last < len(graph.steps) else outputs,
             )
         )

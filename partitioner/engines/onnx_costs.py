@@ -3,52 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from odin.partitioner.engines.onnx_graph import OnnxGraph
 from odin.partitioner.engines.onnx_nodes import reads
 from odin.partitioner.graph.values import ValueSpec
 
-__all__ = ["flops_of", "moved_nbytes", "value_specs"]
-
-_CARRIED = frozenset(
-    {"float32", "float64", "float16", "uint8", "int8", "int16", "int32", "int64", "bool", "uint16", "uint32", "uint64"}
-)
-
-
-def value_specs(graph: OnnxGraph, shapes: Sequence[Sequence[int]]) -> dict[str, ValueSpec]:
-    """Return type and shape of values by name, where ONNX's shape inference finds them and stages can exchange them.
-
-    Parameters
-    ----------
-    shapes
-        Of each input.
-    """
-    import onnx
-    from onnx import helper
-
-    sized = type(graph.model)()
-    sized.CopyFrom(graph.model)
-    for entry, shape in zip(sized.graph.input, shapes, strict=True):
-        entry.CopyFrom(helper.make_tensor_value_info(entry.name, entry.type.tensor_type.elem_type, shape))
-    inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
-    found = {}
-    for entry in (*inferred.input, *inferred.value_info, *inferred.output):
-        tensor = entry.type.tensor_type
-        sizes = [size.dim_value if size.WhichOneof("value") == "dim_value" else -1 for size in tensor.shape.dim]
-        if not tensor.HasField("shape") or min(sizes, default=0) < 0:
-            continue
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        if dtype.name in _CARRIED:
-            found[entry.name] = ValueSpec("tensor", tuple(sizes), dtype.name, math.prod(sizes) * dtype.itemsize)
-    for constant in inferred.initializer:
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(constant.data_type))
-        shape = tuple(constant.dims)
-        found[constant.name] = ValueSpec("tensor", shape, dtype.name, math.prod(shape) * dtype.itemsize)
-    return found
+__all__ = ["flops_of", "moved_nbytes"]
 
 
 def flops_of(node: Any, specs: Mapping[str, ValueSpec]) -> int:
@@ -65,7 +26,7 @@ def flops_of(node: Any, specs: Mapping[str, ValueSpec]) -> int:
         return 2 * math.prod(made) * math.prod(weight[1:]) if made and weight else 0
     if kind == "ConvTranspose":
         return 2 * math.prod(tensors[0]) * math.prod(tensors[1][1:]) if tensors[0] and tensors[1] else 0
-    if kind in ("Gemm", "MatMul"):
+    if kind in ("Gemm", "MatMul", "QGemm"):
         transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
         inner = tensors[0][-2 if transposed else -1] if len(tensors[0]) > int(transposed) else 0
         return 2 * math.prod(made) * inner if made else 0

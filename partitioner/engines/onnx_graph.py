@@ -20,7 +20,7 @@ from odin.partitioner.engines.onnx_file import OnnxFile
 from odin.partitioner.engines.onnx_nodes import reads, subgraphs
 from odin.partitioner.engines.split import take_weights
 
-__all__ = ["OnnxGraph", "read_graph"]
+__all__ = ["OnnxGraph", "read_graph", "write_model"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -161,6 +161,23 @@ def read_graph(file: OnnxFile, shapes: Sequence[Sequence[int | str]]) -> OnnxGra
         dtype = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
         graph.input.append(helper.make_tensor_value_info(f"input{index}", dtype, list(shape)))
     return OnnxGraph(model, weights, tuple(steps), folded, names)
+
+
+def write_model(model: Any, weights: Mapping[str, Array], path: Path) -> None:
+    """Write an ``onnx.ModelProto``, the data of its large constants in a file beside it, whose place it gets."""
+    import onnx
+
+    beside = path.with_suffix(".weights")
+    with open(beside, "wb") as file:
+        for tensor in model.graph.initializer:
+            if tensor.name in weights:
+                file.write(bytes(-file.tell() % 64))
+                offset, array = file.tell(), np.ascontiguousarray(weights[tensor.name])
+                file.write(array.reshape(-1).view(np.uint8).data)
+                tensor.data_location = onnx.TensorProto.EXTERNAL
+                for key, value in {"location": beside.name, "offset": offset, "length": array.nbytes}.items():
+                    tensor.external_data.add(key=key, value=str(value))
+    onnx.save(model, path)
 
 
 def _load_inner(graph: Any, folder: Path, *, outermost: bool = True) -> None:

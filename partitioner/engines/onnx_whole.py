@@ -1,4 +1,4 @@
-"""A whole ONNX file in a runtime: what its layers are compared with, and what tells whether samples are independent."""
+"""A whole ONNX file in a runtime: what its layers are compared with."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 
 from odin.partitioner.engines.export import ExportError
 from odin.partitioner.engines.onnx_file import OnnxFile
+from odin.partitioner.engines.runtimes import import_runtime
 
-__all__ = ["Array", "Whole", "difference", "open_whole", "rounding", "takes_any_batch"]
+__all__ = ["Array", "Whole", "difference", "open_whole", "rounding"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Whole = Callable[[Sequence[Array]], tuple[Array, ...]]
@@ -56,7 +57,7 @@ def _onnxruntime(file: OnnxFile) -> Whole:
 
 
 def _openvino(file: OnnxFile) -> Whole:
-    import openvino
+    openvino = import_runtime("openvino")
 
     options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     core = openvino.Core()
@@ -120,23 +121,3 @@ def rounding(dtypes: Iterable[str]) -> float:
     """
     kinds = (np.dtype(dtype) for dtype in dtypes)
     return 4 * max((float(np.finfo(kind).eps) for kind in kinds if kind.kind == "f"), default=0.0)
-
-
-def takes_any_batch(run: Whole, inputs: Sequence[Array], outputs: Sequence[Array]) -> bool:
-    """Whether two requests put together along the leading dimension give what each gives by itself.
-
-    Parameters
-    ----------
-    inputs, outputs
-        Of one call. The other one has the same values in another order.
-    """
-    size = inputs[0].shape[0]
-    if any(not output.ndim or output.shape[0] != size for output in outputs):
-        return False
-    others = [np.ascontiguousarray(np.flip(array, tuple(range(1, array.ndim)))) for array in inputs]
-    try:
-        apart = run(others)
-        together = run([np.concatenate(pair) for pair in zip(inputs, others, strict=True)])
-        return not difference(together, [np.concatenate(pair) for pair in zip(outputs, apart, strict=True)])
-    except (ExportError, ValueError):  # a size that is fixed inside; results that cannot be put together
-        return False

@@ -127,7 +127,7 @@ def test_published_names_of_densenet(tmp_path):
         ("ResNet50", "did you mean resnet50"),
         ("", "unknown model ''"),
         ("resnet50.pth", "is a file of weights .*--weights"),
-        ("model.onnx", r"not a model: .*\.pt2"),
+        ("gone.onnx", r"gone\.onnx: no such file"),
         ("gone.pt2", r"gone\.pt2: no such file"),
         (":", "unknown model ':'"),
     ],

@@ -51,7 +51,7 @@ def run(form: EngineForm, *inputs: Tensor) -> tuple[np.ndarray[Any, Any], ...]:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_each_family_of_models_computes_the_same(family: str, engine: str):
     chain = chain_of(family)
-    form = build_form(chain, engine=engine, batch=1)
+    form = build_form(chain, engine=engine)
     assert [layer.name for layer in form.model.layers] == [layer.name for layer in chain.layers]
     inputs = [noise(*spec.shape, seed=7).to(getattr(torch, spec.dtype)) for spec in chain.inputs]
     expected = chain.run(chain.layout(inputs))
@@ -62,7 +62,7 @@ def test_each_family_of_models_computes_the_same(family: str, engine: str):
 
 @both
 def test_any_leading_size_works_and_samples_do_not_depend_on_each_other(engine: str):
-    form = build_form(residual(), engine=engine, batch=1)
+    form = build_form(residual(), engine=engine)
     together = noise(5, 3, 32, 32)
     (whole,) = run(form, together)
     for index in range(5):
@@ -74,7 +74,7 @@ def test_any_leading_size_works_and_samples_do_not_depend_on_each_other(engine: 
 def test_pieces_of_onnxruntime_give_the_bits_of_the_whole(tmp_path: Any):
     """Whatever is joined to one session: the optimised model was cut, and each node computes as in the whole."""
     chain = residual()
-    form = build_form(chain, engine="onnxruntime", batch=1)
+    form = build_form(chain, engine="onnxruntime")
     model = form.model
     image = noise(1, 3, 32, 32)
     (expected,) = run(form, image)
@@ -92,7 +92,7 @@ def test_pieces_of_onnxruntime_give_the_bits_of_the_whole(tmp_path: Any):
 
 @both
 def test_the_model_travels_without_its_weights(engine: str):
-    form = build_form(residual(), engine=engine, batch=1)
+    form = build_form(residual(), engine=engine)
     data = pickle.dumps(form.model)
     nbytes = sum(weight.nbytes for weight in form.weights.values())
     assert nbytes > 50_000
@@ -104,7 +104,7 @@ def test_the_model_travels_without_its_weights(engine: str):
 
 @both
 def test_weights_may_be_read_only(engine: str):
-    form = build_form(residual(), engine=engine, batch=1)
+    form = build_form(residual(), engine=engine)
     frozen = {name: weight.copy() for name, weight in form.weights.items()}
     for weight in frozen.values():
         weight.flags.writeable = False
@@ -115,7 +115,7 @@ def test_weights_may_be_read_only(engine: str):
 @pytest.mark.skipif("onnxruntime" not in ENGINES, reason="onnxruntime is not installed")
 def test_onnxruntime_computes_with_weights_where_they_are():
     """Written after the layers were opened, they change the result: there is no copy."""
-    form = build_form(residual(), engine="onnxruntime", batch=1)
+    form = build_form(residual(), engine="onnxruntime")
     weights = {name: weight.copy() for name, weight in form.weights.items()}
     layers = open_layers(form.model, weights)
     for weight in weights.values():
@@ -137,7 +137,7 @@ def test_a_layer_that_computes_otherwise_is_found(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("odin.partitioner.engines.build.take_weights", wrong)
     with pytest.raises(ExportError, match=rf"residual: {ENGINES[0]} is off by .*: choose engine 'torch'"):
-        build_form(chain, engine=ENGINES[0], batch=1)
+        build_form(chain, engine=ENGINES[0])
 
 
 def test_layers_that_onnx_has_no_words_for_are_refused():
@@ -147,7 +147,7 @@ def test_layers_that_onnx_has_no_words_for_are_refused():
 
     chain = build_chain(Lookup().eval(), (torch.ones(1, 3, 8, 8),), name="bessel", keep=False)
     with pytest.raises(ExportError, match=r"bessel cannot be exported to ONNX \(.*\): choose engine 'torch'"):
-        build_form(chain, engine=ENGINES[0], batch=1)
+        build_form(chain, engine=ENGINES[0])
 
 
 def test_a_node_that_a_runtime_made_of_two_layers_belongs_to_the_later_one():

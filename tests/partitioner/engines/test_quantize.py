@@ -58,7 +58,7 @@ def examples(chain: odin.Chain) -> list[tuple[np.ndarray, ...]]:
 
 @pytest.fixture(scope="module")
 def quantized(chain: odin.Chain, examples: list[tuple[np.ndarray, ...]]) -> EngineForm:
-    return build_form(chain, engine="onnxruntime", batch=1, precision="int8", examples=examples)
+    return build_form(chain, engine="onnxruntime", precision="int8", examples=examples)
 
 
 def session_of(model: bytes | str) -> Any:
@@ -113,7 +113,7 @@ def test_what_crosses_cuts_is_quantised(chain: odin.Chain, examples: Any, quanti
     form = quantized
     if engine == "openvino":
         pytest.importorskip("openvino")
-        form = build_form(chain, engine=engine, batch=1, precision="int8", examples=examples)
+        form = build_form(chain, engine=engine, precision="int8", examples=examples)
     first, *inner, last = form.model.cuts
     assert [value.dtype for value in (*first, *last)] == ["float32", "float32"]
     assert inner
@@ -150,7 +150,7 @@ def test_without_exact_products_weights_have_seven_bits(
 ):
     monkeypatch.setattr(build, "has_feature", lambda _: False)
     with caplog.at_level(logging.INFO, "odin.startup"):
-        narrow = build_form(chain, engine="onnxruntime", batch=1, precision="int8", examples=examples)
+        narrow = build_form(chain, engine="onnxruntime", precision="int8", examples=examples)
     assert "7 bits" in caplog.text
     assert "int8" not in narrow.model.processor.split()  # it computes the same everywhere
     weights = [array for array in narrow.weights.values() if array.dtype == np.int8]
@@ -164,7 +164,7 @@ def test_a_model_with_full_weights_needs_exact_products(
     quantized: EngineForm, chain: odin.Chain, examples: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(build, "has_feature", lambda _: True)
-    full = build_form(chain, engine="onnxruntime", batch=1, precision="int8", examples=examples)
+    full = build_form(chain, engine="onnxruntime", precision="int8", examples=examples)
     assert full.model.processor.split()[-1] == "int8"
     layout = processor.processor_features()
     monkeypatch.setattr(processor, "_cpu_flags", lambda: frozenset([layout]) - {"asimd"})
@@ -184,15 +184,15 @@ def test_absurd_outputs_are_refused(monkeypatch: pytest.MonkeyPatch):
     def blind(path: Path, batches: Any, *, narrow_weights: bool) -> Any:
         return quantize(path, small, narrow_weights=narrow_weights)  # ranges that real images exceed
 
-    assert build_form(scaled, engine="onnxruntime", batch=1, precision="int8", examples=images).agreement is not None
+    assert build_form(scaled, engine="onnxruntime", precision="int8", examples=images).agreement is not None
     monkeypatch.setattr(build, "quantize", blind)
     with pytest.raises(ExportError, match=r"in int8 on onnxruntime gives outputs that are off by .*calibration images"):
-        build_form(scaled, engine="onnxruntime", batch=1, precision="int8", examples=images)
+        build_form(scaled, engine="onnxruntime", precision="int8", examples=images)
 
 
 def test_bfloat16_has_float32_values_at_cuts(chain: odin.Chain, examples: Any):
     pytest.importorskip("openvino")
-    form = build_form(chain, engine="openvino", batch=1, precision="bfloat16", examples=examples)
+    form = build_form(chain, engine="openvino", precision="bfloat16", examples=examples)
     assert {value.dtype for cut in form.model.cuts for value in cut} == {"float32"}
     assert form.model.processor == form.model.precision == "bfloat16"
     assert form.agreement is not None
@@ -265,4 +265,4 @@ def digits(request: pytest.FixtureRequest) -> Any:
     module = example.train(images, width=8, epochs=4, seed=0)
     digits_chain = odin.build_chain(module, (images.test_images[:1],), name="digits")
     batches = calibration_batches(digits_chain, images.train_images[:128])
-    return module, images, build_form(digits_chain, engine=request.param, batch=1, precision="int8", examples=batches)
+    return module, images, build_form(digits_chain, engine=request.param, precision="int8", examples=batches)
