@@ -76,8 +76,12 @@ def partition(
     check_precision_fits(precision, engine, devices)
     leading = int(inputs[0].shape[0]) if inputs[0].dim() else 1
     if all(device.kind == "cpu" for device in devices):
-        make = partial(fastest_form, chain, devices[0]) if engine == AUTO else partial(make_form, chain, engine)
-        form = make(batch=leading, precision=precision, calibration=calibration)
+        make = (
+            partial(fastest_form, chain, devices[0], batch=leading)
+            if engine == AUTO
+            else partial(make_form, chain, engine)
+        )
+        form = make(precision=precision, calibration=calibration)
     else:
         form = make_form(chain, TORCH)
 
