@@ -190,6 +190,21 @@ def test_absurd_outputs_are_refused(monkeypatch: pytest.MonkeyPatch):
         build_form(scaled, engine="onnxruntime", batch=1, precision="int8", examples=images)
 
 
+def test_an_engine_that_computes_the_quantised_model_otherwise_is_refused(
+    chain: odin.Chain, examples: Any, monkeypatch: pytest.MonkeyPatch
+):
+    outputs = build._outputs
+    monkeypatch.setattr(build, "_outputs", lambda path, inputs: [outputs(path, inputs)[0] * 0.8])
+    with pytest.raises(ExportError, match=r"otherwise than ONNX Runtime, off by 25%.*choose engine 'onnxruntime'"):
+        build_form(chain, engine="onnxruntime", batch=1, precision="int8", examples=examples)
+
+
+def test_pooling_is_exported_without_a_gather(chain: odin.Chain, tmp_path: Path):
+    """Restoring strides with computed indices made OpenVINO sum its quantised input wrongly, by a fifth."""
+    model = export(chain, tmp_path / "model.onnx")
+    assert not {"Gather", "Range", "Shape"} & {node.op_type for node in model.graph.node}
+
+
 def test_bfloat16_has_float32_values_at_cuts(chain: odin.Chain, examples: Any):
     pytest.importorskip("openvino")
     form = build_form(chain, engine="openvino", batch=1, precision="bfloat16", examples=examples)
