@@ -16,7 +16,7 @@ from odin.partitioner.engines.agreement import Agreement, Comparison
 from odin.partitioner.engines.cut_model import CutModel, Value
 from odin.partitioner.engines.export import ExportError, export
 from odin.partitioner.engines.form import EngineForm
-from odin.partitioner.engines.names import check_installed
+from odin.partitioner.engines.names import check_installed, missing_packages
 from odin.partitioner.engines.processor import BFLOAT16, INT8, has_feature, processor_features
 from odin.partitioner.engines.quantize import quantize
 from odin.partitioner.engines.session import Array, open_layers
@@ -68,6 +68,11 @@ def build_form(
     import onnx
 
     check_installed(engine)
+    if precision == INT8 and missing_packages("onnxruntime"):
+        raise ValueError(
+            "precision 'int8' is quantised by ONNX Runtime, not installed here: "
+            "pip install 'odin-pipeline[onnxruntime]', or choose another precision"
+        )
     names = [layer.name for layer in chain.layers]
     with tempfile.TemporaryDirectory(prefix="odin-export-") as folder:
         path = Path(folder, "model.onnx")
@@ -215,8 +220,8 @@ def _check_quantized(
     error = comparison.agreement.rms_error
     if not error <= SAME_QUANTIZED:
         raise ExportError(
-            f"{chain.name}: {model.engine} computes the quantised model otherwise than ONNX Runtime, off by {error:.0%} "
-            "(root mean square): choose engine 'onnxruntime'"
+            f"{chain.name}: {model.engine} computes the quantised model otherwise than ONNX Runtime, off by "
+            f"{error:.0%} (root mean square): choose engine 'onnxruntime'"
         )
 
 
