@@ -15,8 +15,9 @@ from rich.text import Text
 __all__ = ["EngineReport", "EngineRow", "Measured", "render_engines"]
 
 _LEGEND = (
-    "ms per image: median ± half the distance of the quartiles, and the least; ratio to the best median; MB of weights; "
-    "largest error of the largest output of PyTorch in float32; images with the same class first, and with the right one"
+    "ms per image: median ± half the distance of the quartiles, and the least; ratio to the best median; MB of "
+    "weights; error: largest, of the largest output, against PyTorch in float32; images with the same class first, and "
+    "with the right one"
 )
 
 
