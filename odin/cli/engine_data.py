@@ -72,7 +72,7 @@ def engine_data(
         names = source.labels if labels is None else tuple(Path(labels).read_text(encoding="utf-8").splitlines())
         paths = spread(find_images([data]), count)
         known = true_classes(paths, Path(data), names)
-        inputs = (torch.stack([load_image(path, source.preprocess) for path in paths]),)
+        inputs = (torch.cat([load_image(path, source.preprocess) for path in paths]),)
         notes.append(f"Outputs were compared on images of {data}.")
     if calibration is not None:
         return EngineData(inputs, known, load_examples(calibration, source, count=count), tuple(notes))

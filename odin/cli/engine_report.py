@@ -15,9 +15,8 @@ from rich.text import Text
 __all__ = ["EngineReport", "EngineRow", "Measured", "render_engines"]
 
 _LEGEND = (
-    "ms per image: median ± half the distance of the quartiles, and the least; ratio to the best median; MB of "
-    "weights; error: largest, of the largest output, against PyTorch in float32; images with the same class first, and "
-    "with the right one"
+    "ms per image: median ± half the distance of the quartiles; ratio to the best; MB of weights; error: largest, of "
+    "the largest output, against PyTorch in float32; images with the same class first, and with the right one"
 )
 
 
@@ -107,7 +106,7 @@ def _table(report: EngineReport) -> Table:
     accuracy = any(row.measured and row.measured.right is not None for row in report.rows)
     for name in ("engine", "precision"):
         table.add_column(name, no_wrap=True)
-    headers = ("ms", "±", "least", "ratio", "MB", "error", "same", *(("right",) * accuracy))
+    headers = ("ms", "±", "ratio", "MB", "error", "same", *(("right",) * accuracy))
     for name in headers:
         table.add_column(name, justify="right", no_wrap=True)
     measured = [row for row in report.rows if row.measured]
@@ -117,7 +116,6 @@ def _table(report: EngineReport) -> Table:
         cells = [
             f"{found.image_s * 1e3:.2f}",
             f"{found.quartile_s * 1e3:.2f}",
-            f"{found.least_s * 1e3:.2f}",
             f"{found.image_s / report.best_s:.2f}",
             f"{found.weight_nbytes / 1e6:.1f}",
             f"{found.largest_error:.1g}",

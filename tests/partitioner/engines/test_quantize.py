@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from example_models import Residual, seeded
+from PIL import Image
 
 import odin
-from odin.models.calibration import calibration_batches, spread
+from odin.models.calibration import calibration_batches, load_examples, spread
 from odin.partitioner.engines import build, processor
 from odin.partitioner.engines.build import build_form
 from odin.partitioner.engines.export import ExportError, export, layer_of
@@ -250,6 +251,17 @@ class TestExamples:
     def test_what_does_not_fit_is_named(self, chain: odin.Chain, given: Any, problem: str):
         with pytest.raises(ValueError, match=problem):
             calibration_batches(chain, given)
+
+    def test_images_of_a_folder(self, chain: odin.Chain, tmp_path: Path):
+        for number in range(5):
+            Image.new("RGB", (40, 40), (50 * number, 10, 10)).save(tmp_path / f"{number}.png")
+        source = odin.load_source(seeded(Residual), example_input=torch.zeros(1, 3, 32, 32))
+        loaded = load_examples(tmp_path, source, count=3)
+        assert loaded.shape == (3, 3, 32, 32)
+        assert loaded[:, 0].mean((1, 2)).diff().min() > 0  # sorted by path
+        assert [inputs[0].shape for inputs in calibration_batches(chain, loaded)] == [(3, 3, 32, 32)]
+        with pytest.raises(ValueError, match="how to turn image files into its input is not known"):
+            load_examples(tmp_path, dataclasses.replace(source, preprocess=None))
 
     def test_images_are_taken_evenly(self):
         paths = [Path(str(number)) for number in range(10)]
