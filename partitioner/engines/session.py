@@ -73,8 +73,8 @@ def _onnxruntime_layers(model: CutModel, weights: Mapping[str, Array], threads: 
             options.inter_op_num_threads = 1
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
             if model.precision == "float32":
-                # A packed weight would be a copy in every process. In int8 all are packed for each call without it, which
-                # takes 2.5 times as long (ResNet50), and the copies are a quarter.
+                # A packed weight would be a copy in every process. In int8 they would be packed for every call without
+                # it, which takes 2.5 times as long (ResNet50), and the copies are a quarter.
                 options.add_session_config_entry("session.disable_prepacking", "1")
             values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in layer.weights}
             for name, value in values.items():
