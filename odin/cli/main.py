@@ -16,7 +16,20 @@ from odin.version import __version__
 __all__ = ["COMMANDS", "main", "make_parser"]
 
 COMMANDS = (
-    *("run", "demo", "top", "replay", "inject", "partition", "record", "simulate", "report", "bench", "cluster"),
+    *(
+        "run",
+        "demo",
+        "top",
+        "replay",
+        "inject",
+        "partition",
+        "engines",
+        "record",
+        "simulate",
+        "report",
+        "bench",
+        "cluster",
+    ),
     "completion",
 )
 

@@ -39,7 +39,7 @@ from odin.stages.device import (
 from odin.stages.gpus import gpu_names
 from odin.stages.host import keep_freed_memory
 
-__all__ = ["check_local", "local_devices", "pinned", "profile_local", "type_of"]
+__all__ = ["check_local", "local_devices", "open_form", "pinned", "profile_local", "type_of"]
 
 _BUDGET_S = 20.0
 
@@ -142,19 +142,27 @@ def profile_local(
     return profile
 
 
+def open_form(form: Form, device: Device, *, batch: int | None) -> tuple[Sequence[Callable[[Any], Any]], int]:
+    """Make a form's layers executable with a device's threads, as a stage does; returns them and their weights' bytes.
+
+    Layers of engines other than PyTorch take and return numpy arrays.
+    """
+    if isinstance(form, TorchForm):
+        chain = form.chain
+        with compute_threads(thread_count(device)):
+            packed = chain.program.pack(chain.state, batch=batch)
+        return [layer.bind(packed) for layer in chain.program.layers], sum(t.nbytes for t in packed.values())
+    assert isinstance(form, EngineForm)
+    functions = open_layers(form.model, form.weights, threads=thread_count(device))
+    return functions, sum(array.nbytes for array in form.weights.values())
+
+
 def _measure_cpu(
     form: Form, device: Device, inputs: Sequence[torch.Tensor], *, repeats: int, warmup: int
 ) -> LayerTimes:
     values: tuple[Any, ...] = form.layout(inputs)
-    functions: Sequence[Callable[[Any], Any]]
-    if isinstance(form, TorchForm):
-        chain = form.chain
-        with compute_threads(thread_count(device)):
-            packed = chain.program.pack(chain.state, batch=inputs[0].shape[0] if inputs[0].dim() else None)
-        functions = [layer.bind(packed) for layer in chain.program.layers]
-    else:
-        assert isinstance(form, EngineForm)
-        functions = open_layers(form.model, form.weights, threads=thread_count(device))
+    functions, _ = open_form(form, device, batch=inputs[0].shape[0] if inputs[0].dim() else None)
+    if form.engine != TORCH:
         values = tuple(tensor.numpy() for tensor in values)
 
     def run_layer(index: int, values: Any) -> Any:

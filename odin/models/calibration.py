@@ -86,7 +86,7 @@ def load_examples(folder: str | Path, source: Source, *, count: int = CALIBRATIO
         raise ValueError(
             f"{source.name}: how to turn image files into its input is not known; give tensors to odin.Pipeline"
         )
-    return torch.stack([load_image(path, source.preprocess) for path in spread(find_images([folder]), count)])
+    return torch.cat([load_image(path, source.preprocess) for path in spread(find_images([folder]), count)])
 
 
 def spread(paths: list[Path], count: int) -> list[Path]:

@@ -16,7 +16,7 @@ from odin.partitioner.engines.agreement import Agreement, Comparison
 from odin.partitioner.engines.cut_model import CutModel, Value
 from odin.partitioner.engines.export import ExportError, export
 from odin.partitioner.engines.form import EngineForm
-from odin.partitioner.engines.names import check_installed
+from odin.partitioner.engines.names import check_installed, missing_packages
 from odin.partitioner.engines.onnx_chain import OnnxChain
 from odin.partitioner.engines.onnx_whole import open_whole, rounding
 from odin.partitioner.engines.processor import BFLOAT16, INT8, has_feature, processor_features
@@ -34,6 +34,9 @@ TOLERANCE = 1e-4
 ABSURD = 0.5
 """Root mean square of the difference, of that of the chain's outputs, from which other precisions are refused: what
 products that overflow would give."""
+
+SAME_QUANTIZED = 0.1
+"""The same of two runtimes that run the same quantised model."""
 
 _logger = logging.getLogger("odin.startup")
 
@@ -65,6 +68,11 @@ def build_form(
     import onnx
 
     check_installed(engine)
+    if precision == INT8 and missing_packages("onnxruntime"):
+        raise ValueError(
+            "precision 'int8' is quantised by ONNX Runtime, not installed here: "
+            "pip install 'odin-pipeline[onnxruntime]', or choose another precision"
+        )
     names = [layer.name for layer in chain.layers]
     with tempfile.TemporaryDirectory(prefix="odin-export-") as folder:
         path = Path(folder, "model.onnx")
@@ -75,6 +83,7 @@ def build_form(
             if not exact:
                 _logger.info("this processor has no VNNI: weights get 7 bits, so that products do not overflow")
             model, path = quantize(path, examples, narrow_weights=not exact)
+            expected = _outputs(path, examples[0])
         if engine == "onnxruntime":
             path = _optimized(path)
             model = onnx.load(path, load_external_data=False)
@@ -94,6 +103,8 @@ def build_form(
     else:
         _logger.info("%s on %s: %s", precision, engine, agreement)
         _refuse_absurd(chain, precision, engine, agreement)
+    if precision == INT8:
+        _check_quantized(chain, described, weights, examples[0], expected)
     return EngineForm(described, weights, agreement)
 
 
@@ -202,6 +213,34 @@ def _check(chain: Chain, model: CutModel, agreement: Agreement) -> None:
         raise ExportError(
             f"{chain.name}: {model.engine} is off by {agreement.largest_error:.2g} of the largest output: "
             f"{_remedy(chain)}"
+        )
+
+
+def _outputs(path: Path, inputs: Sequence[Array]) -> list[Array]:
+    """Run a model whole in ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    return list(session.run(None, dict(zip(names, inputs, strict=True))))
+
+
+def _check_quantized(
+    chain: Chain, model: CutModel, weights: Mapping[str, Array], inputs: Sequence[Array], expected: Sequence[Array]
+) -> None:
+    """Compare with what ONNX Runtime makes of the same quantised model: engines differ by a step of rounding."""
+    values = tuple(inputs)
+    for run in open_layers(model, weights):
+        values = tuple(run(values))
+    comparison = Comparison()
+    comparison.add(values, expected)
+    error = comparison.agreement.rms_error
+    if not error <= SAME_QUANTIZED:
+        raise ExportError(
+            f"{chain.name}: {model.engine} computes the quantised model otherwise than ONNX Runtime, off by "
+            f"{error:.0%} (root mean square): choose engine 'onnxruntime'"
         )
 
 

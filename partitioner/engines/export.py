@@ -80,7 +80,9 @@ def export(chain: Chain, path: Path) -> Any:
     output_names = [
         [f"out{index}_{number}" for number, _ in enumerate(layer.output)] for index, layer in enumerate(chain.layers)
     ]
-    flat = tuple(value.clone() for values in taken for value in values)  # one tensor twice would become one input
+    # Cloned, for one tensor twice would become one input. In the plain layout, else pooling would be exported with a
+    # gather that only restores strides.
+    flat = tuple(value.clone(memory_format=torch.contiguous_format) for values in taken for value in values)
     try:
         with _quiet():
             exported = torch.export.export(

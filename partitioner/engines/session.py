@@ -55,9 +55,8 @@ def _onnxruntime_layers(model: CutModel, weights: Mapping[str, Array], threads: 
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was optimised
             # The allocator of the C library gives the memory of one layer to the next while it is in the cache.
             options.enable_cpu_mem_arena = False
-            options.intra_op_num_threads = (
-                threads  # of its own: one pool for all layers must be the only one of a process
-            )
+            # Threads of its own: one pool for all layers must be the only one of a process.
+            options.intra_op_num_threads = threads
             options.add_session_config_entry("session.force_spinning_stop", "1")  # the next layer needs the cores
             options.inter_op_num_threads = 1
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from odin.partitioner.engines.names import AUTO, ENGINES
 from odin.partitioner.engines.processor import BFLOAT16, INT8, has_feature
 
-__all__ = ["BFLOAT16", "FLOAT32", "GPU_PRECISIONS", "INT8", "PRECISION_NAMES", "check_precision", "why_not_on_cpu"]
+__all__ = [
+    "BFLOAT16",
+    "CPU_PRECISIONS",
+    "FLOAT32",
+    "GPU_PRECISIONS",
+    "INT8",
+    "PRECISION_NAMES",
+    "check_precision",
+    "why_not_on_cpu",
+]
 
 FLOAT32 = "float32"
 GPU_PRECISIONS = (FLOAT32, "tf32", "float16", BFLOAT16)
@@ -14,6 +23,8 @@ PRECISION_NAMES = (*GPU_PRECISIONS, INT8)
 """What ``precision`` may be."""
 _ENGINES = {FLOAT32: ENGINES, BFLOAT16: ("openvino",), INT8: ("onnxruntime", "openvino")}
 """What computes in it on CPU cores."""
+CPU_PRECISIONS = tuple(_ENGINES)
+"""Those of CPU stages."""
 
 
 def check_precision(precision: str) -> None:

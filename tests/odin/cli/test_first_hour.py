@@ -28,7 +28,7 @@ from odin.partitioner.files import check_different, check_folder, check_writable
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import StaticPolicy
 from odin.stages.compute.cuda import PRECISIONS
-from odin.stages.compute.precision import PRECISION_NAMES
+from odin.stages.compute.precision import GPU_PRECISIONS
 from odin.stages.device import Device
 from odin.stages.lease import Lease
 from odin.version import find_version
@@ -94,7 +94,7 @@ def test_python_m_odin():
 
 def test_what_is_known_without_torch_is_what_torch_has():
     assert set(BUILTIN_NAMES) == set(BUILTIN_MODELS)
-    assert tuple(PRECISIONS) == PRECISION_NAMES
+    assert tuple(PRECISIONS) == GPU_PRECISIONS
 
 
 def test_every_package_tells_that_it_is_typed():
