@@ -51,9 +51,10 @@ def run_apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
         _write(given, (function, args, options))
         process = subprocess.Popen(
-            [sys.executable, "-m", "odin.cluster.apart", str(given), str(returned), str(os.getpid())],
+            # -P: -m would put the current folder first, in which a random.py may lie; it is where it is in sys.path
+            [sys.executable, "-P", "-m", "odin.cluster.apart", str(given), str(returned), str(os.getpid())],
             pass_fds=(given, returned),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(folder or os.getcwd() for folder in sys.path)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -59,3 +61,22 @@ def test_arrays_are_not_copied_when_they_arrive_and_cannot_be_written():
     assert not writeable
     assert not array.flags.writeable
     assert not array.flags.owndata
+
+
+def test_modules_are_found_where_this_process_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def import_both() -> tuple[bool, str]:
+        import random
+
+        import only_here
+
+        return hasattr(random, "Random"), only_here.NAME
+
+    (tmp_path / "random.py").write_text("")  # the current folder's, which nobody here would import
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "only_here.py").write_text("NAME = 'found'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    assert run_apart(import_both) == (True, "found")
+    monkeypatch.chdir(tmp_path / "own")
+    monkeypatch.setattr("sys.path", ["", *sys.path[1:]])  # as in an interactive session
+    assert run_apart(import_both) == (True, "found")
