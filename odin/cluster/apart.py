@@ -11,14 +11,17 @@ the last of the two. Ray's object store would keep the pages. ::
 from __future__ import annotations
 
 import ctypes
+import logging
 import mmap
 import os
 import pickle
+import queue
 import signal
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from logging.handlers import QueueHandler
 from typing import Any
 
 __all__ = ["run_apart"]
@@ -32,7 +35,7 @@ def run_apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call a function in a new process, wait, and return what it returns.
 
     For work that is done once and leaves much behind in a process that lives long: exporting a ResNet50 to ONNX leaves
-    300 MiB of modules and caches.
+    300 MiB of modules and caches. What ``odin``'s loggers are told there is logged here when it has ended.
 
     Parameters
     ----------
@@ -68,10 +71,14 @@ def run_apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         if os.fstat(returned).st_size == 0:
             told = said.decode(errors="replace").strip()[-_TOLD_CHARS:]
             raise RuntimeError(f"a process of {function.__qualname__} ended with status {process.returncode}: {told}")
-        worked, outcome = _read(returned)
+        worked, outcome, records = _read(returned)
     finally:
         os.close(given)
         os.close(returned)
+    for record in records:
+        logger = logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
     if not worked:
         raise outcome
     return outcome
@@ -105,17 +112,22 @@ def _main(given: int, returned: int, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before that
         return
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    logger = logging.getLogger("odin")
+    logger.addHandler(QueueHandler(records))  # it makes texts of what is logged
+    logger.setLevel(logging.INFO)
     function, args, options = _read(given)
     try:
         outcome = True, function(*args, **options)
     except Exception as error:
         outcome = False, error.with_traceback(None)
+    told = [records.get() for _ in range(records.qsize())]
     try:
-        _write(returned, outcome)
+        _write(returned, (*outcome, told))
     except Exception as error:  # what cannot be pickled
         os.ftruncate(returned, 0)
         os.lseek(returned, 0, os.SEEK_SET)
-        _write(returned, (False, RuntimeError(f"{type(error).__name__}: {error}")))
+        _write(returned, (False, RuntimeError(f"{type(error).__name__}: {error}"), told))
 
 
 if __name__ == "__main__":

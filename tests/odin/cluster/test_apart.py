@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -80,3 +82,25 @@ def test_modules_are_found_where_this_process_finds_them(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path / "own")
     monkeypatch.setattr("sys.path", ["", *sys.path[1:]])  # as in an interactive session
     assert run_apart(import_both) == (True, "found")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_logged_there_is_logged_here(caplog: pytest.LogCaptureFixture, fails: bool):
+    def tell() -> None:
+        import logging
+
+        logging.getLogger("odin.startup").info("took %d s", 3)
+        logging.getLogger("odin.partitioner.graph").debug("of no interest")
+        logging.getLogger("another.library").error("of no interest")
+        if fails:
+            raise ValueError
+
+    caplog.set_level(logging.INFO, logger="odin.startup")
+    with pytest.raises(ValueError) if fails else contextlib.nullcontext():
+        run_apart(tell)
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [("odin.startup", "took 3 s")]
+    caplog.clear()
+    caplog.set_level(logging.WARNING, logger="odin.startup")
+    with pytest.raises(ValueError) if fails else contextlib.nullcontext():
+        run_apart(tell)
+    assert not caplog.records
