@@ -55,13 +55,12 @@ def make_form(chain: Chain, engine: str, *, batch: int, precision: str = FLOAT32
     try:
         examples = calibration_batches(chain, calibration)
         return build_form(chain, engine=engine, batch=batch, precision=precision, examples=examples)
-    except Exception as error:
-        if isinstance(error, (ValueError, ImportError)) or not isinstance(chain, OnnxChain):
-            raise
-        # runtimes have kinds of errors of their own
+    except (OdinError, ValueError, ImportError):
+        raise
+    except Exception as error:  # runtimes have kinds of errors of their own
+        what, remedy = ("file", "another engine") if isinstance(chain, OnnxChain) else ("model", "engine 'torch'")
         raise ExportError(
-            f"{chain.name}: {engine} takes the file, but not its layers ({' '.join(str(error).split())}): choose "
-            "another engine"
+            f"{chain.name}: {engine} does not take the {what}'s layers ({' '.join(str(error).split())}): choose {remedy}"
         ) from error
 
 
