@@ -16,10 +16,12 @@ import mmap
 import os
 import pickle
 import queue
+import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from logging.handlers import QueueHandler
 from typing import Any
@@ -51,13 +53,19 @@ def run_apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         If the process dies, with what it said last.
     """
     given, returned = os.memfd_create("odin-apart", os.MFD_CLOEXEC), os.memfd_create("odin-apart", os.MFD_CLOEXEC)
+    # its temporary files are in here: it may be killed, and they may be as large as the weights
+    folder = tempfile.mkdtemp(prefix="odin-apart-")
     try:
         _write(given, (function, args, options))
         process = subprocess.Popen(
             # -P: -m would put the current folder first, in which a random.py may lie; it is where it is in sys.path
             [sys.executable, "-P", "-m", "odin.cluster.apart", str(given), str(returned), str(os.getpid())],
             pass_fds=(given, returned),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(folder or os.getcwd() for folder in sys.path)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
+                "TMPDIR": folder,
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -75,6 +83,7 @@ def run_apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     finally:
         os.close(given)
         os.close(returned)
+        shutil.rmtree(folder, ignore_errors=True)
     for record in records:
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
@@ -108,10 +117,17 @@ def _read(descriptor: int) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
+def _end(*_: object) -> None:
+    """End as the caller has, which can remove nothing any more."""
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+    os._exit(1)
+
+
 def _main(given: int, returned: int, parent: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTERM, _end)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before that
-        return
+        _end()
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     logger = logging.getLogger("odin")
     logger.addHandler(QueueHandler(records))  # it makes texts of what is logged

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,14 +95,55 @@ def test_what_is_logged_there_is_logged_here(caplog: pytest.LogCaptureFixture, f
         logging.getLogger("odin.partitioner.graph").debug("of no interest")
         logging.getLogger("another.library").error("of no interest")
         if fails:
-            raise ValueError
+            raise ValueError("in vain")
 
     caplog.set_level(logging.INFO, logger="odin.startup")
-    with pytest.raises(ValueError) if fails else contextlib.nullcontext():
+    with pytest.raises(ValueError, match="in vain") if fails else contextlib.nullcontext():
         run_apart(tell)
     assert [(record.name, record.getMessage()) for record in caplog.records] == [("odin.startup", "took 3 s")]
     caplog.clear()
     caplog.set_level(logging.WARNING, logger="odin.startup")
-    with pytest.raises(ValueError) if fails else contextlib.nullcontext():
+    with pytest.raises(ValueError, match="in vain") if fails else contextlib.nullcontext():
         run_apart(tell)
     assert not caplog.records
+
+
+CALLER = """
+import os, signal, sys
+from odin.cluster.apart import run_apart
+
+def linger(told, end):
+    import tempfile, time
+    with tempfile.TemporaryDirectory() as folder:
+        print(os.getpid(), folder, file=open(told, "w"), flush=True)
+        if end == "itself":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+
+try:
+    run_apart(linger, *sys.argv[1:])
+except (RuntimeError, KeyboardInterrupt):
+    pass
+"""
+
+
+@pytest.mark.parametrize("end", ["itself", "interrupted", "killed"])
+def test_temporary_files_are_gone_whoever_is_killed(tmp_path: Path, end: str):
+    told = tmp_path / "told"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(told), end], env=environment, start_new_session=True)
+    try:
+        if end != "itself":
+            wait_for(lambda: told.exists() and told.read_text().endswith("\n"), what="the function runs")
+            assert Path(told.read_text().split()[1]).is_relative_to(tmp_path)
+            if end == "killed":
+                caller.kill()
+            else:
+                os.killpg(caller.pid, signal.SIGINT)
+        caller.wait(60)
+        wait_for(lambda: [path.name for path in tmp_path.iterdir()] == ["told"], what="the files are removed")
+        pid = int(told.read_text().split()[0])
+        wait_for(lambda: not psutil.pid_exists(pid), what="the process ends")
+    finally:
+        caller.kill()
+        caller.wait()
