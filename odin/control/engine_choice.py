@@ -59,8 +59,9 @@ def make_form(chain: Chain, engine: str, *, batch: int, precision: str = FLOAT32
         raise
     except Exception as error:  # runtimes have kinds of errors of their own
         what, remedy = ("file", "another engine") if isinstance(chain, OnnxChain) else ("model", "engine 'torch'")
+        why = " ".join(str(error).split())
         raise ExportError(
-            f"{chain.name}: {engine} does not take the {what}'s layers ({' '.join(str(error).split())}): choose {remedy}"
+            f"{chain.name}: {engine} does not take the {what}'s layers ({why}): choose {remedy}"
         ) from error
 
 
