@@ -228,7 +228,7 @@ class Pipeline:
                 devices, source, address=address, share_devices=share_devices, precision=precision, engine=engine
             )
             self._startup.start()
-            self.chain = to_chain(source, engine=engine)
+            self.chain = to_chain(source, engine=engine, stage_count=len(devices or ()))
             del source  # or its weights would stay, which the stages will have
             gc.collect()  # traced graphs are cycles that hold them, too; meanwhile Ray and the stages start
             self.batch = check_batch(self.chain, batch)

@@ -60,7 +60,6 @@ def open_all(
                 form = make_form(
                     chain_for(engine),
                     engine,
-                    batch=batch,
                     precision=precision,
                     calibration=None if precision == FLOAT32 else calibration,
                 )

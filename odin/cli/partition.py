@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         source = load_source(arguments.model, weights=arguments.weights, image_size=arguments.image_size)
         engine = engine_for(source, arguments.engine)
         with tell_phases(status.update):
-            chain = to_chain(source, engine=engine)
+            chain = to_chain(source, engine=engine, stage_count=len(devices or ()))
     calibration = None if arguments.calibration is None else load_examples(arguments.calibration, source)
     devices = local_devices(len(chain.layers)) if devices is None else devices
     with messages.status(f"profiling {len(chain.layers)} layers"):

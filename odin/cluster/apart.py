@@ -11,14 +11,19 @@ the last of the two. Ray's object store would keep the pages. ::
 from __future__ import annotations
 
 import ctypes
+import logging
 import mmap
 import os
 import pickle
+import queue
+import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from logging.handlers import QueueHandler
 from typing import Any
 
 __all__ = ["run_apart"]
@@ -32,7 +37,7 @@ def run_apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call a function in a new process, wait, and return what it returns.
 
     For work that is done once and leaves much behind in a process that lives long: exporting a ResNet50 to ONNX leaves
-    300 MiB of modules and caches.
+    300 MiB of modules and caches. What ``odin``'s loggers are told there is logged here when it has ended.
 
     Parameters
     ----------
@@ -48,12 +53,19 @@ def run_apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         If the process dies, with what it said last.
     """
     given, returned = os.memfd_create("odin-apart", os.MFD_CLOEXEC), os.memfd_create("odin-apart", os.MFD_CLOEXEC)
+    # its temporary files are in here: it may be killed, and they may be as large as the weights
+    folder = tempfile.mkdtemp(prefix="odin-apart-")
     try:
         _write(given, (function, args, options))
         process = subprocess.Popen(
-            [sys.executable, "-m", "odin.cluster.apart", str(given), str(returned), str(os.getpid())],
+            # -P: -m would put the current folder first, in which a random.py may lie; it is where it is in sys.path
+            [sys.executable, "-P", "-m", "odin.cluster.apart", str(given), str(returned), str(os.getpid())],
             pass_fds=(given, returned),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
+                "TMPDIR": folder,
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -67,10 +79,15 @@ def run_apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         if os.fstat(returned).st_size == 0:
             told = said.decode(errors="replace").strip()[-_TOLD_CHARS:]
             raise RuntimeError(f"a process of {function.__qualname__} ended with status {process.returncode}: {told}")
-        worked, outcome = _read(returned)
+        worked, outcome, records = _read(returned)
     finally:
         os.close(given)
         os.close(returned)
+        shutil.rmtree(folder, ignore_errors=True)
+    for record in records:
+        logger = logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
     if not worked:
         raise outcome
     return outcome
@@ -100,21 +117,33 @@ def _read(descriptor: int) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
+def _end(*_: object) -> None:
+    """End as the caller has, which can remove nothing any more."""
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+    os._exit(1)
+
+
 def _main(given: int, returned: int, parent: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTERM, _end)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before that
-        return
+        _end()
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    logger = logging.getLogger("odin")
+    logger.addHandler(QueueHandler(records))  # it makes texts of what is logged
+    logger.setLevel(logging.INFO)
     function, args, options = _read(given)
     try:
         outcome = True, function(*args, **options)
     except Exception as error:
         outcome = False, error.with_traceback(None)
+    told = [records.get() for _ in range(records.qsize())]
     try:
-        _write(returned, outcome)
+        _write(returned, (*outcome, told))
     except Exception as error:  # what cannot be pickled
         os.ftruncate(returned, 0)
         os.lseek(returned, 0, os.SEEK_SET)
-        _write(returned, (False, RuntimeError(f"{type(error).__name__}: {error}")))
+        _write(returned, (False, RuntimeError(f"{type(error).__name__}: {error}"), told))
 
 
 if __name__ == "__main__":

@@ -55,12 +55,13 @@ def make_form(chain: Chain, engine: str, *, precision: str = FLOAT32, calibratio
     try:
         examples = calibration_batches(chain, calibration)
         return build_form(chain, engine=engine, precision=precision, examples=examples)
-    except Exception as error:
-        if isinstance(error, (ValueError, ImportError)) or not isinstance(chain, OnnxChain):
-            raise
-        # runtimes have kinds of errors of their own
+    except (OdinError, ValueError, ImportError):
+        raise
+    except Exception as error:  # runtimes have kinds of errors of their own
+        what, remedy = ("file", "another engine") if isinstance(chain, OnnxChain) else ("model", "engine 'torch'")
+        why = " ".join(str(error).split())
         raise ExportError(
-            f"{chain.name}: {engine} does not take its layers ({' '.join(str(error).split())}): choose another engine"
+            f"{chain.name}: {engine} does not take the {what}'s layers ({why}): choose {remedy}"
         ) from error
 
 

@@ -61,21 +61,31 @@ def engine_for(source: Source | Chain, engine: str | None) -> str:
     return engine or AUTO
 
 
-def to_chain(source: Source | Chain, *, engine: str = TORCH) -> Chain:
-    """Cut a model that is not a chain yet, in layers that are worth a call of their own for the engine."""
+def to_chain(source: Source | Chain, *, engine: str = TORCH, stage_count: int = 1) -> Chain:
+    """Cut a model that is not a chain yet, in layers that are worth a call of their own for the engine.
+
+    Smaller ones if those are fewer than the stages, as of a small model.
+    """
     if isinstance(source, Chain):
         return source
     minimum_s = 0.0 if engine == TORCH else _SESSION_MINIMUM_S
     with phase(f"{source.name} cut into layers"):
-        if isinstance(source.model, OnnxFile):
-            return build_onnx_chain(
-                source.model,
-                [tensor.numpy() for tensor in source.example_args],
-                name=source.name,
-                engine=None if engine == AUTO else engine,
-                minimum_s=minimum_s,
-            )
-        return build_chain(source.torch_model, source.example_args, name=source.name, minimum_s=minimum_s)
+        chain = _cut(source, engine, minimum_s)
+        if len(chain.layers) < stage_count and minimum_s:
+            chain = _cut(source, engine, 0.0)
+        return chain
+
+
+def _cut(source: Source, engine: str, minimum_s: float) -> Chain:
+    if isinstance(source.model, OnnxFile):
+        return build_onnx_chain(
+            source.model,
+            [tensor.numpy() for tensor in source.example_args],
+            name=source.name,
+            engine=None if engine == AUTO else engine,
+            minimum_s=minimum_s,
+        )
+    return build_chain(source.torch_model, source.example_args, name=source.name, minimum_s=minimum_s)
 
 
 def weight_nbytes(source: Source | Chain) -> int:

@@ -51,7 +51,13 @@ def _check_example(file: OnnxFile, example: Sequence[torch.Tensor]) -> None:
 
 def _noise(file: OnnxFile, value: OnnxValue, image_size: int | None) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    tensor = torch.randn(_shape(file, value, image_size), generator=generator)
+    shape = _shape(file, value, image_size)
+    try:
+        tensor = torch.randn(shape, generator=generator)
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(
+            f"model {file.path} takes {value}, which does not fit into memory: export it with smaller inputs"
+        ) from error
     dtype: torch.dtype = getattr(torch, value.dtype)
     # small numbers: they may be indices
     return tensor.to(dtype) if dtype.is_floating_point else tensor.abs().to(dtype)

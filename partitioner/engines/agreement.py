@@ -28,7 +28,7 @@ class Agreement:
     rms_error
         Root mean square of the differences, of that of the reference.
     finite
-        Whether every element is a number.
+        Whether every element is a number, or what is none in the reference is the same: NaN, or that infinity.
     """
 
     images: int
@@ -55,11 +55,14 @@ class Comparison:
     def add(self, found: Sequence[Array], wanted: Sequence[Array]) -> None:
         """Compare the outputs for one batch."""
         for output, reference in zip(found, wanted, strict=True):
-            self._finite = self._finite and bool(np.isfinite(output).all())
-            if not reference.size:
+            values, own = reference.astype(np.float64), output.astype(np.float64)
+            numbers = np.isfinite(values)
+            self._finite = self._finite and bool(np.isfinite(own[numbers]).all())
+            self._finite = self._finite and np.array_equal(own[~numbers], values[~numbers], equal_nan=True)
+            values = values[numbers]
+            if not values.size:
                 continue
-            values = reference.astype(np.float64)
-            difference = output.astype(np.float64) - values
+            difference = own[numbers] - values
             self._largest = max(self._largest, float(np.abs(difference).max()))
             self._reference_largest = max(self._reference_largest, float(np.abs(values).max()))
             self._squares += float((difference**2).sum())

@@ -209,7 +209,12 @@ def _remedy(chain: Chain) -> str:
 
 def _check(chain: Chain, model: CutModel, agreement: Agreement) -> None:
     tolerance = max(TOLERANCE, rounding(value.dtype for cut in model.cuts for value in cut))
-    if not (agreement.finite and agreement.largest_error <= tolerance):
+    if not agreement.finite:
+        raise ExportError(
+            f"{chain.name}: {model.engine} gives NaN or infinity where {_what_else(chain)} does not, or the other way "
+            f"round: {_remedy(chain)}"
+        )
+    if not agreement.largest_error <= tolerance:
         raise ExportError(
             f"{chain.name}: {model.engine} is off by {agreement.largest_error:.2g} of the largest output: "
             f"{_remedy(chain)}"

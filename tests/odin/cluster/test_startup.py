@@ -230,9 +230,9 @@ def test_the_models_own_weights_are_gone_once_it_serves(monkeypatch, two_cores):
     # What traces a model leaves cycles that hold it: 80 MiB of a ResNet50 stayed until the collector happened to run.
     weights: list[weakref.ref[torch.Tensor]] = []
 
-    def build(source: odin.Source) -> odin.Chain:
+    def build(source: odin.Source, **options: Any) -> odin.Chain:
         weights.extend(weakref.ref(parameter) for parameter in source.model.parameters())
-        return to_chain(source)
+        return to_chain(source, **options)
 
     monkeypatch.setattr("odin.pipeline.to_chain", build)
     gc.disable()
