@@ -21,7 +21,7 @@ from odin.partitioner.relay import Windows
 from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SENT
 from odin.stages.channel.shared_queue import SharedQueue
 from odin.stages.channel.wire import Header, Kind
-from odin.stages.compute.executor import CpuExecutor
+from odin.stages.compute.torch_cpu import CpuExecutor
 from odin.stages.loop import DEADLINE, RECALLED
 
 NO_HAND_OVER_S = 1e6

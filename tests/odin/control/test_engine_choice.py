@@ -50,7 +50,7 @@ def chain_of(name: str) -> Chain:
 def test_an_engine_takes_a_model_or_says_which_one_does(name: str, engine: str):
     chain = chain_of(name)
     try:
-        form = make_form(chain, engine, batch=1)
+        form = make_form(chain, engine)
     except ExportError as error:
         refusal = str(error)
     else:

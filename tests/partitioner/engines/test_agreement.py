@@ -55,4 +55,4 @@ class Masked(nn.Module):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_model_that_masks_with_infinity_is_taken(engine: str):
     chain = build_chain(Masked().eval(), (torch.zeros(1, 3, 8, 8),), name="masked", keep=False)
-    assert build_form(chain, engine=engine, batch=1).agreement.finite
+    assert build_form(chain, engine=engine).agreement.finite
