@@ -19,6 +19,7 @@ from odin.partitioner.engines.form import EngineForm
 from odin.partitioner.engines.names import check_installed, missing_packages
 from odin.partitioner.engines.onnx_chain import OnnxChain
 from odin.partitioner.engines.onnx_whole import open_whole, rounding
+from odin.partitioner.engines.packing import packs
 from odin.partitioner.engines.processor import BFLOAT16, INT8, has_feature, processor_features
 from odin.partitioner.engines.quantize import quantize
 from odin.partitioner.engines.session import Array, open_layers
@@ -84,6 +85,7 @@ def build_form(
                 _logger.info("this processor has no VNNI: weights get 7 bits, so that products do not overflow")
             model, path = quantize(path, examples, narrow_weights=not exact)
             expected = _outputs(path, examples[0])
+        packed = packs(model.graph.node)
         if engine == "onnxruntime":
             path = _optimized(path)
             model = onnx.load(path, load_external_data=False)
@@ -94,7 +96,7 @@ def build_form(
         # in memory before the folder is gone
         weights = {name: np.array(array) for name, array in weights.items()}
     cut = split(model, weights, engine=engine, layer_names=names, processor=" ".join(needs))
-    cut = dataclasses.replace(cut, precision=precision)
+    cut = dataclasses.replace(cut, precision=precision, packs=packed)
     inputs = chain.example if isinstance(chain, OnnxChain) else _inputs(chain)
     described = _described(cut, weights, chain, inputs)
     agreement = _compare(chain, described, weights, [inputs] if precision == FLOAT32 else examples or [inputs])

@@ -86,8 +86,6 @@ class LayerNodes:
         Names of the weights that it reads.
     reads, makes
         Names of values that it reads and did not make itself, and that it makes.
-    packs
-        Whether weights are worth a packed copy in each process, for products of many rows.
     """
 
     name: str
@@ -96,7 +94,6 @@ class LayerNodes:
     weights: tuple[str, ...]
     reads: frozenset[str]
     makes: frozenset[str]
-    packs: bool = False
 
 
 class LayerModel(NamedTuple):
@@ -140,6 +137,8 @@ class CutModel:
     precision
         In which it is computed: ``"float32"``, ``"bfloat16"`` or ``"int8"``. With bfloat16 weights are float32 here, as
         are the values at cuts; with int8 both are quantised.
+    packs
+        Whether each process makes packed copies of some weights, see :func:`odin.partitioner.engines.packing.packs`.
     """
 
     engine: str
@@ -148,6 +147,7 @@ class CutModel:
     cuts: tuple[tuple[Value, ...], ...]
     declared: Mapping[str, bytes]
     processor: str = ""
+    packs: bool = False
     precision: str = "float32"
 
     def layer_model(self, index: int, data_of: Callable[[str], bytes]) -> LayerModel:

@@ -9,6 +9,7 @@ import numpy as np
 
 from odin.partitioner.engines.export import ExportError
 from odin.partitioner.engines.onnx_file import OnnxFile
+from odin.partitioner.engines.packing import packs
 from odin.partitioner.engines.runtimes import import_runtime
 
 __all__ = ["Array", "Whole", "difference", "open_whole", "rounding"]
@@ -44,8 +45,8 @@ def _onnxruntime(file: OnnxFile) -> Whole:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    # The kernels for packed weights round otherwise; stages take those for plain ones, which they share.
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    if not packs(file.load().graph.node):  # as in stages: the kernels for packed weights round otherwise
+        options.add_session_config_entry("session.disable_prepacking", "1")
     session = onnxruntime.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in file.outputs]
 

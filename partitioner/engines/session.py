@@ -60,7 +60,7 @@ def _onnxruntime_layers(model: CutModel, weights: Mapping[str, Array], threads: 
             options.add_session_config_entry("session.force_spinning_stop", "1")  # the next layer needs the cores
             options.inter_op_num_threads = 1
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-            if not model.layers[index].packs:  # a packed weight would be a copy in every process
+            if not model.packs:  # a packed weight would be a copy in every process
                 options.add_session_config_entry("session.disable_prepacking", "1")
             values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in layer.weights}
             for name, value in values.items():

@@ -19,15 +19,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _SMALL_NBYTES = 1024
 """Constants below it stay in the model: runtimes look at shapes and the like while they read it."""
 _LAYOUT = frozenset({"ReorderInput", "ReorderOutput"})
-_PACKING = frozenset(
-    {
-        "ConvInteger", "ConvTranspose", "DynamicQuantizeMatMul", "FusedMatMul", "GRU", "LSTM", "MatMul",
-        "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearConv", "QLinearMatMul",
-    }
-)  # fmt: skip
-"""Operators that are slower with weights as they are. Convolutions have theirs in the optimised model as they compute
-with them, and a Gemm behind the last pooling multiplies one row per image. Quantised weights would be packed for every
-call, which takes 2.5 times as long (ResNet50); their copies are a quarter."""
 
 
 def take_weights(model: Any, folder: Path) -> dict[str, Array]:
@@ -129,7 +120,6 @@ def split(
                 tuple(value for value in read if value in weights),
                 frozenset(value for value in read if value in made_in) - makes,
                 makes,
-                packs=any(node.op_type in _PACKING and weights.keys() & set(node.input) for node in nodes),
             )
         )
     header = type(model)()
