@@ -222,6 +222,8 @@ class Pipeline:
         with phase("model loaded"):
             source = to_source(model, weights=weights, example_input=example_input)
         engine = engine_for(source, engine)
+        if devices is not None:
+            check_precision_fits(precision, engine, devices, on_this_machine=False)
         self._recorder = EventRecorder(log, on_event)  # before anything is started: the file may not be writable
         try:
             self._startup = self._make_startup(
