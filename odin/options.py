@@ -92,7 +92,7 @@ def check_options(
         If nothing answers at ``address``.
     """
     check_precision(precision)
-    engine = engine or TORCH
+    engine = engine or AUTO_ENGINE  # which one it is, the model says
     check_engine(engine)
     if engine != AUTO_ENGINE:
         check_installed(engine)

@@ -142,8 +142,9 @@ class Pipeline:
     engine
         What computes the layers on CPU cores: ``"torch"``, ``"onnxruntime"`` or ``"openvino"`` (extras of this
         package), or ``"auto"``: whichever is fastest, measured once for a model and a type of device and kept on disk
-        with the profile. Outputs are the same under every plan; those of two engines differ by rounding. Default:
-        ``"torch"``; for an ONNX file, which PyTorch does not run, ``"auto"``.
+        with the profile. Outputs are the same under every plan; those of two engines differ by rounding, and where NaN
+        or infinity goes in: OpenVINO may give numbers then. Default: ``"torch"``; for an ONNX file, which PyTorch does
+        not run, ``"auto"``.
     transport
         ``"auto"``: shared memory within a node and TCP between nodes; ``"shm"`` or ``"tcp"`` forces one.
     refresh_profile
@@ -222,6 +223,8 @@ class Pipeline:
         with phase("model loaded"):
             source = to_source(model, weights=weights, example_input=example_input)
         engine = engine_for(source, engine)
+        if devices is not None:
+            check_precision_fits(precision, engine, devices, on_this_machine=False)
         self._recorder = EventRecorder(log, on_event)  # before anything is started: the file may not be writable
         try:
             self._startup = self._make_startup(

@@ -13,6 +13,7 @@ from odin.cli.arguments import add_engine, add_precision, positive
 from odin.control.local_devices import check_named
 from odin.models.model_names import check_model_name, check_weights_file
 from odin.options import check_calibration, check_precision_fits
+from odin.partitioner.engines.names import AUTO
 from odin.partitioner.plan import Plan
 from odin.process.phases import tell_phases
 from odin.process.signals import importing
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if devices is not None:  # before the model is loaded, which takes long
         check_local(devices)
-        check_precision_fits(arguments.precision, arguments.engine, devices)
+        check_precision_fits(arguments.precision, arguments.engine or AUTO, devices)
     check_calibration(arguments.precision, arguments.calibration)
     messages = Console(stderr=True, highlight=False)
     with messages.status(f"loading {arguments.model}") as status:

@@ -124,8 +124,9 @@ class SlotMemory:
             offset += _aligned(nbytes)
         if offset > self.slot_nbytes:
             raise ValueError(
-                f"{offset} bytes do not fit a slot of {self.slot_nbytes}: the request is larger than the example "
-                "input times batch; start the pipeline with a larger batch"
+                f"{offset} bytes do not fit a slot of {self.slot_nbytes}: the request, or what the model makes of it, "
+                "is larger than with the example input times batch; start the pipeline with a larger batch, or if "
+                "sizes depend on the data, as those of detections, with an example that gives the largest"
             )
         return tuple(metas)
 
