@@ -37,6 +37,7 @@ from benchmarks.common import (
 )
 from benchmarks.exported import export, read_form
 from benchmarks.runtimes import RUNTIMES, check_runtimes, open_runtime
+from odin.partitioner.engines.runtimes import keeping_signal_stack
 
 if TYPE_CHECKING:  # torch is imported only once its threads are limited
     import torch
@@ -299,7 +300,8 @@ def eager_runner(source: Source, args: tuple[torch.Tensor, ...]) -> Runner:
 
 def runtime_runner(name: str, folder: Path, args: tuple[torch.Tensor, ...], *, threads: int) -> Runner:
     """A runtime with the exported model, which reads the images and writes its output where they are."""
-    bind = open_runtime(name, folder, threads=threads, spinning=threads > 1)
+    with keeping_signal_stack():
+        bind = open_runtime(name, folder, threads=threads, spinning=threads > 1)
     (output,) = (np.empty(spec.shape, spec.dtype) for spec in read_form(folder, name).outputs)
     compute = bind([as_array(tensor.contiguous()) for tensor in args], [output])
 

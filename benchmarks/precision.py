@@ -44,6 +44,7 @@ from odin.partitioner.engines.export import export
 from odin.partitioner.engines.names import TORCH, missing_packages
 from odin.partitioner.engines.processor import BFLOAT16, INT8, has_feature
 from odin.partitioner.engines.quantize import quantize
+from odin.partitioner.engines.runtimes import keeping_signal_stack
 from odin.stages.compute.precision import FLOAT32
 from odin.stages.device import Device, cpu_model
 from odin.stages.host import keep_freed_memory
@@ -234,7 +235,8 @@ def whole_openvino(path: Path, hint: str) -> Opened:
 
     options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
     options |= {"ENABLE_CPU_PINNING": False}
-    request = openvino.Core().compile_model(str(path), "CPU", options).create_infer_request()
+    with keeping_signal_stack():
+        request = openvino.Core().compile_model(str(path), "CPU", options).create_infer_request()
 
     def run(inputs: Sequence[torch.Tensor]) -> list[Array]:
         return list(request.infer([inputs[0].contiguous().numpy()], share_inputs=True).values())

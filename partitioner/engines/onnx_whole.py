@@ -10,7 +10,7 @@ import numpy as np
 from odin.partitioner.engines.export import ExportError
 from odin.partitioner.engines.onnx_file import OnnxFile
 from odin.partitioner.engines.packing import packs
-from odin.partitioner.engines.runtimes import import_runtime
+from odin.partitioner.engines.runtimes import import_runtime, keeping_signal_stack
 
 __all__ = ["Array", "Whole", "difference", "open_whole", "rounding"]
 
@@ -66,7 +66,8 @@ def _openvino(file: OnnxFile) -> Whole:
         model = core.read_model(file.load(all_data=True).SerializeToString(), b"")
     else:
         model = core.read_model(str(file.path))
-    compiled = core.compile_model(model, "CPU", options)
+    with keeping_signal_stack():
+        compiled = core.compile_model(model, "CPU", options)
     request = compiled.create_infer_request()
 
     def run(inputs: Sequence[Array]) -> tuple[Array, ...]:

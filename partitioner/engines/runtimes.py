@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-__all__ = ["import_runtime"]
+__all__ = ["import_runtime", "keeping_signal_stack"]
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -32,3 +35,25 @@ def import_runtime(name: str) -> ModuleType:
     finally:
         if hidden and modules.get(_TELEMETRY, name) is None:
             del modules[_TELEMETRY]
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of Linux."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("nbytes", ctypes.c_size_t))
+
+
+@contextlib.contextmanager
+def keeping_signal_stack() -> Iterator[None]:
+    """Leave this thread's alternate signal stack as it is; for compiling with OpenVINO.
+
+    That sets one of its own, and unmaps it with the last compiled model, in whichever thread that is: the next signal,
+    such as Ctrl-C, would end the process.
+    """
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    known = libc.sigaltstack(None, ctypes.byref(before)) == 0
+    try:
+        yield
+    finally:
+        if known:
+            libc.sigaltstack(ctypes.byref(before), None)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from odin.partitioner.engines.cut_model import CutModel, LayerModel, field, varint
-from odin.partitioner.engines.runtimes import import_runtime
+from odin.partitioner.engines.runtimes import import_runtime, keeping_signal_stack
 
 __all__ = ["Array", "Run", "open_layers"]
 
@@ -96,7 +96,8 @@ def _openvino_layers(model: CutModel, weights: Mapping[str, Array], threads: int
         if not layer.proto:
             yield _around(model, index, layer, lambda arrays: ())
             continue
-        request = core.compile_model(core.read_model(layer.proto, b""), "CPU", options).create_infer_request()
+        with keeping_signal_stack():
+            request = core.compile_model(core.read_model(layer.proto, b""), "CPU", options).create_infer_request()
         yield _around(model, index, layer, _openvino_run(request, layer))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,3 +31,39 @@ def test_openvino_reports_nothing_when_it_is_imported(tmp_path: Path, monkeypatc
 def test_one_that_is_not_installed():
     with pytest.raises(ImportError, match="no_such_runtime"):
         import_runtime("no_such_runtime")
+
+
+def test_compiling_with_openvino_leaves_the_signal_stack_of_the_thread():
+    """It sets its own, which it unmaps later, in another thread perhaps: the next Ctrl-C ended the process."""
+    program = """
+import ctypes, faulthandler, gc, os, signal, threading
+import torch
+from odin.partitioner.chain import build_chain
+from odin.partitioner.engines.build import build_form
+from odin.partitioner.engines.session import open_layers
+
+faulthandler.enable()  # it has a stack for signals
+chain = build_chain(torch.nn.Conv2d(3, 8, 3), (torch.zeros(1, 3, 8, 8),), keep=False)
+form = build_form(chain, engine="openvino")
+layers = open_layers(form.model, form.weights)
+
+def stack():
+    found = (ctypes.c_size_t * 3)()
+    ctypes.CDLL(None).sigaltstack(None, found)
+    return list(found)
+
+print(stack()[2])
+kept = [layers]
+del layers
+thread = threading.Thread(target=lambda: (kept.clear(), gc.collect()))
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, lambda *_: print("told"))
+os.kill(os.getpid(), signal.SIGINT)
+print("alive")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    size, *rest = done.stdout.split()
+    assert rest == ["told", "alive"]
+    assert int(size) > 0
