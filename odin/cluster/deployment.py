@@ -146,7 +146,7 @@ class Deployment:
                 for actor, weights_ref in zip(self._actors, weights, strict=True)
             ]
         opened: list[StageInfo | StageProblem] = _answers_of_started(calls, [device for device, _ in placed])
-        self._weights_refs = weights  # objects live as long as references to them
+        self._weights_refs = list(dict.fromkeys(weights))  # objects live as long as references to them
         infos = []
         for info in opened:
             if isinstance(info, StageProblem):

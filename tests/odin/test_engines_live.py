@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 import torch
 from example_models import Residual, seeded
-from onnx import TensorProto, helper
-from onnx_models import constant, graph_of, save, value
 
 import odin
 from odin.control.engine_choice import fastest_form
@@ -94,24 +91,3 @@ def test_an_engine_for_gpus_or_an_unknown_one_is_refused_before_anything_starts(
         odin.Pipeline(seeded(Residual), stages="cpu:0,gpu:0", engine="onnxruntime")
     with pytest.raises(ValueError, match="unknown engine 'tvm': choose torch, onnxruntime, openvino or auto"):
         odin.Pipeline(seeded(Residual), stages="cpu:0", engine="tvm")
-
-
-def test_sizes_that_depend_on_the_data_are_those_of_the_example_at_most(two_cores: list[str], tmp_path: Path):
-    nodes = [
-        helper.make_node("Conv", ["image", "w"], ["a"], pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("NonZero", ["b"], ["found"]),
-    ]
-    inputs, outputs = [value("image", ["n", 3, 8, 8])], [value("found", [4, "count"], TensorProto.INT64)]
-    file = save(graph_of(nodes, inputs, outputs, [constant("w", 3, 3, 3, 3)]), tmp_path / "detector.onnx")
-    (image,) = images(1)
-    image, nothing = image[..., :8, :8].contiguous(), torch.zeros(1, 3, 8, 8)
-    options = {"stages": two_cores[:1], "engine": ENGINES[0]}
-    with odin.Pipeline(str(file), example_input=image, **options) as pipe:
-        assert pipe(nothing).shape == (4, 0)
-        assert pipe(image).shape[1] > 0
-    with odin.Pipeline(str(file), example_input=nothing, **options) as pipe:
-        assert pipe(nothing).shape == (4, 0)
-        with pytest.raises(odin.LayerFailedError, match="with an example that gives the largest"):
-            pipe(image)
-        assert pipe(nothing).shape == (4, 0)
