@@ -117,7 +117,8 @@ class StageTable:
 def stage_table(view: PipelineView, layer_names: Sequence[str], *, names: bool = True) -> Table:
     """One row per stage: where it is, what it runs, how long it takes and waits."""
     where = windows_text(view.windows) if view.windows else f"plan {'|'.join(map(str, view.plan))}"
-    table = Table(title=f"{view.model}, {where}", title_justify="left", box=box.SIMPLE_HEAD)
+    model = view.model if view.engine == "torch" else f"{view.model} with {view.engine}"
+    table = Table(title=f"{model}, {where}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("stage", no_wrap=True)
     table.add_column("device", overflow="fold")
     table.add_column("layers", justify="right", no_wrap=True)
