@@ -27,8 +27,7 @@ assert "torch" not in sys.modules, "odin.stages.actor imports it"
 
 class Pieces:
     overlaps, looks_between_layers, arrays = False, False, "numpy"
-    def __init__(self, model, weights, *, runtime, threads):
-        assert runtime == "made_up"
+    def __init__(self, model, weights, *, threads):
         self.layers, self.weights = model.layers, weights
     def prepare(self, first, last): pass
     def retain(self, ranges): pass
@@ -42,16 +41,16 @@ class Pieces:
         return Result(values, 0.0, 0.0, 0.0, (0.0,) * (last - first))
     def finish(self, ticket): return ticket
 
-for name in ("odin.stages.compute.pieces", "made_up"):
-    sys.modules[name] = types.ModuleType(name)
-sys.modules["odin.stages.compute.pieces"].PieceExecutor = Pieces
+from odin.stages.compute import sessions
+sys.modules["made_up"] = types.ModuleType("made_up")
+sessions.SessionExecutor = Pieces
 actor.ray.get_runtime_context = lambda: SimpleNamespace(get_node_id=lambda: "node")
 actor._node_address = lambda: "127.0.0.1"
 
 device = f"cpu:{usable_cores()[0]}"
 stage = actor.StageActor(0, device, "a test", share=True, precision="float32", engine="made_up")
 weights = {"a": np.full(4, 2.0, np.float32), "b": np.full(4, 5.0, np.float32)}
-info = stage.open(SimpleNamespace(layers=["a", "b"]), store_arrays(weights), 1)
+info = stage.open(SimpleNamespace(layers=["a", "b"]), store_arrays(weights), 1, "made_up")
 assert info.device == device, info
 stage.profile(list(store_arrays({"x": np.ones(4, np.float32)}).values()), 1, 2)
 address = stage.listen(1, 0, "").here
