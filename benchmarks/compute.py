@@ -267,10 +267,8 @@ def session_runner(engine: str, source: Source, args: tuple[torch.Tensor, ...], 
     inputs = tuple(as_array(tensor) for tensor in form.layout(args))
 
     def run() -> Array:
-        values = inputs
-        for layer in layers:
-            values = layer(values)
-        return values[0]
+        output: Array = session.run_layers(layers, inputs)[0]
+        return output
 
     return run
 

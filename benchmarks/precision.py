@@ -34,17 +34,18 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-from odin.cli.engine_rows import Array, Opened, open_all
+from odin.cli.engine_rows import Opened, open_all
 from odin.models.calibration import calibration_batches
 from odin.models.chains import to_chain
 from odin.models.sources import Source, load_source
 from odin.partitioner.chain import Chain
 from odin.partitioner.engines.agreement import Comparison
+from odin.partitioner.engines.cut_model import Array
 from odin.partitioner.engines.export import export
 from odin.partitioner.engines.names import TORCH, missing_packages
 from odin.partitioner.engines.processor import BFLOAT16, INT8, has_feature
 from odin.partitioner.engines.quantize import quantize
-from odin.partitioner.engines.runtimes import keeping_signal_stack
+from odin.partitioner.engines.runtimes import compile_openvino
 from odin.stages.compute.precision import FLOAT32
 from odin.stages.device import Device, cpu_model
 from odin.stages.host import keep_freed_memory
@@ -233,10 +234,7 @@ def whole_openvino(path: Path, hint: str) -> Opened:
     """OpenVINO, one thread."""
     import openvino
 
-    options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
-    options |= {"ENABLE_CPU_PINNING": False}
-    with keeping_signal_stack():
-        request = openvino.Core().compile_model(str(path), "CPU", options).create_infer_request()
+    request = compile_openvino(openvino.Core(), str(path), hint=hint).create_infer_request()
 
     def run(inputs: Sequence[torch.Tensor]) -> list[Array]:
         return list(request.infer([inputs[0].contiguous().numpy()], share_inputs=True).values())

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from odin.cli.engine_report import EngineRow, Measured
@@ -15,6 +14,7 @@ from odin.control.engine_choice import make_form
 from odin.control.local_profile import open_form, pinned
 from odin.partitioner.chain import Chain
 from odin.partitioner.engines.agreement import Comparison
+from odin.partitioner.engines.cut_model import Array
 from odin.partitioner.engines.form import Form
 from odin.partitioner.engines.names import ENGINES, TORCH, missing_packages
 from odin.stages.compute.precision import BFLOAT16, CPU_PRECISIONS, FLOAT32, why_not_on_cpu
@@ -23,7 +23,6 @@ from odin.stages.host import keep_freed_memory
 
 __all__ = ["Opened", "measure_rounds", "measure_rows", "open_all"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _WARMUP = 2
 
 

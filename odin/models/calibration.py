@@ -13,14 +13,13 @@ from odin.models.image_files import find_images
 from odin.models.images import load_image
 from odin.models.sources import Source, as_tensors
 from odin.partitioner.chain import Chain
+from odin.partitioner.engines.cut_model import Array
 
 __all__ = ["CALIBRATION_IMAGES", "calibration_batches", "load_examples", "spread"]
 
 CALIBRATION_IMAGES = 128
 """As many of a folder's images are taken, evenly from its sorted paths."""
 _BATCH = 16
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def calibration_batches(chain: Chain, calibration: Any) -> list[tuple[Array, ...]]:

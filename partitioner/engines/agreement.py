@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-__all__ = ["Agreement", "Comparison"]
+from odin.partitioner.engines.cut_model import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
+__all__ = ["Agreement", "Comparison"]
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,12 @@ from odin.partitioner.engines.names import check_installed, missing_packages
 from odin.partitioner.engines.onnx_chain import OnnxChain
 from odin.partitioner.engines.onnx_whole import open_whole, rounding
 from odin.partitioner.engines.packing import packs
-from odin.partitioner.engines.processor import BFLOAT16, INT8, has_feature, processor_features
+from odin.partitioner.engines.processor import BFLOAT16, FLOAT32, INT8, has_feature, processor_features
 from odin.partitioner.engines.quantize import quantize
-from odin.partitioner.engines.session import Array, open_layers
+from odin.partitioner.engines.session import Array, Run, open_layers, run_layers
 from odin.partitioner.engines.split import split, take_weights
 
 __all__ = ["ABSURD", "TOLERANCE", "build_form"]
-
-FLOAT32 = "float32"
 
 TOLERANCE = 1e-4
 """Largest difference from the chain's outputs, of their largest magnitude: runtimes sum in other orders."""
@@ -99,14 +97,15 @@ def build_form(
     cut = dataclasses.replace(cut, precision=precision, packs=packed)
     inputs = chain.example if isinstance(chain, OnnxChain) else _inputs(chain)
     described = _described(cut, weights, chain, inputs)
-    agreement = _compare(chain, described, weights, [inputs] if precision == FLOAT32 else examples or [inputs])
+    layers = open_layers(described, weights)
+    agreement = _compare(chain, engine, layers, [inputs] if precision == FLOAT32 else examples or [inputs])
     if precision == FLOAT32:
         _check(chain, described, agreement)
     else:
         _logger.info("%s on %s: %s", precision, engine, agreement)
         _refuse_absurd(chain, precision, engine, agreement)
     if precision == INT8:
-        _check_quantized(chain, described, weights, examples[0], expected)
+        _check_quantized(chain, engine, run_layers(layers, examples[0]), expected)
     return EngineForm(described, weights, agreement)
 
 
@@ -143,10 +142,7 @@ def _described(model: CutModel, weights: Mapping[str, Array], chain: Chain, inpu
     cuts = [_values(model.cuts[0], inputs, two)]
     values = (tuple(inputs), two)
     for index in range(len(model.layers)):
-        following = [dataclasses.replace(model, cuts=(*cuts, *model.cuts[index + 1 :]))][0]
-        single = dataclasses.replace(
-            following, layers=(following.layers[index],), cuts=(cuts[-1], model.cuts[index + 1])
-        )
+        single = dataclasses.replace(model, layers=(model.layers[index],), cuts=(cuts[-1], model.cuts[index + 1]))
         (run,) = open_layers(single, weights)
         values = (tuple(run(values[0])), tuple(run(values[1])))
         cuts.append(_values(model.cuts[index + 1], *values))
@@ -164,21 +160,15 @@ def _values(unknown: Sequence[Value], arrays: Sequence[Array], larger: Sequence[
     return tuple(values)
 
 
-def _compare(
-    chain: Chain, model: CutModel, weights: Mapping[str, Array], batches: Sequence[Sequence[Array]]
-) -> Agreement:
+def _compare(chain: Chain, engine: str, layers: Sequence[Run], batches: Sequence[Sequence[Array]]) -> Agreement:
     """Run examples through the layers and through the reference."""
-    runs, reference = open_layers(model, weights), _reference(chain, model.engine)
-    comparison = Comparison()
+    reference, comparison = _reference(chain, engine), Comparison()
     for inputs in batches:
-        values = tuple(inputs)
-        for run in runs:
-            values = tuple(run(values))
-        wanted = reference(inputs)
+        values, wanted = run_layers(layers, inputs), reference(inputs)
         for found, expected in zip(values, wanted, strict=True):
             if found.shape != expected.shape or found.dtype != expected.dtype:
                 raise ExportError(
-                    f"{chain.name}: {model.engine} returns {found.dtype}{found.shape}, {_what_else(chain)} "
+                    f"{chain.name}: {engine} returns {found.dtype}{found.shape}, {_what_else(chain)} "
                     f"{expected.dtype}{expected.shape}: {_remedy(chain)}"
                 )
         comparison.add(values, wanted)
@@ -234,19 +224,14 @@ def _outputs(path: Path, inputs: Sequence[Array]) -> list[Array]:
     return list(session.run(None, dict(zip(names, inputs, strict=True))))
 
 
-def _check_quantized(
-    chain: Chain, model: CutModel, weights: Mapping[str, Array], inputs: Sequence[Array], expected: Sequence[Array]
-) -> None:
+def _check_quantized(chain: Chain, engine: str, found: Sequence[Array], expected: Sequence[Array]) -> None:
     """Compare with what ONNX Runtime makes of the same quantised model: engines differ by a step of rounding."""
-    values = tuple(inputs)
-    for run in open_layers(model, weights):
-        values = tuple(run(values))
     comparison = Comparison()
-    comparison.add(values, expected)
+    comparison.add(found, expected)
     error = comparison.agreement.rms_error
     if not error <= SAME_QUANTIZED:
         raise ExportError(
-            f"{chain.name}: {model.engine} computes the quantised model otherwise than ONNX Runtime, off by "
+            f"{chain.name}: {engine} computes the quantised model otherwise than ONNX Runtime, off by "
             f"{error:.0%} (root mean square): choose engine 'onnxruntime'"
         )
 

@@ -13,11 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["CutModel", "LayerModel", "LayerNodes", "Value", "field", "varint"]
+__all__ = ["Array", "CutModel", "LayerModel", "LayerNodes", "Value", "field", "varint"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+"""What engines other than PyTorch compute with."""
 
 _GRAPH = 7  # of ModelProto
 _NODE, _GRAPH_NAME, _INITIALIZER, _INPUT, _OUTPUT = 1, 2, 5, 11, 12  # of GraphProto

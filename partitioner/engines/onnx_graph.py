@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from odin.partitioner.engines.cut_model import Array
 from odin.partitioner.engines.onnx_file import OnnxFile
 from odin.partitioner.engines.onnx_nodes import reads, subgraphs
 from odin.partitioner.engines.split import take_weights
 
 __all__ = ["OnnxGraph", "read_graph", "write_model"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 _VARYING = frozenset({"RandomNormal", "RandomUniform"})

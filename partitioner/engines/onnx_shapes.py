@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from odin.partitioner.engines.cut_model import Array
 from odin.partitioner.engines.names import missing_packages
 from odin.partitioner.engines.onnx_graph import OnnxGraph, write_model
 from odin.partitioner.engines.onnx_nodes import reads
@@ -17,7 +18,6 @@ from odin.partitioner.graph.values import ValueSpec
 
 __all__ = ["value_specs"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _CARRIED = frozenset(
     {"float32", "float64", "float16", "uint8", "int8", "int16", "int32", "int64", "bool", "uint16", "uint32", "uint64"}

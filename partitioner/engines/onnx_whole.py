@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
+from odin.partitioner.engines.cut_model import Array
 from odin.partitioner.engines.export import ExportError
 from odin.partitioner.engines.onnx_file import OnnxFile
 from odin.partitioner.engines.packing import packs
-from odin.partitioner.engines.runtimes import import_runtime, keeping_signal_stack
+from odin.partitioner.engines.runtimes import compile_openvino, import_runtime
 
 __all__ = ["Array", "Whole", "difference", "open_whole", "rounding"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Whole = Callable[[Sequence[Array]], tuple[Array, ...]]
 
 _TOLERANCE = 1e-4
@@ -60,14 +59,12 @@ def _onnxruntime(file: OnnxFile) -> Whole:
 def _openvino(file: OnnxFile) -> Whole:
     openvino = import_runtime("openvino")
 
-    options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     core = openvino.Core()
     if file.has_functions:  # it does not know them
         model = core.read_model(file.load(all_data=True).SerializeToString(), b"")
     else:
         model = core.read_model(str(file.path))
-    with keeping_signal_stack():
-        compiled = core.compile_model(model, "CPU", options)
+    compiled = compile_openvino(core, model)
     request = compiled.create_infer_request()
 
     def run(inputs: Sequence[Array]) -> tuple[Array, ...]:

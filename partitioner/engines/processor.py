@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["BFLOAT16", "INT8", "check_processor", "has_feature", "processor_features"]
+__all__ = ["BFLOAT16", "FLOAT32", "INT8", "check_processor", "has_feature", "processor_features"]
 
 _LAYOUTS = ("avx512f", "avx2", "avx", "asimd")
-BFLOAT16, INT8 = "bfloat16", "int8"
+FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
 _FEATURES = {
     BFLOAT16: ("avx512_bf16", "amx_bf16"),
     # Others saturate the sum of two products of unsigned and signed bytes; Arm's processors never do.

@@ -13,13 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from odin.partitioner.engines.cut_model import Array
 from odin.partitioner.engines.export import input_name, layer_of
 
 __all__ = ["Array", "quantize"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def quantize(path: Path, batches: Sequence[Sequence[Array]], *, narrow_weights: bool) -> tuple[Any, Path]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from odin.partitioner.engines.cut_model import CutModel, LayerModel, field, varint
-from odin.partitioner.engines.runtimes import import_runtime, keeping_signal_stack
+from odin.partitioner.engines.cut_model import Array, CutModel, LayerModel, field, varint
+from odin.partitioner.engines.runtimes import compile_openvino, import_runtime
 
-__all__ = ["Array", "Run", "open_layers"]
+__all__ = ["Array", "Run", "open_layers", "run_layers"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[tuple[Array, ...]], tuple[Array, ...]]
 """From what crosses the cut before a layer to what crosses the one after it."""
 
@@ -37,39 +37,58 @@ def open_layers(model: CutModel, weights: Mapping[str, Array], *, threads: int =
     ImportError
         If the runtime is not installed.
     """
-    opener = {"onnxruntime": _onnxruntime_layers, "openvino": _openvino_layers}[model.engine]
-    return list(opener(model, weights, threads))
+    with {"onnxruntime": _onnxruntime, "openvino": _openvino}[model.engine](model, weights, threads) as open_layer:
+        return [_open(model, index, open_layer) for index in range(len(model.layers))]
 
 
-def _onnxruntime_layers(model: CutModel, weights: Mapping[str, Array], threads: int) -> Iterator[Run]:
+def run_layers(layers: Sequence[Run], inputs: Sequence[Array]) -> tuple[Array, ...]:
+    """Run layers one after the other."""
+    values = tuple(inputs)
+    for layer in layers:
+        values = tuple(layer(values))
+    return values
+
+
+def _open(model: CutModel, index: int, open_layer: _OpenLayer) -> Run:
+    layer = model.layer_model(index, open_layer.data_of)
+    return _around(model, index, layer, open_layer.run(layer) if layer.proto else lambda arrays: ())
+
+
+class _OpenLayer(NamedTuple):
+    """How a runtime is told a weight's data, and how it makes a layer executable."""
+
+    data_of: Callable[[str], bytes]
+    run: Callable[[LayerModel], Run]
+
+
+@contextlib.contextmanager
+def _onnxruntime(model: CutModel, weights: Mapping[str, Array], threads: int) -> Iterator[_OpenLayer]:
     import onnxruntime
 
+    def run(layer: LayerModel) -> Run:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was optimised
+        # The allocator of the C library gives the memory of one layer to the next while it is in the cache.
+        options.enable_cpu_mem_arena = False
+        # Threads of its own: one pool for all layers must be the only one of a process.
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # the next layer needs the cores
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        if not model.packs:  # a packed weight would be a copy in every process
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in layer.weights}
+        for name, value in values.items():
+            options.add_initializer(name, value)
+        session = onnxruntime.InferenceSession(layer.proto, options, providers=["CPUExecutionProvider"])
+        return _onnxruntime_run(session, layer, tuple(values.values()))
+
+    in_file = _external(b"location", b"weights") + varint(_LOCATION << 3) + varint(1)
     # The file that the model names has to exist, though it is not read: what is given under its name comes first.
     with tempfile.TemporaryDirectory(prefix="odin-engine-") as folder:
         Path(folder, "weights").touch()
-        in_file = _external(b"location", b"weights") + varint(_LOCATION << 3) + varint(1)
-        for index in range(len(model.layers)):
-            layer = model.layer_model(index, lambda _: in_file)
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was optimised
-            # The allocator of the C library gives the memory of one layer to the next while it is in the cache.
-            options.enable_cpu_mem_arena = False
-            # Threads of its own: one pool for all layers must be the only one of a process.
-            options.intra_op_num_threads = threads
-            options.add_session_config_entry("session.force_spinning_stop", "1")  # the next layer needs the cores
-            options.inter_op_num_threads = 1
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-            if not model.packs:  # a packed weight would be a copy in every process
-                options.add_session_config_entry("session.disable_prepacking", "1")
-            values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in layer.weights}
-            for name, value in values.items():
-                options.add_initializer(name, value)
-            if not layer.proto:
-                yield _around(model, index, layer, lambda arrays: ())
-                continue
-            session = onnxruntime.InferenceSession(layer.proto, options, providers=["CPUExecutionProvider"])
-            yield _around(model, index, layer, _onnxruntime_run(session, layer, tuple(values.values())))
+        yield _OpenLayer(lambda _: in_file, run)
 
 
 def _onnxruntime_run(session: Any, layer: LayerModel, kept: tuple[Any, ...]) -> Run:
@@ -84,21 +103,19 @@ def _onnxruntime_run(session: Any, layer: LayerModel, kept: tuple[Any, ...]) -> 
     return call
 
 
-def _openvino_layers(model: CutModel, weights: Mapping[str, Array], threads: int) -> Iterator[Run]:
-    openvino = import_runtime("openvino")
+@contextlib.contextmanager
+def _openvino(model: CutModel, weights: Mapping[str, Array], threads: int) -> Iterator[_OpenLayer]:
+    core = import_runtime("openvino").Core()
+    hint = "bf16" if model.precision == "bfloat16" else "f32"
 
-    core = openvino.Core()
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    options |= {"INFERENCE_PRECISION_HINT": "bf16" if model.precision == "bfloat16" else "f32"}
-    options |= {"ENABLE_CPU_PINNING": False}  # the process is pinned
-    for index in range(len(model.layers)):
-        layer = model.layer_model(index, lambda name: field(_RAW, np.ascontiguousarray(weights[name]).tobytes()))
-        if not layer.proto:
-            yield _around(model, index, layer, lambda arrays: ())
-            continue
-        with keeping_signal_stack():
-            request = core.compile_model(core.read_model(layer.proto, b""), "CPU", options).create_infer_request()
-        yield _around(model, index, layer, _openvino_run(request, layer))
+    def data_of(name: str) -> bytes:
+        return field(_RAW, np.ascontiguousarray(weights[name]).tobytes())
+
+    def run(layer: LayerModel) -> Run:
+        compiled = compile_openvino(core, core.read_model(layer.proto, b""), threads=threads, hint=hint)
+        return _openvino_run(compiled.create_infer_request(), layer)
+
+    yield _OpenLayer(data_of, run)
 
 
 def _openvino_run(request: Any, layer: LayerModel) -> Run:

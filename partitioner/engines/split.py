@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from odin.partitioner.engines.cut_model import CutModel, LayerNodes, Value, field
+from odin.partitioner.engines.cut_model import Array, CutModel, LayerNodes, Value, field
 from odin.partitioner.engines.export import layer_of
 from odin.partitioner.engines.onnx_nodes import reads
 
 __all__ = ["Array", "split", "take_weights"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _SMALL_NBYTES = 1024
 """Constants below it stay in the model: runtimes look at shapes and the like while they read it."""

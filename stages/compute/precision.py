@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from odin.partitioner.engines.names import AUTO, ENGINES
-from odin.partitioner.engines.processor import BFLOAT16, INT8, has_feature
+from odin.partitioner.engines.processor import BFLOAT16, FLOAT32, INT8, has_feature
 
 __all__ = [
     "BFLOAT16",
@@ -16,7 +16,6 @@ __all__ = [
     "why_not_on_cpu",
 ]
 
-FLOAT32 = "float32"
 GPU_PRECISIONS = (FLOAT32, "tf32", "float16", BFLOAT16)
 """Those of GPU stages; ``tf32`` is float32 with products of 10 bits of mantissa (TensorFloat-32)."""
 PRECISION_NAMES = (*GPU_PRECISIONS, INT8)

@@ -20,7 +20,7 @@ from odin.partitioner.engines.build import TOLERANCE, build_form
 from odin.partitioner.engines.export import ExportError, layer_of
 from odin.partitioner.engines.form import EngineForm
 from odin.partitioner.engines.processor import check_processor, processor_features
-from odin.partitioner.engines.session import open_layers
+from odin.partitioner.engines.session import open_layers, run_layers
 from odin.partitioner.engines.split import split, take_weights
 
 ENGINES = [engine for engine in names.available_engines() if engine != "torch"]
@@ -41,10 +41,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def run(form: EngineForm, *inputs: Tensor) -> tuple[np.ndarray[Any, Any], ...]:
-    values: tuple[Any, ...] = tuple(tensor.contiguous().numpy() for tensor in inputs)
-    for layer in open_layers(form.model, form.weights):
-        values = tuple(layer(values))
-    return values
+    return run_layers(open_layers(form.model, form.weights), [tensor.contiguous().numpy() for tensor in inputs])
 
 
 @both
@@ -120,9 +117,7 @@ def test_onnxruntime_computes_with_weights_where_they_are():
     layers = open_layers(form.model, weights)
     for weight in weights.values():
         weight[...] = 0
-    values: Any = (noise(1, 3, 32, 32).numpy(),)
-    for layer in layers:
-        values = layer(values)
+    values = run_layers(layers, [noise(1, 3, 32, 32).numpy()])
     assert not np.allclose(values[0], run(form, noise(1, 3, 32, 32))[0])
 
 

@@ -23,7 +23,7 @@ from odin.partitioner.engines.names import available_engines  # noqa: E402
 from odin.partitioner.engines.onnx_chain import OnnxChain, build_onnx_chain  # noqa: E402
 from odin.partitioner.engines.onnx_file import read_onnx  # noqa: E402
 from odin.partitioner.engines.onnx_whole import difference, open_whole, rounding  # noqa: E402
-from odin.partitioner.engines.session import open_layers  # noqa: E402
+from odin.partitioner.engines.session import open_layers, run_layers  # noqa: E402
 
 ENGINES = [engine for engine in available_engines() if engine != "torch"]
 pytestmark = pytest.mark.skipif(not ENGINES, reason="neither ONNX Runtime nor OpenVINO is installed")
@@ -260,10 +260,7 @@ def chain_of(model: Any, folder: Path, *, batch: int = 1, **options: Any) -> Onn
 
 def run(chain: OnnxChain, engine: str, inputs: Sequence[Array]) -> tuple[Array, ...]:
     form = build_form(chain, engine=engine)
-    values: tuple[Array, ...] = tuple(inputs)
-    for layer in open_layers(form.model, form.weights):
-        values = tuple(layer(values))
-    return values
+    return run_layers(open_layers(form.model, form.weights), inputs)
 
 
 def other_inputs(chain: OnnxChain) -> list[Array]:

@@ -18,7 +18,7 @@ from odin.partitioner.engines.names import available_engines
 from odin.partitioner.engines.onnx_chain import OnnxChain, build_onnx_chain
 from odin.partitioner.engines.onnx_file import read_onnx
 from odin.partitioner.engines.onnx_whole import difference, open_whole
-from odin.partitioner.engines.session import open_layers
+from odin.partitioner.engines.session import open_layers, run_layers
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,7 +55,5 @@ def test_exports_are_cut_at_their_modules_and_give_the_same_bits(
     assert chain.dynamic_batch
     inputs = [np.random.default_rng(2).standard_normal((2, 3, 64, 64), dtype=np.float32)]
     form = build_form(chain, engine="onnxruntime")
-    values = tuple(inputs)
-    for layer in open_layers(form.model, form.weights):
-        values = tuple(layer(values))
+    values = run_layers(open_layers(form.model, form.weights), inputs)
     assert difference(values, open_whole(chain.file, "onnxruntime")(inputs), tolerance=0) == ""
