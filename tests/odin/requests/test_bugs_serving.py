@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import random
-import signal
 import subprocess
 import sys
 import textwrap
@@ -15,6 +13,7 @@ import threading
 import pytest
 import torch
 from channels import numbers
+from interruptions import interrupt_often
 from loads import wait_for
 from patience import PROMPT_S
 from test_gateway import check_every_permit_is_back, gateway_and_stage
@@ -47,37 +46,16 @@ def test_an_exception_of_a_signals_handler_costs_no_place():
     """Ctrl-C in a notebook, or a time limit by SIGALRM: after some of them ``submit`` waited for ever, or raised
     IndexError.
     """
+    with gateway_and_stage(max_in_flight=3) as stage:
 
-    class Interrupted(BaseException):
-        pass
+        def answer() -> None:
+            with contextlib.suppress(ChannelClosedError):
+                stage.answer_until_closed()
 
-    def interrupt(*_: object) -> None:
-        raise Interrupted
-
-    draw = random.Random(0)
-    before = signal.signal(signal.SIGPROF, interrupt)
-    try:
-        with gateway_and_stage(max_in_flight=3) as stage:
-
-            def answer() -> None:
-                with contextlib.suppress(ChannelClosedError):
-                    stage.answer_until_closed()
-
-            answering = threading.Thread(target=answer, daemon=True)
-            answering.start()
-            for _ in range(300):
-                try:
-                    signal.setitimer(signal.ITIMER_PROF, draw.uniform(5e-5, 1.5e-3))
-                    for _ in range(200):  # a handler's exception may be lost, in a callback of the garbage collector
-                        stage.gateway.submit((numbers(1),))
-                except Interrupted:
-                    pass
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            for _ in range(12):
-                assert torch.equal(stage.gateway.submit((numbers(7),)).result(PROMPT_S)[0], numbers(7))
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        threading.Thread(target=answer, daemon=True).start()
+        interrupt_often(lambda: stage.gateway.submit((numbers(1),)), times=300)
+        for _ in range(12):
+            assert torch.equal(stage.gateway.submit((numbers(7),)).result(PROMPT_S)[0], numbers(7))
 
 
 @pytest.mark.slow

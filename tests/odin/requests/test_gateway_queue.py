@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
-import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from channels import numbers, open_pair
+from interruptions import interrupt_often
 from patience import PROMPT_S
 
 from odin.errors import DeadlineExceededError, OdinError, PipelineClosedError, StageLostError
@@ -189,32 +188,14 @@ def test_a_stage_that_dies_with_a_request_fails_all_and_is_named(lost: int):
 
 
 def test_an_exception_of_a_signals_handler_costs_no_place():
-    class Interrupted(BaseException):
-        pass
+    with gateway_and_stages() as stages:
 
-    def interrupt(*_: object) -> None:
-        raise Interrupted
+        def answer(stage: int) -> None:
+            with contextlib.suppress(ChannelClosedError):
+                stages.end(stage)
 
-    draw, before = random.Random(0), signal.signal(signal.SIGPROF, interrupt)
-    try:
-        with gateway_and_stages() as stages:
-
-            def answer(stage: int) -> None:
-                with contextlib.suppress(ChannelClosedError):
-                    stages.end(stage)
-
-            for stage in range(STAGES):
-                threading.Thread(target=answer, args=(stage,), daemon=True).start()
-            for _ in range(60):
-                try:
-                    signal.setitimer(signal.ITIMER_PROF, draw.uniform(5e-5, 1.5e-3))
-                    for _ in range(200):  # a handler's exception may be lost, in a callback of the garbage collector
-                        stages.gateway.submit((numbers(1),))
-                except Interrupted:
-                    pass
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            for _ in range(12):
-                assert torch.equal(stages.gateway.submit((numbers(7),)).result(PROMPT_S)[0], numbers(7))
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        for stage in range(STAGES):
+            threading.Thread(target=answer, args=(stage,), daemon=True).start()
+        interrupt_often(lambda: stages.gateway.submit((numbers(1),)), times=60)
+        for _ in range(12):
+            assert torch.equal(stages.gateway.submit((numbers(7),)).result(PROMPT_S)[0], numbers(7))
