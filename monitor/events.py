@@ -30,7 +30,9 @@ __all__ = [
     "RunEnded",
     "RunStarted",
     "SlowdownChanged",
+    "StageBack",
     "StageDescription",
+    "StageLost",
     "from_json",
     "to_json",
 ]
@@ -212,6 +214,47 @@ class PolicyChanged(_Event, frozen=True, tag="policy"):
     policy: str
 
 
+class StageLost(_Event, frozen=True, tag="stage-lost"):
+    """A stage is lost: its process or machine has ended, or cannot be reached, or it hangs.
+
+    Attributes
+    ----------
+    why
+        What was seen.
+    hangs
+        Whether it may answer again; else another process takes its place.
+    requests
+        How many requests it had, which were sent again.
+    failed
+        How many of these failed, since they were lost with several stages.
+    """
+
+    stage: int
+    why: str
+    hangs: bool
+    requests: int
+    failed: int = 0
+
+
+class StageBack(_Event, frozen=True, tag="stage-back"):
+    """A stage that was lost takes part again.
+
+    Attributes
+    ----------
+    pid
+        Of its process, another one if the stage was replaced.
+    away_s
+        Seconds since it was lost.
+    replaced
+        Whether it is another process.
+    """
+
+    stage: int
+    pid: int
+    away_s: float
+    replaced: bool
+
+
 class LoadChanged(_Event, frozen=True, tag="load"):
     """An injected load began, changed or ended.
 
@@ -310,6 +353,8 @@ Event = (
     | PlanChanged
     | PlanVerified
     | PolicyChanged
+    | StageLost
+    | StageBack
     | LoadChanged
     | MoveFailed
     | Fault

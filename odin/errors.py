@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 __all__ = [
     "DeadlineExceededError",
@@ -10,6 +11,7 @@ __all__ = [
     "LayerFailedError",
     "OdinError",
     "PipelineClosedError",
+    "PoisonRequestError",
     "StageLostError",
 ]
 
@@ -69,13 +71,35 @@ class DeadlineExceededError(OdinError, TimeoutError):
     """The request's deadline passed before its result arrived."""
 
 
+class PoisonRequestError(OdinError):
+    """Several stages died or hung while they computed this request: it is not tried again, the pipeline lives.
+
+    Attributes
+    ----------
+    request
+        Its number.
+    stages
+        What the stages that were lost with it were called.
+    """
+
+    def __init__(self, request: int, stages: Sequence[str]) -> None:
+        super().__init__(
+            f"request {request} was being computed when {' and '.join(stages)} died or hung: its own input is probably "
+            "the reason; look for what that input makes a layer do, such as an allocation or a crash in native code"
+        )
+        self.request, self.stages = request, tuple(stages)
+
+    def __reduce__(self) -> tuple[type[PoisonRequestError], tuple[int, tuple[str, ...]]]:
+        return PoisonRequestError, (self.request, self.stages)
+
+
 class StageLostError(OdinError):
-    """A stage's process or machine is lost; start a new pipeline and submit the request again.
+    """All stages are lost and none can be replaced, or what was asked for needs one that is lost at the moment.
 
     Attributes
     ----------
     stage
-        Index of the lost stage, or ``None`` if it is not known.
+        Index of the lost stage, or ``None`` if it is not one.
     """
 
     def __init__(self, message: str, stage: int | None = None) -> None:

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import dataclasses
 import gc
-import itertools
 import math
 import operator
 import os
@@ -27,11 +26,13 @@ from odin.cluster.deployment import Deployment
 from odin.cluster.placement import check_stage_count, warn_of_quotas
 from odin.cluster.ray_runtime import RayRuntime
 from odin.cluster.startup import Startup
+from odin.control.arrangement import Arrangement, reach
 from odin.control.baselines import measure_baselines, pipeline_setting, profile_key
 from odin.control.default_policy import AUTO, policy_for
 from odin.control.engine_choice import choose_form
+from odin.control.recovery import Recovery
 from odin.control.supervision import EventRecorder, Supervision
-from odin.errors import ForkedProcessError, OdinError, StageLostError
+from odin.errors import ForkedProcessError
 from odin.models.chains import engine_for, example_inputs, to_chain, to_source, weight_nbytes
 from odin.models.sources import Source
 from odin.monitor.attribution.neighbours import Neighbours, find_neighbours
@@ -59,11 +60,10 @@ from odin.partitioner.relay import Windows
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.process.phases import phase
 from odin.requests.gateway import Gateway
+from odin.requests.inlet import Inlet
 from odin.requests.microbatch import join_outputs, split_inputs
 from odin.requests.replies import Reply, outcome_of
 from odin.stages.channel.inbox import Inbox
-from odin.stages.channel.link import Sender
-from odin.stages.channel.shared_queue import SharedQueue
 from odin.stages.channel.slots import slot_nbytes_for
 from odin.stages.device import Device, parse_devices
 from odin.stages.host import release_freed_memory
@@ -189,13 +189,13 @@ class Pipeline:
     ) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._switch_lock = threading.Lock()  # held while stages prepare, which may take long
         self._closing: threading.Thread | None = None
         self._closed = threading.Event()
-        self._epochs = 0
         self._gateway: Gateway | None = None
         self._recorder: EventRecorder | None = None
         self._supervision: Supervision | None = None
+        self._arrangement: Arrangement | None = None
+        self._recovery: Recovery | None = None
         self._startup: Startup | None = None
         self._deployment: Deployment | None = None
         self._runtime: RayRuntime | None = None
@@ -248,23 +248,22 @@ class Pipeline:
             self._given_in_flight = operator.index(max_in_flight or 0)
             self.max_in_flight = self._given_in_flight or 2 * len(self.devices) + self._hop_count
             windows = windows_of(policy, setting) or Windows.of_plan(setting.plan)
-            sender, receiver, queue = self._connect(cuts, setting, windows, transport=transport)
+            self._inlet, self._inbox = self._connect(cuts, setting, windows, transport=transport)
             self._setting = setting
             self._supervision = self._supervise(setting, policy, detector, in_cluster=address is not None)
             self._gateway = Gateway(
-                sender,
-                receiver,
-                queue=queue,
+                self._inlet,
+                self._inbox,
                 plan=setting.plan,
                 windows=windows,
                 max_in_flight=self._in_flight_under(windows),
-                describe_loss=self._describe_loss,
                 on_result=self._supervision.on_result,
                 on_failure=self._supervision.on_failure,
+                on_gone=self._stage_gone,
             )
-            if self._supervision.remote_status is not None:
-                assert self._deployment is not None
-                self._deployment.announce(self._supervision.remote_status)
+            self._arrangement, self._recovery = self._arrange(setting, self._gateway)
+            self._recovery.start()
+            self._announce()
             release_freed_memory()  # of the chain's making and weights: several times what serving takes
         except BaseException:
             self.close(drain=False)
@@ -290,7 +289,7 @@ class Pipeline:
             devices,
             address=address,
             weight_nbytes=nbytes,
-            on_lost=self._on_ray_lost,
+            on_trouble=self._on_ray_trouble,
             label=f"pipeline {source.name} of process {os.getpid()}",
             share=share_devices,
             precision=precision,
@@ -351,12 +350,7 @@ class Pipeline:
                 refresh=refresh,
             )
             setting = pipeline_setting(self.profiles, chain, [sum(cut) for cut in cuts], plan=plan)
-            return setting._replace(reach=self._reach(setting.plan))
-
-    def _reach(self, plan: Plan) -> Windows:
-        """Where boundaries may lie at once: anywhere between two CPUs, which have all weights."""
-        on_cpu = [device.kind == "cpu" for device in self.devices]
-        return Windows.around(plan, free=[before and after for before, after in itertools.pairwise(on_cpu)])
+            return setting._replace(reach=reach(setting.plan, self.devices))
 
     def _policy_for(self, policy: Policy | str) -> Policy:
         assert self._deployment is not None
@@ -371,7 +365,7 @@ class Pipeline:
 
     def _connect(
         self, cuts: Sequence[Sequence[int]], setting: Setting, windows: Windows, *, transport: str
-    ) -> tuple[Sender, Inbox, SharedQueue | None]:
+    ) -> tuple[Inlet, Inbox]:
         """Open the channels and start the stages' loops; returns the gateway's ends."""
         assert self._deployment is not None
         # The first channel carries inputs, the last one outputs, those between stages must fit any plan.
@@ -406,13 +400,46 @@ class Pipeline:
             setting=setting,
             policy=policy,
             detector=detector,
-            migrate=self._switch,
+            migrate=self._move,
             look=self._look,
             recorder=self._recorder,
             doubt=self._doubt_profile,
             serving=self._serving,
             host=str(ray.util.get_node_ip_address()) if in_cluster else "",
         )
+
+    def _arrange(self, setting: Setting, gateway: Gateway) -> tuple[Arrangement, Recovery]:
+        """Make what moves layers, and what acts when a stage is lost."""
+        assert self._deployment is not None
+        assert self._supervision is not None
+        assert self._recorder is not None
+        arrangement = Arrangement(
+            setting,
+            self.devices,
+            gateway=gateway,
+            inlet=self._inlet,
+            inbox=self._inbox,
+            deployment=self._deployment,
+            supervision=self._supervision,
+            in_flight_under=self._in_flight_under,
+            why_no_ray=lambda: None if self._runtime is None else self._runtime.cannot_start,
+            on_replaced=lambda stage: self._announce() if stage == 0 else None,
+        )
+        chain_s = setting.baseline_s.sum(axis=1).tolist()
+        emit, faults = self._recorder.emit, self._recorder.faults
+        return arrangement, Recovery(chain_s, gateway=gateway, stages=arrangement, emit=emit, faults=faults)
+
+    def _announce(self) -> None:
+        """Tell the first stage where the status is served, which members of the cluster ask it for."""
+        if self._supervision is not None and self._supervision.remote_status is not None:
+            assert self._deployment is not None
+            self._deployment.announce(self._supervision.remote_status)
+
+    def _stage_gone(self, stage: int) -> None:
+        while self._recovery is None and self._closing is None:  # it died while this was being made
+            time.sleep(0.01)
+        if self._recovery is not None and self._closing is None:
+            self._recovery.stage_gone(stage)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -552,7 +579,7 @@ class Pipeline:
         fits = {"layer_count": len(self.chain.layers), "stage_count": len(self.devices)}
         if isinstance(plan, Windows):
             plan.check_fits(**fits)
-            return self._switch(plan.nearest(self.plan), plan, why="asked for")
+            return self._move(plan.nearest(self.plan), plan, why="asked for")
         try:
             plan = Plan(plan)
         except TypeError:
@@ -561,27 +588,11 @@ class Pipeline:
         assert self._supervision is not None
         if windows_of(self._supervision.policy, self._setting) is not None:
             self._supervision.set_policy(StaticPolicy())
-        return self._switch(plan, why="asked for")
+        return self._move(plan, why="asked for")
 
-    def _switch(self, plan: Plan, windows: Windows | None = None, *, why: str = "") -> int:
-        """Carry out a migration; report it to the controller unless that decided it. Returns the epoch."""
-        assert self._gateway is not None
-        assert self._deployment is not None
-        assert self._supervision is not None
-        begin_s, in_force = time.perf_counter(), windows or Windows.of_plan(plan)
-        with self._switch_lock:
-            self._gateway.check_open()
-            # An epoch is never used twice, even if preparing fails: a stage may already have prepared for it.
-            self._epochs += 1
-            epoch = self._epochs
-            try:
-                self._deployment.prepare(epoch, in_force)
-            except ray.exceptions.RayActorError as error:
-                raise self._describe_loss(None) from error
-            self._gateway.switch(epoch, plan, in_force, max_in_flight=self._in_flight_under(in_force))
-            if why:  # before the next switch can begin: the controller gets epochs in their order
-                self._supervision.on_migration(epoch, plan, windows, why, time.perf_counter() - begin_s)
-        return epoch
+    def _move(self, plan: Plan, windows: Windows | None = None, *, why: str = "") -> int:
+        assert self._arrangement is not None
+        return self._arrangement.switch(plan, windows, why=why)
 
     @property
     def policy(self) -> str:
@@ -600,10 +611,10 @@ class Pipeline:
         check_policy(policy)
         policy = self._policy_for(policy)
         self._supervision.set_policy(policy)
-        setting = self._setting._replace(plan=self.plan, reach=self._reach(self.plan))
+        setting = self._setting._replace(plan=self.plan, reach=reach(self.plan, self.devices))
         windows = windows_of(policy, setting)
         if (windows or Windows.of_plan(setting.plan)) != self.windows:
-            self._switch(setting.plan, windows, why=f"policy {policy.name}")
+            self._move(setting.plan, windows, why=f"policy {policy.name}")
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -645,9 +656,9 @@ class Pipeline:
             return find_neighbours(device.kind, device.indices, stage_pid=info.pid, own_pids=own)
         return deployment.look(stage, own)
 
-    def _on_ray_lost(self, why: str) -> None:
-        if self._gateway is not None:
-            self._gateway.fail(StageLostError(why))
+    def _on_ray_trouble(self, why: str) -> None:
+        if self._recorder is not None:
+            self._recorder.faults.tell("Ray", why, "what lives goes on serving; no stage is replaced, no plan changed")
 
     def _doubt_profile(self, stage: int, part: float) -> None:
         """Mark a profile as suspect: its stage is faster in serving, so something else ran when it was measured."""
@@ -655,22 +666,6 @@ class Pipeline:
         ProfileCache().doubt(self._profile_keys[stage], why)
         if not self.profiles[stage].suspect:  # otherwise the warning was given before
             warn_if_suspect(dataclasses.replace(self.profiles[stage], suspect=why))
-
-    def _describe_loss(self, stage: int | None) -> OdinError:
-        # Checked first: asking the stages through a Ray that is dead may end this process.
-        if self._runtime is not None and (why := self._runtime.lost) is not None:
-            return StageLostError(why)
-        deployment = self._deployment
-        if stage is None and deployment is not None:
-            with contextlib.suppress(Exception):
-                stage = deployment.find_lost()
-        if stage is None or deployment is None:
-            return StageLostError("the connection to a stage broke; start a new pipeline", None)
-        info = deployment.infos[stage]
-        return StageLostError(
-            f"stage {stage} ({self.devices[stage]}, process {info.pid}) is gone; start a new pipeline and submit again",
-            stage,
-        )
 
     # -- end --------------------------------------------------------------------------------------------------------
 
@@ -718,6 +713,8 @@ class Pipeline:
                 last.callback(lambda: supervision.close(**self._ending()))
             elif self._recorder is not None:
                 last.callback(self._recorder.close)
+            if self._recovery is not None:
+                self._recovery.close()
             if self._supervision is not None:
                 self._supervision.stop_deciding()
             if self._gateway is not None:

@@ -157,6 +157,21 @@ class Windows(tuple[tuple[int, int], ...]):
         lasts = [min(max(last, low), high) for (_, last), (low, high) in zip(plan.ranges, self, strict=True)]
         return Plan(last - before for last, before in zip(lasts, (0, *lasts), strict=False))
 
+    def with_idle(self, rows: Sequence[int], stage_count: int) -> Windows:
+        """Windows for more stages, of which only ``rows`` have a row here; the others get nothing to run.
+
+        Examples
+        --------
+        >>> str(Windows.parse("@0-18|@18").with_idle((0, 2), 3)), str(Windows.parse("@7|@18").with_idle((1, 2), 3))
+        ('@0-18|@0-18|@18', '@0|@7|@18')
+        """
+        own = dict(zip(rows, self, strict=True))
+        windows, before = [], (0, 0)
+        for stage in range(stage_count):
+            before = own.get(stage, before)
+            windows.append(before)
+        return Windows((*windows[:-1], self[-1]))
+
     def takers(self, stage: int, cut: int) -> range:
         """Later stages that may take a request from a stage at a cut, and have layers to run from there on."""
         taker = first = stage

@@ -33,6 +33,8 @@ from odin.monitor.events import (
     RunEnded,
     RunStarted,
     SlowdownChanged,
+    StageBack,
+    StageLost,
 )
 from odin.monitor.view.event_text import event_text
 from odin.monitor.view.pipeline_view import EventLine, History, InjectedLoad, PipelineView, StageState, StageView
@@ -50,6 +52,7 @@ _SURE_REQUESTS = 4
 _QUIET_SECONDS = 60
 _EVENT_LINES = 100
 _LOST = re.compile(r"stage (\d+) \([^)]*\) is gone")
+"""In logs from before stages were replaced."""
 
 
 class Serving(NamedTuple):
@@ -87,7 +90,8 @@ class _Stage:
 
     def __init__(self) -> None:
         self.disturbed = False
-        self.lost = False
+        self.lost = self.hangs = False
+        self.pid: int | None = None  # of the process that has taken its place
         self.slowdown = 1.0
         self.cause: Attributed | None = None
         self.valid_from = 0
@@ -145,6 +149,8 @@ class ViewBuilder:
             PlanChanged: self._plan_change,
             PlanVerified: self._tell,
             PolicyChanged: self._policy_change,
+            StageLost: self._stage_lost,
+            StageBack: self._stage_back,
             LoadChanged: self._load,
             MoveFailed: self._tell,
             Fault: self._tell,
@@ -305,6 +311,17 @@ class ViewBuilder:
         self._policy = event.policy
         self._say(event)
 
+    def _stage_lost(self, event: StageLost) -> None:
+        self._say(event)
+        stage = self._stages[event.stage]
+        stage.lost, stage.hangs = True, event.hangs
+
+    def _stage_back(self, event: StageBack) -> None:
+        self._say(event)
+        stage = self._stages[event.stage]
+        stage.lost = stage.hangs = False
+        stage.pid = event.pid
+
     def _load(self, event: LoadChanged) -> None:
         key = (event.name, event.on)
         if event.intensity > 0:
@@ -418,7 +435,7 @@ class ViewBuilder:
                 stage=index,
                 device=told.device,
                 node_id=told.node_id,
-                pid=told.pid,
+                pid=told.pid if stage.pid is None else stage.pid,
                 first=int(ranges[index, 0]),
                 last=int(ranges[index, 1]),
                 state=_state(stage, empty=bool(empty[index]), share=float(shares[index])),
@@ -445,7 +462,7 @@ def _rounded(shares: FloatArray) -> tuple[float, ...]:
 
 def _state(stage: _Stage, *, empty: bool, share: float) -> StageState:
     if stage.lost:
-        return "lost"
+        return "hung" if stage.hangs else "lost"
     if empty:
         return "empty"
     return "disturbed" if stage.disturbed else "bypassed" if share == 0.0 else "quiet"

@@ -20,6 +20,8 @@ from odin.monitor.events import (
     RunEnded,
     RunStarted,
     SlowdownChanged,
+    StageBack,
+    StageLost,
 )
 from odin.monitor.view.windows_text import windows_text
 
@@ -109,6 +111,14 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
             return text + (f" (expected {figure(event.predicted_hz)}/s)" if event.predicted_hz >= 0 else "")
         case PolicyChanged():
             return f"policy: {event.policy}"
+        case StageLost():
+            failed = f", {event.failed} of them failed" if event.failed else ""
+            had = f"; its {_requests(event.requests)} sent again{failed}" if event.requests else ""
+            how = "hangs" if event.hangs else "lost"
+            return f"{how}: stage {event.stage} {_device(event.stage, devices)}: {event.why}{had}"
+        case StageBack():
+            how = f"replaced by process {event.pid}" if event.replaced else "answers again"
+            return f"back: stage {event.stage} {_device(event.stage, devices)} {how} after {seconds(event.away_s)}"
         case LoadChanged():
             return f"load: {event.name} on {event.on} " + (
                 f"at {event.intensity:.0%}" if event.intensity > 0 else "ended"
@@ -124,6 +134,10 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
         case RunEnded():
             return f"ended: {event.reason}"
     return ""
+
+
+def _requests(count: int) -> str:
+    return "request was" if count == 1 else f"{count} requests were"
 
 
 def _device(stage: int, devices: Sequence[str]) -> str:

@@ -16,8 +16,8 @@ __all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "StageState",
 FORMAT = "odin-view"
 VERSION = 1
 
-StageState = Literal["quiet", "disturbed", "bypassed", "empty", "lost"]
-"""How a stage is: without interference, with it, passed by of late, without layers by plan, or gone."""
+StageState = Literal["quiet", "disturbed", "bypassed", "empty", "hung", "lost"]
+"""How a stage is: without interference, with it, passed by of late, without layers by plan, silent, or gone."""
 
 
 class StageView(Struct, frozen=True, forbid_unknown_fields=True):

@@ -49,6 +49,8 @@ _EVENT_STYLES = {
     "fault": LOST,
     "missing": LOST,
     "move-failed": LOST,
+    "stage-lost": LOST,
+    "stage-back": QUIET,
     "end": "bold",
 }
 

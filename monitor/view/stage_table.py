@@ -18,7 +18,9 @@ from odin.monitor.view.textfit import clean, fit, fit_end, pad, wrap
 
 __all__ = ["STYLES", "bar", "share_bar", "stage_lines"]
 
-STYLES = {"quiet": QUIET, "disturbed": DISTURBED, "bypassed": "dim", "empty": "dim", "lost": f"bold {LOST}"}
+STYLES = {"quiet": QUIET, "disturbed": DISTURBED, "bypassed": "dim", "empty": "dim"} | dict.fromkeys(
+    ("hung", "lost"), f"bold {LOST}"
+)
 _HANDS_OVER = "hands over at"
 _LEAST_BAR = 8
 _WIDEST_BAR = 64
@@ -36,13 +38,15 @@ class _Column(NamedTuple):
 
 
 def _time(stage: StageView, _: Glyphs) -> str:
-    if stage.state in ("empty", "lost"):
+    if stage.state in ("empty", "hung", "lost"):
         return stage.state
     return "bypassed" if stage.request_share == 0.0 else seconds(stage.time_s)
 
 
 def _slowdown(stage: StageView, _: Glyphs) -> str:
-    return ("! " if stage.state == "disturbed" else "") + ("-" if stage.state == "lost" else factor(stage.slowdown))
+    return ("! " if stage.state == "disturbed" else "") + (
+        "-" if stage.state in ("hung", "lost") else factor(stage.slowdown)
+    )
 
 
 def _busy(stage: StageView, _: Glyphs) -> str:
@@ -161,7 +165,7 @@ def share_bar(shares: Sequence[float], width: int, glyphs: Glyphs) -> str:
 def _choose(stages: Sequence[StageView], room: int) -> tuple[list[StageView], list[StageView]]:
     if len(stages) <= room:
         return list(stages), []
-    order = {"lost": 0, "disturbed": 1}
+    order = {"lost": 0, "hung": 0, "disturbed": 1}
 
     def urgency(stage: StageView) -> tuple[int, float, int]:
         slowdown = 0.0 if math.isnan(stage.slowdown) or stage.state != "disturbed" else stage.slowdown

@@ -10,14 +10,14 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import psutil
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from odin.cluster import ray_calls
@@ -28,12 +28,13 @@ from odin.partitioner.chain import Chain
 from odin.partitioner.engines.form import EngineForm, Form, TorchForm
 from odin.partitioner.engines.names import TORCH
 from odin.partitioner.relay import Windows
+from odin.requests.inlet import InForce, Inlet
 from odin.stages.actor import Addresses, Links, StageActor, StageInfo, StageProblem, TimedPasses
 from odin.stages.channel.inbox import Inbox
-from odin.stages.channel.link import Sender
+from odin.stages.channel.link import Receiver, Sender
 from odin.stages.channel.opening import Address, Listener, connect, open_ends
+from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.shared_queue import SharedQueue
-from odin.stages.channel.shm import SlotPool
 from odin.stages.channel.wire import GATEWAY
 from odin.stages.compute import opaque
 from odin.stages.compute.opaque import compute_threads
@@ -70,7 +71,8 @@ class Deployment:
         self, placed: Sequence[tuple[Device, str]], *, label: str, share: bool, precision: str, engine: str
     ) -> None:
         self._label, self._share, self._precision, self._engine = label, share, precision, engine
-        self._weights_refs: list[Any] = []
+        self._placed: list[tuple[Device, str]] = []
+        self._opening: list[tuple[Any, ...]] = []  # for each stage, what it is opened with
         self._actors: list[Any] = []
         self._listeners: list[Listener] = []
         self._stopping = threading.Event()
@@ -88,19 +90,21 @@ class Deployment:
         for actor in surplus:
             with calling():
                 ray.kill(actor)
+        self._placed = list(placed)
         for index in range(len(self._actors), len(placed)):
-            device, node_id = placed[index]
-            self._actors.append(
-                _create_actor(
-                    index,
-                    device,
-                    node_id,
-                    self._label,
-                    share=self._share,
-                    precision=self._precision,
-                    engine=self._engine if device.kind == "cpu" else TORCH,
-                )
-            )
+            self._actors.append(self._create_actor(index))
+
+    def _create_actor(self, index: int) -> Any:
+        device, node_id = self._placed[index]
+        return _create_actor(
+            index,
+            device,
+            node_id,
+            self._label,
+            share=self._share,
+            precision=self._precision,
+            engine=self._engine if device.kind == "cpu" else TORCH,
+        )
 
     def open(self, placed: Sequence[tuple[Device, str]], form: Form, *, batch: int) -> None:
         """Give every stage its device and the model; what the stages are is in ``infos`` then.
@@ -140,13 +144,11 @@ class Deployment:
             assert isinstance(form, EngineForm)
             with calling():
                 weights = [ray.put(store_arrays(form.weights))] * len(placed)
+        # Objects live as long as references to them, and who replaces a stage needs them again.
+        self._opening = [(model_ref, weights_ref, batch, form.engine) for weights_ref in weights]
         with calling():
-            calls = [
-                actor.open.remote(model_ref, weights_ref, batch, form.engine)
-                for actor, weights_ref in zip(self._actors, weights, strict=True)
-            ]
+            calls = [actor.open.remote(*given) for actor, given in zip(self._actors, self._opening, strict=True)]
         opened: list[StageInfo | StageProblem] = _answers_of_started(calls, [device for device, _ in placed])
-        self._weights_refs = list(dict.fromkeys(weights))  # objects live as long as references to them
         infos = []
         for info in opened:
             if isinstance(info, StageProblem):
@@ -218,11 +220,11 @@ class Deployment:
         cost_s: Sequence[float],
         max_in_flight: int,
         transport: str,
-    ) -> tuple[Sender, Inbox, SharedQueue | None]:
+    ) -> tuple[Inlet, Inbox]:
         """Open all channels and start the stages' loops under epoch 0.
 
-        Every stage gets a channel to the next one, to all later ones of its node, and to the gateway. If all are CPUs
-        of this node, each gets one from the gateway as well, and with it the queue of new requests.
+        Every stage gets a channel to each later one and to the gateway, and one from the gateway. If all are CPUs of
+        this node, the queue of new requests comes with it.
 
         Parameters
         ----------
@@ -233,112 +235,197 @@ class Deployment:
         baseline_s, cost_s
             As for :class:`odin.stages.hand_over.HandOver`.
         max_in_flight
-            Slots of the gateway's channel.
+            Slots of the gateway.
         transport
             ``"auto"`` (shared memory within a node, TCP between), ``"shm"`` or ``"tcp"``.
 
         Returns
         -------
-        (Sender, Inbox, SharedQueue or None)
+        (Inlet, Inbox)
             The gateway's ends.
         """
-        count = len(self._actors)
-        later = [self._later(stage, transport) for stage in range(count)]
-        entering = range(count) if self._shares_queue(transport) else range(1)  # stages that the gateway sends to
-        senders: list[list[tuple[int, bool]]] = [
-            [(GATEWAY, self._is_local(GATEWAY, stage, transport))] if stage in entering else []
-            for stage in range(count)
-        ]
-        to_gateway: list[tuple[int, bool]] = []
-        for stage, targets in enumerate(later):
-            for target, local in targets:
-                (to_gateway if target == GATEWAY else senders[target]).append((stage, local))
-
-        def split(sending: Sequence[tuple[int, bool]]) -> tuple[int, int]:
-            here = sum(local for _, local in sending)
-            return here, len(sending) - here
-
+        stages = range(len(self._actors))
+        self._transport = transport
+        self._links = Links(
+            later=(),
+            slot_nbytes=max(slot_nbytes),
+            baseline_s=tuple(tuple(map(float, row)) for row in baseline_s),
+            cost_s=tuple(map(float, cost_s)),
+            cut_nbytes=tuple(cut_nbytes),
+            windows=windows,
+            stages=tuple(stages),
+            epoch=0,
+        )
+        self._output_nbytes = slot_nbytes[-1]
+        senders = {stage: [GATEWAY, *range(stage)] for stage in stages} | {GATEWAY: list(stages)}
         with calling():
             own_host = ray.util.get_node_ip_address()
             calls = [
-                actor.listen.remote(*split(sending), info.host)
-                for actor, info, sending in zip(self._actors, self.infos, senders, strict=True)
+                actor.listen.remote(*self._split(senders[stage], stage), info.host)
+                for stage, (actor, info) in enumerate(zip(self._actors, self.infos, strict=True))
             ]
-        addresses: list[Addresses] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
-        here, remote = split(to_gateway)
-        listeners = [*([(Listener(""), here)] if here else []), *([(Listener(own_host), remote)] if remote else [])]
-        self._listeners.extend(listener for listener, _ in listeners)
-        addresses.append(Addresses.of(listener.address for listener, _ in listeners))  # the last one is GATEWAY's
-
-        def address(target: int, local: bool) -> Address:
-            found = addresses[target].here if local else addresses[target].remote
-            assert found is not None
-            return found
-
-        largest = max(slot_nbytes)
+        addresses: dict[int, Addresses] = dict(enumerate(ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)))
+        listeners = self._listen(senders[GATEWAY], own_host)
+        addresses[GATEWAY] = Addresses.of(listener.address for listener, _ in listeners)
         with calling():
             starts = [
-                actor.start.remote(
-                    Links(
-                        tuple((target, address(target, local)) for target, local in targets),
-                        # the last stage sends outputs only
-                        slot_nbytes[-1] if len(targets) == 1 else largest,
-                        tuple(tuple(map(float, row)) for row in baseline_s),
-                        tuple(map(float, cost_s)),
-                        tuple(cut_nbytes),
-                        windows,
-                    )
-                )
-                for actor, targets in zip(self._actors, later, strict=True)
+                actor.start.remote(self._links_of(stage, [*stages[stage + 1 :], GATEWAY], addresses))
+                for stage, actor in enumerate(self._actors)
             ]
         with contextlib.ExitStack() as undo:
-            pool = queue = None
-            if len(entering) > 1:
-                pool = SlotPool(max_in_flight, slot_nbytes[0])
-                undo.callback(pool.close_descriptor)
-                queue = SharedQueue(pool.memory, pool.free, stages=count)
+            pool = SlotPool(max_in_flight, slot_nbytes[0])
+            undo.callback(pool.close)
+            queue = SharedQueue(stages=len(stages)) if self._shares_queue() else None
+            if queue is not None:
                 undo.callback(queue.close, graceful=False)
-            connecting = [
-                partial(
-                    connect,
-                    address(stage, senders[stage][0][1]),
-                    slots=max_in_flight,
-                    slot_nbytes=slot_nbytes[0],
-                    credits=False,
-                    receiver=stage,
-                    pool=pool,
-                    queue=queue,
-                )
-                for stage in entering
-            ]
-            opened, receivers = open_ends(listeners, connecting)
+            opened, receivers = open_ends(
+                listeners, [partial(self._enter, stage, addresses[stage], pool, queue) for stage in stages]
+            )
             inbox = Inbox(receivers)
             undo.callback(inbox.close)
             for sender in opened:
                 undo.callback(sender.close, graceful=False)
             ray_calls.get(starts, timeout_s=_START_TIMEOUT_S)
             undo.pop_all()
-        if pool is not None and queue is not None:
-            pool.close_descriptor()
-            queue.close_descriptors()
-            queue.goodbyes = opened[1:]
-        return opened[0], inbox, queue
+        return Inlet(pool, dict(zip(stages, opened, strict=True)), queue), inbox
 
-    def _shares_queue(self, transport: str) -> bool:
+    def _listen(self, senders: Sequence[int], host: str) -> list[tuple[Listener, int]]:
+        """Listen for these stages in the gateway."""
+        here, remote = self._split(senders, GATEWAY)
+        found = [*([(Listener(""), here)] if here else []), *([(Listener(host), remote)] if remote else [])]
+        self._listeners.extend(listener for listener, _ in found)
+        return found
+
+    def _enter(self, stage: int, addresses: Addresses, pool: SlotPool, queue: SharedQueue | None) -> Sender:
+        """Open the gateway's channel to a stage."""
+        return connect(
+            self._address(addresses, GATEWAY, stage),
+            slots=pool.memory.slots,
+            slot_nbytes=pool.memory.slot_nbytes,
+            credits=False,
+            receiver=stage,
+            pool=pool,
+            queue=queue,
+        )
+
+    def _links_of(self, stage: int, later: Sequence[int], addresses: Mapping[int, Addresses]) -> Links:
+        """What a stage is started with, whose later stages, and the gateway, are at these addresses."""
+        found = tuple((target, self._address(addresses[target], stage, target)) for target in later)
+        # the last stage sends outputs only
+        nbytes = self._output_nbytes if stage == len(self._actors) - 1 else self._links.slot_nbytes
+        return self._links._replace(later=found, slot_nbytes=nbytes)
+
+    def _address(self, addresses: Addresses, sender: int, target: int) -> Address:
+        found = addresses.here if self._is_local(sender, target) else addresses.remote
+        assert found is not None
+        return found
+
+    def _split(self, senders: Sequence[int], target: int) -> tuple[int, int]:
+        """How many of them send within a machine, and how many between machines."""
+        here = sum(self._is_local(sender, target) for sender in senders)
+        return here, len(senders) - here
+
+    def _shares_queue(self) -> bool:
         """Whether any stage may take a new request by itself: all have all layers' weights, and are on this machine."""
         stages = range(len(self._actors))
         cpus = all(Device.parse(info.device).kind == "cpu" for info in self.infos)
-        return len(stages) > 1 and cpus and all(self._is_local(GATEWAY, stage, transport) for stage in stages)
+        return len(stages) > 1 and cpus and all(self._is_local(GATEWAY, stage) for stage in stages)
 
-    def _later(self, stage: int, transport: str) -> list[tuple[int, bool]]:
-        """Whom a stage sends to, and whether within a machine."""
-        count = len(self._actors)
-        found = []
-        for target in range(stage + 1, count):
-            local = self._is_local(stage, target, transport)
-            if local or target == stage + 1:
-                found.append((target, local))
-        return [*found, (GATEWAY, self._is_local(stage, GATEWAY, transport))]
+    # -- a stage in the place of another ----------------------------------------------------------------------------
+
+    def end(self, stage: int) -> None:
+        """End a stage's process for good, also one that is stopped."""
+        with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
+            ray.kill(self._actors[stage])
+        info = self.infos[stage]
+        if info.node_id == self.node_id:
+            _kill_stage(info.pid)
+            return
+        with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
+            there = NodeAffinitySchedulingStrategy(info.node_id, soft=False)
+            ray.remote(_kill_stage).options(num_cpus=0, scheduling_strategy=there).remote(info.pid)
+
+    def start_again(self, stage: int) -> None:
+        """Start another process for a stage, on the same device, and give it the model; takes seconds.
+
+        Raises
+        ------
+        DeviceError
+            If the device is taken.
+        ray.exceptions.RayError
+            If Ray cannot start it.
+        StageLostError
+            If Ray is gone.
+        PipelineClosedError
+            If :meth:`stop_preparing` was called, before or meanwhile.
+        """
+        self.end(stage)
+        with calling():
+            self._actors[stage] = self._create_actor(stage)
+            call = self._actors[stage].open.remote(*self._opening[stage])
+        info: StageInfo | StageProblem = self._wait_for(
+            [call], "the new process did not start", timeout_s=_START_TIMEOUT_S
+        )[0]
+        if isinstance(info, StageProblem):
+            raise DeviceError(info.message)
+        self.infos = (*self.infos[:stage], info, *self.infos[stage + 1 :])
+
+    def join(
+        self, stage: int, in_force: InForce, *, live: Sequence[int], inlet: Inlet, receive: Callable[[Receiver], None]
+    ) -> Sender:
+        """Connect a process of :meth:`start_again` with the gateway and the ``live`` stages, which serve meanwhile.
+
+        Parameters
+        ----------
+        in_force
+            Under what it begins.
+        inlet
+            The gateway's slots and queue.
+        receive
+            Takes the gateway's end of the channel from it.
+
+        Returns
+        -------
+        Sender
+            The gateway's channel to it.
+
+        Raises
+        ------
+        ray.exceptions.RayError, ChannelClosedError
+            If one of them dies meanwhile.
+        """
+        earlier = [other for other in live if other < stage]
+        later = [other for other in live if other > stage]
+        info = self.infos[stage]
+        with calling():
+            own_host = ray.util.get_node_ip_address()
+            calls = [self._actors[stage].listen.remote(*self._split([GATEWAY, *earlier], stage), info.host)]
+            calls += [
+                self._actors[other].admit.remote(*self._split([stage], other), self.infos[other].host)
+                for other in later
+            ]
+        own, *theirs = self._wait_for(calls, "stages did not listen", timeout_s=_START_TIMEOUT_S)
+        listeners = self._listen([stage], own_host)
+        addresses = dict(zip(later, theirs, strict=True))
+        addresses[GATEWAY] = Addresses.of(listener.address for listener, _ in listeners)
+        links = self._links_of(stage, [*later, GATEWAY], addresses)
+        with calling():
+            calls = [
+                self._actors[stage].start.remote(
+                    links._replace(windows=in_force.windows, stages=in_force.stages, epoch=in_force.epoch)
+                )
+            ]
+            calls += [
+                self._actors[other].connect_to.remote(stage, self._address(own, other, stage)) for other in earlier
+            ]
+        with contextlib.ExitStack() as undo:
+            opened, receivers = open_ends(listeners, [partial(self._enter, stage, own, inlet.pool, inlet.queue)])
+            undo.callback(opened[0].close, graceful=False)
+            undo.callback(receivers[0].close)
+            self._wait_for(calls, "stages did not connect", timeout_s=_START_TIMEOUT_S)
+            undo.pop_all()
+        receive(receivers[0])
+        return opened[0]
 
     @property
     def hop_count(self) -> int:
@@ -346,7 +433,8 @@ class Deployment:
         nodes = [self.node_id, *(info.node_id for info in self.infos), self.node_id]
         return sum(node != after for node, after in itertools.pairwise(nodes))
 
-    def _is_local(self, sender: int, target: int, transport: str) -> bool:
+    def _is_local(self, sender: int, target: int) -> bool:
+        transport = self._transport
         nodes = [self.node_id if stage == GATEWAY else self.infos[stage].node_id for stage in (sender, target)]
         if transport == "auto":
             return nodes[0] == nodes[1]
@@ -354,8 +442,15 @@ class Deployment:
             raise ValueError("transport='shm' reaches within one node only, and the stages are on several: use 'auto'")
         return transport == "shm"
 
-    def prepare(self, epoch: int, windows: Windows) -> None:
-        """Make every stage ready for ``epoch``.
+    def prepare(self, epoch: int, windows: Windows, stages: Sequence[int], *, live: Sequence[int]) -> None:
+        """Make stages ready for ``epoch``.
+
+        Parameters
+        ----------
+        windows
+            One row for each of ``stages``, which take part.
+        live
+            Those that can be told.
 
         Raises
         ------
@@ -366,36 +461,27 @@ class Deployment:
         PipelineClosedError
             If :meth:`stop_preparing` was called, before or meanwhile.
         """
-        end_s = time.monotonic() + _START_TIMEOUT_S
-        left: list[Any] = []
-        if not self._stopping.is_set():
-            with calling():
-                left = [actor.prepare.remote(epoch, windows) for actor in self._actors]
+        with calling():
+            calls = [self._actors[stage].prepare.remote(epoch, windows, tuple(stages)) for stage in live]
+        self._wait_for(calls, f"stages were not ready for epoch {epoch}", timeout_s=_START_TIMEOUT_S)
+
+    def _wait_for(self, calls: Sequence[Any], late: str, *, timeout_s: float) -> list[Any]:
+        """Wait for calls until :meth:`stop_preparing`; the first that fails is raised at once."""
+        end_s = time.monotonic() + timeout_s
+        left = list(calls)
         while left and not self._stopping.is_set():
             done, left = ray_calls.wait(left, timeout_s=_LOOK_AGAIN_S)
             ray_calls.get(done, timeout_s=_LOOK_AGAIN_S)
             if left and time.monotonic() > end_s:
-                raise GetTimeoutError(f"stages were not ready for epoch {epoch} within {_START_TIMEOUT_S:.0f} s")
+                raise GetTimeoutError(f"{late} within {timeout_s:.0f} s")
         if self._stopping.is_set():
-            raise PipelineClosedError("the pipeline was closed while stages prepared for another plan")
+            raise PipelineClosedError("the pipeline was closed while stages prepared")
+        answers: list[Any] = ray_calls.get(list(calls), timeout_s=_LOOK_AGAIN_S)
+        return answers
 
     def stop_preparing(self) -> None:
         """Make a running :meth:`prepare`, and every later one, fail at once."""
         self._stopping.set()
-
-    def find_lost(self) -> int | None:
-        """Index of the first stage whose process no longer answers or serves; ``None`` if all do."""
-        with calling():
-            calls: list[Any] = [actor.ping.remote() for actor in self._actors]
-        answered, _ = ray_calls.wait(calls, timeout_s=_PING_TIMEOUT_S)
-        # The dead first: on a busy machine one that lives may be slow to answer.
-        for index, call in enumerate(calls):
-            if call in answered:
-                try:
-                    ray_calls.get(call, timeout_s=_PING_TIMEOUT_S)
-                except RayActorError:
-                    return index
-        return next((index for index, call in enumerate(calls) if call not in answered), None)
 
     def look(self, stage: int, own_pids: Sequence[int]) -> Neighbours:
         """Find other programs on a stage's device, in the stage's process; takes about half a second.
@@ -441,6 +527,14 @@ class Deployment:
                     if process.status() == psutil.STATUS_STOPPED:
                         process.kill()
         psutil.wait_procs(processes, timeout=_END_TIMEOUT_S)
+
+
+def _kill_stage(pid: int) -> None:
+    """End a stage's process on this machine; nothing happens if the number is another program's by now."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if any("ray::" in word for word in process.cmdline()[:1]):
+            process.kill()
 
 
 def _answers_of_started(calls: Sequence[Any], devices: Sequence[Device]) -> list[Any]:

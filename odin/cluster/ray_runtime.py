@@ -14,6 +14,7 @@ from odin.cluster.ray_calls import allow_calls, refuse_calls
 from odin.cluster.ray_folder import EmbeddedFolder
 from odin.cluster.ray_helpers import without_helpers
 from odin.cluster.ray_loopback import LOOPBACK, loopback_kept
+from odin.cluster.ray_patience import PATIENCE, PATIENCE_S
 from odin.cluster.ray_processes import LongLivedThread, RayProcesses
 from odin.cluster.ray_random import own_random_numbers
 from odin.cluster.ray_signals import kept
@@ -36,8 +37,8 @@ class RayRuntime:
     :meth:`close`, which removes its folder as well. It listens on the loopback address only, and asks for the token.
     Pipelines of one process share the connection; the last to close gives it up.
 
-    Ray ends a process that stays connected after its own processes have died. So the connection is given up as soon as
-    that is seen, also one that the process had before.
+    When Ray's processes die, what runs goes on as long as this process stays connected, which it does until the last
+    pipeline has been closed, unless Ray would end it before.
 
     Parameters
     ----------
@@ -46,8 +47,8 @@ class RayRuntime:
     weight_nbytes
         Bytes of weights that the object store of an embedded Ray must hold; it gets a quarter more, for packed forms
         are a little larger.
-    on_lost
-        Called once, from another thread, with what has happened when Ray's processes have died.
+    on_trouble
+        Called from another thread with what has happened when processes of Ray have died.
 
     Raises
     ------
@@ -62,14 +63,16 @@ class RayRuntime:
         *,
         address: str | None = None,
         weight_nbytes: int = 0,
-        on_lost: Callable[[str], None] = lambda why: None,
+        on_trouble: Callable[[str], None] = lambda why: None,
     ) -> None:
         global _connection
         check_ray_is_ours()
-        self.on_lost = on_lost
+        self.on_trouble = on_trouble
         with _starting_or_ending:  # Ray is one for the whole process
             if ray.is_initialized() and address is not None:
                 raise ValueError(f"this process is connected to a Ray cluster already; leave out address={address!r}")
+            if _connection is not None and _connection.users and (why := _connection.watch.cannot_start) is not None:
+                raise ConnectionError(f"{why}; close the pipelines of this process that still serve, then start anew")
             if _connection is None or not _connection.lives:
                 _connection = _Connection(address, weight_nbytes)
             self._connection = _connection
@@ -81,9 +84,9 @@ class RayRuntime:
         return self._connection.embedded
 
     @property
-    def lost(self) -> str | None:
-        """What has happened, if Ray's processes have died; looked up at once."""
-        return self._connection.watch.lost
+    def cannot_start(self) -> str | None:
+        """Why Ray can start no process now, if it cannot; looked up at once."""
+        return self._connection.watch.cannot_start
 
     def close(self) -> None:
         """Disconnect, stopping an embedded Ray, if nobody else uses it. Idempotent."""
@@ -109,7 +112,7 @@ class _Connection:
             allow_calls()
             ray_was_here()
             self._gcs_address = ray.get_runtime_context().gcs_address
-            self.watch = RayWatch(on_lost=self._give_up)
+            self.watch = RayWatch(on_trouble=self._tell, on_leave=self._give_up)
         except BaseException:
             if self._owned:
                 with kept():
@@ -121,6 +124,7 @@ class _Connection:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray runs workers at nice 15 unless told otherwise: a program beside a stage would take nearly all of its core.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault(PATIENCE, str(PATIENCE_S))
         common: dict[str, Any] = {"namespace": "odin", "log_to_driver": False, "logging_level": "ERROR"}
         if address is not None:
             use_token()
@@ -176,11 +180,17 @@ class _Connection:
         # Not a later connection of the program's own, after it has shut down this one.
         return ray.is_initialized() and ray.get_runtime_context().gcs_address == self._gcs_address
 
+    def _tell(self, why: str) -> None:
+        if self.watch.lost is not None:
+            refuse_calls(self.watch.lost)
+        for user in tuple(self.users):
+            user.on_trouble(why)
+
     def _give_up(self, why: str) -> None:
-        """Fail what needs Ray, and disconnect before Ray ends this process."""
+        """Disconnect before Ray ends this process, with which the stages end."""
         try:
             for user in tuple(self.users):
-                user.on_lost(why)
+                user.on_trouble(why)
         finally:
             self._disconnect(why)
 
@@ -203,7 +213,7 @@ class _Connection:
     def close(self) -> None:
         """Stop watching, and disconnect if the connection was made here."""
         self.watch.close()
-        if self._owned and self.watch.lost is None:
+        if self._owned or self.watch.lost is not None:
             self._disconnect("the pipeline that had started Ray was closed")
 
 

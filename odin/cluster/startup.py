@@ -34,7 +34,7 @@ class Startup:
     ----------
     devices
         One per stage; ``None`` takes those that are free.
-    address, weight_nbytes, on_lost
+    address, weight_nbytes, on_trouble
         As for :class:`odin.cluster.ray_runtime.RayRuntime`.
     label, share, precision, engine
         As for :class:`odin.cluster.deployment.Deployment`.
@@ -51,7 +51,7 @@ class Startup:
         *,
         address: str | None,
         weight_nbytes: int,
-        on_lost: Callable[[str], None],
+        on_trouble: Callable[[str], None],
         label: str,
         share: bool,
         precision: str,
@@ -61,7 +61,7 @@ class Startup:
         self._devices = devices
         self._address = address
         self._weight_nbytes = weight_nbytes
-        self._on_lost = on_lost
+        self._on_trouble = on_trouble
         self._label, self._share, self._precision, self._engine = label, share, precision, engine
         self._runtime: RayRuntime | None = None
         self._placed: list[tuple[Device, str]] = []
@@ -103,7 +103,7 @@ class Startup:
         try:
             with phase("Ray started" if self._address is None else "connected to Ray"):
                 self._runtime = RayRuntime(
-                    address=self._address, weight_nbytes=self._weight_nbytes, on_lost=self._on_lost
+                    address=self._address, weight_nbytes=self._weight_nbytes, on_trouble=self._on_trouble
                 )
             if self._given_up.is_set():
                 return

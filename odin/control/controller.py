@@ -169,6 +169,7 @@ class Controller:
         self._changed_at = 0
         self._last_epoch = self._newest = -1
         self._coming: Policy | None = None
+        self._paused = False
         self._before_s = [[0.0, *row] for row in np.cumsum(setting.baseline_s, axis=1).tolist()]
         self._usual = [1.0] * setting.stage_count
         self._recent: list[deque[StageTiming]] = [deque(maxlen=_TIMINGS_KEPT) for _ in range(setting.stage_count)]
@@ -219,6 +220,16 @@ class Controller:
                 if self._coming is policy:
                     self._coming = None
             self._emit(PolicyChanged(self._clock(), name_of(policy)))
+
+        self._worker.put(change)
+
+    def pause(self, paused: bool) -> None:
+        """Let the policy decide nothing for a while; afterwards it starts anew with the plan in force."""
+
+        def change() -> None:
+            if self._paused and not paused:
+                self._core.not_carried_out()
+            self._paused = paused
 
         self._worker.put(change)
 
@@ -318,8 +329,8 @@ class Controller:
         for stage, timing in enumerate(stages):
             self._recent[stage].append(timing)
         self._verify(timeline.epoch, stages)
-        if self._clock() < self._asked_again_s:
-            return  # a move failed
+        if self._paused or self._clock() < self._asked_again_s:
+            return  # stages are lost, or a move failed
         decision = self._core.decide(observation)
         if decision is not None:
             self._carry_out(decision)

@@ -241,6 +241,10 @@ class Supervision:
         """Record a migration that the controller did not decide."""
         self._controller.on_migration(epoch, plan, windows, why, prepare_s)
 
+    def pause(self, paused: bool) -> None:
+        """Let the policy decide nothing for a while; afterwards it starts anew with the plan in force."""
+        self._controller.pause(paused)
+
     def note_load(self, event: LoadChanged) -> None:
         """Record a load that this process injects.
 

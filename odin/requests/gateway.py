@@ -1,12 +1,16 @@
-"""The gateway: tags requests, sends them into the first stage, and resolves their futures.
+"""The gateway: tags requests, sends them to the stages, and resolves their futures.
 
-A request's input stays in its slot of the first channel until the stages have answered, so that it can be sent again.
-The number of slots bounds the requests in flight; further requests are queued, which is the pipeline's
-back-pressure::
+A request's input stays in its slot until its outcome is known. The number of slots bounds the requests in flight;
+further requests are queued, which is the pipeline's back-pressure::
 
     submit -> queue -> (a slot is free) -> stages -> answer: the slot is free, the next request is sent
 
-If a request is cancelled or its deadline passes, its future is done at once, but its slot is freed by the answer.
+When a stage is lost, what was with it is sent again from the slots, as another *attempt*. The first answer counts,
+whichever attempt it is of; one that finds no request waiting for it is dropped. So a stage that was only taken for lost
+does no harm, not even by reading a slot that holds the next input by then.
+
+If a request is cancelled or its deadline passes, its future is done at once; its slot is freed then if no stage has
+begun with it, else by the answer.
 """
 
 from __future__ import annotations
@@ -16,13 +20,13 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError
+from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError, PoisonRequestError
 from odin.monitor.timing import RequestTimeline, StageTiming, unpack_timings
 from odin.monitor.view.builder import Serving
 from odin.monitor.window import TimelineWindow
@@ -30,12 +34,13 @@ from odin.partitioner.code.single import copied
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
 from odin.process.timers import Timer, Timers
+from odin.requests.inlet import InForce, Inlet, Way
 from odin.requests.replies import Callbacks, Reply
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Message, Sender
-from odin.stages.channel.shared_queue import SharedQueue
-from odin.stages.channel.wire import Header, Kind
-from odin.stages.loop import DEADLINE, RECALLED
+from odin.stages.channel.readiness import FINISHING, WORKING
+from odin.stages.channel.wire import Header, Kind, TensorMeta
+from odin.stages.loop import DEADLINE
 
 __all__ = ["Gateway", "GatewayCounts"]
 
@@ -48,6 +53,8 @@ _GOODBYE_S = 5.0
 """Longest wait of closing for the stages' goodbye messages, with nothing in flight."""
 _CALLBACKS_S = 1.0
 """Longest wait of closing without drain for callbacks."""
+_DEADLY = 2
+"""So many stages must have died or hung on a request before it is held to be the cause."""
 
 
 class GatewayCounts(NamedTuple):
@@ -62,8 +69,8 @@ class _Request:
     """One request from ``submit`` until the stages have answered."""
 
     __slots__ = (
-        "deadline_s", "epoch", "number", "over", "recalled", "refusal", "reply", "sent", "slot", "submitted_s",
-        "timer", "urgent", "values", "way",
+        "attempt", "deadline_s", "epoch", "fatal_to", "metas", "number", "over", "refusal", "reply", "sent", "slot",
+        "submitted_s", "timer", "urgent", "values", "way",
     )  # fmt: skip
 
     def __init__(self, values: Values, deadline_s: float, reply: Reply[Values], urgent: bool) -> None:
@@ -72,14 +79,15 @@ class _Request:
         self.reply = reply
         self.urgent = urgent  # goes first, and whatever waits: the callbacks' thread waits for it
         self.number = self.slot = -1
-        self.epoch = 0
+        self.metas: tuple[TensorMeta, ...] = ()  # of its input in the slot
+        self.epoch = self.attempt = 0
+        self.fatal_to: list[str] = []  # stages that died while they computed it
         self.submitted_s = 0.0
         self.over = False  # its outcome is known: answered, failed, too late, cancelled
-        self.recalled = False
         self.sent: threading.Lock | None = None  # free when it no longer stands in line, if it ever did
         self.refusal: BaseException | None = None  # why it could not be sent
         self.timer: Timer | None = None
-        self.way: Sender | SharedQueue | None = None  # by which it was sent
+        self.way: Way | None = None  # by which it was sent; None while there is none
 
     def leave_line(self) -> None:
         """Wake up the caller that waits in :meth:`Gateway.submit`. Idempotent.
@@ -97,61 +105,60 @@ class Gateway:
 
     Parameters
     ----------
-    sender
-        Channel to the first stage, opened without credits; its slots bound the requests in flight.
+    inlet
+        Slots, and the ways to the stages; closed with this.
     receiver
-        Channels from all stages.
-    queue
-        From which all stages take by themselves, in slots of the same memory; used while windows let every stage begin
-        with a request. Without it all requests go to the first stage.
+        Channels from all stages; closed with this.
     plan, windows
         The plan of epoch 0, and where boundaries may lie; None: where the plan has them.
     max_in_flight
-        Most requests in flight; as many as the sender has slots by default, which are the most that there can be.
-    describe_loss
-        Called once when a stage is lost, with its index if known; returns the error for all affected futures.
+        Most requests in flight; as many as there are slots by default, which are the most that there can be.
     on_result
         Called in the receiving thread with each finished request's timeline, also of a request that was cancelled or
         too late.
     on_failure
         Called with the number of each request that failed, and why.
+    on_gone
+        Called with the index of a stage whose channel has ended, after its requests were sent again where that is
+        possible at once; else :meth:`switch` has to follow.
     clock
         Monotonic seconds, for timelines.
     """
 
     def __init__(
         self,
-        sender: Sender,
+        inlet: Inlet,
         receiver: Inbox,
         *,
-        queue: SharedQueue | None = None,
         plan: Plan,
         windows: Windows | None = None,
         max_in_flight: int | None = None,
-        describe_loss: Callable[[int | None], OdinError],
         on_result: Callable[[RequestTimeline], None] | None = None,
         on_failure: Callable[[int, OdinError], None] | None = None,
+        on_gone: Callable[[int], None] = lambda stage: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._sender = sender
+        self._inlet = inlet
         self._receiver = receiver
-        self._queue = queue
-        self._describe_loss = describe_loss
         self._on_result = on_result
         self._on_failure = on_failure
+        self._on_gone = on_gone
         self._clock = clock
         self._lock = threading.Lock()
         self._plan = plan
-        self._windows = windows or Windows.of_plan(plan)
-        self._way = self._way_under(self._windows)
-        self._epoch = 0
+        self._in_force = InForce(0, tuple(range(len(plan))), windows or Windows.of_plan(plan))
+        self._lost: dict[int, str] = {}  # stages that are gone or hang, and what they are called
+        self._way: Way | None = None
+        self._find_way()
+        self._held: dict[int, _Request] = {}  # under way, and with no stage: to be sent when there is one
         self._next_request = 0
-        self._pending: dict[int, _Request] = {}  # with the stages, those whose outcome is known included
+        self._pending: dict[int, _Request] = {}  # have a slot; of some the outcome is known, but a stage has them still
         self._line: OrderedDict[int, _Request] = OrderedDict()
-        self._places = min(max_in_flight or sender.memory.slots, sender.memory.slots)
-        self._completed = self._failed = 0
+        self._places = min(max_in_flight or inlet.slots, inlet.slots)
+        self._completed = self._failed = self._sent_again = 0
         self._error: OdinError | None = None
         self._draining = False
+        self._wake: Callable[[], None] | None = None
         self._trickles = False
         self._idle = threading.Condition(self._lock)
         self._timers = Timers()
@@ -167,18 +174,23 @@ class Gateway:
 
     @property
     def plan(self) -> Plan:
-        """The plan that the next request runs under."""
+        """The plan that the next request runs under; stages that are lost have no layers in it."""
         return self._plan
 
     @property
     def windows(self) -> Windows:
-        """Where the next request may change hands."""
-        return self._windows
+        """Where the next request may change hands; one row for each stage that takes part."""
+        return self._in_force.windows
 
     @property
     def epoch(self) -> int:
         """The epoch that the next request gets."""
-        return self._epoch
+        return self._in_force.epoch
+
+    @property
+    def in_force(self) -> InForce:
+        """Under what the next request runs."""
+        return self._in_force
 
     @property
     def lost(self) -> OdinError | None:
@@ -193,8 +205,9 @@ class Gateway:
     def serving(self) -> Serving:
         """Counts, and the plan that the next request runs under, all of one moment."""
         with self._lock:
-            windows = "" if self._windows.plan == self._plan else str(self._windows)
-            return Serving(self._completed, self._failed, len(self._pending), self._epoch, self._plan, windows)
+            epoch, stages, windows = self._in_force
+            text = "" if windows.plan is not None else str(windows.with_idle(stages, len(self._plan)))
+            return Serving(self._completed, self._failed, len(self._pending), epoch, self._plan, text)
 
     def check_open(self) -> None:
         """Raise the error that :meth:`submit` would raise if the pipeline is closed or broken."""
@@ -203,22 +216,42 @@ class Gateway:
                 raise self._error
 
     def switch(
-        self, epoch: int, plan: Plan, windows: Windows | None = None, *, max_in_flight: int | None = None
+        self,
+        epoch: int,
+        plan: Plan,
+        windows: Windows | None = None,
+        *,
+        stages: Sequence[int] | None = None,
+        max_in_flight: int | None = None,
     ) -> None:
-        """Tag requests with ``epoch`` from the next one on; every stage must have prepared for it.
+        """Tag requests with ``epoch`` from the next one on; every stage that takes part must have prepared for it.
 
-        With ``max_in_flight`` so many may be in flight from now on, which cannot be more than there are slots.
+        Parameters
+        ----------
+        plan
+            Layers of every stage, those that take no part included.
+        windows
+            One row for each of ``stages``; by default where the plan has the boundaries.
+        stages
+            Those that take part; all by default.
+        max_in_flight
+            So many may be in flight from now on, which cannot be more than there are slots.
         """
+        taking = tuple(range(len(plan)) if stages is None else stages)
         with self._lock:
-            self._epoch, self._plan, self._windows = epoch, plan, windows or Windows.of_plan(plan)
-            self._way = self._way_under(self._windows)
-            self._places = min(max_in_flight or self._places, self._sender.memory.slots)
+            self._plan = plan
+            self._in_force = InForce(epoch, taking, windows or Windows.of_plan(Plan(plan[stage] for stage in taking)))
+            self._places = min(max_in_flight or self._places, self._inlet.slots)
+            self._find_way()
+            self._send_held()
             refused = self._advance()
         self._refuse(refused)
 
-    def _way_under(self, windows: Windows) -> Sender | SharedQueue:
-        """Where new requests go: whoever takes one from the queue may keep it, whatever windows hold for later ones."""
-        return self._queue if self._queue is not None and windows.all_begin else self._sender
+    def _find_way(self) -> None:
+        """Set where new requests go; None while those that windows in force name are lost. The lock is held."""
+        way = self._inlet.way_under(self._in_force)
+        lost = any(stage in self._lost for stage in self._in_force.stages)
+        self._way = None if lost and way is not self._inlet.queue else way
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
@@ -286,24 +319,63 @@ class Gateway:
 
     def _send(self, request: _Request) -> None:
         """Take a free slot and send; the lock is held."""
-        left_s = request.deadline_s if request.deadline_s == _NEVER else request.deadline_s - time.perf_counter()
-        request.submitted_s, request.epoch = self._clock(), self._epoch
-        request.way = way = self._way
+        used = {other.slot for other in self._pending.values()}
+        slot = next(slot for slot in range(self._inlet.slots) if slot not in used)
+        request.metas = self._inlet.write(slot, request.values)
+        request.submitted_s = self._clock()
+        if (wake := self._wake) is not None:
+            self._wake = None
+            wake()
         try:
+            request.slot = slot
             self._pending[request.number] = request
-            oldest = next(iter(self._pending.values())).epoch  # epochs only grow, and these are in the order of sending
-            header = Header(Kind.REQUEST, request.number, epoch=self._epoch, left_s=left_s, oldest=oldest)
-            request.slot = way.send(header, request.values)
-        except ChannelClosedError:
-            pass  # the loss is reported by the last channel, with the stage's index, and then fails this future, too
-        except BaseException as error:  # does not fit, or a signal's handler has raised, perhaps after it was sent
-            slot = None if isinstance(error, Exception) else way.sent(request.number)
-            if slot is None:
-                self._pending.pop(request.number, None)
-            else:
-                request.slot, request.over = slot, True
+            self._post(request)
+        except BaseException:  # a signal's handler has raised, perhaps after it was sent
+            request.over = True
+            self._forget(request)
             raise
         request.values = ()
+
+    def _post(self, request: _Request) -> None:
+        """Send what lies in its slot, once more perhaps; the lock is held."""
+        request.epoch, request.way = self._in_force.epoch, self._way
+        request.attempt += 1
+        self._inlet.mark(request.slot, request.number, request.attempt)
+        if request.way is None:
+            self._held[request.number] = request
+            return
+        now_s = time.perf_counter()
+        header = Header(
+            Kind.REQUEST,
+            request.number,
+            request.epoch,
+            request.deadline_s - now_s,
+            now_s,
+            request.slot,
+            request.metas,
+            oldest=min(other.epoch for other in self._pending.values()),
+            attempt=request.attempt,
+            home=request.slot,
+        )
+        try:
+            request.way.post(header)
+        except ChannelClosedError:  # who receives learns of the loss, and sends it again
+            self._held[request.number] = request
+
+    def _send_held(self) -> None:
+        """Send the requests that no stage has, if there is a way; the lock is held."""
+        if self._way is not None:
+            held, self._held = self._held, {}
+            for request in held.values():
+                self._post(request)
+
+    def _forget(self, request: _Request) -> None:
+        """Free a request's slot; what is on its way of it is not begun, or its answer dropped. The lock is held."""
+        if self._pending.pop(request.number, None) is not None:
+            self._held.pop(request.number, None)
+            self._inlet.unmark(request.slot)
+            if request.way is not None:
+                request.way.push()
 
     def _advance(self, *, at_least: int = 0) -> list[_Request]:
         """Send queued requests while slots are free; returns those that cannot be sent. The lock is held."""
@@ -346,17 +418,17 @@ class Gateway:
         """Resolve futures until the pipeline is closed or broken."""
         try:
             while True:
-                message = self._receiver.receive()
-                kind = message.header.kind
-                if kind is Kind.CLOSE:
-                    self._fail_all(PipelineClosedError("the pipeline was closed"))
-                    return
-                if kind is Kind.LOST:
-                    self._fail_all(self._why_lost(self._receiver.cause_of_loss(message.header.request)))
-                    return
+                try:
+                    message = self._receiver.receive()
+                except ChannelClosedError as error:
+                    if error.peer is None:  # closed here
+                        break
+                    self._on_gone(error.peer)
+                    continue
+                if message.header.kind is Kind.CLOSE:
+                    break
                 self._resolve(message)
-        except ChannelClosedError as error:
-            self._fail_all(self._why_lost(error.peer))
+            self._fail_all(PipelineClosedError("the pipeline was closed"))
         except BaseException as error:  # a defect of ours must not leave callers waiting
             self._fail_all(OdinError(f"the gateway failed: {error!r}"))
             raise
@@ -366,8 +438,12 @@ class Gateway:
         failure = header.failure
         with self._lock:  # who sends it holds that until it is among the pending
             request = self._pending.get(header.request)
-        if request is None:  # not one of ours: nothing can be waiting for it
+        if request is None:  # not one of ours, or answered before: nothing can be waiting for it
             message.release()
+            return
+        if header.kind is Kind.RETURNED:
+            message.release()
+            self._take_back(request, header)
             return
         outcome: Values | Exception = ()
         if failure is None and not request.over:
@@ -379,20 +455,16 @@ class Gateway:
         message.release()
         completed_s = self._clock()
         with self._lock:
-            if self._pending.pop(header.request, None) is None:  # failed with all others just now
+            if header.request not in self._pending:  # failed with all others just now
                 return
-            if request.slot >= 0 and request.way is not None:
-                if request.recalled:
-                    self._sender.memory.recall(request.slot, recalled=False)
-                request.way.release(request.slot)
+            self._forget(request)
             was_over, request.over = request.over, True
             if failure is None and (request.reply.cancelled() or not was_over):
                 self._completed += 1
             elif not was_over:
                 self._failed += 1
             refused = self._advance()
-            if not self._pending or self._draining:
-                self._idle.notify_all()
+            self._notify_idle()
         if refused:
             self._refuse(refused)
         if failure is None:
@@ -406,11 +478,126 @@ class Gateway:
                 if not was_over:
                     self._settle(request, outcome)
         elif not was_over:
-            late = failure.kind in (DEADLINE, RECALLED)
+            late = failure.kind == DEADLINE
             self._fail(
                 request,
                 DeadlineExceededError(f"{failure.where}: {failure.message}") if late else LayerFailedError(*failure),
             )
+
+    def _notify_idle(self) -> None:
+        if not self._pending or self._draining:
+            self._idle.notify_all()
+
+    # -- stages that are lost ---------------------------------------------------------------------------------------
+
+    def lose(self, stage: int, name: str, *, dead: bool) -> tuple[int, int]:
+        """Send again what a stage has, and nothing more to it: it has died, or hangs. Idempotent.
+
+        Parameters
+        ----------
+        name
+            What it is called in errors.
+        dead
+            Whether its channels have ended. One that hangs keeps them, and may answer again: :meth:`regain`.
+
+        Returns
+        -------
+        (int, int)
+            How many requests it had, and how many of them fail, since other stages were lost with them before.
+        """
+        with self._lock:
+            known, self._lost[stage] = stage in self._lost, name
+            suspects = self._computed_by(stage)
+            self._inlet.silence(stage)
+            if dead:
+                self._inlet.disconnect(stage)
+            self._find_way()
+            has = [] if known and not dead else [one for one in self._pending.values() if self._is_with(one, stage)]
+            deadly, again = [], []
+            for request in has:
+                if request.number in suspects and name not in request.fatal_to:
+                    request.fatal_to.append(name)
+                if request.over:
+                    self._forget(request)
+                elif len(request.fatal_to) >= _DEADLY:
+                    deadly.append(request)
+                    request.over = True
+                    self._forget(request)
+                else:
+                    again.append(request)
+            self._failed += len(deadly)
+            self._sent_again += len(again)
+            for request in again:
+                self._post(request)
+            refused = self._advance()
+            self._notify_idle()
+        self._refuse(refused)
+        for request in deadly:
+            self._fail(request, PoisonRequestError(request.number, request.fatal_to))
+        return len(has), len(deadly)
+
+    def _computed_by(self, stage: int) -> set[int]:
+        """Requests that a stage was computing, as it said last."""
+        sender = self._inlet.senders.get(stage)
+        if sender is None:
+            return set()
+        words = sender.readiness.words
+        return {int(words[WORKING]), int(words[FINISHING])}
+
+    def _is_with(self, request: _Request, stage: int) -> bool:
+        """Whether a request may be with a stage, as far as can be known."""
+        holder = self._inlet.holder(request.slot)
+        if holder is None or holder == stage or request.way is None:
+            return True
+        # Stages on other machines do not write who has it.
+        return not self._is_here(holder) and not self._is_here(stage)
+
+    def _is_here(self, stage: int) -> bool:
+        sender = self._inlet.senders.get(stage)
+        return sender is not None and sender.way is None
+
+    def regain(self, stage: int, *, replaced: bool) -> None:
+        """Count on a stage again, which answers again, or has been ``replaced``."""
+        with self._lock:
+            name = self._lost.pop(stage, None)
+            for request in self._pending.values():
+                if not replaced and name in request.fatal_to:  # it was not the request's doing
+                    request.fatal_to.remove(name)
+            self._find_way()
+            self._send_held()
+            refused = self._advance()
+        self._refuse(refused)
+
+    def sender(self, stage: int) -> Sender | None:
+        """Channel to a stage; None if it is gone."""
+        return self._inlet.senders.get(stage)
+
+    def wake_when_busy(self, wake: Callable[[], None]) -> bool:
+        """Call ``wake`` with the next request that is sent, unless some are under way: False then. It must not wait."""
+        with self._lock:
+            self._wake = None if self._pending else wake
+            return self._wake is not None
+
+    def connect(self, stage: int, sender: Sender) -> None:
+        """Take the channel to a stage that replaces one that was lost; :meth:`regain` counts on it."""
+        with self._lock:
+            self._inlet.connect(stage, sender)
+
+    def _take_back(self, request: _Request, header: Header) -> None:
+        """Send a request again that a stage could not hand on."""
+        with self._lock:
+            if self._pending.get(request.number) is not request or header.attempt != request.attempt:
+                return
+            if request.over:
+                self._forget(request)
+                self._notify_idle()
+            elif request.number not in self._held:
+                self._sent_again += 1
+                self._post(request)
+            refused = self._advance()
+        self._refuse(refused)
+
+    # -- requests that are not wanted any more ----------------------------------------------------------------------
 
     def _expire(self, request: _Request) -> None:
         """Fail a request whose deadline has passed, wherever it is; its slot stays taken while stages have it."""
@@ -420,6 +607,8 @@ class Gateway:
             request.over = True
             self._failed += 1
             where = "in line for a place" if self._leave(request) else "with the stages"
+            refused = self._advance()
+        self._refuse(refused)
         self._fail(request, DeadlineExceededError(f"its deadline passed while it was {where}"))
         request.leave_line()
 
@@ -431,42 +620,41 @@ class Gateway:
         """
         if self._lock.acquire(blocking=False):
             try:
-                self._drop(request)
+                refused = self._drop(request)
             finally:
                 self._lock.release()
+            self._refuse(refused)
         else:
             self._timers.add(time.perf_counter(), partial(self._drop_later, request))
 
     def _drop_later(self, request: _Request) -> None:
         with self._lock:
-            self._drop(request)
+            refused = self._drop(request)
+        self._refuse(refused)
 
-    def _drop(self, request: _Request) -> None:
-        """Remove a request that its caller has cancelled; the lock is held."""
+    def _drop(self, request: _Request) -> list[_Request]:
+        """Remove a request that its caller has cancelled, and send others; as :meth:`_advance`."""
         if request.over:
-            return
+            return []
         request.over = True
         self._leave(request)
         if request.timer is not None:
             request.timer.cancel()
         request.leave_line()
+        return self._advance()
 
     def _leave(self, request: _Request) -> bool:
-        """Remove a request from the queue, or tell the first stage not to start on it; the lock is held."""
+        """Remove a request from the queue, or from its slot if no stage has begun with it; the lock is held."""
         stood_in_line = self._line.pop(request.number, None) is not None
-        if request.number in self._pending and request.slot >= 0:
-            request.recalled = True
-            self._sender.memory.recall(request.slot)
+        if request.number in self._pending:
+            self._inlet.unmark(request.slot)
+            begun = self._inlet.holder(request.slot) is not None or not self._inlet.reads_marks(request.way)
+            if request.number in self._held or not begun:
+                self._forget(request)
         request.values = ()
         if self._draining:
             self._idle.notify_all()
         return stood_in_line
-
-    def _why_lost(self, stage: int | None) -> OdinError:
-        """Return the error for a broken channel, which closing may have caused."""
-        with self._lock:
-            error = None if self._draining else self._error
-        return error or self._describe_loss(stage)
 
     def fail(self, error: OdinError) -> None:
         """Fail all requests, present and future: stages are lost."""
@@ -477,7 +665,7 @@ class Gateway:
         with self._lock:
             self._error = self._error or error
             pending = [request for request in self._pending.values() if not request.over]
-            self._pending = {}
+            self._pending, self._held = {}, {}
             self._failed += len(pending)
             for request in pending:
                 request.over = True
@@ -543,10 +731,8 @@ class Gateway:
                 self._draining = False
                 self._idle.notify_all()
             graceful = not broken and not self._pending
-        if self._queue is not None:
-            self._queue.close(graceful=graceful)
-        self._sender.close(graceful=graceful)
-        if graceful:
+        self._inlet.close(graceful=graceful, silent=self._lost)
+        if graceful and not self._lost:
             self._thread.join(_GOODBYE_S)
         self._receiver.close()
         self._thread.join(timeout_s)

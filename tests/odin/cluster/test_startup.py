@@ -63,7 +63,7 @@ def starting(devices: list[Device] | None = None) -> Startup:
         devices,
         address=None,
         weight_nbytes=0,
-        on_lost=lambda why: None,
+        on_trouble=lambda why: None,
         label="test",
         share=False,
         precision="float32",
