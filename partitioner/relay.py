@@ -29,7 +29,7 @@ from odin.partitioner.plan import Plan
 
 __all__ = [
     "Later", "Windows", "free_at", "hand_over", "idle_slowdown", "is_better", "is_done_sooner", "is_expected_at",
-    "is_left_to_others", "is_much_sooner", "slowdown_after",
+    "is_hopeless", "is_left_to_others", "is_much_sooner", "slowdown_after",
 ]  # fmt: skip
 
 _WEIGHT = 0.3
@@ -355,6 +355,17 @@ def is_left_to_others(chain_s: float, others: Iterable[tuple[bool, float, float]
         by_then = max(0.0, _FAR_SOONER * chain_s - wait_s) // its_chain_s if its_chain_s > 0 else waiting
         done += max(by_then, idle and its_chain_s <= _MUCH_SOONER * chain_s)
     return done >= waiting > 0
+
+
+def is_hopeless(left_s: float, least_s: float) -> bool:
+    """Whether a request's deadline, so many seconds away, passes although nothing disturbs it any more.
+
+    Examples
+    --------
+    >>> is_hopeless(0.5, 0.4), is_hopeless(0.5, 0.6)
+    (False, True)
+    """
+    return least_s > left_s
 
 
 def is_expected_at(free_s: float, now_s: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,9 +16,10 @@ from odin.monitor.attribution.neighbours import Neighbours, find_neighbours
 from odin.monitor.machine.cgroups import cpu_quota_cores
 from odin.partitioner.relay import Windows
 from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.link import ChannelClosedError, Sender
 from odin.stages.channel.opening import Address, Listener, connect, open_ends
+from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.readiness import Readiness
-from odin.stages.channel.shm import SlotPool
 from odin.stages.channel.wire import GATEWAY
 from odin.stages.compute.executor import Executor, Values, check_engine, load_engine, make_executor
 from odin.stages.compute.weights import StoredTensor, load_arrays
@@ -117,13 +119,13 @@ class Links(NamedTuple):
     Attributes
     ----------
     later
-        Later stages that it can hand over to, with their addresses, and ``GATEWAY``'s.
+        Later stages that live, with their addresses, and ``GATEWAY``'s.
     slot_nbytes
         Bytes of a slot.
     baseline_s, cost_s, cut_nbytes
         As for :class:`odin.stages.hand_over.HandOver`.
-    windows
-        What holds under epoch 0.
+    windows, stages, epoch
+        What holds from the first request on: row ``j`` of the windows is that of ``stages[j]``, one that lives.
     """
 
     later: tuple[tuple[int, Address], ...]
@@ -132,12 +134,18 @@ class Links(NamedTuple):
     cost_s: tuple[float, ...]
     cut_nbytes: tuple[int, ...]
     windows: Windows
+    stages: tuple[int, ...]
+    epoch: int = 0
 
 
 _SLOTS = 2
 """For each channel one slot being computed on, one waiting: more would only add waiting."""
 _SHARED_SLOTS = 4
 """Most slots that the channels of a stage within a machine share."""
+_ADMISSION_S = 60.0
+"""How long a stage that was replaced may take to connect."""
+_GRACE_S = 3.0
+"""How long a stage without its gateway waits to be ended, before it ends by itself."""
 
 
 def _node_address() -> str:
@@ -179,7 +187,8 @@ class StageActor:
     """One stage in a process of its own.
 
     Life: ``pack`` on one stage of each node -> ``open`` (device, weights) -> ``profile`` if asked -> ``listen`` ->
-    ``start`` -> ``prepare`` for every later epoch -> ``stop``.
+    ``start`` -> ``prepare`` for every later epoch -> ``stop``. If another stage is replaced meanwhile: ``drop``, then
+    ``admit`` (an earlier one) or ``connect_to`` (a later one).
 
     Parameters
     ----------
@@ -213,6 +222,8 @@ class StageActor:
         self._status: Any = None
         self._listeners: list[tuple[Listener, int]] = []
         self._readiness = Readiness()
+        self._pool: SlotPool | None = None
+        self._slot_nbytes = 0
         self._loop: StageLoop | None = None
         self._thread: threading.Thread | None = None
         with contextlib.suppress(ImportError):  # which open reports
@@ -344,38 +355,74 @@ class StageActor:
         return tuple(load(named).values())
 
     def listen(self, senders_here: int, senders_remote: int, host: str) -> Addresses:
-        """Listen for so many senders on this machine, and for so many on others, these on ``host`` by TCP."""
-        self._listeners = [
+        """Listen for so many senders on this machine, and for so many on others, these on ``host`` by TCP.
+
+        They are accepted by :meth:`start`. Listening again forgets what was listened for before.
+        """
+        for listener, _ in self._listeners:
+            listener.close()
+        self._listeners = self._listen(senders_here, senders_remote, host)
+        return Addresses.of(listener.address for listener, _ in self._listeners)
+
+    def _listen(self, senders_here: int, senders_remote: int, host: str) -> list[tuple[Listener, int]]:
+        return [
             (Listener(where, self._readiness), count)
             for where, count in (("", senders_here), (host, senders_remote))
             if count
         ]
-        return Addresses.of(listener.address for listener, _ in self._listeners)
+
+    def admit(self, senders_here: int, senders_remote: int, host: str) -> Addresses:
+        """As :meth:`listen`, while requests flow: who comes within a minute is received from at once."""
+        loop = self._loop
+        assert loop is not None, "start comes first"
+        listeners = self._listen(senders_here, senders_remote, host)
+
+        def accept(listener: Listener, count: int) -> None:
+            with contextlib.suppress(ChannelClosedError):  # not all have come
+                listener.accept_all(count, _ADMISSION_S, each=loop.add_receiver)
+
+        for listener, count in listeners:
+            threading.Thread(target=accept, args=(listener, count), name="odin-admit", daemon=True).start()
+        return Addresses.of(listener.address for listener, _ in listeners)
+
+    def connect_to(self, stage: int, address: Address) -> None:
+        """Send to a later stage that has taken another one's place, or has come.
+
+        Raises
+        ------
+        ChannelClosedError
+            If it does not listen.
+        """
+        assert self._loop is not None, "start comes first"
+        self._loop.add_sender(stage, self._connect(stage, address))
+
+    def drop(self, stage: int) -> None:
+        """Forget the channels from and to a stage that is to be replaced, with all that is in them."""
+        assert self._loop is not None, "start comes first"
+        self._loop.drop(stage)
+
+    def _connect(self, target: int, address: Address) -> Sender:
+        if address.local and self._pool is None:
+            self._pool = SlotPool(_SLOTS, self._slot_nbytes)
+        return connect(
+            address,
+            slots=_SLOTS,
+            slot_nbytes=self._slot_nbytes,
+            sender=self._index,
+            receiver=target,
+            pool=self._pool if address.local else None,
+        )
 
     def start(self, links: Links) -> None:
         """Connect to later stages and the gateway, accept earlier ones, and serve in a thread of this process."""
         assert self._listeners, "listen comes first"
         assert self._executor is not None, "open comes first"
         here = sum(address.local for _, address in links.later)
-        pool = SlotPool(min(_SLOTS + here - 1, _SHARED_SLOTS), links.slot_nbytes) if here else None
-        senders, receivers = open_ends(
-            self._listeners,
-            [
-                partial(
-                    connect,
-                    address,
-                    slots=_SLOTS,
-                    slot_nbytes=links.slot_nbytes,
-                    sender=self._index,
-                    receiver=target,
-                    pool=pool if address.local else None,
-                )
-                for target, address in links.later
-            ],
-        )
-        if pool is not None:
-            pool.close_descriptor()
-        self._readiness.close_descriptor()
+        self._slot_nbytes = links.slot_nbytes
+        if here:
+            self._pool = SlotPool(min(_SLOTS + here - 1, _SHARED_SLOTS), links.slot_nbytes)
+        listeners, self._listeners = self._listeners, []
+        senders, receivers = open_ends(listeners, [partial(self._connect, *target) for target in links.later])
         by_stage = {stage: sender for (stage, _), sender in zip(links.later, senders, strict=True)}
         self._loop = StageLoop(
             self._index,
@@ -391,8 +438,9 @@ class StageActor:
                 readiness=self._readiness,
                 later={stage: sender for stage, sender in by_stage.items() if stage != GATEWAY},
             ),
-            epoch=0,
+            epoch=links.epoch,
             windows=links.windows,
+            stages=links.stages,
         )
         self._thread = threading.Thread(target=self._serve, name=f"odin-stage-{self._index}", daemon=True)
         self._thread.start()
@@ -400,12 +448,22 @@ class StageActor:
     def _serve(self) -> None:
         assert self._loop is not None
         self._use_threads()
-        self._loop.run()
+        try:
+            self._loop.run()
+        finally:
+            if self._pool is not None:
+                self._pool.close()
+            self._readiness.close_descriptor()
+            if self._loop.gateway_gone:
+                # Whoever has closed the pipeline ends this process at once. If its process has died instead, so may
+                # have Ray's, and nobody else gives back the device.
+                time.sleep(_GRACE_S)
+                end_process()
 
-    def prepare(self, epoch: int, windows: Windows) -> None:
-        """Make ready for requests of ``epoch``, under which these windows hold."""
+    def prepare(self, epoch: int, windows: Windows, stages: Sequence[int]) -> None:
+        """Make ready for requests of ``epoch``, as :meth:`odin.stages.loop.StageLoop.prepare`."""
         assert self._loop is not None, "start comes first"
-        self._loop.prepare(epoch, windows)
+        self._loop.prepare(epoch, windows, stages)
 
     def look(self, own_pids: Sequence[int]) -> Neighbours:
         """Find other programs on the device, on this machine; takes part of a second."""
@@ -430,9 +488,16 @@ class StageActor:
 
     def stop(self) -> None:
         """End the loop, dropping requests in flight, and release the device."""
+        for listener, _ in self._listeners:
+            listener.close()
         if self._loop is not None:
             self._loop.stop()
         if self._thread is not None:
             self._thread.join(5.0)
         if self._lease is not None:
             self._lease.release()
+
+
+def end_process() -> None:
+    """End this process as it is; a lease goes with it."""
+    os._exit(1)

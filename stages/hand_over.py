@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from odin.partitioner.relay import (
@@ -29,9 +29,9 @@ from odin.partitioner.relay import (
     slowdown_after,
 )
 from odin.stages.channel.link import Sender
-from odin.stages.channel.readiness import FREE_S, IDLE_SINCE_S, SLOWDOWN, Readiness
+from odin.stages.channel.readiness import FREE_S, IDLE_SINCE_S, SLOWDOWN, Readiness, waiting
 from odin.stages.channel.shared_queue import QueueWords, StageWords
-from odin.stages.takers import Taker, make_taker, sent_positions, waits
+from odin.stages.takers import Taker, make_taker
 
 __all__ = ["HandOver", "Reach", "Takers"]
 
@@ -50,7 +50,7 @@ class Reach(NamedTuple):
     first, last
         Half-open range of layers that it may have to run.
     takers
-        Later stages that may take a request from it, by cut.
+        Later stages that may take a request from it, by cut; their indices.
     free
         Whether stages decide where to hand over: so every one of them tells how fast it is, the last one too.
     shares
@@ -64,12 +64,17 @@ class Reach(NamedTuple):
     shares: bool = False
 
     @classmethod
-    def of(cls, windows: Windows, stage: int, connected: Sequence[int]) -> Reach:
-        """Reach of a stage that is connected to these later ones."""
-        first, last = windows.range_of(stage)
+    def of(cls, windows: Windows, stage: int, connected: Sequence[int], stages: Sequence[int] | None = None) -> Reach:
+        """Reach of a stage that may send to these later ones, where ``stages`` tells whose each row of the windows is.
+
+        Without, they are those of all stages in order.
+        """
+        stages = range(len(windows)) if stages is None else stages
+        row = stages.index(stage)
+        first, last = windows.range_of(row)
         takers = []
         for cut in range(windows.layer_count):
-            able = windows.takers(stage, cut)
+            able = [stages[later] for later in windows.takers(row, cut)]
             # One that it cannot reach is reached through the next, which has no layers of its own then.
             takers.append(tuple(k for k in able if k in connected) or tuple(connected[:1] if able else ()))
         return cls(first, last, tuple(takers), windows.plan is None, windows.all_begin)
@@ -105,11 +110,13 @@ class HandOver:
         later: Mapping[int, Sender],
     ) -> None:
         self._index, self._words = index, readiness.words
-        self._own_sent = sent_positions(index)
+        self._all_baseline_s = baseline_s
         self._baseline_s = [float(layer_s) for layer_s in baseline_s[index]]
         self._behind_s = [*itertools.accumulate(reversed(self._baseline_s), initial=0.0)][::-1]
         self._cost_s, self._cut_nbytes = [float(cut_s) for cut_s in cost_s], cut_nbytes
         self._saves_s = [here_s - next_s for here_s, next_s in itertools.pairwise(self._cost_s)]
+        fastest_s = [min(map(float, layer_s)) for layer_s in zip(*baseline_s[index:], strict=True)]
+        self._least_s = [*itertools.accumulate(reversed(fastest_s), initial=0.0)][::-1]
         self._takers = {stage: make_taker(stage, sender, baseline_s[stage]) for stage, sender in later.items()}
         self._chain_s = [float(sum(layer_s)) for layer_s in baseline_s]
         self._queue: QueueWords | None = None
@@ -124,6 +131,30 @@ class HandOver:
         """Resolve a reach once, not per request."""
         return [tuple(self._takers[stage] for stage in stages) for stages in reach.takers]
 
+    def set_taker(self, stage: int, sender: Sender) -> None:
+        """There is a new channel to a later stage, which :meth:`takers_of` resolves to from now on."""
+        taker = make_taker(stage, sender, self._all_baseline_s[stage])
+        self._takers = {**self._takers, stage: taker}
+
+    def reachable(self, stages: Collection[int]) -> list[int]:
+        """Those of some later stages that requests may be handed over to: on this machine, and the next one, if it is
+        on another machine.
+        """
+        takers, later = self._takers, sorted(stage for stage in stages if stage > self._index)
+        return [
+            stage
+            for stage in later
+            if (taker := takers.get(stage)) is not None and (taker.link.way is None or stage == later[0])
+        ]
+
+    def least_s(self, reach: Reach, cut: int) -> float:
+        """Seconds that a request at a cut still takes at least, with nothing disturbed: its layers here if windows are
+        a plan, and else each layer on whichever stage is fastest.
+        """
+        if reach.free:
+            return self._least_s[cut]
+        return self._behind_s[cut] - self._behind_s[reach.last]
+
     def share(self, queue: QueueWords) -> None:
         """Take new requests from a queue that all stages take from, where windows allow it."""
         self._queue = queue
@@ -134,7 +165,7 @@ class HandOver:
         After a moment nobody is believed to be about to send or to take any more.
         """
         believed = waited_s < _BELIEVED_S
-        if believed and waits(self._words, self._own_sent):
+        if believed and waiting(self._words) > 0:
             return True
         queue = self._queue
         if queue is None:
@@ -170,8 +201,8 @@ class HandOver:
             return self._finds_sooner(cut, now_s)
         layer_s = self._slowdown * self._baseline_s[cut]
         for taker in self._cut_takers[cut]:
-            if not taker.waits(now_s):
-                busy = waits(self._words, self._own_sent)
+            if taker.link.usable and not taker.waits(now_s):
+                busy = waiting(self._words) > 0
                 idle, free_s, its_layer_s = taker.seen(cut, self._cut_nbytes[cut], now_s, busy=busy)
                 if is_much_sooner(now_s, idle, free_s, its_layer_s, layer_s) and taker.link.has_place:
                     self._chosen = taker.stage
@@ -193,11 +224,11 @@ class HandOver:
                 return True
         elif takers:
             slowdown, behind_s = self._slowdown, self._behind_s
-            busy = waits(self._words, self._own_sent)
+            busy = waiting(self._words) > 0
             layer_s = slowdown * self._baseline_s[cut]
             rest_s = slowdown * (behind_s[cut] - behind_s[self._last])
             for taker in takers:
-                if taker.waits(now_s):
+                if not taker.link.usable or taker.waits(now_s):
                     continue
                 idle, free_s, its_layer_s = taker.seen(cut, self._cut_nbytes[cut], now_s, busy=busy)
                 if (
@@ -217,6 +248,8 @@ class HandOver:
         assert queue is not None
         layer_s, rest_s = slowdown * self._baseline_s[cut], slowdown * (self._behind_s[cut] - self._behind_s[last])
         for taker in self._cut_takers[cut]:
+            if not taker.link.usable:
+                continue
             idle, free_s, its = taker.speed(now_s)
             behind_s = taker.behind_s
             its_layer_s, its_rest_s = its * (behind_s[cut] - behind_s[cut + 1]), its * (behind_s[cut] - behind_s[last])
@@ -236,13 +269,15 @@ class HandOver:
         if self._chosen is None and last > self._first:
             self._layer_done(last - 1, now_s)
 
-    def target(self, cut: int) -> int:
-        """Stage that gets the request at this cut; whoever sends it may have to wait for its place."""
+    def target(self, cut: int) -> int | None:
+        """Stage that gets the request at this cut; whoever sends it may have to wait for its place. None: nobody can."""
         if self._chosen is not None:
             return self._chosen
-        takers, now_s = self._cut_takers[cut], time.perf_counter()
-        free = (taker.stage for taker in takers if not taker.waits(now_s))
-        return next(free, takers[0].stage)
+        takers, now_s = [taker for taker in self._cut_takers[cut] if taker.link.usable], time.perf_counter()
+        for taker in takers:
+            if not taker.waits(now_s):
+                return taker.stage
+        return takers[0].stage if takers else None
 
     def _layer_done(self, layer: int, now_s: float) -> None:
         """Learn from a layer's time how slow the stage is."""
@@ -254,8 +289,8 @@ class HandOver:
         slowdown, behind_s, words = self._slowdown, self._behind_s, self._words
         next_free_s = math.inf
         if not self._shares and cut + 1 < self._last and (after := self._cut_takers[cut + 1]):
-            taker = after[0]
-            if not taker.waits(now_s):
+            taker = next((one for one in after if one.link.usable), None)
+            if taker is not None and not taker.waits(now_s):
                 next_free_s = taker.free_s(self._cut_nbytes[cut + 1], now_s)
         end_s = now_s + slowdown * self._baseline_s[cut]
         rest_s = slowdown * (behind_s[cut + 1] - behind_s[self._last])

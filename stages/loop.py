@@ -4,7 +4,13 @@ A request says which layer is next. The stage runs layers up to the last cut of 
 one if that is better (:mod:`odin.stages.hand_over`), to whichever later stage. With the last layer done, or if it
 fails, the request goes to the gateway.
 
-Migration, seen from one stage (DESIGN: "how a layer moves")::
+Only the gateway's goodbye or loss ends the loop. A later stage may die, hang and be replaced meanwhile: what cannot be
+handed over to it goes back to the gateway, which has kept the request's input and sends it again. While a stage has a
+request it is noted beside that input, if it can see the gateway's memory::
+
+    begin with it     holder: this stage
+    hand over to 2    holder: this stage, or 2 already        before it is sent: wherever it is lost, one of them has died
+, seen from one stage (DESIGN: "how a layer moves")::
 
     control thread                    data thread
     prepare(e+1, windows)             ... request under e   -> up to layer 9
@@ -17,29 +23,28 @@ Every request carries its epoch, so the switch needs no pause.
 
 from __future__ import annotations
 
+import enum
 import queue
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from odin.monitor.timing import StageTiming
-from odin.partitioner.relay import Windows
+from odin.partitioner.relay import Windows, is_hopeless
 from odin.stages.channel.inbox import Inbox
-from odin.stages.channel.link import ChannelClosedError, Message, Sender
-from odin.stages.channel.readiness import BEGUN, Readiness
+from odin.stages.channel.link import ChannelClosedError, Message, Receiver, Sender
+from odin.stages.channel.readiness import BEGUN, FINISHING, WORKING, Readiness
 from odin.stages.channel.shared_queue import NewRequest
 from odin.stages.channel.wire import GATEWAY, Failure, Header, Kind
-from odin.stages.compute.executor import Executor, LayerError, Values
+from odin.stages.compute.executor import Executor, LayerError, Result, Values
 from odin.stages.hand_over import HandOver, Reach, Takers
 
-__all__ = ["DEADLINE", "RECALLED", "StageLoop"]
+__all__ = ["DEADLINE", "StageLoop"]
 
 DEADLINE = "deadline"
-"""Kind of the failure of a request whose deadline passed before a stage started on it."""
-RECALLED = "recalled"
-"""Kind of the failure of a request that was cancelled before the first stage started on it."""
+"""Kind of the failure of a request whose deadline passed, or cannot be met any more, before a stage started on it."""
 
 _TRACEBACK_CHARS = 6_000
 
@@ -47,8 +52,17 @@ _TRACEBACK_CHARS = 6_000
 class _Under(NamedTuple):
     """What holds under an epoch."""
 
+    windows: Windows
+    stages: Sequence[int]
     reach: Reach
     takers: Takers
+
+
+class _Skipped(enum.Enum):
+    """Why a request is not computed here, other than a failure; instead of an executor's ticket."""
+
+    UNWANTED = enum.auto()  #: the gateway waits for it no more, or for another attempt
+    UNKNOWN = enum.auto()  #: its epoch is: this stage may have taken another one's place just now
 
 
 class _Launched(NamedTuple):
@@ -57,11 +71,13 @@ class _Launched(NamedTuple):
     first: int
     last: int
     queue_s: float
-    target: int = GATEWAY
+    target: int | None = GATEWAY
 
 
 class StageLoop:
-    """Serves one stage until its channels close.
+    """Serves one stage until the gateway ends.
+
+    One thread calls :meth:`run`; all other methods are for other threads.
 
     Parameters
     ----------
@@ -77,8 +93,13 @@ class StageLoop:
         The stage's own words, which those at the other end of the inbox read.
     hand_over
         Decides between layers.
-    epoch, windows
-        The first epoch and what holds under it.
+    epoch, windows, stages
+        The first epoch, what holds under it, and whose each row of the windows is; without, those of all stages.
+
+    Attributes
+    ----------
+    gateway_gone
+        Whether the loop has ended because the gateway is gone without a goodbye.
     """
 
     def __init__(
@@ -92,36 +113,102 @@ class StageLoop:
         hand_over: HandOver,
         epoch: int,
         windows: Windows,
+        stages: Sequence[int] | None = None,
     ) -> None:
         self._index = index
         self._executor = executor
         self._inbox = inbox
-        self._senders = senders
+        self._senders = dict(senders)
         self._words = readiness.words
         self._hand_over = hand_over
         self._layer_count = windows.layer_count
-        self._connected = sorted(stage for stage in senders if stage != GATEWAY)
+        self._home = inbox.home
+        self.gateway_gone = False
         if inbox.queue is not None:
             hand_over.share(inbox.queue.words)
         self._under: dict[int, _Under] = {}
         self._oldest = epoch
         self._under_lock = threading.Lock()
+        self._working_lock = threading.Lock()
         self._transfer_s = 0.0
-        self._stopped = False
+        self._stopped = self._ended = False
+        self._live: Sequence[int] = ()
         memories = [*(receiver.memory for receiver in inbox.receivers), *(one.memory for one in senders.values())]
         for memory in {id(memory): memory for memory in memories}.values():
             executor.adopt(memory)
-        self.prepare(epoch, windows)
+        self.prepare(epoch, windows, stages)
 
-    def prepare(self, epoch: int, windows: Windows) -> None:
-        """Make ready for requests of ``epoch``."""
-        reach = Reach.of(windows, self._index, self._connected)
+    # -- from other threads -------------------------------------------------------------------------------------------
+
+    def prepare(self, epoch: int, windows: Windows, stages: Sequence[int] | None = None) -> None:
+        """Make ready for requests of ``epoch``, under which only some stages may live.
+
+        Parameters
+        ----------
+        epoch, windows
+            What holds under it.
+        stages
+            Those that live: row ``j`` of the windows is that of ``stages[j]``. Others are not sent to until they are
+            among those of another epoch; if this one is not among them, nothing is prepared.
+        """
+        stages = tuple(range(len(windows)) if stages is None else stages)
+        if self._index not in stages:
+            return
         with self._under_lock:
-            self._executor.prepare(reach.first, reach.last)
-            self._under[epoch] = _Under(reach, self._hand_over.takers_of(reach))
+            self._live = stages
+            for stage, sender in self._senders.items():
+                if stage != GATEWAY:
+                    (sender.resume if stage in stages else sender.abandon)()
+            under = self._under_windows(windows, stages)
+            self._executor.prepare(under.reach.first, under.reach.last)
+            self._under = {**self._under, epoch: under}
+        before = [stage for stage in stages if stage < self._index]
+        self._inbox.tell_to(before[-1:])  # those that look at this stage, if it is on another machine
+
+    def _under_windows(self, windows: Windows, stages: Sequence[int]) -> _Under:
+        reach = Reach.of(windows, self._index, self._hand_over.reachable(stages), stages)
+        return _Under(windows, stages, reach, self._hand_over.takers_of(reach))
+
+    def add_sender(self, stage: int, sender: Sender) -> None:
+        """Send to a later stage by this channel, which is owned from now on, instead of any other."""
+        self._executor.adopt(sender.memory)
+        with self._under_lock:
+            before = self._senders.get(stage)
+            if stage not in self._live:
+                sender.abandon()
+            self._senders = {**self._senders, stage: sender}
+            self._hand_over.set_taker(stage, sender)
+            self._under = {
+                epoch: self._under_windows(under.windows, under.stages) for epoch, under in self._under.items()
+            }
+            if self._ended:
+                before = sender
+        if before is not None:
+            before.close(graceful=False)
+
+    def add_receiver(self, receiver: Receiver) -> None:
+        """Receive from one more stage."""
+        self._executor.adopt(receiver.memory)
+        self._inbox.add(receiver)
+
+    def drop(self, stage: int) -> None:
+        """Close the channels from and to a stage, whose place another one takes, with all that is in them."""
+        self._inbox.drop(stage)
+        sender = self._senders.get(stage)
+        if sender is not None:
+            sender.close(graceful=False)
+
+    def stop(self) -> None:
+        """End the loop, dropping requests in flight."""
+        self._stopped = True
+        self._inbox.close()
+        for sender in self._senders.values():
+            sender.close(graceful=False)
+
+    # -- the thread that serves ---------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Serve until all earlier stages have said goodbye, or any neighbour is gone."""
+        """Serve until the gateway has said goodbye, or is gone."""
         graceful = False
         try:
             if self._executor.overlaps:
@@ -130,22 +217,16 @@ class StageLoop:
                 while (launched := self._receive_and_launch()) is not None:
                     self._finish_and_send(launched)
             graceful = True
-        except ChannelClosedError as error:
-            if not self._stopped:
-                graceful = self._announce_loss(error.peer)
+        except ChannelClosedError:
+            self.gateway_gone = not self._stopped
         finally:
-            # The receivers first: a graceful goodbye waits until the next stage has closed, and the previous stage
-            # must not wait for that as well.
+            with self._under_lock:
+                self._ended = True
+            # The receivers first: the goodbye to the gateway waits until it has heard it, and nobody who says goodbye
+            # to this stage must wait for that as well.
             self._inbox.close()
-            for sender in self._senders.values():
-                sender.close(graceful=graceful)
-
-    def stop(self) -> None:
-        """End the loop from another thread, dropping requests in flight."""
-        self._stopped = True
-        self._inbox.close()
-        for sender in self._senders.values():
-            sender.close(graceful=False)
+            for stage, sender in self._senders.items():
+                sender.close(graceful=graceful and stage == GATEWAY)
 
     def _run_overlapped(self) -> None:
         """Launch one request while the one before is finishing in a second thread."""
@@ -184,27 +265,57 @@ class StageLoop:
             return _Launched(message, None, 0, 0, 0.0)
         if not isinstance(message, NewRequest):  # which no stage has counted
             self._words[BEGUN] += 1.0
+        # Noted before it is asked whether it is wanted: if the gateway takes it for lost, it says that it is not first.
+        self._note_holder(header)
+        if not self._is_wanted(message):
+            return _Launched(message, _Skipped.UNWANTED, 0, 0, 0.0)
+        under = self._under_epoch(header)
+        if under is None:
+            return _Launched(message, _Skipped.UNKNOWN, 0, 0, 0.0)
         try:
-            if message.recalled:
-                raise _RecalledError("nobody waits for it any more")
-            late_s = now_s - header.sent_s - header.left_s
-            if late_s > 0:
-                raise _DeadlineError(f"its deadline passed {late_s:.3f} s before this stage's turn")
-            return self._launch(message, now_s)
+            self._check_deadline(header, under.reach, now_s)
+            return self._launch(message, under, now_s)
         except Exception as error:
+            self._words[WORKING] = -1.0
             return _Launched(message, self._failure(error), 0, 0, 0.0)
 
     def _receive(self) -> Message:
-        return self._inbox.receive(self._rest, self._hand_over.leaves, stage=self._index)
+        while True:
+            try:
+                return self._inbox.receive(self._rest, self._hand_over.leaves, stage=self._index)
+            except ChannelClosedError as error:
+                if error.peer is None or error.peer == GATEWAY:
+                    raise
+                # Another stage has ended; all that it had sent was received before.
+
+    def _note_holder(self, header: Header, target: int | None = None) -> None:
+        if self._home is not None:
+            self._home.set_holder(header.home, header.request, header.attempt, self._index, target)
+
+    def _is_wanted(self, message: Message) -> bool:
+        header, home = message.header, self._home
+        if home is None:
+            return message.wanted
+        return home.is_current(header.home, header.request, header.attempt)
+
+    def _check_deadline(self, header: Header, reach: Reach, now_s: float) -> None:
+        left_s = header.sent_s + header.left_s - now_s
+        if left_s < 0:
+            raise _DeadlineError(f"its deadline passed {-left_s:.3f} s before this stage's turn")
+        least_s = self._hand_over.least_s(reach, header.cut)
+        if is_hopeless(left_s, least_s):
+            raise _DeadlineError(
+                f"its deadline cannot be met: it is {left_s:.3f} s away, and the rest takes {least_s:.3f} s at least"
+            )
 
     def _rest(self) -> None:
         self._hand_over.rest(time.perf_counter())
         self._inbox.tell_readiness()
 
-    def _launch(self, message: Message, now_s: float) -> _Launched:
+    def _launch(self, message: Message, under: _Under, now_s: float) -> _Launched:
         """Run the layers, or start to; decides who gets the request then."""
         header = message.header
-        reach, takers = self._under_epoch(header)
+        reach, takers = under.reach, under.takers
         first, last = header.cut, reach.last
         executor, hand_over = self._executor, self._hand_over
         options: dict[str, Any] = {"keep_nan": True} if header.keep_nan else {}
@@ -214,6 +325,8 @@ class StageLoop:
         hand_over.begin(takers, first, last, now_s, shares=reach.shares)
         if looks and first < last and hand_over.passes_on(first, now_s):
             last = first
+        with self._working_lock:
+            self._words[WORKING] = header.request
         self._inbox.tell_readiness()
         ticket = executor.launch(first, last, message.read(executor.arrays), **options)
         if looks:
@@ -233,45 +346,75 @@ class StageLoop:
         """Wait for the result and hand it to the next stage or the gateway, or the failure to the gateway."""
         message, ticket, first, last, queue_s, target = launched
         header = message.header
-        if header.kind is not Kind.REQUEST:
-            self._send(GATEWAY, header)
-            return
         try:
-            if isinstance(ticket, Failure):
+            if header.kind is not Kind.REQUEST:
+                self._send(GATEWAY, header)
+            elif isinstance(ticket, Failure):
                 self._send(GATEWAY, header._replace(kind=Kind.ERROR, tensors=(), failure=ticket))
-                return
-            try:
-                result = self._executor.finish(ticket)
-                timing = StageTiming(self._index, first, last, queue_s, *result[1:4], self._transfer_s, result.layer_s)
-                handing_s = time.perf_counter()
-                passed_on = header._replace(
-                    left_s=header.left_s - (handing_s - header.sent_s),
-                    keep_nan=header.keep_nan or result.keep_nan,
-                    cut=last,
-                    timings=header.timings + timing.pack(),
-                )
-                self._send(target, passed_on, result.values)
-                self._transfer_s = time.perf_counter() - handing_s
-            except ChannelClosedError:
-                raise
-            except Exception as error:  # finishing or handing over failed, for example: too large for a slot
-                self._send(GATEWAY, header._replace(kind=Kind.ERROR, tensors=(), failure=self._failure(error)))
+            elif ticket is _Skipped.UNKNOWN:
+                self._give_back(header)
+            elif ticket is not _Skipped.UNWANTED:
+                try:
+                    self._hand_on(header, self._finish(header, ticket), first, last, queue_s, target)
+                except ChannelClosedError:
+                    raise
+                except Exception as error:  # finishing or handing over failed, for example: too large for a slot
+                    self._send(GATEWAY, header._replace(kind=Kind.ERROR, tensors=(), failure=self._failure(error)))
         finally:
             message.release()
+
+    def _finish(self, header: Header, ticket: Any) -> Result:
+        """Wait for the result; meanwhile another request may be launched."""
+        words = self._words
+        with self._working_lock:
+            words[FINISHING] = header.request
+            if words[WORKING] == header.request:
+                words[WORKING] = -1.0
+        try:
+            return self._executor.finish(ticket)
+        finally:
+            words[FINISHING] = -1.0
+
+    def _hand_on(
+        self, header: Header, result: Result, first: int, last: int, queue_s: float, target: int | None
+    ) -> None:
+        """Send a result to the next stage or the gateway, or give the request back if that stage is gone."""
+        timing = StageTiming(self._index, first, last, queue_s, *result[1:4], self._transfer_s, result.layer_s)
+        handing_s = time.perf_counter()
+        passed_on = header._replace(
+            left_s=header.left_s - (handing_s - header.sent_s),
+            keep_nan=header.keep_nan or result.keep_nan,
+            cut=last,
+            timings=header.timings + timing.pack(),
+        )
+        if target is None:
+            self._give_back(header)
+            return
+        if target != GATEWAY:
+            self._note_holder(header, target)
+        try:
+            self._send(target, passed_on, result.values)
+        except ChannelClosedError:
+            if target == GATEWAY:
+                raise
+            self._give_back(header)
+        self._transfer_s = time.perf_counter() - handing_s
+
+    def _give_back(self, header: Header) -> None:
+        """Have the gateway send a request again."""
+        self._send(GATEWAY, Header(Kind.RETURNED, header.request, attempt=header.attempt, home=header.home))
 
     def _send(self, target: int, header: Header, values: Values = ()) -> None:
         try:
             self._senders[target].send(header, values)
         except ChannelClosedError as error:
-            error.peer = target if error.peer is None else error.peer
+            error.peer = target
             raise
 
-    def _under_epoch(self, header: Header) -> _Under:
+    def _under_epoch(self, header: Header) -> _Under | None:
         under = self._under.get(header.epoch)
         if under is None:
-            raise RuntimeError(
-                f"stage {self._index} was not prepared for epoch {header.epoch}; it knows {sorted(self._under)}"
-            )
+            return None
         # While another prepare is under way, forgetting can wait for the next request.
         if header.oldest > self._oldest and self._under_lock.acquire(blocking=False):
             try:
@@ -282,41 +425,17 @@ class StageLoop:
                 self._under_lock.release()
         return under
 
-    def _announce_loss(self, stage: int | None) -> bool:
-        """Tell the gateway which stage is gone; whether it could be told."""
-        if stage is None or stage == GATEWAY:
-            return False
-        try:
-            self._senders[GATEWAY].send(Header(Kind.LOST, stage))
-        except ChannelClosedError:
-            return False
-        return True
-
     def _failure(self, error: Exception) -> Failure:
         where = f"stage {self._index}"
         if isinstance(error, LayerError):
             where, error = f"layer {error.layer}", _cause(error)
-        kind = error.kind if isinstance(error, _SkippedError) else type(error).__qualname__
+        kind = DEADLINE if isinstance(error, _DeadlineError) else type(error).__qualname__
         text = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:]
         return Failure(where, kind, str(error), text)
 
 
-class _SkippedError(Exception):
-    """The request is not to be computed."""
-
-    kind: str
-
-
-class _DeadlineError(_SkippedError):
-    """The request's deadline passed before this stage's turn."""
-
-    kind = DEADLINE
-
-
-class _RecalledError(_SkippedError):
-    """The request was cancelled, or its future has failed, before this stage's turn."""
-
-    kind = RECALLED
+class _DeadlineError(Exception):
+    """The request's deadline passed before this stage's turn, or cannot be met any more."""
 
 
 def _cause(error: LayerError) -> Exception:

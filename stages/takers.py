@@ -15,10 +15,9 @@ from typing import Protocol
 
 from odin.partitioner.relay import idle_slowdown, is_expected_at
 from odin.stages.channel.link import Sender
-from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SLOWDOWN, Readiness
-from odin.stages.channel.wire import GATEWAY
+from odin.stages.channel.readiness import FREE_S, IDLE_SINCE_S, SLOWDOWN, waiting
 
-__all__ = ["Taker", "make_taker", "sent_positions", "waits"]
+__all__ = ["Taker", "make_taker"]
 
 
 class Taker(Protocol):
@@ -58,19 +57,6 @@ def make_taker(stage: int, link: Sender, baseline_s: Sequence[float]) -> Taker:
     return kind(stage, link, [float(layer_s) for layer_s in baseline_s])
 
 
-def sent_positions(stage: int) -> tuple[int, ...]:
-    """Words in which a stage's senders count."""
-    return tuple(Readiness.word_of(sender) for sender in (range(stage) if stage else (GATEWAY,)))
-
-
-def waits(words: memoryview[float], sent: tuple[int, ...]) -> bool:
-    """Whether a request waits for a stage, or is on its way to it."""
-    count = -words[BEGUN]
-    for position in sent:
-        count += words[position]
-    return count > 0
-
-
 def _behind(baseline_s: Sequence[float]) -> list[float]:
     return [*itertools.accumulate(reversed(baseline_s), initial=0.0)][::-1]
 
@@ -80,11 +66,11 @@ class _Near:
 
     def __init__(self, stage: int, link: Sender, baseline_s: list[float]) -> None:
         self.stage, self.link = stage, link
-        self._words, self._sent = link.readiness.words, sent_positions(stage)
+        self._words = link.readiness.words
         self._baseline_s, self.behind_s = baseline_s, _behind(baseline_s)
 
     def waits(self, now_s: float) -> bool:
-        return waits(self._words, self._sent)
+        return waiting(self._words) > 0
 
     def free_s(self, nbytes: int, now_s: float) -> float:
         return self._words[FREE_S]

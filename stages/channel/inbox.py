@@ -1,4 +1,4 @@
-"""Several channels that end at one stage, or at the gateway, received from as one."""
+"""Several channels that end at one stage, or at the gateway, received from as one, while channels come and go."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import math
 import os
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 
 from odin.stages.channel.link import ChannelClosedError, Message, Receiver
 from odin.stages.channel.shared_queue import QueueEnd
 from odin.stages.channel.shm import ShmReceiver
+from odin.stages.channel.slots import SlotMemory
 from odin.stages.channel.tcp import TcpReceiver
 from odin.stages.channel.wire import GATEWAY, Kind
 
 __all__ = ["Inbox"]
-
-_CAUSE_S = 1.0
-"""Longest wait for what a stage that another calls gone has said itself. If it died its channel ends at once."""
 
 _LEAVE_MS = 5
 """How often to look whether others have taken what was left to them."""
@@ -26,6 +25,8 @@ _LEAVE_MS = 5
 
 class Inbox:
     """Receives from whichever channel has a message; each channel's messages stay in their order.
+
+    One thread receives. Others may add and drop channels meanwhile: it does that itself, as soon as it looks again.
 
     Parameters
     ----------
@@ -36,27 +37,80 @@ class Inbox:
     ----------
     queue
         The gateway's queue of new requests, if it came with one of them.
+    home
+        The gateway's slots, if its channel is within this machine.
     """
 
-    def __init__(self, receivers: Sequence[Receiver]) -> None:
-        self.receivers = tuple(receivers)
-        self._open = {receiver.fileno(): receiver for receiver in receivers}
+    def __init__(self, receivers: Iterable[Receiver] = ()) -> None:
+        self._open: dict[int, Receiver] = {}
         self._poll, self._channels = select.poll(), select.poll()
         # Closed descriptors' numbers may become other files' before who waits looks at them again; this one stays.
-        self._closed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        for descriptor in (self._closed, *self._open):
-            self._poll.register(descriptor, select.POLLIN)
-            self._channels.register(descriptor, select.POLLIN)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        for poll in (self._poll, self._channels):
+            poll.register(self._wake, select.POLLIN)
+        self._changes: deque[Callable[[], None]] = deque()
+        self._is_closed = False
         self.queue: QueueEnd | None = None
+        self.home: SlotMemory | None = None
         self._queue_descriptor = -1
-        for receiver in receivers:
-            if isinstance(receiver, ShmReceiver) and receiver.queue is not None:
-                self.queue, receiver.queue = receiver.queue, None
-                self._queue_descriptor = self.queue.fileno()
-                self._poll.register(self._queue_descriptor, select.POLLIN)
-        self._goodbye: Message | None = None  # the last one, while the queue has not ended
-        self._telling = [one for one in receivers if isinstance(one, TcpReceiver) and one.sender != GATEWAY]
+        self._has_gateway = False  # ever: this is a stage's
+        self._goodbye: Message | None = None
+        self._told: Collection[int] | None = None
+        self._telling: tuple[TcpReceiver, ...] = ()
+        self._news: tuple[TcpReceiver, ...] = ()
         self._last = -1  # descriptor of the one that was served last
+        for receiver in receivers:
+            self._register(receiver)
+
+    @property
+    def receivers(self) -> tuple[Receiver, ...]:
+        """The channels that are open."""
+        return tuple(self._open.values())
+
+    # -- from any thread ----------------------------------------------------------------------------------------------
+
+    def add(self, receiver: Receiver) -> None:
+        """Receive from one more channel, which is owned from now on."""
+        self._change(lambda: self._register(receiver))
+        if self._is_closed:  # nobody looks any more
+            receiver.close()
+
+    def drop(self, sender: int) -> None:
+        """Close and forget the channels from a stage, with all that it has sent: another one takes its place."""
+
+        def forget() -> None:
+            for descriptor, receiver in tuple(self._open.items()):
+                if receiver.sender == sender:
+                    self._forget(descriptor)
+
+        self._change(forget)
+
+    def tell_to(self, stages: Collection[int]) -> None:
+        """Tell these stages, if they are on other machines, and the gateway, of this stage's readiness; first all."""
+
+        def note() -> None:
+            self._told = stages
+            self._note_whom_to_tell()
+
+        self._change(note)
+
+    def _change(self, change: Callable[[], None]) -> None:
+        self._changes.append(change)
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """Close all channels, waking up a waiting :meth:`receive`. Idempotent."""
+        self._is_closed = True
+        os.eventfd_write(self._wake, 1)
+        for receiver in self.receivers:
+            receiver.close()
+        if self.queue is not None:
+            self.queue.close()
+        while self._changes:  # channels that were added late
+            with contextlib.suppress(IndexError):
+                self._changes.popleft()()
+
+    # -- by the thread that receives ----------------------------------------------------------------------------------
 
     def receive(
         self,
@@ -65,9 +119,11 @@ class Inbox:
         *,
         stage: int = 0,
     ) -> Message:
-        """Wait for the next message, using no CPU; a goodbye only once all senders have said it.
+        """Wait for the next message, using no CPU.
 
-        What waits in the gateway's queue comes after all that channels have.
+        What waits in the gateway's queue comes after all that channels have. A stage gets a goodbye when the gateway
+        has said it and its queue has ended, whatever other stages do. The gateway gets one when all channels have ended
+        and a stage has said goodbye.
 
         Parameters
         ----------
@@ -81,44 +137,77 @@ class Inbox:
         Raises
         ------
         ChannelClosedError
-            If a sender is gone without a goodbye (``peer`` tells which), or :meth:`close` was called.
+            If a sender is gone without a goodbye (``peer`` tells which): once for each; the others' messages follow.
+            Without a ``peer``, if :meth:`close` was called.
         """
         left_s = math.inf
         while True:
-            if self._goodbye is not None and self._queue_descriptor < 0:
+            self._check_open()
+            if self._goodbye is not None and self._queue_descriptor < 0 and (self._has_gateway or not self._open):
                 return self._goodbye
-            if rest is not None and not self.has_message:
-                rest()
-                rest = None
-            descriptor = self._next()
+            ready = self._ready(0)
+            if not ready:
+                if rest is not None:
+                    rest()
+                    rest = None
+                ready = self._ready(None)
+            descriptor = self._choose(ready)
+            if descriptor is None:
+                continue
             if descriptor == self._queue_descriptor:
                 now_s = time.monotonic()
                 left_s = min(left_s, now_s)
                 if leaves(now_s - left_s):
                     self._channels.poll(_LEAVE_MS)
-                    if all(ready != self._queue_descriptor for ready, _ in self._poll.poll(0)):
+                    if all(one != self._queue_descriptor for one, _ in self._poll.poll(0)):
                         left_s = math.inf  # they have
                 elif (taken := self._take(stage)) is not None:
                     return taken
                 continue
-            receiver = self._open[descriptor]
-            try:
-                message = receiver.receive()
-            except ChannelClosedError as error:
-                error.peer = receiver.sender
-                raise
-            if message.header.kind is Kind.CLOSE and (len(self._open) > 1 or self._queue_descriptor >= 0):
-                if len(self._open) == 1:
-                    self._goodbye = message
-                self._drop(descriptor)
-                continue
-            return message
+            message = self._receive_from(descriptor)
+            if message is not None:
+                return message
 
-    def _drop(self, descriptor: int) -> None:
-        """Close a channel whose sender has said goodbye, and waits for that."""
+    def _receive_from(self, descriptor: int) -> Message | None:
+        receiver = self._open[descriptor]
+        try:
+            message = receiver.take()
+        except ChannelClosedError as error:
+            self._check_open()
+            self._forget(descriptor)
+            error.peer = receiver.sender
+            raise
+        if message is None or message.header.kind is not Kind.CLOSE:
+            return message
+        if receiver.sender == GATEWAY or not self._has_gateway:
+            self._goodbye = message
+        self._forget(descriptor)
+        return None
+
+    def _register(self, receiver: Receiver) -> None:
+        if self._is_closed:
+            receiver.close()
+            return
+        descriptor = receiver.fileno()
+        self._open[descriptor] = receiver
+        self._poll.register(descriptor, select.POLLIN)
+        self._channels.register(descriptor, select.POLLIN)
+        if receiver.sender == GATEWAY:
+            self._has_gateway = True
+            if receiver.within_machine:
+                self.home = receiver.memory
+        if isinstance(receiver, ShmReceiver) and receiver.queue is not None:
+            self.queue, receiver.queue = receiver.queue, None
+            self._queue_descriptor = self.queue.fileno()
+            self._poll.register(self._queue_descriptor, select.POLLIN)
+        self._note_whom_to_tell()
+
+    def _forget(self, descriptor: int) -> None:
+        """Close a channel."""
         self._poll.unregister(descriptor)
         self._channels.unregister(descriptor)
         self._open.pop(descriptor).close()
+        self._note_whom_to_tell()
 
     def _take(self, stage: int) -> Message | None:
         """Take from the queue, if no other stage was quicker."""
@@ -126,6 +215,7 @@ class Inbox:
         assert queue is not None
         taken = queue.take(stage)
         if queue.has_ended:  # how the gateway ended, its channel says
+            self._check_open()
             self._poll.unregister(self._queue_descriptor)
             self._queue_descriptor = -1
         return taken
@@ -133,7 +223,40 @@ class Inbox:
     @property
     def has_message(self) -> bool:
         """Whether :meth:`receive` would find one at once, or another stage is as likely to."""
-        return bool(self._poll.poll(0))
+        return bool(self._ready(0))
+
+    def _ready(self, timeout_ms: int | None) -> list[int]:
+        """Descriptors that can be read from, after waiting for one; none if others have changed something."""
+        ready = [descriptor for descriptor, _ in self._poll.poll(timeout_ms)]
+        if self._wake in ready:
+            self._check_open()
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            self._check_open()
+            while self._changes:
+                self._changes.popleft()()
+            return self._ready(0) if timeout_ms == 0 else []
+        return ready
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ChannelClosedError("the channel was closed")
+
+    def _choose(self, ready: list[int]) -> int | None:
+        """A channel with a message, in turn if several have one, or the queue if no channel has."""
+        channels = [descriptor for descriptor in ready if descriptor != self._queue_descriptor]
+        if not channels:
+            return self._queue_descriptor if ready else None
+        later = [descriptor for descriptor in channels if descriptor > self._last]
+        self._last = min(later or channels)
+        return self._last
+
+    # -- what this stage tells ----------------------------------------------------------------------------------------
+
+    def _note_whom_to_tell(self) -> None:
+        far, told = [one for one in self._open.values() if isinstance(one, TcpReceiver)], self._told
+        self._news = tuple(one for one in far if one.sender != GATEWAY and (told is None or one.sender in told))
+        self._telling = (*self._news, *(one for one in far if one.sender == GATEWAY))
 
     def tell_readiness(self) -> None:
         """Tell senders on other machines what those on this one can read."""
@@ -142,66 +265,14 @@ class Inbox:
 
     @property
     def tells(self) -> bool:
-        """Whether there are such senders."""
-        return bool(self._telling)
+        """Whether there are stages to tell between layers."""
+        return bool(self._news)
 
     def tell_news(self) -> None:
         """Tell them if that has changed by more than matters, between two layers."""
-        for receiver in self._telling:
+        for receiver in self._news:
             receiver.tell_news()
-
-    def _next(self) -> int:
-        """Wait for a channel with a message, in turn if several have one, or for the queue if no channel has."""
-        if len(self._open) == 1 and self._queue_descriptor < 0:
-            return next(iter(self._open))
-        ready = [descriptor for descriptor, _ in self._poll.poll()]
-        if self._closed in ready:
-            raise ChannelClosedError("the channel was closed")
-        if self._queue_descriptor in ready:
-            ready.remove(self._queue_descriptor)
-            if not ready:
-                return self._queue_descriptor
-        later = [descriptor for descriptor in ready if descriptor > self._last]
-        self._last = min(later or ready)
-        return self._last
-
-    def cause_of_loss(self, stage: int) -> int:
-        """Who is gone, if one stage calls another gone: that one may only have closed, since it lost a third.
-
-        To be called when nothing more is to be received: messages of the stages that are asked are dropped.
-        """
-        asked: set[int] = set()
-        while stage not in asked:
-            asked.add(stage)
-            for descriptor, receiver in self._open.items():
-                if receiver.sender == stage:
-                    stage = _last_word(receiver, descriptor, stage)
-                    break
-        return stage
-
-    def close(self) -> None:
-        """Close all channels, waking up a waiting :meth:`receive`. Idempotent."""
-        os.eventfd_write(self._closed, 1)
-        for receiver in self.receivers:
-            receiver.close()
-        if self.queue is not None:
-            self.queue.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):
-            os.close(self._closed)
-
-
-def _last_word(receiver: Receiver, descriptor: int, stage: int) -> int:
-    """Whom a stage has lost, as it says itself; the stage itself if it ends otherwise, or says nothing."""
-    poll, end_s = select.poll(), time.monotonic() + _CAUSE_S
-    poll.register(descriptor, select.POLLIN)
-    with contextlib.suppress(ChannelClosedError):
-        while poll.poll(max(0.0, 1e3 * (end_s - time.monotonic()))):
-            message = receiver.receive()
-            if message.header.kind is Kind.LOST:
-                return message.header.request
-            if message.header.kind is Kind.CLOSE:
-                break
-            message.release()
-    return stage
+            os.close(self._wake)

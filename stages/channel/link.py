@@ -91,9 +91,10 @@ class Message:
         return self.read("torch")
 
     @property
-    def recalled(self) -> bool:
-        """Whether the sender has recalled the request, which is possible within one machine only."""
-        return bool(self.header.tensors) and self._memory.is_recalled(self.header.slot)
+    def wanted(self) -> bool:
+        """Whether the gateway waits for this attempt of the request, as far as is known in the memory that it is in."""
+        header = self.header
+        return not header.tensors or self._memory.is_current(header.slot, header.request, header.attempt)
 
     def release(self) -> None:
         """Give the slot back to the sender. To be called once."""
@@ -111,13 +112,16 @@ class Sender(Protocol):
     way: Way | None
     """What is known of the way to another machine; None within this one."""
 
+    usable: bool
+    """Whether nothing is known against sending: the receiver is not known to be gone, nor is it abandoned."""
+
     @property
     def readiness(self) -> Readiness:
         """What the receiving stage tells of itself."""
 
     @property
     def has_place(self) -> bool:
-        """Whether :meth:`send` would not wait: there is a free slot, or the receiver is gone."""
+        """Whether :meth:`send` would not wait; not if the receiver is gone or abandoned."""
 
     def send(self, header: Header, tensors: Sequence[Any] = ()) -> int:
         """Copy arrays of whichever kind to a slot, waiting for a free one, and send the header; returns the slot.
@@ -125,20 +129,31 @@ class Sender(Protocol):
         Raises
         ------
         ChannelClosedError
-            If the receiver is gone.
+            If the receiver is gone, or :meth:`abandon` was called, before or while this waits for a slot.
         ValueError
             If they do not fit a slot, or are of a type that cannot travel.
         """
 
-    def release(self, slot: int) -> None:
-        """Free a slot; only for channels opened without credits."""
+    def post(self, header: Header) -> None:
+        """Send a header whose tensors the caller has written into the memory; only for channels without credits.
 
-    def sent(self, request: int) -> int | None:
-        """Slot of the request sent last, if it is this one; ``None`` if it has not left, and took no slot.
+        Never waits. If anything else than an error of the channel comes out of it, such as a signal handler's
+        exception, the message may have left or not. All calls, :meth:`push` included, are to be made under one lock.
 
-        To be asked when something else than an error of the channel has come out of :meth:`send`, such as a signal
-        handler's exception; only for channels opened without credits.
+        Raises
+        ------
+        ChannelClosedError
+            If the receiver is gone.
         """
+
+    def push(self) -> None:
+        """Send on what could not leave when it was posted; to be called with each answer. Never waits."""
+
+    def abandon(self) -> None:
+        """Make :meth:`send` fail, from any thread, also if it is waiting for a slot. Idempotent."""
+
+    def resume(self) -> None:
+        """Undo :meth:`abandon`. Idempotent."""
 
     def close(self, *, graceful: bool = True) -> None:
         """Say goodbye (if ``graceful``) after everything sent has been received, and close. Idempotent."""
@@ -155,6 +170,9 @@ class Receiver(Protocol):
     def sender(self) -> int:
         """Who sends: a stage's index, or ``GATEWAY``."""
 
+    within_machine: bool
+    """Whether the sender's memory is shared."""
+
     def fileno(self) -> int:
         """Return the descriptor that can be read from whenever :meth:`receive` would not wait."""
 
@@ -166,6 +184,9 @@ class Receiver(Protocol):
         ChannelClosedError
             If the sender is gone without a goodbye, or :meth:`close` was called.
         """
+
+    def take(self) -> Message | None:
+        """As :meth:`receive`; None instead of a message that the sender was interrupted at and has sent twice."""
 
     def close(self) -> None:
         """Close, waking up a waiting :meth:`receive`. Idempotent."""

@@ -24,9 +24,10 @@ from typing import NamedTuple
 
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Receiver, Sender
 from odin.stages.channel.peer import is_trusted, peer_user
+from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.shared_queue import SharedQueue
-from odin.stages.channel.shm import ShmReceiver, ShmSender, SlotPool
+from odin.stages.channel.shm import ShmReceiver, ShmSender
 from odin.stages.channel.tcp import TcpReceiver, TcpSender
 from odin.stages.channel.wire import GATEWAY
 
@@ -89,8 +90,12 @@ class Listener:
         """As :meth:`accept_all`, for one sender, whoever it is."""
         return self.accept_all(1, timeout_s)[0]
 
-    def accept_all(self, count: int, timeout_s: float = 60.0) -> list[Receiver]:
+    def accept_all(
+        self, count: int, timeout_s: float = 60.0, *, each: Callable[[Receiver], None] | None = None
+    ) -> list[Receiver]:
         """Wait for so many upstream ends and stop listening; connections without the token are dropped.
+
+        With ``each``, that is given them as they come, and keeps them if not all of them do.
 
         Raises
         ------
@@ -99,9 +104,9 @@ class Listener:
         """
         receivers: list[Receiver] = []
         try:
-            self._accept_all(receivers, count, timeout_s)
+            self._accept_all(receivers, count, timeout_s, each)
         except BaseException:
-            for receiver in receivers:
+            for receiver in receivers if each is None else ():
                 receiver.close()
             raise
         finally:
@@ -109,7 +114,9 @@ class Listener:
                 self._readiness.close_descriptor()
         return receivers
 
-    def _accept_all(self, receivers: list[Receiver], count: int, timeout_s: float) -> None:
+    def _accept_all(
+        self, receivers: list[Receiver], count: int, timeout_s: float, each: Callable[[Receiver], None] | None
+    ) -> None:
         deadline_s = time.monotonic() + timeout_s
         with self._lock:
             if self._socket.fileno() < 0:
@@ -130,6 +137,8 @@ class Listener:
                         receiver = self._hear(connection, knocking, selector)
                         if receiver is not None:
                             receivers.append(receiver)
+                            if each is not None:
+                                each(receiver)
                             if len(receivers) == count:
                                 return
                     if self._socket in ready:
@@ -207,13 +216,13 @@ def connect(
     slots, slot_nbytes
         Size of the ring: so many requests wait in it before :meth:`odin.stages.channel.link.Sender.send` blocks.
     credits
-        Whether the receiver frees slots; without, the sender calls ``release`` itself.
+        Whether the receiver frees slots; without, the sender fills and frees slots itself, and posts headers.
     sender
         Who sends: a stage's index, or ``GATEWAY``.
     receiver
-        Who receives, likewise, within this machine: errors name it as ``peer``.
+        Who receives, likewise: errors name it as ``peer``.
     pool
-        Within this machine: slots that other senders take, too; this one at most ``slots`` at a time.
+        Slots that other senders take, too; this one at most ``slots`` at a time. By TCP only without credits.
     queue
         Within this machine: the gateway's queue of new requests, in slots of the same pool, for this receiver, too.
 
@@ -231,7 +240,7 @@ def connect(
             connection.connect(f"\0{address.name}")
             return ShmSender(connection, hello, pool, receiver, queue)
         connection = socket.create_connection((address.host, address.port), timeout=timeout_s)
-        return TcpSender(connection, hello)
+        return TcpSender(connection, hello, pool, receiver)
     except BaseException as error:
         if connection is not None:
             connection.close()

@@ -12,6 +12,9 @@ the gateway's channel to each stage (:mod:`odin.stages.channel.shm`), which also
 How many requests wait can be read in shared memory, where each word is written by one process only::
 
     sent | stages | stage 0: taken, idle since, free at, slowdown | stage 1: ... |
+
+Messages are numbered. The kernel hands them out in their order, so the largest number that any stage has taken says
+how many are gone, also if a stage dies before it could say which one it has taken: the next taker makes up for that.
 """
 
 from __future__ import annotations
@@ -21,14 +24,15 @@ import math
 import mmap
 import os
 import socket
-from collections import deque
+import struct
+import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from odin.stages.channel.link import ChannelClosedError, Message, Sender
 from odin.stages.channel.posting import Posting
 from odin.stages.channel.slots import SlotMemory
-from odin.stages.channel.wire import Header, WireError, unpack
+from odin.stages.channel.wire import Header, WireError, pack, unpack
 
 __all__ = ["QUEUE_DESCRIPTORS", "NewRequest", "QueueEnd", "QueueWords", "SharedQueue", "StageWords"]
 
@@ -36,6 +40,8 @@ QUEUE_DESCRIPTORS = 2
 """That a stage is given: the receiving end, and the page of words."""
 
 _BUFFER_NBYTES = 64 * 1024
+_SEND_BUFFER_NBYTES = 1024 * 1024
+_NUMBER = struct.Struct("<Q")
 _SENT, _STAGES, _FIRST, _PER_STAGE = 0, 1, 2, 4
 _TAKEN, _IDLE_SINCE_S, _FREE_S, _SLOWDOWN = range(4)
 
@@ -78,18 +84,16 @@ class QueueWords:
     def waiting(self) -> int:
         """Requests that no stage has taken, one that is being sent included."""
         words = self._words
-        count = words[_SENT]
-        for position in range(_FIRST + _TAKEN, len(words), _PER_STAGE):
-            count -= words[position]
-        return int(count)
+        taken = max([words[position] for position in range(_FIRST + _TAKEN, len(words), _PER_STAGE)])
+        return max(0, int(words[_SENT] - taken))
 
-    def count_sent(self, by: int) -> None:
-        """By the gateway."""
-        self._words[_SENT] += by
+    def note_sent(self, number: int) -> None:
+        """Number of the last message. By the gateway."""
+        self._words[_SENT] = number
 
-    def count_taken(self, stage: int) -> None:
-        """By the stage."""
-        self._words[_FIRST + _PER_STAGE * stage + _TAKEN] += 1.0
+    def note_taken(self, stage: int, number: int) -> None:
+        """Number of the message that a stage has taken. By the stage."""
+        self._words[_FIRST + _PER_STAGE * stage + _TAKEN] = number
 
     def tell(self, stage: int, told: StageWords) -> None:
         """By the stage."""
@@ -104,12 +108,10 @@ class QueueWords:
 
 
 class SharedQueue:
-    """The gateway's end; see :class:`odin.stages.channel.link.Sender` for what it shares with a channel.
+    """The gateway's end. Stages may come and go while it is open.
 
     Parameters
     ----------
-    memory, free
-        The gateway's slots, and the numbers of those that are free.
     stages
         How many may take.
 
@@ -119,57 +121,66 @@ class SharedQueue:
         Channels to the stages that only this queue is used to send to; closed with it.
     """
 
-    def __init__(self, memory: SlotMemory, free: deque[int], *, stages: int) -> None:
+    def __init__(self, *, stages: int) -> None:
         self.goodbyes: Sequence[Sender] = ()
+        self._page = -1
         self._sending, self._receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_NBYTES)
         self._page = QueueWords.make(stages)
         self.words = QueueWords(self._page)
-        self._posting = Posting(self._sending, memory, free)
+        self._posting = Posting(self._sending)
 
     @property
     def descriptors(self) -> list[int]:
-        """What a stage is to be given, until :meth:`close_descriptors`."""
+        """What a stage is to be given, until :meth:`close`."""
         return [self._receiving.fileno(), self._page]
 
-    def close_descriptors(self) -> None:
-        """All stages have theirs: when the last of them is gone nobody can be sent to. Idempotent."""
-        self._receiving.close()
-        page, self._page = self._page, -1
-        if page >= 0:
-            os.close(page)
+    def post(self, header: Header) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.post`; if all stages are gone it waits for the next one.
 
-    def send(self, header: Header, tensors: Sequence[Any] = ()) -> int:
-        """See :meth:`odin.stages.channel.link.Sender.send`; never waits, there must be a free slot."""
-        self.words.count_sent(1)
+        Raises
+        ------
+        ChannelClosedError
+            If the queue was closed.
+        """
+        posting, words = self._posting, self.words
+        number = posting.last + 1
+        data = _NUMBER.pack(number) + pack(header._replace(sent_s=time.perf_counter()))
+        words.note_sent(number)
         try:
-            return self._posting.send(header, tensors)
+            posting.post(data)
         except BaseException as error:
-            if self._posting.sent(header.request) is None:
-                self.words.count_sent(-1)
+            words.note_sent(posting.last)
             if isinstance(error, OSError):
-                raise ChannelClosedError(f"all stages are gone ({error})") from error
+                raise ChannelClosedError(f"the queue was closed ({error})") from error
             raise
 
-    def sent(self, request: int) -> int | None:
-        """See :meth:`odin.stages.channel.link.Sender.sent`."""
-        return self._posting.sent(request)
+    def push(self) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.push`."""
+        self._posting.push()
 
-    def release(self, slot: int) -> None:
-        """See :meth:`odin.stages.channel.link.Sender.release`."""
-        self._posting.release(slot)
+    def forget(self, stage: int) -> None:
+        """A stage is gone, or hangs: nothing is left to it any more because it said that it is idle."""
+        self.words.tell(stage, StageWords(math.inf, math.inf, 1.0))
 
     def close(self, *, graceful: bool = True) -> None:
         """Let stages see that nothing more comes, once they have taken what is there. Idempotent."""
         with contextlib.suppress(OSError):
             self._sending.shutdown(socket.SHUT_RDWR)
         self._sending.close()
-        self.close_descriptors()
+        self._close_descriptors()
         for sender in self.goodbyes:
             sender.close(graceful=graceful)
 
+    def _close_descriptors(self) -> None:
+        self._receiving.close()
+        page, self._page = self._page, -1
+        if page >= 0:
+            os.close(page)
+
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):
-            self.close_descriptors()
+            self._close_descriptors()
 
 
 class NewRequest(Message):
@@ -219,10 +230,11 @@ class QueueEnd:
         if received == 0:
             self.has_ended = True
             return None
-        self.words.count_taken(stage)
         try:
-            header = unpack(self._buffer[:received])
-        except WireError as error:
+            (number,) = _NUMBER.unpack_from(self._buffer[:received])
+            self.words.note_taken(stage, number)
+            header = unpack(self._buffer[_NUMBER.size : received])
+        except (WireError, struct.error) as error:
             raise ChannelClosedError(f"the gateway speaks another language ({error})") from error
         return NewRequest(header, self._memory, _kept)
 

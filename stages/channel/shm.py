@@ -10,91 +10,37 @@
 
 The memory is a ``memfd``: it has no name and is gone when both ends are, however they end. ``SOCK_SEQPACKET`` keeps
 message boundaries, wakes the other end from the kernel, and reports its death. With its answer to the hello the
-receiver passes on the page of its readiness.
+receiver passes on the page of its readiness, and says which of its words the sender counts in.
 
-A stage that may send to several others has one memory for all of them, a :class:`SlotPool`.
+A stage that may send to several others has one memory for all of them (:mod:`odin.stages.channel.pool`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
+from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.posting import Posting
 from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.shared_queue import QUEUE_DESCRIPTORS, QueueEnd, SharedQueue
-from odin.stages.channel.slots import SlotMemory, allocate_memfd
+from odin.stages.channel.slots import SlotMemory
 from odin.stages.channel.way import Way
-from odin.stages.channel.wire import GATEWAY, Header, Kind, WireError, pack, unpack
+from odin.stages.channel.wire import Header, Kind, WireError, pack, unpack
 
 __all__ = ["ShmReceiver", "ShmSender", "SlotPool"]
 
 _CREDIT_NBYTES = 4
 _BUFFER_NBYTES = 256 * 1024
 _GOODBYE_TIMEOUT_S = 5.0
-
-
-class SlotPool:
-    """Slots of one shared memory, from which several senders of one thread take.
-
-    Parameters
-    ----------
-    slots, slot_nbytes
-        Size of the memory.
-    """
-
-    def __init__(self, slots: int, slot_nbytes: int) -> None:
-        self.descriptor = -1
-        self.descriptor = allocate_memfd(SlotMemory.total_nbytes(slots, slot_nbytes))
-        try:
-            self.memory = SlotMemory(slots, slot_nbytes, descriptor=self.descriptor)
-        except BaseException:
-            self.close_descriptor()
-            raise
-        self.free = deque(reversed(range(slots)))
-        self.senders: list[ShmSender] = []
-
-    def close_descriptor(self) -> None:
-        """Give the memory to no more receivers. Idempotent."""
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        self.close_descriptor()
-
-    def take(self) -> int:
-        """Take a slot, waiting for a free one. The one that was free last is the most likely still in a cache."""
-        while not self.free:
-            self.read_credits(wait=True)
-        return self.free.pop()
-
-    @property
-    def has_spare(self) -> bool:
-        """Whether a later stage may have a slot: one that hangs keeps it, and the last one is for answers."""
-        answering = [sender for sender in self.senders if sender.receiver == GATEWAY and len(self.senders) > 1]
-        return len(self.free) > sum(not sender.owed for sender in answering)
-
-    def read_credits(self, *, wait: bool) -> None:
-        """Take back the slots that receivers have done with; with ``wait``, wait for some."""
-        poll, owing = select.poll(), {}
-        for sender in self.senders:
-            if sender.owed:
-                descriptor = sender.fileno()
-                if descriptor < 0:
-                    raise ChannelClosedError("the channel was closed")
-                owing[descriptor] = sender
-                poll.register(descriptor, select.POLLIN)
-        for descriptor, _ in poll.poll(None if wait else 0):
-            owing[descriptor].read_credits()
+_ANSWER = struct.Struct("<cI")
+"""To a hello: ``+``, and the position of the word in which the sender counts."""
 
 
 class ShmSender:
@@ -112,6 +58,13 @@ class ShmSender:
         Who receives, for errors.
     queue
         The gateway's queue of new requests, which the receiver may take from as well; in slots of the same pool.
+
+    Attributes
+    ----------
+    owed
+        Slots that the receiver has not given back, as far as was read.
+    limit
+        How many those may be.
     """
 
     way: Way | None = None
@@ -125,69 +78,89 @@ class ShmSender:
         queue: SharedQueue | None = None,
     ) -> None:
         self.receiver = receiver
-        own = pool is None
+        self._owns_pool = pool is None
         if pool is None:
             pool = SlotPool(hello.slots, hello.slot_nbytes)
-        self._limit = hello.slots
-        self.memory = pool.memory
+        self._pool, self.memory = pool, pool.memory
+        self.limit, self.owed = hello.slots, set[int]()
+        self._abandoned = self._closed = False
+        self._why = "the next stage is gone"
         hello = hello._replace(slots=pool.memory.slots, slot_nbytes=pool.memory.slot_nbytes)
         try:
-            shared = [] if queue is None else queue.descriptors
-            socket.send_fds(connection, [hello.pack()], [pool.descriptor, *shared])
-            answer, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-        except OSError as error:
-            raise ChannelClosedError(f"the receiver refused the channel: {error}") from error
-        finally:
-            if own:
-                pool.close_descriptor()
-        try:
-            if answer != b"+" or len(descriptors) != 1:
-                raise ChannelClosedError("the receiver refused the channel: its token is another")
-            self.readiness = Readiness(descriptors[0])
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        self._sent_word = Readiness.word_of(hello.sender)
+            self.readiness, self._word = self._shake_hands(connection, hello, queue)
+        except BaseException:
+            if self._owns_pool:
+                pool.close()
+            raise
         connection.settimeout(None)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _BUFFER_NBYTES)
         self._connection = connection
         self._credits = hello.credits
-        self._pool, self._free = pool, pool.free
-        self.owed = 0  # slots that the receiver has not given back, as far as was read
-        pool.senders.append(self)
-        self._posting = Posting(connection, pool.memory, pool.free)  # without credits
+        self._posting = Posting(connection)  # without credits
+        self._counted = self.readiness.words[self._word]
+        self.usable = True
+        if hello.credits:
+            pool.senders.append(self)
+
+    def _shake_hands(
+        self, connection: socket.socket, hello: Hello, queue: SharedQueue | None
+    ) -> tuple[Readiness, int]:
+        """Say hello; the receiver's page, and the word to count in."""
+        try:
+            shared = [] if queue is None else queue.descriptors
+            socket.send_fds(connection, [hello.pack()], [self._pool.descriptor, *shared])
+            answer, descriptors, _, _ = socket.recv_fds(connection, _ANSWER.size, 1)
+        except OSError as error:
+            raise ChannelClosedError(f"the receiver refused the channel: {error}") from error
+        try:
+            if len(answer) != _ANSWER.size or len(descriptors) != 1:
+                raise ChannelClosedError("the receiver refused the channel: its token is another")
+            return Readiness(descriptors[0]), _ANSWER.unpack(answer)[1]
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def send(self, header: Header, tensors: Sequence[Any] = ()) -> int:
         """See :meth:`odin.stages.channel.link.Sender.send`."""
+        assert self._credits, "without credits headers are posted"
+        self.check()
         counts = header.kind is Kind.REQUEST
         if counts:  # first: while the tensors are copied, the place is taken
-            self.readiness.words[self._sent_word] += 1.0
+            self.readiness.words[self._word] += 1.0
         try:
-            if not self._credits:
-                return self._posting.send(header, tensors)
-            slot = self._take_slot() if tensors else 0
+            slot = self._pool.take(self) if tensors else 0
             try:
                 metas = self.memory.write(slot, tensors)
             except BaseException:
                 if tensors:
-                    self._give_back(slot)
+                    self._pool.give_back(self, slot)
                 raise
             self._connection.send(pack(header._replace(slot=slot, tensors=metas, sent_s=time.perf_counter())))
         except BaseException as error:
-            if counts and self.sent(header.request) is None:
-                self.readiness.words[self._sent_word] -= 1.0
+            if counts:
+                self.readiness.words[self._word] -= 1.0
             if isinstance(error, OSError) and not isinstance(error, ChannelClosedError):
-                raise self._gone(error) from error
+                self._pool.drop(self, str(error))
+                raise self._gone() from error
             raise
         return slot
 
-    def release(self, slot: int) -> None:
-        """See :meth:`odin.stages.channel.link.Sender.release`."""
-        self._posting.release(slot)
+    def post(self, header: Header) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.post`."""
+        words, posting = self.readiness.words, self._posting
+        words[self._word] = self._counted + posting.last + 1
+        try:
+            posting.post(pack(header._replace(sent_s=time.perf_counter())))
+        except BaseException as error:
+            words[self._word] = self._counted + posting.last
+            if isinstance(error, OSError):
+                self.usable = False
+                raise self._gone() from error
+            raise
 
-    def sent(self, request: int) -> int | None:
-        """See :meth:`odin.stages.channel.link.Sender.sent`."""
-        return self._posting.sent(request)
+    def push(self) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.push`."""
+        self._posting.push()
 
     def fileno(self) -> int:
         """Return the descriptor that can be read from when there are credits."""
@@ -195,54 +168,71 @@ class ShmSender:
 
     @property
     def has_place(self) -> bool:
-        """See :attr:`odin.stages.channel.link.Sender.has_place`."""
-        if not (self._pool.has_spare and self.owed < self._limit):
-            try:
-                self._pool.read_credits(wait=False)
-            except ChannelClosedError:
-                return True
-        return self._pool.has_spare and self.owed < self._limit
+        """See :attr:`odin.stages.channel.link.Sender.has_place`; sees as well whether the receiver is gone."""
+        if self.usable:
+            self._pool.look(self)
+        return self.usable and self._pool.has_slot_for(self)
 
-    def _take_slot(self) -> int:
-        while self.owed >= self._limit:
-            self.read_credits()
-        slot = self._pool.take()
-        self.owed += 1
-        return slot
-
-    def _give_back(self, slot: int) -> None:
-        self._free.append(slot)
-        self.owed -= 1
-
-    def read_credits(self) -> None:
-        """Take back slots that the receiver has done with, waiting for some."""
-        try:
-            data = self._connection.recv(_CREDIT_NBYTES * self.memory.slots)
-        except OSError as error:
-            raise self._gone(error) from error
-        if not data:
+    def check(self) -> None:
+        """Raise :class:`ChannelClosedError` unless the channel can be used."""
+        if not self.usable:
             raise self._gone()
-        slots = struct.unpack(f"<{len(data) // _CREDIT_NBYTES}I", data)
-        self._free.extend(slots)
-        self.owed -= len(slots)
 
-    def _gone(self, why: OSError | None = None) -> ChannelClosedError:
-        # Named here: whoever waits for a shared slot learns of a receiver that it was not sending to.
-        error = ChannelClosedError("the next stage is gone" if why is None else f"the next stage is gone ({why})")
+    def abandon(self) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.abandon`."""
+        self._abandoned, self.usable = True, False
+        self._pool.wake()
+
+    def resume(self) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.resume`."""
+        self._abandoned = False
+        self.usable = not self._closed
+
+    def read_credits(self) -> Sequence[int] | None:
+        """Slots that the receiver has done with since the last time, without waiting; None if it is gone."""
+        try:
+            data = self._connection.recv(_CREDIT_NBYTES * self.memory.slots, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return ()
+        except OSError:
+            return None
+        return struct.unpack(f"<{len(data) // _CREDIT_NBYTES}I", data) if data else None
+
+    def end(self, why: str = "") -> None:
+        """Nothing can be sent any more. By the pool, which closes the descriptor."""
+        self._closed, self.usable = True, False
+        if why:
+            self._why = f"the next stage is gone ({why})"
+
+    def close_connection(self) -> None:
+        """By the pool, when no thread waits for it."""
+        self._connection.close()
+
+    def _gone(self) -> ChannelClosedError:
+        abandoned = self._abandoned and not self._closed
+        error = ChannelClosedError("the next stage is not to be sent to at present" if abandoned else self._why)
         error.peer = self.receiver
         return error
 
     def close(self, *, graceful: bool = True) -> None:
         """See :meth:`odin.stages.channel.link.Sender.close`."""
+        if not self._closed:
+            self._why = "the channel was closed"
         with contextlib.suppress(OSError):
-            if graceful:
+            if graceful and not self._closed:
                 self._connection.settimeout(_GOODBYE_TIMEOUT_S)
                 self._connection.send(pack(Header(Kind.CLOSE, 0)))
                 # Closing with unread credits would reset the link and lose what the receiver has not read yet.
                 while self._connection.recv(_CREDIT_NBYTES):
                     pass
             self._connection.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
+        self.end()
+        if self._credits:
+            self._pool.retire(self)
+        else:
+            self._connection.close()
+        if self._owns_pool:
+            self._pool.close()
 
 
 class ShmReceiver:
@@ -263,6 +253,8 @@ class ShmReceiver:
         The gateway's queue of new requests, if it came with this channel.
     """
 
+    within_machine = True
+
     def __init__(self, connection: socket.socket, token: bytes, readiness: Readiness) -> None:
         data, descriptors, _, _ = socket.recv_fds(connection, HELLO_NBYTES, 1 + QUEUE_DESCRIPTORS)
         self.queue: QueueEnd | None = None
@@ -278,10 +270,17 @@ class ShmReceiver:
             for descriptor in descriptors:
                 os.close(descriptor)
         self.sender = hello.sender
-        socket.send_fds(connection, [b"+"], [readiness.descriptor])
+        self._readiness, self._word = readiness, readiness.take_word()
+        self._begun = readiness.words[self._word]  # requests, as its word counts them
+        try:
+            socket.send_fds(connection, [_ANSWER.pack(b"+", self._word)], [readiness.descriptor])
+        except BaseException:
+            readiness.give_back_word(self._word, self._begun)
+            raise
         connection.settimeout(None)
         self._connection = connection
         self._credits = hello.credits
+        self._last: tuple[int, int, float] | None = None
         self._given_back: list[int] = []
         self._buffer = memoryview(bytearray(_BUFFER_NBYTES))
 
@@ -291,6 +290,12 @@ class ShmReceiver:
 
     def receive(self) -> Message:
         """See :meth:`odin.stages.channel.link.Receiver.receive`."""
+        while (message := self.take()) is None:
+            pass
+        return message
+
+    def take(self) -> Message | None:
+        """See :meth:`odin.stages.channel.link.Receiver.take`."""
         try:
             received = self._connection.recv_into(self._buffer)
         except OSError as error:
@@ -301,6 +306,12 @@ class ShmReceiver:
             header = unpack(self._buffer[:received])
         except WireError as error:
             raise ChannelClosedError(f"the previous stage speaks another language ({error})") from error
+        if not self._credits:
+            last, self._last = self._last, (header.request, header.attempt, header.sent_s)
+            if last == self._last:  # posting was interrupted between sending and noting it
+                return None
+        if header.kind is Kind.REQUEST:
+            self._begun += 1.0
         return Message(header, self.memory, self._release)
 
     def _release(self, slot: int) -> None:
@@ -320,3 +331,6 @@ class ShmReceiver:
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
+        word, self._word = self._word, -1
+        if word >= 0:
+            self._readiness.give_back_word(word, self._begun)

@@ -1,4 +1,14 @@
-"""A ring of equal slots in one memory mapping, read and written as arrays."""
+"""A ring of equal slots in one memory mapping, read and written as arrays.
+
+Behind the slots lie two words for each of them, which are used in the gateway's memory::
+
+    slot 0 | slot 1 | ... | tag 0 | holder 0 | tag 1 | holder 1 | ...
+
+The *tag* is written by the gateway: which attempt of which request has its input there. The *holder* is written by
+stages: who has that attempt, or who hands it over to whom. A stage that was stopped may write long after the gateway
+has sent the request again, or has given the slot to another one. So each holder says of which attempt of which request
+it is, and counts for no other.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +26,22 @@ __all__ = ["ALIGNMENT", "SlotMemory", "allocate_memfd", "slot_nbytes_for"]
 
 ALIGNMENT = 64
 """Tensors start at multiples of this many bytes, as PyTorch's own CPU allocations do."""
+
+
+_NOBODY = 2**64 - 1
+"""Tag of a slot whose request is over."""
+_STAGE_BITS, _ATTEMPT_BITS, _REQUEST_BITS = 12, 16, 24
+"""Of a holder, from the lowest on: target, stage, attempt, request."""
+_STAGE_MASK = (1 << _STAGE_BITS) - 1
+
+
+def _tag(request: int, attempt: int) -> int:
+    return (request + 1 << _ATTEMPT_BITS | attempt) & _NOBODY
+
+
+def _holder(request: int, attempt: int) -> int:
+    request %= 1 << _REQUEST_BITS
+    return (request << _ATTEMPT_BITS | attempt) << 2 * _STAGE_BITS
 
 
 def _aligned(nbytes: int) -> int:
@@ -83,13 +109,14 @@ class SlotMemory:
         else:
             flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
             self._mapping = mmap.mmap(descriptor, total, flags=flags)
-        self._marks = slots * self.slot_nbytes  # one byte for each slot, after the last
+        end = slots * self.slot_nbytes
+        self._words: memoryview[int] = memoryview(self._mapping)[end : end + 16 * slots].cast("Q")
         self._arrays: dict[ArrayKind, Arrays] = {}
 
     @staticmethod
     def total_nbytes(slots: int, slot_nbytes: int) -> int:
-        """Bytes of memory that so many slots and their marks take."""
-        return slots * _aligned(slot_nbytes) + _aligned(slots)
+        """Bytes of memory that so many slots and their words take."""
+        return slots * _aligned(slot_nbytes) + _aligned(16 * slots)
 
     @property
     def address(self) -> int:
@@ -101,13 +128,35 @@ class SlotMemory:
         start = slot * self.slot_nbytes
         return memoryview(self._mapping)[start : start + nbytes]
 
-    def recall(self, slot: int, *, recalled: bool = True) -> None:
-        """Set or clear the flag that the request in a slot is not needed; visible to processes that map this memory."""
-        self._mapping[self._marks + slot] = recalled
+    def set_tag(self, slot: int, request: int, attempt: int) -> None:
+        """Say which attempt of which request has its input in a slot. By the gateway, before it sends it."""
+        self._words[2 * slot] = _tag(request, attempt)
 
-    def is_recalled(self, slot: int) -> bool:
-        """Whether the request in a slot is not needed any more."""
-        return self._mapping[self._marks + slot] != 0
+    def clear_tag(self, slot: int) -> None:
+        """Say that nobody waits for what is in a slot. By the gateway."""
+        self._words[2 * slot] = _NOBODY
+
+    def is_current(self, slot: int, request: int, attempt: int) -> bool:
+        """Whether somebody waits for this attempt, as far as is known: nothing is of a slot without a tag."""
+        tag = self._words[2 * slot]
+        return tag == 0 or tag == _tag(request, attempt)
+
+    def set_holder(self, slot: int, request: int, attempt: int, stage: int, target: int | None = None) -> None:
+        """Say which stage has an attempt; with ``target`` that it may be there already. By the stage that has it."""
+        to = 0 if target is None else target + 1
+        self._words[2 * slot + 1] = _holder(request, attempt) | (stage + 1) << _STAGE_BITS | to
+
+    def clear_holder(self, slot: int) -> None:
+        """Forget who has what is in a slot."""
+        self._words[2 * slot + 1] = 0
+
+    def holders(self, slot: int, request: int, attempt: int) -> tuple[int, ...]:
+        """Which stage has an attempt: one; two while it is handed over; none if no stage is known to have begun."""
+        word = self._words[2 * slot + 1]
+        if word >> 2 * _STAGE_BITS != _holder(request, attempt) >> 2 * _STAGE_BITS:
+            return ()
+        stages = (word >> _STAGE_BITS & _STAGE_MASK, word & _STAGE_MASK)
+        return tuple(stage - 1 for stage in stages if stage)
 
     def reserve(self, slot: int, arrays: Sequence[Any]) -> tuple[TensorMeta, ...]:
         """Lay arrays out in a slot without copying yet; offsets count from the start of the slot.

@@ -8,8 +8,11 @@ long as it likes; only silence of the other machine (:mod:`odin.stages.channel.s
 Frame: header length ``u32``, header, then the slot's bytes up to the end of the last tensor. The other way go words of
 the receiving stage's readiness, whenever it begins with a request, has none, or is going to be free at another time
 than it has said: seconds until it expects to be free, slowdown, whether it is idle, requests that it has begun with,
-those that wait there from other senders, and for how long the last one that it began has been there. From these the
-sender learns how long the way is (:mod:`odin.stages.channel.way`).
+those that wait there from other senders, for how long the last one that it began has been there, and which one it
+computes. From these the sender learns how long the way is (:mod:`odin.stages.channel.way`).
+
+The gateway's channels to several stages send from the slots of one pool: a header is posted, and the thread reads the
+slot when it sends. If the slot has been given to another request by then, nobody waits for this one any more.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
-from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SENT, SLOWDOWN, Readiness
+from odin.stages.channel.pool import SlotPool
+from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SLOWDOWN, WORKING, Readiness, waiting
 from odin.stages.channel.silence import KEEPALIVE, Silence, probe, segments_received
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.channel.way import Way
@@ -37,7 +41,7 @@ __all__ = ["TcpReceiver", "TcpSender", "tune"]
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_NBYTES = 256 * 1024
 _GOODBYE_TIMEOUT_S = 5.0
-_STATUS = struct.Struct("<dd?IId")
+_STATUS = struct.Struct("<dd?IIdd")
 _TCP_INFO_NBYTES = 256
 _MIN_RTT_US = struct.Struct("=148xI")
 """Where ``tcpi_min_rtt`` is in Linux's ``struct tcp_info``."""
@@ -71,9 +75,20 @@ class TcpSender:
         A connected TCP socket; owned from now on.
     hello
         Size of the ring, and the token that the listener expects.
+    pool
+        Without credits: the slots that posted headers' tensors lie in.
+    receiver
+        Who receives, for errors.
     """
 
-    def __init__(self, connection: socket.socket, hello: Hello) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        hello: Hello,
+        pool: SlotPool | None = None,
+        receiver: int | None = None,
+    ) -> None:
+        self._receiver = receiver
         tune(connection)
         probe(connection, receives=False, keepalive=KEEPALIVE)
         try:
@@ -91,19 +106,19 @@ class TcpSender:
             socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT.pack(int(whole_s), int(1e6 * part_s))
         )
         self._silence = Silence(KEEPALIVE.silence_s)
-        self.memory = SlotMemory(hello.slots, hello.slot_nbytes)
+        self.memory = SlotMemory(hello.slots, hello.slot_nbytes) if pool is None else pool.memory
         self.readiness = Readiness()
         self.readiness.close_descriptor()
         self.way: Way | None
         self.way = self._way = Way()
         self._connection = connection
         self._credits = hello.credits
-        self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        for slot in range(hello.slots):
-            self._free.put(slot)
+        self._free = list(reversed(range(hello.slots)))
+        self._changed = threading.Condition()  # what is free, broken or abandoned
         self._outgoing: queue.SimpleQueue[Header | None] = queue.SimpleQueue()
-        self._sent = (-1, 0)  # request and slot of the last one
         self._broken: str | None = None
+        self._abandoned = False
+        self.usable = True
         self._thread = threading.Thread(target=self._transmit, name="odin-tcp-send", daemon=True)
         self._thread.start()
         self._way.delay_s = _delay_s(connection)
@@ -113,34 +128,34 @@ class TcpSender:
     @property
     def has_place(self) -> bool:
         """See :attr:`odin.stages.channel.link.Sender.has_place`."""
-        return not self._free.empty()
+        return self.usable and bool(self._free)
 
     def _hear(self) -> None:
         """Keep the receiving stage's readiness as it was told last, on this machine's clock."""
         data, words, way = bytearray(_STATUS.size), self.readiness.words, self._way
         with contextlib.suppress(OSError):
             while _read_exactly(self._connection, memoryview(data)):
-                free_in_s, slowdown, idle, begun, others, since_s = _STATUS.unpack(data)
+                free_in_s, slowdown, idle, begun, others, since_s, working = _STATUS.unpack(data)
                 now_s = time.perf_counter()
                 way.delay_s = _delay_s(self._connection)
                 said_s = now_s - way.delay_s
                 words[FREE_S], words[SLOWDOWN] = said_s + free_in_s, slowdown
                 words[IDLE_SINCE_S] = said_s if idle else math.inf
+                words[WORKING] = working
                 turn_s = way.turn_s if idle else free_in_s
                 way.note_heard(begun=begun, since_s=since_s, others=others, turn_s=turn_s, now_s=now_s)
+        self._break("the next stage is gone")
 
     def send(self, header: Header, tensors: Sequence[Any] = ()) -> int:
         """See :meth:`odin.stages.channel.link.Sender.send`."""
-        slot = -1
+        assert self._credits, "without credits headers are posted"
+        slot = self._take_slot() if tensors else 0
         try:
-            slot = self._take_slot() if tensors else 0
-            if self._broken is not None:
-                raise ChannelClosedError(self._broken)
+            self._check()
             metas = self.memory.write(slot, tensors)
-            self._sent = (header.request, slot)
         except BaseException:
-            if self._sent != (header.request, slot) and tensors and slot >= 0:
-                self._free.put(slot)
+            if tensors:
+                self._give_back(slot)
             raise
         header = header._replace(slot=slot, tensors=metas)
         if header.kind is Kind.REQUEST:
@@ -148,21 +163,44 @@ class TcpSender:
         self._outgoing.put(header)
         return slot
 
-    def release(self, slot: int) -> None:
-        """See :meth:`odin.stages.channel.link.Sender.release`."""
-        self._free.put(slot)
+    def post(self, header: Header) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.post`."""
+        self._check()
+        self._outgoing.put(header)
 
-    def sent(self, request: int) -> int | None:
-        """See :meth:`odin.stages.channel.link.Sender.sent`."""
-        number, slot = self._sent
-        return slot if number == request else None
+    def push(self) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.push`: the thread does it."""
+
+    def abandon(self) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.abandon`."""
+        with self._changed:
+            self._abandoned, self.usable = True, False
+            self._changed.notify_all()
+
+    def resume(self) -> None:
+        """See :meth:`odin.stages.channel.link.Sender.resume`."""
+        with self._changed:
+            self._abandoned = False
+            self.usable = self._broken is None
+
+    def _check(self) -> None:
+        if self._broken is not None or self._abandoned:
+            error = ChannelClosedError(self._broken or "the next stage is not to be sent to at present")
+            error.peer = self._receiver
+            raise error
 
     def _take_slot(self) -> int:
-        slot = self._free.get()
-        if slot is None:
-            self._free.put(None)
-            raise ChannelClosedError(self._broken or "the channel was closed")
-        return slot
+        with self._changed:
+            while True:
+                self._check()
+                if self._free:
+                    return self._free.pop()
+                self._changed.wait()
+
+    def _give_back(self, slot: int) -> None:
+        with self._changed:
+            self._free.append(slot)
+            self._changed.notify_all()
 
     def _transmit(self) -> None:
         try:
@@ -173,7 +211,7 @@ class TcpSender:
                 if nbytes:
                     self._put(self.memory.buffer(header.slot, nbytes))
                 if header.tensors and self._credits:  # empty tensors took a slot too
-                    self._free.put(header.slot)
+                    self._give_back(header.slot)
         except OSError as error:
             self._break(f"the next stage is gone ({error})")
 
@@ -202,8 +240,9 @@ class TcpSender:
             raise TimeoutError(f"nothing was heard of its machine for {KEEPALIVE.silence_s} s")
 
     def _break(self, reason: str) -> None:
-        self._broken = self._broken or reason
-        self._free.put(None)
+        with self._changed:
+            self._broken, self.usable = self._broken or reason, False
+            self._changed.notify_all()
 
     def close(self, *, graceful: bool = True) -> None:
         """See :meth:`odin.stages.channel.link.Sender.close`."""
@@ -236,6 +275,8 @@ class TcpReceiver:
         The receiving stage's.
     """
 
+    within_machine = False
+
     def __init__(self, connection: socket.socket, token: bytes, readiness: Readiness) -> None:
         tune(connection)
         probe(connection, receives=True, keepalive=KEEPALIVE)
@@ -248,6 +289,8 @@ class TcpReceiver:
         self.sender = hello.sender
         self._connection = connection
         self._readiness, self._begun, self._came_s = readiness, 0, 0.0
+        self._word = readiness.take_word()  # its sender cannot write it, so the thread that collects does
+        self._counted = readiness.words[self._word]
         self._told_s = math.inf  # when the stage is free, as was said last
         self._untold = b""
         self._there = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -271,6 +314,8 @@ class TcpReceiver:
             self._came_s = message.header.sent_s  # here the time of its arrival
         return message
 
+    take = receive
+
     def fileno(self) -> int:
         """See :meth:`odin.stages.channel.link.Receiver.fileno`."""
         return self._there
@@ -279,8 +324,9 @@ class TcpReceiver:
         """Send the stage's words to the sender; left out if the connection is full, or gone."""
         words = self._readiness.words
         idle = words[IDLE_SINCE_S] < math.inf
-        own = words[Readiness.word_of(self.sender)]
-        others = max(0, int(sum(words[SENT:]) - own - (words[BEGUN] - self._begun)))
+        own = words[self._word] - self._counted - self._begun  # requests of its own that wait here
+        others = max(0, int(waiting(words) - own))
+        working = -1.0 if idle else words[WORKING]
         now_s, free_s = time.perf_counter(), words[FREE_S]
         self._told_s = free_s
         with contextlib.suppress(OSError):
@@ -288,7 +334,8 @@ class TcpReceiver:
                 sent = self._connection.send(self._untold, socket.MSG_DONTWAIT)
                 self._untold = self._untold[sent:]
             if not self._untold:
-                status = _STATUS.pack(free_s - now_s, words[SLOWDOWN], idle, self._begun, others, now_s - self._came_s)
+                since_s = now_s - self._came_s
+                status = _STATUS.pack(free_s - now_s, words[SLOWDOWN], idle, self._begun, others, since_s, working)
                 sent = self._connection.send(status, socket.MSG_DONTWAIT)
                 self._untold = status[sent:]
 
@@ -302,7 +349,7 @@ class TcpReceiver:
 
     def _put(self, message: Message | str) -> None:
         if isinstance(message, Message) and message.header.kind is Kind.REQUEST:
-            self._readiness.words[Readiness.word_of(self.sender)] += 1.0  # its sender cannot write it
+            self._readiness.words[self._word] += 1.0
         # The count first: a message that is taken before it is counted would leave the count one too high for ever, and
         # a stage with nothing to do would never say so.
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -348,6 +395,7 @@ class TcpReceiver:
         there, self._there = self._there, -1
         if there >= 0:
             os.close(there)
+            self._readiness.give_back_word(self._word, self._counted + self._begun)
 
 
 def _read_exactly(connection: socket.socket, view: memoryview) -> bool:

@@ -2,7 +2,8 @@
 
 Layout, little-endian, no padding::
 
-    magic u16 | version u8 | kind u8 | keep NaN u8 | request u64 | epoch u32 | oldest epoch u32 | cut u32
+    magic u16 | version u8 | kind u8 | keep NaN u8 | request u64 | attempt u16 | home u32
+    epoch u32 | oldest epoch u32 | cut u32
     left f64 | sent f64 | slot u32 | tensors u16 | timings u32 | error u32      (byte counts for the last two)
     per tensor: dtype u8 | dimensions u8 | offset u64 | bytes u64 | shape i64 x d | strides i64 x d
     timings: records of odin.monitor.timing, one appended by each stage
@@ -32,8 +33,8 @@ __all__ = [
 GATEWAY = -1
 """The gateway, where stages are told by their index: it is before the first and behind the last one."""
 
-MAGIC, VERSION = 0x0D14, 3
-_FIXED = struct.Struct("<HBB?QIIIddIHII")
+MAGIC, VERSION = 0x0D14, 4
+_FIXED = struct.Struct("<HBB?QHIIIIddIHII")
 _TENSOR = struct.Struct("<BBQQ")
 _LENGTHS = struct.Struct("<IIII")
 
@@ -60,7 +61,7 @@ class Kind(enum.IntEnum):
     REQUEST = 0
     ERROR = 1  #: the request failed in a stage
     CLOSE = 2  #: the sender is done; nothing follows
-    LOST = 3  #: a stage that the sender was connected to is gone; ``request`` is its index
+    RETURNED = 3  #: the request could not be handed on: it has to be sent again
 
 
 _KINDS = frozenset(Kind)
@@ -106,6 +107,10 @@ class Header(NamedTuple):
     keep_nan
         A stage found NaN, or values so large that it could arise, which the fastest kernels would lose: the stages
         after it take those that keep it.
+    attempt
+        How often the gateway had sent the request before.
+    home
+        The gateway's slot that the request's input lies in, on whichever stage it is.
     """
 
     kind: Kind
@@ -120,6 +125,8 @@ class Header(NamedTuple):
     keep_nan: bool = False
     oldest: int = 0
     cut: int = 0
+    attempt: int = 0
+    home: int = 0
 
 
 def pack(header: Header) -> bytes:
@@ -130,8 +137,9 @@ def pack(header: Header) -> bytes:
         error = _LENGTHS.pack(*map(len, texts)) + b"".join(texts)
     parts = [
         _FIXED.pack(
-            MAGIC, VERSION, header.kind, header.keep_nan, header.request, header.epoch, header.oldest, header.cut,
-            header.left_s, header.sent_s, header.slot, len(header.tensors), len(header.timings), len(error),
+            MAGIC, VERSION, header.kind, header.keep_nan, header.request, header.attempt, header.home,
+            header.epoch, header.oldest, header.cut, header.left_s, header.sent_s, header.slot, len(header.tensors),
+            len(header.timings), len(error),
         )
     ]  # fmt: skip
     for meta in header.tensors:
@@ -153,8 +161,8 @@ def unpack(data: bytes | memoryview) -> Header:
     """
     try:
         fields = _FIXED.unpack_from(data, 0)
-        magic, version, kind, keep_nan, request, epoch, oldest, cut, left_s, sent_s, slot, *counts = fields
-        tensors, timings, error = counts
+        magic, version, kind, keep_nan, request, attempt, home, epoch, oldest, cut, *others = fields
+        left_s, sent_s, slot, tensors, timings, error = others
         if (magic, version) != (MAGIC, VERSION):
             raise WireError(
                 f"header begins with {magic:#06x} version {version}, expected {MAGIC:#06x} version {VERSION}"
@@ -175,8 +183,9 @@ def unpack(data: bytes | memoryview) -> Header:
         timing_bytes = bytes(data[offset : offset + timings])
         failure = _unpack_failure(data, offset + timings, error) if error else None
         return Header(
-            Kind(kind), request, epoch, left_s, sent_s, slot, tuple(metas), timing_bytes, failure, keep_nan, oldest, cut
-        )
+            Kind(kind), request, epoch, left_s, sent_s, slot, tuple(metas), timing_bytes, failure, keep_nan, oldest,
+            cut, attempt, home,
+        )  # fmt: skip
     except struct.error as cause:
         raise WireError(f"header of {len(data)} bytes ends early") from cause
 

@@ -17,9 +17,9 @@ from odin.stages.channel import shm, tcp
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import Receiver, Sender
 from odin.stages.channel.opening import Address, Listener, connect
+from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.shared_queue import SharedQueue
-from odin.stages.channel.shm import SlotPool
 from odin.stages.channel.wire import GATEWAY, Header, Kind
 from odin.stages.compute.executor import Executor
 from odin.stages.hand_over import HandOver
@@ -80,14 +80,39 @@ def open_sender(address: Address, *, slots: int = 2, slot_nbytes: int = 1024) ->
     return connect(address, slots=slots, slot_nbytes=slot_nbytes)
 
 
-class Ring(NamedTuple):
-    """Stage loops with all their channels, and the gateway's two ends."""
+def post(
+    pool: SlotPool, way: Sender | SharedQueue, header: Header, tensors: Sequence[torch.Tensor] = (), *, tagged: bool = True
+) -> int:
+    """Send a request as the gateway does: from a free slot of its pool, which is returned."""
+    slot = pool.free.pop()
+    metas = pool.memory.write(slot, tensors)
+    if tagged:
+        pool.memory.set_tag(slot, header.request, header.attempt)
+    way.post(header._replace(slot=slot, home=slot, tensors=metas))
+    return slot
 
-    sender: Sender
+
+class Ring(NamedTuple):
+    """Stage loops with all their channels, and the gateway's ends."""
+
+    pool: SlotPool
+    ways: list[Sender]
     inbox: Inbox
     loops: list[StageLoop]
     readiness: list[Readiness]
     queue: SharedQueue | None = None
+
+    def send(self, header: Header, tensors: Sequence[torch.Tensor] = (), *, stage: int = 0) -> int:
+        """Send a request to a stage; returns its slot."""
+        return post(self.pool, self.ways[stage], header, tensors)
+
+    def close(self, *, graceful: bool = True) -> None:
+        """Say goodbye to all stages, or leave them."""
+        if self.queue is not None:
+            self.queue.close()
+        for way in self.ways:
+            way.close(graceful=graceful)
+        self.pool.close()
 
 
 def open_ring(
@@ -103,38 +128,31 @@ def open_ring(
 ) -> Ring:
     """Connect stages to all later ones and the gateway, as :mod:`odin.cluster.deployment` and the actors do.
 
-    ``kind`` tells the kind of channel from one index to another; ``slots`` are those of the gateway's channel. A stage
-    sends by TCP to the next stage and the gateway only. With ``shared`` all take new requests from one queue as well.
+    ``kind`` tells the kind of channel from one index to another; ``slots`` are those of the gateway. With ``shared``
+    all take new requests from one queue as well.
     """
     count, layers = len(executors), windows.layer_count
     readiness = [Readiness() for _ in executors]
-    inlet = SlotPool(slots, slot_nbytes) if shared else None
-    queue = SharedQueue(inlet.memory, inlet.free, stages=count) if inlet is not None else None
+    inlet = SlotPool(slots, slot_nbytes)
+    queue = SharedQueue(stages=count) if shared else None
     receivers: dict[int, list[Receiver]] = {stage: [] for stage in range(GATEWAY, count)}
     from_gateway: list[Sender] = []
-    for stage in range(count if shared else 1):
+    for stage in range(count):
         sender, receiver = open_pair(
             kind(GATEWAY, stage),
             slots=slots,
             slot_nbytes=slot_nbytes,
             credits=False,
             readiness=readiness[stage],
+            receiver=stage,
             pool=inlet,
             queue=queue,
         )
         from_gateway.append(sender)
         receivers[stage].append(receiver)
-    if inlet is not None and queue is not None:
-        inlet.close_descriptor()
-        queue.close_descriptors()
-        queue.goodbyes = from_gateway[1:]
     senders: list[dict[int, Sender]] = [{} for _ in executors]
     for stage in range(count):
-        targets = [
-            target
-            for target in (*range(stage + 1, count), GATEWAY)
-            if target in (stage + 1, GATEWAY) or kind(stage, target) == "shm"
-        ]
+        targets = (*range(stage + 1, count), GATEWAY)
         here = sum(kind(stage, target) == "shm" for target in targets)
         pool = SlotPool(min(1 + here, 4), slot_nbytes) if here else None
         for target in targets:
@@ -168,7 +186,7 @@ def open_ring(
         )
         for stage, executor in enumerate(executors)
     ]
-    return Ring(from_gateway[0], Inbox(receivers[GATEWAY]), loops, readiness, queue)
+    return Ring(inlet, from_gateway, Inbox(receivers[GATEWAY]), loops, readiness, queue)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from channels import one_thread_and_no_way_out_by_time_limit, open_ring, received
+from channels import Ring, one_thread_and_no_way_out_by_time_limit, open_ring, received
 from layers import SLOT_NBYTES, FakeLayer, OverlapExecutor, images, small_chain
 from patience import PROMPT_S
 from torch import nn
@@ -21,11 +21,11 @@ from odin.partitioner.chain import build_chain
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
 from odin.stages.channel.inbox import Inbox
-from odin.stages.channel.link import ChannelClosedError, Sender
+from odin.stages.channel.link import ChannelClosedError
 from odin.stages.channel.wire import GATEWAY, Header, Kind
 from odin.stages.compute.executor import Result, Values
 from odin.stages.compute.torch_cpu import CpuExecutor
-from odin.stages.loop import DEADLINE, RECALLED, StageLoop
+from odin.stages.loop import DEADLINE, StageLoop
 
 MIXED = ("shm", "tcp", "shm", "tcp")
 both_paths = pytest.mark.parametrize("make", [CpuExecutor, OverlapExecutor])
@@ -38,7 +38,7 @@ def _one_thread_and_no_way_out_by_time_limit() -> Iterator[None]:
 
 
 class Running(NamedTuple):
-    sender: Sender
+    ring: Ring
     receiver: Inbox
     loops: list[StageLoop]
     ends: list[Future[None]]
@@ -48,7 +48,7 @@ class Running(NamedTuple):
             loop.prepare(epoch, Windows.of_plan(plan))
 
     def send(self, number: int, *values: torch.Tensor, **fields: Any) -> None:
-        self.sender.send(Header(Kind.REQUEST, number, **fields), values)
+        self.ring.send(Header(Kind.REQUEST, number, **fields), values)
 
     def result(self) -> tuple[Header, Values]:
         return received(self.receiver)
@@ -56,9 +56,8 @@ class Running(NamedTuple):
     def loss(self) -> int | None:
         """Who is gone, as the gateway finds out."""
         try:
-            while (message := self.receiver.receive()).header.kind is not Kind.LOST:
-                message.release()
-            return self.receiver.cause_of_loss(message.header.request)
+            while True:
+                self.receiver.receive().release()
         except ChannelClosedError as error:
             return error.peer
 
@@ -75,7 +74,7 @@ def running(
     """Stages in threads; on leaving, every loop has to come to its end by itself."""
 
     def kind(sender: int, receiver: int) -> str:
-        """Between a stage and the next, and a stage and the gateway; others are not connected."""
+        """Between a stage and the next, and a stage and the gateway."""
         if receiver in (sender + 1, GATEWAY):
             return kinds[sender + 1]
         return "tcp"
@@ -83,11 +82,11 @@ def running(
     ring = open_ring(executors, Windows.of_plan(plan), kind=kind, slots=slots, slot_nbytes=SLOT_NBYTES)
     loops = ring.loops
     with ThreadPoolExecutor(len(loops)) as pool:
-        run = Running(ring.sender, ring.inbox, loops, [pool.submit(serve, loop) for loop in loops])
+        run = Running(ring, ring.inbox, loops, [pool.submit(serve, loop) for loop in loops])
         try:
             yield run
         finally:
-            run.sender.close(graceful=False)
+            ring.close(graceful=False)
             run.receiver.close()
             for end in run.ends:
                 end.exception(PROMPT_S)
@@ -201,21 +200,24 @@ def test_a_passed_deadline_fails_the_request_before_its_layers_run(make: type[Cp
 
 
 @both_paths
-def test_a_recalled_request_is_passed_on_without_computing(make: type[CpuExecutor]):
+def test_a_request_that_nobody_waits_for_is_dropped(make: type[CpuExecutor]):
     # Cancelled futures were computed all the same, though the stage had not begun with them.
     ran: list[float] = []
     layers = (FakeLayer("a", lambda x: (ran.append(x.item()), x)[1]),)
     with running(fake_executors(make, *layers, count=1), Plan((1,))) as run:
-        memory = run.sender.memory
-        for slot in range(memory.slots):
-            memory.recall(slot)
-        run.send(0, torch.tensor([5.0]))
-        header, values = run.result()
-        assert (header.kind, header.failure.kind, values) == (Kind.ERROR, RECALLED, ())
-        for slot in range(memory.slots):
-            memory.recall(slot, recalled=False)
+        pool, way = run.ring.pool, run.ring.ways[0]
+        for become_unwanted in (
+            pool.memory.clear_tag,
+            lambda slot: pool.memory.set_tag(slot, 0, 1),  # it was sent again
+            lambda slot: pool.memory.set_tag(slot, 7, 0),  # the slot is another request's
+        ):
+            slot = pool.free.pop()
+            become_unwanted(slot)
+            metas = pool.memory.write(slot, (torch.tensor([5.0]),))
+            way.post(Header(Kind.REQUEST, 0, slot=slot, home=slot, tensors=metas))
         run.send(1, torch.tensor([6.0]))
-        assert run.result()[0].kind is Kind.REQUEST
+        header, _ = run.result()
+        assert (header.kind, header.request) == (Kind.REQUEST, 1)
         assert ran == [6.0]
 
 
@@ -230,15 +232,15 @@ def test_a_timeout_inside_a_layer_is_not_a_deadline(make: type[CpuExecutor]):
 
 
 @both_paths
-def test_an_epoch_nobody_prepared_fails_in_the_first_stage_that_misses_it(make: type[CpuExecutor]):
+def test_a_request_of_an_epoch_that_a_stage_does_not_know_goes_back(make: type[CpuExecutor]):
     with running(fake_executors(make, FakeLayer("a", lambda x: x + 1)), Plan((1, 0, 0))) as run:
         run.loops[0].prepare(4, Windows.of_plan(Plan((0, 1, 0))))
-        run.send(0, torch.zeros(1), epoch=4, oldest=4)
-        failure = run.result()[0].failure
-        assert failure[:2] == ("stage 1", "RuntimeError")
-        assert failure.message == "stage 1 was not prepared for epoch 4; it knows [0]"
+        run.send(0, torch.zeros(1), epoch=4, oldest=4, attempt=2)  # stage 1 has never heard of it
+        header, _ = run.result()
+        assert (header.kind, header.request, header.attempt) == (Kind.RETURNED, 0, 2)
         run.send(1, torch.zeros(1), epoch=0)  # stage 0 has forgotten it
-        assert run.result()[0].failure.message == "stage 0 was not prepared for epoch 0; it knows [4]"
+        header, _ = run.result()
+        assert (header.kind, header.request, header.attempt) == (Kind.RETURNED, 1, 0)
 
 
 @both_paths
@@ -262,8 +264,8 @@ def test_a_goodbye_follows_the_last_result_and_ends_every_loop(make: type[CpuExe
         for number, image in enumerate(inputs):
             run.send(number, image)
         with ThreadPoolExecutor(1) as pool:
-            closing = pool.submit(run.sender.close)
             assert [run.result()[0].request for _ in inputs] == list(range(10))
+            closing = pool.submit(run.ring.close)
             assert run.result()[0].kind is Kind.CLOSE
             closing.result(PROMPT_S)
             run.receiver.close()
@@ -284,24 +286,24 @@ def test_a_lost_stage_is_named(make: type[CpuExecutor], lost: int):
 
 
 @both_paths
-def test_without_a_gateway_the_first_stage_is_blamed_and_all_end(make: type[CpuExecutor]):
+def test_without_a_gateway_all_end(make: type[CpuExecutor]):
     with running(fake_executors(make, FakeLayer("a", lambda x: x)), Plan((1, 0, 0))) as run:
-        run.sender.close(graceful=False)
-        assert run.loss() == 0
-        run.receiver.close()
+        run.ring.close(graceful=False)
+        assert {run.loss() for _ in range(3)} == {0, 1, 2}
         for end in run.ends:
             end.result(PROMPT_S)
+        assert all(loop.gateway_gone for loop in run.loops)
 
 
 @both_paths
-def test_when_nobody_takes_results_every_loop_ends(make: type[CpuExecutor]):
+def test_when_nobody_takes_results_a_loop_that_has_one_ends(make: type[CpuExecutor]):
     with running(fake_executors(make, FakeLayer("a", lambda x: x)), Plan((1, 0, 0))) as run:
         run.receiver.close()
         with contextlib.suppress(ChannelClosedError):
             for number in range(200):
                 run.send(number, torch.zeros(1))
-        for end in run.ends:
-            end.result(PROMPT_S)
+        run.ends[0].result(PROMPT_S)
+        assert run.loops[0].gateway_gone
 
 
 class Defect(BaseException):

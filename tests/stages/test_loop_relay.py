@@ -17,12 +17,11 @@ from patience import PROMPT_S
 
 from odin.monitor.timing import StageTiming, unpack_timings
 from odin.partitioner.relay import Windows
-from odin.stages.channel.link import ChannelClosedError
-from odin.stages.channel.readiness import IDLE_SINCE_S
+from odin.stages.channel.readiness import IDLE_SINCE_S, waiting
 from odin.stages.channel.wire import Header, Kind
 from odin.stages.compute.executor import Executor, Values
 from odin.stages.compute.torch_cpu import CpuExecutor
-from odin.stages.loop import DEADLINE, RECALLED
+from odin.stages.loop import DEADLINE
 
 LAYERS = 6
 WHOLE = "@0-6|@0-6|@6"
@@ -38,8 +37,8 @@ class Running(NamedTuple):
     ring: Ring
     ends: list[Future[None]]
 
-    def send(self, number: int, *values: torch.Tensor, **fields: Any) -> None:
-        self.ring.sender.send(Header(Kind.REQUEST, number, **fields), values or (torch.zeros(1),))
+    def send(self, number: int, *values: torch.Tensor, **fields: Any) -> int:
+        return self.ring.send(Header(Kind.REQUEST, number, **fields), values or (torch.zeros(1),))
 
     def result(self) -> tuple[Header, Values]:
         return received(self.ring.inbox)
@@ -84,9 +83,7 @@ def running(executors: Gates | Sequence[Executor], windows: str = WHOLE, **optio
         finally:
             for gate in gates.go_on.values():
                 gate.set()
-            if ring.queue is not None:
-                ring.queue.close(graceful=False)
-            ring.sender.close(graceful=False)
+            ring.close(graceful=False)
             ring.inbox.close()
             for end in run.ends:
                 end.exception(PROMPT_S)
@@ -216,15 +213,8 @@ def test_a_layer_that_raises_fails_its_request_wherever_it_runs(stage: int):
         assert len(unpack_timings(header.timings)) == stage
 
 
-def test_recalled_and_late_requests_are_answered_by_the_first_stage():
+def test_a_late_request_is_answered_by_the_first_stage():
     with running(Gates()) as run:
-        memory = run.ring.sender.memory
-        for slot in range(memory.slots):
-            memory.recall(slot)
-        run.send(0)
-        assert run.result()[0].failure[:2] == ("stage 0", RECALLED)
-        for slot in range(memory.slots):
-            memory.recall(slot, recalled=False)
         run.send(1, left_s=-1.0)
         assert run.result()[0].failure[:2] == ("stage 0", DEADLINE)
         run.send(2)
@@ -242,49 +232,12 @@ def test_a_deadline_that_passes_on_the_way_is_found_by_the_stage_that_gets_the_r
         assert results[1].failure is None
 
 
-def loss(run: Running) -> int | None:
-    try:
-        while (message := run.ring.inbox.receive()).header.kind is not Kind.LOST:
-            message.release()
-        return run.ring.inbox.cause_of_loss(message.header.request)
-    except ChannelClosedError as error:
-        return error.peer
-
-
-@pytest.mark.parametrize("lost", [0, 1, 2])
-@pytest.mark.parametrize("windows", [WHOLE, "@2|@4|@6"])
-def test_under_load_a_lost_stage_is_named_and_the_others_end(lost: int, windows: str):
-    with running(Gates(), windows, slots=12) as run:
-        with contextlib.suppress(ChannelClosedError):
-            for number in range(12):
-                run.send(number)
-        run.ring.loops[lost].stop()
-        assert loss(run) == lost
-        run.ring.sender.close(graceful=False)
-        run.ring.inbox.close()
-        for end in run.ends:
-            end.result(PROMPT_S)
-
-
-def test_a_stage_that_waits_for_slots_of_a_lost_one_ends_and_names_it():
-    gates = Gates((1, 2))
-    with running(gates, "@2|@4|@6") as run:
-        for number in range(6):  # stage 1 stands still with one, a second waits; the third waits for a slot
-            run.send(number)
-        assert gates.reached[1, 2].wait(PROMPT_S)
-        run.ring.loops[1].stop()
-        assert loss(run) == 1
-        run.ring.inbox.close()  # for that it waits with its goodbye
-        run.ends[0].result(PROMPT_S)
-        gates.go_on[1, 2].set()
-
-
-def test_a_graceful_end_comes_after_all_results():
+def test_a_graceful_end():
     with running(Gates()) as run, ThreadPoolExecutor(1) as pool:
         for number in range(30):
             run.send(number)
-        closing = pool.submit(run.ring.sender.close)
         assert sorted(run.result()[0].request for _ in range(30)) == list(range(30))
+        closing = pool.submit(run.ring.close)
         assert run.result()[0].kind is Kind.CLOSE
         run.ring.inbox.close()
         closing.result(PROMPT_S)
@@ -295,8 +248,8 @@ def test_a_graceful_end_comes_after_all_results():
 def test_places_come_back_whatever_becomes_of_requests():
     with running(Gates(), slots=8) as run:
         for number in range(40):
-            run.send(number, left_s=-1.0 if number % 3 == 0 else 600.0)
-            run.ring.sender.release(number % 8 if run.result()[0].request == number else 0)
+            slot = run.send(number, left_s=-1.0 if number % 3 == 0 else 600.0)
+            assert run.result()[0].request == number
+            run.ring.pool.free.append(slot)
         for readiness in run.ring.readiness:
-            words = readiness.words
-            assert sum(words[4:]) == words[3]
+            assert waiting(readiness.words) == 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from channels import KINDS, request
+from channels import KINDS, post, request
 from layers import FakeLayer
 from patience import PROMPT_S
 
@@ -17,6 +17,7 @@ from odin.partitioner.relay import Windows
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import Receiver, Sender
 from odin.stages.channel.opening import Listener, connect
+from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.readiness import Readiness
 from odin.stages.channel.wire import GATEWAY, Header, Kind
 from odin.stages.compute.torch_cpu import CpuExecutor
@@ -34,14 +35,15 @@ def open_channel(kind: str, readiness: Readiness, sender: int, slots: int = 2) -
     listener = Listener("" if kind == "shm" else "127.0.0.1", readiness)
     with ThreadPoolExecutor(1) as pool:
         accepting = pool.submit(listener.accept, PROMPT_S)
+        inlet = SlotPool(slots, 1024) if sender == GATEWAY else None
         opened = connect(
-            listener.address, slots=slots, slot_nbytes=1024, credits=sender != GATEWAY or slots == 2, sender=sender
+            listener.address, slots=slots, slot_nbytes=1024, credits=sender != GATEWAY, sender=sender, pool=inlet
         )
         return opened, accepting.result()
 
 
 def make_loop(
-    index: int, run: CpuExecutor, incoming: Receiver, later: dict[int, Sender], readiness: Readiness
+    index: int, run: CpuExecutor, incoming: Sequence[Receiver], later: dict[int, Sender], readiness: Readiness
 ) -> StageLoop:
     hand_over = HandOver(
         index,
@@ -54,7 +56,7 @@ def make_loop(
     return StageLoop(
         index,
         run,
-        Inbox([incoming]),
+        Inbox(incoming),
         later,
         readiness=readiness,
         hand_over=hand_over,
@@ -80,12 +82,13 @@ def test_a_stage_that_hangs_keeps_what_it_has_and_the_other_does_the_rest(kind: 
     words = [Readiness(), Readiness()]
     to_first, at_first = open_channel("shm", words[0], GATEWAY, REQUESTS)
     to_second, at_second = open_channel(kind, words[1], 0)
+    goodbye, gateway_at_second = open_channel("shm", words[1], GATEWAY)
     first_out, first_answers = open_channel("shm", none, 0)
     second_out, second_answers = open_channel("shm", none, 1)
     answers = Inbox([first_answers, second_answers])
     loops = [
-        make_loop(0, executor(add), at_first, {1: to_second, GATEWAY: first_out}, words[0]),
-        make_loop(1, executor(hang), at_second, {GATEWAY: second_out}, words[1]),
+        make_loop(0, executor(add), [at_first], {1: to_second, GATEWAY: first_out}, words[0]),
+        make_loop(1, executor(hang), [at_second, gateway_at_second], {GATEWAY: second_out}, words[1]),
     ]
     results: dict[int, tuple[float, Header]] = {}
 
@@ -99,14 +102,14 @@ def test_a_stage_that_hangs_keeps_what_it_has_and_the_other_does_the_rest(kind: 
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(loop.run) for loop in loops]
         for number in range(REQUESTS):
-            to_first.send(request(number), (torch.full((16,), float(number)),))
+            post(to_first._pool, to_first, request(number), (torch.full((16,), float(number)),))
         try:
             pool.submit(take, REQUESTS - 6).result(PROMPT_S)  # the other has one, one waits, few are on the way at most
             assert hangs.is_set()
         finally:
             goes_on.set()
         pool.submit(take, REQUESTS).result(PROMPT_S)
-        closing = pool.submit(to_first.close)
+        closing = pool.submit(lambda: [end.close() for end in (to_first, goodbye)])
         assert answers.receive().header.kind is Kind.CLOSE
         answers.close()
         for ending in (closing, *running):
