@@ -9,8 +9,9 @@ handed over to it goes back to the gateway, which has kept the request's input a
 request it is noted beside that input, if it can see the gateway's memory::
 
     begin with it     holder: this stage
-    hand over to 2    holder: this stage, or 2 already        before it is sent: wherever it is lost, one of them has died
-, seen from one stage (DESIGN: "how a layer moves")::
+    hand over to 2    holder: this stage, or 2 already    (before it is sent: wherever it is lost, one of them has died)
+
+Migration, seen from one stage (DESIGN: "how a layer moves")::
 
     control thread                    data thread
     prepare(e+1, windows)             ... request under e   -> up to layer 9
@@ -37,7 +38,7 @@ from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Message, Receiver, Sender
 from odin.stages.channel.readiness import BEGUN, FINISHING, WORKING, Readiness
 from odin.stages.channel.shared_queue import NewRequest
-from odin.stages.channel.wire import GATEWAY, Failure, Header, Kind
+from odin.stages.channel.wire import GATEWAY, NO_STAGE, Failure, Header, Kind
 from odin.stages.compute.executor import Executor, LayerError, Result, Values
 from odin.stages.hand_over import HandOver, Reach, Takers
 
@@ -397,12 +398,13 @@ class StageLoop:
         except ChannelClosedError:
             if target == GATEWAY:
                 raise
-            self._give_back(header)
+            self._give_back(header, target)
         self._transfer_s = time.perf_counter() - handing_s
 
-    def _give_back(self, header: Header) -> None:
-        """Have the gateway send a request again."""
-        self._send(GATEWAY, Header(Kind.RETURNED, header.request, attempt=header.attempt, home=header.home))
+    def _give_back(self, header: Header, target: int | None = None) -> None:
+        """Have the gateway send a request again; ``target`` is who could not be reached, told as the cut."""
+        unreached = NO_STAGE if target is None else target
+        self._send(GATEWAY, Header(Kind.RETURNED, header.request, attempt=header.attempt, cut=unreached))
 
     def _send(self, target: int, header: Header, values: Values = ()) -> None:
         try:

@@ -28,7 +28,7 @@ from odin.control.watchdog import Reading, Watchdog
 from odin.errors import OdinError, PipelineClosedError, StageLostError
 from odin.monitor.events import Event, StageBack, StageLost
 from odin.stages.channel.link import Sender
-from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SENT, SLOWDOWN
+from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SLOWDOWN, WORKING, waiting
 
 __all__ = ["Recovery", "Serves", "Stages"]
 
@@ -318,6 +318,6 @@ def _read(sender: Sender, chain_s: float) -> Reading:
     """What a stage says in the words that it shares with those who send to it."""
     words = sender.readiness.words
     # On this machine all senders count what they send; of another one only what the gateway sent is known.
-    waits = sum(words[SENT:]) > words[BEGUN] if sender.way is None else bool(sender.way.underway)
+    waits = waiting(words) > 0 if sender.way is None else bool(sender.way.underway)
     said = (words[FREE_S], words[IDLE_SINCE_S], words[BEGUN], words[WORKING])
     return Reading(waits or words[IDLE_SINCE_S] == math.inf, said, chain_s * max(1.0, words[SLOWDOWN]))

@@ -39,6 +39,7 @@ from odin.requests.replies import Callbacks, Reply
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Message, Sender
 from odin.stages.channel.readiness import FINISHING, WORKING
+from odin.stages.channel.shm import ShmSender
 from odin.stages.channel.wire import Header, Kind, TensorMeta
 from odin.stages.loop import DEADLINE
 
@@ -53,6 +54,8 @@ _GOODBYE_S = 5.0
 """Longest wait of closing for the stages' goodbye messages, with nothing in flight."""
 _CALLBACKS_S = 1.0
 """Longest wait of closing without drain for callbacks."""
+_BOUNCES, _BOUNCE_S = 6, 0.1
+"""A request that comes back so often because it could not be handed on is not sent again at once, but then."""
 _DEADLY = 2
 """So many stages must have died or hung on a request before it is held to be the cause."""
 
@@ -250,6 +253,7 @@ class Gateway:
     def _find_way(self) -> None:
         """Set where new requests go; None while those that windows in force name are lost. The lock is held."""
         way = self._inlet.way_under(self._in_force)
+        self._enters_here = way is self._inlet.queue or (isinstance(way, ShmSender))
         lost = any(stage in self._lost for stage in self._in_force.stages)
         self._way = None if lost and way is not self._inlet.queue else way
 
@@ -546,15 +550,11 @@ class Gateway:
 
     def _is_with(self, request: _Request, stage: int) -> bool:
         """Whether a request may be with a stage, as far as can be known."""
-        holder = self._inlet.holder(request.slot)
-        if holder is None or holder == stage or request.way is None:
+        holders = self._inlet.holders(request.slot, request.number, request.attempt)
+        if not holders or stage in holders or request.way is None:
             return True
-        # Stages on other machines do not write who has it.
-        return not self._is_here(holder) and not self._is_here(stage)
-
-    def _is_here(self, stage: int) -> bool:
-        sender = self._inlet.senders.get(stage)
-        return sender is not None and sender.way is None
+        # Stages on other machines do not say who has it.
+        return not self._inlet.is_here(stage) and not any(self._inlet.is_here(holder) for holder in holders)
 
     def regain(self, stage: int, *, replaced: bool) -> None:
         """Count on a stage again, which answers again, or has been ``replaced``."""
@@ -593,9 +593,19 @@ class Gateway:
                 self._notify_idle()
             elif request.number not in self._held:
                 self._sent_again += 1
-                self._post(request)
+                if request.attempt < _BOUNCES:
+                    self._post(request)
+                else:  # until more is known of who is lost
+                    self._held[request.number] = request
+                    self._timers.add(time.perf_counter() + _BOUNCE_S, self._try_held)
             refused = self._advance()
         self._refuse(refused)
+        if request.attempt >= _BOUNCES and header.cut < len(self._plan) and header.cut not in self._lost:
+            self._on_gone(header.cut)  # it cannot be reached from where it should be
+
+    def _try_held(self) -> None:
+        with self._lock:
+            self._send_held()
 
     # -- requests that are not wanted any more ----------------------------------------------------------------------
 
@@ -648,7 +658,8 @@ class Gateway:
         stood_in_line = self._line.pop(request.number, None) is not None
         if request.number in self._pending:
             self._inlet.unmark(request.slot)
-            begun = self._inlet.holder(request.slot) is not None or not self._inlet.reads_marks(request.way)
+            # On another machine it may have begun without saying so; an answer will come.
+            begun = self._inlet.holders(request.slot, request.number, request.attempt) or not self._enters_here
             if request.number in self._held or not begun:
                 self._forget(request)
         request.values = ()

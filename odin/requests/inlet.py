@@ -96,20 +96,20 @@ class Inlet:
 
     def mark(self, slot: int, request: int, attempt: int) -> None:
         """Say whose input lies in a slot: other attempts at it, and earlier requests, are not begun any more."""
-        self.pool.memory.clear_holder(slot)
         self.pool.memory.set_tag(slot, request, attempt)
 
     def unmark(self, slot: int) -> None:
         """Say that nobody waits for what is in a slot."""
         self.pool.memory.clear_tag(slot)
 
-    def holder(self, slot: int) -> int | None:
-        """Stage that has the request of a slot, or is being sent it; None if that is not known."""
-        return self.pool.memory.holder(slot)
+    def holders(self, slot: int, request: int, attempt: int) -> tuple[int, ...]:
+        """Which stage has an attempt: one, two while it is handed over, none if that is not known."""
+        return self.pool.memory.holders(slot, request, attempt)
 
-    def reads_marks(self, way: Way | None) -> bool:
-        """Whether who takes a request that came this way sees its mark: on this machine."""
-        return way is self.queue or (isinstance(way, Sender) and way.memory is self.pool.memory and way.way is None)
+    def is_here(self, stage: int) -> bool:
+        """Whether a stage is on this machine: then it reads marks, and says what it has."""
+        sender = self.senders.get(stage)
+        return sender is not None and sender.way is None
 
     def silence(self, stage: int) -> None:
         """A stage is gone, or hangs: what it said of itself last does not count."""

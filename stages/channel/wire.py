@@ -21,6 +21,7 @@ __all__ = [
     "DTYPE_CODES",
     "GATEWAY",
     "ITEM_NBYTES",
+    "NO_STAGE",
     "Failure",
     "Header",
     "Kind",
@@ -32,6 +33,9 @@ __all__ = [
 
 GATEWAY = -1
 """The gateway, where stages are told by their index: it is before the first and behind the last one."""
+
+NO_STAGE = 2**32 - 1
+"""In place of a stage's index where there is none."""
 
 MAGIC, VERSION = 0x0D14, 4
 _FIXED = struct.Struct("<HBB?QHIIIIddIHII")
