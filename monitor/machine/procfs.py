@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["CoreTimes", "ProcFs", "ProcessTimes", "ThreadTimes"]
+__all__ = ["CoreTimes", "ProcFs", "ProcessTimes", "ThreadTimes", "is_runnable"]
 
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # the kernel's PROC_PID_INIT_INO
 _PF_KTHREAD = 0x00200000
@@ -164,6 +164,15 @@ class ProcFs:
                 if hide not in ("0", "off") and os.geteuid() != 0:
                     return "other users' processes, which /proc hides here (hidepid)"
         return ""
+
+
+def is_runnable(pid: int, root: str = "/proc") -> bool:
+    """Whether any thread of a process computes or waits for its core (state ``R``); False if there is none."""
+    try:
+        threads = os.listdir(f"{root}/{pid}/task")
+        return any(_fields(_read(f"{root}/{pid}/task/{thread}/stat"))[1][0] == b"R" for thread in threads)
+    except (OSError, IndexError, ValueError):
+        return False
 
 
 def _read(path: str) -> bytes:

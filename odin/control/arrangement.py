@@ -13,6 +13,7 @@ import ray
 
 from odin.cluster.deployment import Deployment
 from odin.errors import StageLostError
+from odin.monitor.machine.procfs import is_runnable
 from odin.partitioner.balance.exact import balance
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Policy, Setting, windows_of
@@ -146,6 +147,11 @@ class Arrangement:
     def pid(self, stage: int) -> int:
         """Process of a stage."""
         return self._deployment.infos[stage].pid
+
+    def wants_core(self, stage: int) -> bool:
+        """Whether its process waits for its core or has it, as far as is known from here."""
+        info = self._deployment.infos[stage]
+        return info.node_id == self._deployment.node_id and is_runnable(info.pid)
 
     def regroup(self, stages: tuple[int, ...]) -> None:
         """Spread all layers over these stages from the next request on, as fast as they now are."""

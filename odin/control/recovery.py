@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 _LOOK_S = 0.1
 """Seconds between looks at the stages while requests are under way."""
+_PATIENCE = 4.0
+"""So many times longer for one that would compute if it had its core."""
 _GIVE_UP_TIMES, _GIVE_UP_S = 20.0, 10.0
 """One that hangs for so many times the time after which it was taken for hung, and so long, is ended and replaced."""
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 30.0
@@ -76,6 +78,9 @@ class Stages(Protocol):
 
     def pid(self, stage: int) -> int:
         """Its process."""
+
+    def wants_core(self, stage: int) -> bool:
+        """Whether its process waits for its core or has it; as far as is known from here."""
 
     def regroup(self, stages: tuple[int, ...]) -> None:
         """Spread all layers over these stages, from the next request on."""
@@ -218,7 +223,10 @@ class Recovery:
         reading = _read(sender, self._chain_s[stage])
         state.begun = sender.readiness.words[BEGUN]
         if not state.hangs:
-            if state.watchdog.look(reading, now_s):
+            patient_s = _PATIENCE * state.watchdog.limit_s
+            if state.watchdog.look(reading, now_s) and (
+                state.watchdog.silent_s >= patient_s or not self._stages.wants_core(stage)
+            ):
                 self._note_hung(stage, state, now_s)
             return
         silent_s, limit_s = now_s - (state.lost_s or now_s), state.watchdog.limit_s
@@ -268,7 +276,9 @@ class Recovery:
             why = f"{state.attempts} processes one after the other did not start, or died soon"
         if why is not None:
             state.given_up = True
-            self._faults.tell(f"replacing stage {stage}", why, "the others serve without it")
+            self._faults.tell(
+                f"replacing stage {stage}", why, "it is given up, and the others serve without it", kind="end"
+            )
             return
         state.replacing = True
         state.attempts += 1
@@ -290,7 +300,7 @@ class Recovery:
             def failed() -> None:
                 state.replacing = False
                 state.next_try_s = self._clock() + self._backoff_s(state)
-                self._faults.tell(f"replacing stage {stage}", text, "it is tried again", silent=True)
+                self._faults.tell(f"replacing stage {stage}", text, "it is tried again", kind="failed", repeat="event")
 
             self._tell(failed)
         else:
