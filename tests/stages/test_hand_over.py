@@ -23,7 +23,8 @@ class Channel:
 
     def __init__(self) -> None:
         self.readiness = Readiness()
-        self.has_place = True
+        self.sent = self.readiness.take_word()
+        self.has_place = self.usable = True
         self.words = self.readiness.words
         self.is_free_in(math.inf)
 
@@ -32,7 +33,7 @@ class Channel:
 
     def is_free_in(self, seconds: float, *, waiting: int = 0) -> None:
         self.words[FREE_S], self.words[IDLE_SINCE_S] = NOW_S + seconds, math.inf
-        self.words[Readiness.word_of(0)], self.words[BEGUN] = 5.0 + waiting, 5.0
+        self.words[self.sent], self.words[BEGUN] = 5.0 + waiting, 5.0
 
 
 class Stage:
@@ -43,6 +44,7 @@ class Stage:
         self.channels = channels or tuple(Channel() for _ in parsed[index + 1 :])
         self.readiness = Readiness()
         self.words = self.readiness.words
+        assert self.readiness.take_word() == SENT
         self.hand_over = HandOver(
             index,
             baseline_s=[[1.0] * LAYERS] * (len(parsed) - 1) + [[2.0] * LAYERS],
@@ -229,7 +231,7 @@ def test_a_slow_stage_hands_over_what_is_sooner_done_elsewhere(layer_s, free_in_
     stage = SharingStage()
     channel = stage.channels[0]
     channel.is_idle() if free_in_s is None else channel.is_free_in(free_in_s)
-    stage.queue.count_sent(waiting)
+    stage.queue.note_sent(waiting)
     assert stage.run(layer_s=layer_s) == cut
 
 
@@ -241,7 +243,7 @@ def test_windows_that_do_not_let_all_begin_are_as_without_a_queue():
 
 def test_a_stage_leaves_new_requests_while_one_is_on_its_way_but_not_for_long():
     stage = SharingStage()
-    stage.queue.count_sent(1)
+    stage.queue.note_sent(1)
     assert not stage.hand_over.leaves(0.0)
     stage.words[SENT] += 1.0
     assert stage.hand_over.leaves(0.0)
@@ -251,18 +253,18 @@ def test_a_stage_leaves_new_requests_while_one_is_on_its_way_but_not_for_long():
 def test_a_stage_leaves_a_new_request_to_an_idle_one_that_is_much_faster_but_not_for_long():
     stage = SharingStage("@0-6|@0-6|@6", index=2)  # its layers take two seconds
     now_s = time.perf_counter()
-    stage.queue.count_sent(1)
+    stage.queue.note_sent(1)
     assert not stage.hand_over.leaves(0.0)
     stage.queue.tell(1, StageWords(now_s, now_s, 1.0))
     assert stage.hand_over.leaves(0.0)
     assert not stage.hand_over.leaves(1.0)  # it may hang
-    stage.queue.count_sent(1)
+    stage.queue.note_sent(2)
     assert not stage.hand_over.leaves(0.0)  # there is one for each
 
 
 def test_a_stage_that_counts_for_nothing_leaves_all_to_others_that_are_not_late():
     stage = SharingStage("@0-6|@0-6|@6", index=2)
-    stage.queue.count_sent(1)
+    stage.queue.note_sent(1)
     stage.hand_over._slowdown = 100.0
     stage.queue.tell(0, StageWords(math.inf, time.perf_counter() + 6.0, 1.0))
     assert stage.hand_over.leaves(1.0)

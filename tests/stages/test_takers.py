@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,14 +19,21 @@ LAYERS = 10
 """Of one second each."""
 
 
+def link_to(way: Way | None) -> Any:
+    """A sender to a stage that one other sends to."""
+    readiness = Readiness()
+    assert readiness.take_word() == SENT
+    return SimpleNamespace(way=way, readiness=readiness, has_place=True, usable=True)
+
+
 def far(*, delay_s: float = DELAY_S, byte_s: float = 0.0) -> tuple[Taker, memoryview[float], Way]:
     way = Way()
     way.delay_s = delay_s
     if byte_s:
         way.note_sent(0, 1, 0.0)
         way.note_heard(begun=1, since_s=0.0, others=0, turn_s=math.inf, now_s=2 * delay_s + byte_s)
-    link = SimpleNamespace(way=way, readiness=Readiness(), has_place=True)
-    taker = make_taker(1, link, [1.0] * LAYERS)  # type: ignore[arg-type]
+    link = link_to(way)
+    taker = make_taker(1, link, [1.0] * LAYERS)
     words = link.readiness.words
     words[IDLE_SINCE_S] = math.inf
     return taker, words, way
@@ -39,13 +47,13 @@ def better(taker: Taker, now_s: float, *, busy: bool, layer_s: float = 1.0, cut:
 
 
 def test_on_this_machine_the_words_are_what_counts():
-    link = SimpleNamespace(way=None, readiness=Readiness())
-    taker = make_taker(1, link, [1.0] * LAYERS)  # type: ignore[arg-type]
+    link = link_to(None)
+    taker = make_taker(1, link, [1.0] * LAYERS)
     words = link.readiness.words
     words[IDLE_SINCE_S], words[FREE_S], words[SLOWDOWN] = math.inf, 105.0, 2.0
     assert taker.seen(3, 1, 100.0, busy=True) == (False, 105.0, 2.0)
     assert not taker.waits(100.0)
-    words[SENT + 1] = 1.0
+    words[SENT] = 1.0
     assert taker.waits(100.0)
     words[BEGUN] = 1.0
     assert not taker.waits(100.0)
@@ -129,6 +137,7 @@ def test_hand_over_at_a_cut_over_a_way():
     taker, words, way = far(delay_s=1.0)
     words[FREE_S] = 2.5
     readiness = Readiness()
+    assert readiness.take_word() == SENT
     hand_over = HandOver(
         0,
         baseline_s=[[1.0] * LAYERS] * 2,
@@ -149,7 +158,7 @@ def test_hand_over_at_a_cut_over_a_way():
 
 
 def test_a_very_slow_stage_passes_a_request_on_as_it_is():
-    link = SimpleNamespace(way=None, readiness=Readiness(), has_place=True)
+    link = link_to(None)
     readiness, words = Readiness(), link.readiness.words
     hand_over = HandOver(
         0,
@@ -157,7 +166,7 @@ def test_a_very_slow_stage_passes_a_request_on_as_it_is():
         cost_s=[0.0] * (LAYERS + 1),
         cut_nbytes=[0] * (LAYERS + 1),
         readiness=readiness,
-        later={1: link},  # type: ignore[dict-item]
+        later={1: link},
     )
     takers = hand_over.takers_of(Reach.of(Windows.whole(stage_count=2, layer_count=LAYERS), 0, [1]))
     hand_over.begin(takers, 0, LAYERS, 0.0)
@@ -166,7 +175,7 @@ def test_a_very_slow_stage_passes_a_request_on_as_it_is():
     words[IDLE_SINCE_S], words[FREE_S] = math.inf, 100.0
     hand_over.begin(takers, 0, LAYERS, 0.0)
     assert not hand_over.passes_on(0, 0.0)  # it is busy for long
-    words[FREE_S], words[SENT + 1] = 0.5, 1.0
+    words[FREE_S], words[SENT] = 0.5, 1.0
     assert not hand_over.passes_on(0, 0.0)  # another one waits there
     words[BEGUN] = 1.0
     assert hand_over.passes_on(0, 0.0)
@@ -177,8 +186,8 @@ def test_one_that_was_slow_is_passed_by_and_given_a_request_again_after_a_while(
     if on_another_machine:
         taker, words, _ = far(delay_s=0.1)
     else:
-        link = SimpleNamespace(way=None, readiness=Readiness(), has_place=True)
-        taker, words = make_taker(1, link, [1.0] * LAYERS), link.readiness.words  # type: ignore[arg-type]
+        link = link_to(None)
+        taker, words = make_taker(1, link, [1.0] * LAYERS), link.readiness.words
     words[SLOWDOWN], words[IDLE_SINCE_S] = 30.0, 100.0
     tried_s = [now_s for now_s in range(100, 200) if better(taker, float(now_s), busy=True)]
     # five seconds are left here, and a layer there took 30: half of what is off 1 is forgotten in the time of the chain

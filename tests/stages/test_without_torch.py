@@ -56,7 +56,7 @@ stage.profile(list(store_arrays({"x": np.ones(4, np.float32)}).values()), 1, 2)
 address = stage.listen(1, 0, "").here
 answers = Listener()
 windows = Windows.of_plan(Plan((2,)))
-links = actor.Links(((GATEWAY, answers.address),), 1024, ((0.0, 0.0),), (0.0,) * 3, (16,) * 3, windows)
+links = actor.Links(((GATEWAY, answers.address),), 1024, ((0.0, 0.0),), (0.0,) * 3, (16,) * 3, windows, (0,))
 starting = threading.Thread(target=stage.start, args=(links,))
 starting.start()
 (sender,), (receiver,) = open_ends(

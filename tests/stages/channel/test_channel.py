@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from channels import KINDS, SPAWN, child, listen, numbers, open_pair, open_sender, pair, request
+from channels import KINDS, SPAWN, child, listen, numbers, open_pair, open_sender, pair, post, request
 from loads import wait_for
 from patience import PROMPT_S
 
 from odin.stages.channel.link import ChannelClosedError, Hello
 from odin.stages.channel.opening import Address, Listener, connect
+from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.wire import Failure, Header, Kind
 
 both_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -109,16 +110,18 @@ def test_what_does_not_fit_is_refused_and_costs_no_slot(kind: str):
 
 @both_kinds
 def test_without_credits_the_sender_decides_which_slot_is_free(kind: str):
-    with pair(kind, slots=3, credits=False) as (sender, receiver):
-        assert [sender.send(request(n), (numbers(n),)) for n in range(3)] == [0, 1, 2]
+    pool = SlotPool(3, 1024)
+    with pair(kind, slots=3, credits=False, pool=pool) as (sender, receiver):
+        assert [post(pool, sender, request(n), (numbers(n),)) for n in range(3)] == [0, 1, 2]
         messages = [receiver.receive() for _ in range(3)]
         for message in messages:
             message.release()
-        sender.release(2)
-        sender.release(0)
-        assert {sender.send(request(n), (numbers(n),)) for n in (3, 4)} == {0, 2}
+        assert not pool.free
+        pool.free.extend((2, 0))
+        assert {post(pool, sender, request(n), (numbers(n),)) for n in (3, 4)} == {0, 2}
         # slot 1 was never given back: its input is still there
         assert torch.equal(sender.memory.read(1, messages[1].header.tensors)[0], numbers(1))
+        assert [receiver.receive().header.request for _ in range(2)] == [3, 4]
 
 
 # -- closing ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from patience import PROMPT_S
 
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Sender
-from odin.stages.channel.wire import Header, Kind
+from odin.stages.channel.wire import GATEWAY, Kind
 
 BLOCKED_S = 0.2
 SENDERS = (("shm", "shm", "shm"), ("tcp", "tcp"), ("shm", "tcp", "shm", "tcp"))
@@ -67,7 +67,7 @@ def test_senders_take_turns():
 
 
 @many
-def test_a_goodbye_comes_once_all_have_said_it_and_each_is_answered_at_once(kinds: Sequence[str]):
+def test_at_the_gateway_a_goodbye_comes_once_all_have_said_it_and_each_is_answered_at_once(kinds: Sequence[str]):
     with inbox_of(kinds) as (senders, inbox), ThreadPoolExecutor(1) as pool:
         receiving = pool.submit(inbox.receive)
         for sender in senders[:-1]:
@@ -92,6 +92,92 @@ def test_a_loss_names_who_is_gone(kinds: Sequence[str], lost: int):
         with pytest.raises(ChannelClosedError) as caught:
             inbox.receive()
         assert caught.value.peer == lost
+        senders[1 - lost].send(request(4))  # nobody else is
+        assert inbox.receive().header.request == 4
+
+
+@many
+def test_each_loss_is_told_once_and_who_is_left_says_goodbye(kinds: Sequence[str]):
+    with inbox_of(kinds) as (senders, inbox), ThreadPoolExecutor(1) as pool:
+        for sender in senders[:-1]:
+            sender.close(graceful=False)
+        lost = set()
+        for _ in senders[:-1]:
+            with pytest.raises(ChannelClosedError) as caught:
+                inbox.receive()
+            lost.add(caught.value.peer)
+        assert lost == set(range(len(senders) - 1))
+        closing = pool.submit(senders[-1].close)
+        assert inbox.receive().header.kind is Kind.CLOSE
+        closing.result(PROMPT_S)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_all_of_them_lost_the_gateway_waits_for_another_one(kind: str):
+    with inbox_of((kind,)) as ((sender,), inbox), ThreadPoolExecutor(1) as pool:
+        sender.close(graceful=False)
+        with pytest.raises(ChannelClosedError):
+            inbox.receive()
+        receiving = pool.submit(inbox.receive)
+        with pytest.raises(TimeoutError):
+            receiving.result(BLOCKED_S)
+        again, receiver = open_pair(kind, sender=0)
+        inbox.add(receiver)
+        again.send(request(5))
+        assert receiving.result(PROMPT_S).header.request == 5
+        again.close(graceful=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_a_stage_only_the_gateways_goodbye_counts(kind: str):
+    with contextlib.ExitStack() as stack:
+        (gateway, first), (stage, second) = (open_pair(kind, sender=sender) for sender in (GATEWAY, 0))
+        inbox = Inbox([first, second])
+        for close in (inbox.close, gateway.close, stage.close):
+            stack.callback(close)
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        receiving = pool.submit(inbox.receive)
+        stage.close()  # is heard, and nothing more
+        with pytest.raises(TimeoutError):
+            receiving.result(BLOCKED_S)
+        closing = pool.submit(gateway.close)
+        assert receiving.result(PROMPT_S).header.kind is Kind.CLOSE
+        closing.result(PROMPT_S)
+
+
+@many
+def test_channels_come_while_a_thread_waits(kinds: Sequence[str]):
+    with inbox_of(kinds) as (_, inbox), ThreadPoolExecutor(1) as pool:
+        receiving = pool.submit(inbox.receive)
+        with pytest.raises(TimeoutError):
+            receiving.result(BLOCKED_S)
+        sender, receiver = open_pair("shm", sender=9)
+        inbox.add(receiver)
+        sender.send(request(9), (numbers(9),))
+        assert receiving.result(PROMPT_S).header.request == 9
+        sender.close(graceful=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_dropped_is_forgotten_with_all_that_it_had_sent_and_is_no_loss(kind: str):
+    with inbox_of((kind, kind)) as (senders, inbox):
+        for number in range(2):
+            senders[0].send(request(number), (numbers(number),))
+        inbox.drop(0)
+        senders[1].send(request(7))
+        assert inbox.receive().header.request == 7
+        with pytest.raises(ChannelClosedError):
+            while True:
+                senders[0].send(request(2), (numbers(2),))
+
+
+def test_what_is_added_to_a_closed_inbox_is_closed():
+    with inbox_of(("shm",)) as (_, inbox):
+        inbox.close()
+        sender, receiver = open_pair("shm", sender=1)
+        inbox.add(receiver)
+        assert receiver.fileno() == -1
+        sender.close(graceful=False)
 
 
 @pytest.mark.parametrize("kinds", [*SENDERS, ("shm",), ("tcp",)], ids="+".join)
@@ -125,20 +211,6 @@ def test_a_message_that_was_received_is_no_message_any_more(kind: str):
             sender.send(request(number))
             receiving.result(PROMPT_S)
             assert not inbox.has_message
-
-
-def test_who_lost_another_is_not_gone():
-    # Stage 2 had died, stage 1 had seen that stage 0 ended for it, and stage 0 was named.
-    with inbox_of(("shm", "shm", "shm")) as (senders, inbox):
-        senders[0].send(Header(Kind.LOST, 2))
-        senders[2].close(graceful=False)
-        senders[0].close(graceful=False)
-        assert inbox.cause_of_loss(0) == 2
-    with inbox_of(("shm", "shm")) as (senders, inbox):
-        senders[0].send(Header(Kind.LOST, 1))
-        senders[1].send(Header(Kind.LOST, 0))
-        assert inbox.cause_of_loss(0) == 0
-        assert inbox.cause_of_loss(5) == 5
 
 
 def open_descriptors() -> int:

@@ -18,7 +18,7 @@ from patience import PROMPT_S
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import Receiver, Sender
 from odin.stages.channel.opening import Listener, connect
-from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SENT, SLOWDOWN, Readiness
+from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SLOWDOWN, WORKING, Readiness
 from odin.stages.channel.way import Sent, Way
 from odin.stages.channel.wire import GATEWAY, Header, Kind
 
@@ -80,15 +80,15 @@ def test_a_request_is_under_way_until_it_is_heard_to_have_begun():
 
 def test_what_is_no_request_is_not_under_way():
     with far_pair() as (sender, receiver, _):
-        sender.send(Header(Kind.LOST, 7))
-        assert receiver.receive().header.kind is Kind.LOST
+        sender.send(Header(Kind.RETURNED, 7))
+        assert receiver.receive().header.kind is Kind.RETURNED
         assert sender.way is not None
         assert sender.way.underway == ()
 
 
 def test_those_who_wait_from_other_senders_are_told():
     with far_pair() as (sender, receiver, readiness):
-        readiness.words[SENT + 2] = 1.0  # stage 1, on the receiver's machine, has sent one
+        readiness.words[readiness.take_word()] = 1.0  # stage 1, on the receiver's machine, has sent one
         receiver.tell_readiness()
         assert sender.way is not None
         wait_for(lambda: sender.way.others == 1, what="it is told")
@@ -118,11 +118,27 @@ def test_between_layers_only_news_is_told(monkeypatch):
         assert sender.readiness.words[SLOWDOWN] == 4.0
 
 
-def test_the_gateway_is_told_nothing():
-    with far_pair(sender=GATEWAY) as (_, receiver, _):
-        assert not Inbox([receiver]).tells
+def test_the_gateway_is_told_what_is_computed_but_nothing_between_layers():
+    with far_pair(sender=GATEWAY) as (sender, receiver, readiness):
+        inbox, told = Inbox([receiver]), sender.readiness.words
+        assert not inbox.tells
+        readiness.words[WORKING], readiness.words[IDLE_SINCE_S] = 7.0, math.inf
+        inbox.tell_readiness()
+        wait_for(lambda: told[WORKING] == 7.0, what="it is told")
+        readiness.words[IDLE_SINCE_S] = time.perf_counter()  # a GPU may not have finished, which nobody would tell
+        inbox.tell_readiness()
+        wait_for(lambda: told[WORKING] == -1.0, what="it is told")
     with far_pair(sender=0) as (_, receiver, _):
         assert Inbox([receiver]).tells
+
+
+def test_stages_that_do_not_look_at_this_one_are_told_nothing():
+    with far_pair(sender=0) as (_, receiver, _):
+        inbox = Inbox([receiver])
+        for stages, told in (((1,), False), ((0,), True)):
+            inbox.tell_to(stages)
+            assert not inbox.has_message
+            assert inbox.tells is told
 
 
 # -- what a sender learns, on a clock of its own ----------------------------------------------------------------------

@@ -13,14 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from channels import numbers, open_pair, request
+from channels import numbers, open_pair, pair, post, request
+from interruptions import interrupt_often
 from patience import PROMPT_S
 
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Sender
-from odin.stages.channel.shared_queue import NewRequest, SharedQueue, StageWords
-from odin.stages.channel.shm import SlotPool
-from odin.stages.channel.wire import GATEWAY, Kind
+from odin.stages.channel.pool import SlotPool
+from odin.stages.channel.readiness import BEGUN, Readiness, waiting
+from odin.stages.channel.shared_queue import NewRequest, QueueEnd, SharedQueue, StageWords
+from odin.stages.channel.wire import GATEWAY, Header, Kind
 
 BLOCKED_S = 0.2
 
@@ -29,10 +31,9 @@ BLOCKED_S = 0.2
 def shared(stages: int = 2, slots: int = 4) -> Iterator[tuple[SharedQueue, list[Sender], list[Inbox]]]:
     """The gateway's ends, and those of the stages."""
     pool = SlotPool(slots, 1024)
-    queue = SharedQueue(pool.memory, pool.free, stages=stages)
+    queue = SharedQueue(stages=stages)
+    QUEUES[queue] = pool
     pairs = [open_pair("shm", slots=slots, credits=False, pool=pool, queue=queue) for _ in range(stages)]
-    pool.close_descriptor()
-    queue.close_descriptors()
     inboxes = [Inbox([receiver]) for _, receiver in pairs]
     try:
         yield queue, [sender for sender, _ in pairs], inboxes
@@ -42,6 +43,20 @@ def shared(stages: int = 2, slots: int = 4) -> Iterator[tuple[SharedQueue, list[
             sender.close(graceful=False)
         for inbox in inboxes:
             inbox.close()
+        pool.close()
+        del QUEUES[queue]
+
+
+QUEUES: dict[SharedQueue, SlotPool] = {}
+"""With the slots of each."""
+
+
+def send(queue: SharedQueue, header: Header, tensors: tuple[torch.Tensor, ...] = ()) -> int:
+    """Send a request with tensors from a free slot, or one without."""
+    if not tensors:
+        queue.post(header)
+        return 0
+    return post(QUEUES[queue], queue, header, tensors)
 
 
 def test_each_request_is_taken_once_with_its_tensors_and_counted():
@@ -57,17 +72,17 @@ def test_each_request_is_taken_once_with_its_tensors_and_counted():
                 seen.append((stage, message.header.request))
                 message.release()  # the slot is the gateway's
                 with lock:
-                    queue.release(message.header.slot)
+                    QUEUES[queue].free.append(message.header.slot)
                 free.release()
 
         taking = [pool.submit(take, stage) for stage in range(3)]
         for number in range(count):
             assert free.acquire(timeout=PROMPT_S)
             with lock:  # as the gateway has one
-                queue.send(request(number), (numbers(number),))
+                send(queue, request(number), (numbers(number),))
         for number in range(3):
             with lock:
-                queue.send(request(count + number))
+                send(queue, request(count + number))
         for done in taking:
             done.result(PROMPT_S)
         assert sorted(number for _, number in seen) == list(range(count))
@@ -77,7 +92,7 @@ def test_each_request_is_taken_once_with_its_tensors_and_counted():
 def test_what_waits_is_seen_by_all_and_stages_that_stand_still_take_nothing():
     with shared(3) as (queue, _, inboxes):
         for number in range(4):
-            queue.send(request(number), (numbers(number),))
+            send(queue, request(number), (numbers(number),))
         assert [inbox.queue.words.waiting for inbox in inboxes] == [4, 4, 4]
         assert [inboxes[2].receive(stage=2).header.request for _ in range(3)] == [0, 1, 2]
         assert [inbox.queue.words.waiting for inbox in inboxes] == [1, 1, 1]
@@ -87,7 +102,7 @@ def test_what_waits_is_seen_by_all_and_stages_that_stand_still_take_nothing():
 
 def test_a_stage_that_was_not_quick_enough_goes_on_waiting():
     with shared(2) as (queue, _, inboxes):
-        queue.send(request(0))
+        send(queue, request(0))
         first, second = (inbox.queue for inbox in inboxes)
         assert first.take(0).header.request == 0
         assert second.take(1) is None
@@ -96,20 +111,20 @@ def test_a_stage_that_was_not_quick_enough_goes_on_waiting():
 
 def test_channels_come_before_the_queue():
     with shared(2) as (queue, (sender, _), (inbox, _)):
-        queue.send(request(0))
-        sender.send(request(1))
+        send(queue, request(0))
+        sender.post(request(1))
         assert [inbox.receive().header.request for _ in range(2)] == [1, 0]
 
 
 def test_what_is_left_to_others_is_asked_for_again_and_other_channels_are_heard_meanwhile():
     with shared(2) as (queue, (sender, _), (inbox, _)):
-        queue.send(request(0))
+        send(queue, request(0))
         waited_s: list[float] = []
 
         def leaves(for_s: float) -> bool:
             waited_s.append(for_s)
             if len(waited_s) == 2:
-                sender.send(request(1))
+                sender.post(request(1))
             return len(waited_s) < 4
 
         assert inbox.receive(leaves=leaves).header.request == 1
@@ -120,20 +135,20 @@ def test_what_is_left_to_others_is_asked_for_again_and_other_channels_are_heard_
 def test_rest_is_called_once_before_a_wait_and_not_if_a_request_waits():
     with shared(2) as (queue, _, (inbox, _)), ThreadPoolExecutor(1) as pool:
         rested: list[int] = []
-        queue.send(request(0))
+        send(queue, request(0))
         inbox.receive(lambda: rested.append(0))
         assert rested == []
         resting = threading.Event()
         receiving = pool.submit(inbox.receive, resting.set)
         assert resting.wait(PROMPT_S)
-        queue.send(request(1))
+        send(queue, request(1))
         assert receiving.result(PROMPT_S).header.request == 1
 
 
 def test_goodbyes_come_after_all_that_waits():
     with shared(2) as (queue, senders, inboxes), ThreadPoolExecutor(2) as pool:
         for number in range(3):
-            queue.send(request(number), (numbers(number),))
+            send(queue, request(number), (numbers(number),))
         queue.goodbyes = senders[1:]
         closing = pool.submit(queue.close)
         assert inboxes[1]._channels.poll(1e3 * PROMPT_S)  # it is there before what waits is taken
@@ -160,44 +175,80 @@ def test_a_gateway_that_is_gone_is_named_and_a_waiting_stage_wakes():
             assert error.peer == GATEWAY
 
 
-def test_one_stage_that_ends_does_not_end_it_for_the_others_and_the_last_does():
+def test_stages_may_all_end_and_one_that_comes_later_takes_what_waits():
     with shared(2) as (queue, _, (first, second)):
         first.close()
-        queue.send(request(0), (numbers(0),))
-        assert second.receive().header.request == 0
+        send(queue, request(0), (numbers(0),))
+        assert second.receive(stage=1).header.request == 0
         second.close()
-        with pytest.raises(ChannelClosedError, match="all stages are gone"):
-            queue.send(request(1), (numbers(1),))
+        send(queue, request(1), (numbers(1),))
+        sender, receiver = open_pair("shm", slots=4, credits=False, pool=QUEUES[queue], queue=queue)
+        inbox = Inbox([receiver])
+        assert torch.equal(inbox.receive(stage=0).tensors[0], numbers(1))
+        assert queue.words.waiting == 0
+        sender.close(graceful=False)
+        inbox.close()
+        queue.close(graceful=False)
+        with pytest.raises(ChannelClosedError, match="the queue was closed"):
+            send(queue, request(2), (numbers(2),))
 
 
-def test_a_signal_handlers_exception_says_whether_the_request_has_left(monkeypatch: pytest.MonkeyPatch):
-    with shared(1) as (queue, _, (inbox,)):
-        write = queue._posting._memory.write
+def test_a_stage_that_dies_before_it_has_counted_what_it_took_leaves_no_trace():
+    with shared(2) as (queue, _, (first, second)):
+        for number in range(3):
+            send(queue, request(number))
+        assert first.queue._connection.recv(1000)  # and it dies
+        assert queue.words.waiting == 3
+        assert second.receive(stage=1).header.request == 1
+        assert queue.words.waiting == 1
 
-        def interrupted(*arguments: object) -> None:
-            raise KeyboardInterrupt
 
-        monkeypatch.setattr(queue._posting._memory, "write", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            queue.send(request(0), (numbers(0),))
-        assert (queue.sent(0), queue.words.waiting) == (None, 0)
-        monkeypatch.setattr(queue._posting._memory, "write", write)
-        slot = queue.send(request(1), (numbers(1),))
-        assert (queue.sent(1), queue.words.waiting) == (slot, 1)
-        assert inbox.receive().header.request == 1
+def test_a_stage_that_is_gone_or_hangs_is_left_nothing():
+    with shared(2) as (queue, _, (first, _)):
+        first.queue.words.tell(0, StageWords(2.0, 3.0, 4.0))
+        queue.forget(0)
+        assert queue.words.told() == [StageWords(math.inf, math.inf, 1.0)] * 2
+
+
+@pytest.mark.parametrize("by_queue", [True, False], ids=["queue", "channel"])
+def test_counts_are_right_whatever_a_signals_handler_interrupts(by_queue: bool):
+    readiness = Readiness()
+    with pair("shm", credits=False, readiness=readiness, pool=SlotPool(2, 64)) as (sender, receiver):
+        queue = SharedQueue(stages=1)
+        way, inbox = queue if by_queue else sender, Inbox([receiver])
+        end = QueueEnd(sender.memory, *map(os.dup, queue.descriptors))
+        seen = 0
+
+        def take_all() -> None:
+            nonlocal seen
+            taken = end.take(0) if by_queue else inbox.receive() if inbox.has_message else None
+            while taken is not None:
+                seen += 1
+                if not by_queue:
+                    readiness.words[BEGUN] += 1.0
+                taken = end.take(0) if by_queue else inbox.receive() if inbox.has_message else None
+                way.push()
+
+        for _ in range(20):
+            interrupt_often(lambda: way.post(request(0)), times=5)
+            way.push()
+            take_all()
+            assert (queue.words.waiting if by_queue else waiting(readiness.words)) == 0
+        assert seen > 0
+        end.close()
+        queue.close()
 
 
 def test_sending_does_not_wait_however_long_nobody_takes():
     with shared(1, slots=4) as (queue, _, (inbox,)):
         count = 5000  # small headers, more than a socket holds
         for number in range(count):
-            queue.send(request(number))
+            send(queue, request(number))
         assert queue.words.waiting == count
-        slot = queue.send(request(count), (numbers(count),))
+        send(queue, request(count), (numbers(count),))
         seen = [inbox.receive().header.request for _ in range(10)]
-        queue.release(slot)  # as with each answer: what there was no room for follows
         while len(seen) <= count:
-            queue._posting.push()
+            queue.push()  # as with each answer: what there was no room for follows
             seen.append(inbox.receive().header.request)
         assert seen == list(range(count + 1))
         assert queue.words.waiting == 0
@@ -225,7 +276,7 @@ def test_nothing_stays_open():
     before = open_descriptors()
     for _ in range(3):
         with shared() as (queue, senders, inboxes):
-            queue.send(request(0), (numbers(0),))
+            send(queue, request(0), (numbers(0),))
             inboxes[1].receive().release()
         del queue, senders, inboxes
     assert open_descriptors() == before

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from channels import numbers, open_pair, request
+from channels import KINDS, numbers, open_pair, pair, request
 from patience import PROMPT_S
 
 from odin.stages.channel.link import ChannelClosedError, Receiver, Sender
-from odin.stages.channel.shm import SlotPool
+from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.wire import GATEWAY
 
 BLOCKED_S = 0.2
@@ -91,23 +91,37 @@ def test_whoever_waits_gets_a_slot_that_another_channel_gives_back():
         assert other.receive().header.request == 2
 
 
-def test_a_receiver_that_died_with_the_slots_is_named_and_not_the_one_to_be_sent_to():
-    # The stage that waited for a slot named the one that it was sending to.
-    with pooled(2, 2, 2) as (_, (first, second), (receiver, _)):
+def test_slots_of_a_receiver_that_died_are_for_the_others():
+    with pooled(2, 2, 2) as (pool, (first, second), (receiver, other)):
         for number in range(2):
             first.send(request(number), (numbers(number),))
+        assert not second.has_place
         receiver.close()
-        assert second.has_place  # it need not wait: there will be an error
+        assert second.has_place
+        assert (first.usable, first.owed, len(pool.free), pool.senders) == (False, set(), 2, [second])
+        second.send(request(2), (numbers(2),))
+        assert other.receive().header.request == 2
         with pytest.raises(ChannelClosedError, match="the next stage is gone") as caught:
-            second.send(request(2), (numbers(2),))
+            first.send(request(3), (numbers(3),))
         assert caught.value.peer == 1
 
 
-def test_a_receiver_that_dies_wakes_who_waits_for_its_slots():
-    with pooled(2, 2, 2) as (_, (first, second), (receiver, _)), ThreadPoolExecutor(1) as thread:
+def test_a_receiver_that_dies_leaves_its_slots_to_who_waits():
+    with pooled(2, 2, 2) as (_, (first, second), (receiver, other)), ThreadPoolExecutor(1) as thread:
         for number in range(2):
             first.send(request(number), (numbers(number),))
         waiting = thread.submit(second.send, request(2), (numbers(2),))
+        with pytest.raises(TimeoutError):
+            waiting.result(BLOCKED_S)
+        receiver.close()
+        waiting.result(PROMPT_S)
+        assert other.receive().header.request == 2
+
+
+def test_who_waits_for_a_receiver_that_dies_is_woken():
+    with pooled(2, 1, 1) as (_, (first, _), (receiver, _)), ThreadPoolExecutor(1) as thread:
+        first.send(request(0), (numbers(0),))
+        waiting = thread.submit(first.send, request(1), (numbers(1),))
         with pytest.raises(TimeoutError):
             waiting.result(BLOCKED_S)
         receiver.close()
@@ -116,16 +130,74 @@ def test_a_receiver_that_dies_wakes_who_waits_for_its_slots():
         assert error.peer == 1
 
 
-def test_who_waits_for_a_slot_is_woken_by_closing():
-    with pooled(1, 1, 1) as (_, (first, second), _), ThreadPoolExecutor(1) as thread:
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_waits_for_a_receiver_that_hangs_is_woken_when_it_is_abandoned(kind: str):
+    with pair(kind, slots=1, receiver=7) as (sender, receiver), ThreadPoolExecutor(1) as thread:
+        if kind == "tcp":
+            slot = sender._take_slot()
+        else:
+            sender.send(request(0), (numbers(0),))
+        waiting = thread.submit(sender.send, request(1), (numbers(1),))
+        with pytest.raises(TimeoutError):
+            waiting.result(BLOCKED_S)
+        sender.abandon()
+        error = waiting.exception(PROMPT_S)
+        assert isinstance(error, ChannelClosedError)
+        assert error.peer == 7
+        assert not (sender.usable or sender.has_place)
+        with pytest.raises(ChannelClosedError, match="not to be sent to at present"):
+            sender.send(request(2), (numbers(2),))
+        sender.resume()
+        sender._give_back(slot) if kind == "tcp" else receiver.receive().release()
+        assert sender.has_place
+        sender.send(request(3), (numbers(3),))
+        assert receiver.receive().header.request == 3
+
+
+def test_others_are_sent_to_while_one_is_abandoned_and_it_keeps_its_slots_until_it_ends():
+    with pooled(3, 2, 2) as (pool, (first, second), (receiver, other)):
+        for number in range(2):
+            first.send(request(number), (numbers(number),))
+        first.abandon()
+        second.send(request(2), (numbers(2),))
+        assert other.receive().header.request == 2
+        assert not second.has_place
+        receiver.close()
+        assert second.has_place
+        first.resume()
+        assert not first.usable
+
+
+def test_a_sender_comes_later_and_closing_one_frees_its_slots_for_who_waits():
+    with pooled(1, 1) as (pool, (first,), _), ThreadPoolExecutor(1) as thread:
         first.send(request(0), (numbers(0),))
+        second, receiver = open_pair("shm", slots=1, sender=0, receiver=5, pool=pool)
         waiting = thread.submit(second.send, request(2), (numbers(2),))
         with pytest.raises(TimeoutError):
             waiting.result(BLOCKED_S)
-        first.close(graceful=False)
-        assert isinstance(waiting.exception(PROMPT_S), ChannelClosedError)
+        first.close(graceful=False)  # by another thread than the one that sends
+        waiting.result(PROMPT_S)
+        assert receiver.receive().header.request == 2
+        assert first.fileno() == -1
         with pytest.raises(ChannelClosedError, match="the channel was closed"):
-            second.send(request(3), (numbers(3),))  # and does not wait for what cannot come
+            first.send(request(3), (numbers(3),))
+        second.close(graceful=False)
+        receiver.close()
+
+
+def test_a_forced_send_leaves_the_last_slot_for_answers_as_well():
+    with (
+        pooled(2, 2, 2, receivers=(1, GATEWAY)) as (_, (first, answers), (receiver, gateway)),
+        ThreadPoolExecutor(1) as thread,
+    ):
+        first.send(request(0), (numbers(0),))
+        waiting = thread.submit(first.send, request(1), (numbers(1),))
+        with pytest.raises(TimeoutError):
+            waiting.result(BLOCKED_S)
+        receiver.receive().release()
+        waiting.result(PROMPT_S)
+        answers.send(request(2), (numbers(2),))
+        assert gateway.receive().header.request == 2
 
 
 def test_what_does_not_fit_gives_its_slot_back():

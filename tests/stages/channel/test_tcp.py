@@ -86,8 +86,8 @@ def test_closing_wakes_a_receiver_that_waits_for_a_slot_and_one_that_sends():
 
 
 def test_closing_the_sender_wakes_a_thread_that_waits_for_a_slot():
-    with pair("tcp", slots=1, slot_nbytes=64, credits=False) as (sender, _), ThreadPoolExecutor(1) as pool:
-        sender.send(request(0), (numbers(0, 1),))
+    with pair("tcp", slots=1, slot_nbytes=64) as (sender, _), ThreadPoolExecutor(1) as pool:
+        sender._take_slot()
         waiting = pool.submit(sender.send, request(1), (numbers(1, 1),))
         sender.close(graceful=False)
         with pytest.raises(ChannelClosedError, match="the channel was closed"):
@@ -147,7 +147,7 @@ def garbled_frame(meta: TensorMeta) -> bytes:
     ("data", "message"),
     [
         (struct.pack("<I", 2**31) + bytes(100), "header of 2147483648 bytes; at most 262144"),
-        (struct.pack("<I", 60) + bytes(60), "begins with 0x0000 version 0"),
+        (struct.pack("<I", 80) + bytes(80), "begins with 0x0000 version 0"),
         (garbled_frame(TensorMeta(0, 0, 2048, (512,), (1,))), "2048 bytes at offset 0 is outside a slot of 448"),
         (garbled_frame(TensorMeta(0, 0, 64, (512,), (1,))), "reaches beyond its 64 bytes"),
     ],
