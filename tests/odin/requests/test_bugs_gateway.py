@@ -30,7 +30,7 @@ from odin.requests.replies import outcome_of
 from odin.stages import loop
 from odin.stages.channel import shm
 from odin.stages.channel.wire import Header, Kind
-from odin.stages.loop import RECALLED
+from odin.stages.loop import DEADLINE
 
 
 def by_and_by() -> float:

@@ -14,19 +14,19 @@ import torch
 from channels import KINDS, numbers, open_pair
 from patience import PROMPT_S
 
-from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError, StageLostError
+from odin.errors import DeadlineExceededError, LayerFailedError, PipelineClosedError, StageLostError
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.partitioner.plan import Plan
 from odin.requests.gateway import Gateway, GatewayCounts
+from odin.requests.inlet import Inlet
 from odin.stages.channel import shm, tcp
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Message, Receiver, Sender
+from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.wire import Failure, Header, Kind
 from odin.stages.loop import DEADLINE
 
 BLOCKED_S = 0.2
-LAST = 3
-"""Index of the stage that answers."""
 
 
 class Stage(NamedTuple):
@@ -36,10 +36,15 @@ class Stage(NamedTuple):
     receiver: Receiver
     sender: Sender
     timelines: list[RequestTimeline]
-    losses: list[int | None]
+    gone: list[int]
 
     def take(self) -> Message:
-        return self.receiver.receive()
+        while (message := self.receiver.receive()).header.kind is Kind.REQUEST and not message.wanted:
+            message.release()  # as a stage does
+        header = message.header
+        if header.kind is Kind.REQUEST and self.receiver.within_machine:  # as a stage says that it has begun
+            self.receiver.memory.set_holder(header.home, header.request, header.attempt, 0)
+        return message
 
     def answer(self, message: Message, *values: torch.Tensor, timings: bytes = b"") -> None:
         self.sender.send(message.header._replace(tensors=(), timings=timings), values or message.tensors)
@@ -62,26 +67,22 @@ class Stage(NamedTuple):
 
 @contextlib.contextmanager
 def gateway_and_stage(*, max_in_flight: int = 2, kind: str = "shm", clock=None) -> Iterator[Stage]:
-    gateway_out, stage_in = open_pair(kind, slots=max_in_flight, credits=False)
-    stage_out, gateway_in = open_pair(kind, slots=2, sender=LAST)
+    pool = SlotPool(max_in_flight, 1024)
+    gateway_out, stage_in = open_pair(kind, slots=max_in_flight, credits=False, pool=pool, receiver=0)
+    stage_out, gateway_in = open_pair(kind, slots=2, sender=0)
     timelines: list[RequestTimeline] = []
-    losses: list[int | None] = []
-
-    def describe_loss(stage: int | None) -> OdinError:
-        losses.append(stage)
-        return StageLostError(f"stage {stage} is gone", stage)
-
+    gone: list[int] = []
     options = {"clock": clock} if clock else {}
     gateway = Gateway(
-        gateway_out,
+        Inlet(pool, {0: gateway_out}),
         Inbox([gateway_in]),
         plan=Plan((1,)),
-        describe_loss=describe_loss,
         on_result=timelines.append,
+        on_gone=gone.append,
         **options,
     )
     try:
-        yield Stage(gateway, stage_in, stage_out, timelines, losses)
+        yield Stage(gateway, stage_in, stage_out, timelines, gone)
     finally:
         stage_in.close()
         stage_out.close(graceful=False)
@@ -157,10 +158,10 @@ def test_a_finished_request_has_a_timeline_before_its_future_is_done():
 def test_requests_carry_the_newest_epoch():
     with gateway_and_stage(max_in_flight=3) as stage:
         stage.gateway.submit((numbers(0),))
-        stage.gateway.switch(1, Plan((0, 1)))
+        stage.gateway.switch(1, Plan((1, 0)))
         stage.gateway.submit((numbers(1),))
         assert [stage.take().header.epoch for _ in range(2)] == [0, 1]
-        assert (stage.gateway.epoch, stage.gateway.plan) == (1, Plan((0, 1)))
+        assert (stage.gateway.epoch, stage.gateway.plan) == (1, Plan((1, 0)))
 
 
 def test_an_input_stays_in_its_slot_until_the_result_is_there():
@@ -200,39 +201,21 @@ def test_failures_reach_exactly_the_right_futures():
         check_every_permit_is_back(stage, 4)
 
 
-@pytest.mark.parametrize("index", [0, 2])
-def test_a_lost_stage_fails_everything_under_way_and_to_come(index: int):
+def test_what_fails_for_good_fails_everything_under_way_and_to_come():
     with gateway_and_stage(max_in_flight=2) as stage, ThreadPoolExecutor(1) as pool:
         futures = [stage.gateway.submit((numbers(number),)) for number in range(2)]
         waiting = pool.submit(stage.gateway.submit, (numbers(2),))
-        stage.sender.send(Header(Kind.LOST, index))
+        while not stage.gateway._line:
+            assert not waiting.done()
+        stage.gateway.fail(StageLostError("all stages are lost"))
         for future in (*futures, waiting):
             assert isinstance(settled(future), StageLostError)
-            assert settled(future).stage == index
         for refuse in (lambda: stage.gateway.submit((numbers(3),)), stage.gateway.check_open):
-            with pytest.raises(StageLostError, match=f"stage {index} is gone"):
+            with pytest.raises(StageLostError, match="all stages are lost"):
                 refuse()
         with pytest.raises(StageLostError):
             stage.gateway.enqueue((numbers(3),))
-        assert stage.losses == [index]
         assert stage.gateway.counts() == GatewayCounts(completed=0, failed=2, in_flight=0)
-
-
-def test_a_loss_that_nobody_announces_is_noticed_too():
-    with gateway_and_stage() as stage:
-        future = stage.gateway.submit((numbers(0),))
-        stage.sender.close(graceful=False)
-        assert isinstance(settled(future), StageLostError)
-        assert stage.losses == [LAST]
-
-
-def test_a_request_that_cannot_be_sent_any_more_fails_with_the_reason_from_the_other_end():
-    with gateway_and_stage() as stage:
-        stage.receiver.close()
-        future = stage.gateway.submit((numbers(0),))
-        assert not future.done()
-        stage.sender.send(Header(Kind.LOST, 0))
-        assert settled(future).stage == 0
 
 
 def test_what_does_not_fit_is_refused_and_costs_no_permit():
@@ -384,7 +367,7 @@ def test_close_lets_requests_finish_and_refuses_new_ones(kind: str, monkeypatch:
         ] * 2
         stage.gateway.close()
         assert stage.gateway.counts() == GatewayCounts(completed=2, failed=0, in_flight=0)
-        assert stage.losses == []
+        assert stage.gone == []
 
 
 def test_close_without_drain_fails_what_is_under_way():
@@ -392,20 +375,20 @@ def test_close_without_drain_fails_what_is_under_way():
         futures = [stage.gateway.submit((numbers(number),)) for number in range(2)]
         stage.gateway.close(drain=False)
         assert [type(settled(future)) for future in futures] == [PipelineClosedError] * 2
-        assert stage.losses == []
+        assert stage.gone == []
         for _ in range(2):
             stage.take()
         with pytest.raises(ChannelClosedError):
             stage.take()
 
 
-def test_a_stage_lost_while_draining_is_the_reason_that_callers_see():
+def test_all_stages_lost_while_draining_is_the_reason_that_callers_see():
     with gateway_and_stage(max_in_flight=1) as stage, ThreadPoolExecutor(1) as pool:
         future = stage.gateway.submit((numbers(0),))
         closing = pool.submit(stage.gateway.close)
         while not stage.gateway._draining:
             assert not closing.done()
-        stage.sender.send(Header(Kind.LOST, 1))
+        stage.gateway.fail(StageLostError("all stages are lost"))
         assert isinstance(settled(future), StageLostError)
         stage.receiver.close()
         closing.result(PROMPT_S)

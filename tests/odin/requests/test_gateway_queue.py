@@ -14,16 +14,16 @@ from channels import numbers, open_pair
 from interruptions import interrupt_often
 from patience import PROMPT_S
 
-from odin.errors import DeadlineExceededError, OdinError, PipelineClosedError, StageLostError
+from odin.errors import DeadlineExceededError, PipelineClosedError
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
 from odin.requests.gateway import Gateway
+from odin.requests.inlet import Inlet
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Message, Sender
+from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.shared_queue import NewRequest, SharedQueue
-from odin.stages.channel.shm import SlotPool
 from odin.stages.channel.wire import Failure, Kind
-from odin.stages.loop import RECALLED
 
 STAGES = 2
 PLAN = Plan((2, 4))
@@ -36,9 +36,14 @@ class Stages(NamedTuple):
     gateway: Gateway
     inboxes: list[Inbox]
     senders: list[Sender]
+    gone: list[int]
 
     def take(self, stage: int) -> Message:
-        return self.inboxes[stage].receive(stage=stage)
+        message = self.inboxes[stage].receive(stage=stage)
+        header, home = message.header, self.inboxes[stage].home
+        if header.kind is Kind.REQUEST and home is not None:  # as a stage says that it has begun
+            home.set_holder(header.home, header.request, header.attempt, stage)
+        return message
 
     def answer(self, stage: int, message: Message, failure: Failure | None = None) -> None:
         header, values = message.header._replace(tensors=()), message.tensors
@@ -60,27 +65,22 @@ class Stages(NamedTuple):
 
 
 @contextlib.contextmanager
-def gateway_and_stages(windows: Windows = WHOLE, slots: int = 3) -> Iterator[Stages]:
+def gateway_and_stages(windows: Windows = WHOLE, slots: int = 3, *, shares: bool = True) -> Iterator[Stages]:
     pool = SlotPool(slots, 1024)
-    queue = SharedQueue(pool.memory, pool.free, stages=STAGES)
-    pairs = [open_pair("shm", slots=slots, credits=False, pool=pool, queue=queue) for _ in range(STAGES)]
+    queue = SharedQueue(stages=STAGES) if shares else None
+    pairs = [
+        open_pair("shm", slots=slots, credits=False, pool=pool, queue=queue, receiver=stage) for stage in range(STAGES)
+    ]
     answers = [open_pair("shm", sender=stage) for stage in range(STAGES)]
-    pool.close_descriptor()
-    queue.close_descriptors()
-    queue.goodbyes = [sender for sender, _ in pairs[1:]]
-
-    def describe_loss(stage: int | None) -> OdinError:
-        return StageLostError(f"stage {stage} is gone", stage)
-
+    gone: list[int] = []
     gateway = Gateway(
-        pairs[0][0],
+        Inlet(pool, {stage: sender for stage, (sender, _) in enumerate(pairs)}, queue),
         Inbox([receiver for _, receiver in answers]),
-        queue=queue,
         plan=PLAN,
         windows=windows,
-        describe_loss=describe_loss,
+        on_gone=gone.append,
     )
-    stages = Stages(gateway, [Inbox([receiver]) for _, receiver in pairs], [sender for sender, _ in answers])
+    stages = Stages(gateway, [Inbox([receiver]) for _, receiver in pairs], [sender for sender, _ in answers], gone)
     try:
         yield stages
     finally:
@@ -100,7 +100,6 @@ def test_any_stage_takes_a_request_and_slots_come_back_whoever_answers():
             stages.answer(number % STAGES, message)
             assert torch.equal(future.result(PROMPT_S)[0], numbers(number))
         assert stages.gateway._free == 3
-        assert sorted(stages.gateway._sender._pool.free) == [0, 1, 2]
 
 
 def test_requests_go_to_the_first_stage_where_a_plan_says_so_and_back_to_all_after_it():
@@ -126,13 +125,13 @@ def test_requests_go_to_the_first_stage_where_a_plan_says_so_and_back_to_all_aft
                 stages.answer(0, message)
         for number, future in enumerate(futures):
             assert torch.equal(future.result(PROMPT_S)[0], numbers(number))
-        assert sorted(stages.gateway._sender._pool.free) == [0, 1, 2]
+        assert stages.gateway._free == 3
 
 
 def test_the_bound_holds_and_who_waits_follows_when_an_answer_is_there():
     with gateway_and_stages() as stages:
         futures = [stages.gateway.enqueue((numbers(number),)) for number in range(7)]
-        assert stages.gateway._queue.words.waiting == 3
+        assert stages.gateway._inlet.queue.words.waiting == 3
         for number in range(7):
             message = stages.take(number % STAGES)
             assert message.header.request == number
@@ -140,18 +139,18 @@ def test_the_bound_holds_and_who_waits_follows_when_an_answer_is_there():
             futures[number].result(PROMPT_S)
 
 
-def test_a_request_that_is_cancelled_or_late_while_it_waits_is_recalled_and_its_slot_comes_back():
+def test_a_request_that_is_cancelled_or_late_while_it_waits_is_not_wanted_and_its_slot_is_free_at_once():
     with gateway_and_stages() as stages:
         cancelled = stages.gateway.submit((numbers(0),))
         late = stages.gateway.submit((numbers(1),), deadline_s=0.0)
         assert isinstance(late.exception(PROMPT_S), DeadlineExceededError)
         assert cancelled.cancel()
+        assert stages.gateway._free == 3
+        future = stages.gateway.submit((numbers(2),))  # into the slot of the first
         message = stages.take(1)
-        assert message.recalled
-        stages.answer(1, message, Failure("stage 1", RECALLED, "nobody waits", ""))
-        future = stages.gateway.submit((numbers(2),))
+        assert (message.header.request, message.wanted) == (0, False)
         message = stages.take(0)
-        assert not message.recalled
+        assert (message.header.request, message.wanted) == (2, True)
         stages.answer(0, message)
         assert torch.equal(future.result(PROMPT_S)[0], numbers(2))
         assert stages.gateway._free == 3
@@ -172,19 +171,6 @@ def test_closing_without_drain_fails_what_nobody_has_taken():
         future = stages.gateway.submit((numbers(0),))
         stages.gateway.close(drain=False)
         assert isinstance(future.exception(PROMPT_S), PipelineClosedError)
-
-
-@pytest.mark.parametrize("lost", range(STAGES))
-def test_a_stage_that_dies_with_a_request_fails_all_and_is_named(lost: int):
-    with gateway_and_stages() as stages:
-        futures = [stages.gateway.submit((numbers(number),)) for number in range(2)]
-        stages.take(lost)
-        stages.inboxes[lost].close()
-        stages.senders[lost].close(graceful=False)
-        for future in futures:
-            error = future.exception(PROMPT_S)
-            assert isinstance(error, StageLostError)
-            assert error.stage == lost
 
 
 def test_an_exception_of_a_signals_handler_costs_no_place():
