@@ -270,7 +270,7 @@ class HandOver:
             self._layer_done(last - 1, now_s)
 
     def target(self, cut: int) -> int | None:
-        """Stage that gets the request at this cut; whoever sends it may have to wait for its place. None: nobody can."""
+        """Stage that gets the request at this cut, who may have to wait for a place there; None if all are gone."""
         if self._chosen is not None:
             return self._chosen
         takers, now_s = [taker for taker in self._cut_takers[cut] if taker.link.usable], time.perf_counter()

@@ -9,7 +9,7 @@ handed over to it goes back to the gateway, which has kept the request's input a
 request it is noted beside that input, if it can see the gateway's memory::
 
     begin with it     holder: this stage
-    hand over to 2    holder: this stage, or 2 already        before it is sent: wherever it is lost, one of them has died
+    hand over to 2    holder: this stage, or 2 already        before it is sent: where it is lost, one of them has died
 , seen from one stage (DESIGN: "how a layer moves")::
 
     control thread                    data thread

@@ -102,9 +102,7 @@ class ShmSender:
         if hello.credits:
             pool.senders.append(self)
 
-    def _shake_hands(
-        self, connection: socket.socket, hello: Hello, queue: SharedQueue | None
-    ) -> tuple[Readiness, int]:
+    def _shake_hands(self, connection: socket.socket, hello: Hello, queue: SharedQueue | None) -> tuple[Readiness, int]:
         """Say hello; the receiver's page, and the word to count in."""
         try:
             shared = [] if queue is None else queue.descriptors

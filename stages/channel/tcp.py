@@ -30,7 +30,7 @@ from typing import Any
 
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
 from odin.stages.channel.pool import SlotPool
-from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SLOWDOWN, WORKING, Readiness, waiting
+from odin.stages.channel.readiness import FREE_S, IDLE_SINCE_S, SLOWDOWN, WORKING, Readiness, waiting
 from odin.stages.channel.silence import KEEPALIVE, Silence, probe, segments_received
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.channel.way import Way

@@ -81,7 +81,12 @@ def open_sender(address: Address, *, slots: int = 2, slot_nbytes: int = 1024) ->
 
 
 def post(
-    pool: SlotPool, way: Sender | SharedQueue, header: Header, tensors: Sequence[torch.Tensor] = (), *, tagged: bool = True
+    pool: SlotPool,
+    way: Sender | SharedQueue,
+    header: Header,
+    tensors: Sequence[torch.Tensor] = (),
+    *,
+    tagged: bool = True,
 ) -> int:
     """Send a request as the gateway does: from a free slot of its pool, which is returned."""
     slot = pool.free.pop()
