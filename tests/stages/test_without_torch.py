@@ -60,7 +60,7 @@ links = actor.Links(((GATEWAY, answers.address),), 1024, ((0.0, 0.0),), (0.0,) *
 starting = threading.Thread(target=stage.start, args=(links,))
 starting.start()
 (sender,), (receiver,) = open_ends(
-    [(answers, 1)], [lambda: connect(address, slots=2, slot_nbytes=1024, credits=False)]
+    [(answers, 1)], [lambda: connect(address, slots=2, slot_nbytes=1024)]
 )
 starting.join()
 sender.send(Header(Kind.REQUEST, 7), (np.arange(4, dtype=np.float32),))

@@ -144,7 +144,8 @@ def test_who_waits_for_a_receiver_that_hangs_is_woken_when_it_is_abandoned(kind:
         error = waiting.exception(PROMPT_S)
         assert isinstance(error, ChannelClosedError)
         assert error.peer == 7
-        assert not (sender.usable or sender.has_place)
+        assert not sender.usable
+        assert not sender.has_place
         with pytest.raises(ChannelClosedError, match="not to be sent to at present"):
             sender.send(request(2), (numbers(2),))
         sender.resume()
@@ -155,7 +156,7 @@ def test_who_waits_for_a_receiver_that_hangs_is_woken_when_it_is_abandoned(kind:
 
 
 def test_others_are_sent_to_while_one_is_abandoned_and_it_keeps_its_slots_until_it_ends():
-    with pooled(3, 2, 2) as (pool, (first, second), (receiver, other)):
+    with pooled(3, 2, 2) as (_, (first, second), (receiver, other)):
         for number in range(2):
             first.send(request(number), (numbers(number),))
         first.abandon()
