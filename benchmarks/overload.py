@@ -6,7 +6,8 @@ same for all contenders, who get the same arrivals. Latency counts from the mome
 (:mod:`benchmarks.open_loop`). Capacity is each contender's own: a closed loop by the same path just before and after.
 The same again while a load comes to one core and goes (:mod:`benchmarks.spells`); the capacity is then that under the
 same load. Each contender runs in a process of its own, which also generates the requests and so shares the cores with
-what it measures. Its thread has priority over those (nice -10, where that is allowed); if it was late by more than ``--late-bound`` of the deadline (p99), no figures are given.
+what it measures. Its thread has priority over those (nice -10, where that is allowed); if it was late by more than
+``--late-bound`` of the deadline (p99), no figures are given.
 ``python -m benchmarks.overload``
 """
 
@@ -114,7 +115,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             turns = Turns(settings, folder, arguments.timeout_s)
             candidates = {name: partial(turns, name) for name in arguments.contenders}
             found = interleave(candidates, rounds=arguments.rounds, warmup=0, seed=arguments.seed)
-        deadline_s = settings.deadlines * reference.alone_s
         tell(settings, found, environment)
         results[model] = {"reference": reference, "settings": settings, "rounds": found}
     write_result(arguments.output, environment=environment, parameters=vars(arguments), results=results)
