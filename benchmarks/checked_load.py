@@ -73,8 +73,8 @@ class Completions:
         self._counts[number] += 1
 
     def rate_hz(self, begin_s: float, end_s: float) -> float:
-        """Completions per second in the whole bins between two times; 0 if there is none."""
-        first, last = self._bins(begin_s, end_s)
+        """Completions per second in the whole bins between two times, which have passed; 0 if there is no bin."""
+        first, last = self._bins(begin_s, end_s)  # the last may be beyond those counted: nothing has come since
         return sum(self._counts[first:last]) / ((last - first) * BIN_S) if last > first else 0.0
 
     def back_s(self, since_s: float, until_s: float, level_hz: float, *, window_s: float = 0.5) -> float | None:
@@ -88,7 +88,7 @@ class Completions:
 
     def _bins(self, begin_s: float, end_s: float) -> tuple[int, int]:
         first = max(0, -int((self.begin_s - begin_s) // BIN_S))  # rounded up: whole bins only
-        return first, min(len(self._counts), int((end_s - self.begin_s) / BIN_S))
+        return first, int((end_s - self.begin_s) / BIN_S)
 
 
 class SeenEvents:
