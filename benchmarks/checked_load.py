@@ -9,7 +9,7 @@ import array
 import contextlib
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -28,6 +28,7 @@ BIN_S = 0.1
 """Seconds of one count of completions."""
 
 _MOST_ERRORS = 5
+_MOST_EVENTS = 10_000
 
 
 class Counts(NamedTuple):
@@ -92,10 +93,11 @@ class Completions:
 
 
 class SeenEvents:
-    """A pipeline's ``on_event`` that keeps all but finished requests, and counts those that are told of twice."""
+    """A pipeline's ``on_event``: counts events by kind, and requests told of twice; keeps the last events of others."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.counts: Counter[str] = Counter()
+        self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self.sent_again: int | None = None
         """Requests that took more than one attempt; None while no event tells of attempts."""
         self.twice = 0
@@ -103,21 +105,22 @@ class SeenEvents:
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
+        self.counts[type(event).__name__] += 1
         if not isinstance(event, RequestDone):
-            self.events.append(event)
+            self._events.append(event)
             return
         number = event.timeline.request
         self.twice += number in self._recent
         self._recent[number] = None
-        if len(self._recent) > 100_000:
-            self._recent = dict.fromkeys(list(self._recent)[50_000:])
+        if len(self._recent) > 2 * _MOST_EVENTS:
+            self._recent = dict.fromkeys(list(self._recent)[_MOST_EVENTS:])
         attempt = getattr(event.timeline, "attempt", None)
         if attempt is not None:
             self.sent_again = (self.sent_again or 0) + (attempt > 0)
 
     def of(self, name: str, *, since_s: float = 0.0) -> list[Any]:
         """Events whose class has that name, from a time on; a class that this ODIN does not have has none."""
-        return [event for event in tuple(self.events) if type(event).__name__ == name and event.at_s >= since_s]
+        return [event for event in tuple(self._events) if type(event).__name__ == name and event.at_s >= since_s]
 
 
 def small_model() -> nn.Module:
