@@ -35,7 +35,8 @@ class Sample(NamedTuple):
     stages, stages_pss_nbytes, stages_fds, stages_threads
         The stages that live, all together.
     processes, others_pss_nbytes
-        All that this process has started, itself included, and those that are neither it nor a stage (Ray's).
+        All that this process has started, itself included, and those that are neither it nor a stage (Ray's); without
+        injected loads.
     shared_nbytes, shared_entries
         In use in ``/dev/shm``, by whomever.
     log_nbytes
@@ -61,7 +62,7 @@ class Sample(NamedTuple):
 def sample(stage_pids: Iterable[int], *, log: Path | None = None) -> Sample:
     """Look at this moment; processes that end meanwhile count nothing."""
     own = psutil.Process()
-    tree = set(process_tree())
+    tree = set(process_tree()) - _loads(own)
     fds = threads = living = 0
     stages = []
     for pid in stage_pids:
@@ -88,6 +89,16 @@ def sample(stage_pids: Iterable[int], *, log: Path | None = None) -> Sample:
         shared_entries=len(shared_entries()),
         log_nbytes=sum(_size(part) for part in parts),
     )
+
+
+def _loads(own: psutil.Process) -> set[int]:
+    """Processes of injected loads, with what they have started."""
+    found: set[int] = set()
+    for child in own.children():
+        with suppress(psutil.Error):
+            if any("/odin_lab/inject/" in word for word in child.cmdline()):
+                found.update(process_tree(child.pid))
+    return found
 
 
 def _size(path: Path) -> int:

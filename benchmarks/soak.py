@@ -3,9 +3,9 @@
 What happens when is drawn beforehand from ``--seed``. Every ten seconds it is looked at what the program, its stages
 and Ray's processes hold. After a warm-up a robust line goes through the medians of each minute; the run fails, with
 exit status 1, if a quantity surely grows faster than its bound (the whole 95% interval of its slope lies above), or if
-an answer was lost, given twice or changed. Figures of stages are per stage that lives: a replacement begins anew, so
-what leaks in a stage shows in those that were not killed. The event log is kept in small parts, so that its rotation is
-tried.
+an answer was lost, given twice or changed. Runs of less than ten minutes are not judged by growth. Figures of stages
+are per stage that lives: a replacement begins anew, so what leaks in a stage shows in those that were not killed. The
+event log is kept in small parts, so that its rotation is tried.
 ``python -m benchmarks.soak``
 """
 
@@ -42,6 +42,8 @@ from odin_lab.inject.load import Load
 KINDS = ("kill", "stop", "load")
 SPAN_S = 60.0
 LOG_PART_NBYTES = 2 * 2**20
+JUDGED_S = 600.0
+"""Shorter runs say how fast things grow, but are not judged by it: what is being filled is not yet full."""
 
 
 class Incident(NamedTuple):
@@ -93,6 +95,11 @@ class SoakResult(NamedTuple):
     errors: dict[str, int]
     processes_left: tuple[str, ...]
     shared_left: tuple[str, ...]
+
+    @property
+    def judged(self) -> bool:
+        """Whether it was long enough to tell growth from filling up."""
+        return self.seconds >= JUDGED_S
 
 
 def _mib(nbytes: float) -> float:
@@ -269,7 +276,7 @@ def soak(arguments: argparse.Namespace) -> SoakResult:
     )
 
 
-def row(verdict: Verdict) -> list[str]:
+def row(verdict: Verdict, *, judged: bool) -> list[str]:
     """One line of the table."""
     slope = verdict.slope
     return [
@@ -278,14 +285,14 @@ def row(verdict: Verdict) -> list[str]:
         f"{verdict.last:.1f}",
         f"{slope.per_hour:+.1f} ({slope.low:+.1f}..{slope.high:+.1f})",
         f"{verdict.bound:g}",
-        "GROWS" if verdict.grows else "flat",
+        ("GROWS" if verdict.grows else "flat") if judged else "too short",
     ]
 
 
 def faults(result: SoakResult) -> list[str]:
     """What must not be, one line each."""
     counts = result.counts
-    found = [f"{verdict.name} grows" for verdict in result.verdicts if verdict.grows]
+    found = [f"{verdict.name} grows" for verdict in result.verdicts if verdict.grows and result.judged]
     if not counts.well:
         found.append(
             f"{counts.lost} requests lost, {counts.duplicated} answered twice, {counts.changed} changed, "
@@ -327,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{result.counts.submitted:,} requests, "
         f"{'-' if result.sent_again is None else result.sent_again} sent again",
         ["", "begin", "end", "per hour (95%)", "bound", ""],
-        [row(verdict) for verdict in result.verdicts],
+        [row(verdict, judged=result.judged) for verdict in result.verdicts],
         environment,
     )
     problems = faults(result)
