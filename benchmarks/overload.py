@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import tempfile
@@ -75,13 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--late-bound", type=float, default=0.1, help="generator's p99 / deadline (default %(default)s)"
     )
-    parser.add_argument("--serve-ongoing", type=int, default=2, help="max_ongoing_requests (default %(default)s)")
-    parser.add_argument(
-        "--serve-queued",
-        type=int,
-        default=0,
-        help="max_queued_requests (default: as many as can be in time by the deadline)",
-    )
+    parser.add_argument("--serve-ongoing", type=int, default=1, help="max_ongoing_requests (default %(default)s)")
+    parser.add_argument("--serve-queued", type=int, default=1, help="max_queued_requests (default %(default)s)")
     parser.add_argument("--timeout-s", type=float, default=900.0, help="of one process (default %(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.quick:
@@ -102,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             on_s=arguments.on_s,
             off_s=arguments.off_s,
             ongoing=arguments.serve_ongoing,
-            queued=arguments.serve_queued
-            or queued_for(arguments.deadlines, replicas=len(cores), ongoing=arguments.serve_ongoing),
+            queued=arguments.serve_queued,
             seed=arguments.seed,
         )
         with tempfile.TemporaryDirectory() as name:
@@ -119,20 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         results[model] = {"reference": reference, "settings": settings, "rounds": found}
     write_result(arguments.output, environment=environment, parameters=vars(arguments), results=results)
     return 0
-
-
-def queued_for(deadlines: float, *, replicas: int, ongoing: int) -> int:
-    """Requests that may wait at Ray Serve's router and still be in time, at least 1 (which Serve demands).
-
-    A request behind ``q`` others at the router and ``ongoing`` in each replica is done after some q / replicas +
-    ongoing + 1 / 2 times the seconds that a replica computes, as the present one is half done.
-
-    Examples
-    --------
-    >>> queued_for(3.0, replicas=2, ongoing=2), queued_for(3.0, replicas=2, ongoing=1)
-    (1, 3)
-    """
-    return max(1, math.floor((deadlines - ongoing - 0.5) * replicas))
 
 
 class Turns:

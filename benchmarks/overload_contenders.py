@@ -1,11 +1,11 @@
 """Who is overloaded: ODIN with and without admission, and Ray Serve by its handle and by HTTP.
 
 Each is started the same way and takes requests by number, with the seconds that they have left. Ray Serve gets what its
-documentation advises for load shedding and high throughput: ``max_queued_requests`` so small that what is let in can
-still be in time, ``max_ongoing_requests`` of one that is computed and one that waits, RAY_SERVE_THROUGHPUT_OPTIMIZED=1
-(direct ingress, gRPC, router and model in one event loop), for HTTP also its HAProxy. Its replicas compute in one
-thread beside their event loop, which would otherwise refuse nothing while an image is computed. Images are with the
-replicas, so that requests and their refusals carry no data: an advantage that ODIN does not have.
+documentation advises for load shedding and high throughput: a small ``max_queued_requests``, so that what is let in can
+still be in time, and RAY_SERVE_THROUGHPUT_OPTIMIZED=1 (direct ingress, gRPC, router and model in one event loop), for
+HTTP also its HAProxy. Its replicas compute in one thread beside their event loop, which would otherwise refuse nothing
+while an image is computed. Images are with the replicas, so that requests and their refusals carry no data: an
+advantage that ODIN does not have.
 """
 
 from __future__ import annotations

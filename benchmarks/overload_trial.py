@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -147,6 +148,8 @@ async def measure(contender: Contender, settings: Settings, expected: Any) -> Tr
 async def one_trial(contender: Contender, settings: Settings, text: str, factor: float) -> Trial:
     """One open loop at a multiple of the reference's capacity."""
     assert settings.reference is not None  # only then there are trials
+    gc.collect()
+    gc.freeze()  # a collection of all that torch and Ray have brought would hold up the generator for 0.1 s and more
     deadline_s = settings.deadlines * settings.reference.alone_s
     requests = await open_loop(
         contender.send,

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.common import plain
 from benchmarks.open_loop import IN_TIME, OUTCOMES, REFUSED, Figures
-from benchmarks.overload import COLUMNS, cells, queued_for
+from benchmarks.overload import COLUMNS, cells
 from benchmarks.overload_contenders import admission_options
 from benchmarks.overload_trial import Reference, Settings, Trial, TrialResult, check_outputs
 from benchmarks.spells import Spell, coming_and_going, default_load, spells
@@ -74,11 +74,6 @@ def test_other_outputs_than_the_models_are_an_error() -> None:
         check_outputs([expected[:1], expected[:1]], expected)
     with pytest.raises(RuntimeError, match="image 0"):
         check_outputs([np.array([[np.nan, 2.0]])], expected)
-
-
-@pytest.mark.parametrize(("ongoing", "queued"), [(1, 3), (2, 1), (5, 1)])
-def test_what_waits_at_ray_serve_can_still_be_in_time(ongoing: int, queued: int) -> None:
-    assert queued_for(3.0, replicas=2, ongoing=ongoing) == queued
 
 
 def test_spells_are_the_same_for_the_same_seed_apart_and_within_the_time() -> None:
