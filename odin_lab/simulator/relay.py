@@ -75,7 +75,7 @@ class Request:
     entered_s: float
     cut: int = 0
     attempt: int = 0
-    epoch: int = 0
+    layer_s: list[float] | None = None
 
 
 class Stage:
@@ -86,7 +86,7 @@ class Stage:
 
     __slots__ = (
         *("item", "waiting", "taken", "began_s", "first", "factor", "layer_began_s", "end_s", "turn"),
-        *("slowdown", "free_s", "blocked", "since_s", "baseline_s", "behind_s", "taker", "lost"),
+        *("slowdown", "free_s", "blocked", "since_s", "baseline_s", "behind_s", "taker", "lost", "computed_s"),
     )
 
     def __init__(self, baseline_s: FloatArray) -> None:
@@ -94,7 +94,7 @@ class Stage:
         self.waiting: Request | None = None
         self.taken = self.blocked = self.lost = False
         self.taker = -1
-        self.began_s = self.layer_began_s = self.free_s = self.since_s = 0.0
+        self.began_s = self.layer_began_s = self.free_s = self.since_s = self.computed_s = 0.0
         self.end_s = math.inf
         self.first = self.turn = 0
         self.factor = self.slowdown = 1.0
@@ -162,6 +162,9 @@ class RelayLine:
         if self._conditions.next_edge < math.inf:
             self._push(self._conditions.next_edge, "conditions")
         while self._over < self._requests:
+            if not self._events:
+                self._strand()
+                return
             at_s, _, what, stage, number = heapq.heappop(self._events)
             self._happen(at_s, what, stage, number)
 
@@ -180,6 +183,9 @@ class RelayLine:
             self._change(at_s)
             if self._conditions.next_edge < math.inf:
                 self._push(self._conditions.next_edge, "conditions")
+
+    def _strand(self) -> None:
+        raise AssertionError(f"{self._requests - self._over} requests are stuck")
 
     def _push(self, at_s: float, what: What, stage: int = 0, number: int = 0) -> None:
         self._pushed += 1
@@ -287,7 +293,7 @@ class RelayLine:
             stage.free_s = stage.since_s = now_s
             return
         stage.slowdown = idle_slowdown(stage.slowdown, idle_s=now_s - stage.since_s, chain_s=stage.behind_s[0])
-        stage.began_s, stage.first = now_s, request.cut
+        stage.began_s, stage.first, stage.computed_s = now_s, request.cut, 0.0
         scenarios = self._conditions.scenarios.get(index)
         if scenarios:
             drawn = request.drawn[index : index + 1]
@@ -322,7 +328,11 @@ class RelayLine:
         stage = self._stages[index]
         assert stage.item is not None
         cut = stage.item.cut
-        stage.slowdown = slowdown_after(stage.slowdown, now_s - stage.layer_began_s, stage.baseline_s[cut])
+        took_s = now_s - stage.layer_began_s
+        stage.slowdown = slowdown_after(stage.slowdown, took_s, stage.baseline_s[cut])
+        stage.computed_s += took_s
+        if stage.item.layer_s is not None:
+            stage.item.layer_s[cut] = took_s
         stage.item.cut = cut + 1
         if not self._leave(index, now_s):
             self._go_on(index, now_s)
@@ -431,12 +441,12 @@ class RelayLine:
         if taker < 0:
             self._answer(request, now_s)
         else:
-            self._deliver(request, taker, now_s)
+            self._deliver(request, index, taker, now_s)
         self._take(index, now_s)
         if self._reach.shares:
             self._offer(now_s)
 
-    def _deliver(self, request: Request, taker: int, now_s: float) -> None:
+    def _deliver(self, request: Request, index: int, taker: int, now_s: float) -> None:
         self._stages[taker].waiting = request
         if self._stages[taker].item is None:
             self._take(taker, now_s)
