@@ -131,6 +131,7 @@ class FaultLine(RelayLine):
         self._plan_next: Plan | None = None
         self._preparing = 0
         self._held, self._ready_s = False, 0.0
+        self._now_s = 0.0
         self._deaths: dict[int, int] = {}
         self._forecasts: dict[int, Forecast] = {}
         self._sent_s: dict[int, float] = {}  # those under way, oldest first
@@ -147,9 +148,11 @@ class FaultLine(RelayLine):
         """Serve, or refuse, all requests."""
         self._await_loss()
         super().run()
+        self.seen = [seen for seen in self.seen if seen.loss.at_s <= self._now_s]
         self._steering.stop(self._told_s())
 
     def _happen(self, at_s: float, what: What, stage: int, number: int) -> None:
+        self._now_s = at_s
         if what == "lost":
             self._fall(number, at_s)
         elif what == "noticed":
