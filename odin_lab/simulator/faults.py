@@ -422,6 +422,7 @@ class FaultLine(RelayLine):
             self._again([request], now_s)
             return
         if self._fates[taker].stopped:
+            assert self._stages[taker].waiting is None
             self._stages[taker].waiting = request
             self._watch(taker, now_s)
             return

@@ -434,7 +434,7 @@ class RelayLine:
     def _sent(self, index: int, now_s: float) -> None:
         """A stage has sent its request on, or to the gateway (-1)."""
         stage = self._stages[index]
-        request, taker = stage.item, stage.taker
+        request, taker, stage.taker = stage.item, stage.taker, -1
         assert request is not None
         self.parts.append(Part(request.number, index, stage.first, request.cut, stage.began_s, now_s))
         stage.since_s = now_s
@@ -447,6 +447,7 @@ class RelayLine:
             self._offer(now_s)
 
     def _deliver(self, request: Request, index: int, taker: int, now_s: float) -> None:
+        assert self._stages[taker].waiting is None
         self._stages[taker].waiting = request
         if self._stages[taker].item is None:
             self._take(taker, now_s)

@@ -3,10 +3,12 @@
 - *goodput*: requests answered in time, per second from the first arrival to the last.
 - *capacity*: throughput of the same policy under the same interference and losses with as many clients as it takes, no
   deadlines, and as many requests as were answered here.
-- *recovery* from a loss: seconds from it until, over a window of twice as many answers as there are devices (at least
-  8), throughput is at least 0.95 of what the devices that live allow. That is what a run under the same policy,
-  arrivals and noise has, without its first and last fifth, if as many devices are lost from the beginning. nan where
-  another device is lost, or one is back, before a window is full.
+- *recovery* from a loss: throughput is taken over windows of twice as many answers as there are devices (at least 8).
+  Of those that begin before three median latencies after the gateway knew, the slowest is looked for. If it is below
+  0.9 of what the devices that live allow, recovery is the time from the loss to the beginning of the first one after it
+  that is at 0.95; else 0. What they allow is the throughput of a run under the same policy, arrivals and noise, without
+  its first and last fifth, in which as many devices are lost from the beginning. nan under interference, under which it
+  is not one number, and where another device is lost, or one is back, before a window is full.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ __all__ = ["Service", "recoveries_s", "serve", "steady_hz"]
 
 FloatArray = NDArray[np.float64]
 
-_RECOVERED = 0.95
+_DIP, _RECOVERED = 0.9, 0.95
+_HORIZON = 3.0
 _LEAST_WINDOW = 8
 _LEAST_REQUESTS = 200
 
@@ -93,7 +96,10 @@ def serve(run: Run, again: Callable[[int, str, Losses | None], Run], *, devices:
 
 def recoveries_s(run: Run, again: Callable[[int, str, Losses | None], Run], *, devices: int) -> tuple[float, ...]:
     """Seconds from each loss to recovery."""
+    if run.interference.events or not run.answered.any():
+        return (math.nan,) * len(run.losses)
     answered_s = np.sort(run.finished_s[run.answered])
+    horizon_s = _HORIZON * float(np.median(run.latency_s[run.answered]))
     changes_s = np.sort([at_s for seen in run.losses for at_s in (seen.loss.at_s, seen.back_s)])
     window = max(_LEAST_WINDOW, 2 * devices)
     allowed_hz: dict[int, float] = {}  # by how many are lost: which ones makes little difference
@@ -109,17 +115,26 @@ def recoveries_s(run: Run, again: Callable[[int, str, Losses | None], Run], *, d
             allowed_hz[len(lost)] = hz
         later = changes_s[changes_s > at_s]
         until_s = float(later[0]) if len(later) else math.inf
-        found.append(_recovered_s(answered_s, at_s, until_s, window, _RECOVERED * allowed_hz[len(lost)]))
+        dip_s = min(until_s, (seen.noticed_s if seen.noticed_s < math.inf else at_s) + horizon_s)
+        found.append(_recovered_s(answered_s, at_s, dip_s, until_s, window, allowed_hz[len(lost)]))
     return tuple(found)
 
 
-def _recovered_s(answered_s: FloatArray, at_s: float, until_s: float, window: int, wanted_hz: float) -> float:
-    if wanted_hz == 0.0:
-        return math.nan
+def _recovered_s(
+    answered_s: FloatArray, at_s: float, dip_s: float, until_s: float, window: int, allowed_hz: float
+) -> float:
     first = max(0, int(np.searchsorted(answered_s, at_s, side="right")) - 1)
     begin_s, end_s = answered_s[first:-window], answered_s[first + window :]
-    enough = (end_s <= until_s) & (window >= wanted_hz * (end_s - begin_s))
-    return max(0.0, float(begin_s[np.argmax(enough)]) - at_s) if enough.any() else math.nan
+    begin_s, end_s = begin_s[end_s <= until_s], end_s[end_s <= until_s]
+    early = int(np.searchsorted(begin_s, dip_s, side="right"))
+    if allowed_hz == 0.0 or early == 0:
+        return math.nan
+    share = window / (np.maximum(end_s - begin_s, 1e-12) * allowed_hz)
+    slowest = int(np.argmin(share[:early]))
+    if share[slowest] >= _DIP:
+        return 0.0
+    back = np.flatnonzero(share[slowest:] >= _RECOVERED)
+    return float(begin_s[slowest + back[0]]) - at_s if len(back) else math.nan
 
 
 def steady_hz(run: Run) -> float:

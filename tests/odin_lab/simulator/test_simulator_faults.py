@@ -275,7 +275,7 @@ def test_a_deadline_in_undisturbed_latencies():
 
 losses = st.lists(
     st.tuples(
-        st.integers(0, 2), st.floats(0.0, 30.0), st.one_of(st.just(math.inf), st.floats(0.01, 15.0)), st.booleans()
+        st.integers(0, 3), st.floats(0.0, 30.0), st.one_of(st.just(math.inf), st.floats(0.01, 15.0)), st.booleans()
     ),
     max_size=5,
 )
@@ -290,7 +290,7 @@ def listed(drawn):
     return Losses(tuple(kept))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     losses,
     st.sampled_from(["relay", "static", "lls", "predictive"]),
@@ -303,7 +303,7 @@ def listed(drawn):
 def test_every_request_is_answered_once_or_refused(drawn, policy, arrivals, limit, notice_s, hang_factor, seed):
     random = np.random.default_rng(seed)
     world = World.of(
-        random.uniform(0.2, 1.0, (3, 5)),
+        random.uniform(0.2, 1.0, (4, 5)),
         send_s=random.uniform(0, 0.1, 6),
         receive_s=random.uniform(0, 0.1, 6),
         slowdown={"slow": [3.0] * 5},
@@ -332,7 +332,7 @@ def test_every_request_is_answered_once_or_refused(drawn, policy, arrivals, limi
     if limit[1] == "none":
         assert not np.isin(found.outcome, (REFUSED, DROPPED)).any()
     gone = sum(seen.loss.for_s == math.inf for seen in found.losses)
-    if gone < 3 and len(found.losses) < 2:
+    if gone < 4 and len(found.losses) < 2:
         assert not (found.outcome == FAILED).any()
     assert all(sum(plan) == 5 for plan in found.plans)
 
@@ -387,11 +387,14 @@ def test_recovery_is_the_time_until_the_others_do_what_they_can():
         return run(TWO, "static", requests=requests, losses=losses)
 
     assert steady_hz(again(100, "", Losses((Loss(1, 0.0),)))) == pytest.approx(0.5)
-    # The answers at 20, 23, 25 ..: from the one before the loss on there are 8 in 17 s, and that is not enough.
+    # Answers at 20, 23, 25 ..: 8 from the one at 20 on take 17 s, 0.94 of what stage 0 allows. That is no dip.
     (recovery_s,) = recoveries_s(found, again, devices=2)
     answered_s = np.sort(found.finished_s)
     assert answered_s[answered_s > 20][:2].tolist() == [23.0, 25.0]
-    assert recovery_s == 2.5
+    assert recovery_s == 0.0
+    # With 5 s to prepare answers are at 20, 27.5, 29.5 ..: 0.76 from the one at 20 on, 1 from the next one on.
+    found = run(TWO, "static", requests=60, losses="1@20.5s", prepare_s=5.0)
+    assert recoveries_s(found, again, devices=2) == (7.0,)
 
 
 def test_recovery_is_not_known_where_another_loss_comes_too_early():
