@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,10 +22,11 @@ from rich.text import Text
 from odin.partitioner.files import check_writable
 from odin.stages.device import allowed_core_count, cpu_model, usable_cores
 from odin_lab.report.results import Results, now
+from odin_lab.simulator.door import DoorName
 from odin_lab.simulator.metrics import REFERENCES
 from odin_lab.simulator.paper import DEVICES, REQUESTS, gather, paper_notes, paper_study
 from odin_lab.simulator.study import Contestant, Job, Outcome, RunJob, Setup, StudyError, run_jobs
-from odin_lab.simulator.summary import policy_table, render_study, validation_table
+from odin_lab.simulator.summary import policy_table, render_study, service_table, validation_table
 from odin_lab.simulator.validate import validate
 from odin_lab.timings import load_timings
 
@@ -36,6 +37,7 @@ _OPTIONS = {
     "a model": (
         *("devices", "speeds", "policy", "requests", "period", "duration", "scenario", "stages", "arrivals"),
         *("detector", "noise", "serial_trials", "repeats", "jobs", *_COMMON),
+        *("lose", "deadline", "admission"),
     ),
     "paper": ("policy", "requests", "repeats", "scaling_repeats", "model", "scaling", "quick", "jobs", *_COMMON),
     "--like": ("detector", "repeats", "output", "json"),
@@ -43,6 +45,7 @@ _OPTIONS = {
 """Which options mean something for what is to be done."""
 _LIKE_SEEDS = 5
 _DEFAULT_POLICIES = ("lls", "odin:alpha=10", "predictive", "relay")
+_DEFAULT_SURVIVORS = ("static", "predictive", "relay")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -75,7 +78,26 @@ def add_parser(subparsers: Any) -> None:
     pipeline.add_argument("--devices", type=int, metavar="N", help=f"number of devices (default {DEVICES})")
     pipeline.add_argument("--speeds", metavar="1,0.5,..", help="speed of each device relative to the recorded one")
     pipeline.add_argument("--requests", type=int, metavar="N", help=f"number of requests (default {REQUESTS})")
-    pipeline.add_argument("--arrivals", help="closed (default), closed:8, poisson:12.5, bursty:.., trace:FILE")
+    pipeline.add_argument(
+        "--arrivals", help="closed (default), closed:8, poisson:12.5, poisson:2x (of the peak), bursty:.., trace:FILE"
+    )
+    pipeline.add_argument(
+        "--deadline", metavar="TIME", help="time that each request has: 250ms, or 3x the undisturbed latency"
+    )
+    pipeline.add_argument(
+        "--admission",
+        action="append",
+        metavar="RULE",
+        help="what is done about requests that would be late: none, expired, clockwork, predict; may be repeated "
+        "(default with --deadline: all)",
+    )
+    pipeline.add_argument(
+        "--lose",
+        action="append",
+        metavar="LOSS",
+        help="devices lost: 3@10s (for good), 3@10s+2s, hang:3@10s+2s, random:60s+2s (each after 60 s on average, for "
+        "2 s); may be repeated",
+    )
     disturbed = parser.add_argument_group("interference (none unless given)")
     disturbed.add_argument(
         "--period", type=int, metavar="REQUESTS", help="one interference event begins every so many requests"
@@ -136,16 +158,23 @@ def _check_usage(arguments: argparse.Namespace) -> str:
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise StudyError(f"--{option.replace('_', '-')} {value}: at least 1 is needed")
+    if arguments.admission and not arguments.deadline:
+        raise StudyError("--admission means nothing without --deadline; give one, such as --deadline 3x")
     if arguments.seed is not None and arguments.seed < 0:
         raise StudyError(f"--seed {arguments.seed}: a seed is 0 or more")
     return mode
 
 
 def _single(arguments: argparse.Namespace) -> int:
-    asked = [Contestant.parse(text) for text in arguments.policy or _DEFAULT_POLICIES]
+    survival = bool(arguments.lose or arguments.deadline)
+    asked = [
+        Contestant.parse(text) for text in arguments.policy or (_DEFAULT_SURVIVORS if survival else _DEFAULT_POLICIES)
+    ]
     if arguments.serial_trials:
         asked = [contestant._replace(serial=True) for contestant in asked]
-    references = [Contestant(policy) for policy in REFERENCES.values()]
+    if survival or any(contestant.admission != "none" for contestant in asked):
+        asked = _with_admission(arguments, asked)
+    references = [] if survival else [Contestant(policy) for policy in REFERENCES.values()]
     setup = Setup(
         "single",
         arguments.what or "resnet50",
@@ -159,6 +188,8 @@ def _single(arguments: argparse.Namespace) -> int:
         arrivals=arguments.arrivals or "closed",
         detector=arguments.detector or "cusum",
         noise=arguments.noise or "measured",
+        losses=",".join(arguments.lose or ()),
+        deadline=arguments.deadline or "",
     )
     seed = arguments.seed or 0
     jobs = [
@@ -169,8 +200,29 @@ def _single(arguments: argparse.Namespace) -> int:
     outcomes, ended = _do(jobs, processes=arguments.jobs or 1)
     results = _results(outcomes)
     title = str(setup) + (f", {arguments.repeats} repeats" if arguments.repeats else "")
-    kept = _tell(arguments, results, policy_table(title, results.cells))
+    table = service_table if survival else policy_table
+    kept = _tell(arguments, results, table(title, results.cells))
     return _ended(jobs, outcomes, ended) or int(not kept)
+
+
+def _with_admission(arguments: argparse.Namespace, asked: Sequence[Contestant]) -> list[Contestant]:
+    """Each policy with each rule of admission."""
+    rules = arguments.admission or (get_args(DoorName) if arguments.deadline else ("none",))
+    for rule in rules:
+        if rule not in get_args(DoorName):
+            raise StudyError(f"--admission {rule}: there is none of that name; write {', '.join(get_args(DoorName))}")
+    for contestant in asked:
+        if contestant.serial:
+            raise StudyError(
+                f"{contestant} under losses or deadlines: trials are not serial there; leave --serial-trials out"
+            )
+        if contestant.admission != "none" and not arguments.deadline:
+            raise StudyError(f"{contestant} means nothing without --deadline; give one, such as --deadline 3x")
+    return [
+        contestant if contestant.admission != "none" else contestant._replace(admission=rule)
+        for contestant in asked
+        for rule in rules
+    ]
 
 
 def _paper(arguments: argparse.Namespace) -> int:

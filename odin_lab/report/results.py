@@ -74,6 +74,13 @@ class Cell:
         Throughput / that of the oracle, the delayed oracle, static in the same repeat; nan where there is none.
     memory_bytes
         Resident in the end; nan in simulation.
+    goodput_hz, capacity_hz
+        Requests answered in time per second, and answered per second were there no deadlines; nan without deadlines.
+    in_time, refused
+        Share of the requests taken on that were answered in time, and of all that were refused; nan without deadlines.
+    sent_again, recovery_s, worst_recovery_s
+        How many times requests were sent again, and seconds from the loss of a device until throughput was back at what
+        the others allow, median and largest; nan without losses.
     """
 
     study: str
@@ -100,6 +107,13 @@ class Cell:
     of_delayed: float = math.nan
     of_static: float = math.nan
     memory_bytes: float = math.nan
+    goodput_hz: float = math.nan
+    capacity_hz: float = math.nan
+    in_time: float = math.nan
+    refused: float = math.nan
+    sent_again: float = math.nan
+    recovery_s: float = math.nan
+    worst_recovery_s: float = math.nan
 
     def __post_init__(self) -> None:
         for name, least in (("latency_quantiles_s", len(QUANTILES)), ("below_peak", len(SLO_LEVELS))):

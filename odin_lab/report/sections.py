@@ -14,6 +14,7 @@ from odin_lab.report.parts import Data, Report, Section, compare, slug, study_na
 from odin_lab.report.plots import draw_cdfs, draw_heat, draw_scaling, draw_slo
 from odin_lab.report.results import Cell, Results, ResultsError, merge
 from odin_lab.report.sections_measured import detection, live, timelines, validation
+from odin_lab.report.sections_service import service
 from odin_lab.report.style import looks
 from odin_lab.report.summary import cells_table, costs_table, headline_table, misses_table, misses_text, scaling_table
 
@@ -36,6 +37,7 @@ def make_report(results: Sequence[Results], *, title: str = "Evaluation of ODIN"
     makers: tuple[Callable[[Data], Section | None], ...] = (
         _headline,
         _misses,
+        service,
         timelines,
         live,
         _heat,

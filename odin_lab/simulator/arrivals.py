@@ -3,6 +3,7 @@
 ========================================  ==============================================================
 ``closed``, ``closed:8``                  8 clients, each with its next request when the last is answered
 ``poisson:12.5``                          12.5 requests per second, independent of each other
+``poisson:2x``                            twice as many as the best plan can serve with nothing else running
 ``bursty:RATE,FACTOR,ON_S,OFF_S``         RATE per second, and FACTOR times as many in bursts: ON_S seconds on
                                           average, OFF_S between them (Markov-modulated Poisson process)
 ``trace:FILE``                            one arrival time in seconds per line
@@ -12,7 +13,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -23,7 +24,7 @@ __all__ = ["Arrivals"]
 
 FloatArray = NDArray[np.float64]
 
-_FORMS = "closed, closed:N, poisson:RATE, bursty:RATE,FACTOR,ON_S,OFF_S or trace:FILE"
+_FORMS = "closed, closed:N, poisson:RATE, poisson:2x, bursty:RATE,FACTOR,ON_S,OFF_S or trace:FILE"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Arrivals:
     clients
         Requests under way at most, of the closed kind; 0 for as many as the gateway lets in.
     rate_hz
-        Requests per second, outside bursts.
+        Requests per second, outside bursts; before :meth:`at_peak` of the peak, where ``relative``.
     factor, on_s, off_s
         How many times as many come in a burst, and the mean seconds of bursts and of what is between.
     recorded_s
@@ -56,6 +57,7 @@ class Arrivals:
     on_s: float = 0.0
     off_s: float = 0.0
     recorded_s: tuple[float, ...] = ()
+    relative: bool = False
 
     def __post_init__(self) -> None:
         if self.clients < 0:
@@ -95,13 +97,18 @@ class Arrivals:
                     raise ValueError("at least one client")
                 return cls("closed", clients=clients)
             if kind == "poisson":
-                return cls("poisson", rate_hz=float(rest))
+                relative = rest.endswith("x")
+                return cls("poisson", rate_hz=float(rest.removesuffix("x")), relative=relative)
             if kind == "bursty":
                 rate_hz, factor, on_s, off_s = map(float, rest.split(","))
                 return cls("bursty", rate_hz=rate_hz, factor=factor, on_s=on_s, off_s=off_s)
         except ValueError as error:
             raise ValueError(f"arrivals {text!r}: {error}; write {_FORMS}") from error
         raise ValueError(f"arrivals {text!r} are not known; write {_FORMS}")
+
+    def at_peak(self, peak_hz: float) -> Self:
+        """The same with a rate in requests per second, given what the best plan can serve undisturbed."""
+        return replace(self, rate_hz=self.rate_hz * peak_hz, relative=False) if self.relative else self
 
     def times_s(self, requests: int, random: np.random.Generator) -> FloatArray | None:
         """Arrival times of so many requests, ascending; ``None`` for closed ones, which depend on the answers.

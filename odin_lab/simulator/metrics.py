@@ -29,8 +29,10 @@ from numpy.typing import NDArray
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Decision
 from odin_lab.report.results import QUANTILES, SLO_LEVELS, Cell, Timeline
+from odin_lab.simulator.faults import DROPPED, FAILED
 from odin_lab.simulator.interference import Event
 from odin_lab.simulator.run import Run
+from odin_lab.simulator.service import Service
 
 __all__ = [
     "REFERENCES",
@@ -42,6 +44,7 @@ __all__ = [
     "seen_events",
     "to_cell",
     "to_timeline",
+    "with_service",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -116,9 +119,10 @@ def count_changes(start: Plan, decisions: Iterable[Decision]) -> tuple[int, int]
 
 def seen_events(run: Run) -> tuple[Event, ...]:
     """Interference events that began before the run's last request was answered."""
-    if not len(run.finished_s):
+    answered_s = run.finished_s[run.answered]
+    if not len(answered_s):
         return ()
-    end = len(run.finished_s) if run.interference.unit == "requests" else float(run.finished_s.max())
+    end = len(answered_s) if run.interference.unit == "requests" else float(answered_s.max())
     return tuple(event for event in run.interference.events if event.start < end)
 
 
@@ -147,11 +151,15 @@ def to_cell(
     ValueError
         If no request finished.
     """
-    if len(run.finished_s) == 0:
-        raise ValueError(f"{policy} on {model}: no request finished; simulate at least 1")
+    answered = run.answered
+    if not answered.any():
+        raise ValueError(
+            f"{policy} on {model}: no request was answered; simulate at least 1, with devices that live and deadlines "
+            "that can be kept"
+        )
     events = len(seen_events(run))
     changes, trials = count_changes(run.plans[0], (decision for _, decision in run.decisions))
-    latency_s = run.latency_s
+    latency_s = run.latency_s[answered]
     quantiles_s = np.quantile(latency_s, QUANTILES)
     return Cell(
         study=study,
@@ -162,7 +170,7 @@ def to_cell(
         duration=float(duration),
         repeat=repeat,
         requests=len(run.finished_s),
-        lost=0,
+        lost=0 if run.outcome is None else int(np.isin(run.outcome, (DROPPED, FAILED)).sum()),
         events=events,
         throughput_hz=float(run.throughput_hz),
         peak_hz=float(run.peak_hz),
@@ -170,10 +178,25 @@ def to_cell(
         latency_p50_s=float(quantiles_s[50]),
         latency_p99_s=float(quantiles_s[99]),
         latency_quantiles_s=tuple(float(value) for value in quantiles_s),
-        below_peak=below_peak(run.finished_s, run.peak_hz),
+        below_peak=below_peak(run.finished_s[answered], run.peak_hz),
         exploring=float(run.trial.mean()),
         trials_per_event=trials / events if events else math.nan,
         changes_per_event=changes / events if events else math.nan,
+    )
+
+
+def with_service(cell: Cell, service: Service) -> Cell:
+    """Add what came of deadlines and losses."""
+    recovery_s = np.array([value for value in service.recovery_s if not math.isnan(value)])
+    return replace(
+        cell,
+        goodput_hz=service.goodput_hz,
+        capacity_hz=service.capacity_hz,
+        in_time=service.in_time,
+        refused=math.nan if math.isnan(service.in_time) else service.refused,
+        sent_again=float(service.sent_again) if service.recovery_s else math.nan,
+        recovery_s=float(np.median(recovery_s)) if len(recovery_s) else math.nan,
+        worst_recovery_s=float(recovery_s.max()) if len(recovery_s) else math.nan,
     )
 
 

@@ -37,11 +37,11 @@ from odin_lab.simulator.interference import Interference
 from odin_lab.simulator.noise import ALONE, BLOCK
 from odin_lab.simulator.world import World
 
-__all__ = ["Part", "RelayLine"]
+__all__ = ["Part", "Reach", "RelayLine", "Request", "Stage"]
 
 FloatArray = NDArray[np.float64]
 
-_What = Literal["arrived", "entered", "layer", "sent", "conditions"]
+What = Literal["arrived", "entered", "layer", "sent", "conditions", "lost", "noticed", "back", "prepared"]
 
 
 class Part(NamedTuple):
@@ -55,27 +55,46 @@ class Part(NamedTuple):
     left_s: float
 
 
+class Reach:
+    """Where requests may change hands: windows, and who may take one from each stage at each cut."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
+        self.shares = windows.all_begin
+        self.takers = [[windows.takers(k, cut) for cut in range(windows.layer_count + 1)] for k in range(len(windows))]
+
+
 @dataclass
-class _Request:
+class Request:
+    """A request, or an attempt at it: where it may change hands, when it is with the gateway, how far it is."""
+
     number: int
     drawn: NDArray[np.generic]
     alone: FloatArray
+    reach: Reach
+    entered_s: float
     cut: int = 0
+    attempt: int = 0
+    layer_s: list[float] | None = None
 
 
-class _Stage:
-    """A stage: idle (no item), computing (``end_s`` finite), or waiting for a place or sending (``end_s`` infinite)."""
+class Stage:
+    """A stage: idle (no item), computing (``end_s`` finite), or waiting for a place or sending (``end_s`` infinite).
+
+    One that is ``lost`` is nobody's to hand over to: its place counts as taken.
+    """
 
     __slots__ = (
         *("item", "waiting", "taken", "began_s", "first", "factor", "layer_began_s", "end_s", "turn"),
-        *("slowdown", "free_s", "blocked", "since_s", "baseline_s", "behind_s"),
+        *("slowdown", "free_s", "blocked", "since_s", "baseline_s", "behind_s", "taker", "lost", "computed_s"),
     )
 
     def __init__(self, baseline_s: FloatArray) -> None:
-        self.item: _Request | None = None
-        self.waiting: _Request | None = None
-        self.taken = self.blocked = False
-        self.began_s = self.layer_began_s = self.free_s = self.since_s = 0.0
+        self.item: Request | None = None
+        self.waiting: Request | None = None
+        self.taken = self.blocked = self.lost = False
+        self.taker = -1
+        self.began_s = self.layer_began_s = self.free_s = self.since_s = self.computed_s = 0.0
         self.end_s = math.inf
         self.first = self.turn = 0
         self.factor = self.slowdown = 1.0
@@ -108,23 +127,23 @@ class RelayLine:
         in_flight: int,
         seed: int,
     ) -> None:
-        self._world, self._windows, self._requests, self._in_flight = world, windows, requests, in_flight
+        self._world, self._requests, self._in_flight = world, requests, in_flight
+        self._reach = Reach(windows)
         self._receive_s: list[float] = world.receive_s.tolist()
         self._send_s: list[float] = world.send_s.tolist()
         self._conditions = Conditions(world, interference, known=interference.unit == "seconds")
         self._layers_s: list[list[float]] = np.minimum(self._conditions.true_s, DEAD_S).tolist()
-        self._stages = [_Stage(row) for row in world.baseline_s]
-        self._takers = [[windows.takers(k, cut) for cut in range(len(self._send_s))] for k in range(len(windows))]
-        self._shares = windows.all_begin
+        self._stages = [Stage(row) for row in world.baseline_s]
+        self._first = 0  # whose the queue is, unless it is everybody's
         self._clients = arrivals.clients or in_flight
         self._coming_s = arrivals.times_s(requests, np.random.default_rng([seed, 2]))
         random = np.random.default_rng([seed, 1])
         self._blocks = world.noise.blocks(random, requests=BLOCK, devices=world.device_count)
-        self._block: tuple[NDArray[np.generic], FloatArray] | None = None
-        self._events: list[tuple[float, int, _What, int, int]] = []
-        self._pushed = self._answered = self._under_way = 0
+        self._block: tuple[int, NDArray[np.generic], FloatArray] | None = None
+        self._events: list[tuple[float, int, What, int, int]] = []
+        self._pushed = self._answered = self._over = self._under_way = 0
         self._outside: deque[int] = deque()  # have come, and wait to be submitted
-        self._queue: deque[_Request] = deque()  # wait for stage 0
+        self._queue: deque[Request] = deque()  # wait for stage 0
         self._coming = 0
         self.arrived_s: FloatArray = np.zeros(requests)
         self.submitted_s: FloatArray = np.zeros(requests)
@@ -142,24 +161,33 @@ class RelayLine:
             self._come(0.0)
         if self._conditions.next_edge < math.inf:
             self._push(self._conditions.next_edge, "conditions")
-        while self._answered < self._requests:
+        while self._over < self._requests:
+            if not self._events:
+                self._strand()
+                return
             at_s, _, what, stage, number = heapq.heappop(self._events)
-            if what == "layer":
-                if number == self._stages[stage].turn:
-                    self._layer_done(stage, at_s)
-            elif what == "sent":
-                self._sent(stage, number, at_s)
-            elif what == "entered":
-                self._offer(at_s)
-            elif what == "arrived":
-                self._outside.append(number)
-                self._submit(at_s)
-            else:
-                self._change(at_s)
-                if self._conditions.next_edge < math.inf:
-                    self._push(self._conditions.next_edge, "conditions")
+            self._happen(at_s, what, stage, number)
 
-    def _push(self, at_s: float, what: _What, stage: int = 0, number: int = 0) -> None:
+    def _happen(self, at_s: float, what: What, stage: int, number: int) -> None:
+        if what == "layer":
+            if number == self._stages[stage].turn:
+                self._layer_done(stage, at_s)
+        elif what == "sent":
+            if number == self._stages[stage].turn:
+                self._sent(stage, at_s)
+        elif what == "entered":
+            self._offer(at_s)
+        elif what == "arrived":
+            self._arrive(number, at_s)
+        else:
+            self._change(at_s)
+            if self._conditions.next_edge < math.inf:
+                self._push(self._conditions.next_edge, "conditions")
+
+    def _strand(self) -> None:
+        raise AssertionError(f"{self._requests - self._over} requests are stuck")
+
+    def _push(self, at_s: float, what: What, stage: int = 0, number: int = 0) -> None:
         self._pushed += 1
         heapq.heappush(self._events, (at_s, self._pushed, what, stage, number))
 
@@ -173,23 +201,33 @@ class RelayLine:
         self.arrived_s[number] = at_s
         self._push(at_s, "arrived", 0, number)
 
+    def _arrive(self, number: int, now_s: float) -> None:
+        self._outside.append(number)
+        self._submit(now_s)
+
     def _submit(self, now_s: float) -> None:
         while self._outside and self._under_way < self._in_flight:
             number = self._outside.popleft()
             self._under_way += 1
             self.submitted_s[number] = now_s
             self.conditions_number[number] = self._conditions.number
-            row = number % BLOCK
-            if row == 0 or self._block is None:
-                drawn = next(self._blocks)
-                self._block = drawn, self._world.noise.factors(drawn, ALONE)
-            drawn, alone = self._block
-            self._queue.append(_Request(number, drawn[row], alone[row]))
-            self._push(now_s + self._send_s[0], "entered")
+            self._enqueue(number, now_s)
 
-    def _answer(self, number: int, left_s: float) -> None:
+    def _enqueue(self, number: int, now_s: float) -> None:
+        while self._block is None or self._block[0] < number // BLOCK:
+            drawn = next(self._blocks)
+            block = 0 if self._block is None else self._block[0] + 1
+            self._block = block, drawn, self._world.noise.factors(drawn, ALONE)
+        _, drawn, alone = self._block
+        row, entered_s = number % BLOCK, now_s + self._send_s[0]
+        self._queue.append(Request(number, drawn[row], alone[row], self._reach, entered_s))
+        self._push(entered_s, "entered")
+
+    def _answer(self, request: Request, left_s: float) -> None:
+        number = request.number
         self.finished_s[number] = left_s + self._receive_s[-1]
         self._answered += 1
+        self._over += 1
         self._under_way -= 1
         if self._conditions.next_unsettled <= self._answered:
             while self._conditions.next_unsettled <= self._answered:
@@ -216,20 +254,22 @@ class RelayLine:
 
     def _offer(self, now_s: float) -> None:
         """Idle stages may take what waits; which of several is quicker is left open, as live."""
-        for index in range(len(self._stages) if self._shares else 1):
+        for index in range(len(self._stages)) if self._reach.shares else (self._first,):
             if self._stages[index].item is None and self._takes_new(index, now_s):
                 self._take(index, now_s)
 
     def _takes_new(self, index: int, now_s: float) -> bool:
         """Whether a stage that is about to begin with a request takes the one that has waited longest."""
-        if not self._queue or float(self.submitted_s[self._queue[0].number]) + self._send_s[0] > now_s:
+        if not self._queue or self._queue[0].entered_s > now_s:
             return False
-        if not self._shares:
-            return index == 0
+        if not self._reach.shares:
+            return index == self._first
         if self._stages[index].taken:  # by one that is on its way
             return False
         others = []
         for other, stage in enumerate(self._stages):
+            if stage.lost:
+                continue
             chain_s, idle = stage.behind_s[0], stage.item is None
             slowdown = stage.slowdown
             if idle:
@@ -243,7 +283,7 @@ class RelayLine:
     def _take(self, index: int, now_s: float) -> None:
         """Begin with the next request, if one waits; whoever waits for the place may have it then."""
         stage = self._stages[index]
-        request: _Request | None = None
+        request: Request | None = None
         if stage.waiting is not None:
             request, stage.waiting, stage.taken = stage.waiting, None, False
         elif self._takes_new(index, now_s):
@@ -253,7 +293,7 @@ class RelayLine:
             stage.free_s = stage.since_s = now_s
             return
         stage.slowdown = idle_slowdown(stage.slowdown, idle_s=now_s - stage.since_s, chain_s=stage.behind_s[0])
-        stage.began_s, stage.first = now_s, request.cut
+        stage.began_s, stage.first, stage.computed_s = now_s, request.cut, 0.0
         scenarios = self._conditions.scenarios.get(index)
         if scenarios:
             drawn = request.drawn[index : index + 1]
@@ -261,37 +301,38 @@ class RelayLine:
         else:
             stage.factor = request.alone.item(index)
         received_s = now_s + self._receive_s[request.cut]
-        if request.cut >= self._last_cut(index):
+        if request.cut >= request.reach.windows[index][1]:
             self._leave(index, received_s)
         elif not self._pass_on(index, received_s):
             self._go_on(index, received_s)
         if index > 0:
             self._place_free(now_s)
 
-    def _last_cut(self, index: int) -> int:
-        return self._windows[index][1]
-
     def _go_on(self, index: int, from_s: float) -> None:
         stage = self._stages[index]
         assert stage.item is not None
-        cut = stage.item.cut
+        cut, windows = stage.item.cut, stage.item.reach.windows
         stage.layer_began_s = from_s
         stage.end_s = from_s + self._layers_s[index][cut] * stage.factor
         stage.turn += 1
         self._push(stage.end_s, "layer", index, stage.turn)
         takes_over_s = math.inf
-        if not self._shares and cut + 1 >= self._windows[index][0] and index + 1 < len(self._stages):
+        if not stage.item.reach.shares and cut + 1 >= windows[index][0] and index + 1 < len(self._stages):
             after = self._stages[index + 1]
             takes_over_s = math.inf if after.taken else after.free_s if after.item is not None else from_s
         expected_s = from_s + stage.slowdown * stage.baseline_s[cut]
-        rest_s = stage.slowdown * (stage.behind_s[cut + 1] - stage.behind_s[self._last_cut(index)])
+        rest_s = stage.slowdown * (stage.behind_s[cut + 1] - stage.behind_s[windows[index][1]])
         stage.free_s = free_at(expected_s, rest_s=rest_s, next_free_s=takes_over_s)
 
     def _layer_done(self, index: int, now_s: float) -> None:
         stage = self._stages[index]
         assert stage.item is not None
         cut = stage.item.cut
-        stage.slowdown = slowdown_after(stage.slowdown, now_s - stage.layer_began_s, stage.baseline_s[cut])
+        took_s = now_s - stage.layer_began_s
+        stage.slowdown = slowdown_after(stage.slowdown, took_s, stage.baseline_s[cut])
+        stage.computed_s += took_s
+        if stage.item.layer_s is not None:
+            stage.item.layer_s[cut] = took_s
         stage.item.cut = cut + 1
         if not self._leave(index, now_s):
             self._go_on(index, now_s)
@@ -300,23 +341,25 @@ class RelayLine:
         """Answer, hand over, or wait for a place because it must: else the stage is to go on."""
         stage = self._stages[index]
         assert stage.item is not None
-        stage.blocked, cut = False, stage.item.cut
-        if cut == self._windows.layer_count:
-            stage.end_s = math.inf
-            self._push(now_s + self._send_s[cut], "sent", index, -1)
+        stage.blocked, cut, reach = False, stage.item.cut, stage.item.reach
+        if cut == reach.windows.layer_count:
+            stage.end_s, stage.taker = math.inf, -1
+            stage.turn += 1
+            self._push(now_s + self._send_s[cut], "sent", index, stage.turn)
             return True
-        must = cut >= self._last_cut(index)
-        takers = self._takers[index][cut]
+        last = reach.windows[index][1]
+        must = cut >= last
+        takers = reach.takers[index][cut]
         chosen: int | None = None
-        if takers and self._shares and not must:
+        if takers and reach.shares and not must:
             chosen = self._sooner(index, now_s)
         elif takers:
-            behind_s, last_s = stage.behind_s, stage.behind_s[self._last_cut(index)]
+            behind_s, last_s = stage.behind_s, stage.behind_s[last]
             chosen = hand_over(
                 now_s,
                 self._seen(takers, cut, now_s),
                 must=must,
-                busy=stage.waiting is not None or (index == 0 and bool(self._queue)),
+                busy=stage.waiting is not None or (index == self._first and bool(self._queue)),
                 layer_s=stage.slowdown * stage.baseline_s[cut],
                 rest_s=stage.slowdown * (behind_s[cut] - last_s),
                 cost_s=self._send_s[cut],
@@ -333,13 +376,13 @@ class RelayLine:
         """Send a request on as it came, if another stage is so much faster."""
         stage = self._stages[index]
         assert stage.item is not None
-        cut = stage.item.cut
-        if self._shares:
+        takers, cut = stage.item.reach.takers[index][stage.item.cut], stage.item.cut
+        if stage.item.reach.shares:
             chosen = self._sooner(index, now_s)
             if chosen is not None:
-                self._send(index, self._takers[index][cut][chosen], now_s)
+                self._send(index, takers[chosen], now_s)
             return chosen is not None
-        takers, layer_s = self._takers[index][cut], stage.slowdown * stage.baseline_s[cut]
+        layer_s = stage.slowdown * stage.baseline_s[cut]
         for taker, seen in zip(takers, self._seen(takers, cut, now_s), strict=True):
             if not seen.taken and is_much_sooner(now_s, seen.idle, seen.free_s, seen.layer_s, layer_s):
                 self._send(index, taker, now_s)
@@ -350,9 +393,10 @@ class RelayLine:
         """Which of those who may take a stage's request would be done with the rest so much sooner that it gets it."""
         stage = self._stages[index]
         assert stage.item is not None
-        cut, last, mine = stage.item.cut, self._last_cut(index), stage.slowdown
+        cut, reach, mine = stage.item.cut, stage.item.reach, stage.slowdown
+        last = reach.windows[index][1]
         layer_s, rest_s = mine * stage.baseline_s[cut], mine * (stage.behind_s[cut] - stage.behind_s[last])
-        for number, taker in enumerate(self._takers[index][cut]):
+        for number, taker in enumerate(reach.takers[index][cut]):
             other = self._stages[taker]
             if other.taken:
                 continue
@@ -371,9 +415,10 @@ class RelayLine:
         stage = self._stages[index]
         assert stage.item is not None
         self._stages[taker].taken = True
-        stage.end_s = math.inf
+        stage.end_s, stage.taker = math.inf, taker
         stage.free_s = now_s + self._send_s[stage.item.cut]
-        self._push(stage.free_s, "sent", index, taker)
+        stage.turn += 1
+        self._push(stage.free_s, "sent", index, stage.turn)
 
     def _seen(self, takers: range, cut: int, now_s: float) -> Iterator[Later]:
         for index in takers:
@@ -386,22 +431,26 @@ class RelayLine:
                 slowdown = idle_slowdown(slowdown, idle_s=now_s - stage.since_s, chain_s=stage.behind_s[0])
             yield Later(idle, False, stage.free_s, slowdown * stage.baseline_s[cut])
 
-    def _sent(self, index: int, taker: int, now_s: float) -> None:
+    def _sent(self, index: int, now_s: float) -> None:
         """A stage has sent its request on, or to the gateway (-1)."""
         stage = self._stages[index]
-        request = stage.item
+        request, taker, stage.taker = stage.item, stage.taker, -1
         assert request is not None
         self.parts.append(Part(request.number, index, stage.first, request.cut, stage.began_s, now_s))
         stage.since_s = now_s
         if taker < 0:
-            self._answer(request.number, now_s)
+            self._answer(request, now_s)
         else:
-            self._stages[taker].waiting = request
-            if self._stages[taker].item is None:
-                self._take(taker, now_s)
+            self._deliver(request, index, taker, now_s)
         self._take(index, now_s)
-        if self._shares:
+        if self._reach.shares:
             self._offer(now_s)
+
+    def _deliver(self, request: Request, index: int, taker: int, now_s: float) -> None:
+        assert self._stages[taker].waiting is None
+        self._stages[taker].waiting = request
+        if self._stages[taker].item is None:
+            self._take(taker, now_s)
 
     def _place_free(self, now_s: float) -> None:
         """A place has become free: stages that had to wait try again, the nearest to the end first."""

@@ -18,12 +18,16 @@ from odin.partitioner.relay import Windows
 from odin_lab.simulator.arrivals import Arrivals
 from odin_lab.simulator.conditions import Conditions
 from odin_lab.simulator.control import Control
+from odin_lab.simulator.door import Deadline, Door
 from odin_lab.simulator.engine import Engine, Truth
+from odin_lab.simulator.faults import CRASH_NOTICE_S, HANG_FACTOR, REFUSED, FaultLine, LossSeen
 from odin_lab.simulator.interference import Interference
+from odin_lab.simulator.losses import Losses
 from odin_lab.simulator.relay import RelayLine
+from odin_lab.simulator.steering import Steering
 from odin_lab.simulator.world import World
 
-__all__ = ["PREPARE_S", "Run", "simulate", "simulate_relay"]
+__all__ = ["PREPARE_S", "Run", "simulate", "simulate_relay", "undisturbed_s"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -60,6 +64,11 @@ class Run:
         What was going on.
     peak_hz
         Throughput of the best plan with nothing else running.
+    outcome, deadline_s, attempts, losses
+        Where devices are lost or requests have deadlines, else ``None``: what became of each request
+        (:data:`odin_lab.simulator.faults.ANSWERED` and others), the moment at which it was to be answered at the
+        latest, and how many times it was sent again; and the losses as they went. ``finished_s`` is infinite for what
+        was not answered.
     """
 
     arrived_s: FloatArray
@@ -74,6 +83,15 @@ class Run:
     changes: tuple[tuple[int, int], ...]
     interference: Interference
     peak_hz: float
+    outcome: NDArray[np.int8] | None = None
+    deadline_s: FloatArray | None = None
+    attempts: IntArray | None = None
+    losses: tuple[LossSeen, ...] = ()
+
+    @property
+    def answered(self) -> NDArray[np.bool_]:
+        """Which requests were answered."""
+        return np.isfinite(self.finished_s)
 
     @property
     def latency_s(self) -> FloatArray:
@@ -84,7 +102,11 @@ class Run:
     @property
     def throughput_hz(self) -> float:
         """Requests answered per second, from the first submission on."""
-        return len(self.finished_s) / float(self.finished_s.max() - self.submitted_s[0])
+        if self.outcome is None:
+            return len(self.finished_s) / float(self.finished_s.max() - self.submitted_s[0])
+        answered_s = self.finished_s[self.answered]
+        first_s = self.submitted_s[self.outcome != REFUSED]
+        return len(answered_s) / float(answered_s.max() - first_s[0]) if len(answered_s) else 0.0
 
 
 def simulate(
@@ -103,6 +125,11 @@ def simulate(
     best: bool = False,
     truth: Truth = "now",
     told: Setting | None = None,
+    losses: str | Losses | None = None,
+    deadline: str | Deadline | None = None,
+    admission: str = "none",
+    crash_notice_s: float = CRASH_NOTICE_S,
+    hang_factor: float = HANG_FACTOR,
     seed: int = 0,
 ) -> Run:
     """Let a pipeline serve requests under interference, with the policy that would serve live.
@@ -141,8 +168,19 @@ def simulate(
     told
         What policy and watch are told of layers and transfers, if that is not the truth: a profile. Its plan is the
         one to begin with, unless ``plan`` is given.
+    losses
+        Devices that are lost: see :mod:`odin_lab.simulator.losses`.
+    deadline
+        Time from its coming in which each request is to be answered, ``250ms``, or ``3x`` for three times
+        :func:`undisturbed_s`.
+    admission
+        What is done about requests that would be late: see :mod:`odin_lab.simulator.door`.
+    crash_notice_s
+        Seconds from a stage's death to the moment at which the gateway knows.
+    hang_factor
+        A stage silent for so many times what it should take for its request is taken for lost.
     seed
-        Of noise and arrivals, which do not depend on the policy.
+        Of noise, arrivals and losses, which do not depend on the policy.
 
     Returns
     -------
@@ -176,6 +214,53 @@ def simulate(
         if told.baseline_s.shape != world.baseline_s.shape:
             raise ValueError(f"told of {told.baseline_s.shape} stages and layers, where {world.baseline_s.shape} are")
         setting = told._replace(plan=setting.plan)
+    home = balance(world.baseline_s, send_s=world.send_s, receive_s=world.receive_s)
+    arrivals = arrivals.at_peak(1 / home.bottleneck_s)
+    Door(admission, stages=world.device_count)
+    if losses is None and deadline is None and admission != "none":
+        raise ValueError(f"admission {admission!r} means nothing without a deadline; give one, such as deadline='3x'")
+    if losses is not None or deadline is not None:
+        if serial_trials or slots != 2 or best:
+            raise ValueError("with losses or deadlines trials are not serial, slots are 2, and best is not known")
+        if not (0 <= crash_notice_s < math.inf and 0 < hang_factor < math.inf):
+            raise ValueError(f"crash_notice_s={crash_notice_s}, hang_factor={hang_factor}: 0 s or more, and above 0")
+        limit = Deadline.parse(deadline) if isinstance(deadline, str) else deadline
+        steering = Steering(setting, policy, detector=detector, prepare_s=prepare_s)
+        line = FaultLine(
+            world,
+            steering,
+            requests=requests,
+            interference=interference,
+            arrivals=arrivals,
+            in_flight=in_flight or 2 * world.device_count,
+            losses=Losses.parse(losses) if isinstance(losses, str) else losses,
+            deadline_s=math.inf if limit is None else limit.seconds(undisturbed_s(world, home.plan)),
+            admission=admission,
+            prepare_s=prepare_s,
+            crash_notice_s=crash_notice_s,
+            hang_factor=hang_factor,
+            truth=truth,
+            seed=seed,
+        )
+        line.run()
+        return Run(
+            line.arrived_s,
+            line.submitted_s,
+            line.finished_s,
+            line.plan_index,
+            tuple(steering.plans),
+            np.full(requests, np.nan),
+            None,
+            line.trial,
+            tuple(steering.decisions),
+            tuple(steering.changes),
+            interference,
+            1 / home.bottleneck_s,
+            line.outcome,
+            line.deadline_s,
+            line.attempts,
+            tuple(line.seen),
+        )
     windows = windows_of(policy, setting)
     if windows is not None:
         return simulate_relay(
@@ -218,7 +303,7 @@ def simulate(
         tuple(engine.control.decisions),
         tuple(engine.control.changes),
         interference,
-        1 / balance(world.baseline_s, send_s=world.send_s, receive_s=world.receive_s).bottleneck_s,
+        1 / home.bottleneck_s,
     )
 
 
@@ -264,17 +349,18 @@ def simulate_relay(
     windows = windows or Windows.whole(stage_count=stages, layer_count=layers)
     windows.check_fits(layer_count=layers, stage_count=stages)
     interference = interference or Interference()
+    home = balance(world.baseline_s, send_s=world.send_s, receive_s=world.receive_s)
+    arrivals = Arrivals.parse(arrivals) if isinstance(arrivals, str) else arrivals
     line = RelayLine(
         world,
         windows=windows,
         requests=requests,
         interference=interference,
-        arrivals=Arrivals.parse(arrivals) if isinstance(arrivals, str) else arrivals,
+        arrivals=arrivals.at_peak(1 / home.bottleneck_s),
         in_flight=in_flight or 2 * stages,
         seed=seed,
     )
     line.run()
-    home = balance(world.baseline_s, send_s=world.send_s, receive_s=world.receive_s)
     return Run(
         line.arrived_s,
         line.submitted_s,
@@ -289,6 +375,14 @@ def simulate_relay(
         interference,
         1 / home.bottleneck_s,
     )
+
+
+def undisturbed_s(world: World, plan: Plan) -> float:
+    """Seconds from a request's coming to its answer if it is alone, under a plan, with nothing else running."""
+    cuts = (0, *(last for _, last in plan.ranges))
+    layers_s = sum(float(world.baseline_s[k, first:last].sum()) for k, (first, last) in enumerate(plan.ranges))
+    handed_s = sum(float(world.send_s[cut] + world.receive_s[cut]) for cut in cuts)
+    return layers_s + handed_s
 
 
 def _best_bottlenecks(world: World, interference: Interference, numbers: IntArray) -> FloatArray:

@@ -15,17 +15,21 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, get_args
 
 from odin.control.detectors import make_detector
 from odin.partitioner.policies import make_policy
 from odin_lab.inject.scenario import Scenario
 from odin_lab.inject.worker import die_with_parent
 from odin_lab.report.results import Cell, DetectionPoint, Timeline
+from odin_lab.simulator.arrivals import Arrivals
 from odin_lab.simulator.detection import Candidate, detection_points
+from odin_lab.simulator.door import Deadline, DoorName
 from odin_lab.simulator.interference import Interference
-from odin_lab.simulator.metrics import to_cell, to_timeline
+from odin_lab.simulator.losses import Losses
+from odin_lab.simulator.metrics import to_cell, to_timeline, with_service
 from odin_lab.simulator.run import Run, simulate
+from odin_lab.simulator.service import serve
 from odin_lab.simulator.world import World
 from odin_lab.timings import TimingTable, load_timings
 
@@ -44,6 +48,7 @@ __all__ = [
 
 _SERIAL = " (serial)"
 _ANSWERED = " (answered)"
+_DOORS = {f" ({name})": name for name in get_args(DoorName) if name != "none"}
 _BLIND = ("static", "oracle", "delayed-oracle")  # what a detector finds is nothing to them: a run takes half the time
 _AHEAD = 2  # jobs per process that wait to be run
 _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -65,15 +70,18 @@ class Contestant(NamedTuple):
     answered
         Whether an oracle is told the conditions under which the request just answered was submitted, in place of those
         of the moment.
+    admission
+        What is done about requests that would be late: see :mod:`odin_lab.simulator.door`.
     """
 
     policy: str
     serial: bool = False
     answered: bool = False
+    admission: str = "none"
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``odin:alpha=10``, ``odin:alpha=10 (serial)`` or ``delayed-oracle (answered)``.
+        """Read ``odin:alpha=10``, ``odin:alpha=10 (serial)``, ``delayed-oracle (answered)`` or ``relay (predict)``.
 
         Raises
         ------
@@ -83,14 +91,18 @@ class Contestant(NamedTuple):
         Examples
         --------
         >>> Contestant.parse("lls (serial)")
-        Contestant(policy='lls', serial=True, answered=False)
+        Contestant(policy='lls', serial=True, answered=False, admission='none')
         """
-        name = text.strip()
+        name, admission = text.strip(), "none"
+        for suffix, door in _DOORS.items():
+            if name.endswith(suffix):
+                name, admission = name.removesuffix(suffix), door
         serial, answered = name.endswith(_SERIAL), name.endswith(_ANSWERED)
-        return cls(make_policy(name.removesuffix(_SERIAL).removesuffix(_ANSWERED)).name, serial, answered)
+        return cls(make_policy(name.removesuffix(_SERIAL).removesuffix(_ANSWERED)).name, serial, answered, admission)
 
     def __str__(self) -> str:
-        return self.policy + (_SERIAL if self.serial else _ANSWERED if self.answered else "")
+        door = f" ({self.admission})" if self.admission != "none" else ""
+        return self.policy + (_SERIAL if self.serial else _ANSWERED if self.answered else "") + door
 
 
 @dataclass(frozen=True)
@@ -116,7 +128,7 @@ class Setup:
         What the scenario file calls the devices, in order; empty for ``cpu:0``, ``cpu:1``, ...
     speeds
         Speed of each device, 1 being the recorded one's; empty for equal ones.
-    arrivals, detector, noise
+    arrivals, detector, noise, losses, deadline
         As :func:`odin_lab.simulator.simulate` and :meth:`odin_lab.simulator.World.from_timings` have them.
     """
 
@@ -132,6 +144,8 @@ class Setup:
     arrivals: str = "closed"
     detector: str = "cusum"
     noise: str = "measured"
+    losses: str = ""
+    deadline: str = ""
 
     def __post_init__(self) -> None:
         for name in ("devices", "requests"):
@@ -150,10 +164,21 @@ class Setup:
             make_detector(self.detector, self.devices)
         if self.speeds and len(self.speeds) != self.devices:
             raise StudyError(f"{len(self.speeds)} speeds for {self.devices} devices; give one per device")
+        try:
+            if self.losses:
+                Losses.parse(self.losses).check_fits(self.devices)
+            if self.deadline:
+                Deadline.parse(self.deadline)
+            Arrivals.parse(self.arrivals)
+        except ValueError as error:
+            raise StudyError(str(error)) from error
 
     def __str__(self) -> str:
         what = f"period {self.period}, duration {self.duration}" if self.period else self.scenario or "undisturbed"
-        return f"{self.table} on {self.devices} devices, {what}"
+        arrivals = "" if self.arrivals == "closed" else f", {self.arrivals}"
+        deadline = f", deadline {self.deadline}" if self.deadline else ""
+        lost = f", lost {self.losses}" if self.losses else ""
+        return f"{self.table} on {self.devices} devices, {what}{arrivals}{deadline}{lost}"
 
 
 class Stretch(NamedTuple):
@@ -216,8 +241,12 @@ def _interference(setup: Setup, table: TimingTable, seed: int) -> Interference |
     )
 
 
-def make_run(job: RunJob) -> Run:
+def make_run(
+    job: RunJob, *, requests: int = 0, arrivals: str = "", losses: Losses | None = None, again: bool = False
+) -> Run:
     """Simulate: the same noise and events for every contestant of a setup and seed.
+
+    With ``again`` other requests, arrivals and losses than the setup's, and no deadline if arrivals are others.
 
     Raises
     ------
@@ -229,6 +258,7 @@ def make_run(job: RunJob) -> Run:
     world = World.from_timings(table, devices=setup.devices, speeds=setup.speeds or None, noise=setup.noise)
     interference = _interference(setup, table, job.seed)
     policy = make_policy(job.contestant.policy)
+    deadline = None if arrivals else setup.deadline or None
     try:
         with warnings.catch_warnings():
             # The controller goes on with static then, and so does the simulator: that would be another policy's result.
@@ -236,12 +266,15 @@ def make_run(job: RunJob) -> Run:
             return simulate(
                 world,
                 policy,
-                requests=setup.requests,
+                requests=requests or setup.requests,
                 interference=interference,
-                arrivals=setup.arrivals,
+                arrivals=arrivals or setup.arrivals,
                 detector="none" if job.contestant.policy in _BLIND else setup.detector,
                 serial_trials=job.contestant.serial,
                 truth="finished" if job.contestant.answered else "now",
+                losses=losses if again else setup.losses or None,
+                deadline=deadline,
+                admission=job.contestant.admission if deadline else "none",
                 seed=job.seed,
             )
     except (ValueError, UserWarning) as error:
@@ -267,6 +300,12 @@ def run_job(job: Job) -> Outcome:
         duration=setup.duration,
         repeat=job.repeat,
     )
+    if run.outcome is not None:
+
+        def again(requests: int, arrivals: str, losses: Losses | None) -> Run:
+            return make_run(job, requests=requests, arrivals=arrivals, losses=losses, again=True)
+
+        cell = with_service(cell, serve(run, again, devices=setup.devices))
     if job.stretch is None:
         return Outcome((cell,))
     title, first, last = job.stretch

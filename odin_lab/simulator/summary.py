@@ -26,6 +26,7 @@ __all__ = [
     "policy_table",
     "render_study",
     "scaling_table",
+    "service_table",
     "validation_table",
     "worst_cells",
     "worst_table",
@@ -41,6 +42,10 @@ PAPER = (
 )
 _CAPTION = (
     "of ..: throughput over that; trials, changes of plan: per event; <50%: share of requests below half the peak"
+)
+_SERVICE_CAPTION = (
+    "goodput: answered in time, per second; capacity: what it would be without deadlines; in time: of those taken on; "
+    "again: requests sent again; recovery: from a loss to 0.95 of what the others allow"
 )
 _PAPER_GAIN = "about 15..20% better"
 _HZ_WITHIN, _P99_WITHIN = 0.05, 0.15
@@ -79,6 +84,22 @@ def policy_table(title: str, cells: Sequence[Cell]) -> NarrowTable:
         return table
 
     return NarrowTable(build, tuple(_COLUMNS), _EXPENDABLE)
+
+
+def service_table(title: str, cells: Sequence[Cell]) -> NarrowTable:
+    """One row per policy and rule of admission: what came of deadlines and losses; means over all of the cells."""
+    used = [name for name, (figure, _) in _SERVICE.items() if not math.isnan(mean_of(cells, figure))]
+
+    def build(columns: Sequence[str]) -> Table:
+        table = Table(title=title, title_justify="left", caption=_SERVICE_CAPTION, caption_justify="left")
+        for index, column in enumerate(("policy", *columns)):
+            table.add_column(column, justify="right" if index else "left", no_wrap=True)
+        for policy, own in _by_policy(cells):
+            shown = [_SERVICE[column] for column in columns]
+            table.add_row(policy, *(form(mean_of(own, figure)) for figure, form in shown))
+        return table
+
+    return NarrowTable(build, tuple(used), tuple(name for name in ("again", "of peak") if name in used))
 
 
 def _below(level: float) -> Figure:
@@ -120,6 +141,21 @@ _COLUMNS: dict[str, tuple[Figure, Callable[[float], str]]] = {
     **{f"<{level:.0%}": (_below(level), _percent) for level in (0.5, 0.7, 0.9)},
 }
 
+
+_SERVICE: dict[str, tuple[Figure, Callable[[float], str]]] = {
+    "images/s": (_of("throughput_hz"), _number),
+    "of peak": (lambda cell: cell.throughput_hz / cell.peak_hz, _ratio),
+    "goodput": (_of("goodput_hz"), _number),
+    "of capacity": (lambda cell: cell.goodput_hz / cell.capacity_hz, _ratio),
+    "in time": (_of("in_time"), lambda value: "-" if math.isnan(value) else f"{value:.2%}"),
+    "refused": (_of("refused"), _percent),
+    "given up": (lambda cell: cell.lost / cell.requests, _percent),
+    "p50 ms": (lambda cell: 1e3 * cell.latency_p50_s, _number),
+    "p99 ms": (lambda cell: 1e3 * cell.latency_p99_s, _number),
+    "again": (_of("sent_again"), partial(_ratio, digits=1)),
+    "recovery ms": (lambda cell: 1e3 * cell.recovery_s, _number),
+    "at worst": (lambda cell: 1e3 * cell.worst_recovery_s, _number),
+}
 
 _EXPENDABLE = ("exploring", "trials", "of peak", "<70%", "mean ms", "<90%", "<50%", "of oracle", "p99 ms")
 """Columns that a narrow terminal does without, the first of them first."""

@@ -51,7 +51,7 @@ def simulate(capsys, *words):
 
 # ---------------------------------------------------------------- contestants and setups
 def test_a_contestant_prints_and_parses():
-    for text in ("lls", "odin:alpha=2 (serial)", "delayed-oracle"):
+    for text in ("lls", "odin:alpha=2 (serial)", "delayed-oracle", "relay (predict)"):
         assert str(Contestant.parse(text)) == text
     assert Contestant.parse("odin") == Contestant("odin:alpha=10")
     assert Contestant.parse(" odin (serial)") == Contestant("odin:alpha=10", serial=True)
@@ -204,6 +204,42 @@ def test_a_scenario_file_by_its_devices(capsys, table, tmp_path):
     assert "cpu:5" in err
 
 
+def test_deadlines_and_losses(capsys, table, tmp_path):
+    output = tmp_path / "r.json"
+    words = (table, "--devices", "3", "--requests", "300", "--policy", "static", "--policy", "relay", "--seed", "2")
+    status, out, _ = simulate(
+        capsys, *words, "--arrivals", "poisson:2x", "--deadline", "3x", "--lose", "1@1s+1s", "--output", str(output)
+    )
+    assert status == 0
+    assert "3 devices, undisturbed, poisson:2x, deadline 3x, lost 1@1s+1s" in out
+    cells = {cell.policy: cell for cell in read_results(output).cells}
+    assert [name for name in cells if name.startswith("relay")] == [
+        "relay", "relay (clockwork)", "relay (expired)", "relay (predict)",
+    ]  # fmt: skip
+    for policy in ("static", "relay"):
+        assert f"│ {policy} (predict) " in out
+        none, predict = cells[policy], cells[f"{policy} (predict)"]
+        assert none.refused == none.lost == 0
+        assert none.goodput_hz < 0.3 * predict.goodput_hz
+        assert predict.in_time > 0.97 > none.in_time
+        assert predict.capacity_hz == pytest.approx(none.capacity_hz, rel=0.1)
+    status = main(["report", str(output), "--markdown", str(tmp_path / "r.md")])
+    assert status == 0
+    text = (tmp_path / "r.md").read_text()
+    assert "## Deadlines and lost devices" in text
+    assert "goodput / capacity" in text
+
+
+def test_losses_alone(capsys, table):
+    words = (table, "--devices", "3", "--requests", "200", "--policy", "relay", "--json", "--noise", "none")
+    status, out, _ = simulate(capsys, *words, "--lose", "1@1s", "--lose", "hang:0@2s+50ms")
+    assert status == 0
+    (cell,) = json.loads(out)["cells"]
+    assert (cell["lost"], cell["refused"], cell["goodput_hz"]) == (0, None, None)
+    assert cell["sent_again"] == 1
+    assert cell["recovery_s"] >= 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -211,6 +247,19 @@ def test_a_scenario_file_by_its_devices(capsys, table, tmp_path):
         (("nowhere.csv.gz",), "cannot read nowhere.csv.gz"),
         (("TABLE", "--policy", "predictve"), "there is no policy 'predictve'"),
         (("TABLE", "--period", "10"), "period 10, duration 0: give both"),
+        (("TABLE", "--lose", "9@1s"), "loss 9@1s is of device 9; there are 4, counted from 0"),
+        (("TABLE", "--lose", "3 at ten"), "loss '3 at ten': a device's number, @ and a time are needed; write 3@10s"),
+        (("TABLE", "--deadline", "soon"), "deadline 'soon': 'soon' is no time"),
+        (("TABLE", "--deadline", "0x"), "deadline '0x': deadline 0x: give a time above 0"),
+        (("TABLE", "--admission", "predict"), "--admission means nothing without --deadline; give one"),
+        (("TABLE", "--policy", "relay (predict)"), "relay (predict) means nothing without --deadline"),
+        (
+            ("TABLE", "--deadline", "3x", "--admission", "fifo"),
+            "--admission fifo: there is none of that name",
+        ),
+        (("TABLE", "--lose", "1@1s", "--policy", "lls", "--serial-trials"), "leave --serial-trials out"),
+        (("TABLE", "--arrivals", "poisson:fastx"), "arrivals 'poisson:fastx'"),
+        (("paper", "--lose", "1@1s"), "--lose means nothing with paper, only with a model; leave it out"),
         (("TABLE", "--speeds", "1,fast"), "--speeds '1,fast': write one factor per device"),
         (("TABLE", "--speeds", "1,2"), "2 speeds for 4 devices"),
         (("TABLE", "--arrivals", "often"), "'often'"),
