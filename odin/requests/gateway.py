@@ -160,7 +160,7 @@ class Gateway:
         self._places = min(max_in_flight or inlet.slots, inlet.slots)
         self._completed = self._failed = self._sent_again = 0
         self._error: OdinError | None = None
-        self._draining = False
+        self._draining = self._broken = False
         self._wake: Callable[[], None] | None = None
         self._trickles = False
         self._idle = threading.Condition(self._lock)
@@ -425,8 +425,8 @@ class Gateway:
                 try:
                     message = self._receiver.receive()
                 except ChannelClosedError as error:
-                    if error.peer is None:  # closed here
-                        break
+                    if error.peer is None or (self._error is not None and not self._receiver.receivers):
+                        break  # closed here, or nobody is left to say goodbye
                     self._on_gone(error.peer)
                     continue
                 if message.header.kind is Kind.CLOSE:
@@ -669,6 +669,7 @@ class Gateway:
 
     def fail(self, error: OdinError) -> None:
         """Fail all requests, present and future: stages are lost."""
+        self._broken = True
         self._fail_all(error)
 
     def _fail_all(self, error: OdinError) -> None:
@@ -741,7 +742,7 @@ class Gateway:
             else:  # who drains, in another thread, waits no more
                 self._draining = False
                 self._idle.notify_all()
-            graceful = not broken and not self._pending
+            graceful = not (broken or self._broken or self._pending)
         self._inlet.close(graceful=graceful, silent=self._lost)
         if graceful and not self._lost:
             self._thread.join(_GOODBYE_S)

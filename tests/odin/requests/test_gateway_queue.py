@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import pytest
 import torch
 from channels import numbers, open_pair
 from interruptions import interrupt_often
