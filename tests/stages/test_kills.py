@@ -31,7 +31,7 @@ from odin.stages.channel.wire import GATEWAY, Header, Kind
 from odin.stages.compute.torch_cpu import CpuExecutor
 
 STAGES, LAYERS, SLOTS, NBYTES = 3, 6, 6, 64 * 2**10
-KILLS = int(os.environ.get("ODIN_TEST_KILLS", "12"))
+KILLS = int(os.environ.get("ODIN_TEST_KILLS", "5"))
 """Of each kind."""
 
 
@@ -44,7 +44,7 @@ def add(values: torch.Tensor) -> torch.Tensor:
 def serve(pipe: Connection, index: int) -> None:
     """A stage's process: calls of the actor's methods come by a pipe."""
     torch.set_num_threads(1)
-    actor = StageActor(index, "cpu:0", "a test", share=True, precision="float32")
+    actor = StageActor(index, "cpu:0", "a test", share=True, precision="float32", engine="")
     actor._use_threads = lambda: None  # type: ignore[method-assign]
     actor._executor = CpuExecutor([FakeLayer(f"l{layer}", add) for layer in range(LAYERS)], {})
     while True:
@@ -111,7 +111,12 @@ class Gateway:
                 [(answers, 1)],
                 [
                     lambda: connect(
-                        own.here, slots=SLOTS, slot_nbytes=NBYTES, credits=False, receiver=index, pool=self.pool,
+                        own.here,
+                        slots=SLOTS,
+                        slot_nbytes=NBYTES,
+                        credits=False,
+                        receiver=index,
+                        pool=self.pool,
                         queue=self.queue,
                     )  # fmt: skip
                 ],
