@@ -6,6 +6,7 @@ puts another stage in its place.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -107,19 +108,9 @@ class Gateway:
             connecting = [
                 threads.submit(self.stages[one].call, "connect_to", index, own.here) for one in live if one < index
             ]
+            options: dict[str, Any] = {"credits": False, "receiver": index, "pool": self.pool, "queue": self.queue}
             (self.ways[index],), (receiver,) = open_ends(
-                [(answers, 1)],
-                [
-                    lambda: connect(
-                        own.here,
-                        slots=SLOTS,
-                        slot_nbytes=NBYTES,
-                        credits=False,
-                        receiver=index,
-                        pool=self.pool,
-                        queue=self.queue,
-                    )  # fmt: skip
-                ],
+                [(answers, 1)], [lambda: connect(own.here, slots=SLOTS, slot_nbytes=NBYTES, **options)]
             )
             for done in (starting, *connecting):
                 done.result(PROMPT_S)
@@ -132,10 +123,8 @@ class Gateway:
         header = header._replace(epoch=self.epoch, oldest=self.epoch if not self.pending else 0)
         self.pending[header.request] = header
         self.pool.memory.set_tag(header.slot, header.request, header.attempt)
-        try:
+        with contextlib.suppress(ChannelClosedError):  # its end will be heard
             (self.queue or self.ways[min(self.stages)]).post(header)
-        except ChannelClosedError:
-            pass  # its end will be heard
 
     def send_again(self, header: Header) -> None:
         self.again += 1
@@ -154,7 +143,8 @@ class Gateway:
         try:
             message = self.inbox.receive()
         except ChannelClosedError as error:
-            assert error.peer is not None
+            if error.peer is None:
+                raise
             self.lose(error.peer)
             return
         header = message.header
