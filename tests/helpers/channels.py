@@ -29,7 +29,7 @@ KINDS = ("shm", "tcp")
 
 # Children that inherit none of our sockets; torch is imported once for all of them.
 SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["odin.stages.channel.opening"])
+SPAWN.set_forkserver_preload(["torch", "odin.stages.channel.opening", "odin.stages.actor", "layers"])
 
 
 def listen(kind: str, readiness: Readiness | None = None) -> Listener:
