@@ -600,7 +600,7 @@ class Gateway:
                     self._timers.add(time.perf_counter() + _BOUNCE_S, self._try_held)
             refused = self._advance()
         self._refuse(refused)
-        if request.attempt >= _BOUNCES and header.cut < len(self._plan) and header.cut not in self._lost:
+        if header.attempt >= _BOUNCES and header.cut < len(self._plan) and header.cut not in self._lost:
             self._on_gone(header.cut)  # it cannot be reached from where it should be
 
     def _try_held(self) -> None:

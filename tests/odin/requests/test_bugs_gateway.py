@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from channels import KINDS, numbers, open_pair
+from channels import KINDS, numbers, open_pair, post
 from patience import PROMPT_S
 from test_gateway import Stage, check_every_permit_is_back, gateway_and_stage, settled
 
@@ -29,6 +29,7 @@ from odin.requests.microbatch import join_outputs
 from odin.requests.replies import outcome_of
 from odin.stages import loop
 from odin.stages.channel import shm
+from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.wire import Header, Kind
 
 
@@ -371,7 +372,6 @@ def test_a_cancelled_future_is_done_for_whoever_waits_for_several():
         done, _ = concurrent.futures.wait([whole, waiting], PROMPT_S)
         assert done == {whole, waiting}
         assert not stage.gateway._line
-        stage.answer(stage.take())
         check_every_permit_is_back(stage, 1)
 
 
@@ -405,9 +405,6 @@ def test_a_task_that_is_cancelled_cancels_all_parts_of_its_request():
     with gateway_and_stage(max_in_flight=1) as stage:
         asyncio.run(scenario(stage))
         assert not stage.gateway._line
-        message = stage.take()
-        assert message.recalled
-        stage.answer(message)
         check_every_permit_is_back(stage, 1)
 
 
@@ -466,7 +463,7 @@ def test_a_lost_stage_fails_late_and_cancelled_requests_once():
         deadlines_pass(stage)
         assert isinstance(settled(late), DeadlineExceededError)
         cancelled.cancel()
-        stage.sender.send(Header(Kind.LOST, 1))
+        stage.gateway.fail(StageLostError("all stages are lost"))
         assert isinstance(settled(other), StageLostError)
         assert isinstance(settled(late), DeadlineExceededError)
         assert cancelled.cancelled()
@@ -475,17 +472,18 @@ def test_a_lost_stage_fails_late_and_cancelled_requests_once():
 
 def test_sending_does_not_wait_for_a_stage_that_stands_still_however_many_requests_there_are():
     # Small headers fill a socket's buffer before the slots are used up; the sender then held the gateway's lock.
-    sender, receiver = open_pair("shm", slots=6000, slot_nbytes=64, credits=False)
+    own = SlotPool(6000, 64)
+    sender, receiver = open_pair("shm", slots=6000, slot_nbytes=64, credits=False, pool=own)
     try:
         with ThreadPoolExecutor(1) as pool:
             filling = pool.submit(
-                lambda: [sender.send(Header(Kind.REQUEST, n), (torch.tensor([n]),)) for n in range(6000)]
+                lambda: [post(own, sender, Header(Kind.REQUEST, n), (torch.tensor([n]),)) for n in range(6000)]
             )
-            slots = filling.result(PROMPT_S)
+            filling.result(PROMPT_S)
         for number in range(6000):
             message = receiver.receive()
             assert (message.header.request, message.tensors[0].item()) == (number, number)
-            sender.release(slots[number])
+            sender.push()
     finally:
         receiver.close()
         sender.close(graceful=False)
