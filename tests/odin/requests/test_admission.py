@@ -108,7 +108,7 @@ def test_an_accepted_one_has_no_hope_once_it_would_usually_be_late():
 
 @pytest.mark.parametrize("admission", ["", "Predict", None, 1])
 def test_other_words_are_refused_with_what_there_is(admission: object):
-    with pytest.raises(ValueError, match="choose 'predict', which refuses .* or 'none'"):
+    with pytest.raises(ValueError, match="choose 'predict'"):
         check_admission(admission)
 
 
@@ -149,7 +149,7 @@ def test_what_is_no_error_teaches_nothing(took_s: float, predicted_s: float):
     assert len(spread) == 0
 
 
-# -- promises -----------------------------------------------------------------------------------------------------------
+# -- promises --------------------------------------------------------------------------------------------------------
 
 
 def serve(requests: list[tuple[float, float]], chain_s: list[float], judge: Admission) -> list[Waiting]:
