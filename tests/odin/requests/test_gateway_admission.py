@@ -156,14 +156,12 @@ def test_who_would_make_an_accepted_one_late_is_refused():
 
 def test_what_is_expected_is_kept_up_when_others_go_first():
     with gateway_and_stage() as stage:
-        stage.gateway.enqueue((numbers(0),))
-        stage.gateway.enqueue((numbers(1),), deadline_s=in_hours(9))
-        stage.gateway.enqueue((numbers(2),), deadline_s=in_hours(8))
-        futures = [stage.gateway.enqueue((numbers(3),), deadline_s=in_hours(7))]
         begin_s = time.perf_counter()
+        deadlines = (math.inf, in_hours(9), in_hours(8), in_hours(7))
+        futures = [stage.gateway.enqueue((numbers(number),), deadline_s=at_s) for number, at_s in enumerate(deadlines)]
         stage.pass_all(4)
-        futures[0].exception(PROMPT_S)
-        stage.gateway.close()
+        for future in futures:
+            assert future.exception(PROMPT_S) is None
         expected = {line.request: (line.expected_s - begin_s) / HOUR_S for line in stage.timelines}
         assert [expected[number] for number in range(4)] == pytest.approx([1.0, 4.0, 3.0, 2.0], rel=1e-2)
 
