@@ -308,7 +308,8 @@ class Gateway:
         """Take a request in, part by part, or refuse it as a whole; its first part then has the error."""
         urgent = self.callbacks.is_current()
         requests = [_Request(values, deadline_s, Reply(self.callbacks), urgent) for values in parts]
-        late = deadline_s < _NEVER and deadline_s <= time.perf_counter()
+        refuses = self._foresight is not None and self._foresight.admission.refuses
+        late = not refuses and deadline_s < _NEVER and deadline_s <= time.perf_counter()
         refusal: DeadlineExceededError | None = None
         try:
             with self._lock:
@@ -334,7 +335,7 @@ class Gateway:
 
     def refuse_if_late(self, parts: int, deadline_s: float) -> Reply[Values] | None:
         """The failed future of a request of so many parts that would be refused now, before anything is done for it."""
-        if self._foresight is None or deadline_s == _NEVER or deadline_s <= time.perf_counter():
+        if self._foresight is None or deadline_s == _NEVER:
             return None
         urgent = self.callbacks.is_current()
         with self._lock:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odin.partitioner.exits import LineExits, SharedExits
+from odin.partitioner.relay import is_expected_at
 from odin.requests.admission import Admission, Forecast, check_admission
 from odin.requests.line import Line
 from odin.requests.spread import Spread
@@ -211,3 +212,49 @@ def test_under_overload_the_stages_are_kept_busy(overload: int):
     accepted = serve([(at_s, 0.3) for at_s in times], chain_s, admission())
     assert all(one.done_s <= one.deadline_s + 1e-9 for one in accepted)
     assert len(accepted) / (20.0 * max(one.done_s for one in accepted)) > 0.98
+
+
+@pytest.mark.parametrize("overload", [2, 10])
+def test_under_overload_and_noise_almost_all_that_is_accepted_is_in_time(overload: int):
+    """As docs/deadlines.md tells. Stages say when they will be free by their usual times; what they take varies."""
+    draw, judge, chain_s = random.Random(1), Admission(), 0.1
+    line: Line[Waiting] = Line()
+    free_s, told_s, accepted = [0.0, 0.0], [0.0, 0.0], []
+
+    def take_until(now_s: float) -> None:
+        while len(line):
+            begin_s, stage = min((max(at_s, came_s), stage) for stage, at_s in enumerate(free_s))
+            if begin_s > now_s:
+                return
+            one = line.take()
+            one.done_s = free_s[stage] = begin_s + chain_s * draw.lognormvariate(-0.005, 0.1)
+            told_s[stage] = begin_s + chain_s
+            under_way.append(one)
+
+    came_s = now_s = 0.0
+    under_way: list[Waiting] = []
+    for number in range(10_000 * overload):
+        now_s += draw.expovariate(overload * 20.0)
+        take_until(now_s)
+        came_s = now_s
+        for one in [one for one in under_way if one.done_s <= now_s]:
+            judge.learn(one.forecast, one.done_s)
+            under_way.remove(one)
+        expected_s = [
+            now_s if at_s <= now_s else is_expected_at(told, now_s) for at_s, told in zip(free_s, told_s, strict=True)
+        ]
+        verdict = judge.judge(
+            SharedExits(expected_s, [chain_s] * 2),
+            now_s,
+            deadline_s=now_s + 0.3,
+            ahead=line.ahead(now_s + 0.3),
+            alone=not (under_way or len(line)),
+        )
+        if not verdict.late:
+            accepted.append(Waiting(number, now_s + 0.3, forecast=verdict.forecasts[0]))
+            line.add(accepted[-1])
+            take_until(now_s)
+    take_until(NEVER)
+    in_time = sum(one.done_s <= one.deadline_s for one in accepted)
+    assert in_time >= 0.999 * len(accepted)
+    assert in_time >= 0.97 * 20.0 * now_s

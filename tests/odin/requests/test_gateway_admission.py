@@ -123,7 +123,8 @@ def test_it_is_refused_before_there_is_an_input_to_copy():
         assert error.refused
         assert stage.refusals == [2]
         assert stage.gateway.refuse_if_late(9, math.inf) is None
-        assert stage.gateway.refuse_if_late(1, time.perf_counter() - 1.0) is None  # told as a deadline that has passed
+        error = refusal_of(stage.gateway.refuse_if_late(1, time.perf_counter() - 1.0))
+        assert "its deadline passed 1000." in str(error)
 
 
 def test_without_admission_all_are_taken_and_predicted():
