@@ -20,8 +20,8 @@ __all__ = ["Conditions"]
 _WEIGHT = 0.3
 """Of the latest request in a stage's slowdown, as in :func:`odin.partitioner.relay.slowdown_after`."""
 _FORGETS = 10.0
-"""A slowdown that is not seen any more is forgotten so many times more slowly than by a stage itself: that knows that
-it is idle, here requests may just take long."""
+"""A slowdown that is not seen any more is forgotten so many times more slowly than by the stages, which try whether it
+has gone: most loads last longer than a pause between two requests."""
 _LEAST_S, _LEAST_SLOWDOWN = 1e-9, 1e-3
 
 
@@ -77,7 +77,8 @@ class Conditions:
             since_s, at_s, slowdown = told[stage]
             alone_s = self._chain_s[stage]
             if since_s < math.inf:
-                slowdown, at_s = idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=alone_s), now_s
+                idle_s = (now_s - since_s) / _FORGETS
+                slowdown, at_s = idle_slowdown(slowdown, idle_s=idle_s, chain_s=alone_s), now_s
             elif at_s == math.inf:  # it has said nothing yet
                 at_s = now_s
             else:

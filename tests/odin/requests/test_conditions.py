@@ -44,7 +44,7 @@ def test_stages_say_when_they_are_free_and_how_slow(words: QueueWords):
 
 def test_one_that_is_late_is_expected_as_much_later_again_and_an_idle_one_recovers(words: QueueWords):
     words.tell(0, StageWords(math.inf, 9.0, 1.0))  # should have been free a second ago
-    words.tell(1, StageWords(9.2, 9.2, 3.0))  # idle for as long as a whole request takes: half of it is forgotten
+    words.tell(1, StageWords(2.0, 2.0, 3.0))  # idle for as long as ten requests take: half of it is forgotten
     exits = Conditions(BASELINE_S, words).shared(10.0)
     assert [exits.exit_s(ahead) for ahead in range(2)] == pytest.approx([11.6, 11.4])
 
