@@ -27,6 +27,7 @@ __all__ = [
     "PolicyChanged",
     "RequestDone",
     "RequestFailed",
+    "RequestsRefused",
     "RunEnded",
     "RunStarted",
     "SlowdownChanged",
@@ -112,6 +113,12 @@ class RequestFailed(_Event, frozen=True, tag="failure"):
 
     request: int
     error: str
+
+
+class RequestsRefused(_Event, frozen=True, tag="refused"):
+    """So many requests were refused since the last such event, because they would not have been done in time."""
+
+    requests: int
 
 
 class SlowdownChanged(_Event, frozen=True, tag="slowdown"):
@@ -348,6 +355,7 @@ Event = (
     RunStarted
     | RequestDone
     | RequestFailed
+    | RequestsRefused
     | SlowdownChanged
     | Attributed
     | PlanChanged

@@ -6,6 +6,7 @@ transfer; seconds), then ``last - first`` times ``f32`` (seconds per layer). Rec
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import NamedTuple
 
@@ -58,6 +59,14 @@ class RequestTimeline(NamedTuple):
     """Everything the gateway knows of one finished request.
 
     ``submitted_s`` and ``completed_s`` are readings of the gateway's clock; ``latency_s`` is their difference.
+
+    Attributes
+    ----------
+    expected_s
+        When it was expected to be completed, as predicted when it was submitted, or last when another one went before
+        it; ``nan`` without a prediction.
+    in_time
+        Whether it had a deadline, and was done before it.
     """
 
     request: int
@@ -65,6 +74,8 @@ class RequestTimeline(NamedTuple):
     submitted_s: float
     completed_s: float
     stages: tuple[StageTiming, ...]
+    expected_s: float = math.nan
+    in_time: bool = False
 
     @property
     def latency_s(self) -> float:

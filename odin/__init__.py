@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         LayerFailedError,
         OdinError,
         PipelineClosedError,
+        QueueFullError,
         StageLostError,
     )
     from odin.models.sources import Source, load_source
@@ -51,6 +52,7 @@ __all__ = [
     "PipelineView",
     "Plan",
     "Policy",
+    "QueueFullError",
     "Setting",
     "Source",
     "StageLostError",
@@ -71,6 +73,7 @@ _HOMES = {
         "LayerFailedError",
         "OdinError",
         "PipelineClosedError",
+        "QueueFullError",
         "StageLostError",
     ),
     "odin.pipeline": ("Pipeline",),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = [
     "DeadlineExceededError",
@@ -12,6 +14,7 @@ __all__ = [
     "OdinError",
     "PipelineClosedError",
     "PoisonRequestError",
+    "QueueFullError",
     "StageLostError",
 ]
 
@@ -68,7 +71,79 @@ class LayerFailedError(OdinError):
 
 
 class DeadlineExceededError(OdinError, TimeoutError):
-    """The request's deadline passed before its result arrived."""
+    """The request's deadline passed before its result arrived, or it was refused because that was to be expected.
+
+    Attributes
+    ----------
+    refused
+        Whether it was refused when it was submitted, so that nothing was done for it.
+    predicted_s
+        Seconds from then within which it would have been done, as predicted; ``nan`` if it was not refused.
+    """
+
+    def __init__(self, message: str, *, refused: bool = False, predicted_s: float = math.nan) -> None:
+        super().__init__(message)
+        self.refused, self.predicted_s = refused, predicted_s
+
+    @classmethod
+    def of_refusal(
+        cls, *, predicted_s: float, left_s: float, ahead: int, delays: bool = False
+    ) -> DeadlineExceededError:
+        """The error of a request that is not taken.
+
+        Parameters
+        ----------
+        predicted_s, left_s
+            Seconds from now in which it would be done, and until its deadline.
+        ahead
+            Requests ahead of it.
+        delays
+            Whether it would be in time, but one that was accepted before would not.
+        """
+        if left_s <= 0:
+            ago = f"{-left_s * 1e3:.1f} ms before"
+            return cls(f"refused: its deadline passed {ago} it was submitted", refused=True, predicted_s=predicted_s)
+        before = f"with {ahead} requests ahead of it" if ahead != 1 else "with 1 request ahead of it"
+        why = f"in time, but an accepted one behind it would be late ({before})" if delays else before
+        return cls(
+            f"refused: it would be done in {predicted_s * 1e3:.1f} ms, its deadline is in {left_s * 1e3:.1f} ms, "
+            f"{why}; send less at a time, allow longer, or take all (admission='none')",
+            refused=True,
+            predicted_s=predicted_s,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _deadline_exceeded, (str(self), self.refused, self.predicted_s)
+
+
+def _deadline_exceeded(message: str, refused: bool, predicted_s: float) -> DeadlineExceededError:
+    return DeadlineExceededError(message, refused=refused, predicted_s=predicted_s)
+
+
+class QueueFullError(OdinError):
+    """There is no room for the request at this moment, and its caller does not want to wait.
+
+    Attributes
+    ----------
+    in_flight, waiting
+        Requests that are under way, and that wait for a place.
+    limit
+        How many there may be.
+    """
+
+    def __init__(self, *, in_flight: int, waiting: int, limit: int, option: str) -> None:
+        super().__init__(
+            f"no room: {in_flight} requests are under way and {waiting} wait, and {option} is {limit}; submit again "
+            f"later, wait for a place (wait=True), or allow more ({option}=)"
+        )
+        self.in_flight, self.waiting, self.limit, self._option = in_flight, waiting, limit, option
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _queue_full, (self.in_flight, self.waiting, self.limit, self._option)
+
+
+def _queue_full(in_flight: int, waiting: int, limit: int, option: str) -> QueueFullError:
+    return QueueFullError(in_flight=in_flight, waiting=waiting, limit=limit, option=option)
 
 
 class PoisonRequestError(OdinError):

@@ -25,6 +25,7 @@ from odin.partitioner.engines.names import TORCH, check_engine, check_installed
 from odin.partitioner.files import check_writable
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import DelayedOraclePolicy, Policy, make_policy
+from odin.requests.admission import PREDICT, check_admission
 from odin.stages.compute.precision import BFLOAT16, FLOAT32, INT8, check_precision, why_not_on_cpu
 from odin.stages.device import Device, DeviceError, check_cores, parse_devices, usable_cores
 from odin.stages.lease import free_indices, refuse_taken_devices
@@ -77,6 +78,8 @@ def check_options(
     on_event: Any = None,
     batch: int | None = None,
     max_in_flight: int | None = None,
+    max_waiting: int | None = None,
+    admission: str = PREDICT,
     address: str | None = None,
     share_devices: bool = False,
     precision: str = "float32",
@@ -100,6 +103,8 @@ def check_options(
         raise ValueError(f"transport {transport!r} is unknown; choose one of {', '.join(_TRANSPORTS)}")
     _check_count("batch", batch)
     _check_count("max_in_flight", max_in_flight)
+    _check_count("max_waiting", max_waiting)
+    check_admission(admission)
     if on_event is not None and not callable(on_event):
         raise ValueError(f"on_event={on_event!r} cannot be called; give a function that takes an event")
     devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)

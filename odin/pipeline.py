@@ -59,6 +59,9 @@ from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
 from odin.partitioner.relay import Windows
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.process.phases import phase
+from odin.requests.admission import PREDICT, Admission
+from odin.requests.conditions import Conditions
+from odin.requests.foresight import Foresight
 from odin.requests.gateway import Gateway
 from odin.requests.inlet import Inlet
 from odin.requests.microbatch import join_outputs, split_inputs
@@ -127,6 +130,13 @@ class Pipeline:
     max_in_flight
         Most micro-batches in flight; beyond that ``submit`` waits. Default: two per stage, one being computed and one
         waiting; with the relay, where less waits, one and a half per stage; and one on each way between nodes.
+    max_waiting
+        Most micro-batches that may wait for a place when :meth:`asubmit` adds one; beyond that it raises
+        :class:`~odin.QueueFullError`. Default: any number. (:meth:`submit` waits itself.)
+    admission
+        ``"predict"``: a request with a deadline that would not be done in time, as predicted from what is ahead of it
+        and how slow the stages are now, is refused at once; so is one that would make an accepted one late.
+        ``"none"``: all are taken, and fail when their time has passed. Without ``timeout_s`` nothing is ever refused.
     address
         Address of a Ray cluster. Without it an embedded local Ray is started and stopped, unless this process is
         connected to one already.
@@ -179,6 +189,8 @@ class Pipeline:
         weights: str | Path | None = None,
         batch: int | None = None,
         max_in_flight: int | None = None,
+        max_waiting: int | None = None,
+        admission: str = PREDICT,
         address: str | None = None,
         share_devices: bool = False,
         precision: str = "float32",
@@ -212,6 +224,8 @@ class Pipeline:
             on_event=on_event,
             batch=batch,
             max_in_flight=max_in_flight,
+            max_waiting=max_waiting,
+            admission=admission,
             address=address,
             share_devices=share_devices,
             precision=precision,
@@ -251,6 +265,8 @@ class Pipeline:
             self._inlet, self._inbox = self._connect(cuts, setting, windows, transport=transport)
             self._setting = setting
             self._supervision = self._supervise(setting, policy, detector, in_cluster=address is not None)
+            queue = self._inlet.queue
+            conditions = Conditions(setting.baseline_s.tolist(), None if queue is None else queue.words)
             self._gateway = Gateway(
                 self._inlet,
                 self._inbox,
@@ -260,6 +276,9 @@ class Pipeline:
                 on_result=self._supervision.on_result,
                 on_failure=self._supervision.on_failure,
                 on_gone=self._stage_gone,
+                foresight=Foresight(conditions, Admission(refuses=admission == PREDICT)),
+                on_refusal=self._supervision.on_refusal,
+                max_waiting=max_waiting,
             )
             self._arrangement, self._recovery = self._arrange(setting, self._gateway)
             self._recovery.start()
@@ -452,8 +471,10 @@ class Pipeline:
             future.cancel()  # interrupted while waiting: the result is not needed any more
             raise
 
-    def submit(self, *inputs: Any, timeout_s: float | None = None) -> Future[Any]:
+    def submit(self, *inputs: Any, timeout_s: float | None = None, wait: bool = True) -> Future[Any]:
         """Send one request; waits while ``max_in_flight`` micro-batches are under way.
+
+        Who waits is let in by the earliest deadline first, and in the order of coming without deadlines.
 
         Parameters
         ----------
@@ -462,6 +483,9 @@ class Pipeline:
         timeout_s
             Deadline in seconds from now: the future fails then with :class:`~odin.DeadlineExceededError`, wherever the
             request is, also while it waits in this call. Zero or less: already passed; infinity or None: no deadline.
+            With ``admission="predict"`` it has failed when this returns if the request is not taken (``refused``).
+        wait
+            Whether to wait for a place.
 
         Returns
         -------
@@ -476,15 +500,27 @@ class Pipeline:
             If an input's shape, dtype or device does not fit, or ``timeout_s`` is no number.
         PipelineClosedError, StageLostError
             If the pipeline is closed or has lost a stage.
+        QueueFullError
+            If there is no place at once for all its micro-batches, with ``wait=False``.
         """
-        return self._send_parts(inputs, timeout_s, wait=True)
+        deadline_s = self._deadline_s(timeout_s)
+        gateway, values = self._pack(inputs)
+        if (refused := self._refuse_if_late(values, deadline_s)) is not None:
+            return refused
+        return self._whole(gateway.submit_all(self._parts(values), deadline_s=deadline_s, wait=wait))
 
-    async def asubmit(self, *inputs: Any, timeout_s: float | None = None) -> Any:
+    async def asubmit(self, *inputs: Any, timeout_s: float | None = None, wait: bool = True) -> Any:
         """As :meth:`submit`, for ``async`` code: the event loop is not blocked while the request waits or is computed.
 
-        Returns the result itself; do not change the inputs until then. Cancelling the task cancels the request.
+        Returns the result itself; do not change the inputs until then. Cancelling the task cancels the request. Raises
+        :class:`~odin.QueueFullError` as well if ``max_waiting`` is reached.
         """
-        return await outcome_of(self._send_parts(inputs, timeout_s, wait=False))
+        deadline_s = self._deadline_s(timeout_s)
+        gateway, values = self._pack(inputs)
+        if (refused := self._refuse_if_late(values, deadline_s)) is not None:
+            return refused.result()
+        replies = gateway.enqueue_all(self._parts(values), deadline_s=deadline_s, wait=wait)
+        return await outcome_of(self._whole(replies))
 
     def map(self, inputs: Iterable[Any], *, timeout_s: float | None = None) -> Iterator[Any]:
         """Serve many requests; results in the order of the inputs.
@@ -519,27 +555,26 @@ class Pipeline:
         if os.getpid() != self._pid:
             raise ForkedProcessError(self._pid)
 
-    def _send_parts(self, inputs: tuple[Any, ...], timeout_s: float | None, *, wait: bool) -> Reply[Any]:
-        """Send a request in micro-batches, waiting for a free slot for each or not; returns the future of the whole."""
-        deadline_s = self._deadline_s(timeout_s)
-        gateway, parts = self._prepare_request(inputs)
-        send = gateway.submit if wait else gateway.enqueue
-        futures: list[Reply[Any]] = []
-        try:
-            for part in parts:
-                futures.append(send(part, deadline_s=deadline_s))
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-        if len(futures) == 1 and futures[0].finish_with(self.chain.unpack):
-            return futures[0]
-        return join_outputs(futures, self.chain.unpack, callbacks=gateway.callbacks)
-
-    def _prepare_request(self, inputs: tuple[Any, ...]) -> tuple[Gateway, list[tuple[torch.Tensor, ...]]]:
+    def _whole(self, parts: list[Reply[Any]]) -> Reply[Any]:
+        """The future of the whole request."""
+        if len(parts) == 1 and parts[0].finish_with(self.chain.unpack):
+            return parts[0]
         assert self._gateway is not None
-        values = self._form.layout(self.chain.pack(inputs))
-        return self._gateway, split_inputs(values, batch=self.batch)
+        return join_outputs(parts, self.chain.unpack, callbacks=self._gateway.callbacks)
+
+    def _pack(self, inputs: tuple[Any, ...]) -> tuple[Gateway, tuple[torch.Tensor, ...]]:
+        assert self._gateway is not None
+        return self._gateway, self.chain.pack(inputs)
+
+    def _refuse_if_late(self, values: tuple[torch.Tensor, ...], deadline_s: float) -> Reply[Any] | None:
+        """The failed future of a request that would be late, before its input is copied."""
+        assert self._gateway is not None
+        if math.isinf(deadline_s):
+            return None
+        return self._gateway.refuse_if_late(len(split_inputs(values, batch=self.batch)), deadline_s)
+
+    def _parts(self, values: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
+        return split_inputs(self._form.layout(values), batch=self.batch)
 
     # -- plans ------------------------------------------------------------------------------------------------------
 

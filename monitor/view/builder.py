@@ -30,6 +30,7 @@ from odin.monitor.events import (
     PolicyChanged,
     RequestDone,
     RequestFailed,
+    RequestsRefused,
     RunEnded,
     RunStarted,
     SlowdownChanged,
@@ -51,6 +52,7 @@ _SURE_REQUESTS = 4
 """From so many requests on, the measured slowdown is shown rather than the detector's first estimate."""
 _QUIET_SECONDS = 60
 _EVENT_LINES = 100
+_LATE = "DeadlineExceededError"
 _LOST = re.compile(r"stage (\d+) \([^)]*\) is gone")
 """In logs from before stages were replaced."""
 
@@ -66,6 +68,8 @@ class Serving(NamedTuple):
         Those that the next request runs under.
     windows
         Where requests may change hands if not only where the plan says, as in the run's start.
+    refused
+        Requests since the start that were refused at once, which are in none of the former.
     """
 
     completed: int
@@ -74,6 +78,7 @@ class Serving(NamedTuple):
     epoch: int
     plan: tuple[int, ...]
     windows: str = ""
+    refused: int = 0
 
 
 class _Second(NamedTuple):
@@ -144,6 +149,7 @@ class ViewBuilder:
             RunStarted: self._start,
             RequestDone: self._request,
             RequestFailed: self._failure,
+            RequestsRefused: self._refusal,
             SlowdownChanged: self._slowdown,
             Attributed: self._attribution,
             PlanChanged: self._plan_change,
@@ -198,12 +204,15 @@ class ViewBuilder:
             self._close_seconds(now_s)
             plan, epoch, windows = self._plan, self._epoch, self._windows
             completed, failed = self._recent.count + self._not_recorded, self._failed
+            refused = self._refused
             if serving is not None:
-                completed, failed, in_flight, epoch, plan, windows = serving
+                completed, failed, in_flight, epoch, plan, windows, refused = serving
             idle = in_flight == 0
             now = self._now(plan, epoch, windows)
             utilisation = self._recent.utilisation(now_s, idle=idle)
             p50_s, p99_s = percentiles_s(self._recent.latencies_s(now_s), (50, 99))
+            off_s = self._recent.off_s(now_s)
+            off_p50_s, off_p99_s = percentiles_s(off_s, (50, 99)) if off_s else (math.nan, math.nan)
             return PipelineView(
                 model=run.model,
                 policy=self._policy,
@@ -230,6 +239,11 @@ class ViewBuilder:
                 event_count=self._event_count,
                 ended=self._ended,
                 windows=windows,
+                in_time=self._in_time,
+                late=self._late,
+                refused=refused,
+                off_p50_s=off_p50_s,
+                off_p99_s=off_p99_s,
             )
 
     # -- events -----------------------------------------------------------------------------------------------------
@@ -251,6 +265,7 @@ class ViewBuilder:
         self._devices = [stage.device for stage in run.stages]
         self._plan, self._epoch, self._windows, self._policy = tuple(run.plan), 0, run.windows, run.policy
         self._stages = [_Stage() for _ in run.stages]
+        self._in_time = self._late = self._refused = self._refused_in_a_row = 0
         self._failed = self._not_recorded = self._event_count = self._seconds = 0
         self._second_ends_s = run.at_s + 1.0
         self._second_latencies_s: list[float] = []
@@ -266,11 +281,18 @@ class ViewBuilder:
     def _request(self, event: RequestDone) -> None:
         self._recent.append(event)
         self._second_latencies_s.append(event.timeline.completed_s - event.timeline.submitted_s)
+        self._in_time += event.timeline.in_time
 
     def _failure(self, event: RequestFailed) -> None:
         self._failed += 1
+        self._late += event.error.startswith(_LATE)
         self._look_for_lost(event.error)
         self._say(event, merge=("failure", event.error))
+
+    def _refusal(self, event: RequestsRefused) -> None:
+        self._refused += event.requests
+        self._refused_in_a_row = event.requests + (self._refused_in_a_row if self._last_key == "refused" else 0)
+        self._say(RequestsRefused(event.at_s, self._refused_in_a_row), merge="refused")
 
     def _slowdown(self, event: SlowdownChanged) -> None:
         self._say(event)

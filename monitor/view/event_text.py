@@ -17,6 +17,7 @@ from odin.monitor.events import (
     PlanVerified,
     PolicyChanged,
     RequestFailed,
+    RequestsRefused,
     RunEnded,
     RunStarted,
     SlowdownChanged,
@@ -125,6 +126,8 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
             )
         case RequestFailed():
             return f"failed: request {event.request}: {event.error}"
+        case RequestsRefused():
+            return f"refused: {event.requests} request{'' if event.requests == 1 else 's'} that would have been late"
         case MoveFailed():
             return f"could not move {_move_text(event.plan, event.wanted)}: {event.error}"
         case Fault():

@@ -135,6 +135,12 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
         Requests per second if work could be divided without granularity, over all devices as slow as they now are.
     latency_p50_s, latency_p99_s
         Over the last ten seconds, or the last 20 requests if fewer finished in these.
+    in_time, late, refused
+        Requests with a deadline: done before it; accepted and not done before it; refused at once, which are not among
+        the ``failed`` either.
+    off_p50_s, off_p99_s
+        Actual minus expected completion over the same requests as the latencies: median, and 99th percentile. ``nan``
+        without predictions.
     event_count
         How many events there have been; ``events`` has the last ones, oldest first.
     ended
@@ -164,6 +170,11 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
     ended: str | None = None
     windows: str = ""
     engine: str = "torch"
+    in_time: int = 0
+    late: int = 0
+    refused: int = 0
+    off_p50_s: float = math.nan
+    off_p99_s: float = math.nan
 
     @property
     def layer_count(self) -> int:

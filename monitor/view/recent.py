@@ -78,6 +78,7 @@ class RecentRequests:
         self.count = 0
         """Requests so far."""
         self._completions: deque[tuple[float, float]] = deque(maxlen=_COMPLETIONS)  # (completion, latency), seconds
+        self._off: deque[tuple[float, float]] = deque(maxlen=_COMPLETIONS)  # (completion, that minus the expected one)
         self._timelines: deque[RequestTimeline] = deque(maxlen=_TIMELINES)
 
     def append(self, event: RequestDone) -> None:
@@ -86,10 +87,16 @@ class RecentRequests:
         self.count += 1
         self._completions.append((event.at_s, timeline.completed_s - timeline.submitted_s))
         self._timelines.append(timeline)
+        if timeline.expected_s == timeline.expected_s:  # not nan
+            self._off.append((event.at_s, timeline.completed_s - timeline.expected_s))
 
     def latencies_s(self, now_s: float) -> list[float]:
         """Seconds from submission to completion over the last seconds, oldest first."""
         return [latency_s for _, latency_s in self._window(now_s, LATENCY_S, _LATENCY_REQUESTS)]
+
+    def off_s(self, now_s: float) -> list[float]:
+        """Seconds by which completions were later than expected, over the same time."""
+        return [off_s for _, off_s in _of_late(self._off, now_s, LATENCY_S, _LATENCY_REQUESTS)]
 
     def throughput_hz(self, now_s: float, *, idle: bool = False) -> float:
         """Requests completed per second of busy time, of late.
@@ -199,12 +206,7 @@ class RecentRequests:
 
     def _window(self, now_s: float, window_s: float, at_least: int) -> list[tuple[float, float]]:
         """Completions of the last ``window_s``, or the last few if those are fewer; oldest first."""
-        found: list[tuple[float, float]] = []
-        for completion in reversed(self._completions):
-            if completion[0] <= now_s - window_s and len(found) >= at_least:
-                break
-            found.append(completion)
-        return found[::-1]
+        return _of_late(self._completions, now_s, window_s, at_least)
 
     def _tables(self, timelines: list[RequestTimeline]) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]:
         """Wall, queue and baseline seconds, shape (requests, stages), ``nan`` without layers; cuts, one column more."""
@@ -226,6 +228,17 @@ class RecentRequests:
             ) from error
         # A stage without layers ends where the one before it does.
         return wall_s, queue_s, work_s, np.maximum.accumulate(cuts, axis=1)
+
+
+def _of_late(
+    pairs: Sequence[tuple[float, float]], now_s: float, window_s: float, at_least: int
+) -> list[tuple[float, float]]:
+    found: list[tuple[float, float]] = []
+    for pair in reversed(pairs):
+        if pair[0] <= now_s - window_s and len(found) >= at_least:
+            break
+        found.append(pair)
+    return found[::-1]
 
 
 def _busy_s(requests: Sequence[tuple[float, float]]) -> float:

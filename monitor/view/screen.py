@@ -112,7 +112,8 @@ def render(
     tall = height >= _TALL
     blank = [Text()] if height >= 20 else []
     footer = [*blank, _both_ends(Text(f" {keys}", style="dim"), Text(f"{status} "), width, glyphs)] if tall else []
-    top = [_header(view, width, glyphs), *blank, *_measures(view, width, height, glyphs), *blank]
+    promises = _promises(view, width, glyphs) if tall else []
+    top = [_header(view, width, glyphs), *blank, *_measures(view, width, height, glyphs), *promises, *blank]
     loads = _loads(view, width, glyphs) if tall else []
     room = height - len(top) - len(loads) - len(footer)
     least_events = min(6, room // 4)
@@ -136,7 +137,8 @@ def plain(view: PipelineView, *, width: int = 100, ascii_only: bool = False) -> 
         Draw with ASCII characters.
     """
     glyphs = ASCII if ascii_only else UNICODE
-    lines = [_header(view, width, glyphs), Text(), *_measures(view, width, 24, glyphs), Text()]
+    lines = [_header(view, width, glyphs), Text(), *_measures(view, width, 24, glyphs)]
+    lines += [*_promises(view, width, glyphs), Text()]
     lines += stage_lines(view, width=width, height=2 * len(view.stages) + 1 + 2 * bool(view.windows), glyphs=glyphs)
     lines += [*_loads(view, width, glyphs), Text()]
     lines += _events(view.events[-_PLAIN_EVENTS:], width, _PLAIN_EVENTS + 1, glyphs, heading=True)
@@ -232,6 +234,23 @@ def _measures_low(view: PipelineView, width: int, height: int, glyphs: Glyphs) -
         text = f" p50 {seconds(view.latency_p50_s)}  p99 {seconds(view.latency_p99_s)}"
         lines.append(fit(Text(text), width, glyphs))
     return lines
+
+
+def _promises(view: PipelineView, width: int, glyphs: Glyphs) -> list[Text]:
+    """How deadlines were kept, and how far completions were from what was expected; nothing without deadlines."""
+    if not (view.in_time or view.late or view.refused):
+        return []
+    line = Text(" deadlines ", style="dim").append(f"{view.in_time:,} in time", style="not dim bold")
+    line.append(f"  {view.late:,} late", style=f"not dim {f'bold {LOST}' if view.late else ''}".rstrip())
+    line.append(f"  {view.refused:,} refused", style="not dim")
+    if math.isfinite(view.off_p99_s):
+        off = f"p50 {_signed(view.off_p50_s)}, p99 {_signed(view.off_p99_s)} off what was expected"
+        line.append(f"  {off}")
+    return [fit(line, width, glyphs)]
+
+
+def _signed(value_s: float) -> str:
+    return f"{'+' if value_s >= 0 else '-'}{seconds(abs(value_s))}"
 
 
 class _Chart(NamedTuple):

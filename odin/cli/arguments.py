@@ -7,7 +7,7 @@ import argparse
 from odin.partitioner.engines.names import AUTO, ENGINES, TORCH
 from odin.stages.compute.precision import FLOAT32, PRECISION_NAMES
 
-__all__ = ["add_engine", "add_precision", "positive"]
+__all__ = ["add_engine", "add_precision", "positive", "positive_number"]
 
 
 def positive(text: str) -> int:
@@ -18,6 +18,17 @@ def positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """Parse a number > 0, which may be infinite."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return number
 
 

@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -32,7 +33,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from odin.cli.arguments import add_engine, add_precision, positive
+from odin.cli.arguments import add_engine, add_precision, positive, positive_number
 from odin.cli.run_output import RunSettings, check_output, count_missing, open_output, remaining
 from odin.cli.starting_loads import StartingLoads
 from odin.control.detectors import detector_names
@@ -44,10 +45,12 @@ from odin.partitioner.files import check_different, check_writable
 from odin.partitioner.policies import policy_names
 from odin.process.phases import tell_phases
 from odin.process.signals import draining, importing
+from odin.requests.admission import NONE, PREDICT
 
 if TYPE_CHECKING:  # they import torch
     from odin.cli.run_report import Ending, RunReport
     from odin.models.sources import Source
+    from odin.pipeline import Pipeline
     from odin.requests.stream import Submits
 
 __all__ = ["add_parser", "run", "run_images"]
@@ -88,6 +91,18 @@ def add_parser(subparsers: Any) -> None:
         type=positive,
         metavar="N",
         help="most requests in flight (default: two per stage, one and a half with the relay)",
+    )
+    parser.add_argument(
+        "--deadline-ms",
+        type=positive_number,
+        metavar="MS",
+        help="time that a request may take from its submission; one that takes longer fails (default: any time)",
+    )
+    parser.add_argument(
+        "--admission",
+        choices=(PREDICT, NONE),
+        default=PREDICT,
+        help="predict: with --deadline-ms, refuse at once what would be late; none: try all (default %(default)s)",
     )
     add_engine(parser)
     add_precision(parser, default=None, checked=False)
@@ -184,6 +199,7 @@ def run(arguments: argparse.Namespace) -> int:
                 log=arguments.log,
                 batch=arguments.batch,
                 max_in_flight=arguments.max_in_flight,
+                admission=arguments.admission,
                 address=arguments.address,
                 share_devices=arguments.share_devices,
                 refresh_profile=arguments.refresh_profile,
@@ -197,7 +213,7 @@ def run(arguments: argparse.Namespace) -> int:
             output = place.begin(settings)
             with live_panel(pipe.view, console) if arguments.live else nullcontext():
                 report, error = run_images(
-                    pipe,
+                    pipe if arguments.deadline_ms is None else WithDeadline(pipe, arguments.deadline_ms / 1e3),
                     paths,
                     source,
                     output,
@@ -210,7 +226,8 @@ def run(arguments: argparse.Namespace) -> int:
                     loaders=arguments.loaders,
                     show_progress=not arguments.live and not (to_stdout and sys.stdout.isatty()),
                 )
-            console.print(render_report(report, pipe.view(), [layer.name for layer in pipe.chain.layers]))
+            names = [layer.name for layer in pipe.chain.layers]
+            console.print(render_report(report, pipe.view(), names, deadline_ms=arguments.deadline_ms))
             if not to_stdout:
                 console.print(f"results: {escape(arguments.output)}", highlight=False, soft_wrap=True)
             if arguments.log is not None:
@@ -227,6 +244,17 @@ def run(arguments: argparse.Namespace) -> int:
     if report.ending == "interrupted":
         return 130
     return 1 if report.failed or error is not None else 0
+
+
+class WithDeadline:
+    """A pipeline whose requests have a deadline."""
+
+    def __init__(self, pipe: Pipeline, timeout_s: float) -> None:
+        self._pipe, self._timeout_s = pipe, timeout_s
+
+    def submit(self, *inputs: Any) -> Future[Any]:
+        """See :meth:`odin.Pipeline.submit`."""
+        return self._pipe.submit(*inputs, timeout_s=self._timeout_s)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from odin.errors import DeadlineExceededError
 from odin.monitor.view.pipeline_view import PipelineView, StageView
 from odin.monitor.view.windows_text import windows_text
 from odin.monitor.window import percentiles_s
@@ -38,6 +39,8 @@ class RunReport:
         From the first image's submission to the last outcome.
     latency_p50_s, latency_p95_s, latency_p99_s
         From submission to result over all completed images; ``nan`` if there are none.
+    late, refused
+        Those of the failed whose deadline passed, and that were refused at once because it would have.
     ending
         ``"done"``, ``"interrupted"`` by the user, or ``"broken off"`` because the pipeline failed.
     """
@@ -49,6 +52,8 @@ class RunReport:
     latency_p95_s: float
     latency_p99_s: float
     ending: Ending = "done"
+    late: int = 0
+    refused: int = 0
 
     @property
     def throughput_hz(self) -> float:
@@ -62,12 +67,17 @@ class RunTally:
 
     completed: int = 0
     failed: int = 0
+    late: int = 0
+    refused: int = 0
     latencies_s: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, outcome: Outcome[Any]) -> None:
         """Count one outcome."""
         if outcome.error is not None:
             self.failed += 1
+            if isinstance(outcome.error, DeadlineExceededError):
+                self.refused += outcome.error.refused
+                self.late += not outcome.error.refused
             return
         self.completed += 1
         if outcome.latency_s is not None:
@@ -76,10 +86,12 @@ class RunTally:
     def report(self, *, elapsed_s: float, ending: Ending = "done") -> RunReport:
         """The run so far, which took ``elapsed_s`` seconds."""
         p50, p95, p99 = percentiles_s(self.latencies_s)
-        return RunReport(self.completed, self.failed, elapsed_s, p50, p95, p99, ending)
+        return RunReport(self.completed, self.failed, elapsed_s, p50, p95, p99, ending, self.late, self.refused)
 
 
-def render_report(report: RunReport, view: PipelineView, layer_names: Sequence[str]) -> RenderableType:
+def render_report(
+    report: RunReport, view: PipelineView, layer_names: Sequence[str], *, deadline_ms: float | None = None
+) -> RenderableType:
     """Render a run: totals in two lines, then the table of stages.
 
     Parameters
@@ -90,6 +102,8 @@ def render_report(report: RunReport, view: PipelineView, layer_names: Sequence[s
         The pipeline at its end; stage times are medians over its last requests.
     layer_names
         Names of the chain's layers, for the ranges.
+    deadline_ms
+        That of each request, if there was one.
     """
     totals = Text()
     totals.append(f"{report.ending}: ", style="bold")
@@ -100,6 +114,10 @@ def render_report(report: RunReport, view: PipelineView, layer_names: Sequence[s
         f"\nthroughput {figure(report.throughput_hz)} images/s, latency p50 {milliseconds(report.latency_p50_s)}"
     )
     totals.append(f", p95 {milliseconds(report.latency_p95_s)}, p99 {milliseconds(report.latency_p99_s)}")
+    if deadline_ms is not None:
+        totals.append(f"\ndeadline {deadline_ms:g} ms: {report.completed} in time, ")
+        totals.append(f"{report.late} late", style="bold red" if report.late else "")
+        totals.append(f", {report.refused} refused; goodput {figure(report.throughput_hz)} images/s")
     return Group(totals, StageTable(view, layer_names))
 
 

@@ -41,6 +41,7 @@ from odin.monitor.events import (
     PolicyChanged,
     RequestDone,
     RequestFailed,
+    RequestsRefused,
     SlowdownChanged,
 )
 from odin.monitor.timing import RequestTimeline, StageTiming
@@ -67,6 +68,7 @@ _JOIN_S = 5.0
 """Closing waits at most so long for a policy or ``on_event`` that does not return."""
 _VERIFY_REQUESTS = 8
 _TIMINGS_KEPT = 64
+_TELL_REFUSED_S = 1.0
 _CREDIT_S = 2.0
 """CPU seconds that may be spent ahead of the budget, so that during changes every request is evaluated at once."""
 _TOGETHER_S = 0.1
@@ -162,6 +164,7 @@ class Controller:
         self._seen_cuts: tuple[int, ...] = ()
         self._seen_plan = setting.plan
         self._finished = 0
+        self._refused, self._told_refused_s = 0, -math.inf
         self._last_seen_s = math.nan
         self._debt_s = 0.0
         self._used_s = math.nan  # the CPU clock after the last request: what is between two counts as well
@@ -193,7 +196,9 @@ class Controller:
 
     def close(self) -> None:
         """Make no more decisions; waits for a move in progress, at most some seconds. Idempotent."""
-        self._worker.close(_JOIN_S)
+        if self._worker.close(_JOIN_S) and self._refused:
+            self._told_refused_s = -math.inf
+            self._count_refused()
 
     @property
     def policy(self) -> Policy:
@@ -242,6 +247,10 @@ class Controller:
         event = RequestFailed(self._clock(), request, f"{type(error).__name__}: {error}")
         self._worker.put(lambda: self._emit(event))
 
+    def on_refusal(self, requests: int) -> None:
+        """Count requests that were refused; told at most once a second, since there may be very many."""
+        self._worker.put(lambda: self._count_refused(requests), at_once=False)
+
     def on_migration(self, epoch: int, plan: Plan, windows: Windows | None, why: str, prepare_s: float) -> None:
         """Queue a move that the policy did not decide; does not wait. To be called before the next epoch begins."""
         self._asked.append(_Asked(epoch, plan, windows, why, self._clock(), prepare_s))
@@ -254,6 +263,13 @@ class Controller:
             item()
         else:
             self.step(item)
+
+    def _count_refused(self, requests: int = 0) -> None:
+        self._refused += requests
+        now_s = self._clock()
+        if self._refused and now_s - self._told_refused_s >= _TELL_REFUSED_S:
+            self._emit(RequestsRefused(now_s, self._refused))
+            self._refused, self._told_refused_s = 0, now_s
 
     def _left_out(self, count: int) -> None:
         self._finished += count
@@ -271,6 +287,8 @@ class Controller:
         if math.isnan(self._used_s):
             self._used_s = self._cpu_clock()
         self._emit(RequestDone(timeline.completed_s, timeline))
+        if self._refused:
+            self._count_refused()
         self._finished += 1
         if self._last_seen_s < timeline.completed_s:
             self._debt_s = max(0.0, self._debt_s - self._budget * (timeline.completed_s - self._last_seen_s))

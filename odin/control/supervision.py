@@ -213,6 +213,7 @@ class Supervision:
         self._recorder.settle(1.0)  # who is told of the start usually knows of it once the pipeline is there
         self.on_result: Callable[[RequestTimeline], None] = self._controller.on_result
         self.on_failure: Callable[[int, OdinError], None] = self._controller.on_failure
+        self.on_refusal: Callable[[int], None] = self._controller.on_refusal
         self._status = StatusServer(self._answer, host=host)
         self._controller.start()
 

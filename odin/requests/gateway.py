@@ -19,14 +19,20 @@ import contextlib
 import math
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError, PoisonRequestError
+from odin.errors import (
+    DeadlineExceededError,
+    LayerFailedError,
+    OdinError,
+    PipelineClosedError,
+    PoisonRequestError,
+    QueueFullError,
+)
 from odin.monitor.timing import RequestTimeline, StageTiming, unpack_timings
 from odin.monitor.view.builder import Serving
 from odin.monitor.window import TimelineWindow
@@ -34,7 +40,10 @@ from odin.partitioner.code.single import copied
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
 from odin.process.timers import Timer, Timers
+from odin.requests.admission import Forecast
+from odin.requests.foresight import Foresight
 from odin.requests.inlet import InForce, Inlet, Way
+from odin.requests.line import Line
 from odin.requests.replies import Callbacks, Reply
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Message, Sender
@@ -61,19 +70,20 @@ _DEADLY = 2
 
 
 class GatewayCounts(NamedTuple):
-    """Requests finished, failed and in flight."""
+    """Requests finished, failed and in flight, and those that were refused, which are in none of the former."""
 
     completed: int
     failed: int
     in_flight: int
+    refused: int = 0
 
 
 class _Request:
     """One request from ``submit`` until the stages have answered."""
 
     __slots__ = (
-        "attempt", "deadline_s", "epoch", "fatal_to", "metas", "number", "over", "refusal", "reply", "sent", "slot",
-        "submitted_s", "timer", "urgent", "values", "way",
+        "attempt", "deadline_s", "epoch", "fatal_to", "forecast", "metas", "number", "over", "overtakings", "refusal",
+        "reply", "sent", "slot", "submitted_s", "timer", "urgent", "values", "was_overtaken", "way",
     )  # fmt: skip
 
     def __init__(self, values: Values, deadline_s: float, reply: Reply[Values], urgent: bool) -> None:
@@ -91,6 +101,9 @@ class _Request:
         self.refusal: BaseException | None = None  # why it could not be sent
         self.timer: Timer | None = None
         self.way: Way | None = None  # by which it was sent; None while there is none
+        self.forecast: Forecast | None = None
+        self.overtakings = 0  # in the line, when it entered that
+        self.was_overtaken = False  # so that its forecast says nothing of how good forecasts are
 
     def leave_line(self) -> None:
         """Wake up the caller that waits in :meth:`Gateway.submit`. Idempotent.
@@ -124,6 +137,12 @@ class Gateway:
     on_gone
         Called with the index of a stage whose channel has ended, after its requests were sent again where that is
         possible at once; else :meth:`switch` has to follow.
+    foresight
+        Predicts when requests will be done, and refuses those that would be late; None predicts nothing.
+    on_refusal
+        Called with the number of requests that were refused at once; it must not wait, nor call the gateway.
+    max_waiting
+        Most requests that may wait in line when :meth:`enqueue` adds one; None: any number.
     clock
         Monotonic seconds, for timelines.
     """
@@ -139,6 +158,9 @@ class Gateway:
         on_result: Callable[[RequestTimeline], None] | None = None,
         on_failure: Callable[[int, OdinError], None] | None = None,
         on_gone: Callable[[int], None] = lambda stage: None,
+        foresight: Foresight | None = None,
+        on_refusal: Callable[[int], None] | None = None,
+        max_waiting: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._inlet = inlet
@@ -146,19 +168,22 @@ class Gateway:
         self._on_result = on_result
         self._on_failure = on_failure
         self._on_gone = on_gone
+        self._on_refusal = on_refusal
+        self._max_waiting = math.inf if max_waiting is None else max_waiting
         self._clock = clock
         self._lock = threading.Lock()
         self._plan = plan
         self._in_force = InForce(0, tuple(range(len(plan))), windows or Windows.of_plan(plan))
+        self._foresight = foresight
         self._lost: dict[int, str] = {}  # stages that are gone or hang, and what they are called
         self._way: Way | None = None
         self._find_way()
         self._held: dict[int, _Request] = {}  # under way, and with no stage: to be sent when there is one
         self._next_request = 0
         self._pending: dict[int, _Request] = {}  # have a slot; of some the outcome is known, but a stage has them still
-        self._line: OrderedDict[int, _Request] = OrderedDict()
+        self._line: Line[_Request] = Line()
         self._places = min(max_in_flight or inlet.slots, inlet.slots)
-        self._completed = self._failed = self._sent_again = 0
+        self._completed = self._failed = self._refused = self._sent_again = 0
         self._error: OdinError | None = None
         self._draining = self._broken = False
         self._wake: Callable[[], None] | None = None
@@ -203,14 +228,15 @@ class Gateway:
     def counts(self) -> GatewayCounts:
         """Requests finished, failed and in flight."""
         with self._lock:
-            return GatewayCounts(self._completed, self._failed, len(self._pending))
+            return GatewayCounts(self._completed, self._failed, len(self._pending), self._refused)
 
     def serving(self) -> Serving:
         """Counts, and the plan that the next request runs under, all of one moment."""
         with self._lock:
             epoch, stages, windows = self._in_force
             text = "" if windows.plan is not None else str(windows.with_idle(stages, len(self._plan)))
-            return Serving(self._completed, self._failed, len(self._pending), epoch, self._plan, text)
+            counts = self._completed, self._failed, len(self._pending)
+            return Serving(*counts, epoch, self._plan, text, self._refused)
 
     def check_open(self) -> None:
         """Raise the error that :meth:`submit` would raise if the pipeline is closed or broken."""
@@ -252,14 +278,17 @@ class Gateway:
 
     def _find_way(self) -> None:
         """Set where new requests go; None while those that windows in force name are lost. The lock is held."""
-        way = self._inlet.way_under(self._in_force)
-        self._enters_here = way is self._inlet.queue or (isinstance(way, ShmSender))
-        lost = any(stage in self._lost for stage in self._in_force.stages)
-        self._way = None if lost and way is not self._inlet.queue else way
+        way, stages = self._inlet.way_under(self._in_force), self._in_force.stages
+        live = [stage for stage in stages if stage not in self._lost]
+        self._shares = way is not None and way is self._inlet.queue
+        self._enters_here = self._shares or isinstance(way, ShmSender)
+        self._way = way if self._shares or len(live) == len(stages) else None
+        if self._foresight is not None:
+            self._foresight.conditions.live = live
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
-    def submit(self, values: Values, *, deadline_s: float = _NEVER) -> Reply[Values]:
+    def submit(self, values: Values, *, deadline_s: float = _NEVER, wait: bool = True) -> Reply[Values]:
         """Send one request, waiting while ``max_in_flight`` are under way.
 
         Parameters
@@ -268,57 +297,162 @@ class Gateway:
             Input tensors in the prepared layout; copied before this returns.
         deadline_s
             On ``time.perf_counter``: the future fails then, wherever the request is, and no stage starts on it later.
+            If it is refused because it would be late the future has failed when this returns.
+        wait
+            Whether to wait for a place.
 
         Raises
         ------
         PipelineClosedError, StageLostError
             If the pipeline is closed or broken.
+        QueueFullError
+            If there is no place at once, and it is not to wait.
         """
-        request = self._enter(values, deadline_s)
-        if request.sent is not None:
-            try:
-                request.sent.acquire()
-            except BaseException:
+        return self.submit_all([values], deadline_s=deadline_s, wait=wait)[0]
+
+    def submit_all(
+        self, parts: Sequence[Values], *, deadline_s: float = _NEVER, wait: bool = True
+    ) -> list[Reply[Values]]:
+        """As :meth:`submit`, for all parts of a request: with a deadline, or without waiting, all or none are taken."""
+        if wait and deadline_s == _NEVER:  # one after the other: those of other callers go in between
+            groups: Iterable[Sequence[Values]] = ([part] for part in parts)
+        else:
+            groups = [parts]
+        replies: list[Reply[Values]] = []
+        try:
+            for group in groups:
+                requests = self._enter(group, deadline_s, may_stand=_NEVER if wait else 0)
+                replies += [request.reply for request in requests]
+                for request in requests:
+                    if request.sent is not None:
+                        request.sent.acquire()
+                        if request.refusal is not None and not isinstance(request.refusal, DeadlineExceededError):
+                            raise request.refusal
+        except BaseException:
+            for reply in replies:
+                reply.cancel()
+            raise
+        return replies
+
+    def enqueue(self, values: Values, *, deadline_s: float = _NEVER, wait: bool = True) -> Reply[Values]:
+        """As :meth:`submit`, without blocking: the values must stay as they are until the future is done.
+
+        Raises
+        ------
+        QueueFullError
+            Also if more would wait in line than may.
+        """
+        return self.enqueue_all([values], deadline_s=deadline_s, wait=wait)[0]
+
+    def enqueue_all(
+        self, parts: Sequence[Values], *, deadline_s: float = _NEVER, wait: bool = True
+    ) -> list[Reply[Values]]:
+        """As :meth:`enqueue`, for all parts of a request: all or none are taken."""
+        requests = self._enter(parts, deadline_s, may_stand=self._max_waiting if wait else 0)
+        return [request.reply for request in requests]
+
+    def _enter(self, parts: Sequence[Values], deadline_s: float, *, may_stand: float) -> list[_Request]:
+        """Take a request in, part by part, or refuse it as a whole; its first part then has the error."""
+        urgent = self.callbacks.is_current()
+        requests = [_Request(values, deadline_s, Reply(self.callbacks), urgent) for values in parts]
+        refuses = self._foresight is not None and self._foresight.admission.refuses
+        late = not refuses and deadline_s < _NEVER and deadline_s <= time.perf_counter()
+        refusal: DeadlineExceededError | None = None
+        try:
+            with self._lock:
+                if self._error is not None:
+                    raise self._error
+                if not late:
+                    self._check_room(len(parts), urgent, may_stand)
+                    forecasts, refusal = self._foresee(len(parts), deadline_s, urgent=urgent)
+                    for request, forecast in zip(requests, forecasts, strict=False):
+                        request.forecast = forecast
+                for request in requests if refusal is None else ():
+                    self._take_in(request, late=late)
+        except BaseException:  # all or none
+            for request in requests:
                 request.reply.cancel()
-                raise
-            if request.refusal is not None:
-                raise request.refusal
-        return request.reply
+            raise
+        for request in requests:
+            if late:
+                self._fail(request, DeadlineExceededError("its deadline passed before it was submitted"))
+            elif refusal is not None:
+                request.reply.settle(refusal)
+        return requests
 
-    def enqueue(self, values: Values, *, deadline_s: float = _NEVER) -> Reply[Values]:
-        """As :meth:`submit`, without waiting: the values must stay as they are until the future is done."""
-        return self._enter(values, deadline_s).reply
-
-    def _enter(self, values: Values, deadline_s: float) -> _Request:
-        request = _Request(values, deadline_s, Reply(self.callbacks), self.callbacks.is_current())
-        late = deadline_s < _NEVER and deadline_s <= time.perf_counter()
+    def refuse_if_late(self, parts: int, deadline_s: float) -> Reply[Values] | None:
+        """The failed future of a request of so many parts that would be refused now, before anything is done for it."""
+        if self._foresight is None or deadline_s == _NEVER:
+            return None
+        urgent = self.callbacks.is_current()
         with self._lock:
             if self._error is not None:
                 raise self._error
-            request.number = self._next_request
-            self._next_request += 1
-            if late:
-                request.over = True
-                self._failed += 1
-            else:
-                if self._free > 0 and (request.urgent or not (self._line or self.callbacks.behind)):
-                    self._send(request)
-                else:
-                    self._stand_in_line(request)
-                if deadline_s < _NEVER:
-                    request.timer = self._timers.add(deadline_s, partial(self._expire, request))
-                request.reply.on_cancel = partial(self._withdraw, request)
+            _, refusal = self._foresee(parts, deadline_s, urgent=urgent)
+        if refusal is None:
+            return None
+        reply: Reply[Values] = Reply(self.callbacks)
+        reply.settle(refusal)
+        return reply
+
+    def _take_in(self, request: _Request, *, late: bool) -> None:
+        """Send a request, or let it stand in line; the lock is held."""
+        request.number = self._next_request
+        self._next_request += 1
         if late:
-            self._fail(request, DeadlineExceededError("its deadline passed before it was submitted"))
-        return request
+            request.over = True
+            self._failed += 1
+            return
+        if self._free > 0 and (request.urgent or not (self._line or self.callbacks.behind)):
+            self._send(request)
+        else:
+            self._stand_in_line(request)
+        if request.deadline_s < _NEVER:
+            request.timer = self._timers.add(request.deadline_s, partial(self._expire, request))
+        request.reply.on_cancel = partial(self._withdraw, request)
+
+    def _check_room(self, parts: int, urgent: bool, may_stand: float) -> None:
+        """Raise :class:`QueueFullError` if so many more would stand in a line that is too long; the lock is held."""
+        if may_stand == _NEVER:
+            return
+        waiting = len(self._line)
+        free = self._free if urgent or not (waiting or self.callbacks.behind) else 0
+        if parts > free and waiting + parts - free > may_stand:
+            option, limit = ("max_waiting", int(may_stand)) if may_stand else ("max_in_flight", self._places)
+            raise QueueFullError(in_flight=len(self._pending), waiting=waiting, limit=limit, option=option)
+
+    def _foresee(
+        self, parts: int, deadline_s: float, *, urgent: bool
+    ) -> tuple[Sequence[Forecast], DeadlineExceededError | None]:
+        """Predict when a request of so many parts will be done, and why it is refused if it is; the lock is held."""
+        if self._foresight is None:
+            return (), None
+        forecasts, refusal = self._foresight.judge(
+            self._in_force.windows,
+            self._sent_s(),
+            shared=self._shares,
+            line=self._line,
+            deadline_s=deadline_s,
+            parts=parts,
+            urgent=urgent,
+            alone=not (self._pending or self._line),
+        )
+        if refusal is not None:
+            self._refused += parts
+            if self._on_refusal is not None:
+                self._on_refusal(parts)
+        return forecasts, refusal
+
+    def _sent_s(self) -> list[float]:
+        """When the requests that are with the stages were sent, oldest first; the lock is held."""
+        return [request.submitted_s for request in self._pending.values()]
 
     def _stand_in_line(self, request: _Request) -> None:
         request.sent = threading.Lock()
         request.sent.acquire()
-        self._line[request.number] = request
-        if request.urgent:
-            self._line.move_to_end(request.number, last=False)
-        elif self._free > 0:
+        self._line.add(request)
+        request.overtakings = self._line.overtakings
+        if not request.urgent and self._free > 0:
             self._trickle()
 
     def _send(self, request: _Request) -> None:
@@ -384,21 +518,32 @@ class Gateway:
     def _advance(self, *, at_least: int = 0) -> list[_Request]:
         """Send queued requests while slots are free; returns those that cannot be sent. The lock is held."""
         refused = []
-        while self._free > 0 and self._line:
-            number, request = next(iter(self._line.items()))
+        while self._free > 0 and (request := self._line.head()) is not None:
             if not request.urgent and self.callbacks.behind:
                 if at_least <= 0:
                     self._trickle()
                     break
                 at_least -= 1
-            del self._line[number]
+            self._line.take()
+            if request.deadline_s == _NEVER and request.overtakings != self._line.overtakings:
+                request.was_overtaken = True
             try:
+                self._check_hope(request)
                 self._send(request)
             except Exception as error:
                 request.refusal, request.over = error, True
                 refused.append(request)
             request.leave_line()
         return refused
+
+    def _check_hope(self, request: _Request) -> None:
+        """Raise :class:`DeadlineExceededError` for a request that was accepted, and would be late by now."""
+        if self._foresight is None or request.deadline_s == _NEVER:
+            return
+        windows, shared = self._in_force.windows, self._shares
+        if self._foresight.is_hopeless(windows, self._sent_s(), shared=shared, deadline_s=request.deadline_s):
+            self._failed += 1
+            raise DeadlineExceededError("it was dropped in line for a place: it would be done after its deadline")
 
     def _let_in(self, *, at_least: int = 0) -> None:
         with self._lock:
@@ -475,6 +620,7 @@ class Gateway:
             try:
                 timings = _of_all_stages(unpack_timings(header.timings), len(self._plan))
                 timeline = RequestTimeline(header.request, header.epoch, request.submitted_s, completed_s, timings)
+                timeline = self._compare(request, timeline, in_time=not was_over)
                 self.window.append(timeline)
                 if self._on_result is not None:
                     self._on_result(timeline)
@@ -487,6 +633,15 @@ class Gateway:
                 request,
                 DeadlineExceededError(f"{failure.where}: {failure.message}") if late else LayerFailedError(*failure),
             )
+
+    def _compare(self, request: _Request, timeline: RequestTimeline, *, in_time: bool) -> RequestTimeline:
+        """Add to a timeline what was expected, and learn from the difference."""
+        in_time = in_time and request.deadline_s < _NEVER
+        if self._foresight is None or request.forecast is None:
+            return timeline._replace(in_time=in_time)
+        with self._lock:
+            self._foresight.answered(timeline, None if request.was_overtaken else request.forecast)
+        return timeline._replace(expected_s=request.forecast.expected_s, in_time=in_time)
 
     def _notify_idle(self) -> None:
         if not self._pending or self._draining:
@@ -655,7 +810,7 @@ class Gateway:
 
     def _leave(self, request: _Request) -> bool:
         """Remove a request from the queue, or from its slot if no stage has begun with it; the lock is held."""
-        stood_in_line = self._line.pop(request.number, None) is not None
+        stood_in_line = self._line.remove(request)
         if request.number in self._pending:
             self._inlet.unmark(request.slot)
             # On another machine it may have begun without saying so; an answer will come.
@@ -689,7 +844,7 @@ class Gateway:
 
     def _close_line(self, error: OdinError) -> list[_Request]:
         """Refuse all queued requests; the lock is held."""
-        refused, self._line = list(self._line.values()), OrderedDict()
+        refused, self._line = list(self._line), Line()
         for request in refused:
             request.over = True
             request.refusal = error
@@ -699,7 +854,10 @@ class Gateway:
         """Fail queued requests that cannot be sent."""
         for request in requests:
             assert request.refusal is not None  # it is why they are here
-            self._settle(request, request.refusal)
+            if isinstance(request.refusal, DeadlineExceededError):
+                self._fail(request, request.refusal)
+            else:
+                self._settle(request, request.refusal)
             request.leave_line()
 
     def _fail(self, request: _Request, error: OdinError) -> None:

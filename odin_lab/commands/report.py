@@ -30,7 +30,11 @@ def add_parser(subparsers: Any) -> None:
         "nothing else, Markdown tables, single figures. Figures need matplotlib: pip install 'odin-pipeline[report]'.",
     )
     parser.add_argument(
-        "results", nargs="+", type=Path, metavar="RESULTS", help="files written by odin simulate and odin bench"
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RESULTS",
+        help="files written by odin simulate and odin bench; event logs (FILE.jsonl): expected and actual completion",
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="HTML file (default: report.html, without the other options)"
@@ -52,11 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     _check_usage(arguments, output)
     with importing():
         from odin.partitioner.files import write_whole
-        from odin_lab.report.results import read_results
+        from odin_lab.report.promises import read_log_or_results
         from odin_lab.report.sections import make_report
 
     try:
-        report = make_report([read_results(path) for path in arguments.results], title=arguments.title)
+        report = make_report([read_log_or_results(path) for path in arguments.results], title=arguments.title)
         written, figures = [], {}
         drawings = 2 * len(report.plots) * sum(place is not None for place in (output, arguments.figures))
         with _progress(drawings) as advance:

@@ -21,6 +21,7 @@ __all__ = [
     "VERSION",
     "Cell",
     "DetectionPoint",
+    "Promises",
     "Results",
     "ResultsError",
     "Timeline",
@@ -210,6 +211,38 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Promises:
+    """One run.
+
+    Attributes
+    ----------
+    model, policy, title
+        What ran, and where it was read.
+    requests
+        Finished ones for which a completion was expected.
+    at_s, expected_s, actual_s
+        Of some of them: completion since the start, and seconds from sending to the expected and actual completion.
+    off_p50_s, off_p99_s
+        Actual minus expected completion of all of them.
+    in_time, late, refused
+        Requests with deadlines.
+    """
+
+    model: str
+    policy: str
+    title: str
+    requests: int
+    at_s: tuple[float, ...]
+    expected_s: tuple[float, ...]
+    actual_s: tuple[float, ...]
+    off_p50_s: float
+    off_p99_s: float
+    in_time: int = 0
+    late: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True)
 class Results:
     """What one command measured or simulated.
 
@@ -217,7 +250,7 @@ class Results:
     ----------
     command, created, environment
         How, when (ISO 8601, UTC: :func:`now`) and on what: ``{"cpu": ..., "python": ...}``.
-    cells, timelines, detections, validations
+    cells, timelines, detections, validations, promises
         What came out.
     notes
         What a reader must know: reconstructions, what was left out, and why.
@@ -230,6 +263,7 @@ class Results:
     timelines: tuple[Timeline, ...] = ()
     detections: tuple[DetectionPoint, ...] = ()
     validations: tuple[Validation, ...] = ()
+    promises: tuple[Promises, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -303,6 +337,7 @@ def merge(*results: Results) -> Results:
         timelines=_once(item for part in results for item in part.timelines),
         detections=_once(item for part in results for item in part.detections),
         validations=_once(item for part in results for item in part.validations),
+        promises=_once(item for part in results for item in part.promises),
         notes=tuple(dict.fromkeys(note for part in results for note in part.notes)),
     )
 

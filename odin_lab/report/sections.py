@@ -13,7 +13,7 @@ from odin_lab.report.figures import Plot
 from odin_lab.report.parts import Data, Report, Section, compare, slug, study_name
 from odin_lab.report.plots import draw_cdfs, draw_heat, draw_scaling, draw_slo
 from odin_lab.report.results import Cell, Results, ResultsError, merge
-from odin_lab.report.sections_measured import detection, live, timelines, validation
+from odin_lab.report.sections_measured import detection, live, promises, timelines, validation
 from odin_lab.report.sections_service import service
 from odin_lab.report.style import looks
 from odin_lab.report.summary import cells_table, costs_table, headline_table, misses_table, misses_text, scaling_table
@@ -30,7 +30,7 @@ def make_report(results: Sequence[Results], *, title: str = "Evaluation of ODIN"
         If the results hold nothing, or contradict each other.
     """
     whole = merge(*results)
-    if not (whole.cells or whole.timelines or whole.detections or whole.validations):
+    if not (whole.cells or whole.timelines or whole.detections or whole.validations or whole.promises):
         raise ResultsError("the results hold nothing to report; give files with cells, timelines, detections")
     policies = [cell.policy for cell in whole.cells] + [line.policy for line in whole.timelines]
     data = Data(whole, tuple(results), looks(policies))
@@ -47,6 +47,7 @@ def make_report(results: Sequence[Results], *, title: str = "Evaluation of ODIN"
         _costs,
         detection,
         validation,
+        promises,
         _notes,
     )
     sections = tuple(section for make in makers if (section := make(data)) is not None)

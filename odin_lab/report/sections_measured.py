@@ -13,9 +13,10 @@ from odin_lab.report.measured import detection_table, live_table, order_table, v
 from odin_lab.report.medians import interval_text
 from odin_lab.report.parts import Data, Section, compare, slug
 from odin_lab.report.plots_measured import axis_end_hz, beyond, draw_detection, draw_live, draw_timelines, mean_hz
+from odin_lab.report.promises import draw_promises, promises_table
 from odin_lab.report.results import Cell, Timeline
 
-__all__ = ["detection", "live", "timelines", "validation"]
+__all__ = ["detection", "live", "promises", "timelines", "validation"]
 
 
 def timelines(data: Data) -> Section | None:
@@ -116,3 +117,24 @@ def validation(data: Data) -> Section | None:
     tables = [validation_table(found, "Simulated against live")]
     order = order_table(found, "Order of the policies, simulated and live")
     return Section("validation", "Simulated against live", (), (*tables, *([order] if order.rows else [])))
+
+
+def promises(data: Data) -> Section | None:
+    """Expected against actual completions."""
+    runs = data.whole.promises
+    if not runs:
+        return None
+    told = ", ".join(f"{run.title} {run.off_p50_s * 1e3:+.1f} and {run.off_p99_s * 1e3:+.1f} ms" for run in runs)
+    caption = (
+        "Seconds from sending a request to the stages to its completion, as they were, over what was expected when it "
+        "was submitted: points on the dashed line are as expected, those above it came later. Actual minus expected, "
+        f"median and 99th percentile: {told}."
+    )
+    plot = Plot(
+        "promises",
+        "Expected against actual completion",
+        caption,
+        partial(draw_promises, runs=runs),
+        data.having("promises"),
+    )
+    return Section("promises", "Predictability", (), (promises_table(runs, "Expected and actual completion"),), (plot,))

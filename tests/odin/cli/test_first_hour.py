@@ -217,6 +217,8 @@ def test_a_core_that_a_pipeline_holds_is_told_at_once(tmp_path):
         ({"batch": "2"}, "batch='2' is no whole number"),
         ({"max_in_flight": 1.5}, "max_in_flight=1.5 is no whole number"),
         ({"max_in_flight": 0}, "max_in_flight=0; it must be at least 1"),
+        ({"max_waiting": 0}, "max_waiting=0; it must be at least 1"),
+        ({"admission": "fifo"}, "admission='fifo'; choose 'predict'"),
         ({"on_event": "print"}, "on_event='print' cannot be called"),
         ({"log": 3}, "log=3 is no file"),
         ({"stages": 2}, "stages=2 is no list of devices"),

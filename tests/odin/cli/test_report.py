@@ -6,6 +6,7 @@ from rich.console import Console
 from synthetic_run import START_S, run_started
 
 from odin.cli.run_report import RunReport, RunTally, render_report
+from odin.errors import DeadlineExceededError
 from odin.monitor.view.builder import StageView, ViewBuilder
 from odin.requests.stream import Outcome
 
@@ -27,6 +28,24 @@ def test_tally():
     assert (report.completed, report.failed, report.ending) == (3, 1, "done")
     assert (report.throughput_hz, report.latency_p50_s) == (2.0, 0.2)
     assert 0.29 < report.latency_p99_s <= 0.3
+
+
+def test_deadlines_kept_missed_and_refused():
+    tally = RunTally()
+    for _ in range(6):
+        tally.add(Outcome("x", value=1, latency_s=0.1))
+    tally.add(Outcome("x", error=DeadlineExceededError("late")))
+    for _ in range(2):
+        error = DeadlineExceededError.of_refusal(predicted_s=0.3, left_s=0.2, ahead=1)
+        tally.add(Outcome("x", error=error))
+    report = tally.report(elapsed_s=2.0)
+    assert (report.completed, report.failed, report.late, report.refused) == (6, 3, 1, 2)
+    builder = ViewBuilder()
+    builder.apply(run_started((2, 1), model="net"))
+    names = ["a", "b", "c"]
+    shown = rendered(render_report(report, builder.view(START_S), names, deadline_ms=200.0))
+    assert shown[2] == "deadline 200 ms: 6 in time, 1 late, 2 refused; goodput 3.00 images/s"
+    assert not any("deadline" in line for line in rendered(render_report(report, builder.view(START_S), names)))
 
 
 def test_nothing_done():

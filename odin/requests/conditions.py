@@ -1,0 +1,116 @@
+"""The stages as the gateway sees them now: how fast each is, and when it will be done with what it has.
+
+Where all stages take from one queue they say so themselves, in shared memory, after every layer. Elsewhere it is
+worked out from when requests were sent and what the last ones took.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+from odin.monitor.timing import RequestTimeline
+from odin.partitioner.exits import Exits, LineExits, SharedExits, left_line
+from odin.partitioner.relay import Windows, idle_slowdown, is_expected_at
+from odin.stages.channel.shared_queue import QueueWords
+
+__all__ = ["Conditions"]
+
+_WEIGHT = 0.3
+"""Of the latest request in a stage's slowdown, as in :func:`odin.partitioner.relay.slowdown_after`."""
+_FORGETS = 10.0
+"""A slowdown that is not seen any more is forgotten so many times more slowly than by the stages, which try whether it
+has gone: most loads last longer than a pause between two requests."""
+_LEAST_S, _LEAST_SLOWDOWN = 1e-9, 1e-3
+
+
+class Conditions:
+    """What is known of the stages.
+
+    Parameters
+    ----------
+    baseline_s
+        Seconds of each layer on each stage's device with nothing else running, shape (stages, layers).
+    queue
+        The words of the stages that take from one queue.
+
+    Attributes
+    ----------
+    live
+        Indices of the stages that serve; those that are lost count for nothing.
+    """
+
+    def __init__(self, baseline_s: Sequence[Sequence[float]], queue: QueueWords | None = None) -> None:
+        self._before_s = [list(itertools.accumulate(map(float, row), initial=0.0)) for row in baseline_s]
+        self._chain_s = [max(before_s[-1], _LEAST_S) for before_s in self._before_s]
+        self._queue = queue
+        self.live: Sequence[int] = range(len(self._chain_s))
+        self._slowdown = [1.0] * len(self._chain_s)
+        self._seen_s: list[float] = [-math.inf] * len(self._chain_s)
+        self._part_s: list[float] | None = None  # of a request on each stage, where windows leave that open
+        self._left_s = [-math.inf] * len(self._chain_s)
+
+    def answered(self, timeline: RequestTimeline) -> None:
+        """Learn from a request how slow each stage is, and when it was done with it."""
+        left_s = timeline.completed_s
+        part_s = [0.0] * len(self._chain_s)
+        for timing in reversed(timeline.stages):
+            stage = timing.stage
+            before_s = self._before_s[stage]
+            baseline_s = before_s[timing.last] - before_s[timing.first]
+            if baseline_s > 0:
+                self._slowdown[stage] += _WEIGHT * (timing.wall_s / baseline_s - self._slowdown[stage])
+                self._seen_s[stage] = left_s
+            part_s[stage] = timing.wall_s
+            self._left_s[stage] = max(self._left_s[stage], left_s)
+            left_s -= timing.wall_s + timing.queue_s
+        known_s = self._part_s or part_s
+        self._part_s = [was_s + _WEIGHT * (now_s - was_s) for was_s, now_s in zip(known_s, part_s, strict=True)]
+
+    def shared(self, now_s: float) -> Exits:
+        """The stages while all take from one queue."""
+        queue, free_s, chain_s = self._queue, [], []
+        assert queue is not None
+        told = queue.told()
+        for stage in self.live:
+            since_s, at_s, slowdown = told[stage]
+            alone_s = self._chain_s[stage]
+            if since_s < math.inf:
+                idle_s = (now_s - since_s) / _FORGETS
+                slowdown, at_s = idle_slowdown(slowdown, idle_s=idle_s, chain_s=alone_s), now_s
+            elif at_s == math.inf:  # it has said nothing yet
+                at_s = now_s
+            else:
+                at_s = is_expected_at(at_s, now_s)
+            free_s.append(at_s)
+            chain_s.append(max(slowdown, _LEAST_SLOWDOWN) * alone_s)
+        return SharedExits(free_s, chain_s, queue.waiting) if free_s else _Never()
+
+    def in_line(self, now_s: float, windows: Windows, sent_s: Iterable[float]) -> Exits:
+        """The stages while requests pass them in order; with when those were sent that are under way, oldest first."""
+        stage_s = self._stage_s(now_s, windows)
+        left_s = left_line(self._left_s, sent_s, stage_s, now_s=now_s)
+        return LineExits(now_s, left_s, stage_s)
+
+    def _stage_s(self, now_s: float, windows: Windows) -> list[float]:
+        """Seconds of a request on each stage at its present speed."""
+        if windows.plan is None and self._part_s is not None:
+            return self._part_s
+        stage_s, cut, count = [0.0] * len(self._chain_s), 0, len(windows)
+        stages = self.live if len(self.live) == count else range(count)
+        for index, (stage, (first, last)) in enumerate(zip(stages, windows, strict=True)):
+            # Where nothing is known yet of where requests will change hands: in equal parts of each window.
+            end = max(cut, first + (last - first) * (index + 1) // count)
+            before_s, idle_s = self._before_s[stage], max(0.0, now_s - self._seen_s[stage])
+            slowdown = idle_slowdown(self._slowdown[stage], idle_s=idle_s / _FORGETS, chain_s=self._chain_s[stage])
+            stage_s[stage], cut = slowdown * (before_s[end] - before_s[cut]), end
+        return stage_s
+
+
+class _Never:
+    """No stage is left."""
+
+    def exit_s(self, ahead: int) -> float:
+        """Never."""
+        return math.inf

@@ -1,0 +1,111 @@
+"""What the gateway asks of prediction: whether to take a request, whether one still has hope, what has been learned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
+
+from odin.errors import DeadlineExceededError
+from odin.monitor.timing import RequestTimeline
+from odin.partitioner.exits import Exits
+from odin.partitioner.relay import Windows
+from odin.requests.admission import Admission, Forecast, Promised
+from odin.requests.conditions import Conditions
+from odin.requests.line import Line, Stands
+
+__all__ = ["Foresight", "Waits"]
+
+
+class Waits(Stands, Promised, Protocol):
+    """A request in the gateway's line."""
+
+
+R = TypeVar("R", bound=Waits)
+
+
+class Foresight:
+    """Predictions for one gateway, which calls this with its lock held.
+
+    Parameters
+    ----------
+    conditions
+        The stages now.
+    admission
+        Decides.
+    clock
+        That of deadlines, and of the stages on this machine.
+    """
+
+    def __init__(
+        self, conditions: Conditions, admission: Admission, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.conditions, self.admission = conditions, admission
+        self._clock = clock
+
+    def judge(
+        self,
+        windows: Windows,
+        sent_s: Iterable[float],
+        *,
+        shared: bool,
+        line: Line[R],
+        deadline_s: float,
+        parts: int,
+        urgent: bool,
+        alone: bool,
+    ) -> tuple[list[Forecast], DeadlineExceededError | None]:
+        """Predict a request that is submitted now, and return why it is refused if it is.
+
+        Parameters
+        ----------
+        windows
+            In force for it.
+        sent_s
+            When those under way were sent, oldest first.
+        shared
+            Whether it goes to a queue from which all stages take.
+        line
+            Those that wait.
+        deadline_s, parts, alone
+            See :meth:`odin.requests.admission.Admission.judge`.
+        urgent
+            Whether it goes before all others; then it is not refused for their sake.
+        """
+        now_s = self._clock()
+        exits = self._exits(now_s, windows, sent_s, shared=shared)
+        ahead = 0 if urgent else line.ahead(deadline_s)
+        verdict = self.admission.judge(
+            exits,
+            now_s,
+            deadline_s=deadline_s,
+            ahead=ahead,
+            parts=parts,
+            alone=alone,
+            behind=() if urgent else line.behind(deadline_s),
+        )
+        refusal = None
+        if verdict.late:
+            refusal = DeadlineExceededError.of_refusal(
+                predicted_s=verdict.forecasts[-1].latest_s - now_s,
+                left_s=deadline_s - now_s,
+                ahead=ahead + sum(1 for _ in sent_s),
+                delays=verdict.delays,
+            )
+        return verdict.forecasts, refusal
+
+    def is_hopeless(self, windows: Windows, sent_s: Iterable[float], *, shared: bool, deadline_s: float) -> bool:
+        """Whether the next request to be sent, which was accepted, would be late by now."""
+        if not self.admission.refuses:
+            return False
+        now_s = self._clock()
+        return self.admission.is_hopeless(self._exits(now_s, windows, sent_s, shared=shared), now_s, deadline_s)
+
+    def answered(self, timeline: RequestTimeline, forecast: Forecast | None) -> None:
+        """Learn from a request that has come back; with its forecast, unless others went before it since that."""
+        self.conditions.answered(timeline)
+        if forecast is not None:
+            self.admission.learn(forecast, timeline.completed_s)
+
+    def _exits(self, now_s: float, windows: Windows, sent_s: Iterable[float], *, shared: bool) -> Exits:
+        return self.conditions.shared(now_s) if shared else self.conditions.in_line(now_s, windows, sent_s)
