@@ -77,8 +77,11 @@ class Spread:
     def _sum_up(self) -> None:
         errors = self._sorted
         known = len(errors)
-        self.usual = errors[known // 2] if known else 1.0
-        high = errors[min(known - 1, math.ceil(_HIGH * (known + 1)) - 1)] if known else _UNKNOWN
+        if not known:
+            self.usual, self.high = 1.0, _UNKNOWN
+            return
+        self.usual = errors[known // 2]
+        high = errors[min(known - 1, math.ceil(_HIGH * (known + 1)) - 1)]
         beyond = self.usual + _BEYOND * (high - self.usual)
         few = max(0, _FEW - known) / _FEW
         self.high = (1.0 - few) * beyond + few * max(beyond, _UNKNOWN * self.usual)
