@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Decision
 from odin_lab.report.results import QUANTILES, SLO_LEVELS, Cell, Timeline
-from odin_lab.simulator.faults import DROPPED, FAILED
+from odin_lab.simulator.deadlines import DROPPED, FAILED
 from odin_lab.simulator.interference import Event
 from odin_lab.simulator.run import Run
 from odin_lab.simulator.service import Service

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from odin_lab.simulator.faults import DROPPED, FAILED, REFUSED
+from odin_lab.simulator.deadlines import DROPPED, FAILED, REFUSED
 from odin_lab.simulator.losses import Loss, Losses
 from odin_lab.simulator.run import Run
 

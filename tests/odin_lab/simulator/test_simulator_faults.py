@@ -12,8 +12,8 @@ from odin.partitioner.plan import Plan
 from odin.partitioner.policies import make_policy
 from odin_lab.simulator import Event, Interference, World, simulate
 from odin_lab.simulator.arrivals import Arrivals
+from odin_lab.simulator.deadlines import ANSWERED, DROPPED, FAILED, REFUSED
 from odin_lab.simulator.door import Deadline
-from odin_lab.simulator.faults import ANSWERED, DROPPED, FAILED, REFUSED
 from odin_lab.simulator.losses import Loss, Losses, parse_seconds, seconds_text
 from odin_lab.simulator.run import undisturbed_s
 from odin_lab.simulator.service import recoveries_s, steady_hz
