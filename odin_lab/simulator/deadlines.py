@@ -146,7 +146,7 @@ class DeadlineLine(RelayLine):
         self._left_s[stage.item.number, index] = now_s
         baseline_s = stage.behind_s[stage.first] - stage.behind_s[stage.item.cut]
         if baseline_s > 0:
-            self._door.measured(index, stage.computed_s / baseline_s)
+            self._door.measured(index, stage.computed_s / baseline_s, now_s)
         super()._sent(index, now_s)
 
     # -- what is too late -------------------------------------------------------------------------------------------
@@ -164,22 +164,23 @@ class DeadlineLine(RelayLine):
             return False
         least_s = now_s
         if self._door.predicts:
-            least_s += self._least_s(request, index)
+            least_s += self._least_s(request, index, now_s)
         if least_s <= self.deadline_s[number]:
             return False
         self._give_up(number, DROPPED, now_s)
         return True
 
-    def _least_s(self, request: Request, index: int) -> float:
+    def _least_s(self, request: Request, index: int, now_s: float) -> float:
         """Seconds that the rest of a request takes at the least, without any waiting."""
-        door, cut, reach = self._door, request.cut, request.reach
+        cut, reach = request.cut, request.reach
         if reach.shares:
             live = (k for k in self._live() if k >= index or cut == 0)
-            return min(door.slowdown(k) * self._stages[k].behind_s[cut] for k in live)
+            return min(self._slowdown(k, now_s) * self._stages[k].behind_s[cut] for k in live)
         rest_s = 0.0
         for k in range(index, len(self._stages)):
             last = max(cut, reach.windows[k][1])
-            rest_s += door.slowdown(k) * (self._stages[k].behind_s[cut] - self._stages[k].behind_s[last])
+            behind_s = self._stages[k].behind_s
+            rest_s += self._slowdown(k, now_s) * (behind_s[cut] - behind_s[last])
             cut = last
         return rest_s
 
@@ -195,7 +196,7 @@ class DeadlineLine(RelayLine):
         stage_s = []
         for k in live:
             behind_s = self._stages[k].behind_s
-            layers_s = self._door.slowdown(k) * (behind_s[cuts[k]] - behind_s[cuts[k + 1]])
+            layers_s = self._slowdown(k, now_s) * (behind_s[cuts[k]] - behind_s[cuts[k + 1]])
             stage_s.append(self._receive_s[cuts[k]] + layers_s + self._send_s[cuts[k + 1]])
         begin_s = [self._last_left_s[k] for k in live]
         left_s = left_line(begin_s, self._sent_s.values(), stage_s, now_s=now_s)
@@ -204,9 +205,14 @@ class DeadlineLine(RelayLine):
     def _seen_from_outside(self, index: int, now_s: float) -> tuple[float, float]:
         """When a stage is free, as it published, and seconds of a whole request there."""
         stage = self._stages[index]
-        slowdown, free_s, alone_s = stage.slowdown, is_expected_at(stage.free_s, now_s), stage.behind_s[0]
-        if stage.item is None:
-            slowdown, free_s = idle_slowdown(slowdown, idle_s=now_s - stage.since_s, chain_s=alone_s), now_s
-        if self._door.name == "clockwork":
-            slowdown = self._door.slowdown(index)
-        return free_s, max(slowdown * alone_s, 1e-9)
+        free_s = now_s if stage.item is None else is_expected_at(stage.free_s, now_s)
+        return free_s, max(self._slowdown(index, now_s) * stage.behind_s[0], 1e-9)
+
+    def _slowdown(self, index: int, now_s: float) -> float:
+        """What a stage is expected to take, over what it takes undisturbed; where all share a queue it says so."""
+        stage, chain_s = self._stages[index], self._stages[index].behind_s[0]
+        if not self._reach.shares or self._door.name == "clockwork":
+            return self._door.slowdown(index, now_s, chain_s=chain_s)
+        if stage.item is not None:
+            return stage.slowdown
+        return idle_slowdown(stage.slowdown, idle_s=now_s - stage.since_s, chain_s=chain_s)

@@ -154,7 +154,7 @@ def to_cell(
     answered = run.answered
     if not answered.any():
         raise ValueError(
-            f"{policy} on {model}: no request was answered; simulate at least 1, with devices that live and deadlines "
+            f"{policy} on {model}: no request finished; simulate at least 1, with devices that live and deadlines "
             "that can be kept"
         )
     events = len(seen_events(run))
