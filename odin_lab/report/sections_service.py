@@ -9,7 +9,7 @@ from odin_lab.report.comparison import mean, order_policies
 from odin_lab.report.parts import Data, Section, study_name
 from odin_lab.report.results import Cell
 from odin_lab.report.summary import yardsticks
-from odin_lab.report.tables import Better, Table, Value
+from odin_lab.report.tables import Better, Row, Table, Value
 
 __all__ = ["service"]
 
@@ -45,7 +45,7 @@ def service(data: Data) -> Section | None:
 
 def _table(title: str, cells: list[Cell]) -> Table:
     policies = order_policies(cell.policy for cell in cells)
-    rows = tuple(
+    rows: tuple[Row, ...] = tuple(
         (
             policy,
             *(

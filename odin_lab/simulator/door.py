@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self, get_args
 
 from odin.partitioner.exits import Exits
+from odin.partitioner.relay import idle_slowdown
 from odin.requests.admission import Admission, Forecast
 from odin_lab.simulator.losses import parse_seconds, seconds_text
 
@@ -29,6 +30,8 @@ _LAST = 10
 """Requests of a stage that Clockwork's estimate is the worst of."""
 _WEIGHT = 0.3
 """Of the latest request in what a stage takes at present, as live."""
+_FORGETS = 10.0
+"""What a stage took is forgotten so many times more slowly than by the stage itself, as live."""
 
 
 @dataclass(frozen=True)
@@ -111,21 +114,26 @@ class Door:
         self.predicts = name in ("clockwork", "predict")
         self._last: list[deque[float]] = [deque(maxlen=_LAST) for _ in range(stages)]
         self._present = [1.0] * stages
+        self._seen_s = [-math.inf] * stages
         self._admission = Admission()
 
-    def measured(self, stage: int, ratio: float) -> None:
+    def measured(self, stage: int, ratio: float, now_s: float) -> None:
         """A stage has taken so many times what a request's layers take there with nothing else running."""
         self._last[stage].append(ratio)
         self._present[stage] += _WEIGHT * (ratio - self._present[stage])
+        self._seen_s[stage] = now_s
 
     def replaced(self, stage: int) -> None:
         """What was known of a stage is void."""
         self._last[stage].clear()
         self._present[stage] = 1.0
 
-    def slowdown(self, stage: int) -> float:
-        """What a stage is expected to take, over what it takes undisturbed."""
-        return max(self._last[stage], default=1.0) if self.name == "clockwork" else self._present[stage]
+    def slowdown(self, stage: int, now_s: float, *, chain_s: float) -> float:
+        """What a stage is expected to take, over what it takes undisturbed: ``chain_s`` for a whole request."""
+        if self.name == "clockwork":
+            return max(self._last[stage], default=1.0)
+        idle_s = (now_s - self._seen_s[stage]) / _FORGETS
+        return idle_slowdown(self._present[stage], idle_s=idle_s, chain_s=chain_s)
 
     def judge(self, exits: Exits, now_s: float, *, deadline_s: float, ahead: int, alone: bool) -> Seen:
         """Whether a request that comes now, with so many to be sent before it, is to be refused."""

@@ -1,4 +1,4 @@
-"""A line of stages of which some are lost and come back, with deadlines: :class:`FaultLine`.
+"""A line of stages of which some are lost and come back: :class:`FaultLine`.
 
 A stage that is lost is one whose place is always taken. What was with it is sent again by the gateway, from the first
 layer; the first answer of any attempt counts. Where all stages take new requests from one queue nothing else happens.
@@ -14,35 +14,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from odin.partitioner.exits import Exits, LineExits, SharedExits, left_line
 from odin.partitioner.plan import Plan
-from odin.partitioner.relay import idle_slowdown, is_expected_at
-from odin.requests.admission import Forecast
 from odin_lab.simulator.arrivals import Arrivals
-from odin_lab.simulator.door import Door, Never
+from odin_lab.simulator.deadlines import FAILED, DeadlineLine
 from odin_lab.simulator.engine import Truth
 from odin_lab.simulator.interference import Interference
 from odin_lab.simulator.losses import Loss, Losses
-from odin_lab.simulator.relay import RelayLine, Request, What
+from odin_lab.simulator.relay import Request, What
 from odin_lab.simulator.steering import Epoch, Steering
 from odin_lab.simulator.world import World
 
 __all__ = [
-    "ANSWERED",
     "CRASH_NOTICE_S",
-    "DROPPED",
-    "FAILED",
     "HANG_FACTOR",
-    "REFUSED",
     "FaultLine",
     "LossSeen",
 ]
 
 FloatArray = NDArray[np.float64]
-
-ANSWERED, REFUSED, DROPPED, FAILED = 1, 2, 3, 4
-"""What became of a request: answered; refused when it came; taken on, and given up later; lost with all stages, or with
-two stages that died while they worked on it."""
 
 CRASH_NOTICE_S = 0.001
 """Seconds from the death of a stage to the moment at which the gateway knows."""
@@ -74,15 +63,11 @@ class _Fate:
     taker_life: int = 0
 
 
-class FaultLine(RelayLine):
+class FaultLine(DeadlineLine):
     """One run. For the parameters see :func:`odin_lab.simulator.simulate`.
 
     Attributes
     ----------
-    outcome
-        By request; see :data:`ANSWERED`.
-    deadline_s
-        When each was to be answered at the latest, infinite without deadlines.
     attempts
         How many times each was sent again.
     plan_index
@@ -116,6 +101,8 @@ class FaultLine(RelayLine):
             interference=interference,
             arrivals=arrivals,
             in_flight=in_flight,
+            deadline_s=deadline_s,
+            admission=admission,
             seed=seed,
         )
         self._reach: Epoch = steering.epoch
@@ -126,19 +113,11 @@ class FaultLine(RelayLine):
         if losses is not None:
             losses.check_fits(world.device_count)
             self._to_come = losses.moments(devices=world.device_count, seed=seed)
-        self._door = Door(admission, stages=world.device_count)
-        self._time_s = deadline_s
         self._plan_next: Plan | None = None
         self._preparing = 0
-        self._held, self._ready_s = False, 0.0
+        self._held = False
         self._now_s = 0.0
         self._deaths: dict[int, int] = {}
-        self._forecasts: dict[int, Forecast] = {}
-        self._sent_s: dict[int, float] = {}  # those under way, oldest first
-        self._left_s: FloatArray = np.full((requests, world.device_count), -np.inf)
-        self._last_left_s = [-math.inf] * world.device_count
-        self.outcome: NDArray[np.int8] = np.zeros(requests, dtype=np.int8)
-        self.deadline_s: FloatArray = np.full(requests, np.inf)
         self.attempts: NDArray[np.int64] = np.zeros(requests, dtype=np.int64)
         self.plan_index: NDArray[np.int64] = np.zeros(requests, dtype=np.int64)
         self.trial: NDArray[np.bool_] = np.zeros(requests, dtype=np.bool_)
@@ -266,7 +245,7 @@ class FaultLine(RelayLine):
         """Send requests again, before those that came later."""
         for request in requests:
             number = request.number
-            if self.outcome[number] or request.attempt < self.attempts[number]:
+            if self._is_over(request):
                 continue
             if self._deaths.get(number, 0) >= _DEATHS:
                 self._give_up(number, FAILED, now_s)
@@ -295,8 +274,8 @@ class FaultLine(RelayLine):
         self._preparing += 1
         self._held = True
         live = self._live()
-        self._ready_s = now_s + self._prepare_s if live else math.inf
         if live:
+            self._ready_s = now_s + self._prepare_s
             self._plan_next = self._steering.best_plan(live, self._conditions.true_s)
             self._push(self._ready_s, "prepared", 0, self._preparing)
 
@@ -310,9 +289,6 @@ class FaultLine(RelayLine):
             self._begin(request)
         self._offer(now_s)
 
-    def _live(self) -> list[int]:
-        return [index for index, stage in enumerate(self._stages) if not stage.lost]
-
     def _begin(self, request: Request) -> Request:
         """A request is sent under the plan in force."""
         self.plan_index[request.number], self.trial[request.number] = self._reach.number, self._reach.trial
@@ -324,30 +300,10 @@ class FaultLine(RelayLine):
 
     # -- in and out -------------------------------------------------------------------------------------------------
 
-    def _arrive(self, number: int, now_s: float) -> None:
-        self.deadline_s[number] = now_s + self._time_s
-        if self._door.predicts and self._time_s < math.inf:
-            alone = self._under_way == 0 and not self._outside
-            deadline_s = self.deadline_s.item(number)
-            seen = self._door.judge(
-                self._exits(now_s), now_s, deadline_s=deadline_s, ahead=len(self._outside), alone=alone
-            )
-            if seen.late:
-                self._give_up(number, REFUSED, now_s)
-                return
-            if seen.forecast is not None:
-                self._forecasts[number] = seen.forecast
-        super()._arrive(number, now_s)
-
     def _submit(self, now_s: float) -> None:
         if not self._held:
             self._steering.look_until(now_s, self._told_s())
             self._reach = self._steering.epoch
-        if self._door.predicts and self._time_s < math.inf and self._under_way < self._in_flight:
-            while self._outside and self._door.is_hopeless(
-                self._exits(now_s), now_s, self.deadline_s.item(self._outside[0])
-            ):
-                self._give_up(self._outside.popleft(), DROPPED, now_s)
         super()._submit(now_s)
         for index, fate in enumerate(self._fates):
             if fate.stopped:
@@ -355,35 +311,12 @@ class FaultLine(RelayLine):
 
     def _enqueue(self, number: int, now_s: float) -> None:
         super()._enqueue(number, now_s)
-        self._sent_s[number] = now_s
         self._begin(self._queue[-1])
 
-    def _answer(self, request: Request, left_s: float) -> None:
-        number = request.number
-        if self.outcome[number]:  # another attempt was first
-            return
-        self.outcome[number] = ANSWERED
-        done_s = left_s + self._receive_s[-1]
-        forecast = self._forecasts.pop(number, None)
-        if forecast is not None:
-            self._door.answered(forecast, done_s)
-        del self._sent_s[number]
-        for stage, left_s_there in enumerate(self._left_s[number].tolist()):
-            self._last_left_s[stage] = max(self._last_left_s[stage], left_s_there)
+    def _completed(self, request: Request, done_s: float) -> None:
+        super()._completed(request, done_s)
         if request.layer_s is not None and isinstance(request.reach, Epoch):
             self._steering.finished(request.reach, request.layer_s, done_s)
-        super()._answer(request, left_s)
-
-    def _give_up(self, number: int, outcome: int, now_s: float) -> None:
-        self.outcome[number] = outcome
-        self._over += 1
-        self._forecasts.pop(number, None)
-        sent = self._sent_s.pop(number, None) is not None
-        if self._coming_s is None and self._coming < self._requests:
-            self._come(now_s)
-        if sent:
-            self._under_way -= 1
-            self._submit(now_s)
 
     # -- stages -----------------------------------------------------------------------------------------------------
 
@@ -395,27 +328,14 @@ class FaultLine(RelayLine):
         if self._fates[index].stopped:
             stage.item, stage.end_s, stage.free_s, stage.since_s = None, math.inf, now_s, now_s
             return
-        dropped = False
-        while stage.waiting is not None and self._is_in_vain(stage.waiting, index, now_s):
-            stage.waiting, stage.taken, dropped = None, False, True
-        while self._queue and self._is_in_vain(self._queue[0], index, now_s):
-            self._queue.popleft()
         super()._take(index, now_s)
-        if dropped and stage.item is None:
-            self._place_free(now_s)
+
+    def _is_over(self, request: Request) -> bool:
+        return super()._is_over(request) or request.attempt < self.attempts.item(request.number)
 
     def _send(self, index: int, taker: int, now_s: float) -> None:
         super()._send(index, taker, now_s)
         self._fates[index].taker_life = self._fates[taker].life
-
-    def _sent(self, index: int, now_s: float) -> None:
-        stage = self._stages[index]
-        assert stage.item is not None
-        self._left_s[stage.item.number, index] = now_s
-        baseline_s = stage.behind_s[stage.first] - stage.behind_s[stage.item.cut]
-        if baseline_s > 0:
-            self._door.measured(index, stage.computed_s / baseline_s)
-        super()._sent(index, now_s)
 
     def _deliver(self, request: Request, index: int, taker: int, now_s: float) -> None:
         if self._fates[taker].life != self._fates[index].taker_life:  # lost meanwhile
@@ -443,61 +363,3 @@ class FaultLine(RelayLine):
             self._take(index, now_s)
             return True
         return super()._leave(index, now_s)
-
-    # -- deadlines --------------------------------------------------------------------------------------------------
-
-    def _is_in_vain(self, request: Request, index: int, now_s: float) -> bool:
-        """Whether nobody waits for this attempt any more, or it cannot be in time; then it is given up."""
-        number = request.number
-        if self.outcome[number] or request.attempt < self.attempts[number]:
-            return True
-        if self._door.name == "none" or self.deadline_s[number] == math.inf:
-            return False
-        least_s = now_s
-        if self._door.predicts:
-            least_s += self._least_s(request, index)
-        if least_s <= self.deadline_s[number]:
-            return False
-        self._give_up(number, DROPPED, now_s)
-        return True
-
-    def _least_s(self, request: Request, index: int) -> float:
-        """Seconds that the rest of a request takes at the least, without any waiting."""
-        door, cut, reach = self._door, request.cut, request.reach
-        if reach.shares:
-            live = (k for k in self._live() if k >= index or cut == 0)
-            return min(door.slowdown(k) * self._stages[k].behind_s[cut] for k in live)
-        rest_s = 0.0
-        for k in range(index, len(self._stages)):
-            last = max(cut, reach.windows[k][1])
-            rest_s += door.slowdown(k) * (self._stages[k].behind_s[cut] - self._stages[k].behind_s[last])
-            cut = last
-        return rest_s
-
-    def _exits(self, now_s: float) -> Exits:
-        """The stages as the gateway sees them: :mod:`odin.partitioner.exits`."""
-        live = self._live()
-        if not live:
-            return Never()
-        if self._reach.shares:
-            seen = [self._seen_from_outside(index, now_s) for index in live]
-            return SharedExits([free_s for free_s, _ in seen], [chain_s for _, chain_s in seen], len(self._queue))
-        cuts = (0, *(last for _, last in self._reach.windows))
-        stage_s = []
-        for k in live:
-            behind_s = self._stages[k].behind_s
-            layers_s = self._door.slowdown(k) * (behind_s[cuts[k]] - behind_s[cuts[k + 1]])
-            stage_s.append(self._receive_s[cuts[k]] + layers_s + self._send_s[cuts[k + 1]])
-        begin_s = [self._last_left_s[k] for k in live]
-        left_s = left_line(begin_s, self._sent_s.values(), stage_s, now_s=now_s)
-        return LineExits(self._ready_s if self._held else now_s, left_s, stage_s)
-
-    def _seen_from_outside(self, index: int, now_s: float) -> tuple[float, float]:
-        """When a stage is free, as it published, and seconds of a whole request there."""
-        stage = self._stages[index]
-        slowdown, free_s, alone_s = stage.slowdown, is_expected_at(stage.free_s, now_s), stage.behind_s[0]
-        if stage.item is None:
-            slowdown, free_s = idle_slowdown(slowdown, idle_s=now_s - stage.since_s, chain_s=alone_s), now_s
-        if self._door.name == "clockwork":
-            slowdown = self._door.slowdown(index)
-        return free_s, max(slowdown * alone_s, 1e-9)

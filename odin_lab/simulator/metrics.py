@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Decision
 from odin_lab.report.results import QUANTILES, SLO_LEVELS, Cell, Timeline
-from odin_lab.simulator.faults import DROPPED, FAILED
+from odin_lab.simulator.deadlines import DROPPED, FAILED
 from odin_lab.simulator.interference import Event
 from odin_lab.simulator.run import Run
 from odin_lab.simulator.service import Service
@@ -154,7 +154,7 @@ def to_cell(
     answered = run.answered
     if not answered.any():
         raise ValueError(
-            f"{policy} on {model}: no request was answered; simulate at least 1, with devices that live and deadlines "
+            f"{policy} on {model}: no request finished; simulate at least 1, with devices that live and deadlines "
             "that can be kept"
         )
     events = len(seen_events(run))

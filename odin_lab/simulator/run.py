@@ -18,9 +18,10 @@ from odin.partitioner.relay import Windows
 from odin_lab.simulator.arrivals import Arrivals
 from odin_lab.simulator.conditions import Conditions
 from odin_lab.simulator.control import Control
+from odin_lab.simulator.deadlines import REFUSED
 from odin_lab.simulator.door import Deadline, Door
 from odin_lab.simulator.engine import Engine, Truth
-from odin_lab.simulator.faults import CRASH_NOTICE_S, HANG_FACTOR, REFUSED, FaultLine, LossSeen
+from odin_lab.simulator.faults import CRASH_NOTICE_S, HANG_FACTOR, FaultLine, LossSeen
 from odin_lab.simulator.interference import Interference
 from odin_lab.simulator.losses import Losses
 from odin_lab.simulator.relay import RelayLine
@@ -66,7 +67,7 @@ class Run:
         Throughput of the best plan with nothing else running.
     outcome, deadline_s, attempts, losses
         Where devices are lost or requests have deadlines, else ``None``: what became of each request
-        (:data:`odin_lab.simulator.faults.ANSWERED` and others), the moment at which it was to be answered at the
+        (:data:`odin_lab.simulator.deadlines.ANSWERED` and others), the moment at which it was to be answered at the
         latest, and how many times it was sent again; and the losses as they went. ``finished_s`` is infinite for what
         was not answered.
     """

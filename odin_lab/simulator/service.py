@@ -3,28 +3,28 @@
 - *goodput*: requests answered in time, per second from the first arrival to the last.
 - *capacity*: throughput of the same policy under the same interference and losses with as many clients as it takes, no
   deadlines, and as many requests as were answered here.
-- *recovery* from a loss: throughput is taken over windows of twice as many answers as there are devices (at least 8).
-  Of those that begin before three median latencies after the gateway knew, the slowest is looked for. If it is below
-  0.9 of what the devices that live allow, recovery is the time from the loss to the beginning of the first one after it
-  that is at 0.95; else 0. What they allow is the throughput of a run under the same policy, arrivals and noise, without
-  its first and last fifth, in which as many devices are lost from the beginning. nan under interference, under which it
-  is not one number, and where another device is lost, or one is back, before a window is full.
+- *recovery* from a loss, in the same run without noise, which would hide it: throughput is taken over windows of as
+  many answers as devices live, two or more times that, at least 8. Of those that begin before three median latencies
+  after the gateway knew, the slowest is looked for. If it is below 0.9 of what the devices that live allow, recovery is
+  the time from the loss to the beginning of the first one after it that is at 0.95; else 0. What they allow is the
+  throughput of a run, without its first and last fifth, in which as many devices are lost from the beginning. nan under
+  interference, under which it is not one number, and where another device is lost, or one is back, too early.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from odin_lab.simulator.faults import DROPPED, FAILED, REFUSED
+from odin_lab.simulator.deadlines import DROPPED, FAILED, REFUSED
 from odin_lab.simulator.losses import Loss, Losses
 from odin_lab.simulator.run import Run
 
-__all__ = ["Service", "recoveries_s", "serve", "steady_hz"]
+__all__ = ["Again", "Service", "recoveries_s", "serve", "steady_hz"]
 
 FloatArray = NDArray[np.float64]
 
@@ -61,18 +61,23 @@ class Service:
     recovery_s: tuple[float, ...]
 
 
-def serve(run: Run, again: Callable[[int, str, Losses | None], Run], *, devices: int) -> Service:
-    """Sum up a run.
+class Again(Protocol):
+    """Runs so many requests with other arrivals, and then without deadlines, other losses, or no noise."""
 
-    Parameters
-    ----------
-    again
-        Runs as many requests as told with other arrivals (``""``: the same ones) and losses, other things being equal.
-        With other arrivals there are no deadlines.
-    """
+    def __call__(self, requests: int, losses: Losses | None, *, arrivals: str = "", quiet: bool = False) -> Run:
+        """Other things being equal; without ``arrivals`` they are the same."""
+
+
+def serve(run: Run, again: Again, *, devices: int) -> Service:
+    """Sum up a run."""
     if run.outcome is None or run.deadline_s is None or run.attempts is None:
         raise ValueError("this run had neither losses nor deadlines; give it some")
     goodput_hz = capacity_hz = in_time = math.nan
+    losses = Losses(tuple(seen.loss for seen in run.losses)) if run.losses else None
+    recovery_s = (math.nan,) * len(run.losses)
+    if losses is not None and not run.interference.events:
+        quiet = again(len(run.finished_s), losses, quiet=True)
+        recovery_s = recoveries_s(quiet, again, devices=devices)
     if np.isfinite(run.deadline_s).any():
         kept = run.outcome != REFUSED
         good = run.finished_s <= run.deadline_s
@@ -80,9 +85,8 @@ def serve(run: Run, again: Callable[[int, str, Losses | None], Run], *, devices:
         if last_s > first_s:
             goodput_hz = float((good & (run.finished_s <= last_s)).sum()) / (last_s - first_s)
         in_time = float(good[kept].mean()) if kept.any() else math.nan
-        losses = Losses(tuple(seen.loss for seen in run.losses)) if run.losses else None
         answered = int(run.answered.sum())
-        capacity_hz = again(max(answered, _LEAST_REQUESTS, 10 * devices), "closed", losses).throughput_hz
+        capacity_hz = again(max(answered, _LEAST_REQUESTS, 10 * devices), losses, arrivals="closed").throughput_hz
     return Service(
         goodput_hz,
         capacity_hz,
@@ -90,18 +94,17 @@ def serve(run: Run, again: Callable[[int, str, Losses | None], Run], *, devices:
         float((run.outcome == REFUSED).mean()),
         int(np.isin(run.outcome, (DROPPED, FAILED)).sum()),
         int(run.attempts.sum()),
-        recoveries_s(run, again, devices=devices) if run.losses else (),
+        recovery_s,
     )
 
 
-def recoveries_s(run: Run, again: Callable[[int, str, Losses | None], Run], *, devices: int) -> tuple[float, ...]:
-    """Seconds from each loss to recovery."""
-    if run.interference.events or not run.answered.any():
+def recoveries_s(run: Run, again: Again, *, devices: int) -> tuple[float, ...]:
+    """Seconds from each loss to recovery, in a run without noise and interference."""
+    if not run.answered.any():
         return (math.nan,) * len(run.losses)
     answered_s = np.sort(run.finished_s[run.answered])
     horizon_s = _HORIZON * float(np.median(run.latency_s[run.answered]))
     changes_s = np.sort([at_s for seen in run.losses for at_s in (seen.loss.at_s, seen.back_s)])
-    window = max(_LEAST_WINDOW, 2 * devices)
     allowed_hz: dict[int, float] = {}  # by how many are lost: which ones makes little difference
     found = []
     for seen in run.losses:
@@ -111,8 +114,10 @@ def recoveries_s(run: Run, again: Callable[[int, str, Losses | None], Run], *, d
             hz = 0.0
             if len(lost) < devices:
                 gone = Losses(tuple(Loss(device, 0.0) for device in sorted(lost)))
-                hz = steady_hz(again(max(_LEAST_REQUESTS, 10 * devices), "", gone))
+                hz = steady_hz(again(max(_LEAST_REQUESTS, 10 * devices), gone, quiet=True))
             allowed_hz[len(lost)] = hz
+        live = max(1, devices - len(lost))
+        window = live * max(2, math.ceil(_LEAST_WINDOW / live))
         later = changes_s[changes_s > at_s]
         until_s = float(later[0]) if len(later) else math.inf
         dip_s = min(until_s, (seen.noticed_s if seen.noticed_s < math.inf else at_s) + horizon_s)

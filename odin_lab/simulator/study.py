@@ -242,11 +242,21 @@ def _interference(setup: Setup, table: TimingTable, seed: int) -> Interference |
 
 
 def make_run(
-    job: RunJob, *, requests: int = 0, arrivals: str = "", losses: Losses | None = None, again: bool = False
+    job: RunJob,
+    *,
+    requests: int = 0,
+    arrivals: str = "",
+    losses: str | Losses | None = "",
+    quiet: bool = False,
 ) -> Run:
     """Simulate: the same noise and events for every contestant of a setup and seed.
 
-    With ``again`` other requests, arrivals and losses than the setup's, and no deadline if arrivals are others.
+    Parameters
+    ----------
+    requests, arrivals, losses
+        In place of the setup's, unless they are 0 or empty; with other arrivals there are no deadlines.
+    quiet
+        Without noise.
 
     Raises
     ------
@@ -255,7 +265,9 @@ def make_run(
     """
     setup = job.setup
     table = _table(setup.table)
-    world = World.from_timings(table, devices=setup.devices, speeds=setup.speeds or None, noise=setup.noise)
+    world = World.from_timings(
+        table, devices=setup.devices, speeds=setup.speeds or None, noise="none" if quiet else setup.noise
+    )
     interference = _interference(setup, table, job.seed)
     policy = make_policy(job.contestant.policy)
     deadline = None if arrivals else setup.deadline or None
@@ -272,7 +284,7 @@ def make_run(
                 detector="none" if job.contestant.policy in _BLIND else setup.detector,
                 serial_trials=job.contestant.serial,
                 truth="finished" if job.contestant.answered else "now",
-                losses=losses if again else setup.losses or None,
+                losses=(setup.losses or None) if losses == "" else losses,
                 deadline=deadline,
                 admission=job.contestant.admission if deadline else "none",
                 seed=job.seed,
@@ -302,8 +314,8 @@ def run_job(job: Job) -> Outcome:
     )
     if run.outcome is not None:
 
-        def again(requests: int, arrivals: str, losses: Losses | None) -> Run:
-            return make_run(job, requests=requests, arrivals=arrivals, losses=losses, again=True)
+        def again(requests: int, losses: Losses | None, *, arrivals: str = "", quiet: bool = False) -> Run:
+            return make_run(job, requests=requests, arrivals=arrivals, losses=losses, quiet=quiet)
 
         cell = with_service(cell, serve(run, again, devices=setup.devices))
     if job.stretch is None:
