@@ -1,9 +1,9 @@
 """ODIN's chain, by each of its engines, against ONNX Runtime and OpenVINO with the whole model; 32-bit floats.
 
-Each sits in a process of its own on the same ``--threads`` cores, and they take turns within each round while all others
-sleep. Torch as it comes is a row as well. The runtimes get the user's model as it is exported, not what ODIN makes of it, and everyone
-gets the images as a plain NCHW array: what a runtime does to its layout is part of its time. What counts is the time of
-ODIN's fastest engine over that of the better runtime.
+Each sits in a process of its own on the same ``--threads`` cores, and has its turn within each round while all others
+sleep. Torch as it comes is a row as well. The runtimes get the user's model as it is exported, not what ODIN makes of
+it, and everyone gets the images as a plain NCHW array: what a runtime does to its layout is part of its time. What
+counts is the time of ODIN's fastest engine over that of the better runtime.
 """
 
 from __future__ import annotations
