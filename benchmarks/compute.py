@@ -12,10 +12,11 @@ import argparse
 import importlib
 import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), metavar="ENGINE", help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=1, help="images of one call (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="on as many cores, from the first (default %(default)s)")
+    parser.add_argument("--busy", action="store_true", help="with an endless loop on the last of the cores")
     arguments = parser.parse_args(argv)
     rounds = 3 if arguments.quick else arguments.rounds
     cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
@@ -132,11 +134,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             threads=arguments.threads,
             rounds=rounds,
             seed=arguments.seed,
+            busy_core=cores[-1] if arguments.busy else None,
         )
         rows += own
         comparisons.append(comparison)
         print(f"{model}: done", file=sys.stderr)
     setting = f"{arguments.threads} threads on as many cores, batch {arguments.batch}, float32"
+    if arguments.busy:
+        setting += f", a loop on core {cores[-1]}"
     report(
         f"{setting}; median of {rounds} interleaved rounds (quartiles)",
         ["model", "runtime", "ms per batch", "of the better runtime's time", "largest error"],
@@ -165,7 +170,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(
-    model: str, *, engines: Sequence[str], batch: int, threads: int, rounds: int, seed: int
+    model: str,
+    *,
+    engines: Sequence[str],
+    batch: int,
+    threads: int,
+    rounds: int,
+    seed: int,
+    busy_core: int | None = None,
 ) -> tuple[list[Row], Comparison]:
     """Time every runtime on one model; RuntimeError if one computes something else."""
     from odin.models.sources import load_source
@@ -186,9 +198,22 @@ def compare(
         wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
         if wrong:
             raise RuntimeError(f"outputs for {model} differ from torch's eager ones: {wrong}")
+        if busy_core is not None:
+            stack.enter_context(busy_loop(busy_core))
         turns = {name: contender.seconds for name, contender in contenders.items()}
         seconds = interleave(turns, rounds=rounds, seed=seed)
     return evaluate(model, seconds, errors)
+
+
+@contextmanager
+def busy_loop(core: int) -> Iterator[None]:
+    """Another program that computes on a core all the time, as a neighbour would."""
+    program = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def evaluate(

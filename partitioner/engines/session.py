@@ -21,9 +21,8 @@ Run = Callable[[tuple[Array, ...]], tuple[Array, ...]]
 _RAW, _EXTERNAL, _LOCATION = 9, 13, 14  # of TensorProto
 
 _SPIN_US = 20
-"""For so long a thread of ONNX Runtime waits busily for the next operator. It takes a core from whoever else wants it,
-the stage's own other threads as well: unlimited, a load on one of two cores made MobileNetV2 1.8 times slower than this
-does. Versions before 1.26 do not know it."""
+"""For so long a thread of ONNX Runtime waits busily for the next operator, on a core that others may want. Without a
+limit MobileNetV2 took 1.8 times as long with a load on one of two cores. Versions before 1.26 do not know it."""
 
 
 def open_layers(model: CutModel, weights: Mapping[str, Array], *, threads: int = 1) -> list[Run]:
