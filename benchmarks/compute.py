@@ -1,9 +1,9 @@
 """ODIN's chain, by each of its engines, against ONNX Runtime and OpenVINO with the whole model; 32-bit floats.
 
-All of them sit in one process that is pinned to ``--threads`` cores, and take turns within each round. Torch as it
-comes is a row as well. The runtimes get the user's model as it is exported, not what ODIN makes of it, and everyone
-gets the images as a plain NCHW array: what a runtime does to its layout is part of its time. What counts is the time of
-ODIN's fastest engine over that of the better runtime.
+Each sits in a process of its own on the same ``--threads`` cores, and has its turn within each round while all others
+sleep. Torch as it comes is a row as well. The runtimes get the user's model as it is exported, not what ODIN makes of
+it, and everyone gets the images as a plain NCHW array: what a runtime does to its layout is part of its time. What
+counts is the time of ODIN's fastest engine over that of the better runtime.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import argparse
 import importlib
 import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +34,10 @@ from benchmarks.common import (
     paired_ratio,
     report,
     summarize,
-    timed,
     with_quartiles,
     write_result,
 )
+from benchmarks.contender import Contender, Runner
 from benchmarks.exported import export, read_form
 from benchmarks.runtimes import RUNTIMES, check_runtimes, open_runtime
 from odin.partitioner.engines.runtimes import keeping_signal_stack
@@ -45,7 +48,6 @@ if TYPE_CHECKING:  # torch is imported only once its threads are limited
     from odin.models.sources import Source
 
 Array = npt.NDArray[np.float32]
-Runner = Callable[[], Array]
 MODELS = ("resnet50", "vgg16", "mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny")
 ODIN, EAGER = "ODIN, ", "torch eager"
 TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -105,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), metavar="ENGINE", help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=1, help="images of one call (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="on as many cores, from the first (default %(default)s)")
+    parser.add_argument("--busy", action="store_true", help="with an endless loop on the last of the cores")
     arguments = parser.parse_args(argv)
     rounds = 3 if arguments.quick else arguments.rounds
     cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
@@ -117,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     environment = Environment.collect(("torch", "onnx", "onnxruntime", "openvino", "numpy"))
-    # Before the first import of a runtime, each of which looks at both when it makes its threads.
+    # Contenders inherit both, before their first import of a runtime, which looks at them when it makes its threads.
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     os.sched_setaffinity(0, set(cores))
 
@@ -131,11 +134,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             threads=arguments.threads,
             rounds=rounds,
             seed=arguments.seed,
+            busy_core=cores[-1] if arguments.busy else None,
         )
         rows += own
         comparisons.append(comparison)
         print(f"{model}: done", file=sys.stderr)
     setting = f"{arguments.threads} threads on as many cores, batch {arguments.batch}, float32"
+    if arguments.busy:
+        setting += f", a loop on core {cores[-1]}"
     report(
         f"{setting}; median of {rounds} interleaved rounds (quartiles)",
         ["model", "runtime", "ms per batch", "of the better runtime's time", "largest error"],
@@ -164,32 +170,50 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(
-    model: str, *, engines: Sequence[str], batch: int, threads: int, rounds: int, seed: int
+    model: str,
+    *,
+    engines: Sequence[str],
+    batch: int,
+    threads: int,
+    rounds: int,
+    seed: int,
+    busy_core: int | None = None,
 ) -> tuple[list[Row], Comparison]:
     """Time every runtime on one model; RuntimeError if one computes something else."""
-    import torch
-
     from odin.models.sources import load_source
-    from odin.stages.host import keep_freed_memory
 
-    keep_freed_memory()  # as every stage does
-    torch.set_num_threads(threads)
     source = load_source(model)
     args = batched(source.example_args, batch)
-    with tempfile.TemporaryDirectory(prefix="odin-benchmark-") as folder:
+    with tempfile.TemporaryDirectory(prefix="odin-benchmark-") as folder, ExitStack() as stack:
         export(source, Path(folder), RUNTIMES, args=args)
-        runners = {
-            **{ODIN + engine: engine_runner(engine, source, args, threads=threads) for engine in engines},
-            EAGER: eager_runner(source, args),
-            **{TITLES[name]: runtime_runner(name, Path(folder), args, threads=threads) for name in RUNTIMES},
+        arrays = [as_array(tensor.contiguous()) for tensor in args]
+        makers: dict[str, Callable[[], Runner]] = {
+            **{ODIN + name: partial(engine_runner, name, model, batch=batch, threads=threads) for name in engines},
+            EAGER: partial(eager_runner, model, batch=batch, threads=threads),
+            **{TITLES[name]: partial(runtime_runner, name, Path(folder), arrays, threads=threads) for name in RUNTIMES},
         }
-        expected = runners[EAGER]().copy()
-        errors = {name: relative_error(runner(), expected) for name, runner in runners.items()}
+        contenders = {name: stack.enter_context(Contender(name, make)) for name, make in makers.items()}
+        expected = contenders[EAGER].output
+        errors = {name: relative_error(contender.output, expected) for name, contender in contenders.items()}
         wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
         if wrong:
             raise RuntimeError(f"outputs for {model} differ from torch's eager ones: {wrong}")
-        seconds = interleave({name: warmed(runner) for name, runner in runners.items()}, rounds=rounds, seed=seed)
+        if busy_core is not None:
+            stack.enter_context(busy_loop(busy_core))
+        turns = {name: contender.seconds for name, contender in contenders.items()}
+        seconds = interleave(turns, rounds=rounds, seed=seed)
     return evaluate(model, seconds, errors)
+
+
+@contextmanager
+def busy_loop(core: int) -> Iterator[None]:
+    """Another program that computes on a core all the time, as a neighbour would."""
+    program = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def evaluate(
@@ -220,23 +244,12 @@ def batched(args: Sequence[torch.Tensor], batch: int) -> tuple[torch.Tensor, ...
     return tuple(torch.randn((batch, *tensor.shape[1:]), generator=generator) for tensor in args)
 
 
-def warmed(runner: Runner) -> Callable[[], float]:
-    """Seconds of one call, after one that brings this runtime's weights and code back into the caches."""
-    measure = timed(runner)
-
-    def run() -> float:
-        runner()
-        return measure()
-
-    return run
-
-
 def relative_error(output: Array, expected: Array) -> float:
     """Largest difference over the largest expected magnitude."""
     return float(np.abs(output - expected).max() / np.abs(expected).max())
 
 
-def engine_runner(engine: str, source: Source, args: tuple[torch.Tensor, ...], *, threads: int) -> Runner:
+def engine_runner(engine: str, model: str, *, batch: int, threads: int) -> Runner:
     """ODIN's prepared, unsplit model, computed by one of its engines.
 
     Raises
@@ -244,15 +257,29 @@ def engine_runner(engine: str, source: Source, args: tuple[torch.Tensor, ...], *
     ValueError
         If ODIN has no such engine.
     """
-    if engine != "torch" and engine in ENGINES:
+    if engine not in ENGINES:
+        raise ValueError(f"ODIN has no engine {engine!r}: choose from {', '.join(ENGINES)}")
+    source, args = load(model, batch=batch, threads=threads)
+    if engine != "torch":
         return session_runner(engine, source, args, threads=threads)
 
     from odin.partitioner.chain import build_chain
 
-    if engine not in ENGINES:
-        raise ValueError(f"ODIN has no engine {engine!r}: choose from {', '.join(ENGINES)}")
     chain = build_chain(source.torch_model, args, name=source.name)
     return lambda: as_array(chain(*args))
+
+
+def load(model: str, *, batch: int, threads: int) -> tuple[Source, tuple[torch.Tensor, ...]]:
+    """A model and its inputs, in a process that computes as a stage does."""
+    import torch
+
+    from odin.models.sources import load_source
+    from odin.stages.host import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    source = load_source(model)
+    return source, batched(source.example_args, batch)
 
 
 def session_runner(engine: str, source: Source, args: tuple[torch.Tensor, ...], *, threads: int) -> Runner:
@@ -282,26 +309,30 @@ def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return there
 
 
-def eager_runner(source: Source, args: tuple[torch.Tensor, ...]) -> Runner:
+def eager_runner(model: str, *, batch: int, threads: int) -> Runner:
     """The model as it comes."""
     import torch
 
+    source, args = load(model, batch=batch, threads=threads)
     assert isinstance(source.model, torch.nn.Module)
-    model = source.model
+    module = source.model
 
     def run() -> Array:
         with torch.inference_mode():
-            return as_array(model(*args))
+            return as_array(module(*args))
 
     return run
 
 
-def runtime_runner(name: str, folder: Path, args: tuple[torch.Tensor, ...], *, threads: int) -> Runner:
+def runtime_runner(name: str, folder: Path, inputs: Sequence[Array], *, threads: int) -> Runner:
     """A runtime with the exported model, which reads the images and writes its output where they are."""
+    from odin.stages.host import keep_freed_memory
+
+    keep_freed_memory()
     with keeping_signal_stack():
         bind = open_runtime(name, folder, threads=threads, spinning=threads > 1)
     (output,) = (np.empty(spec.shape, spec.dtype) for spec in read_form(folder, name).outputs)
-    compute = bind([as_array(tensor.contiguous()) for tensor in args], [output])
+    compute = bind(inputs, [output])
 
     def run() -> Array:
         compute()

@@ -20,6 +20,10 @@ Run = Callable[[tuple[Array, ...]], tuple[Array, ...]]
 
 _RAW, _EXTERNAL, _LOCATION = 9, 13, 14  # of TensorProto
 
+_SPIN_US = 20
+"""For so long a thread of ONNX Runtime waits busily for the next operator, on a core that others may want. Without a
+limit MobileNetV2 took 1.8 times as long with a load on one of two cores. Versions before 1.26 do not know it."""
+
 
 def open_layers(model: CutModel, weights: Mapping[str, Array], *, threads: int = 1) -> list[Run]:
     """Make every layer of a model executable.
@@ -71,9 +75,10 @@ def _onnxruntime(model: CutModel, weights: Mapping[str, Array], threads: int) ->
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was optimised
         # The allocator of the C library gives the memory of one layer to the next while it is in the cache.
         options.enable_cpu_mem_arena = False
-        # Threads of its own: one pool for all layers must be the only one of a process.
+        # Threads of its own. Those of a pool for all sessions could not be kept from spinning between requests.
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.force_spinning_stop", "1")  # the next layer needs the cores
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         if not model.packs:  # a packed weight would be a copy in every process
