@@ -63,10 +63,10 @@ from odin.requests.admission import PREDICT, Admission
 from odin.requests.conditions import Conditions
 from odin.requests.foresight import Foresight
 from odin.requests.gateway import Gateway
-from odin.requests.inlet import Inlet
 from odin.requests.microbatch import join_outputs, split_inputs
 from odin.requests.replies import Reply, outcome_of
 from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.inlet import Inlet
 from odin.stages.channel.slots import slot_nbytes_for
 from odin.stages.device import Device, parse_devices
 from odin.stages.host import release_freed_memory

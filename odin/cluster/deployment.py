@@ -28,9 +28,9 @@ from odin.partitioner.chain import Chain
 from odin.partitioner.engines.form import EngineForm, Form, TorchForm
 from odin.partitioner.engines.names import TORCH
 from odin.partitioner.relay import Windows
-from odin.requests.inlet import InForce, Inlet
 from odin.stages.actor import Addresses, Links, StageActor, StageInfo, StageProblem, TimedPasses
 from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.inlet import InForce, Inlet
 from odin.stages.channel.link import Receiver, Sender
 from odin.stages.channel.opening import Address, Listener, connect, open_ends
 from odin.stages.channel.pool import SlotPool

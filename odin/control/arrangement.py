@@ -19,8 +19,8 @@ from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Policy, Setting, windows_of
 from odin.partitioner.relay import Windows
 from odin.requests.gateway import Gateway
-from odin.requests.inlet import Inlet
 from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.inlet import Inlet
 from odin.stages.channel.readiness import SLOWDOWN
 from odin.stages.device import Device
 

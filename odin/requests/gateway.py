@@ -42,10 +42,10 @@ from odin.partitioner.relay import Windows
 from odin.process.timers import Timer, Timers
 from odin.requests.admission import Forecast
 from odin.requests.foresight import Foresight
-from odin.requests.inlet import InForce, Inlet, Way
 from odin.requests.line import Line
 from odin.requests.replies import Callbacks, Reply
 from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.inlet import InForce, Inlet, Way
 from odin.stages.channel.link import ChannelClosedError, Message, Sender
 from odin.stages.channel.readiness import FINISHING, WORKING
 from odin.stages.channel.shm import ShmSender

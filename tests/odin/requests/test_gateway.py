@@ -18,9 +18,9 @@ from odin.errors import DeadlineExceededError, LayerFailedError, PipelineClosedE
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.partitioner.plan import Plan
 from odin.requests.gateway import Gateway, GatewayCounts
-from odin.requests.inlet import Inlet
 from odin.stages.channel import shm, tcp
 from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.inlet import Inlet
 from odin.stages.channel.link import ChannelClosedError, Message, Receiver, Sender
 from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.wire import Failure, Header, Kind

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from channels import numbers
 from patience import PROMPT_S
@@ -145,7 +144,9 @@ def test_a_request_that_two_stages_died_on_fails_and_the_others_do_not():
         error = poison.exception(PROMPT_S)
         assert isinstance(error, PoisonRequestError)
         assert (error.request, error.stages) == (0, tuple(NAMES))
-        assert "request 0 was being computed when stage 0 (cpu:0, process 100) and stage 1 (cpu:1, process" in str(error)
+        assert "request 0 was being computed when stage 0 (cpu:0, process 100) and stage 1 (cpu:1, process" in str(
+            error
+        )
         assert not other.done()
         assert stages.gateway.counts() == GatewayCounts(0, 1, 1)
 

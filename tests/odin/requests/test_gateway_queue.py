@@ -17,8 +17,8 @@ from odin.errors import DeadlineExceededError, PipelineClosedError
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
 from odin.requests.gateway import Gateway
-from odin.requests.inlet import Inlet
 from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.inlet import Inlet
 from odin.stages.channel.link import ChannelClosedError, Message, Sender
 from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.shared_queue import NewRequest, SharedQueue

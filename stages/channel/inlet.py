@@ -8,9 +8,7 @@ slots stay.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
-
-import torch
+from typing import Any, NamedTuple, Protocol
 
 from odin.partitioner.relay import Windows
 from odin.stages.channel.link import Sender
@@ -72,7 +70,7 @@ class Inlet:
         """Requests that can be under way."""
         return self.pool.memory.slots
 
-    def write(self, slot: int, values: Sequence[torch.Tensor]) -> tuple[TensorMeta, ...]:
+    def write(self, slot: int, tensors: Sequence[Any]) -> tuple[TensorMeta, ...]:
         """Copy an input into a slot.
 
         Raises
@@ -80,7 +78,7 @@ class Inlet:
         ValueError
             If it does not fit.
         """
-        return self.pool.memory.write(slot, values)
+        return self.pool.memory.write(slot, tensors)
 
     def way_under(self, in_force: InForce) -> Way | None:
         """Where new requests go; None while there is nobody to take them.
