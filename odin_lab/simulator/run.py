@@ -340,7 +340,7 @@ def simulate_relay(
     --------
     >>> run = simulate_relay(World.of([[0.1, 0.1, 0.1], [0.1, 0.1, 0.1]]), requests=200)
     >>> round(run.throughput_hz, 1)
-    6.6
+    6.7
     """
     if requests < 1:
         raise ValueError(f"{requests} requests: simulate at least 1")
