@@ -101,8 +101,8 @@ class DeadlineExceededError(OdinError, TimeoutError):
             Whether it would be in time, but one that was accepted before would not.
         """
         if left_s <= 0:
-            ago = f"{-left_s * 1e3:.1f} ms before"
-            return cls(f"refused: its deadline passed {ago} it was submitted", refused=True, predicted_s=predicted_s)
+            message = f"refused: its deadline passed {-left_s * 1e3:.1f} ms before it was submitted"
+            return cls(message, refused=True, predicted_s=predicted_s)
         before = f"with {ahead} requests ahead of it" if ahead != 1 else "with 1 request ahead of it"
         why = f"in time, but an accepted one behind it would be late ({before})" if delays else before
         return cls(
