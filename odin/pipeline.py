@@ -693,7 +693,8 @@ class Pipeline:
 
     def _on_ray_trouble(self, why: str) -> None:
         if self._recorder is not None:
-            self._recorder.faults.tell("Ray", why, "what lives goes on serving; no stage is replaced, no plan changed")
+            then = "what lives goes on serving; no stage is replaced meanwhile"
+            self._recorder.faults.tell("the connection to Ray", why, then, kind="lost", repeat="both")
 
     def _doubt_profile(self, stage: int, part: float) -> None:
         """Mark a profile as suspect: its stage is faster in serving, so something else ran when it was measured."""

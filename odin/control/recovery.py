@@ -103,6 +103,7 @@ class _State:
     hangs: bool = False
     replacing: bool = False
     given_up: bool = False
+    blocked: bool = False  # nothing can be started now
     attempts: int = 0
     next_try_s: float = 0.0
     begun: float = 0.0
@@ -309,7 +310,7 @@ class Recovery:
     def _back(self, stage: int, *, replaced: bool) -> None:
         state, now_s = self._state[stage], self._clock()
         away_s = now_s - (now_s if state.lost_s is None else state.lost_s)
-        state.lost_s, state.hangs, state.replacing = None, False, False
+        state.lost_s, state.hangs, state.replacing, state.blocked = None, False, False, False
         if replaced:
             state.lived_since_s = now_s
             state.watchdog = Watchdog(interval_s=_LOOK_S)
@@ -317,7 +318,7 @@ class Recovery:
         self._emit(StageBack(now_s, stage, self._stages.pid(stage), away_s, replaced))
 
     def _end_if_none_is_left(self) -> None:
-        if all(state.given_up for state in self._state):
+        if all(state.given_up or state.blocked for state in self._state):
             names = ", ".join(self._stages.name(stage) for stage in range(len(self._state)))
             why = self._stages.cannot_replace or "none could be replaced"
             self._gateway.fail(StageLostError(f"all stages are lost ({names}): {why}; start a new pipeline"))
