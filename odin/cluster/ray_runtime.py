@@ -14,6 +14,7 @@ from odin.cluster.ray_calls import allow_calls, refuse_calls
 from odin.cluster.ray_folder import EmbeddedFolder
 from odin.cluster.ray_helpers import without_helpers
 from odin.cluster.ray_loopback import LOOPBACK, loopback_kept
+from odin.cluster.ray_messages import log_messages
 from odin.cluster.ray_patience import PATIENCE, PATIENCE_S
 from odin.cluster.ray_processes import LongLivedThread, RayProcesses
 from odin.cluster.ray_random import own_random_numbers
@@ -125,6 +126,7 @@ class _Connection:
         # Ray runs workers at nice 15 unless told otherwise: a program beside a stage would take nearly all of its core.
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault(PATIENCE, str(PATIENCE_S))
+        log_messages()
         common: dict[str, Any] = {"namespace": "odin", "log_to_driver": False, "logging_level": "ERROR"}
         if address is not None:
             use_token()
