@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         LayerFailedError,
         OdinError,
         PipelineClosedError,
+        PoisonRequestError,
         QueueFullError,
         StageLostError,
     )
@@ -51,6 +52,7 @@ __all__ = [
     "PipelineClosedError",
     "PipelineView",
     "Plan",
+    "PoisonRequestError",
     "Policy",
     "QueueFullError",
     "Setting",
@@ -73,6 +75,7 @@ _HOMES = {
         "LayerFailedError",
         "OdinError",
         "PipelineClosedError",
+        "PoisonRequestError",
         "QueueFullError",
         "StageLostError",
     ),

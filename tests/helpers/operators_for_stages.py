@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import torch
 
 
@@ -28,3 +31,16 @@ def plus_one(x: torch.Tensor) -> torch.Tensor:
 LIBRARY = torch.library.Library("odin_tests_library", "DEF")
 LIBRARY.define("minus_three(Tensor x) -> Tensor")
 LIBRARY.impl("minus_three", lambda x: x - 3, "CompositeExplicitAutograd")
+
+
+@torch.library.custom_op("odin_tests::end_process", mutates_args=())
+def end_process(hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Ends the process for an input that begins with 666, as a crash in native code does."""
+    if x[0, 0].item() == 666.0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return hidden.clone()
+
+
+@end_process.register_fake
+def _(hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(hidden)
