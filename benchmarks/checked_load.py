@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
-from odin.monitor.events import Event, RequestDone
+from odin.monitor.events import Event, RequestDone, StageLost
 from odin_lab.feeding import keep_in_flight
 
 __all__ = ["BIN_S", "CheckedLoad", "Completions", "Counts", "SeenEvents", "expected_outputs", "small_model"]
@@ -98,14 +98,16 @@ class SeenEvents:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
-        self.sent_again: int | None = None
-        """Requests that took more than one attempt; None while no event tells of attempts."""
+        self.sent_again = 0
+        """Requests that stages had when they were lost."""
         self.twice = 0
         self._recent: dict[int, None] = {}
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
         self.counts[type(event).__name__] += 1
+        if isinstance(event, StageLost):
+            self.sent_again += event.requests
         if not isinstance(event, RequestDone):
             self._events.append(event)
             return
@@ -114,9 +116,6 @@ class SeenEvents:
         self._recent[number] = None
         if len(self._recent) > 2 * _MOST_EVENTS:
             self._recent = dict.fromkeys(list(self._recent)[_MOST_EVENTS:])
-        attempt = getattr(event.timeline, "attempt", None)
-        if attempt is not None:
-            self.sent_again = (self.sent_again or 0) + (attempt > 0)
 
     def of(self, name: str, *, since_s: float = 0.0) -> list[Any]:
         """Events whose class has that name, from a time on; a class that this ODIN does not have has none."""

@@ -15,7 +15,7 @@ import torch
 from benchmarks.checked_load import CheckedLoad, Completions, Counts, SeenEvents, expected_outputs, small_model
 from benchmarks.kills import Turn, grown, spread, stages_of, window_ratio
 from benchmarks.stage_losses import StageTaker, stages_at_work
-from odin.monitor.events import Fault, RequestDone
+from odin.monitor.events import Fault, RequestDone, StageLost
 from odin.monitor.timing import RequestTimeline
 
 INPUTS = [torch.full((1, 2), float(k)) for k in range(8)]
@@ -128,15 +128,17 @@ def test_completions_by_time() -> None:
     assert completions.back_s(104.0, 106.0, 8.0) is None
 
 
-def test_events_tell_of_answers_given_twice_and_of_attempts() -> None:
+def test_events_tell_of_answers_given_twice_and_of_requests_sent_again() -> None:
     seen = SeenEvents()
     for number in (1, 2, 2, 3):
         seen(RequestDone(1.0, RequestTimeline(number, 0, 0.0, 1.0, ())))
     seen(Fault(2.0, "x", "y"))
+    for requests in (2, 3):
+        seen(StageLost(3.0, 0, "it is gone", False, requests))
 
     assert seen.twice == 1
-    assert seen.sent_again is None
-    assert seen.counts == {"RequestDone": 4, "Fault": 1}
+    assert seen.sent_again == 5
+    assert seen.counts == {"RequestDone": 4, "Fault": 1, "StageLost": 2}
     assert len(seen.of("Fault")) == 1
     assert seen.of("Fault", since_s=3.0) == seen.of("StageBack") == []
 
