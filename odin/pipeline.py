@@ -84,6 +84,8 @@ class Pipeline:
     callbacks of its futures, but not in a process that was forked later: there they raise
     :class:`~odin.ForkedProcessError`, and leaving the context manager does nothing.
 
+    A stage that dies or hangs is left out, and replaced, while requests flow: see ``docs/failures.md``.
+
     The duration of each phase of starting is logged by ``logging.getLogger("odin.startup")`` at level INFO.
 
     Parameters
@@ -499,7 +501,7 @@ class Pipeline:
         ValueError
             If an input's shape, dtype or device does not fit, or ``timeout_s`` is no number.
         PipelineClosedError, StageLostError
-            If the pipeline is closed or has lost a stage.
+            If the pipeline is closed, or all its stages are lost and none can be replaced.
         QueueFullError
             If there is no place at once for all its micro-batches, with ``wait=False``.
         """
