@@ -33,7 +33,7 @@ class StageLike(Protocol):
 
     @property
     def state(self) -> str:
-        """``"lost"`` while it takes no part."""
+        """``"lost"`` or ``"hung"`` while it takes no part."""
 
 
 class Loss(NamedTuple):
@@ -54,7 +54,7 @@ def runs(pid: int) -> bool:
 
 def stages_at_work(stages: tuple[StageLike, ...], *, alive: Callable[[int], bool] = runs) -> list[StageLike]:
     """Stages that take part, as the pipeline says, and whose process runs, as the kernel says."""
-    return [stage for stage in stages if stage.state != "lost" and alive(stage.pid)]
+    return [stage for stage in stages if stage.state not in ("lost", "hung") and alive(stage.pid)]
 
 
 class StageTaker:

@@ -85,9 +85,7 @@ class Faked:
         self.preparing[epoch].set()
         assert self.go_on[epoch].wait(PROMPT_S)
 
-    def switch(
-        self, epoch: int, plan: Plan, windows: Windows, *, stages: tuple[int, ...], max_in_flight: int
-    ) -> None:
+    def switch(self, epoch: int, plan: Plan, windows: Windows, *, stages: tuple[int, ...], max_in_flight: int) -> None:
         self.order.append(("in force", epoch))
 
     def on_migration(self, epoch: int, plan: Plan, windows: Windows | None, why: str, prepare_s: float) -> None:
