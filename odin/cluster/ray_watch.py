@@ -84,7 +84,7 @@ class RayWatch:
         return self.lost or self._away
 
     def close(self) -> None:
-        """Stop watching, and wait for a call of ``on_lost``. Idempotent."""
+        """Stop watching, and wait for a call of ``on_trouble`` or ``on_leave``. Idempotent."""
         self._end.close()
         self._thread.join()
         with self._lock:
@@ -158,7 +158,7 @@ class RayWatch:
         with contextlib.suppress(OSError):
             socket.create_connection(address, timeout=_PROBE_S).close()
             self._gcs_seen_s = time.monotonic()
-        if self._away_s() < _AWAY_S:
+        if self._away_s() < min(_AWAY_S, self._leave_after_s):
             self._away = None
         elif self._away is None:
             host, port = address

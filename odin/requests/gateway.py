@@ -902,7 +902,7 @@ class Gateway:
                 self._idle.notify_all()
             graceful = not (broken or self._broken or self._pending)
         self._inlet.close(graceful=graceful, silent=self._lost)
-        if graceful and not self._lost:
+        if graceful and not self._lost and self._receiver.receivers:
             self._thread.join(_GOODBYE_S)
         self._receiver.close()
         self._thread.join(timeout_s)

@@ -148,7 +148,7 @@ def stage(index: int, *, state: str = "quiet", pid: int = 0) -> SimpleNamespace:
 
 
 def test_a_stage_is_at_work_if_both_the_pipeline_and_the_kernel_say_so() -> None:
-    stages = (stage(0), stage(1, state="lost"), stage(2), stage(3, state="disturbed"))
+    stages = (stage(0), stage(1, state="lost"), stage(2), stage(3, state="disturbed"), stage(4, state="hung"))
     assert [one.stage for one in stages_at_work(stages, alive=lambda pid: pid != 102)] == [0, 3]
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from losses import Losses, check_replaced
 from patience import PROMPT_S
 from small_pipelines import images, small_chain
 
@@ -151,15 +152,18 @@ def test_a_request_that_fails_fails_alone(pipe, chain):
 
 
 @pytest.mark.parametrize("lost", range(STAGES))
-def test_a_killed_stage_is_named(stages, chain, lost):
-    with odin.Pipeline(chain, stages=stages, policy="relay", share_devices=True) as pipe:
-        results = pipe.map(itertools.cycle(images(8)))
-        for _ in range(20):
-            next(results)
-        os.kill(pipe.snapshot().stages[lost].pid, signal.SIGKILL)
-        with pytest.raises(odin.StageLostError, match=f"stage {lost} ") as caught:
-            list(results)
-        assert caught.value.stage == lost
+def test_a_killed_stage_loses_no_request_and_is_replaced(stages, chain, lost):
+    losses, inputs = Losses(), images(8)
+    expected = [chain(x) for x in inputs]
+    with odin.Pipeline(chain, stages=stages, policy="relay", share_devices=True, on_event=losses) as pipe:
+        for number, y in enumerate(pipe.map(inputs * 20)):
+            if number == 20:
+                victim = pipe.snapshot().stages[lost].pid
+                os.kill(victim, signal.SIGKILL)
+            assert torch.equal(y, expected[number % 8])
+        check_replaced(pipe, losses, lost, victim)
+        for y, after in zip(pipe.map(inputs), expected, strict=True):
+            assert torch.equal(y, after)
 
 
 def test_closing_with_requests_under_way_finishes_them(stages, chain):

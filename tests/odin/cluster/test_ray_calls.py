@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import socket
 import threading
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 from patience import PROMPT_S
 
-from odin.cluster import ray_calls, ray_watch
+from odin.cluster import ray_calls
 from odin.cluster.ray_watch import RayWatch
 from odin.errors import StageLostError
 
@@ -58,19 +62,63 @@ def test_the_exit_that_ray_asks_for_is_an_error(monkeypatch: pytest.MonkeyPatch)
         ray_calls.get("reference", timeout_s=PROMPT_S)
 
 
-def test_a_control_process_elsewhere_may_be_away_for_a_while(monkeypatch: pytest.MonkeyPatch):
+class Away(NamedTuple):
+    """What a watch has told of a control process elsewhere, at which times."""
+
+    troubles: list[tuple[float, str]]
+    leaves: list[tuple[float, str]]
+    cannot_start: list[tuple[float, bool]]
+
+
+def watch_a_control_process(
+    monkeypatch: pytest.MonkeyPatch, looks_s: Sequence[float], *, is_back: Container[float] = (), leave_after_s: float
+) -> Away:
+    """Run a watch that sees the control process at 100 s and looks again at given times."""
     now_s = [100.0]
+    away = Away([], [], [])
     monkeypatch.setattr("odin.cluster.ray_watch.time.monotonic", lambda: now_s[0])
     watch = RayWatch.__new__(RayWatch)
-    watch._gcs_seen_s = now_s[0]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = listener.getsockname()
-        away = []
-        for now_s[0] in (105.0, 129.0, 130.0):
-            away.append(watch._is_away(address))
-        listener.listen()
-        for now_s[0] in (131.0, 200.0):
-            away.append(watch._is_away(address))
-    assert away == [False, False, True, False, False]
-    assert ray_watch._GCS_AWAY_S == 30.0
+    watch._lost = watch._away = None
+    watch._lock, watch._watched = threading.Lock(), {}
+    watch._gcs, watch._gcs_seen_s, watch._leave_after_s = ("10.0.0.1", 6379), now_s[0], leave_after_s
+    watch._on_trouble = lambda text: away.troubles.append((now_s[0], text))
+    watch._on_leave = lambda text: away.leaves.append((now_s[0], text))
+    times = iter(looks_s)
+
+    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
+        assert address == watch._gcs
+        if now_s[0] not in is_back:
+            raise ConnectionRefusedError
+        return socket.socket()
+
+    def look(timeout_s: float | None) -> bool:
+        if timeout_s == 0.0:  # somebody asks: nothing has ended
+            return False
+        if now_s[0] > 100.0:
+            away.cannot_start.append((now_s[0], watch.cannot_start is not None))
+        now_s[0] = next(times, math.inf)
+        return now_s[0] == math.inf
+
+    monkeypatch.setattr("odin.cluster.ray_watch.socket.create_connection", connect)
+    with contextlib.closing(socket.socket()) as watch._ended:
+        watch._look = look
+        watch._run()
+    return away
+
+
+def test_a_control_process_elsewhere_may_be_away_for_a_while(monkeypatch: pytest.MonkeyPatch):
+    looks_s = (105.0, 109.0, 110.0, 115.0, 120.0, 125.0, 130.0, 134.0)
+    away = watch_a_control_process(monkeypatch, looks_s, is_back=(120.0,), leave_after_s=30.0)
+    assert away.cannot_start == [(at_s, at_s in (110.0, 115.0, 130.0, 134.0)) for at_s in looks_s]
+    said = "Ray's control process (GCS) at 10.0.0.1:6379 does not answer: Ray can start nothing"
+    assert away.troubles == [(110.0, said), (130.0, said)]  # once each time
+    assert away.leaves == []
+
+
+@pytest.mark.parametrize("leave_after_s", [30.0, 5.0])
+def test_the_connection_is_given_up_before_ray_ends_this_process(monkeypatch: pytest.MonkeyPatch, leave_after_s):
+    away = watch_a_control_process(monkeypatch, range(105, 200, 5), leave_after_s=leave_after_s)
+    ((at_s, why),) = away.leaves
+    assert at_s == 100.0 + leave_after_s
+    assert why.startswith("Ray's control process (GCS) at 10.0.0.1:6379 does not answer")
+    assert why.endswith("before Ray ends this program for it, it has disconnected")

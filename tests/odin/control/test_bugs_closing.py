@@ -15,6 +15,7 @@ from small_pipelines import all_plans, images, small_chain
 from test_controller import Bench, Scripted
 
 import odin
+from odin.control.arrangement import Arrangement
 from odin.monitor.eventlog import EventLog, read_log
 from odin.monitor.events import PlanChanged, RunStarted, StageDescription
 from odin.monitor.view.builder import ViewBuilder
@@ -80,11 +81,11 @@ class Faked:
     def check_open(self) -> None:
         pass
 
-    def prepare(self, epoch: int, windows: Windows) -> None:
+    def prepare(self, epoch: int, windows: Windows, stages: tuple[int, ...], *, live: list[int]) -> None:
         self.preparing[epoch].set()
         assert self.go_on[epoch].wait(PROMPT_S)
 
-    def switch(self, epoch: int, plan: Plan, windows: Windows | None, *, max_in_flight: int) -> None:
+    def switch(self, epoch: int, plan: Plan, windows: Windows, *, stages: tuple[int, ...], max_in_flight: int) -> None:
         self.order.append(("in force", epoch))
 
     def on_migration(self, epoch: int, plan: Plan, windows: Windows | None, why: str, prepare_s: float) -> None:
@@ -93,13 +94,22 @@ class Faked:
 
 def test_a_move_that_was_asked_for_is_told_before_the_next_can_begin():
     fake = Faked()
-    pipe = odin.Pipeline.__new__(odin.Pipeline)
-    pipe._switch_lock, pipe._epochs, pipe._given_in_flight = threading.Lock(), 0, 4
-    pipe._gateway = pipe._deployment = pipe._supervision = fake
+    arrangement = Arrangement(
+        None,
+        ["cpu:0", "cpu:1"],
+        gateway=fake,
+        inlet=None,
+        inbox=None,
+        deployment=fake,
+        supervision=fake,
+        in_flight_under=lambda windows: 4,
+        why_no_ray=lambda: None,
+        on_replaced=lambda stage: None,
+    )
     with ThreadPoolExecutor(2) as pool:
-        asked = pool.submit(pipe._switch, Plan((1, 3)), why="asked for")
+        asked = pool.submit(arrangement.switch, Plan((1, 3)), why="asked for")
         assert fake.preparing[1].wait(PROMPT_S)
-        decided = pool.submit(pipe._switch, Plan((3, 1)))
+        decided = pool.submit(arrangement.switch, Plan((3, 1)))
         fake.go_on[2].set()
         fake.go_on[1].set()
         assert (asked.result(PROMPT_S), decided.result(PROMPT_S)) == (1, 2)
@@ -118,7 +128,7 @@ def test_close_waits_neither_for_a_migration_nor_for_a_stage_that_hangs(two_core
         under_way = pipe.submit(x)
         waiting = [pool.submit(pipe.submit, x) for _ in range(2)]
         moving = pool.submit(pipe.migrate, all_plans(len(chain.layers))[1])
-        while len(pipe._gateway._line) < 2 or not pipe._switch_lock.locked():
+        while len(pipe._gateway._line) < 2 or not pipe._arrangement._switching.locked():
             assert not moving.done()
         draining = pool.submit(pipe.close)
         for future in waiting:

@@ -38,7 +38,7 @@ def test_stages_say_when_they_are_free_and_how_slow(words: QueueWords):
     words.tell(1, StageWords(10.0, 10.0, 1.0))  # idle: 0.8 s
     conditions = Conditions(BASELINE_S, words)
     assert [conditions.shared(10.0).exit_s(ahead) for ahead in range(3)] == pytest.approx([10.8, 11.3, 11.6])
-    words.count_sent(2)
+    words.note_sent(2)
     assert conditions.shared(10.0).exit_s(0) == pytest.approx(11.6)
 
 

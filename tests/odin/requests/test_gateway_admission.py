@@ -13,7 +13,7 @@ import pytest
 from channels import numbers, open_pair
 from patience import PROMPT_S
 
-from odin.errors import DeadlineExceededError, OdinError, QueueFullError, StageLostError
+from odin.errors import DeadlineExceededError, QueueFullError
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.partitioner.plan import Plan
 from odin.requests.admission import Admission
@@ -21,7 +21,9 @@ from odin.requests.conditions import Conditions
 from odin.requests.foresight import Foresight
 from odin.requests.gateway import Gateway, GatewayCounts
 from odin.stages.channel.inbox import Inbox
+from odin.stages.channel.inlet import Inlet
 from odin.stages.channel.link import Message, Receiver, Sender
+from odin.stages.channel.pool import SlotPool
 
 HOUR_S = 3600.0
 """Of one request on the stage, so that no deadline of a test passes while it runs."""
@@ -36,7 +38,11 @@ class Stage(NamedTuple):
     refusals: list[int]
 
     def take(self) -> Message:
-        return self.receiver.receive()
+        while not (message := self.receiver.receive()).wanted:
+            message.release()  # as a stage does
+        header = message.header
+        self.receiver.memory.set_holder(header.home, header.request, header.attempt, 0)  # it has begun
+        return message
 
     def answer(self, message: Message) -> None:
         timing = StageTiming(0, 0, 1, 0.0, HOUR_S, 0.0, 0.0, 0.0, (HOUR_S,))
@@ -65,21 +71,17 @@ def gateway_and_stage(
     *, refuses: bool = True, max_in_flight: int = 1, max_waiting: int | None = None
 ) -> Iterator[Stage]:
     """A stage that takes an hour for a request, as far as predictions are concerned, which have always been right."""
-    gateway_out, stage_in = open_pair("shm", slots=max_in_flight, credits=False)
-    stage_out, gateway_in = open_pair("shm", slots=2, sender=3)
+    pool = SlotPool(max_in_flight, 1024)
+    gateway_out, stage_in = open_pair("shm", slots=max_in_flight, credits=False, pool=pool, receiver=0)
+    stage_out, gateway_in = open_pair("shm", slots=2, sender=0)
     admission = Admission(refuses=refuses)
     for _ in range(200):
         admission.spread.add(HOUR_S, predicted_s=HOUR_S, now_s=time.perf_counter())
     told: tuple[list[RequestTimeline], list[int], list[int]] = ([], [], [])
-
-    def describe_loss(stage: int | None) -> OdinError:
-        return StageLostError(f"stage {stage} is gone", stage)
-
     gateway = Gateway(
-        gateway_out,
+        Inlet(pool, {0: gateway_out}),
         Inbox([gateway_in]),
         plan=Plan((1,)),
-        describe_loss=describe_loss,
         on_result=told[0].append,
         on_failure=lambda number, error: told[1].append(number),
         on_refusal=told[2].append,
@@ -235,8 +237,7 @@ def test_what_cannot_go_in_as_a_whole_leaves_nothing_behind():
         parts = [(numbers(0),), (numbers(1, count=100_000),)]  # the second one does not fit a slot
         with pytest.raises(ValueError, match="bytes do not fit"):
             stage.gateway.enqueue_all(parts)
-        message = stage.take()
-        assert message.recalled
-        stage.answer(message)
-        stage.gateway.enqueue((numbers(2),))
-        stage.pass_all(1)
+        assert stage.gateway.counts().in_flight == 0
+        kept = stage.gateway.enqueue((numbers(2),))
+        assert stage.pass_all(1) == [2]  # and not the first part, which was sent
+        assert kept.exception(PROMPT_S) is None
