@@ -150,16 +150,16 @@ class StageLoop:
             What holds under it.
         stages
             Those that live: row ``j`` of the windows is that of ``stages[j]``. Others are not sent to until they are
-            among those of another epoch; if this one is not among them, nothing is prepared.
+            among those of another epoch; if this one is not among them, nothing else is prepared.
         """
         stages = tuple(range(len(windows)) if stages is None else stages)
-        if self._index not in stages:
-            return
         with self._under_lock:
             self._live = stages
             for stage, sender in self._senders.items():
                 if stage != GATEWAY:
                     (sender.resume if stage in stages else sender.abandon)()
+            if self._index not in stages:  # it may only have waited for one that hangs
+                return
             under = self._under_windows(windows, stages)
             self._executor.prepare(under.reach.first, under.reach.last)
             self._under = {**self._under, epoch: under}

@@ -11,6 +11,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from odin.cluster import ray_calls
 from odin.cluster.ray_calls import calling
 from odin.errors import OdinError, PipelineClosedError, StageLostError
 from odin.monitor.attribution.neighbours import Neighbours
+from odin.monitor.machine.procfs import is_runnable
 from odin.partitioner.chain import Chain
 from odin.partitioner.engines.form import EngineForm, Form, TorchForm
 from odin.partitioner.engines.names import TORCH
@@ -31,7 +33,7 @@ from odin.partitioner.relay import Windows
 from odin.stages.actor import Addresses, Links, StageActor, StageInfo, StageProblem, TimedPasses
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import InForce, Inlet
-from odin.stages.channel.link import Receiver, Sender
+from odin.stages.channel.link import ChannelClosedError, Receiver, Sender
 from odin.stages.channel.opening import Address, Listener, connect, open_ends
 from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.shared_queue import SharedQueue
@@ -52,6 +54,10 @@ _LOOK_AGAIN_S = 0.1
 _PING_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 2.0
 _LOOK_TIMEOUT_S = 10.0
+_ANSWER_S, _PATIENCE = 2.0, 4.0
+"""A stage answers a ping within so many seconds, or it hangs; times so many if it wants its core."""
+_CONNECT_S = 10.0
+"""Longest wait for a new stage on another machine to accept the gateway's channel."""
 
 
 class Deployment:
@@ -76,6 +82,7 @@ class Deployment:
         self._actors: list[Any] = []
         self._listeners: list[Listener] = []
         self._stopping = threading.Event()
+        self._unanswered: dict[int, Any] = {}  # pings of stages that did not answer
         self.node_id = ""
         self.infos: tuple[StageInfo, ...] = ()
         try:
@@ -296,7 +303,15 @@ class Deployment:
         self._listeners.extend(listener for listener, _ in found)
         return found
 
-    def _enter(self, stage: int, addresses: Addresses, pool: SlotPool, queue: SharedQueue | None) -> Sender:
+    def _enter(
+        self,
+        stage: int,
+        addresses: Addresses,
+        pool: SlotPool,
+        queue: SharedQueue | None,
+        *,
+        timeout_s: float = _START_TIMEOUT_S,
+    ) -> Sender:
         """Open the gateway's channel to a stage."""
         return connect(
             self._address(addresses, GATEWAY, stage),
@@ -306,6 +321,7 @@ class Deployment:
             receiver=stage,
             pool=pool,
             queue=queue,
+            timeout_s=timeout_s,
         )
 
     def _links_of(self, stage: int, later: Sequence[int], addresses: Mapping[int, Addresses]) -> Links:
@@ -393,6 +409,8 @@ class Deployment:
         ------
         ray.exceptions.RayError, ChannelClosedError
             If one of them dies meanwhile.
+        StageLostError
+            If one of them does not answer, which is its ``stage`` then.
         """
         earlier = [other for other in live if other < stage]
         later = [other for other in live if other > stage]
@@ -404,7 +422,9 @@ class Deployment:
                 self._actors[other].admit.remote(*self._split([stage], other), self.infos[other].host)
                 for other in later
             ]
-        own, *theirs = self._wait_for(calls, "stages did not listen", timeout_s=_START_TIMEOUT_S)
+        own, *theirs = self._wait_for(
+            calls, "stages did not listen", timeout_s=_START_TIMEOUT_S, stages=[stage, *later]
+        )
         listeners = self._listen([stage], own_host)
         addresses = dict(zip(later, theirs, strict=True))
         addresses[GATEWAY] = Addresses.of(listener.address for listener, _ in listeners)
@@ -418,12 +438,18 @@ class Deployment:
             calls += [
                 self._actors[other].connect_to.remote(stage, self._address(own, other, stage)) for other in earlier
             ]
-        with contextlib.ExitStack() as undo:
-            opened, receivers = open_ends(listeners, [partial(self._enter, stage, own, inlet.pool, inlet.queue)])
-            undo.callback(opened[0].close, graceful=False)
-            undo.callback(receivers[0].close)
-            self._wait_for(calls, "stages did not connect", timeout_s=_START_TIMEOUT_S)
-            undo.pop_all()
+        with ThreadPoolExecutor(1) as helper:
+            enter = partial(self._enter, stage, own, inlet.pool, inlet.queue, timeout_s=_CONNECT_S)
+            opening = helper.submit(open_ends, listeners, [enter])
+            try:
+                self._wait_for(calls, "stages did not connect", timeout_s=_START_TIMEOUT_S, stages=[stage, *earlier])
+            except BaseException:  # such as the new one's death: nobody else knocks, and others wait for this to end
+                for listener, _ in listeners:
+                    listener.close()
+                with contextlib.suppress(ChannelClosedError):
+                    _close_all(opening.result())
+                raise
+            opened, receivers = opening.result()
         receive(receivers[0])
         return opened[0]
 
@@ -442,7 +468,15 @@ class Deployment:
             raise ValueError("transport='shm' reaches within one node only, and the stages are on several: use 'auto'")
         return transport == "shm"
 
-    def prepare(self, epoch: int, windows: Windows, stages: Sequence[int], *, live: Sequence[int]) -> None:
+    def prepare(
+        self,
+        epoch: int,
+        windows: Windows,
+        stages: Sequence[int],
+        *,
+        live: Sequence[int],
+        others: Sequence[int] = (),
+    ) -> None:
         """Make stages ready for ``epoch``.
 
         Parameters
@@ -451,33 +485,70 @@ class Deployment:
             One row for each of ``stages``, which take part.
         live
             Those that can be told.
+        others
+            Are told as well, if they hear it: one that waits for a stage which hangs goes on then.
 
         Raises
         ------
         ray.exceptions.RayError
             If a stage is gone or cannot, or takes too long.
         StageLostError
-            If Ray itself is gone.
+            If a stage does not answer, which is its ``stage`` then; or if Ray itself is gone.
         PipelineClosedError
             If :meth:`stop_preparing` was called, before or meanwhile.
         """
         with calling():
             calls = [self._actors[stage].prepare.remote(epoch, windows, tuple(stages)) for stage in live]
-        self._wait_for(calls, f"stages were not ready for epoch {epoch}", timeout_s=_START_TIMEOUT_S)
+            for stage in others:
+                self._actors[stage].prepare.remote(epoch, windows, tuple(stages))
+        self._wait_for(calls, f"stages were not ready for epoch {epoch}", timeout_s=_START_TIMEOUT_S, stages=live)
 
-    def _wait_for(self, calls: Sequence[Any], late: str, *, timeout_s: float) -> list[Any]:
-        """Wait for calls until :meth:`stop_preparing`; the first that fails is raised at once."""
+    def _wait_for(
+        self, calls: Sequence[Any], late: str, *, timeout_s: float, stages: Sequence[int] | None = None
+    ) -> list[Any]:
+        """Wait for calls until :meth:`stop_preparing`; the first that fails is raised at once.
+
+        Stages that serve answer other calls meanwhile: one that does not hangs. With ``stages``, whose the calls are,
+        that is raised as a :class:`~odin.StageLostError`.
+        """
         end_s = time.monotonic() + timeout_s
-        left = list(calls)
+        left, pings = list(calls), dict[int, tuple[Any, float]]()
         while left and not self._stopping.is_set():
             done, left = ray_calls.wait(left, timeout_s=_LOOK_AGAIN_S)
             ray_calls.get(done, timeout_s=_LOOK_AGAIN_S)
             if left and time.monotonic() > end_s:
                 raise GetTimeoutError(f"{late} within {timeout_s:.0f} s")
+            for stage, call in zip(stages or (), calls, strict=False):
+                if call in left:
+                    self._check_that_it_answers(stage, pings, time.monotonic())
         if self._stopping.is_set():
             raise PipelineClosedError("the pipeline was closed while stages prepared")
         answers: list[Any] = ray_calls.get(list(calls), timeout_s=_LOOK_AGAIN_S)
         return answers
+
+    def _check_that_it_answers(self, stage: int, pings: dict[int, tuple[Any, float]], now_s: float) -> None:
+        if stage in pings:
+            ping, asked_s = pings[stage]
+            if not ray_calls.wait([ping], timeout_s=0.0)[0]:
+                if now_s - asked_s > _ANSWER_S * (_PATIENCE if self.wants_core(stage) else 1.0):
+                    self._unanswered[stage] = ping
+                    raise StageLostError(f"stage {stage} does not answer; try again when it is replaced", stage)
+                return
+        with calling():
+            pings[stage] = self._actors[stage].ping.remote(), now_s
+
+    def has_answered(self, stage: int) -> bool:
+        """Whether a stage that did not answer has done so since then."""
+        ping = self._unanswered[stage]
+        try:
+            return bool(ray_calls.wait([ping], timeout_s=0.0)[0] and ray_calls.get(ping, timeout_s=_LOOK_AGAIN_S))
+        except (RayError, StageLostError):  # it never will
+            return False
+
+    def wants_core(self, stage: int) -> bool:
+        """Whether a stage's process waits for its core or has it, as far as is known from here."""
+        info = self.infos[stage]
+        return info.node_id == self.node_id and is_runnable(info.pid)
 
     def stop_preparing(self) -> None:
         """Make a running :meth:`prepare`, and every later one, fail at once."""
@@ -527,6 +598,14 @@ class Deployment:
                     if process.status() == psutil.STATUS_STOPPED:
                         process.kill()
         psutil.wait_procs(processes, timeout=_END_TIMEOUT_S)
+
+
+def _close_all(ends: tuple[Sequence[Sender], Sequence[Receiver]]) -> None:
+    senders, receivers = ends
+    for sender in senders:
+        sender.close(graceful=False)
+    for receiver in receivers:
+        receiver.close()
 
 
 def _kill_stage(pid: int) -> None:

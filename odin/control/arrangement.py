@@ -13,7 +13,6 @@ import ray
 
 from odin.cluster.deployment import Deployment
 from odin.errors import StageLostError
-from odin.monitor.machine.procfs import is_runnable
 from odin.partitioner.balance.exact import balance
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Policy, Setting, windows_of
@@ -115,7 +114,14 @@ class Arrangement:
         self._epochs += 1
         epoch, live = self._epochs, self.live
         try:
-            self._deployment.prepare(epoch, in_force, stages, live=[stage for stage in stages if stage in live])
+            hanging = [stage for stage in range(len(plan)) if stage not in live and self._gateway.sender(stage)]
+            self._deployment.prepare(
+                epoch,
+                in_force,
+                stages,
+                live=[stage for stage in stages if stage in live],
+                others=hanging,
+            )
         except ray.exceptions.RayActorError as error:
             raise StageLostError(f"a stage was lost while stages prepared for {in_force}; try again") from error
         limit = self._in_flight_under(in_force)
@@ -150,11 +156,20 @@ class Arrangement:
 
     def wants_core(self, stage: int) -> bool:
         """Whether its process waits for its core or has it, as far as is known from here."""
-        info = self._deployment.infos[stage]
-        return info.node_id == self._deployment.node_id and is_runnable(info.pid)
+        return self._deployment.wants_core(stage)
+
+    def has_answered(self, stage: int) -> bool:
+        """Whether a stage that did not answer has done so since then."""
+        return self._deployment.has_answered(stage)
 
     def regroup(self, stages: tuple[int, ...]) -> None:
-        """Spread all layers over these stages from the next request on, as fast as they now are."""
+        """Spread all layers over these stages from the next request on, as fast as they now are.
+
+        Raises
+        ------
+        StageLostError
+            If one does not answer, which is its ``stage`` then.
+        """
         with self._switching:
             self._gateway.check_open()
             now, count = self._gateway.in_force, len(self._devices)

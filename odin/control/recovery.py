@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from odin.control.faults import Faults
@@ -28,7 +29,7 @@ from odin.control.watchdog import Reading, Watchdog
 from odin.errors import OdinError, PipelineClosedError, StageLostError
 from odin.monitor.events import Event, StageBack, StageLost
 from odin.stages.channel.link import Sender
-from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SLOWDOWN, WORKING, waiting
+from odin.stages.channel.readiness import BEGUN, FINISHING, FREE_S, IDLE_SINCE_S, SLOWDOWN, WORKING, waiting
 
 __all__ = ["Recovery", "Serves", "Stages"]
 
@@ -37,7 +38,9 @@ _log = logging.getLogger(__name__)
 _LOOK_S = 0.1
 """Seconds between looks at the stages while requests are under way."""
 _PATIENCE = 4.0
-"""So many times longer for one that would compute if it had its core."""
+"""So many times longer for one that would compute if it had its core, or waits for a later one to take a request."""
+_FAR_S = 0.05
+"""Seconds that count as those of a request for a stage on another machine, whose words may come late."""
 _GIVE_UP_TIMES, _GIVE_UP_S = 20.0, 10.0
 """One that hangs for so many times the time after which it was taken for hung, and so long, is ended and replaced."""
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 30.0
@@ -82,8 +85,14 @@ class Stages(Protocol):
     def wants_core(self, stage: int) -> bool:
         """Whether its process waits for its core or has it; as far as is known from here."""
 
+    def has_answered(self, stage: int) -> bool:
+        """Whether one that did not answer has done so since then."""
+
     def regroup(self, stages: tuple[int, ...]) -> None:
-        """Spread all layers over these stages, from the next request on."""
+        """Spread all layers over these stages, from the next request on.
+
+        One that does not answer is the ``stage`` of the :class:`~odin.StageLostError` that is raised.
+        """
 
     def end(self, stage: int) -> None:
         """End its process for good, also one that is stopped."""
@@ -101,6 +110,8 @@ class _State:
     watchdog: Watchdog
     lost_s: float | None = None
     hangs: bool = False
+    unanswered: bool = False
+    end_again_s: float = 0.0
     replacing: bool = False
     given_up: bool = False
     blocked: bool = False  # nothing can be started now
@@ -221,27 +232,41 @@ class Recovery:
         sender = self._gateway.sender(stage)
         if sender is None:
             return
-        reading = _read(sender, self._chain_s[stage])
-        state.begun = sender.readiness.words[BEGUN]
+        words = sender.readiness.words
+        hands_over = _hands_over(words)
+        reading = _read(sender, self._expected_s(stage, and_later=hands_over or sender.way is not None))
+        state.begun = words[BEGUN]
         if not state.hangs:
             patient_s = _PATIENCE * state.watchdog.limit_s
             if state.watchdog.look(reading, now_s) and (
-                state.watchdog.silent_s >= patient_s or not self._stages.wants_core(stage)
+                state.watchdog.silent_s >= patient_s or not (hands_over or self._stages.wants_core(stage))
             ):
                 self._note_hung(stage, state, now_s)
             return
         silent_s, limit_s = now_s - (state.lost_s or now_s), state.watchdog.limit_s
-        if not state.watchdog.look(reading._replace(has_work=True), now_s):
+        says = not state.watchdog.look(reading._replace(has_work=True), now_s)
+        if self._stages.has_answered(stage) if state.unanswered else says:
             self._back(stage, replaced=False)
-        elif silent_s > max(_GIVE_UP_S, _GIVE_UP_TIMES * limit_s):
+        elif silent_s > max(_GIVE_UP_S, _GIVE_UP_TIMES * limit_s) and now_s >= state.end_again_s:
+            state.end_again_s = now_s + _GIVE_UP_S
             self._stages.end(stage)  # its channels end with it, which is news
 
-    def _note_hung(self, stage: int, state: _State, now_s: float) -> None:
-        state.lost_s, state.hangs = now_s, True
+    def _expected_s(self, stage: int, *, and_later: bool) -> float:
+        """Seconds that a request takes at most in a stage, as slow as it is; with those in later ones, if it waits."""
+        total_s = 0.0
+        for one in range(stage, len(self._state) if and_later else stage + 1):
+            sender = self._gateway.sender(one)
+            slowdown = 1.0 if sender is None else max(1.0, sender.readiness.words[SLOWDOWN])
+            total_s += self._chain_s[one] * slowdown
+        return total_s
+
+    def _note_hung(self, stage: int, state: _State, now_s: float, why: str = "") -> None:
+        """It says nothing, or does not answer (``why``)."""
+        state.lost_s, state.hangs, state.unanswered, state.end_again_s = now_s, True, bool(why), 0.0
         had, failed = self._gateway.lose(stage, self._stages.name(stage), dead=False)
-        why = (
-            f"process {self._stages.pid(stage)} has said nothing for {state.watchdog.silent_s:.1f} s "
-            f"(it should within {state.watchdog.limit_s:.1f} s)"
+        why = f"process {self._stages.pid(stage)} " + (
+            why
+            or f"has said nothing for {state.watchdog.silent_s:.1f} s (it should within {state.watchdog.limit_s:.1f} s)"
         )
         self._emit(StageLost(now_s, stage, why, True, had, failed))
 
@@ -261,8 +286,21 @@ class Recovery:
         live = self._stages.live = tuple(stage for stage, state in enumerate(self._state) if state.lost_s is None)
         if live and live != self._grouped and now_s >= self._group_again_s:
             self._group_again_s = now_s + _AGAIN_S
-            self._stages.regroup(live)
+            try:
+                self._stages.regroup(live)
+            except StageLostError as error:
+                self._note_silent(error)
+                return
             self._grouped, self._group_again_s = live, 0.0
+
+    def _note_silent(self, error: StageLostError) -> None:
+        """One that others waited for has not answered: it hangs, and they go on without it."""
+        if error.stage is None:
+            raise error
+        state = self._state[error.stage]
+        if state.lost_s is None:
+            self._note_hung(error.stage, state, self._clock(), "does not answer")
+        self._group_again_s = 0.0
 
     # -- replacements -----------------------------------------------------------------------------------------------
 
@@ -295,6 +333,9 @@ class Recovery:
         except BaseException as error:
             if self._closed or isinstance(error, PipelineClosedError):
                 return
+            if isinstance(error, StageLostError) and error.stage not in (None, stage):
+                self._tell(partial(self._not_its_fault, state, error))
+                return
             text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             _log.info("stage %d could not be replaced: %s", stage, text)
 
@@ -307,10 +348,16 @@ class Recovery:
         else:
             self._tell(lambda: self._back(stage, replaced=True))
 
+    def _not_its_fault(self, state: _State, error: StageLostError) -> None:
+        """A stage that it was to be connected with hangs: it is replaced again, without that one."""
+        state.replacing, state.attempts = False, state.attempts - 1
+        self._note_silent(error)
+
     def _back(self, stage: int, *, replaced: bool) -> None:
         state, now_s = self._state[stage], self._clock()
         away_s = now_s - (now_s if state.lost_s is None else state.lost_s)
-        state.lost_s, state.hangs, state.replacing, state.blocked = None, False, False, False
+        state.lost_s, state.hangs, state.unanswered = None, False, False
+        state.replacing = state.blocked = False
         if replaced:
             state.lived_since_s = now_s
             state.watchdog = Watchdog(interval_s=_LOOK_S)
@@ -325,10 +372,16 @@ class Recovery:
             self._closed = True
 
 
-def _read(sender: Sender, chain_s: float) -> Reading:
+def _read(sender: Sender, expected_s: float) -> Reading:
     """What a stage says in the words that it shares with those who send to it."""
-    words = sender.readiness.words
-    # On this machine all senders count what they send; of another one only what the gateway sent is known.
-    waits = waiting(words) > 0 if sender.way is None else bool(sender.way.underway)
+    words, way = sender.readiness.words, sender.way
     said = (words[FREE_S], words[IDLE_SINCE_S], words[BEGUN], words[WORKING])
-    return Reading(waits or words[IDLE_SINCE_S] == math.inf, said, chain_s * max(1.0, words[SLOWDOWN]))
+    if way is None:
+        return Reading(waiting(words) > 0 or words[IDLE_SINCE_S] == math.inf, said, expected_s)
+    # What other stages sent to one on another machine is not known here; but it also speaks while it waits.
+    return Reading(True, (*said, way.heard), expected_s + 2 * way.delay_s + _FAR_S)
+
+
+def _hands_over(words: memoryview[float]) -> bool:
+    """Whether a stage is done with a request that it still has: then it may have to wait for a later one."""
+    return words[IDLE_SINCE_S] == math.inf and words[WORKING] == words[FINISHING] == -1.0

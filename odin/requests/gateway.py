@@ -708,8 +708,8 @@ class Gateway:
         holders = self._inlet.holders(request.slot, request.number, request.attempt)
         if not holders or stage in holders or request.way is None:
             return True
-        # Stages on other machines do not say who has it.
-        return not self._inlet.is_here(stage) and not any(self._inlet.is_here(holder) for holder in holders)
+        # Those on other machines do not say who has it, so once it went to one of them it may be anywhere.
+        return not all(self._inlet.is_here(holder) for holder in holders)
 
     def regain(self, stage: int, *, replaced: bool) -> None:
         """Count on a stage again, which answers again, or has been ``replaced``."""

@@ -21,6 +21,8 @@ __all__ = ["Inbox"]
 
 _LEAVE_MS = 5
 """How often to look whether others have taken what was left to them."""
+_SIGN_OF_LIFE_MS = 250
+"""How often a stage that waits says so to a gateway on another machine, which learns of a cut wire by that."""
 
 
 class Inbox:
@@ -58,6 +60,7 @@ class Inbox:
         self._told: Collection[int] | None = None
         self._telling: tuple[TcpReceiver, ...] = ()
         self._news: tuple[TcpReceiver, ...] = ()
+        self._far_gateway: tuple[TcpReceiver, ...] = ()
         self._last = -1  # descriptor of the one that was served last
         for receiver in receivers:
             self._register(receiver)
@@ -119,7 +122,7 @@ class Inbox:
         *,
         stage: int = 0,
     ) -> Message:
-        """Wait for the next message, using no CPU.
+        """Wait for the next message, using no CPU; next to none while a gateway on another machine is to be told.
 
         What waits in the gateway's queue comes after all that channels have. A stage gets a goodbye when the gateway
         has said it and its queue has ended, whatever other stages do. The gateway gets one when all channels have ended
@@ -150,7 +153,10 @@ class Inbox:
                 if rest is not None:
                     rest()
                     rest = None
-                ready = self._ready(None)
+                ready = self._ready(_SIGN_OF_LIFE_MS if self._far_gateway else None)
+                if not ready:
+                    for receiver in self._far_gateway:
+                        receiver.tell_readiness()
             descriptor = self._choose(ready)
             if descriptor is None:
                 continue
@@ -256,7 +262,8 @@ class Inbox:
     def _note_whom_to_tell(self) -> None:
         far, told = [one for one in self._open.values() if isinstance(one, TcpReceiver)], self._told
         self._news = tuple(one for one in far if one.sender != GATEWAY and (told is None or one.sender in told))
-        self._telling = (*self._news, *(one for one in far if one.sender == GATEWAY))
+        self._far_gateway = tuple(one for one in far if one.sender == GATEWAY)
+        self._telling = (*self._news, *self._far_gateway)
 
     def tell_readiness(self) -> None:
         """Tell senders on other machines what those on this one can read."""

@@ -6,8 +6,8 @@ slot, and stops reading while there is none, so that TCP's own flow control hold
 long as it likes; only silence of the other machine (:mod:`odin.stages.channel.silence`) ends a channel.
 
 Frame: header length ``u32``, header, then the slot's bytes up to the end of the last tensor. The other way go words of
-the receiving stage's readiness, whenever it begins with a request, has none, or is going to be free at another time
-than it has said: seconds until it expects to be free, slowdown, whether it is idle, requests that it has begun with,
+the receiving stage's readiness, whenever it begins with a request, has none (to the gateway again and again), or is
+going to be free at another time than it has said: seconds until it expects to be free, slowdown, whether it is idle, requests that it has begun with,
 those that wait there from other senders, for how long the last one that it began has been there, and which one it
 computes. From these the sender learns how long the way is (:mod:`odin.stages.channel.way`).
 
@@ -140,7 +140,10 @@ class TcpSender:
                 way.delay_s = _delay_s(self._connection)
                 said_s = now_s - way.delay_s
                 words[FREE_S], words[SLOWDOWN] = said_s + free_in_s, slowdown
-                words[IDLE_SINCE_S] = said_s if idle else math.inf
+                if not idle:
+                    words[IDLE_SINCE_S] = math.inf
+                elif words[IDLE_SINCE_S] == math.inf:  # else it has said so before
+                    words[IDLE_SINCE_S] = said_s
                 words[WORKING] = working
                 turn_s = way.turn_s if idle else free_in_s
                 way.note_heard(begun=begun, since_s=since_s, others=others, turn_s=turn_s, now_s=now_s)

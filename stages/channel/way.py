@@ -43,6 +43,8 @@ class Way:
         What was sent, and has not begun, oldest first.
     others
         Requests that wait at the receiver from other senders.
+    heard
+        How often the receiver has spoken.
     turn_s
         For how long the receiver expected to be busy with the request that it began last.
     """
@@ -50,7 +52,7 @@ class Way:
     def __init__(self) -> None:
         self.delay_s = 0.0
         self.underway: tuple[Sent, ...] = ()
-        self.others = 0
+        self.others = self.heard = 0
         self.turn_s = float("inf")
         self._byte_s = 0.0
         self._begun = 0
@@ -83,6 +85,7 @@ class Way:
             When it was heard.
         """
         with self._lock:
+            self.heard += 1
             self.others = others
             count = min(begun - self._begun, len(self.underway))
             if count <= 0:

@@ -250,6 +250,17 @@ def test_a_blocked_stage_goes_on_when_the_one_that_it_waits_for_is_not_live():
         assert run.ranges() == {0: (0, 2), 1: (2, 4), 2: (4, 6)}
 
 
+def test_one_that_was_left_out_because_it_waited_for_one_that_hangs_goes_on():
+    gates = Gates((1, 2))
+    with running(gates, PLAN, slots=40) as run:
+        slots = [run.send(number) for number in range(4)]
+        assert gates.reached[1, 2].wait(PROMPT_S)
+        wait_for(lambda: holders(run, slots[2], 2) == (0, 1), what="stage 0 stands still")
+        run.ring.loops[0].prepare(1, Windows.parse("@6"), (2,))
+        assert [header[:2] for header in results(run, 2)] == [(Kind.RETURNED, 2), (Kind.RETURNED, 3)]
+        gates.go_on[1, 2].set()
+
+
 def test_a_stage_that_is_not_live_prepares_nothing():
     with running(Gates(), PLAN) as run:
         run.ring.loops[1].prepare(1, Windows.parse("@3|@6"), (0, 2))

@@ -11,9 +11,10 @@ import pytest
 
 from odin.control.faults import Faults
 from odin.control.recovery import Recovery
-from odin.errors import OdinError
+from odin.errors import OdinError, StageLostError
 from odin.monitor.events import Event, Fault, StageBack, StageLost
-from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, Readiness
+from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, WORKING, Readiness
+from odin.stages.channel.way import Way
 
 
 class Told:
@@ -24,11 +25,13 @@ class Told:
         self.calls: list[Any] = []
         self.pids = list(range(100, 100 + count))
         self.readiness = [Readiness() for _ in range(count)]
+        self.ways: list[Way | None] = [None] * count
         self.replace_fails: list[Exception] = []
         self.cannot_replace: str | None = None
         self.regroup_fails: list[Exception] = []
         self.failed: OdinError | None = None
         self.runnable: set[int] = set()
+        self.answered: set[int] = set()
 
     def lose(self, stage: int, name: str, *, dead: bool) -> tuple[int, int]:
         self.calls.append(("lose", stage, dead))
@@ -44,7 +47,7 @@ class Told:
         return False
 
     def sender(self, stage: int) -> Any:
-        return SimpleNamespace(readiness=self.readiness[stage], way=None)
+        return SimpleNamespace(readiness=self.readiness[stage], way=self.ways[stage])
 
     def name(self, stage: int) -> str:
         return f"stage {stage} (cpu:{stage}, process {self.pids[stage]})"
@@ -54,6 +57,9 @@ class Told:
 
     def wants_core(self, stage: int) -> bool:
         return stage in self.runnable
+
+    def has_answered(self, stage: int) -> bool:
+        return stage in self.answered
 
     def regroup(self, stages: tuple[int, ...]) -> None:
         if self.regroup_fails:
@@ -92,8 +98,9 @@ class Line:
             for thread in self.recovery._replacing:
                 thread.join()
 
-    def busy(self, stage: int) -> None:
-        self.told.readiness[stage].words[IDLE_SINCE_S] = math.inf
+    def busy(self, stage: int, *, request: int = 0) -> None:
+        words = self.told.readiness[stage].words
+        words[IDLE_SINCE_S], words[WORKING] = math.inf, request
 
     def of(self, kind: type[Event]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -183,6 +190,61 @@ def test_preparing_that_fails_is_tried_again(line: Line):
     line.recovery.stage_gone(2)
     line.step(times=8)
     assert ("regroup", (0,)) in line.told.calls
+
+
+def test_one_that_does_not_answer_is_left_out_until_it_does(line: Line):
+    # Stages 1 and 2 were stopped at once; nothing waited for stage 2, but preparing waited for it for two minutes.
+    line.told.regroup_fails = [StageLostError("stage 2 does not answer", 2)]
+    line.busy(1)
+    line.step(times=17)
+    assert line.told.calls == [("lose", 1, False), ("lose", 2, False), ("regroup", (0,))]
+    assert [lost.why for lost in line.of(StageLost)][1] == "process 102 does not answer"
+    line.step(times=5)
+    assert line.told.calls[3:] == []
+    line.told.answered = {2}
+    line.step()
+    assert line.told.calls[3:] == [("regain", 2, False), ("regroup", (0, 2))]
+
+
+def test_one_that_hangs_is_not_ended_ten_times_a_second(line: Line):
+    line.busy(0)
+    line.step(times=330)  # ended after 30 s, and its channels, on another machine, do not end
+    assert line.told.calls.count(("end", 0)) == 1
+
+
+def test_a_replacement_that_fails_because_another_stage_hangs_is_not_counted(line: Line):
+    line.told.replace_fails = [StageLostError("stage 0 does not answer", 0)]
+    line.recovery.stage_gone(1)
+    line.step(times=5)
+    assert ("lose", 0, False) in line.told.calls
+    assert ("regain", 1, True) in line.told.calls
+    assert line.recovery._state[1].attempts == 1
+    assert line.of(Fault) == []
+
+
+def test_one_that_waits_for_a_later_one_to_take_a_request_is_not_what_hangs(line: Line):
+    # Stage 0 could not hand over to stage 2, which was stopped; both were held to hang, and ended and replaced.
+    line.busy(0, request=-1)
+    line.busy(2)
+    line.step(times=17)
+    assert line.told.calls == [("lose", 2, False), ("regroup", (0, 1))]  # stage 0 gives the request back then
+    line.told.readiness[0].words[FREE_S] = 1.0
+    line.step(times=20)
+    assert [lost.stage for lost in line.of(StageLost)] == [2]
+
+
+def test_one_on_another_machine_hangs_when_it_says_nothing_although_nothing_is_known_to_be_there(line: Line):
+    # The wire was cut while the gateway's own requests were handed on to it by others: nobody noticed for a minute.
+    way = line.told.ways[2] = Way()
+    for _ in range(100):
+        way.note_heard(begun=0, since_s=0.0, others=0, turn_s=0.0, now_s=line.now_s)
+        line.step(times=2)
+    assert line.told.calls == []
+    line.step(times=30)
+    assert line.told.calls == [("lose", 2, False), ("regroup", (0, 1))]
+    way.note_heard(begun=0, since_s=0.0, others=0, turn_s=0.0, now_s=line.now_s)
+    line.step()
+    assert line.told.calls[2:] == [("regain", 2, False), ("regroup", (0, 1, 2))]
 
 
 def test_one_that_lived_for_long_is_replaced_at_once_again(line: Line):
