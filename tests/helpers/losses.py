@@ -33,10 +33,12 @@ class Losses:
 
         with self._news:
             assert self._news.wait_for(back, PROMPT_S), f"stage {stage} did not come back: {self.events}"
-        lost = [event for event in self.events if isinstance(event, StageLost)]
-        assert {event.stage for event in lost} == {stage}
-        assert (lost[-1].why, lost[-1].hangs) == (f"process {victim} is gone", False)
-        assert sum(event.failed for event in lost) == 0
+        lost = [event for event in self.events if isinstance(event, StageLost) and event.stage == stage]
+        assert lost, self.events
+        assert (lost[-1].why, lost[-1].hangs) == (f"process {victim} is gone", False), self.events
+        for event in self.events:  # on a busy machine others may be taken for hung for a moment
+            assert isinstance(event, StageBack) or event.stage == stage or event.hangs, self.events
+            assert isinstance(event, StageBack) or event.failed == 0, self.events
         return back()[0]
 
 
@@ -44,6 +46,6 @@ def check_replaced(pipe: odin.Pipeline, losses: Losses, stage: int, victim: int)
     """Wait until a killed process was replaced, with the events and the view to tell so."""
     back = losses.replaced(stage, victim)
     view = pipe.snapshot().stages[stage]
-    assert back.pid == view.pid != victim
-    assert view.state not in ("lost", "hung")
+    assert back.pid == view.pid != victim, (back, view)
+    assert view.state != "lost", view
     assert pipe.snapshot().failed == 0
