@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 
@@ -28,3 +30,20 @@ def plus_one(x: torch.Tensor) -> torch.Tensor:
 LIBRARY = torch.library.Library("odin_tests_library", "DEF")
 LIBRARY.define("minus_three(Tensor x) -> Tensor")
 LIBRARY.impl("minus_three", lambda x: x - 3, "CompositeExplicitAutograd")
+
+
+_called: list[bool] = []
+
+
+@torch.library.custom_op("odin_tests::slow_at_first", mutates_args=())
+def slow_at_first(x: torch.Tensor) -> torch.Tensor:
+    """Takes three seconds in a process that has not called it before, as one that compiles does."""
+    if not _called:
+        _called.append(True)
+        time.sleep(3.0)
+    return x * 1.0
+
+
+@slow_at_first.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
