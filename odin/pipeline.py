@@ -370,6 +370,7 @@ class Pipeline:
                 cache=ProfileCache(),
                 refresh=refresh,
             )
+            self._deployment.warm_up(inputs)
             setting = pipeline_setting(self.profiles, chain, [sum(cut) for cut in cuts], plan=plan)
             return setting._replace(reach=reach(setting.plan, self.devices))
 

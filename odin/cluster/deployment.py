@@ -79,6 +79,7 @@ class Deployment:
         self._label, self._share, self._precision, self._engine = label, share, precision, engine
         self._placed: list[tuple[Device, str]] = []
         self._opening: list[tuple[Any, ...]] = []  # for each stage, what it is opened with
+        self._example: list[Any] = []
         self._actors: list[Any] = []
         self._listeners: list[Listener] = []
         self._stopping = threading.Event()
@@ -210,12 +211,26 @@ class Deployment:
 
     def profile(self, index: int, inputs: Sequence[torch.Tensor], *, warmup: int, repeats: int) -> TimedPasses:
         """Time the whole chain on stage ``index``'s device, ``repeats`` times."""
-        # as arrays of bytes: tensors of some types cannot be unpickled
-        stored = list(store({str(number): tensor for number, tensor in enumerate(inputs)}).values())
         with calling():
-            call = self._actors[index].profile.remote(stored, warmup, repeats)
+            call = self._actors[index].profile.remote(_stored(inputs), warmup, repeats)
         runs: TimedPasses = ray_calls.get(call, timeout_s=float("inf"))
         return runs
+
+    def warm_up(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Have every stage run the whole chain once, and those that replace one later.
+
+        What a process loads or compiles when it computes for the first time may take seconds, and it would seem to
+        hang.
+        """
+        self._example = _stored(inputs)
+        with calling():
+            calls = [self._warm(stage) for stage in range(len(self._actors))]
+        for call in calls:
+            with contextlib.suppress(DeviceError):  # not all layers fit at once; it may never have to run them
+                ray_calls.get(call, timeout_s=float("inf"))
+
+    def _warm(self, stage: int) -> Any:
+        return self._actors[stage].profile.remote(self._example, 1, 0)
 
     def connect(
         self,
@@ -384,6 +399,10 @@ class Deployment:
         )[0]
         if isinstance(info, StageProblem):
             raise DeviceError(info.message)
+        with calling():
+            call = self._warm(stage)
+        with contextlib.suppress(DeviceError):
+            self._wait_for([call], "the new process was not warm", timeout_s=_START_TIMEOUT_S)
         self.infos = (*self.infos[:stage], info, *self.infos[stage + 1 :])
 
     def join(
@@ -598,6 +617,11 @@ class Deployment:
                     if process.status() == psutil.STATUS_STOPPED:
                         process.kill()
         psutil.wait_procs(processes, timeout=_END_TIMEOUT_S)
+
+
+def _stored(inputs: Sequence[torch.Tensor]) -> list[Any]:
+    """Tensors as arrays of bytes: those of some types cannot be unpickled."""
+    return list(store({str(number): tensor for number, tensor in enumerate(inputs)}).values())
 
 
 def _close_all(ends: tuple[Sequence[Sender], Sequence[Receiver]]) -> None:

@@ -65,8 +65,9 @@ _CALLBACKS_S = 1.0
 """Longest wait of closing without drain for callbacks."""
 _BOUNCES, _BOUNCE_S = 6, 0.1
 """A request that comes back so often because it could not be handed on is not sent again at once, but then."""
-_DEADLY = 2
-"""So many stages must have died or hung on a request before it is held to be the cause."""
+_DEADLY, _DEADLY_OR_HUNG = 2, 3
+"""So many stages must have died on a request, or died or hung, before it is held to be the cause: on a busy machine one
+may seem to hang that does not."""
 
 
 class GatewayCounts(NamedTuple):
@@ -94,7 +95,7 @@ class _Request:
         self.number = self.slot = -1
         self.metas: tuple[TensorMeta, ...] = ()  # of its input in the slot
         self.epoch = self.attempt = 0
-        self.fatal_to: list[str] = []  # stages that died while they computed it
+        self.fatal_to: dict[str, bool] = {}  # stages that died while they computed it, or hang (False)
         self.submitted_s = 0.0
         self.over = False  # its outcome is known: answered, failed, too late, cancelled
         self.sent: threading.Lock | None = None  # free when it no longer stands in line, if it ever did
@@ -674,11 +675,11 @@ class Gateway:
             has = [] if known and not dead else [one for one in self._pending.values() if self._is_with(one, stage)]
             deadly, again = [], []
             for request in has:
-                if request.number in suspects and name not in request.fatal_to:
-                    request.fatal_to.append(name)
+                if request.number in suspects:
+                    request.fatal_to[name] = dead
                 if request.over:
                     self._forget(request)
-                elif len(request.fatal_to) >= _DEADLY:
+                elif sum(request.fatal_to.values()) >= _DEADLY or len(request.fatal_to) >= _DEADLY_OR_HUNG:
                     deadly.append(request)
                     request.over = True
                     self._forget(request)
@@ -692,7 +693,7 @@ class Gateway:
             self._notify_idle()
         self._refuse(refused)
         for request in deadly:
-            self._fail(request, PoisonRequestError(request.number, request.fatal_to))
+            self._fail(request, PoisonRequestError(request.number, tuple(request.fatal_to)))
         return len(has), len(deadly)
 
     def _computed_by(self, stage: int) -> set[int]:
@@ -715,9 +716,9 @@ class Gateway:
         """Count on a stage again, which answers again, or has been ``replaced``."""
         with self._lock:
             name = self._lost.pop(stage, None)
-            for request in self._pending.values():
-                if not replaced and name in request.fatal_to:  # it was not the request's doing
-                    request.fatal_to.remove(name)
+            if name is not None and not replaced:
+                for request in self._pending.values():
+                    request.fatal_to.pop(name, None)  # it was not the request's doing
             self._find_way()
             self._send_held()
             refused = self._advance()

@@ -10,9 +10,10 @@ the receiving stage's readiness, whenever it begins with a request, has none (to
 going to be free at another time than it has said: seconds until it expects to be free, slowdown, whether it is idle,
 requests that it has begun with, those that wait there from other senders, for how long the last one that it began has
 been there, and which one it computes. From these the sender learns how long the way is
-(:mod:`odin.stages.channel.way`). The gateway's channels to several stages send from the slots of one pool: a header is
-posted, and the thread reads the slot when it sends. If the slot has been given to another request by then, nobody
-waits for this one any more.
+(:mod:`odin.stages.channel.way`).
+
+The gateway's channels to several stages send from the slots of one pool: a header is posted, and the thread reads the
+slot when it sends. If the slot has been given to another request by then, nobody waits for this one any more.
 """
 
 from __future__ import annotations

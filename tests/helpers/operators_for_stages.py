@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import torch
 
@@ -44,3 +45,20 @@ def end_process(hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 @end_process.register_fake
 def _(hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(hidden)
+
+
+_called: list[bool] = []
+
+
+@torch.library.custom_op("odin_tests::slow_at_first", mutates_args=())
+def slow_at_first(x: torch.Tensor) -> torch.Tensor:
+    """Takes three seconds in a process that has not called it before, as one that compiles does."""
+    if not _called:
+        _called.append(True)
+        time.sleep(3.0)
+    return x * 1.0
+
+
+@slow_at_first.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)

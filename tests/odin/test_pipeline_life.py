@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
+import operators_for_stages
 import psutil
 import pytest
 import torch
@@ -15,7 +17,7 @@ from small_pipelines import all_plans, images, small_chain
 from torch import nn
 
 import odin
-from odin.monitor.events import StageLost
+from odin.monitor.events import Event, StageBack, StageLost
 from odin.stages.device import usable_cores
 
 pytestmark = pytest.mark.ray
@@ -187,3 +189,37 @@ def test_a_missing_gpu_is_refused(ray_session, chain):
 def test_wrong_options_are_refused(ray_session, chain, options, message):
     with pytest.raises(ValueError, match=message):
         odin.Pipeline(chain, **options)
+
+
+class SlowAtFirst(nn.Module):
+    """As one with a layer that is compiled in each process when it is called first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(operators_for_stages.slow_at_first(self.first(x)).relu())
+
+
+def test_stages_are_warm_before_they_take_part(two_cores):
+    # A stage that loaded PyTorch's compiler for its first request was held to hang, as was the next one on the same
+    # request, which failed as if it had been the cause; and so every stage that replaced them.
+    torch.manual_seed(0)
+    back, hung = threading.Event(), []
+
+    def note(event: Event) -> None:
+        if isinstance(event, StageLost) and event.hangs:
+            hung.append(event)
+        elif isinstance(event, StageBack):
+            back.set()
+
+    chain = odin.build_chain(SlowAtFirst().eval(), (torch.zeros(1, 3, 32, 32),), name="slow at first")
+    with odin.Pipeline(chain, stages=two_cores, on_event=note) as pipe:
+        inputs = images(20)
+        expected = list(pipe.map(inputs))
+        os.kill(pipe.snapshot().stages[1].pid, signal.SIGKILL)
+        assert all(torch.equal(y, before) for y, before in zip(pipe.map(inputs), expected, strict=True))
+        assert back.wait(PROMPT_S)
+        assert all(torch.equal(y, before) for y, before in zip(pipe.map(inputs), expected, strict=True))
+    assert hung == []
