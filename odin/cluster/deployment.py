@@ -309,6 +309,7 @@ class Deployment:
                 undo.callback(sender.close, graceful=False)
             ray_calls.get(starts, timeout_s=_START_TIMEOUT_S)
             undo.pop_all()
+        self._forget(listeners)
         return Inlet(pool, dict(zip(stages, opened, strict=True)), queue), inbox
 
     def _listen(self, senders: Sequence[int], host: str) -> list[tuple[Listener, int]]:
@@ -465,12 +466,19 @@ class Deployment:
             except BaseException:  # such as the new one's death: nobody else knocks, and others wait for this to end
                 for listener, _ in listeners:
                     listener.close()
+                self._forget(listeners)
                 with contextlib.suppress(ChannelClosedError):
                     _close_all(opening.result())
                 raise
             opened, receivers = opening.result()
+        self._forget(listeners)
         receive(receivers[0])
         return opened[0]
+
+    def _forget(self, listeners: Sequence[tuple[Listener, int]]) -> None:
+        """Listeners that have heard whom they were for, each of which keeps a page of memory mapped."""
+        for listener, _ in listeners:
+            self._listeners.remove(listener)
 
     @property
     def hop_count(self) -> int:
