@@ -19,7 +19,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -46,8 +46,8 @@ _GIVE_UP_TIMES, _GIVE_UP_S = 20.0, 10.0
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 30.0
 _ATTEMPTS = 8
 """Replacements of a stage that may fail, or die soon, one after the other."""
-_STEADY_S, _STEADY_REQUESTS = 30.0, 16
-"""One that has lived so long, or begun with so many requests, was not ended by what ended the one before."""
+_STEADY_S, _STEADY_LOOKS = 30.0, 16
+"""One that has lived so long, or was seen to get on so often, was not ended by what ended the one before."""
 _AGAIN_S = 0.5
 """Seconds until preparing is tried again, if nothing happens before."""
 
@@ -117,7 +117,8 @@ class _State:
     blocked: bool = False  # nothing can be started now
     attempts: int = 0
     next_try_s: float = 0.0
-    begun: float = 0.0
+    said: Hashable = None
+    got_on: int = 0  # looks at which it had said something new
     lived_since_s: float = field(default=-float("inf"))
 
 
@@ -235,7 +236,9 @@ class Recovery:
         words = sender.readiness.words
         hands_over = _hands_over(words)
         reading = _read(sender, self._expected_s(stage, and_later=hands_over or sender.way is not None))
-        state.begun = words[BEGUN]
+        if reading.words != state.said:
+            state.said = reading.words
+            state.got_on += 1
         if not state.hangs:
             patient_s = _PATIENCE * state.watchdog.limit_s
             if state.watchdog.look(reading, now_s) and (
@@ -273,9 +276,9 @@ class Recovery:
     def _note_gone(self, stage: int, had: int, failed: int) -> None:
         state, now_s = self._state[stage], self._clock()
         if state.lost_s is None or state.hangs:
-            if now_s - state.lived_since_s > _STEADY_S or state.begun >= _STEADY_REQUESTS:
+            if now_s - state.lived_since_s > _STEADY_S or state.got_on >= _STEADY_LOOKS:
                 state.attempts = 0
-            state.begun = 0.0
+            state.got_on = 0
             state.lost_s, state.hangs = (now_s if state.lost_s is None else state.lost_s), False
             state.next_try_s = now_s + self._backoff_s(state)
             why = f"process {self._stages.pid(stage)} is gone"

@@ -13,7 +13,7 @@ from odin.control.faults import Faults
 from odin.control.recovery import Recovery
 from odin.errors import OdinError, StageLostError
 from odin.monitor.events import Event, Fault, StageBack, StageLost
-from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, WORKING, Readiness
+from odin.stages.channel.readiness import FREE_S, IDLE_SINCE_S, WORKING, Readiness
 from odin.stages.channel.way import Way
 
 
@@ -267,8 +267,9 @@ def test_one_that_dies_soon_again_and_again_is_given_up(line: Line):
 
 def test_one_that_has_served_is_replaced_as_often_as_it_dies(line: Line):
     for death in range(20):
-        line.told.readiness[1].words[BEGUN] = 16.0
-        line.step()
+        for said in range(17):
+            line.told.readiness[1].words[FREE_S] = float(said)
+            line.step()
         line.recovery.stage_gone(1)
         line.step(times=4)
         assert line.told.pids[1] == 201 + 100 * death
