@@ -352,9 +352,9 @@ class StageLoop:
                 self._send(GATEWAY, header)
             elif isinstance(ticket, Failure):
                 self._send(GATEWAY, header._replace(kind=Kind.ERROR, tensors=(), failure=ticket))
-            elif ticket is _Skipped.UNKNOWN:
-                self._give_back(header)
-            elif ticket is not _Skipped.UNWANTED:
+            elif isinstance(ticket, _Skipped):
+                self._give_back(header)  # unwanted ones, too: the gateway may have seen this stage as their holder
+            else:
                 try:
                     self._hand_on(header, self._finish(header, ticket), first, last, queue_s, target)
                 except ChannelClosedError:

@@ -216,8 +216,8 @@ def test_a_request_that_nobody_waits_for_is_dropped(make: type[CpuExecutor]):
             metas = pool.memory.write(slot, (torch.tensor([5.0]),))
             way.post(Header(Kind.REQUEST, 0, slot=slot, home=slot, tensors=metas))
         run.send(1, torch.tensor([6.0]))
-        header, _ = run.result()
-        assert (header.kind, header.request) == (Kind.REQUEST, 1)
+        told = [run.result()[0] for _ in range(4)]  # the gateway may wait to hear of each: it had a holder
+        assert [(header.kind, header.request) for header in told] == [(Kind.RETURNED, 0)] * 3 + [(Kind.REQUEST, 1)]
         assert ran == [6.0]
 
 

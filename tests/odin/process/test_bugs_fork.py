@@ -68,7 +68,7 @@ def leave_by_an_exception():
 def with_every_lock_held(use):
     # as another thread of the parent may at the moment of the fork
     def child():
-        for lock in (pipe._lock, pipe._switch_lock, pipe._gateway._lock, pipe._gateway._timers._changed):
+        for lock in (pipe._lock, pipe._arrangement._switching, pipe._gateway._lock, pipe._gateway._timers._changed):
             lock.acquire()
         use()
     return child
