@@ -299,7 +299,7 @@ class Deployment:
             undo.callback(pool.close)
             queue = SharedQueue(stages=len(stages)) if self._shares_queue() else None
             if queue is not None:
-                undo.callback(queue.close, graceful=False)
+                undo.callback(queue.close)
             opened, receivers = open_ends(
                 listeners, [partial(self._enter, stage, addresses[stage], pool, queue) for stage in stages]
             )

@@ -184,7 +184,7 @@ class Gateway:
         self._pending: dict[int, _Request] = {}  # have a slot; of some the outcome is known, but a stage has them still
         self._line: Line[_Request] = Line()
         self._places = min(max_in_flight or inlet.slots, inlet.slots)
-        self._completed = self._failed = self._refused = self._sent_again = 0
+        self._completed = self._failed = self._refused = 0
         self._error: OdinError | None = None
         self._draining = self._broken = False
         self._wake: Callable[[], None] | None = None
@@ -686,7 +686,6 @@ class Gateway:
                 else:
                     again.append(request)
             self._failed += len(deadly)
-            self._sent_again += len(again)
             for request in again:
                 self._post(request)
             refused = self._advance()
@@ -748,7 +747,6 @@ class Gateway:
                 self._forget(request)
                 self._notify_idle()
             elif request.number not in self._held:
-                self._sent_again += 1
                 if request.attempt < _BOUNCES:
                     self._post(request)
                 else:  # until more is known of who is lost

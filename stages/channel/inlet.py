@@ -128,7 +128,7 @@ class Inlet:
     def close(self, *, graceful: bool, silent: Iterable[int] = ()) -> None:
         """Say goodbye to all stages, without waiting for those that are ``silent``. Idempotent."""
         if self.queue is not None:
-            self.queue.close(graceful=graceful)
+            self.queue.close()
         unheard = set(silent)
         for stage, sender in list(self.senders.items()):
             sender.close(graceful=graceful and stage not in unheard)

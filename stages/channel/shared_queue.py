@@ -26,10 +26,9 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from odin.stages.channel.link import ChannelClosedError, Message, Sender
+from odin.stages.channel.link import ChannelClosedError, Message
 from odin.stages.channel.posting import Posting
 from odin.stages.channel.slots import SlotMemory
 from odin.stages.channel.wire import Header, WireError, pack, unpack
@@ -114,15 +113,9 @@ class SharedQueue:
     ----------
     stages
         How many may take.
-
-    Attributes
-    ----------
-    goodbyes
-        Channels to the stages that only this queue is used to send to; closed with it.
     """
 
     def __init__(self, *, stages: int) -> None:
-        self.goodbyes: Sequence[Sender] = ()
         self._page = -1
         self._sending, self._receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_NBYTES)
@@ -163,14 +156,12 @@ class SharedQueue:
         """A stage is gone, or hangs: nothing is left to it any more because it said that it is idle."""
         self.words.tell(stage, StageWords(math.inf, math.inf, 1.0))
 
-    def close(self, *, graceful: bool = True) -> None:
+    def close(self) -> None:
         """Let stages see that nothing more comes, once they have taken what is there. Idempotent."""
         with contextlib.suppress(OSError):
             self._sending.shutdown(socket.SHUT_RDWR)
         self._sending.close()
         self._close_descriptors()
-        for sender in self.goodbyes:
-            sender.close(graceful=graceful)
 
     def _close_descriptors(self) -> None:
         self._receiving.close()

@@ -38,7 +38,7 @@ def shared(stages: int = 2, slots: int = 4) -> Iterator[tuple[SharedQueue, list[
     try:
         yield queue, [sender for sender, _ in pairs], inboxes
     finally:
-        queue.close(graceful=False)
+        queue.close()
         for sender, _ in pairs:
             sender.close(graceful=False)
         for inbox in inboxes:
@@ -149,8 +149,7 @@ def test_goodbyes_come_after_all_that_waits():
     with shared(2) as (queue, senders, inboxes), ThreadPoolExecutor(2) as pool:
         for number in range(3):
             send(queue, request(number), (numbers(number),))
-        queue.goodbyes = senders[1:]
-        closing = pool.submit(queue.close)
+        closing = pool.submit(lambda: (queue.close(), senders[1].close()))
         assert inboxes[1]._channels.poll(1e3 * PROMPT_S)  # it is there before what waits is taken
         seen = [inboxes[1].receive().header for _ in range(2)]
         assert [header.request for header in seen] == [0, 1]
@@ -166,7 +165,7 @@ def test_a_gateway_that_is_gone_is_named_and_a_waiting_stage_wakes():
         receiving = [pool.submit(inbox.receive) for inbox in inboxes]
         with pytest.raises(TimeoutError):
             receiving[0].result(BLOCKED_S)
-        queue.close(graceful=False)
+        queue.close()
         for sender in senders:
             sender.close(graceful=False)
         for waited in receiving:
@@ -188,7 +187,7 @@ def test_stages_may_all_end_and_one_that_comes_later_takes_what_waits():
         assert queue.words.waiting == 0
         sender.close(graceful=False)
         inbox.close()
-        queue.close(graceful=False)
+        queue.close()
         with pytest.raises(ChannelClosedError, match="the queue was closed"):
             send(queue, request(2), (numbers(2),))
 
