@@ -81,7 +81,9 @@ class Faked:
     def check_open(self) -> None:
         pass
 
-    def prepare(self, epoch: int, windows: Windows, stages: tuple[int, ...], *, live: list[int]) -> None:
+    def prepare(
+        self, epoch: int, windows: Windows, stages: tuple[int, ...], *, live: list[int], others: list[int]
+    ) -> None:
         self.preparing[epoch].set()
         assert self.go_on[epoch].wait(PROMPT_S)
 
