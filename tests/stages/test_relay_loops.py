@@ -31,11 +31,12 @@ def executor(function: Callable[[torch.Tensor], torch.Tensor]) -> CpuExecutor:
     return CpuExecutor([FakeLayer(f"layer {number}", function) for number in range(LAYERS)], {})
 
 
-def open_channel(kind: str, readiness: Readiness, sender: int, slots: int = 2) -> tuple[Sender, Receiver]:
+def open_channel(
+    kind: str, readiness: Readiness, sender: int, slots: int = 2, *, inlet: SlotPool | None = None
+) -> tuple[Sender, Receiver]:
     listener = Listener("" if kind == "shm" else "127.0.0.1", readiness)
     with ThreadPoolExecutor(1) as pool:
         accepting = pool.submit(listener.accept, PROMPT_S)
-        inlet = SlotPool(slots, 1024) if sender == GATEWAY else None
         opened = connect(
             listener.address, slots=slots, slot_nbytes=1024, credits=sender != GATEWAY, sender=sender, pool=inlet
         )
@@ -65,7 +66,6 @@ def make_loop(
     )
 
 
-@pytest.mark.skip(reason="fails now and then: a hand-over to the stage that hung is given back; the cause is not known")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stage_that_hangs_keeps_what_it_has_and_the_other_does_the_rest(kind: str):
     hangs, goes_on, none = threading.Event(), threading.Event(), Readiness()
@@ -81,9 +81,10 @@ def test_a_stage_that_hangs_keeps_what_it_has_and_the_other_does_the_rest(kind: 
         return value + 1
 
     words = [Readiness(), Readiness()]
-    to_first, at_first = open_channel("shm", words[0], GATEWAY, 2 * REQUESTS)
+    inlet = SlotPool(2 * REQUESTS, 1024)  # one memory for all stages, where they note who has a request
+    to_first, at_first = open_channel("shm", words[0], GATEWAY, 2 * REQUESTS, inlet=inlet)
     to_second, at_second = open_channel(kind, words[1], 0)
-    goodbye, gateway_at_second = open_channel("shm", words[1], GATEWAY)
+    goodbye, gateway_at_second = open_channel("shm", words[1], GATEWAY, 2 * REQUESTS, inlet=inlet)
     first_out, first_answers = open_channel("shm", none, 0)
     second_out, second_answers = open_channel("shm", none, 1)
     answers = Inbox([first_answers, second_answers])
@@ -97,15 +98,12 @@ def test_a_stage_that_hangs_keeps_what_it_has_and_the_other_does_the_rest(kind: 
         while len(results) < count:
             message = answers.receive()
             number = message.header.request
-            if message.header.kind is Kind.RETURNED:  # as the gateway does
-                send(number)
-                continue
             assert message.header.kind is Kind.REQUEST, message.header.failure
             results[number] = (float(message.tensors[0][0]), message.header)
             message.release()
 
     def send(number: int) -> None:
-        post(to_first._pool, to_first, request(number), (torch.full((16,), float(number)),))
+        post(inlet, to_first, request(number), (torch.full((16,), float(number)),))
 
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(loop.run) for loop in loops]
