@@ -1,0 +1,161 @@
+"""What a server is told: a readable file per model, and its own settings."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+__all__ = ["Limits", "ModelConfig", "find_models", "parse_model", "read_model"]
+
+_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$"
+_Milliseconds = Annotated[float, Field(gt=0)]
+
+
+class ModelConfig(BaseModel):
+    """One model: what it is, and how it is served; the content of ``NAME.toml``.
+
+    Attributes
+    ----------
+    name
+        By which clients ask for it; the file's name without its ending.
+    source
+        As ``odin run`` takes it: a built-in name, ``torchvision:NAME``, ``timm:NAME``, a ``.pt2`` or ``.onnx`` file,
+        ``package.module:factory``. Files are looked for beside the TOML file.
+    version
+        By which clients may ask for it.
+    weights, image_size, batch, engine, precision, calibration, plan, policy, admission, max_in_flight, max_waiting, log
+        As those of :class:`odin.Pipeline`; ``calibration`` is a folder of images.
+    stages
+        Devices, or ``"auto"``.
+    deadline_ms
+        Deadline of requests that have none themselves.
+    priority_deadlines_ms
+        Deadline by a request's priority, the first for priority 1, if it has no deadline of its own.
+    inputs, outputs
+        Names for the model's inputs and outputs, in order, instead of their own.
+    labels
+        File with one name per class.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    name: str = Field(pattern=_NAME)
+    source: str
+    version: str = Field(default="1", pattern=_NAME)
+    weights: Path | None = None
+    image_size: int | None = Field(default=None, gt=0)
+    stages: tuple[str, ...] | str = "auto"
+    plan: str | None = None
+    batch: int = Field(default=1, gt=0)
+    engine: str | None = None
+    precision: str = "float32"
+    calibration: Path | None = None
+    policy: str = "auto"
+    admission: str = "predict"
+    max_in_flight: int | None = Field(default=None, gt=0)
+    max_waiting: int = Field(default=256, ge=0)
+    deadline_ms: _Milliseconds | None = None
+    priority_deadlines_ms: tuple[_Milliseconds, ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    labels: Path | None = None
+    log: Path | None = None
+
+    @field_validator("stages")
+    @classmethod
+    def _split_stages(cls, stages: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        return tuple(stages.split(",")) if isinstance(stages, str) and stages != "auto" else stages
+
+
+class Limits(BaseModel):
+    """What clients may ask of a server.
+
+    Attributes
+    ----------
+    request_mib
+        Largest request, compressed or not, and largest gRPC message.
+    connections
+        Most open connections.
+    requests
+        Most requests for inference under way; beyond that they are refused.
+    idle_s
+        After so long without a request a connection is closed, and a request that has not come whole is given up.
+    drain_s
+        How long requests under way may take when the server ends.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    request_mib: float = Field(default=64.0, gt=0)
+    connections: int = Field(default=2048, gt=0)
+    requests: int = Field(default=1024, gt=0)
+    idle_s: float = Field(default=60.0, gt=0)
+    drain_s: float = Field(default=30.0, ge=0)
+
+    @property
+    def request_nbytes(self) -> int:
+        """Largest request in bytes."""
+        return int(self.request_mib * 2**20)
+
+
+def parse_model(fields: dict[str, Any], *, name: str, folder: Path, where: str) -> ModelConfig:
+    """Make a model's configuration; paths are relative to ``folder``.
+
+    Raises
+    ------
+    ValueError
+        If a field is unknown, missing or not valid; the message names the place, the field and the value.
+    """
+    given = {"name": name, **fields}
+    try:
+        config = ModelConfig(**given)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {_problems(error)}") from None
+    beside = {
+        field: folder / path
+        for field in ("weights", "calibration", "labels", "log")
+        if (path := getattr(config, field)) is not None
+    }
+    if config.source.endswith((".pt2", ".onnx")) and not Path(config.source).is_absolute():
+        beside["source"] = str(folder / config.source)
+    return config.model_copy(update=beside)
+
+
+def _problems(error: ValidationError) -> str:
+    told = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"][:1])
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(name for name in ModelConfig.model_fields if name != "name")
+            told.append(f"there is no {field!r}; there are {known}")
+        elif problem["type"] == "missing":
+            told.append(f"{field!r} is missing")
+        else:
+            told.append(f"{field} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}")
+    return "; ".join(dict.fromkeys(told))
+
+
+def read_model(path: Path) -> ModelConfig:
+    """Read ``NAME.toml``.
+
+    Raises
+    ------
+    ValueError
+        If it is not valid.
+    OSError
+        If it cannot be read.
+    """
+    try:
+        fields = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: no TOML: {error}") from None
+    return parse_model(fields, name=path.stem, folder=path.parent, where=str(path))
+
+
+def find_models(folder: Path) -> Sequence[Path]:
+    """Files of the models in a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix == ".toml" and not path.name.startswith("."))

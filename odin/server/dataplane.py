@@ -1,0 +1,155 @@
+"""What a server can do, once: REST and gRPC translate to and from it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from odin.monitor.view.builder import PipelineView
+from odin.server.config import Limits, ModelConfig
+from odin.server.failures import FailureKind, RequestError
+from odin.server.messages import InferRequest, InferResponse, ModelMetadata, ModelState, RequestedOutput
+from odin.server.repository import Repository
+from odin.server.served import ServedModel
+from odin.server.statistics import Totals
+from odin.version import __version__
+
+__all__ = ["EXTENSIONS", "DataPlane", "ServerMetadata"]
+
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
+"""Those of Triton's that are served."""
+
+
+class ServerMetadata(NamedTuple):
+    """What the server says of itself."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+class DataPlane:
+    """Inference, health, metadata, statistics and the repository; of one event loop.
+
+    Parameters
+    ----------
+    repository
+        The models.
+    limits
+        What clients may ask.
+    """
+
+    def __init__(self, repository: Repository, limits: Limits) -> None:
+        self.repository, self.limits = repository, limits
+        self.draining = False
+        self.under_way = 0
+        """Requests for inference that are being answered."""
+
+    # -- health and metadata ------------------------------------------------------------------------------------------
+
+    def is_ready(self) -> bool:
+        """Whether requests are taken: not while models are first loaded, nor when the server ends."""
+        return not self.draining and self.repository.all_ready()
+
+    def is_model_ready(self, name: str, version: str = "") -> bool:
+        """Whether a model serves; ``RequestError`` if there is none."""
+        return self.repository.is_ready(name, version) and not self.draining
+
+    def server_metadata(self) -> ServerMetadata:
+        """What the server says of itself."""
+        return ServerMetadata("odin", __version__, EXTENSIONS)
+
+    def model_metadata(self, name: str, version: str = "") -> ModelMetadata:
+        """What a model says of itself; ``RequestError`` if it does not serve."""
+        return self.repository.served(name, version).metadata
+
+    def model_config(self, name: str, version: str = "") -> ModelConfig:
+        """How a model was configured."""
+        return self.repository.served(name, version).config
+
+    def statistics(self, name: str = "", version: str = "") -> list[tuple[ModelConfig, Totals]]:
+        """Counts and times of one model, or of all."""
+        served = [self.repository.served(name, version)] if name else list(self.repository.all_served().values())
+        return [(model.config, model.statistics.totals()) for model in served]
+
+    def views(self) -> Mapping[str, PipelineView]:
+        """What ``odin top`` shows of each model."""
+        return {name: model.pipeline.view() for name, model in self.repository.all_served().items()}
+
+    # -- inference ----------------------------------------------------------------------------------------------------
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Answer a request; cancelling this drops it.
+
+        Raises
+        ------
+        RequestError
+            If it cannot be answered.
+        """
+        begin_s = time.perf_counter()
+        self._admit()
+        self.under_way += 1
+        try:
+            async with self.repository.use(request.model, request.version) as model:
+                return await model.infer(await self._decoded(model, request), begin_s)
+        finally:
+            self.under_way -= 1
+
+    async def infer_image(self, name: str, version: str, data: bytes, *, count: int, id: str = "") -> InferResponse:
+        """Answer a request whose input is an image file: the ``count`` best classes by the first output."""
+        begin_s = time.perf_counter()
+        self._admit()
+        self.under_way += 1
+        try:
+            async with self.repository.use(name, version) as model:
+                tensor = await asyncio.to_thread(model.to_input, data)
+                wanted = RequestedOutput(model.signature.outputs[0].name, classification=count)
+                return await model.infer(InferRequest(name, version, id, {}, (tensor,), (wanted,)), begin_s)
+        finally:
+            self.under_way -= 1
+
+    async def _decoded(self, model: ServedModel, request: InferRequest) -> InferRequest:
+        """The request with image files, which are elements of a BYTES tensor, as the model's input."""
+        if len(request.inputs) != 1 or request.inputs[0].datatype.name != "BYTES":
+            return request
+        files = request.inputs[0].array.ravel()
+        if len(files) == 0:
+            raise RequestError(FailureKind.INVALID, f"input {request.inputs[0].name!r} has no element")
+        images = await asyncio.to_thread(lambda: [model.to_input(data) for data in files])
+        together = images[0]._replace(array=np.concatenate([image.array for image in images]))
+        return request._replace(inputs=(together._replace(name=request.inputs[0].name),))
+
+    def _admit(self) -> None:
+        if self.draining:
+            raise RequestError(FailureKind.NOT_READY, "the server is ending; send it elsewhere", retry_after_s=1.0)
+        if self.under_way >= self.limits.requests:
+            raise RequestError(
+                FailureKind.BUSY,
+                f"{self.under_way} requests are under way, and the limit is {self.limits.requests}",
+                retry_after_s=1.0,
+            )
+
+    # -- repository ---------------------------------------------------------------------------------------------------
+
+    def index(self) -> list[ModelState]:
+        """All models and their states."""
+        return self.repository.index()
+
+    async def load(self, name: str) -> None:
+        """Load a model by its file, or anew; ``RequestError`` if that is not possible."""
+        await self.repository.load(name)
+
+    async def unload(self, name: str) -> None:
+        """Unload a model; ``RequestError`` if there is none."""
+        await self.repository.unload(name)

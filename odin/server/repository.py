@@ -1,0 +1,233 @@
+"""The models of a server: loaded, replaced and unloaded while it serves.
+
+A new version takes over with nothing lost::
+
+    old   READY ........................... requests under way finish ... closed
+    new            LOADING (seconds) ... READY: every request from here on
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from odin.errors import OdinError
+from odin.monitor.events import Event
+from odin.server.config import ModelConfig, find_models, read_model
+from odin.server.failures import FailureKind, RequestError
+from odin.server.messages import ModelState
+from odin.server.served import ServedModel
+
+__all__ = ["Repository"]
+
+_log = logging.getLogger(__name__)
+
+
+class _Entry:
+    """A model by its name: what serves it, what is under way with it, why it does not serve."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.served: ServedModel | None = None
+        self.state, self.reason = "UNAVAILABLE", "not loaded"
+        self.lock = asyncio.Lock()  # one load or unload at a time
+
+
+class Repository:
+    """Models by name; its methods are those of one event loop, and nothing here blocks it.
+
+    Parameters
+    ----------
+    folder
+        Where ``NAME.toml`` lie; None: there are only the given ones.
+    configs
+        Models beside those of the folder.
+    address
+        Ray cluster of the pipelines.
+    drain_s
+        How long requests of a model that is unloaded may take.
+    on_event
+        Called with a model's name and each event of its pipeline, from other threads.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        configs: Sequence[ModelConfig] = (),
+        *,
+        address: str | None = None,
+        drain_s: float = 30.0,
+        on_event: Callable[[str, Event], None] = lambda name, event: None,
+    ) -> None:
+        self._folder, self._address, self._drain_s, self._on_event = folder, address, drain_s, on_event
+        self._entries = {config.name: _Entry(config) for config in configs}
+        self._draining: set[asyncio.Task[None]] = set()
+        # One at a time: two that are loaded at once would disturb each other's timing of layers.
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="odin-load")
+        self._closer = ThreadPoolExecutor(4, thread_name_prefix="odin-unload")
+
+    def find(self) -> list[str]:
+        """Look into the folder for models that are not known yet; returns all names.
+
+        Raises
+        ------
+        ValueError, OSError
+            If a file cannot be read or is not valid.
+        """
+        for path in () if self._folder is None else find_models(self._folder):
+            if path.stem not in self._entries:
+                self._entries[path.stem] = _Entry(read_model(path))
+        return list(self._entries)
+
+    @asynccontextmanager
+    async def use(self, name: str, version: str = "") -> AsyncIterator[ServedModel]:
+        """Have the model that serves a name, which is not closed meanwhile.
+
+        Raises
+        ------
+        RequestError
+            If there is none, or none of that version, or it does not serve at present.
+        """
+        served = self.served(name, version)
+        served.under_way += 1
+        try:
+            yield served
+        finally:
+            served.under_way -= 1
+
+    def served(self, name: str, version: str = "") -> ServedModel:
+        """Return the model that serves a name; see :meth:`use`."""
+        entry = self._entry(name, version)
+        if entry.served is None:
+            raise RequestError(FailureKind.NOT_READY, f"model {name!r} is {entry.state}: {entry.reason}")
+        return entry.served
+
+    def is_ready(self, name: str, version: str = "") -> bool:
+        """Whether a model serves. ``RequestError`` if there is none."""
+        return self._entry(name, version).served is not None
+
+    def all_ready(self) -> bool:
+        """Whether no model is being loaded for the first time."""
+        return all(entry.served is not None or entry.state == "UNAVAILABLE" for entry in self._entries.values())
+
+    def all_served(self) -> Mapping[str, ServedModel]:
+        """Those that serve, by name."""
+        return {name: entry.served for name, entry in self._entries.items() if entry.served is not None}
+
+    def index(self) -> list[ModelState]:
+        """All models and their states, by name."""
+        if self._folder is not None:
+            with contextlib.suppress(ValueError, OSError):
+                self.find()
+        return [
+            ModelState(name, entry.config.version, entry.state, entry.reason)
+            for name, entry in sorted(self._entries.items())
+        ]
+
+    def _entry(self, name: str, version: str) -> _Entry:
+        entry = self._entries.get(name)
+        if entry is None:
+            known = ", ".join(map(repr, sorted(self._entries))) or "none"
+            raise RequestError(FailureKind.NOT_FOUND, f"there is no model {name!r}; there are {known}")
+        served = entry.config.version if entry.served is None else entry.served.config.version
+        if version not in ("", served):
+            raise RequestError(
+                FailureKind.NOT_FOUND, f"model {name!r} has no version {version!r}; version {served!r} is served"
+            )
+        return entry
+
+    async def load(self, name: str, config: ModelConfig | None = None) -> None:
+        """Load a model, or load it anew and let the new one take over.
+
+        Parameters
+        ----------
+        name
+            A model that is known, or whose file is in the folder.
+        config
+            What it is from now on; by default what its file says now.
+
+        Raises
+        ------
+        RequestError
+            If it is not known, or cannot be served; what served before goes on then.
+        """
+        config = config or self._config_now(name)
+        entry = self._entries.setdefault(name, _Entry(config))
+        async with entry.lock:
+            entry.config = config
+            if entry.served is None:
+                entry.state, entry.reason = "LOADING", ""
+            loop = asyncio.get_running_loop()
+            try:
+                served = await loop.run_in_executor(
+                    self._loader,
+                    lambda: ServedModel(
+                        config, address=self._address, on_event=lambda event: self._on_event(name, event)
+                    ),
+                )
+            except (ValueError, OSError, OdinError, ImportError, MemoryError, RuntimeError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                _log.error("model %s cannot be served: %s", name, reason)
+                if entry.served is None:
+                    entry.state, entry.reason = "UNAVAILABLE", reason
+                else:
+                    entry.config = entry.served.config
+                raise RequestError(FailureKind.INVALID, f"model {name!r} cannot be served: {reason}") from error
+            except BaseException:
+                if entry.served is None:
+                    entry.state, entry.reason = "UNAVAILABLE", "loading was broken off"
+                raise
+            before, entry.served = entry.served, served
+            entry.state, entry.reason = "READY", ""
+        if before is not None:
+            self._retire(before)
+
+    def _config_now(self, name: str) -> ModelConfig:
+        path = None if self._folder is None else self._folder / f"{name}.toml"
+        if path is not None and path in find_models(path.parent):
+            try:
+                return read_model(path)
+            except (ValueError, OSError) as error:
+                raise RequestError(FailureKind.INVALID, str(error)) from error
+        return self._entry(name, "").config
+
+    async def unload(self, name: str) -> None:
+        """Take no more requests for a model; those under way are finished, then its stages end.
+
+        Raises
+        ------
+        RequestError
+            If there is no such model.
+        """
+        entry = self._entry(name, "")
+        async with entry.lock:
+            served, entry.served = entry.served, None
+            if served is not None:
+                entry.state, entry.reason = "UNLOADING", "it is unloaded"
+                await self._close(served)
+            entry.state, entry.reason = "UNAVAILABLE", "unloaded"
+
+    def _retire(self, served: ServedModel) -> None:
+        task = asyncio.get_running_loop().create_task(self._close(served))
+        self._draining.add(task)
+        task.add_done_callback(self._draining.discard)
+
+    async def _close(self, served: ServedModel) -> None:
+        """Let a model's requests finish, and end it."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._drain_s
+        while served.under_way and loop.time() < end_s:
+            await asyncio.sleep(0.02)
+        await loop.run_in_executor(self._closer, lambda: served.close(timeout_s=max(0.0, end_s - loop.time())))
+
+    async def close(self) -> None:
+        """Unload all models."""
+        serving = [name for name, entry in self._entries.items() if entry.served is not None]
+        await asyncio.gather(*(self.unload(name) for name in serving), *self._draining, return_exceptions=True)
+        self._loader.shutdown(wait=True, cancel_futures=True)
+        self._closer.shutdown(wait=True)
