@@ -11,6 +11,13 @@ from odin.partitioner.exits import LineExits, SharedExits, left_line
 SECONDS = st.floats(0.0, 5.0)
 STAGES = st.lists(st.tuples(SECONDS, st.floats(0.05, 3.0)), min_size=1, max_size=6)
 
+# Multiples of 1/64, of which sums are exact: where two stages are free at the same moment, rounding must not choose.
+EXACT_STAGES = st.lists(
+    st.tuples(st.integers(0, 320), st.integers(3, 192)).map(lambda pair: (pair[0] / 64, pair[1] / 64)),
+    min_size=1,
+    max_size=6,
+)
+
 
 def one_by_one(stages: list[tuple[float, float]], ahead: int) -> float:
     """Each request to the stage that is free first, the faster one of two that are."""
@@ -64,7 +71,7 @@ def test_what_is_under_way_keeps_the_stages_busy(sent_s: list[float], now_s: flo
     assert left_line([1.0, 3.0], sent_s, [1.0, 2.0], now_s=now_s) == left_s
 
 
-@given(STAGES, st.integers(0, 150))
+@given(EXACT_STAGES, st.integers(0, 150))
 def test_counting_gives_what_taking_one_by_one_does(stages: list[tuple[float, float]], ahead: int):
     free_s, chain_s = zip(*stages, strict=True)
     assert SharedExits(free_s, chain_s).exit_s(ahead) == pytest.approx(one_by_one(stages, ahead), abs=1e-9)
