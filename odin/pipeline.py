@@ -32,6 +32,7 @@ from odin.control.default_policy import AUTO, policy_for
 from odin.control.engine_choice import choose_form
 from odin.control.recovery import Recovery
 from odin.control.supervision import EventRecorder, Supervision
+from odin.control.tenants import Tenants
 from odin.errors import ForkedProcessError
 from odin.models.chains import engine_for, example_inputs, to_chain, to_source, weight_nbytes
 from odin.models.sources import Source
@@ -75,6 +76,8 @@ __all__ = ["Pipeline"]
 
 _OUR_THREADS = frozenset(f"odin-{name}" for name in ("callbacks", "controller", "investigator", "status", "timers"))
 """Threads that call the caller's code and that closing joins: ``close`` from such a thread must not wait for itself."""
+
+_tenants = Tenants()
 
 
 class Pipeline:
@@ -284,6 +287,7 @@ class Pipeline:
             )
             self._arrangement, self._recovery = self._arrange(setting, self._gateway)
             self._recovery.start()
+            _tenants.add(self)
             self._announce()
             release_freed_memory()  # of the chain's making and weights: several times what serving takes
         except BaseException:
@@ -691,8 +695,16 @@ class Pipeline:
         info, device = deployment.infos[stage], self.devices[stage]
         own = [os.getpid(), *(other.pid for other in deployment.infos if other.node_id == info.node_id)]
         if device.kind == "cpu" and info.node_id == deployment.node_id:
-            return find_neighbours(device.kind, device.indices, stage_pid=info.pid, own_pids=own)
-        return deployment.look(stage, own)
+            found = find_neighbours(device.kind, device.indices, stage_pid=info.pid, own_pids=own)
+        else:
+            found = deployment.look(stage, own)
+        return _tenants.name(found, info.node_id)
+
+    def stage_names(self) -> dict[tuple[str, int], str]:
+        """What other pipelines of this process call its stages, by node id and process."""
+        deployment = self._deployment
+        infos = () if deployment is None else deployment.infos
+        return {(info.node_id, info.pid): f"{self.chain.name}, stage {info.stage}" for info in infos}
 
     def _on_ray_trouble(self, why: str) -> None:
         if self._recorder is not None:
@@ -742,6 +754,7 @@ class Pipeline:
 
     def _close(self, drain: bool, timeout_s: float) -> None:
         atexit.unregister(self._at_exit)
+        _tenants.remove(self)
         if self._deployment is not None:
             self._deployment.stop_preparing()
         with contextlib.ExitStack() as last:  # so that no process is left behind if a step fails

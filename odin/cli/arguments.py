@@ -32,7 +32,7 @@ def positive_number(text: str) -> float:
     return number
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
+def add_engine(parser: argparse._ActionsContainer) -> None:
     """Add the option that chooses the engine."""
     parser.add_argument(
         "--engine",
@@ -42,7 +42,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_precision(parser: argparse.ArgumentParser, *, default: str | None = FLOAT32, checked: bool = True) -> None:
+def add_precision(parser: argparse._ActionsContainer, *, default: str | None = FLOAT32, checked: bool = True) -> None:
     """Add the options that choose the number format.
 
     Parameters

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -47,8 +47,6 @@ class Repository:
         Where ``NAME.toml`` lie; None: there are only the given ones.
     configs
         Models beside those of the folder.
-    address
-        Ray cluster of the pipelines.
     drain_s
         How long requests of a model that is unloaded may take.
     on_event
@@ -60,11 +58,10 @@ class Repository:
         folder: Path | None = None,
         configs: Sequence[ModelConfig] = (),
         *,
-        address: str | None = None,
         drain_s: float = 30.0,
         on_event: Callable[[str, Event], None] = lambda name, event: None,
     ) -> None:
-        self._folder, self._address, self._drain_s, self._on_event = folder, address, drain_s, on_event
+        self._folder, self._drain_s, self._on_event = folder, drain_s, on_event
         self._entries = {config.name: _Entry(config) for config in configs}
         self._draining: set[asyncio.Task[None]] = set()
         # One at a time: two that are loaded at once would disturb each other's timing of layers.
@@ -162,14 +159,9 @@ class Repository:
             entry.config = config
             if entry.served is None:
                 entry.state, entry.reason = "LOADING", ""
-            loop = asyncio.get_running_loop()
+            making = self._loader.submit(ServedModel, config, on_event=lambda event: self._on_event(name, event))
             try:
-                served = await loop.run_in_executor(
-                    self._loader,
-                    lambda: ServedModel(
-                        config, address=self._address, on_event=lambda event: self._on_event(name, event)
-                    ),
-                )
+                served = await asyncio.wrap_future(making)
             except (ValueError, OSError, OdinError, ImportError, MemoryError, RuntimeError) as error:
                 reason = f"{type(error).__name__}: {error}"
                 _log.error("model %s cannot be served: %s", name, reason)
@@ -179,6 +171,7 @@ class Repository:
                     entry.config = entry.served.config
                 raise RequestError(FailureKind.INVALID, f"model {name!r} cannot be served: {reason}") from error
             except BaseException:
+                making.add_done_callback(_close_made)
                 if entry.served is None:
                     entry.state, entry.reason = "UNAVAILABLE", "loading was broken off"
                 raise
@@ -229,5 +222,11 @@ class Repository:
         """Unload all models."""
         serving = [name for name, entry in self._entries.items() if entry.served is not None]
         await asyncio.gather(*(self.unload(name) for name in serving), *self._draining, return_exceptions=True)
-        self._loader.shutdown(wait=True, cancel_futures=True)
-        self._closer.shutdown(wait=True)
+        for pool in (self._loader, self._closer):  # a model that is just being made is made, and closed
+            await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
+
+
+def _close_made(making: Future[ServedModel]) -> None:
+    """Close a model that nobody waits for any more."""
+    if not making.cancelled() and making.exception() is None:
+        making.result().close(drain=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import math
 import time
@@ -45,8 +46,6 @@ class ServedModel:
     ----------
     config
         What it is.
-    address
-        Ray cluster; None: this process's own.
     on_event
         Called with every event of its pipeline, see :mod:`odin.monitor.events`.
 
@@ -63,16 +62,15 @@ class ServedModel:
         If it cannot be served; the message says why.
     """
 
-    def __init__(
-        self, config: ModelConfig, *, address: str | None = None, on_event: Callable[[Event], None] | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, on_event: Callable[[Event], None] | None = None) -> None:
         self.config, self.statistics = config, Statistics()
         self.under_way = 0
         source = load_source(config.source, weights=config.weights, image_size=config.image_size)
+        source = dataclasses.replace(source, name=config.name)  # as clients, and other models' views, know it
         self.labels = source.labels if config.labels is None else _read_labels(config.labels)
         self.preprocess, self.random_weights = source.preprocess, source.random_weights
         example = source.example_args
-        self.pipeline = Pipeline(source, address=address, on_event=on_event, **_options(config, source))
+        self.pipeline = Pipeline(source, on_event=on_event, **_options(config, source))
         del source
         try:
             result = self.pipeline(*example)
