@@ -464,7 +464,7 @@ class Pipeline:
     def _stage_gone(self, stage: int) -> None:
         while self._recovery is None and self._closing is None:  # it died while this was being made
             time.sleep(0.01)
-        if self._recovery is not None and self._closing is None:
+        if self._recovery is not None:
             self._recovery.stage_gone(stage)
 
     # -- requests ---------------------------------------------------------------------------------------------------
@@ -755,8 +755,6 @@ class Pipeline:
     def _close(self, drain: bool, timeout_s: float) -> None:
         atexit.unregister(self._at_exit)
         _tenants.remove(self)
-        if self._deployment is not None:
-            self._deployment.stop_preparing()
         with contextlib.ExitStack() as last:  # so that no process is left behind if a step fails
             if self._startup is not None:
                 last.callback(self._startup.close)
@@ -766,7 +764,12 @@ class Pipeline:
             elif self._recorder is not None:
                 last.callback(self._recorder.close)
             if self._recovery is not None:
-                self._recovery.close()
+                last.callback(self._recovery.close)
+                self._recovery.drain()
+            if self._deployment is not None:
+                last.callback(self._deployment.stop_preparing)
+                if not drain:
+                    self._deployment.stop_preparing()
             if self._supervision is not None:
                 self._supervision.stop_deciding()
             if self._gateway is not None:

@@ -103,7 +103,10 @@ class Arrangement:
             stages = tuple(range(len(plan)))
             if live != stages and not self._shares_all(in_force):
                 stages, in_force = live, self._without_lost(plan, in_force, live)
-            return self._prepare_and_switch(plan, in_force, stages, told=windows, why=why)
+            try:
+                return self._prepare_and_switch(plan, in_force, stages, told=windows, why=why)
+            finally:
+                self._gateway.check_open()  # if it was closed meanwhile, that is what is to be told
 
     def _prepare_and_switch(
         self, plan: Plan, in_force: Windows, stages: tuple[int, ...], *, told: Windows | None, why: str
@@ -171,7 +174,7 @@ class Arrangement:
             If one does not answer, which is its ``stage`` then.
         """
         with self._switching:
-            self._gateway.check_open()
+            self._gateway.check_serving()
             now, count = self._gateway.in_force, len(self._devices)
             if self._shares_all(now.windows) and len(now.stages) == count:
                 return

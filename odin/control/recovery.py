@@ -153,7 +153,7 @@ class Recovery:
         self._state = [_State(Watchdog(interval_s=_LOOK_S)) for _ in self._chain_s]
         self._news: deque[Callable[[], None]] = deque()
         self._stir = threading.Condition()
-        self._closed = self._woken = False
+        self._closed = self._woken = self._draining = False
         self._grouped = tuple(range(len(self._chain_s)))
         self._group_again_s = 0.0
         self._replacing: list[threading.Thread] = []
@@ -163,8 +163,12 @@ class Recovery:
         """Begin to watch."""
         self._thread.start()
 
+    def drain(self) -> None:
+        """The pipeline is being closed: replace nothing any more, but go on watching until :meth:`close`."""
+        self._draining = True
+
     def close(self) -> None:
-        """Replace nothing any more; waits for replacements that are under way to end. Idempotent."""
+        """Watch no more; waits for replacements that are under way to end. Idempotent."""
         with self._stir:
             self._closed = True
             self._stir.notify_all()
@@ -207,7 +211,8 @@ class Recovery:
             self._look_at(stage, now_s)
         self._regroup(now_s)
         for stage, state in enumerate(self._state):
-            if state.lost_s is not None and not state.hangs and not state.replacing and not state.given_up:
+            may_be_replaced = not (state.hangs or state.replacing or state.given_up or self._draining)
+            if state.lost_s is not None and may_be_replaced:
                 self._replace_when_due(stage, state, now_s)
         self._end_if_none_is_left()
         self._rest()

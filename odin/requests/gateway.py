@@ -245,6 +245,12 @@ class Gateway:
             if self._error is not None:
                 raise self._error
 
+    def check_serving(self) -> None:
+        """Raise that error unless requests are under way, or may come."""
+        with self._lock:
+            if self._error is not None and not self._draining:
+                raise self._error
+
     def switch(
         self,
         epoch: int,
@@ -573,7 +579,8 @@ class Gateway:
                 except ChannelClosedError as error:
                     if error.peer is None or (self._error is not None and not self._receiver.receivers):
                         break  # closed here, or nobody is left to say goodbye
-                    self._on_gone(error.peer)
+                    if self._error is None or self._draining:  # not by our goodbye
+                        self._on_gone(error.peer)
                     continue
                 if message.header.kind is Kind.CLOSE:
                     break

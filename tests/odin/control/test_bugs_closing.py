@@ -81,6 +81,9 @@ class Faked:
     def check_open(self) -> None:
         pass
 
+    def check_serving(self) -> None:
+        pass
+
     def prepare(
         self, epoch: int, windows: Windows, stages: tuple[int, ...], *, live: list[int], others: list[int]
     ) -> None:
@@ -181,3 +184,23 @@ def test_callbacks_may_use_the_pipeline_in_every_way_and_close_it(two_cores):
     pipe.close()
     assert told[-1].kind == "end"
     assert told[-1].reason == "closed"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("policy", ["static", "relay"])
+def test_a_stage_that_dies_while_the_pipeline_is_closed_loses_nothing(two_cores, policy):
+    # Nobody looked at stages any more once closing had begun: what a dead one had failed after a minute.
+    chain = small_chain()
+    xs = images(3)
+    pipe = odin.Pipeline(chain, stages=two_cores, policy=policy)
+    pids = [stage.pid for stage in pipe.snapshot().stages]
+    os.kill(pids[1], signal.SIGSTOP)
+    under_way = [pipe.submit(x) for x in xs]
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(pipe.close, timeout_s=PROMPT_S)
+        while pipe._gateway._error is None:
+            assert not closing.done()
+        os.kill(pids[1], signal.SIGKILL)
+        assert closing.result(PROMPT_S) is None
+    for x, future in zip(xs, under_way, strict=True):
+        assert (future.result(0) == chain(x)).all()
