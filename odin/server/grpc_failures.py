@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
+import grpc.aio
 
 from odin.server.failures import FailureKind, RequestError
 
@@ -27,6 +28,8 @@ def guarded(method: Method) -> Method:
     async def call(given: Any, context: Any) -> Any:
         try:
             return await method(given, context)
+        except grpc.aio.BaseError:  # gRPC's own: the client has gone
+            raise
         except Exception as error:
             failure = failure_of(error)
         await abort(context, failure)

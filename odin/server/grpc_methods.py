@@ -124,10 +124,13 @@ class InferenceService:
     async def model_stream_infer(self, messages: Any, context: Any) -> None:
         """Answer each request of a stream, in order; up to ``_STREAM_DEPTH`` are served at the same time."""
         answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_STREAM_DEPTH)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._take(context, answers, group))
-            while (answer := await answers.get()) is not None:
-                await context.write(await answer)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._take(context, answers, group))
+                while (answer := await answers.get()) is not None:
+                    await context.write(await answer)
+        except BaseExceptionGroup as errors:  # what reading or writing raised
+            raise errors.exceptions[0] from None
         if self._ending.is_set():
             raise RequestError(FailureKind.NOT_READY, "the server is ending; send it elsewhere", retry_after_s=1.0)
 

@@ -101,7 +101,8 @@ class GrpcServer:
     async def stop(self, drain_s: float) -> None:
         """Take no more calls, let those under way finish for so many seconds, and end.
 
-        Calls that wait without doing anything, such as streams between two requests, are ended at once.
+        Streams between two requests are ended at once. Clients are told to go elsewhere; a call that comes in that
+        very moment is answered ``CANCELLED`` by gRPC itself, later ones ``UNAVAILABLE``.
         """
         self._ending.set()
         if self._server is not None:

@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from grpc_serving import Serving, image, serving
+from grpc_serving import FakeDataPlane, Serving, image, serving
 from patience import PROMPT_S
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from odin.server.config import Limits
 from odin.server.failures import FailureKind
+from odin.server.grpc_failures import guarded
 from odin.server.grpc_messages import health, inference
+from odin.server.grpc_methods import InferenceService
 from odin.server.grpc_service import GrpcServer
 
 SERVICE = "/inference.GRPCInferenceService"
@@ -371,6 +373,46 @@ def test_a_cancelled_stream_cancels_what_is_under_way(
     assert caplog.text == ""
 
 
+class GoneClient:
+    """A call whose client has gone when all messages are with the data plane and the first answer is written."""
+
+    def __init__(self, dataplane: FakeDataPlane, *messages: Any) -> None:
+        self._dataplane, self._count = dataplane, len(messages)
+        self._messages = iter([message.SerializeToString() for message in messages])
+
+    async def read(self) -> Any:
+        message = next(self._messages, None)
+        return await asyncio.Event().wait() if message is None else message
+
+    async def write(self, answer: bytes) -> None:
+        for _ in range(self._count):
+            await self._dataplane.taken.get()
+        raise grpc.aio.InternalError("nobody reads")
+
+    def time_remaining(self) -> None:
+        return None
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+
+def test_a_client_that_has_gone_is_no_failure_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    async def ask() -> None:
+        dataplane: Any = FakeDataPlane()
+        service = InferenceService(dataplane, Limits(), asyncio.Event())
+        held = inference.ModelInferRequest(model_name="echo", id="held")
+        held.parameters["hold"].bool_param = True
+        call = GoneClient(dataplane, inference.ModelInferRequest(model_name="echo"), held)
+        before = asyncio.all_tasks()
+        with pytest.raises(grpc.aio.InternalError, match="nobody reads"):
+            await guarded(service.model_stream_infer)(None, call)
+        assert dataplane.cancelled == ["held"]
+        assert asyncio.all_tasks() == before
+
+    asyncio.run(asyncio.wait_for(ask(), PROMPT_S))
+    assert caplog.text == ""
+
+
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
@@ -394,7 +436,7 @@ def test_stop_lets_requests_under_way_finish_and_takes_no_more(
         stopping = served.start(served.server.stop(PROMPT_S))
         with pytest.raises(InferenceServerException) as caught:
             ask_for_ever(late)  # until it has begun to stop
-        assert caught.value.status() == "StatusCode.UNAVAILABLE"
+        assert caught.value.status() in ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED")
         assert not stopping.done()
         let_go_on(served)
         result, error = answers.get(timeout=PROMPT_S)
