@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,11 +102,12 @@ def from_raw(datatype: Datatype, shape: Sequence[int], raw: bytes | memoryview, 
         If there are too few or too many bytes.
     """
     if datatype.name == "BYTES":
-        elements = list(_split(memoryview(raw), what))
-        if len(elements) != count_of(shape):
+        count = count_of(shape)
+        elements = list(islice(_split(memoryview(raw), what), min(count, len(raw)) + 1))  # no millions in vain
+        if len(elements) != count:
+            more = "or more " if len(elements) > count else ""
             raise RequestError(
-                FailureKind.INVALID,
-                f"{what}: {len(elements)} elements, but shape {list(shape)} has {count_of(shape)}",
+                FailureKind.INVALID, f"{what}: {len(elements)} {more}elements, but shape {list(shape)} has {count}"
             )
         array = np.empty(len(elements), object)
         array[:] = elements

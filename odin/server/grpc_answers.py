@@ -1,0 +1,94 @@
+"""What gRPC says of the server and its models: metadata, configuration, statistics and the repository's index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from odin.server.config import ModelConfig
+from odin.server.dataplane import ServerMetadata
+from odin.server.datatypes import Datatype
+from odin.server.grpc_messages import inference
+from odin.server.messages import ModelMetadata, ModelState, TensorMetadata
+from odin.server.statistics import Totals
+
+__all__ = ["config_answer", "index_answer", "metadata_answer", "server_answer", "statistics_answer"]
+
+_MOST_SAMPLES = 2**31 - 1  # of the field's type
+
+
+def server_answer(metadata: ServerMetadata) -> Any:
+    """``ServerMetadataResponse``."""
+    return inference.ServerMetadataResponse(
+        name=metadata.name, version=metadata.version, extensions=metadata.extensions
+    )
+
+
+def metadata_answer(metadata: ModelMetadata) -> Any:
+    """``ModelMetadataResponse``."""
+    answer = inference.ModelMetadataResponse(name=metadata.name, versions=metadata.versions, platform=metadata.platform)
+    for known, said in ((metadata.inputs, answer.inputs), (metadata.outputs, answer.outputs)):
+        for tensor in known:
+            said.add(name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape)
+    return answer
+
+
+def config_answer(metadata: ModelMetadata, *, request_nbytes: int) -> Any:
+    """``ModelConfigResponse``.
+
+    By Triton's convention a model that takes any number of samples has ``max_batch_size`` above 0, and dims without
+    that axis. Here only the size of a request bounds the number: so many samples fit into ``request_nbytes``.
+    """
+    tensors = metadata.inputs + metadata.outputs
+    free = bool(metadata.inputs) and all(tensor.shape[:1] == (-1,) for tensor in tensors)
+    config = inference.ModelConfig(name=metadata.name, platform=metadata.platform)
+    if free:
+        sample_nbytes = sum(map(_sample_nbytes, metadata.inputs))
+        config.max_batch_size = min(max(1, request_nbytes // max(1, sample_nbytes)), _MOST_SAMPLES)
+    for known, said in ((metadata.inputs, config.input), (metadata.outputs, config.output)):
+        for tensor in known:
+            dims = tensor.shape[1:] if free else tensor.shape
+            said.add(name=tensor.name, data_type=_number(tensor.datatype), dims=dims)
+    return inference.ModelConfigResponse(config=config)
+
+
+def _sample_nbytes(tensor: TensorMetadata) -> int:
+    return math.prod(size for size in tensor.shape if size > 0) * tensor.datatype.held_as.itemsize
+
+
+def _number(datatype: Datatype) -> int:
+    name = "STRING" if datatype.name == "BYTES" else datatype.name
+    return int(inference.DataType[f"TYPE_{name}"])
+
+
+def statistics_answer(counted: Iterable[tuple[ModelConfig, Totals]]) -> Any:
+    """``ModelStatisticsResponse``; the time in the pipeline, waiting included, is ``compute_infer``."""
+    answer = inference.ModelStatisticsResponse()
+    for config, totals in counted:
+        said = answer.model_stats.add(
+            name=config.name,
+            version=config.version,
+            last_inference=round(totals.last_unix_s * 1e3),
+            inference_count=totals.samples,
+            execution_count=totals.succeeded,
+        )
+        for field, count, seconds in (
+            ("success", totals.succeeded, totals.request_s),
+            ("fail", totals.failed, totals.failed_s),
+            ("compute_input", totals.succeeded, totals.input_s),
+            ("compute_infer", totals.succeeded, totals.compute_s),
+            ("compute_output", totals.succeeded, totals.output_s),
+        ):
+            duration = getattr(said.inference_stats, field)
+            duration.count, duration.ns = count, round(seconds * 1e9)
+    return answer
+
+
+def index_answer(states: Sequence[ModelState], *, only_ready: bool) -> Any:
+    """``RepositoryIndexResponse``."""
+    answer = inference.RepositoryIndexResponse()
+    for state in states:
+        if state.state == "READY" or not only_ready:
+            answer.models.add(name=state.name, version=state.version, state=state.state, reason=state.reason)
+    return answer
