@@ -121,10 +121,8 @@ def read_request(
     text, rest = (view, None) if header_nbytes is None else (view[:header_nbytes], view[header_nbytes:])
     read, data = _decode(text, whole=rest is None)
     inputs = tuple(_inputs(read.inputs, data, rest))
-    outputs = tuple(
-        _output(output.name, _parameters(output.parameters, f"output {output.name!r}")) for output in read.outputs or ()
-    )
-    parameters = _parameters(read.parameters, "the request")
+    outputs = tuple(_output(output.name, _parameters(output.parameters)) for output in read.outputs or ())
+    parameters = _parameters(read.parameters)
     _flag(parameters, "binary_data_output", "the request")
     return InferRequest(model, version, read.id or "", parameters, inputs, outputs, traceparent=traceparent)
 
@@ -245,7 +243,7 @@ def _inputs(inputs: Sequence[_Input], read: list[Any] | None, rest: memoryview |
     for number, one in enumerate(inputs):
         what = f"input {one.name!r}"
         datatype = datatype_of(one.datatype)
-        parameters = _parameters(one.parameters, what)
+        parameters = _parameters(one.parameters)
         shape = _checked_shape(one.shape, datatype.held_as.itemsize, what)
         data = _given(one.data) if read is None else read[number]
         size = parameters.get("binary_data_size")
@@ -287,14 +285,10 @@ def _checked_shape(shape: list[int], itemsize: int, what: str) -> list[int]:
     return shape
 
 
-def _parameters(given: _Parameters, what: str) -> Mapping[str, Parameter]:
+def _parameters(given: _Parameters) -> Mapping[str, Parameter]:
     if not given:
         return {}
-    kept = {name: value for name, value in given.items() if value is not None}
-    for name, value in kept.items():
-        if isinstance(value, int) and not -(2**63) <= value < 2**64:
-            raise _error(f"parameter {name!r} of {what} is beyond 64 bits")
-    return kept
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _flag(parameters: Mapping[str, Parameter], name: str, what: str) -> None:

@@ -146,7 +146,6 @@ def test_a_header_length_that_cuts_the_json_elsewhere(nbytes: int) -> None:
         (plain(id=5), "Expected `str"),
         (plain(parameters=[]), "Expected `object"),
         (plain(parameters={"a": [1]}), "got `array`"),
-        (plain(parameters={"a": 2**64}), "beyond 64 bits"),
         (plain(parameters={"binary_data_output": 1}), "takes true or false"),
         (plain(outputs=[{"name": "b", "parameters": {"binary_data": "yes"}}]), "takes true or false"),
         (plain(outputs=[{"name": "b", "parameters": {"classification": -1}}]), "no number of classes"),
