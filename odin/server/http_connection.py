@@ -11,10 +11,9 @@ A connection waits for its client, or its client for it. Only the former is limi
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 __all__ = ["HttpConnection"]
 
@@ -33,6 +32,7 @@ class HttpConnection(HttpToolsProtocol):
         super().connection_made(transport)
         self._head_nbytes = self._headers_count = self._silent_nbytes = 0
         self._request_begun = self._request_whole = False
+        self._before: RequestResponseCycle | None = None  # the request before the one that comes, and its answer
         self._unsent_nbytes = 0
         self._since_s = self.loop.time()
         if len(self.connections) > self.connections_limit:
@@ -62,8 +62,10 @@ class HttpConnection(HttpToolsProtocol):
         cut = self._request_begun and not self._request_whole
         if cut and not self.transport.is_closing() and not self.transport.get_write_buffer_size():
             self._refuse(408, "the request did not come whole in time")
-        else:
+        elif self.transport.get_write_buffer_size():
             self.transport.abort()
+        else:
+            self.transport.close()
 
     # -- bounds on what comes -----------------------------------------------------------------------------------------
 
@@ -82,6 +84,7 @@ class HttpConnection(HttpToolsProtocol):
         super().on_message_begin()
         self._head_nbytes = self._headers_count = self._silent_nbytes = 0
         self._request_begun, self._request_whole = True, False
+        self._before = self.cycle
         self._since_s = self.loop.time()
 
     def on_url(self, url: bytes) -> None:
@@ -137,8 +140,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str, *, retry_after: bool = False) -> None:
         """Answer and close; just close where another answer is under way, into which this one would be mixed."""
-        cycle: Any = self.cycle
-        if cycle is None or cycle.response_complete or not (cycle.response_started or self._request_whole):
+        if not self._is_answering():
             body = msgspec.json.encode({"error": message})
             head = [
                 STATUS_LINE[status],
@@ -148,3 +150,11 @@ class HttpConnection(HttpToolsProtocol):
             ]
             self.transport.write(b"".join([*head, body]))
         self.transport.close()
+
+    def _is_answering(self) -> bool:
+        return any(
+            cycle is not None
+            and not cycle.response_complete
+            and (cycle is self._before or cycle.response_started or self._request_whole)
+            for cycle in (self._before, self.cycle)
+        )

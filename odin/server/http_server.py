@@ -53,7 +53,7 @@ class HttpServer:
         self._limits = limits or Limits()
         self._state = ServerState()
         self._config = Config(
-            app,  # type: ignore[arg-type]  # Starlette and uvicorn name the same types differently
+            app,
             http=HttpConnection,
             ws="none",
             lifespan="off",
