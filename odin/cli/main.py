@@ -18,6 +18,7 @@ __all__ = ["COMMANDS", "main", "make_parser"]
 COMMANDS = (
     *(
         "run",
+        "serve",
         "demo",
         "top",
         "replay",
