@@ -516,18 +516,34 @@ class Pipeline:
             return refused
         return self._whole(gateway.submit_all(self._parts(values), deadline_s=deadline_s, wait=wait))
 
-    async def asubmit(self, *inputs: Any, timeout_s: float | None = None, wait: bool = True) -> Any:
+    async def asubmit(
+        self,
+        *inputs: Any,
+        timeout_s: float | None = None,
+        wait: bool = True,
+        timelines: list[RequestTimeline] | None = None,
+    ) -> Any:
         """As :meth:`submit`, for ``async`` code: the event loop is not blocked while the request waits or is computed.
 
         Returns the result itself; do not change the inputs until then. Cancelling the task cancels the request. Raises
         :class:`~odin.QueueFullError` as well if ``max_waiting`` is reached.
+
+        To ``timelines`` are added the timings of the request's micro-batches, of those that stages have answered.
         """
         deadline_s = self._deadline_s(timeout_s)
         gateway, values = self._pack(inputs)
         if (refused := self._refuse_if_late(values, deadline_s)) is not None:
             return refused.result()
         replies = gateway.enqueue_all(self._parts(values), deadline_s=deadline_s, wait=wait)
-        return await outcome_of(self._whole(replies))
+        whole = self._whole(replies)
+        if timelines is None:
+            del replies  # a part's answer is not needed once it is in the whole
+            return await outcome_of(whole)
+        try:
+            return await outcome_of(whole)
+        finally:
+            timelines += [reply.timeline for reply in replies if reply.timeline is not None]
+            del replies  # an exception holds this frame, and they the exception
 
     def map(self, inputs: Iterable[Any], *, timeout_s: float | None = None) -> Iterator[Any]:
         """Serve many requests; results in the order of the inputs.

@@ -630,6 +630,7 @@ class Gateway:
                 timeline = RequestTimeline(header.request, header.epoch, request.submitted_s, completed_s, timings)
                 timeline = self._compare(request, timeline, in_time=not was_over)
                 self.window.append(timeline)
+                request.reply.timeline = timeline
                 if self._on_result is not None:
                     self._on_result(timeline)
             finally:  # no longer among the pending: whatever happens here, its caller must not wait for ever

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from odin.errors import ForkedProcessError
+from odin.monitor.timing import RequestTimeline
 from odin.process.worker_thread import leave_forked_child
 
 __all__ = ["Callbacks", "Reply", "outcome_of", "when_done"]
@@ -119,11 +120,17 @@ class Reply(Future[T]):
         Where callbacks go when the future is resolved; ``None`` calls them at once, in the resolving thread.
     on_cancel
         Called once when the caller has cancelled.
+
+    Attributes
+    ----------
+    timeline
+        How long each stage had it, if one request of the stages has answered it; set before it is resolved.
     """
 
     def __init__(self, callbacks: Callbacks | None = None, on_cancel: Callable[[], None] | None = None) -> None:
         super().__init__()
         self.on_cancel = on_cancel
+        self.timeline: RequestTimeline | None = None
         self._callbacks = callbacks
         self._pid = os.getpid()
         self._turn = threading.Lock()  # taken, for good, by who leads the future out of its pending state

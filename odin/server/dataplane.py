@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from odin.monitor.view.builder import PipelineView
+from odin.server.answered import Observers
 from odin.server.config import Limits, ModelConfig
 from odin.server.failures import FailureKind, RequestError
-from odin.server.messages import InferRequest, InferResponse, ModelMetadata, ModelState, RequestedOutput
+from odin.server.messages import Caller, InferRequest, InferResponse, ModelMetadata, ModelState, RequestedOutput
 from odin.server.repository import Repository
 from odin.server.served import ServedModel
 from odin.server.statistics import Totals
@@ -48,10 +48,16 @@ class DataPlane:
         The models.
     limits
         What clients may ask.
+
+    Attributes
+    ----------
+    observers
+        Are told what became of each request.
     """
 
     def __init__(self, repository: Repository, limits: Limits) -> None:
         self.repository, self.limits = repository, limits
+        self.observers = Observers()
         self.draining = False
         self.under_way = 0
         """Requests for inference that are being answered."""
@@ -97,27 +103,42 @@ class DataPlane:
         RequestError
             If it cannot be answered.
         """
-        begin_s = time.perf_counter()
-        self._admit()
-        self.under_way += 1
-        try:
-            async with self.repository.use(request.model, request.version) as model:
-                return await model.infer(await self._decoded(model, request), begin_s)
-        finally:
-            self.under_way -= 1
+        return await self._answer(request, self._decoded)
 
-    async def infer_image(self, name: str, version: str, data: bytes, *, count: int, id: str = "") -> InferResponse:
+    async def infer_image(
+        self,
+        name: str,
+        version: str,
+        data: bytes,
+        *,
+        count: int,
+        id: str = "",
+        traceparent: str = "",
+        caller: Caller = Caller(),  # noqa: B008 - it does not change
+    ) -> InferResponse:
         """Answer a request whose input is an image file: the ``count`` best classes by the first output."""
-        begin_s = time.perf_counter()
-        self._admit()
-        self.under_way += 1
-        try:
-            async with self.repository.use(name, version) as model:
-                tensor = await asyncio.to_thread(model.to_input, data)
-                wanted = RequestedOutput(model.signature.outputs[0].name, classification=count)
-                return await model.infer(InferRequest(name, version, id, {}, (tensor,), (wanted,)), begin_s)
-        finally:
-            self.under_way -= 1
+
+        async def decoded(model: ServedModel, request: InferRequest) -> InferRequest:
+            tensor = await asyncio.to_thread(model.to_input, data)
+            wanted = RequestedOutput(model.signature.outputs[0].name, classification=count)
+            return request._replace(inputs=(tensor,), outputs=(wanted,))
+
+        request = InferRequest(name, version, id, {}, (), traceparent=traceparent, caller=caller)
+        return await self._answer(request, decoded)
+
+    async def _answer(
+        self, request: InferRequest, decoded: Callable[[ServedModel, InferRequest], Awaitable[InferRequest]]
+    ) -> InferResponse:
+        with self.observers.request(request) as now:
+            self._admit()
+            self.under_way += 1
+            try:
+                async with self.repository.use(request.model, request.version) as model:
+                    now.devices = model.devices
+                    now.response = await model.infer(await decoded(model, request), now.begin_s, now.timelines)
+                    return now.response
+            finally:
+                self.under_way -= 1
 
     async def _decoded(self, model: ServedModel, request: InferRequest) -> InferRequest:
         """The request with image files, which are elements of a BYTES tensor, as the model's input."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from odin.server.datatypes import Datatype
 
 __all__ = [
+    "Caller",
     "InferRequest",
     "InferResponse",
     "ModelMetadata",
@@ -60,6 +61,24 @@ class RequestedOutput(NamedTuple):
     parameters: Mapping[str, Parameter] = {}
 
 
+class Caller(NamedTuple):
+    """Who sent a request, for the access log and traces.
+
+    Attributes
+    ----------
+    protocol
+        ``"http"`` or ``"grpc"``.
+    address
+        Of the peer, as ``HOST:PORT``.
+    request_nbytes
+        Size of the request's body as it came.
+    """
+
+    protocol: str = ""
+    address: str = ""
+    request_nbytes: int = 0
+
+
 class InferRequest(NamedTuple):
     """A request for inference.
 
@@ -79,6 +98,8 @@ class InferRequest(NamedTuple):
         Seconds that the client waits by its connection, as a gRPC deadline; None: any time.
     traceparent
         The caller's trace, as W3C's header of that name has it; empty: none.
+    caller
+        Who sent it.
     """
 
     model: str
@@ -89,6 +110,7 @@ class InferRequest(NamedTuple):
     outputs: tuple[RequestedOutput, ...] = ()
     timeout_s: float | None = None
     traceparent: str = ""
+    caller: Caller = Caller()
 
 
 class InferResponse(NamedTuple):

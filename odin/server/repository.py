@@ -114,7 +114,8 @@ class Repository:
 
     def all_served(self) -> Mapping[str, ServedModel]:
         """Those that serve, by name."""
-        return {name: entry.served for name, entry in self._entries.items() if entry.served is not None}
+        entries = list(self._entries.items())  # at once: metrics are made in another thread
+        return {name: served for name, entry in entries if (served := entry.served) is not None}
 
     def index(self) -> list[ModelState]:
         """All models and their states, by name."""

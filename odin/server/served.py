@@ -25,6 +25,7 @@ from odin.models.chains import engine_for
 from odin.models.images import to_rgb
 from odin.models.sources import Source, load_source
 from odin.monitor.events import Event
+from odin.monitor.timing import RequestTimeline
 from odin.partitioner.engines.onnx_chain import OnnxChain
 from odin.pipeline import Pipeline
 from odin.server.classification import classified
@@ -53,6 +54,8 @@ class ServedModel:
     ----------
     config, pipeline, signature, statistics
         Its parts.
+    devices
+        Of its stages.
     under_way
         Requests that it has; changed by the event loop's thread only.
 
@@ -79,6 +82,7 @@ class ServedModel:
             outputs = config.outputs or (
                 tuple(one.name for one in own.file.outputs) if isinstance(own, OnnxChain) else ()
             )
+            self.devices = tuple(map(str, self.pipeline.devices))
             self.signature = Signature.of(own, example, result, inputs=names, outputs=outputs)
         except BaseException:
             self.pipeline.close(drain=False)
@@ -91,7 +95,9 @@ class ServedModel:
         config = self.config
         return ModelMetadata(config.name, (config.version,), platform, self.signature.inputs, self.signature.outputs)
 
-    async def infer(self, request: InferRequest, begin_s: float) -> InferResponse:
+    async def infer(
+        self, request: InferRequest, begin_s: float, timelines: list[RequestTimeline] | None = None
+    ) -> InferResponse:
         """Answer a request.
 
         Parameters
@@ -100,6 +106,8 @@ class ServedModel:
             Its inputs may be views of what was received.
         begin_s
             When it had been received, on ``time.perf_counter``.
+        timelines
+            To which the timings of its micro-batches are added.
 
         Raises
         ------
@@ -111,7 +119,7 @@ class ServedModel:
             arguments = self.signature.call(request.inputs)
             timeout_s = self._timeout_s(request, begin_s)
             asked_s = time.perf_counter()
-            result = await _outcome(self.pipeline, arguments, timeout_s)
+            result = await _outcome(self.pipeline, arguments, timeout_s, timelines)
             answered_s = time.perf_counter()
             outputs = self._outputs(self.signature.name_outputs(result), wanted)
         except RequestError as error:
@@ -224,10 +232,12 @@ def _whole(parameters: Any, name: str) -> int:
     return value
 
 
-async def _outcome(pipeline: Pipeline, arguments: tuple[Any, ...], timeout_s: float | None) -> Any:
+async def _outcome(
+    pipeline: Pipeline, arguments: tuple[Any, ...], timeout_s: float | None, timelines: list[RequestTimeline] | None
+) -> Any:
     """Serve a request by a pipeline; what it raises becomes the protocol's failure."""
     try:
-        return await pipeline.asubmit(*arguments, timeout_s=timeout_s)
+        return await pipeline.asubmit(*arguments, timeout_s=timeout_s, timelines=timelines)
     except DeadlineExceededError as error:
         if error.refused:
             after_s = error.predicted_s if math.isfinite(error.predicted_s) else None

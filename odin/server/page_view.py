@@ -1,0 +1,78 @@
+"""A pipeline's view as the page shows it: small enough to be sent each second."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from odin.monitor.view.event_text import cause, plan_text
+from odin.monitor.view.pipeline_view import PipelineView, StageView
+from odin.monitor.view.windows_text import windows_text
+
+__all__ = ["page_view"]
+
+_MOST_EVENTS = 40
+_MOST_CELLS = 64
+_DIGITS = 4
+_KEPT = (
+    "engine", "policy", "batch", "uptime_s", "completed", "failed", "in_flight", "max_in_flight", "throughput_hz",
+    "fluid_bound_hz", "latency_p50_s", "latency_p99_s", "event_count", "ended", "in_time", "late", "refused",
+    "off_p50_s", "off_p99_s", "layer_count",
+)  # fmt: skip
+_KEPT_OF_STAGE = (
+    "stage", "device", "first", "last", "state", "time_s", "reference_s", "slowdown", "queue_s", "utilisation",
+)  # fmt: skip
+
+
+def page_view(view: PipelineView) -> dict[str, Any]:
+    """Plain values of a view; what is nan or infinite becomes null as JSON."""
+    history = msgspec.structs.asdict(view.history)
+    return {
+        **{name: _short(getattr(view, name)) for name in _KEPT},
+        "plan": plan_text(view.plan),
+        "windows": windows_text(view.windows) if view.windows else "",
+        "stages": [_stage(stage) for stage in view.stages],
+        "history": {name: _all_short(points) for name, points in history.items() if name != "seconds"},
+        "events": [msgspec.structs.asdict(event) for event in view.events[-_MOST_EVENTS:]],
+    }
+
+
+def _stage(stage: StageView) -> dict[str, Any]:
+    told = cause(stage.interference, stage.culprits, stage.note) if stage.interference else ""
+    if not told and stage.state == "disturbed":
+        told = "cause not known yet"
+    shares = stage.layer_shares
+    return {
+        **{name: _short(getattr(stage, name)) for name in _KEPT_OF_STAGE},
+        "cause": told,
+        "shares": _cells(shares) if shares else None,
+        "layer_count": round(sum(shares), 1) if shares and not math.isnan(sum(shares)) else 0,
+    }
+
+
+def _cells(shares: Sequence[float]) -> list[int]:
+    """How often layers are run, in percent; neighbours together where there are many.
+
+    Examples
+    --------
+    >>> _cells([1.0, 0.5, float("nan")])
+    [100, 50, 0]
+    """
+    each = -(-len(shares) // _MOST_CELLS)
+    parts = [shares[begin : begin + each] for begin in range(0, len(shares), each)]
+    return [
+        0 if math.isnan(mean) else round(100 * mean) for mean in (math.fsum(part) / len(part) for part in parts)
+    ]  # fmt: skip
+
+
+def _short(value: Any) -> Any:
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _all_short(values: Iterable[float]) -> list[float]:
+    return [_short(value) for value in values]
