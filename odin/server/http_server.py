@@ -58,6 +58,7 @@ class HttpServer:
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="error",  # what is no HTTP is the client's affair
             access_log=False,
             proxy_headers=False,
             server_header=False,

@@ -198,10 +198,10 @@ class _Rest:
         return JsonAnswer({"name": request.path_params["model"]})
 
     async def _repository_parameters(self, request: Request) -> dict[str, Any]:
-        parameters = (await self._object(request)).get("parameters") or {}
-        if not isinstance(parameters, dict):
+        parameters = (await self._object(request)).get("parameters")
+        if not isinstance(parameters, dict | None):
             raise RequestError(FailureKind.INVALID, "'parameters' is no object")
-        return parameters
+        return parameters or {}
 
     async def _object(self, request: Request) -> dict[str, Any]:
         """The request's JSON object; empty if there is no body."""

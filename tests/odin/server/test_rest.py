@@ -588,7 +588,8 @@ def test_repository_requests_that_are_refused() -> None:
     dataplane = dataplane_of(double())
     load = "/v2/repository/models/double/load"
     assert "'config' is not served" in error_of(post(dataplane, load, json={"parameters": {"config": "{}"}}), 400)
-    error_of(post(dataplane, load, json={"parameters": [1]}), 400)
+    for wrong in ([1], False, 0, ""):
+        assert "no object" in error_of(post(dataplane, load, json={"parameters": wrong}), 400)
     error_of(post(dataplane, load, json=[]), 400)
     error_of(post(dataplane, load, content=b"{"), 400)
     error_of(post(dataplane, "/v2/repository/index", json={"ready": 1}), 400)
