@@ -179,7 +179,7 @@ class Traces:
                 span.end(_ns(begin_unix_s + part.end_s))
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Send what is left, for so many seconds at most: where spans go may not answer, and is asked again and again."""
+        """Send what is left, for so many seconds at most: a collector that does not answer is asked again and again."""
         ending = threading.Thread(target=self._provider.shutdown, name="odin-traces-end", daemon=True)
         ending.start()
         ending.join(timeout_s)
