@@ -72,6 +72,8 @@ def page_routes(
             return PlainTextResponse(
                 f"{following} follow already, and no more may\n", 503, headers={"Retry-After": "10"}
             )
+        if request.method == "HEAD":
+            return Response(media_type=_EventStream.media_type)
         return _EventStream(feed, counted, patience_s)
 
     return [Route("/", page, methods=["GET"]), Route("/events", events, methods=["GET"])]

@@ -16,6 +16,7 @@ of the time from sending to the answer, the hand-overs, is spread evenly between
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -177,9 +178,11 @@ class Traces:
                     )
                 span.end(_ns(begin_unix_s + part.end_s))
 
-    def close(self) -> None:
-        """Send what is left, for some seconds at most."""
-        self._provider.shutdown()
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Send what is left, for so many seconds at most: a collector that does not answer is asked again and again."""
+        ending = threading.Thread(target=self._provider.shutdown, name="odin-traces-end", daemon=True)
+        ending.start()
+        ending.join(timeout_s)
 
 
 def _device(devices: Sequence[str], stage: int) -> str:

@@ -81,6 +81,13 @@ def test_streams_end_when_the_server_ends(dataplane):
         assert json.loads(last[6:])["server"]["draining"] is True
 
 
+def test_a_head_request_does_not_follow(dataplane):
+    with served_http(page_routes(dataplane, every_s=0.01)) as (address, _):
+        question = urllib.request.Request(f"{address}/events", method="HEAD")
+        with urllib.request.urlopen(question, timeout=30) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+
+
 def test_only_so_many_may_follow(dataplane):
     with served_http(page_routes(dataplane, every_s=0.01, most_streams=2)) as (address, _):
         with contextlib.ExitStack() as stack:

@@ -77,11 +77,15 @@ def test_what_names_contain_is_text(browser, dataplane):
         assert browser.complaints() == []
 
 
-@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize("width", [320, 390, 800, 1280, 1500])
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_fits_a_phone_and_a_desk_in_light_and_dark(browser, dataplane, width, dark):
     with shown(browser, dataplane, width=width, dark=dark):
         assert browser.script("return document.documentElement.scrollWidth") == width
+        if width > 320:
+            assert browser.script(
+                "return [...document.querySelectorAll('.stages')].every(box => box.scrollWidth <= box.clientWidth)"
+            )
         ground, text = browser.script(
             "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]"
         )

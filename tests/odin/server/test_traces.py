@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
@@ -99,6 +101,19 @@ def test_without_a_valid_parent_a_trace_begins_here(traceparent):
 def test_what_the_caller_does_not_sample_is_not_made():
     unsampled = DONE.request._replace(traceparent=f"00-{TRACE}-{PARENT}-00")
     assert spans_of(DONE._replace(request=unsampled)) == ()
+
+
+def test_the_end_does_not_wait_for_a_collector_that_does_not_answer():
+    goes_on = threading.Event()
+
+    class Hangs(InMemorySpanExporter):
+        def shutdown(self):
+            goes_on.wait(60)
+
+    traces = Traces(exporter=Hangs())
+    traces(DONE)
+    traces.close(timeout_s=0.01)  # returns
+    goes_on.set()
 
 
 def test_the_environment_decides(monkeypatch):
