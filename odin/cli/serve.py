@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,7 @@ def add_parser(subparsers: Any) -> None:
         "serve",
         help="serve models over the network, by the Open Inference Protocol",
         description="Serve a model, or all models of a folder, by REST and gRPC of the Open Inference Protocol (v2).",
-        epilog="Exit status: 1 nothing could be served, 2 wrong usage, 130 after Ctrl-C, 143 after "
-        "SIGTERM.",
+        epilog="Exit status: 1 nothing could be served, 2 wrong usage, 130 after Ctrl-C, 143 after SIGTERM.",
     )
     parser.add_argument(
         "what",
@@ -78,6 +78,9 @@ def add_parser(subparsers: Any) -> None:
     )
     network.add_argument(
         "--drain-s", type=_seconds, default=30.0, metavar="S", help="how long requests may take at the end (default 30)"
+    )
+    parser.add_argument(
+        "--access-log", metavar="FILE", help="a line of JSON for each request goes to FILE; -: to standard error"
     )
     parser.add_argument("--ready-file", metavar="FILE", help="written with the ports, as JSON, when all is ready")
     parser.add_argument("--address", help="HOST:PORT of the Ray cluster to use (default: start one)")
@@ -183,6 +186,7 @@ def _serve(
         from odin.server.grpc_service import GrpcServer
         from odin.server.http_server import HttpServer
         from odin.server.life import ray_kept, serve
+        from odin.server.operations import Operations
         from odin.server.repository import Repository
         from odin.server.rest import make_app
 
@@ -191,10 +195,10 @@ def _serve(
     tls = None if cert is None else (Path(cert), Path(key))
 
     async def live() -> bool:
-        repository = Repository(folder, configs, drain_s=limits.drain_s)
+        repository = Repository(folder, configs, drain_s=limits.drain_s, on_event=operations.on_event)
         names = repository.find()
         dataplane = DataPlane(repository, limits)
-        app = make_app(dataplane, token=token)
+        app = make_app(dataplane, token=token, extra_routes=operations.routes(dataplane))
         http = HttpServer(
             app, host=arguments.host, port=arguments.http_port, limits=limits, ssl_certfile=cert, ssl_keyfile=key
         )
@@ -205,7 +209,8 @@ def _serve(
         finally:
             telling.end()
 
-    with draining() as drain, ray_kept(arguments.address):
+    operations = Operations(access_log=arguments.access_log)
+    with closing(operations), draining() as drain, ray_kept(arguments.address):
         return 0 if asyncio.run(live()) else 1
 
 
@@ -223,7 +228,10 @@ class _Telling:
         """See :class:`odin.server.life.Telling`."""
         self._ports = ports
         scheme = "https" if self._tls else "http"
-        self._say(f"REST  {scheme}://{self._host}:{ports.http}", f"gRPC  {self._host}:{ports.grpc}")
+        self._say(
+            f"REST  {scheme}://{self._host}:{ports.http}   (/ is a page to look at, /metrics for Prometheus)",
+            f"gRPC  {self._host}:{ports.grpc}",
+        )
 
     def loading(self, name: str) -> None:
         """See :class:`odin.server.life.Telling`."""

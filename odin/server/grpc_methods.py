@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import grpc.aio
 
@@ -15,7 +16,7 @@ from odin.server.grpc_answers import config_answer, index_answer, metadata_answe
 from odin.server.grpc_failures import failure_of, text_of
 from odin.server.grpc_form import in_stream, read_request, split_raw, write_answer
 from odin.server.grpc_messages import inference, parse
-from odin.server.messages import InferRequest
+from odin.server.messages import Caller, InferRequest
 
 __all__ = ["InferenceService", "metadata_of"]
 
@@ -118,8 +119,24 @@ class InferenceService:
     # -- inference ----------------------------------------------------------------------------------------------------
 
     async def _model_infer(self, message: bytes, context: Any) -> bytes:
-        request = await _read(message, context)
+        request = await self._read(message, context)
         return write_answer(await self._dataplane.infer(request))
+
+    async def _read(self, message: bytes, context: Any) -> InferRequest:
+        """Read a call's request; the data plane's observers hear of one that cannot be read."""
+        caller = Caller("grpc", _address(context.peer()), len(message))
+        try:
+            rest, raw = split_raw(message)
+            timeout_s = context.time_remaining()
+            traceparent = metadata_of(context.invocation_metadata(), "traceparent")
+            if len(rest) > _PARSED_ASIDE_NBYTES:
+                asked = await asyncio.to_thread(read_request, rest, raw, timeout_s=timeout_s, traceparent=traceparent)
+            else:
+                asked = read_request(rest, raw, timeout_s=timeout_s, traceparent=traceparent)
+        except RequestError as error:
+            self._dataplane.observers.failed(InferRequest("", "", "", {}, (), caller=caller), error)
+            raise
+        return asked._replace(caller=caller)
 
     async def model_stream_infer(self, messages: Any, context: Any) -> None:
         """Answer each request of a stream, in order; up to ``_STREAM_DEPTH`` are served at the same time."""
@@ -154,7 +171,7 @@ class InferenceService:
     async def _answer_in_stream(self, message: bytes, context: Any) -> bytes:
         id = ""
         try:
-            request = await _read(message, context)
+            request = await self._read(message, context)
             id = request.id
             return in_stream(write_answer(await self._dataplane.infer(request)))
         except Exception as error:
@@ -163,19 +180,14 @@ class InferenceService:
             return _written(failed)
 
 
-async def _read(message: bytes, context: Any) -> InferRequest:
-    """Read a call's request."""
-    rest, raw = split_raw(message)
-    timeout_s = context.time_remaining()
-    traceparent = metadata_of(context.invocation_metadata(), "traceparent")
-    if len(rest) > _PARSED_ASIDE_NBYTES:
-        return await asyncio.to_thread(read_request, rest, raw, timeout_s=timeout_s, traceparent=traceparent)
-    return read_request(rest, raw, timeout_s=timeout_s, traceparent=traceparent)
-
-
 def _written(message: Any) -> bytes:
     written: bytes = message.SerializeToString()
     return written
+
+
+def _address(peer: str) -> str:
+    """``HOST:PORT`` of what gRPC calls ``ipv4:HOST:PORT``."""
+    return unquote(peer.partition(":")[2]) if peer.startswith(("ipv4:", "ipv6:")) else peer
 
 
 def metadata_of(pairs: Any, name: str) -> str:

@@ -6,7 +6,8 @@ Readiness is told by the status, which is what clients and probes read: 200, or 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,6 +27,7 @@ from odin.server.http_guard import Token, Whole
 from odin.server.image_answer import write_classes
 from odin.server.json_form import HEADER_LENGTH, header_nbytes, read_request, read_tensor_only, write_answer
 from odin.server.json_state import config_json, index_json, metadata_json, server_json, statistics_json
+from odin.server.messages import Caller, InferRequest
 from odin.server.openapi import describe
 
 __all__ = ["make_app"]
@@ -33,7 +35,8 @@ __all__ = ["make_app"]
 _Answered = TypeVar("_Answered")
 _TOP, _MOST_TOP = 5, 10_000
 _DISCARD_TIMES = 4  # a body beyond the limit is discarded up to so many times the limit
-_HEALTH = ("/v2/health/live", "/v2/health/ready")
+_OPEN = ("/v2/health/live", "/v2/health/ready", "/")
+"""Answered without a token: the page holds no data, and asks for it."""
 
 
 def make_app(
@@ -50,7 +53,7 @@ def make_app(
     dataplane
         What it serves.
     token
-        Bearer token that clients have to send for all but the server's health.
+        Bearer token that clients have to send for all but the server's health and the page.
     extra_routes
         Beside the protocol's.
     middleware
@@ -59,7 +62,7 @@ def make_app(
     rest = _Rest(dataplane, has_token=token is not None)
     around = [*middleware]
     if token is not None:
-        around.append(Middleware(Token, token=token, open_paths=_HEALTH))
+        around.append(Middleware(Token, token=token, open_paths=_OPEN))
     app = Starlette(
         routes=[*rest.routes(), *extra_routes],
         middleware=around,
@@ -134,20 +137,11 @@ class _Rest:
     # -- inference ----------------------------------------------------------------------------------------------------
 
     async def infer(self, request: Request) -> Response:
-        model, version = _named(request)
         headers = request.headers
         if headers.get("content-type", "").strip().lower().startswith("image/"):
-            return await self._infer_image(request, model, version)
-        limit_nbytes = self._dataplane.limits.request_nbytes
-        told = header_nbytes(headers.get(HEADER_LENGTH), limit_nbytes)
-        body = await receive_body(request.receive, headers, limit_nbytes=limit_nbytes, header_nbytes=told or 0)
-        nbytes = header_nbytes(headers.get(HEADER_LENGTH), len(body))
-        traceparent = headers.get("traceparent", "")
-        if nbytes == 0:
-            known = self._dataplane.model_metadata(model, version).inputs
-            asked = read_tensor_only(body, known, model=model, version=version, traceparent=traceparent)
-        else:
-            asked = read_request(body, nbytes, model=model, version=version, traceparent=traceparent)
+            return await self._infer_image(request)
+        with self._observed(request):
+            asked = await self._read(request)
         answer = await _unless_gone(request.receive, self._dataplane.infer(asked))
         written = write_answer(answer, asked)
         parts: Sequence[bytes | memoryview] = written.parts
@@ -160,16 +154,51 @@ class _Rest:
             told_of["Content-Encoding"] = encoding
         return PartsAnswer(parts, {**told_of, "Vary": "Accept-Encoding"})
 
-    async def _infer_image(self, request: Request, model: str, version: str) -> Response:
-        text = request.query_params.get("top", str(_TOP))
-        if not (text.isascii() and text.isdecimal() and len(text) < 9 and 0 < int(text) <= _MOST_TOP):
-            raise RequestError(FailureKind.INVALID, f"top={text[:40]!r} is no number of classes from 1 to {_MOST_TOP}")
-        body = await receive_body(request.receive, request.headers, limit_nbytes=self._dataplane.limits.request_nbytes)
+    async def _read(self, request: Request) -> InferRequest:
+        model, version = _named(request)
+        headers, limit_nbytes = request.headers, self._dataplane.limits.request_nbytes
+        told = header_nbytes(headers.get(HEADER_LENGTH), limit_nbytes)
+        body = await receive_body(request.receive, headers, limit_nbytes=limit_nbytes, header_nbytes=told or 0)
+        nbytes = header_nbytes(headers.get(HEADER_LENGTH), len(body))
+        traceparent = headers.get("traceparent", "")
+        if nbytes == 0:
+            known = self._dataplane.model_metadata(model, version).inputs
+            asked = read_tensor_only(body, known, model=model, version=version, traceparent=traceparent)
+        else:
+            asked = read_request(body, nbytes, model=model, version=version, traceparent=traceparent)
+        return asked._replace(caller=_caller(request, len(body)))
+
+    @contextmanager
+    def _observed(self, request: Request) -> Iterator[None]:
+        """Tell the data plane's observers of a request that cannot be read in this block."""
+        try:
+            yield
+        except RequestError as error:
+            model, version = _named(request)
+            unread = InferRequest(model, version, "", {}, (), caller=_caller(request, 0))
+            self._dataplane.observers.failed(unread, error)
+            raise
+
+    async def _infer_image(self, request: Request) -> Response:
+        model, version = _named(request)
+        with self._observed(request):
+            count, body = _top(request), await self._image(request)
         # All values are needed: a class's probability depends on all classes.
-        work = self._dataplane.infer_image(model, version, bytes(body), count=0)
+        work = self._dataplane.infer_image(
+            model,
+            version,
+            body,
+            count=0,
+            traceparent=request.headers.get("traceparent", ""),
+            caller=_caller(request, len(body)),
+        )
         answer = await _unless_gone(request.receive, work)
         labels = self._dataplane.repository.served(model, version).labels
-        return JsonAnswer(write_classes(answer, labels, count=int(text)))
+        return JsonAnswer(write_classes(answer, labels, count=count))
+
+    async def _image(self, request: Request) -> bytes:
+        limit_nbytes = self._dataplane.limits.request_nbytes
+        return bytes(await receive_body(request.receive, request.headers, limit_nbytes=limit_nbytes))
 
     # -- repository ---------------------------------------------------------------------------------------------------
 
@@ -220,6 +249,19 @@ class _Rest:
 
 def _named(request: Request) -> tuple[str, str]:
     return request.path_params.get("model", ""), request.path_params.get("version", "")
+
+
+def _top(request: Request) -> int:
+    """How many classes a request wants."""
+    text = request.query_params.get("top", str(_TOP))
+    if not (text.isascii() and text.isdecimal() and len(text) < 9 and 0 < int(text) <= _MOST_TOP):
+        raise RequestError(FailureKind.INVALID, f"top={text[:40]!r} is no number of classes from 1 to {_MOST_TOP}")
+    return int(text)
+
+
+def _caller(request: Request, nbytes: int) -> Caller:
+    client = request.client
+    return Caller("http", "" if client is None else f"{client.host}:{client.port}", nbytes)
 
 
 def _readiness(fields: dict[str, Any], ready: bool) -> Response:
