@@ -416,19 +416,18 @@ def test_a_client_that_has_gone_is_no_failure_of_the_server(caplog: pytest.LogCa
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
-def test_stop_lets_requests_under_way_finish_and_takes_no_more(
-    served: Serving, client: triton.InferenceServerClient
-) -> None:
+def test_stop_lets_requests_under_way_finish_and_takes_no_more(served: Serving) -> None:
     answers: Queue[tuple[Any, Any]] = Queue()
-    client.async_infer(
-        "echo",
-        [input_of(image(1))],
-        lambda result, error: answers.put((result, error)),
-        request_id="a",
-        parameters={"hold": True},
-    )
     streamed: Queue[tuple[Any, Any]] = Queue()
-    with triton.InferenceServerClient(served.url) as streaming, triton.InferenceServerClient(served.url) as late:
+    client, streaming, late = (triton.InferenceServerClient(served.url) for _ in range(3))
+    try:
+        client.async_infer(
+            "echo",
+            [input_of(image(1))],
+            lambda result, error: answers.put((result, error)),
+            request_id="a",
+            parameters={"hold": True},
+        )
         assert late.is_server_live()
         streaming.start_stream(lambda result, error: streamed.put((result, error)))
         streaming.async_stream_infer("echo", [input_of(image(1))], request_id="b", parameters={"hold": True})
@@ -448,6 +447,11 @@ def test_stop_lets_requests_under_way_finish_and_takes_no_more(
         result, error = streamed.get(timeout=PROMPT_S)  # then the stream is ended, which would last for ever
         assert error.status() == "StatusCode.UNAVAILABLE"
         stopping.result(PROMPT_S)
+    finally:
+        let_go_on(served)
+        for one in (client, streaming, late):
+            one.stop_stream(cancel_requests=True)
+            one.close()
 
 
 def test_stop_gives_up_what_takes_too_long(served: Serving, client: triton.InferenceServerClient) -> None:
