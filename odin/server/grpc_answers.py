@@ -34,23 +34,24 @@ def metadata_answer(metadata: ModelMetadata) -> Any:
     return answer
 
 
-def config_answer(metadata: ModelMetadata, *, request_nbytes: int) -> Any:
+def config_answer(metadata: ModelMetadata, config: ModelConfig, *, request_nbytes: int) -> Any:
     """``ModelConfigResponse``.
 
     By Triton's convention a model that takes any number of samples has ``max_batch_size`` above 0, and dims without
-    that axis. Here only the size of a request bounds the number: so many samples fit into ``request_nbytes``.
+    that axis. Here as many as fit into a message of ``request_nbytes``, and into the queue of micro-batches.
     """
     tensors = metadata.inputs + metadata.outputs
     free = bool(metadata.inputs) and all(tensor.shape[:1] == (-1,) for tensor in tensors)
-    config = inference.ModelConfig(name=metadata.name, platform=metadata.platform)
+    answer = inference.ModelConfig(name=metadata.name, platform=metadata.platform)
     if free:
         sample_nbytes = sum(map(_sample_nbytes, metadata.inputs))
-        config.max_batch_size = min(max(1, request_nbytes // max(1, sample_nbytes)), _MOST_SAMPLES)
-    for known, said in ((metadata.inputs, config.input), (metadata.outputs, config.output)):
+        fit = min(request_nbytes // max(1, sample_nbytes), config.max_waiting * config.batch, _MOST_SAMPLES)
+        answer.max_batch_size = max(1, fit)
+    for known, said in ((metadata.inputs, answer.input), (metadata.outputs, answer.output)):
         for tensor in known:
             dims = tensor.shape[1:] if free else tensor.shape
             said.add(name=tensor.name, data_type=_number(tensor.datatype), dims=dims)
-    return inference.ModelConfigResponse(config=config)
+    return inference.ModelConfigResponse(config=answer)
 
 
 def _sample_nbytes(tensor: TensorMetadata) -> int:

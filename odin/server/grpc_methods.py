@@ -80,7 +80,8 @@ class InferenceService:
     async def _model_config(self, message: bytes, context: Any) -> bytes:
         asked = parse(inference.ModelConfigRequest, message)
         metadata = self._dataplane.model_metadata(asked.name, asked.version)
-        return _written(config_answer(metadata, request_nbytes=self._limits.request_nbytes))
+        config = self._dataplane.model_config(asked.name, asked.version)
+        return _written(config_answer(metadata, config, request_nbytes=self._limits.request_nbytes))
 
     async def _model_statistics(self, message: bytes, context: Any) -> bytes:
         asked = parse(inference.ModelStatisticsRequest, message)

@@ -51,6 +51,10 @@ class FakeDataPlane:
         image = TensorMetadata("image", DATATYPES["FP32"], (-1, 3, 8, 8))
         return ModelMetadata(name, ("1",), "odin_torch", (image,), (TensorMetadata("y", DATATYPES["BYTES"], (-1, 4)),))
 
+    def model_config(self, name: str, version: str = "") -> ModelConfig:
+        self._known(name, version)
+        return ModelConfig(name=name, source="resnet50", batch=4, max_waiting=1000)
+
     def statistics(self, name: str = "", version: str = "") -> list[tuple[ModelConfig, Totals]]:
         if name:
             self._known(name, version)

@@ -23,11 +23,14 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from odin.server.config import Limits
+from odin.server.datatypes import DATATYPES
 from odin.server.failures import FailureKind
+from odin.server.grpc_answers import config_answer
 from odin.server.grpc_failures import guarded
 from odin.server.grpc_messages import health, inference
 from odin.server.grpc_methods import InferenceService
 from odin.server.grpc_service import GrpcServer
+from odin.server.messages import TensorMetadata
 
 SERVICE = "/inference.GRPCInferenceService"
 
@@ -91,10 +94,16 @@ def test_health_and_metadata(served: Serving, client: triton.InferenceServerClie
     assert [(one.name, one.datatype, list(one.shape)) for one in model.outputs] == [("y", "BYTES", [-1, 4])]
 
 
-def test_a_model_s_configuration(client: triton.InferenceServerClient) -> None:
+def test_a_model_s_configuration(served: Serving, client: triton.InferenceServerClient) -> None:
     config = client.get_model_config("echo").config
     assert (config.name, config.platform) == ("echo", "odin_torch")
-    assert config.max_batch_size == 64 * 2**20 // (3 * 8 * 8 * 4)
+    assert config.max_batch_size == 1000 * 4  # as many as may wait
+    metadata, own = served.dataplane.model_metadata("echo"), served.dataplane.model_config("echo")
+    small = config_answer(metadata, own, request_nbytes=10_000).config
+    assert small.max_batch_size == 10_000 // (3 * 8 * 8 * 4)  # as many as fit into a message
+    fixed = metadata._replace(outputs=(TensorMetadata("y", DATATYPES["BYTES"], (4,)),))
+    whole = config_answer(fixed, own, request_nbytes=10_000).config
+    assert (whole.max_batch_size, list(whole.input[0].dims)) == (0, [-1, 3, 8, 8])
     assert [(one.name, one.data_type, list(one.dims)) for one in config.input] == [("image", 11, [3, 8, 8])]
     assert [(one.name, one.data_type, list(one.dims)) for one in config.output] == [("y", 13, [4])]
 
@@ -416,19 +425,18 @@ def test_a_client_that_has_gone_is_no_failure_of_the_server(caplog: pytest.LogCa
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
-def test_stop_lets_requests_under_way_finish_and_takes_no_more(
-    served: Serving, client: triton.InferenceServerClient
-) -> None:
+def test_stop_lets_requests_under_way_finish_and_takes_no_more(served: Serving) -> None:
     answers: Queue[tuple[Any, Any]] = Queue()
-    client.async_infer(
-        "echo",
-        [input_of(image(1))],
-        lambda result, error: answers.put((result, error)),
-        request_id="a",
-        parameters={"hold": True},
-    )
     streamed: Queue[tuple[Any, Any]] = Queue()
-    with triton.InferenceServerClient(served.url) as streaming, triton.InferenceServerClient(served.url) as late:
+    client, streaming, late = (triton.InferenceServerClient(served.url) for _ in range(3))
+    try:
+        client.async_infer(
+            "echo",
+            [input_of(image(1))],
+            lambda result, error: answers.put((result, error)),
+            request_id="a",
+            parameters={"hold": True},
+        )
         assert late.is_server_live()
         streaming.start_stream(lambda result, error: streamed.put((result, error)))
         streaming.async_stream_infer("echo", [input_of(image(1))], request_id="b", parameters={"hold": True})
@@ -448,6 +456,11 @@ def test_stop_lets_requests_under_way_finish_and_takes_no_more(
         result, error = streamed.get(timeout=PROMPT_S)  # then the stream is ended, which would last for ever
         assert error.status() == "StatusCode.UNAVAILABLE"
         stopping.result(PROMPT_S)
+    finally:
+        let_go_on(served)
+        for one in (client, streaming, late):
+            one.stop_stream(cancel_requests=True)
+            one.close()
 
 
 def test_stop_gives_up_what_takes_too_long(served: Serving, client: triton.InferenceServerClient) -> None:
