@@ -26,7 +26,7 @@ _SUBSTITUTION = re.compile(r"\$\(((?:'[^']*'|\"[^\"]*\"|[^()'\"]|\([^()]*\))*)\)
 _BETWEEN = re.compile(r"[;&|]+")
 _REDIRECTION = re.compile(r"\d?(?:>>?|<)")
 _OTHERS = (
-    *("cat", "cd", "chmod", "cp", "docker", "eval", "export", "journalctl", "kill", "mkdir", "scp", "source", "sudo"),
+    *("cat", "cd", "chmod", "cp", "curl", "docker", "eval", "export", "journalctl", "kill", "mkdir", "scp", "source", "sudo"),
     *("systemctl", "taskset", "wc"),
 )
 """Programs that are not ours, and may be named."""
