@@ -136,14 +136,16 @@ class _Rest:
     async def infer(self, request: Request) -> Response:
         model, version = _named(request)
         headers = request.headers
-        if headers.get("content-type", "").strip().lower().startswith("image/"):
-            return await self._infer_image(request, model, version)
+        count = _count(request.query_params.get("top", str(_TOP)))
+        media = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media.startswith("image/"):
+            return await self._infer_image(request, model, version, count)
         limit_nbytes = self._dataplane.limits.request_nbytes
         told = header_nbytes(headers.get(HEADER_LENGTH), limit_nbytes)
         body = await receive_body(request.receive, headers, limit_nbytes=limit_nbytes, header_nbytes=told or 0)
         nbytes = header_nbytes(headers.get(HEADER_LENGTH), len(body))
         traceparent = headers.get("traceparent", "")
-        if nbytes == 0:
+        if nbytes == 0 and media != "application/json":
             known = self._dataplane.model_metadata(model, version).inputs
             asked = read_tensor_only(body, known, model=model, version=version, traceparent=traceparent)
         else:
@@ -160,16 +162,14 @@ class _Rest:
             told_of["Content-Encoding"] = encoding
         return PartsAnswer(parts, {**told_of, "Vary": "Accept-Encoding"})
 
-    async def _infer_image(self, request: Request, model: str, version: str) -> Response:
-        text = request.query_params.get("top", str(_TOP))
-        if not (text.isascii() and text.isdecimal() and len(text) < 9 and 0 < int(text) <= _MOST_TOP):
-            raise RequestError(FailureKind.INVALID, f"top={text[:40]!r} is no number of classes from 1 to {_MOST_TOP}")
-        body = await receive_body(request.receive, request.headers, limit_nbytes=self._dataplane.limits.request_nbytes)
+    async def _infer_image(self, request: Request, model: str, version: str, count: int) -> Response:
+        limit_nbytes = self._dataplane.limits.request_nbytes
+        body = await receive_body(request.receive, request.headers, limit_nbytes=limit_nbytes)
         # All values are needed: a class's probability depends on all classes.
         work = self._dataplane.infer_image(model, version, bytes(body), count=0)
         answer = await _unless_gone(request.receive, work)
         labels = self._dataplane.repository.served(model, version).labels
-        return JsonAnswer(write_classes(answer, labels, count=int(text)))
+        return JsonAnswer(write_classes(answer, labels, count=count))
 
     # -- repository ---------------------------------------------------------------------------------------------------
 
@@ -220,6 +220,13 @@ class _Rest:
 
 def _named(request: Request) -> tuple[str, str]:
     return request.path_params.get("model", ""), request.path_params.get("version", "")
+
+
+def _count(text: str) -> int:
+    """How many classes are wanted."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 9 and 0 < int(text) <= _MOST_TOP):
+        raise RequestError(FailureKind.INVALID, f"top={text[:40]!r} is no number of classes from 1 to {_MOST_TOP}")
+    return int(text)
 
 
 def _readiness(fields: dict[str, Any], ready: bool) -> Response:
