@@ -26,8 +26,8 @@ _SUBSTITUTION = re.compile(r"\$\(((?:'[^']*'|\"[^\"]*\"|[^()'\"]|\([^()]*\))*)\)
 _BETWEEN = re.compile(r"[;&|]+")
 _REDIRECTION = re.compile(r"\d?(?:>>?|<)")
 _OTHERS = (
-    *("cat", "cd", "chmod", "cp", "curl", "docker", "eval", "export", "journalctl", "kill", "mkdir", "scp", "source", "sudo"),
-    *("systemctl", "taskset", "wc"),
+    *("cat", "cd", "chmod", "cp", "docker", "eval", "export", "journalctl", "kill", "mkdir", "scp", "source", "sudo"),
+    *("systemctl", "taskset", "wc", "curl"),
 )
 """Programs that are not ours, and may be named."""
 
