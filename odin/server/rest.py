@@ -138,10 +138,13 @@ class _Rest:
 
     async def infer(self, request: Request) -> Response:
         headers = request.headers
-        if headers.get("content-type", "").strip().lower().startswith("image/"):
-            return await self._infer_image(request)
+        media = headers.get("content-type", "").partition(";")[0].strip().lower()
         with self._observed(request):
-            asked = await self._read(request)
+            count = _count(request.query_params.get("top", str(_TOP)))
+            if not (is_image := media.startswith("image/")):
+                asked = await self._read(request, media)
+        if is_image:
+            return await self._infer_image(request, count)
         answer = await _unless_gone(request.receive, self._dataplane.infer(asked))
         written = write_answer(answer, asked)
         parts: Sequence[bytes | memoryview] = written.parts
@@ -154,14 +157,14 @@ class _Rest:
             told_of["Content-Encoding"] = encoding
         return PartsAnswer(parts, {**told_of, "Vary": "Accept-Encoding"})
 
-    async def _read(self, request: Request) -> InferRequest:
+    async def _read(self, request: Request, media: str) -> InferRequest:
         model, version = _named(request)
         headers, limit_nbytes = request.headers, self._dataplane.limits.request_nbytes
         told = header_nbytes(headers.get(HEADER_LENGTH), limit_nbytes)
         body = await receive_body(request.receive, headers, limit_nbytes=limit_nbytes, header_nbytes=told or 0)
         nbytes = header_nbytes(headers.get(HEADER_LENGTH), len(body))
         traceparent = headers.get("traceparent", "")
-        if nbytes == 0:
+        if nbytes == 0 and media != "application/json":
             known = self._dataplane.model_metadata(model, version).inputs
             asked = read_tensor_only(body, known, model=model, version=version, traceparent=traceparent)
         else:
@@ -179,10 +182,11 @@ class _Rest:
             self._dataplane.observers.failed(unread, error)
             raise
 
-    async def _infer_image(self, request: Request) -> Response:
+    async def _infer_image(self, request: Request, count: int) -> Response:
         model, version = _named(request)
         with self._observed(request):
-            count, body = _top(request), await self._image(request)
+            limit_nbytes = self._dataplane.limits.request_nbytes
+            body = bytes(await receive_body(request.receive, request.headers, limit_nbytes=limit_nbytes))
         # All values are needed: a class's probability depends on all classes.
         work = self._dataplane.infer_image(
             model,
@@ -195,10 +199,6 @@ class _Rest:
         answer = await _unless_gone(request.receive, work)
         labels = self._dataplane.repository.served(model, version).labels
         return JsonAnswer(write_classes(answer, labels, count=count))
-
-    async def _image(self, request: Request) -> bytes:
-        limit_nbytes = self._dataplane.limits.request_nbytes
-        return bytes(await receive_body(request.receive, request.headers, limit_nbytes=limit_nbytes))
 
     # -- repository ---------------------------------------------------------------------------------------------------
 
@@ -251,9 +251,8 @@ def _named(request: Request) -> tuple[str, str]:
     return request.path_params.get("model", ""), request.path_params.get("version", "")
 
 
-def _top(request: Request) -> int:
-    """How many classes a request wants."""
-    text = request.query_params.get("top", str(_TOP))
+def _count(text: str) -> int:
+    """How many classes are wanted."""
     if not (text.isascii() and text.isdecimal() and len(text) < 9 and 0 < int(text) <= _MOST_TOP):
         raise RequestError(FailureKind.INVALID, f"top={text[:40]!r} is no number of classes from 1 to {_MOST_TOP}")
     return int(text)

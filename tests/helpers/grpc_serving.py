@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from patience import PROMPT_S
 
+from odin.server.answered import Observers
 from odin.server.config import Limits, ModelConfig
 from odin.server.dataplane import ServerMetadata
 from odin.server.datatypes import DATATYPES
@@ -29,6 +30,7 @@ class FakeDataPlane:
 
     def __init__(self) -> None:
         self.ready, self.draining = True, False
+        self.observers = Observers()
         self.requests: list[InferRequest] = []
         self.cancelled: list[str] = []
         self.repository: list[str] = []

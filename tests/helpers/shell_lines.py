@@ -27,7 +27,7 @@ _BETWEEN = re.compile(r"[;&|]+")
 _REDIRECTION = re.compile(r"\d?(?:>>?|<)")
 _OTHERS = (
     *("cat", "cd", "chmod", "cp", "docker", "eval", "export", "journalctl", "kill", "mkdir", "scp", "source", "sudo"),
-    *("systemctl", "taskset", "wc"),
+    *("systemctl", "taskset", "wc", "curl"),
 )
 """Programs that are not ours, and may be named."""
 

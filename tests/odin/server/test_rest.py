@@ -209,6 +209,11 @@ def test_a_body_that_is_only_a_tensor() -> None:
     assert np.frombuffer(response.content[nbytes : nbytes + 12], "<f4").tolist() == [2, 4, 6]
 
 
+def test_json_is_no_tensor() -> None:
+    headers = {"Inference-Header-Content-Length": "0", "Content-Type": "application/json"}
+    error_of(post(dataplane_of(double()), "/v2/models/double/infer", content=b"x" * 12, headers=headers), 400)
+
+
 @pytest.mark.parametrize("datatype", [name for name in DATATYPES if name != "BYTES"])
 def test_every_datatype_in_json_and_in_binary(datatype: str) -> None:
     dataplane = dataplane_of(echo(datatype))
