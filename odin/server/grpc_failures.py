@@ -12,7 +12,7 @@ import grpc.aio
 
 from odin.server.failures import FailureKind, RequestError
 
-__all__ = ["abort", "failure_of", "guarded", "text_of"]
+__all__ = ["Method", "abort", "failure_of", "guarded", "text_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -20,6 +20,7 @@ _TEXT_NBYTES = 1500
 """Longest error text: it travels in a header, and clients take 8 KiB of these."""
 
 Method = Callable[[Any, Any], Awaitable[Any]]
+"""Of gRPC: from what the client sends, and the call."""
 
 
 def guarded(method: Method) -> Method:

@@ -64,7 +64,7 @@ class InferenceService:
         return _written(inference.ServerLiveResponse(live=True))
 
     async def _server_ready(self, message: bytes, context: Any) -> bytes:
-        return _written(inference.ServerReadyResponse(ready=self._dataplane.is_ready()))
+        return _written(inference.ServerReadyResponse(ready=self._dataplane.is_ready() and not self._ending.is_set()))
 
     async def _model_ready(self, message: bytes, context: Any) -> bytes:
         asked = parse(inference.ModelReadyRequest, message)

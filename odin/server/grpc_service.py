@@ -7,6 +7,7 @@ Methods take and return a message's bytes: the data plane (:mod:`odin.server.dat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from secrets import compare_digest
 from typing import Any
@@ -17,7 +18,7 @@ import grpc.aio
 from odin.server.config import Limits
 from odin.server.dataplane import DataPlane
 from odin.server.failures import FailureKind, RequestError
-from odin.server.grpc_failures import abort, guarded
+from odin.server.grpc_failures import Method, abort, guarded
 from odin.server.grpc_health import HealthService
 from odin.server.grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE
 from odin.server.grpc_methods import InferenceService, metadata_of
@@ -26,6 +27,10 @@ __all__ = ["GrpcServer"]
 
 _OPEN = {"ServerLive", "ServerReady"}
 """Methods that need no token, as those of gRPC's health protocol: probes have none."""
+
+
+_LAST_WORD_S = 1.0
+"""At the very end: for answers that are on their way."""
 
 
 class GrpcServer:
@@ -61,6 +66,7 @@ class GrpcServer:
         self._token = None if token is None else f"Bearer {token}".encode()
         self._server: Any = None
         self._ending = asyncio.Event()
+        self._under_way, self._one_less = 0, asyncio.Event()
         self._handlers = self._all_handlers()
 
     async def start(self) -> int:
@@ -99,40 +105,66 @@ class GrpcServer:
         return int(port)
 
     async def stop(self, drain_s: float) -> None:
-        """Take no more calls, let those under way finish for so many seconds, and end.
+        """Refuse further calls, let those under way finish for so many seconds, and end.
 
-        Streams between two requests are ended at once. Clients are told to go elsewhere; a call that comes in that
-        very moment is answered ``CANCELLED`` by gRPC itself, later ones ``UNAVAILABLE``.
+        Health is told until the end; streams between two requests are ended at once. Refusing is done here, because
+        gRPC's own way of stopping forgets a call now and then that comes in that moment, and then waits for it.
         """
         self._ending.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                while self._under_way:
+                    self._one_less.clear()
+                    await self._one_less.wait()
         if self._server is not None:
-            await self._server.stop(drain_s)
+            await self._server.stop(_LAST_WORD_S if drain_s else 0.0)
+
+    def _counted(self, method: Method) -> Method:
+        """The method, guarded; its calls are under way until their last answer is sent."""
+        call = guarded(method)
+
+        def is_done(_: Any) -> None:
+            self._under_way -= 1
+            self._one_less.set()
+
+        async def counted(given: Any, context: Any) -> Any:
+            self._under_way += 1
+            context.add_done_callback(is_done)
+            return await call(given, context)
+
+        return counted
 
     # -- which method a call is for -----------------------------------------------------------------------------------
 
     def service(self, call: Any) -> Any:
         """Find a call's method, before any of its messages is received; gRPC asks this, see ``GenericRpcHandler``."""
         handler = self._handlers.get(call.method)
-        if handler is None or self._token is None:
-            return handler
         service, _, method = call.method.rpartition("/")
-        if service == f"/{HEALTH_SERVICE}" or method in _OPEN:
+        if handler is None or service == f"/{HEALTH_SERVICE}" or method in _OPEN:
             return handler
-        given = metadata_of(call.invocation_metadata, "authorization")
-        if compare_digest(given.encode(errors="replace"), self._token):
-            return handler
-        return grpc.stream_stream_rpc_method_handler(_refuse)  # which awaits no message, whatever the method is
+        if self._token is not None:
+            given = metadata_of(call.invocation_metadata, "authorization")
+            if not compare_digest(given.encode(errors="replace"), self._token):
+                return _refusal(FailureKind.UNAUTHENTICATED, "send the server's token as 'authorization: Bearer TOKEN'")
+        return (
+            _refusal(FailureKind.NOT_READY, "the server is ending; send it elsewhere")
+            if self._ending.is_set()
+            else handler
+        )
 
     def _all_handlers(self) -> dict[str, Any]:
         service = InferenceService(self._dataplane, self._limits, self._ending)
         health = HealthService(self._dataplane, self._ending)
         inference_methods = {
-            **{name: grpc.unary_unary_rpc_method_handler(guarded(method)) for name, method in service.unary().items()},
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(guarded(service.model_stream_infer)),
+            **{
+                name: grpc.unary_unary_rpc_method_handler(self._counted(method))
+                for name, method in service.unary().items()
+            },
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._counted(service.model_stream_infer)),
         }
         health_methods = {
-            "Check": grpc.unary_unary_rpc_method_handler(guarded(health.check)),
-            "Watch": grpc.unary_stream_rpc_method_handler(guarded(health.watch)),
+            "Check": grpc.unary_unary_rpc_method_handler(self._counted(health.check)),
+            "Watch": grpc.unary_stream_rpc_method_handler(self._counted(health.watch)),
         }
         return {
             **{f"/{INFERENCE_SERVICE}/{name}": handler for name, handler in inference_methods.items()},
@@ -147,8 +179,10 @@ def _credentials(certificate: bytes, key: bytes, files: tuple[Path, Path]) -> An
     return grpc.ssl_server_credentials([(key, certificate)])
 
 
-async def _refuse(messages: Any, context: Any) -> None:
-    await abort(
-        context,
-        RequestError(FailureKind.UNAUTHENTICATED, "send the server's token as metadata 'authorization: Bearer TOKEN'"),
-    )
+def _refusal(kind: FailureKind, message: str) -> Any:
+    """A handler that refuses a call of any method, before a message of it has come."""
+
+    async def refuse(messages: Any, context: Any) -> None:
+        await abort(context, RequestError(kind, message))
+
+    return grpc.stream_stream_rpc_method_handler(refuse)

@@ -64,7 +64,7 @@ def held_requests(served: Serving, count: int) -> list[str]:
 
 def ask_for_ever(client: triton.InferenceServerClient) -> None:
     while True:
-        client.is_server_live(client_timeout=PROMPT_S)
+        client.get_server_metadata(client_timeout=PROMPT_S)
 
 
 def let_go_on(served: Serving) -> None:
@@ -442,9 +442,12 @@ def test_stop_lets_requests_under_way_finish_and_takes_no_more(served: Serving) 
         streaming.async_stream_infer("echo", [input_of(image(1))], request_id="b", parameters={"hold": True})
         assert sorted(held_requests(served, 2)) == ["a", "b"]
         stopping = served.start(served.server.stop(PROMPT_S))
-        with pytest.raises(InferenceServerException) as caught:
+        with pytest.raises(InferenceServerException, match="the server is ending") as caught:
             ask_for_ever(late)  # until it has begun to stop
-        assert caught.value.status() in ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED")
+        assert caught.value.status() == "StatusCode.UNAVAILABLE"
+        assert late.is_server_live()
+        assert not late.is_server_ready()
+        assert _check(served, "") == "NOT_SERVING"
         assert not stopping.done()
         let_go_on(served)
         result, error = answers.get(timeout=PROMPT_S)
