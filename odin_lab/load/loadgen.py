@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,7 +56,7 @@ class LoadGenRun:
         def issue(samples: list[Any]) -> None:
             for sample in samples:
                 answer = loadgen.QuerySampleResponse(sample.id, 0, 0)
-                sender.put(sample.index, lambda answer=answer: loadgen.QuerySamplesComplete([answer]))
+                sender.put(sample.index, partial(loadgen.QuerySamplesComplete, [answer]))
 
         def nothing(*_: Any) -> None:  # samples are in memory all the time
             pass

@@ -63,6 +63,8 @@ def load_plot(finished: Sequence[Finished], *, chosen: Finished, bound_ms: float
         axes[0].set_yscale("log")
         axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes[0].yaxis.set_minor_formatter(_between(axes[0]))
+        for one in axes[1:]:
+            one.tick_params(which="both", labelleft=False)
         axes[0].set_ylabel("latency (ms), from when it was due")
         axes[0].set_title(f"{model}: {chosen.title}")
         legend(figure, layout, looks)
@@ -93,10 +95,10 @@ def _draw_time(axes: Axes, requests: Sequence[Request]) -> None:
 def _draw_distribution(axes: Axes, requests: Sequence[Request]) -> None:
     """Latency below which a share of all requests was answered; failed ones are never."""
     latency_s = np.sort([one.latency_s if not one.failure else np.inf for one in requests])
-    shares = _SHARES[: int(np.searchsorted(_SHARES, 1 - 1 / max(1, latency_s.size), side="right"))]
-    if latency_s.size and shares.size:
-        at = np.minimum((shares * latency_s.size).astype(int), latency_s.size - 1)
-        values = latency_s[at] * 1e3
+    highest = 1 - 1 / max(1, latency_s.size)
+    shares = np.append(_SHARES[: int(np.searchsorted(_SHARES, highest))], highest)
+    if latency_s.size:
+        values = latency_s[np.minimum((shares * latency_s.size + 0.5).astype(int), latency_s.size - 1)] * 1e3
         kept = np.isfinite(values)
         axes.plot(_nines(shares[kept]), values[kept], color=_ANSWERED.color, linewidth=2.0)
     ticks = [share for share in _TICKS if share <= 1 - 1 / max(2, latency_s.size)]
@@ -118,7 +120,7 @@ def _draw_rates(axes: Axes, tried: Sequence[Finished]) -> None:
         axes.plot(figures.rate_hz or 0.0, 1e3 * (figures.p99_s or 0.0), look.marker, color=look.color, markersize=5.0)
     axes.set_xlim(left=0)
     axes.set_xlabel("requests per second")
-    axes.set_title("99% of answers within, by rate")
+    axes.set_title("p99 of the answers, by rate")
 
 
 def _between(axes: Axes) -> Callable[[float, float], str]:

@@ -147,7 +147,7 @@ def _of_files(one: Input, files: Sequence[Path]) -> npt.NDArray[Any]:
     held_as = DATATYPES[one.datatype].held_as
     rows = []
     for file in files:
-        values = np.asarray(_cropped(file, width, height), np.float32)
+        values: npt.NDArray[Any] = np.asarray(_cropped(file, width, height), np.float32)
         if held_as.kind == "f":
             values = (values / 255 - _MEAN) / _STD
         rows.append(values if channels_last else values.transpose(2, 0, 1))

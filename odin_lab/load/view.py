@@ -20,6 +20,7 @@ __all__ = ["headline", "milliseconds", "progress_text", "render", "verdict_line"
 
 _LAST = 200
 """Requests that the line of progress tells of."""
+_FEW = 100
 
 
 def milliseconds(value_s: float | None) -> str:
@@ -64,9 +65,9 @@ def render(finished: Sequence[Finished], search: RateSearch | None, bound_ms: fl
         cells += [milliseconds(value) for value in (figures.p50_s, figures.p90_s, figures.p99_s)]
         kept = figures.keeps(SHARE)
         cells += [Text(_share(figures.in_time_share), "green" if kept else "red")] if bounded else []  # type: ignore[list-item]
-        cells.append(Text(f"{figures.failed:,}", "bold red" if figures.failed else ""))  # type: ignore[arg-type]
-        table.add_row(Text(title), *cells)
-    lines = [line for one in finished for line in _notes(one)]
+        cells.append(_failures(figures))  # type: ignore[arg-type]
+        table.add_row(Text(f"{title}, ended early" if figures.broken_off else title), *cells)
+    lines = _notes(finished)
     if search is not None and bounded:
         lines.append(Text(verdict_line(search, bound_ms), "bold"))
     return Group(table, *lines)
@@ -88,30 +89,36 @@ def _share(share: float | None) -> str:
     return "-" if share is None else f"{int(share * 1000) / 10:.1f}%"
 
 
-def _notes(one: Finished) -> list[Text]:
-    title, figures = one.title, one.figures
+def _failures(figures: Figures) -> Text:
+    """How many, and of which kinds."""
+    told = "\n".join(f"{count:,} x {kind}" for kind, count in figures.failures.items())
+    return Text(told or "0", "bold red" if told else "")
+
+
+def _notes(finished: Sequence[Finished]) -> list[Text]:
+    """What else has to be known of these trials."""
     notes = []
-    if figures.failures:
-        told = ", ".join(f"{count:,}x {kind}" for kind, count in figures.failures.items())
-        notes.append(Text(f"{title}: failed: {told}", "red"))
-    if figures.broken_off:
-        left = f"; {figures.under_way:,} requests were under way" if figures.under_way else ""
-        notes.append(Text(f"{title}: ended early{left}", "yellow"))
-    if (behind := _behind(figures)) is not None:
-        notes.append(Text(f"{title}: {behind}", "yellow"))
-    if 0 < figures.requests < 100 and figures.scenario == "server":
-        notes.append(
-            Text(f"{title}: of {figures.requests} requests, p99 is nearly the slowest; take more seconds", "dim")
-        )
-    if figures.verdict is not None:
-        unmet = f" ({', '.join(figures.verdict.unmet)}: no)" if figures.verdict.unmet else ""
-        notes.append(Text(f"{title}: LoadGen calls the run {figures.verdict.result}{unmet}; no MLPerf result", "dim"))
+    if left := sum(one.figures.under_way for one in finished):
+        notes.append(Text(f"ended early: of {left:,} requests that were under way nothing is known", "yellow"))
+    if late := [behind_s for one in finished if (behind_s := _behind_s(one.figures)) is not None]:
+        behind = f"this program itself sent requests late (p99 up to {milliseconds(max(late))} ms, in {len(late)} of "
+        notes.append(Text(f"{behind}{len(finished)} trials), which is in these latencies", "yellow"))
+    if any(one.figures.scenario == "server" and one.figures.requests < _FEW for one in finished if _whole(one)):
+        notes.append(Text(f"p99 of fewer than {_FEW} requests is nearly the slowest; take more --seconds", "yellow"))
+    judged = [one.figures.verdict for one in finished if one.figures.verdict is not None]
+    if judged:
+        invalid = [one for one in judged if one.result != "VALID"]
+        unmet = ", ".join(dict.fromkeys(rule for one in invalid for rule in one.unmet))
+        how = f"{len(invalid)} of {len(judged)} runs INVALID ({unmet}: no)" if invalid else "VALID"
+        notes.append(Text(f"by LoadGen's own rules: {how}; this is no MLPerf result", "dim"))
     return notes
 
 
-def _behind(figures: Figures) -> str | None:
-    """What to say if the generator itself was late: of the latency, a tenth or more is not the server's then."""
+def _whole(one: Finished) -> bool:
+    return not one.figures.broken_off
+
+
+def _behind_s(figures: Figures) -> float | None:
+    """How late the generator itself was, if a tenth of the latency or more is not the server's then."""
     behind_s, p50_s = figures.behind_p99_s, figures.p50_s
-    if behind_s is None or p50_s is None or behind_s < 0.1 * p50_s:
-        return None
-    return f"this program itself sent requests late (p99 {milliseconds(behind_s)} ms); that counts as latency"
+    return None if behind_s is None or p50_s is None or behind_s < 0.1 * p50_s else behind_s

@@ -67,11 +67,11 @@ class Worker:
         """Tell all that is known, once, and nothing afterwards."""
         loadgen = self._loadgen
         scheduled, verdict = ([], None) if loadgen is None else (loadgen.scheduled(), loadgen.verdict())
+        if loadgen is not None:
+            loadgen.close()
         with self._telling:
             self._send(Outcomes(self.sender.take()))
             self._send(Done(self.sender.asked, scheduled, verdict))
-            if loadgen is not None:
-                loadgen.close()
             os._exit(0)  # threads that wait for answers, and LoadGen's, would hold it up
 
     def tell(self, message: Struct) -> None:

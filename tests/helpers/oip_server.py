@@ -91,6 +91,7 @@ class OipServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Any
 
     def setup(self) -> None:
@@ -98,10 +99,10 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.oip.lock:
             self.server.oip.connections += 1
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.do("GET")
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self.do("POST")
 
     def do(self, method: str) -> None:
@@ -129,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     request_queue_size = 128
     daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that has gone is nothing to tell of."""
 
 
 @contextmanager
