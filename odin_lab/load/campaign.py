@@ -26,6 +26,7 @@ _LEAST = 100
 """Requests of which a 99th percentile can be told ..."""
 _MOST_TIMES = 4
 """... unless they take so many times longer than was asked for."""
+_NO_BOUND_MS = 3.6e6  # LoadGen wants one
 _CAPACITY_S = 5.0
 _CAPACITY_CLIENTS = 16
 
@@ -128,7 +129,7 @@ class Campaign:
             seconds,
             clients=clients or wishes.clients,
             rate_hz=rate_hz,
-            bound_ms=wishes.bound_ms or 1e3 * max(0.001, 3 * self._lone_s),
+            bound_ms=wishes.bound_ms or _NO_BOUND_MS,
             least=max(1, least),
             samples=wishes.samples,
             seed=wishes.seed,
