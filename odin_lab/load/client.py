@@ -10,7 +10,8 @@ from msgspec import Struct
 
 __all__ = ["Client", "Input", "ModelFace", "NamedArray", "RequestFailedError", "Target", "open_client"]
 
-CONNECTION, TIMEOUT = "connection", "no answer in time"
+REFUSED, NOT_READY, LATE, INVALID, NOT_FOUND = "refused", "not ready", "late", "invalid", "not found"
+CONNECTION, TIMEOUT, OTHER = "connection", "no answer in time", "failed"
 
 
 class RequestFailedError(Exception):
@@ -19,15 +20,17 @@ class RequestFailedError(Exception):
     Attributes
     ----------
     kind
-        What it is counted as: ``"429 refused"``, ``"503 not ready"``, ``"504 late"``, ``"400"``, ``"connection"``,
-        ``"no answer in time"``.
+        One of those above, whatever the protocol.
+    label
+        What it is counted as: the kind with its code, ``"refused (429)"``, ``"refused (RESOURCE_EXHAUSTED)"``.
     text
         What the server, or the system, says of it.
     """
 
-    def __init__(self, kind: str, text: str = "") -> None:
-        super().__init__(f"{kind}: {text}" if text else kind)
+    def __init__(self, kind: str, text: str = "", *, code: str = "") -> None:
         self.kind, self.text = kind, text
+        self.label = f"{kind} ({code})" if code else kind
+        super().__init__(f"{self.label}: {text}" if text else self.label)
 
 
 class Input(NamedTuple):
@@ -69,7 +72,7 @@ class Target(Struct, frozen=True):
     Attributes
     ----------
     url
-        ``http://HOST:PORT``.
+        ``http://HOST:PORT``, or ``grpc://HOST:PORT``; ``https`` and ``grpcs`` with TLS.
     model
         Its name.
     binary
@@ -130,4 +133,8 @@ def open_client(target: Target) -> Client:
         from odin_lab.load.rest import RestClient
 
         return RestClient(target)
-    raise ValueError(f"{target.url}: give the server's address as http://HOST:PORT or https://HOST:PORT")
+    if scheme in ("grpc", "grpcs"):
+        from odin_lab.load.grpc_client import GrpcClient
+
+        return GrpcClient(target)
+    raise ValueError(f"{target.url}: give the server's address as http://HOST:PORT or grpc://HOST:PORT")

@@ -10,7 +10,20 @@ from typing import NamedTuple
 
 import msgspec
 
-from odin_lab.load.client import CONNECTION, Client, Input, ModelFace, RequestFailedError, Target, open_client
+from odin_lab.load.client import (
+    CONNECTION,
+    INVALID,
+    LATE,
+    NOT_FOUND,
+    NOT_READY,
+    REFUSED,
+    Client,
+    Input,
+    ModelFace,
+    RequestFailedError,
+    Target,
+    open_client,
+)
 from odin_lab.load.samples import fix_shapes, make_samples
 
 __all__ = ["Introduction", "introduce", "lone_latency_s"]
@@ -75,7 +88,7 @@ def lone_latency_s(
             try:
                 client.infer(prepared[number % len(prepared)])
             except RequestFailedError as error:
-                if error.kind.startswith(("429", "503", "504")) and number:
+                if error.kind in (REFUSED, NOT_READY, LATE) and number:
                     continue  # a deadline that even a lone request does not always keep
                 raise ConnectionError(
                     f"model {known.target.model!r} does not answer a single request: {error}"
@@ -93,9 +106,9 @@ def _check_server(client: Client, target: Target) -> None:
             raise ConnectionError(
                 f"nothing answers at {target.url}: {error.text}; start a server there, as with odin serve"
             ) from error
-        if error.kind == "404":
+        if error.kind == NOT_FOUND:
             raise ConnectionError(
-                f"the server at {target.url} does not speak the Open Inference Protocol: it knows no /v2/health/ready"
+                f"the server at {target.url} does not speak the Open Inference Protocol: {error}"
             ) from error
         raise ConnectionError(f"the server at {target.url} is not ready: {error}; try again when it is") from error
 
@@ -113,7 +126,7 @@ def _face(client: Client, target: Target) -> ModelFace:
     try:
         face = client.describe()
     except RequestFailedError as error:
-        if error.kind not in ("400", "404"):
+        if error.kind not in (INVALID, NOT_FOUND):
             raise ConnectionError(f"model {target.model!r} is not ready: {error}; try again when it is") from error
         names = client.ready_models()
         there = f"; it has {_listed(names)}" if names else ""

@@ -11,11 +11,25 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from odin.server.datatypes import datatype_of, to_raw
-from odin_lab.load.client import CONNECTION, TIMEOUT, Input, ModelFace, NamedArray, RequestFailedError, Target
+from odin_lab.load.client import (
+    CONNECTION,
+    INVALID,
+    LATE,
+    NOT_FOUND,
+    NOT_READY,
+    OTHER,
+    REFUSED,
+    TIMEOUT,
+    Input,
+    ModelFace,
+    NamedArray,
+    RequestFailedError,
+    Target,
+)
 
 __all__ = ["Prepared", "RestClient"]
 
-_KINDS = {429: "429 refused", 503: "503 not ready", 504: "504 late"}
+_KINDS = {400: INVALID, 404: NOT_FOUND, 429: REFUSED, 503: NOT_READY, 504: LATE}
 _LENGTH = "Inference-Header-Content-Length"
 _EXTENSION = "binary_tensor_data"
 _MOST_TEXT = 300
@@ -89,7 +103,7 @@ class RestClient:
                 _EXTENSION in (server.get("extensions") or ()),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise RequestFailedError("not understood", f"metadata that the protocol does not know: {error!r}") from None
+            raise RequestFailedError(OTHER, f"metadata that the protocol does not know: {error!r}") from None
 
     def prepare(self, tensors: Sequence[NamedArray]) -> Prepared:
         """Write the JSON, and the raw bytes behind it.
@@ -172,7 +186,7 @@ def _failure(status: int, data: bytes) -> RequestFailedError:
         text = str(content.get("error") or content.get("detail") or text)
     except (ValueError, AttributeError):
         pass
-    return RequestFailedError(_KINDS.get(status, str(status)), text[:_MOST_TEXT])
+    return RequestFailedError(_KINDS.get(status, OTHER), text[:_MOST_TEXT], code=str(status))
 
 
 def _as_json(name: str, datatype: str, array: Any) -> list[Any]:

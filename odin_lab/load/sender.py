@@ -89,7 +89,7 @@ class Sender:
             try:
                 client.infer(self._prepared[sample])
             except RequestFailedError as error:
-                failure = error.kind
+                failure = error.label
             except Exception as error:  # a defect of ours must not look like a server that hangs
                 failure = f"{type(error).__name__} here"
             over_s = self._clock()

@@ -63,13 +63,13 @@ def test_no_address(url, says, capsys):
 def test_a_server_that_is_not_ready(server, capsys):
     server.ready = False
     assert load(server) == 1
-    assert f"the server at {server.url} is not ready: 503 not ready: loading; try again" in capsys.readouterr().err
+    assert f"the server at {server.url} is not ready: not ready (503): loading; try again" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_ready(server, capsys):
     server.model_ready = False
     assert load(server, "--model", "net") == 1
-    assert "model 'net' is not ready: 503 not ready: net is being loaded" in capsys.readouterr().err
+    assert "model 'net' is not ready: not ready (503): net is being loaded" in capsys.readouterr().err
 
 
 def test_no_such_model(server, capsys):
@@ -97,7 +97,7 @@ def test_a_request_that_the_model_refuses(server, capsys):
     server.answer = refuse
     assert load(server) == 1
     said = capsys.readouterr().err
-    assert "model 'net' does not answer a single request: 400: input 'x' has shape [1, 3], and" in said
+    assert "model 'net' does not answer a single request: invalid (400): input 'x' has shape [1, 3], and" in said
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_a_connection_is_kept_and_one_that_was_closed_while_idle_is_no_failure(s
 @pytest.mark.parametrize(
     ("raises", "kind"),
     [
-        (Fault(429, "busy"), "429 refused"),
-        (Fault(503, "draining"), "503 not ready"),
-        (Fault(504, "late"), "504 late"),
-        (Fault(500, "oops"), "500"),
+        (Fault(429, "busy"), "refused (429)"),
+        (Fault(503, "draining"), "not ready (503)"),
+        (Fault(504, "late"), "late (504)"),
+        (Fault(500, "oops"), "failed (500)"),
         (Close(), "connection"),
     ],
 )
@@ -187,7 +187,7 @@ def test_failures_have_kinds(server, raises, kind):
     client = RestClient(Target(server.url, "net", binary=False))
     with pytest.raises(RequestFailedError) as failed:
         client.infer(client.prepare([]))
-    assert failed.value.kind == kind
+    assert failed.value.label == kind
     client.close()
 
 
@@ -242,7 +242,7 @@ def test_every_failure_is_counted_by_kind(server, tmp_path, capsys):
     file = tmp_path / "o.json"
     assert load(server, "--seconds", "0.3", "--deadline-ms", "10000", "--output", str(file)) == 0
     figures = kept(file)["trials"][0]["figures"]
-    assert set(figures["failures"]) == {"429 refused", "503 not ready", "504 late", "connection"}
+    assert set(figures["failures"]) == {"refused (429)", "not ready (503)", "late (504)", "connection"}
     assert figures["requests"] == figures["answered"] + sum(figures["failures"].values()) == len(server.requests) - 5
     assert figures["in_time_share"] == figures["answered"] / figures["requests"] < 0.5
     assert "x connection" in capsys.readouterr().out
