@@ -134,7 +134,9 @@ def open_client(target: Target) -> Client:
 
         return RestClient(target)
     if scheme in ("grpc", "grpcs"):
-        from odin_lab.load.grpc_client import GrpcClient
-
+        try:
+            from odin_lab.load.grpc_client import GrpcClient
+        except ImportError as error:
+            raise ValueError(f"{target.url} needs gRPC: pip install 'odin-pipeline[serve]' ({error})") from error
         return GrpcClient(target)
     raise ValueError(f"{target.url}: give the server's address as http://HOST:PORT or grpc://HOST:PORT")

@@ -94,7 +94,8 @@ class GrpcClient:
             if error.kind == CONNECTION:
                 raise
             return []  # an extension that not every server has
-        return [one.name for one in found.models if one.state in ("", "READY")]
+        # MLServer writes "State.READY"
+        return [one.name for one in found.models if one.state.rpartition(".")[2] in ("", "READY")]
 
     def describe(self) -> ModelFace:
         """Ask for the server's metadata and the model's."""

@@ -51,7 +51,7 @@ class Server(grpc.GenericRpcHandler):
 
     def RepositoryIndex(self, request, context):  # noqa: N802
         answer = messages.RepositoryIndexResponse()
-        answer.models.add(name="net", state="READY")
+        answer.models.add(name="net", state="State.READY")  # as MLServer writes it
         return answer
 
     def ModelInfer(self, request, context):  # noqa: N802
