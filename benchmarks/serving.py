@@ -155,6 +155,7 @@ def measure_rivals(
         with rival_server(name, model, cores, inputs, python=python) as served:
             return _ask(served, way, inputs, load, arguments)
 
+    rivals = [name for name in rivals if _starts(name, model, cores, inputs, pythons)]
     candidates: dict[str, Callable[[], Turn]] = {f"odin {way}": partial(ours, way) for way in ("rest", "grpc")}
     for name in rivals:
         for way in ("rest", "grpc") if name == "mlserver" else ("rest",):
@@ -213,6 +214,16 @@ def _is_installed(name: str, python: str | None) -> bool:
     if not found:
         print(f"without {name}: {module} cannot be imported; say --python {name}=FILE", file=sys.stderr)
     return found
+
+
+def _starts(name: str, model: str, cores: Sequence[int], inputs: Sequence[Input], pythons: Mapping[str, str]) -> bool:
+    """Whether a rival answers; told if not, as one that does not must not cost the others' figures."""
+    try:
+        with rival_server(name, model, cores, inputs, python=pythons.get(name, sys.executable)):
+            return True
+    except RuntimeError as error:
+        print(f"without {error}", file=sys.stderr)
+        return False
 
 
 def _imports(python: str, module: str) -> bool:

@@ -117,25 +117,12 @@ def ray_serve(model: str, cores: tuple[int, ...], ready: Path, claims: str) -> N
 
 # ---------------------------------------------------------------- LitServe
 def litserve(model: str, cores: tuple[int, ...], ready: Path, claims: str) -> None:
-    """A worker on each core; its requests are JSON, as it reads no others."""
+    """A worker on each core."""
     import litserve as ls
 
-    class Api(ls.LitAPI):  # type: ignore[misc]  # it is not installed everywhere
-        def setup(self, device: str) -> None:
-            self.infer = pinned_model(model, cores, Path(claims))
+    from benchmarks.serving_litserve import TorchApi
 
-        def decode_request(self, request: dict[str, Any]) -> Array:
-            (given,) = request["inputs"]
-            return np.array(given["data"], np.float32).reshape(given["shape"])
-
-        def predict(self, image: Array) -> Array:
-            return self.infer(image)
-
-        def encode_response(self, output: Array) -> dict[str, Any]:
-            about = {"name": "output", "datatype": "FP32", "shape": output.shape, "data": output.ravel().tolist()}
-            return {"model_name": "net", "outputs": [about]}
-
-    server = ls.LitServer(Api(api_path="/v2/models/net/infer"), accelerator="cpu", workers_per_device=len(cores))
+    server = ls.LitServer(TorchApi(model, cores, claims), accelerator="cpu", workers_per_device=len(cores))
     port = free_port()
     write_ready(ready, http=port)  # the port; it answers when its workers do
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")

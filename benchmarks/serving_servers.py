@@ -136,7 +136,7 @@ def start(command: Sequence[str], inputs: Sequence[Input], *, name: str = "odin"
                 ways["rest"] = Way(f"http://127.0.0.1:{ports['http']}", "net", not as_json)
             if "grpc" in ports:
                 ways["grpc"] = Way(f"grpc://127.0.0.1:{ports['grpc']}", "net")
-            _wait_for_answer(next(iter(ways.values())), inputs, begin_s)
+            _wait_for_answer(process, next(iter(ways.values())), inputs, begin_s)
             yield Served(ways, process.pid, time.monotonic() - begin_s)
         except (RuntimeError, OSError) as error:
             output.seek(0)
@@ -222,11 +222,11 @@ def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, begin_s: fl
     raise RuntimeError(f"it was not ready within {_START_S:g} s")
 
 
-def _wait_for_answer(way: Way, inputs: Sequence[Input], begin_s: float) -> None:
+def _wait_for_answer(process: subprocess.Popen[bytes], way: Way, inputs: Sequence[Input], begin_s: float) -> None:
     while True:
         try:
             return way.ask(inputs)
         except RequestFailedError as error:
-            if time.monotonic() - begin_s > _START_S:
-                raise RuntimeError(f"it answers no request: {error}") from error
+            if process.poll() is not None or time.monotonic() - begin_s > _START_S:
+                raise RuntimeError(f"it answers no request: {error}") from None
             time.sleep(_LOOK_S)
