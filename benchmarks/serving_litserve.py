@@ -3,13 +3,12 @@
 Requests and answers are JSON, since LitServe reads no other bodies.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import litserve as ls
 import numpy as np
+from starlette.requests import Request
 
 from benchmarks.serving_rival import Array, pinned_model
 
@@ -27,8 +26,8 @@ class TorchApi(ls.LitAPI):  # type: ignore[misc]  # LitServe is not installed ev
         """Make the model, in a worker."""
         self._infer = pinned_model(*self._of)
 
-    def decode_request(self, request: dict[str, Any]) -> Array:
-        """Read the only input."""
+    def decode_request(self, request: Request) -> Array:
+        """Read the only input. By the annotation, which must be no text, LitServe sees that it is to parse JSON."""
         (given,) = request["inputs"]
         return np.array(given["data"], np.float32).reshape(given["shape"])
 
