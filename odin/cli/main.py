@@ -29,13 +29,14 @@ COMMANDS = (
         "simulate",
         "report",
         "bench",
+        "load",
         "cluster",
     ),
     "completion",
 )
 
 
-LABORATORY = ("demo", "inject", "record", "simulate", "report", "bench")
+LABORATORY = ("demo", "inject", "record", "simulate", "report", "bench", "load")
 """Commands of the laboratory; imported by name, so that serving does not import ``odin_lab``."""
 
 

@@ -19,7 +19,8 @@ import psutil
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.placement_group import get_current_placement_group, placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from odin.cluster import ray_calls
 from odin.cluster.ray_calls import calling
@@ -668,7 +669,7 @@ def _create_actor(
 ) -> Any:
     options: dict[str, Any] = {
         "num_cpus": 0 if share or device.kind == "gpu" else device.threads,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
+        "scheduling_strategy": _strategy(node_id),
         # Control calls must not wait for one another: a long prepare beside a ping.
         "max_concurrency": 4,
         "max_restarts": 0,
@@ -682,6 +683,17 @@ def _create_actor(
     with calling():
         remote: Any = ray.remote(StageActor).options(**options)
         return remote.remote(index, str(device), label, share=share, precision=precision, engine=engine)
+
+
+def _strategy(node_id: str) -> Any:
+    """A stage goes to its node, and takes its CPUs from what this process's placement group has reserved there."""
+    group = get_current_placement_group()
+    if group is not None:
+        nodes = placement_group_table(group)["bundles_to_node_id"]
+        for bundle, node in nodes.items():
+            if node == node_id:
+                return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=int(bundle))
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
 def _warn_of_niceness(infos: Sequence[StageInfo]) -> None:

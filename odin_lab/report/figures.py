@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from odin.partitioner.files import write_whole
 from odin_lab.report.results import Results
 from odin_lab.report.style import DARK, GRID, INK, Look
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["NARROW", "WIDE", "Layout", "Plot", "ReportError", "legend", "panels", "save", "svg"]
+__all__ = ["KINDS", "NARROW", "WIDE", "Layout", "Plot", "ReportError", "legend", "panels", "save", "svg", "write"]
+
+KINDS = ("png", "svg", "pdf")
+"""Endings of a figure's file."""
 
 
 class ReportError(ValueError):
@@ -235,10 +239,24 @@ def save(plot: Plot, folder: Path, *, on_drawn: Callable[[], None] = lambda: Non
     return paths
 
 
+def write(plot: Plot, path: Path) -> None:
+    """Write the figure as the file's ending says, on white.
+
+    Raises
+    ------
+    ReportError
+        If the ending is none of ``.png``, ``.svg``, ``.pdf``, or matplotlib is missing.
+    """
+    kind = path.suffix.lower()[1:]
+    if kind not in KINDS:
+        raise ReportError(f"{path}: a figure's file ends in {', '.join(f'.{known}' for known in KINDS)}")
+    write_whole(path, _render(plot, WIDE, kind, facecolor="white"))
+
+
 def _render(plot: Plot, layout: Layout, kind: str, **options: Any) -> bytes:
     with _rules(layout):
         figure = plot.draw(layout)
         file = io.BytesIO()
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        metadata = {"png": {"Software": None}, "svg": {"Date": None}}.get(kind, {})
         figure.savefig(file, format=kind, dpi=160, metadata=metadata, **options)
     return file.getvalue()

@@ -1,0 +1,277 @@
+"""``odin load``: requests to any server of the Open Inference Protocol, and how soon they are answered.
+
+Exit status: 0; 1 if the server does not answer, or nothing was answered; 2 for wrong usage; 130 after Ctrl-C, 143 after
+SIGTERM, 129 after SIGHUP, when what is known until then has been shown and kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from odin.cli.arguments import positive, positive_number
+from odin.partitioner.files import check_different, check_writable, write_whole
+from odin.process.signals import draining
+from odin_lab.load.campaign import Campaign, Finished, Wishes
+from odin_lab.load.client import Target
+from odin_lab.load.figures import Figures, Request
+from odin_lab.load.introduction import Introduction, introduce, lone_latency_s
+from odin_lab.load.loadgen import check_loadgen
+from odin_lab.load.samples import parse_input
+from odin_lab.load.task import SCENARIOS
+from odin_lab.load.trial import Trial, TrialBrokenError
+from odin_lab.load.view import headline, progress_text, render, verdict_line
+
+__all__ = ["add_parser", "run"]
+
+
+class Kept(Struct, frozen=True):
+    """A trial in the file."""
+
+    title: str
+    figures: Figures
+    requests: list[Request]
+
+
+class Result(Struct, frozen=True):
+    """What ``--output`` keeps.
+
+    Attributes
+    ----------
+    command, url, server, model
+        What was asked, and of whom.
+    inputs
+        Of each request: name, datatype, shape.
+    binary
+        Whether tensors went as raw bytes.
+    lone_s
+        Seconds of a request alone.
+    trials
+        In their order; a request is due_s, latency_s, behind_s, failure.
+    highest_hz, too_much_hz
+        Of the search: the highest rate that kept the bound, and the least that did not; None: none.
+    words
+        The same in words; empty without a search.
+    """
+
+    command: str
+    url: str
+    server: str
+    model: str
+    inputs: tuple[Any, ...]
+    binary: bool
+    lone_s: float
+    trials: list[Kept]
+    highest_hz: float | None
+    too_much_hz: float | None
+    words: str
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``odin load`` and its options."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "load",
+        help="send requests to a server of the Open Inference Protocol, and time them",
+        description="Send requests to any server of the Open Inference Protocol (ODIN, Triton, MLServer, ...), and "
+        "show how soon they are answered. What is refused or fails is counted by kind, and is never in time.",
+        epilog="single-stream, offline and server are driven by MLPerf LoadGen; what comes of them is no MLPerf "
+        "result. With server, latencies count from when a request is due, however late it is sent.",
+    )
+    parser.add_argument("url", metavar="URL", help="the server: http://HOST:PORT")
+    parser.add_argument("--model", default="", metavar="NAME", help="default: the only one that is there")
+    load = parser.add_argument_group("load")
+    load.add_argument(
+        "--scenario",
+        choices=SCENARIOS,
+        help="clients: each sends its next request when it has its answer (default); single-stream; offline: all at "
+        "once; server: at random moments (default with --rate or --p99-ms)",
+    )
+    load.add_argument(
+        "--clients",
+        type=positive,
+        metavar="N",
+        help="requests under way (default 1; offline: 16)",
+    )
+    load.add_argument("--rate", type=positive_number, metavar="HZ", help="requests per second on average")
+    load.add_argument(
+        "--p99-ms",
+        type=positive_number,
+        metavar="MS",
+        help="bound that 99%% of all requests are to keep; without --rate: find the highest rate with which they do",
+    )
+    load.add_argument(
+        "--seconds", type=positive_number, default=10.0, metavar="S", help="of each trial (default %(default)g)"
+    )
+    load.add_argument("--deadline-ms", type=positive_number, metavar="MS", help="sent with every request, as timeout")
+    load.add_argument(
+        "--patience",
+        type=positive_number,
+        default=10.0,
+        metavar="S",
+        help="a request without an answer after that has failed (default %(default)g)",
+    )
+    what = parser.add_argument_group("requests")
+    what.add_argument("--images", type=Path, metavar="FOLDER", help="photographs to send (default: random numbers)")
+    what.add_argument("--batch", type=positive, default=1, metavar="N", help="inputs per request (default %(default)s)")
+    what.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME:TYPE:SIZES",
+        help="such as image:FP32:1,3,224,224: where the server leaves it open; may be repeated",
+    )
+    what.add_argument("--samples", type=positive, default=16, metavar="N", help="different ones (default %(default)s)")
+    what.add_argument("--json", action="store_true", help="tensors as JSON, also if the server takes raw bytes")
+    what.add_argument("--seed", type=int, default=0, metavar="N", help="of inputs and moments (default %(default)s)")
+    kept = parser.add_argument_group("results")
+    kept.add_argument("--output", type=Path, metavar="FILE.json", help="keep all, each request included")
+    kept.add_argument("--plot", type=Path, metavar="FILE.png", help="draw latencies (also .svg, .pdf)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit status."""
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    wishes = _wishes(arguments)
+    given = [parse_input(text) for text in arguments.input]
+    target = Target(
+        arguments.url,
+        arguments.model,
+        binary=not arguments.json,
+        deadline_ms=arguments.deadline_ms,
+        patience_s=arguments.patience,
+    )
+    known = introduce(target, given=given, batch=arguments.batch)
+    lone_s = lone_latency_s(known, images=wishes.images, seed=wishes.seed)
+    console.print(headline(known, lone_s), markup=False)
+    with draining() as drain, _progress() as show:
+
+        def look(title: str, trial: Trial) -> bool:
+            show(title, trial)
+            return not drain.is_set()
+
+        campaign = Campaign(known, wishes, lone_s=lone_s, look=look)
+        try:
+            campaign.carry_out()
+        except TrialBrokenError as error:
+            print(f"odin load: {error}", file=sys.stderr)
+            return 1
+    bound_ms = wishes.bound_ms
+    console.print(render(campaign.finished, campaign.search, bound_ms))
+    if arguments.output is not None:
+        write_whole(arguments.output, msgspec.json.encode(_result(known, lone_s, campaign, bound_ms)) + b"\n")
+        console.print(f"kept in {arguments.output}", style="dim", markup=False)
+    if arguments.plot is not None and (chosen := _chosen(campaign)) is not None:
+        from odin_lab.load.plot import load_plot
+        from odin_lab.report.figures import write
+
+        model = known.target.model
+        write(load_plot(campaign.finished, chosen=chosen, bound_ms=bound_ms, model=model), arguments.plot)
+        console.print(f"drawn in {arguments.plot}", style="dim", markup=False)
+    return 0 if any(one.figures.answered for one in campaign.finished) else 1
+
+
+def _wishes(arguments: argparse.Namespace) -> Wishes:
+    """Find what cannot be before anything is asked of the server."""
+    scenario = arguments.scenario or ("clients" if arguments.rate is arguments.p99_ms is None else "server")
+    if scenario != "server" and arguments.rate is not None:
+        raise ValueError(f"--rate means nothing with --scenario {scenario}; leave it out, or take server")
+    if scenario == "server" and arguments.rate is None and arguments.p99_ms is None:
+        raise ValueError("--scenario server: say --rate HZ, or --p99-ms MS to find the highest rate that keeps it")
+    if scenario == "single-stream" and arguments.clients not in (None, 1):
+        raise ValueError("--clients means nothing with --scenario single-stream, which has one; take clients")
+    for option in ("seconds", "rate", "p99_ms", "deadline_ms", "patience"):
+        value = getattr(arguments, option)
+        if value is not None and math.isinf(value):
+            raise ValueError(f"--{option.replace('_', '-')} {value:g} is not a finite number")
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"--seed {arguments.seed} is not from 0 to 2**63 - 1")
+    if arguments.images is not None and not arguments.images.is_dir():
+        raise ValueError(f"--images {arguments.images}: there is no such folder")
+    for option in ("output", "plot"):
+        if (path := getattr(arguments, option)) is not None:
+            check_writable(path, f"--{option}")
+    check_different(output=arguments.output, plot=arguments.plot)
+    if arguments.plot is not None:
+        from odin_lab.report.figures import KINDS
+
+        if arguments.plot.suffix.lower()[1:] not in KINDS:
+            raise ValueError(f"--plot {arguments.plot}: end it in {', '.join(f'.{kind}' for kind in KINDS)}")
+    if scenario != "clients":
+        check_loadgen()
+    clients = arguments.clients or (16 if scenario == "offline" else 1)
+    bound_ms = arguments.p99_ms if arguments.p99_ms is not None else arguments.deadline_ms
+    return Wishes(
+        scenario,
+        arguments.seconds,
+        clients,
+        arguments.rate,
+        bound_ms,
+        samples=arguments.samples,
+        seed=arguments.seed,
+        images=arguments.images,
+    )
+
+
+def _chosen(campaign: Campaign) -> Finished | None:
+    """The trial to draw: that of the highest rate that kept the bound, otherwise the last one with an answer."""
+    found = [one for one in campaign.finished if one.requests]
+    if campaign.search is not None and campaign.search.passed_hz is not None:
+        return next(one for one in found if one.figures.rate_hz == campaign.search.passed_hz)
+    return found[-1] if found else None
+
+
+def _result(known: Introduction, lone_s: float, campaign: Campaign, bound_ms: float | None) -> Result:
+    search = campaign.search
+    return Result(
+        shlex.join(["odin", *sys.argv[1:]]),
+        known.target.url,
+        known.face.server,
+        known.target.model,
+        known.inputs,
+        known.target.binary,
+        lone_s,
+        [Kept(*one) for one in campaign.finished],
+        None if search is None else search.passed_hz,
+        None if search is None else search.failed_hz,
+        "" if search is None else verdict_line(search, bound_ms),
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, Trial], None]]:
+    """A line per trial, in a terminal only; yields what shows where one is."""
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[known]}", style="dim"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    tasks: dict[int, Any] = {}
+
+    def show(title: str, trial: Trial) -> None:
+        row = tasks.get(id(trial))
+        if row is None:
+            for before in tasks.values():
+                progress.update(before, visible=False)
+            row = tasks[id(trial)] = progress.add_task(escape(title), total=trial.task.seconds, known="")
+        begun = [one.over_s for one in trial.outcomes[-1:]]
+        done_s = begun[0] - trial.begin_s if begun and trial.begin_s is not None else 0.0
+        progress.update(row, completed=min(done_s, trial.task.seconds), known=progress_text(trial))
+
+    with progress:
+        yield show
