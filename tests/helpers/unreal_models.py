@@ -36,7 +36,9 @@ class UnrealPipeline:
         self.function = function
         self.timeouts_s: list[float | None] = []
 
-    async def asubmit(self, *inputs: torch.Tensor, timeout_s: float | None = None) -> Any:
+    async def asubmit(
+        self, *inputs: torch.Tensor, timeout_s: float | None = None, timelines: list[Any] | None = None
+    ) -> Any:
         self.timeouts_s.append(timeout_s)
         result = self.function(*inputs)
         return await result if asyncio.iscoroutine(result) else result
@@ -57,7 +59,7 @@ class UnrealModel(ServedModel):
         **config: Any,
     ) -> None:
         self.config = ModelConfig(name=name, source=name, **config)
-        self.statistics, self.under_way = Statistics(), 0
+        self.statistics, self.under_way, self.devices = Statistics(), 0, ()
         self.preprocess, self.labels, self.random_weights = preprocess, labels, True
         self.pipeline: Any = UnrealPipeline(function)
         _, structure = pytree.tree_flatten((0,) * len(inputs))

@@ -404,6 +404,9 @@ class GoneClient:
     def invocation_metadata(self) -> tuple[()]:
         return ()
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
 
 def test_a_client_that_has_gone_is_no_failure_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
     async def ask() -> None:
