@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import time
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,6 +192,8 @@ def _serve(
         from odin.server.rest import make_app
 
     torch.set_num_threads(1)  # this process translates; the cores are the stages'
+    # Inputs are views of what was received, which nobody writes to.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
     cert, key = arguments.tls_cert, arguments.tls_key
     tls = None if cert is None else (Path(cert), Path(key))
 

@@ -17,9 +17,12 @@ import numpy.typing as npt
 
 from odin.server.failures import FailureKind, RequestError
 
-__all__ = ["DATATYPES", "Datatype", "count_of", "datatype_of", "from_raw", "to_raw"]
+__all__ = ["DATATYPES", "Datatype", "checked_shape", "count_of", "datatype_of", "from_raw", "to_raw"]
 
 _LENGTH = struct.Struct("<I")
+_MOST_AXES = 32  # of a NumPy array of any version
+_MOST_ELEMENTS = 2**40  # far beyond any message, and so few that no product overflows
+_MOST_TEXTS = 2**16  # BYTES elements are Python objects, each
 
 
 class Datatype(NamedTuple):
@@ -82,6 +85,27 @@ def datatype_of(name: object) -> Datatype:
 def count_of(shape: Sequence[int]) -> int:
     """Number of elements of a shape."""
     return math.prod(shape)
+
+
+def checked_shape(shape: Sequence[int], datatype: Datatype, *, what: str) -> tuple[int, ...]:
+    """Return a shape that a client has sent.
+
+    Raises
+    ------
+    RequestError
+        If it has too many axes, a negative size, or more elements than any message holds.
+    """
+    if len(shape) > _MOST_AXES:
+        raise RequestError(FailureKind.INVALID, f"{what}: a shape of {len(shape)} axes; {_MOST_AXES} are the most")
+    if any(size < 0 for size in shape):
+        told = "has a negative size; -1 is for metadata, say how many there are"
+        raise RequestError(FailureKind.INVALID, f"{what}: shape {list(shape)} {told}")
+    # A size of 0 makes the product 0, and the others may be anything: NumPy takes none whose product overflows.
+    most = _MOST_TEXTS if datatype.name == "BYTES" else _MOST_ELEMENTS
+    if math.prod(size or 1 for size in shape) > most:
+        told = f"has more than {most} elements, the most of {datatype.name}"
+        raise RequestError(FailureKind.INVALID, f"{what}: shape {list(shape)} {told}")
+    return tuple(shape)
 
 
 def from_raw(datatype: Datatype, shape: Sequence[int], raw: bytes | memoryview, *, what: str) -> npt.NDArray[Any]:

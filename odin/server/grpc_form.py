@@ -15,14 +15,13 @@ several times, as objects of Python.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from odin.server.datatypes import Datatype, count_of, datatype_of, from_raw, to_raw
+from odin.server.datatypes import Datatype, checked_shape, count_of, datatype_of, from_raw, to_raw
 from odin.server.failures import FailureKind, RequestError
 from odin.server.grpc_messages import inference, parse
 from odin.server.messages import InferRequest, InferResponse, Parameter, RequestedOutput, Tensor
@@ -35,9 +34,6 @@ _IN_STREAM_TAG = b"\x12"  # field 2 of ModelStreamInferResponse, infer_response,
 
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5  # protobuf's wire types
 _MOST_FIELDS = 4096  # inputs, outputs and parameters: two bytes each would become a hundred in memory
-_MOST_AXES = 32  # as NumPy's
-_MOST_ELEMENTS = 2**40  # far beyond any message, and so few that no product overflows
-_MOST_TEXTS = 2**16  # BYTES elements are Python objects, each
 
 _WIDTH_IN_CONTENTS = {"int_contents": np.dtype("<i4"), "uint_contents": np.dtype("<u4")}
 
@@ -140,7 +136,7 @@ def _read_input(tensor: Any, raw: memoryview | None) -> Tensor:
         datatype = datatype_of(tensor.datatype)
     except RequestError as error:
         raise _invalid(f"{what}: {error}") from None
-    shape = _read_shape(tensor.shape, datatype, what)
+    shape = checked_shape(tensor.shape, datatype, what=what)
     if raw is None:
         array = _read_contents(tensor, datatype, shape, what)
     elif tensor.HasField("contents"):
@@ -148,19 +144,6 @@ def _read_input(tensor: Any, raw: memoryview | None) -> Tensor:
     else:
         array = from_raw(datatype, shape, raw, what=what)
     return Tensor(tensor.name, datatype, array, parameters)
-
-
-def _read_shape(sizes: Any, datatype: Datatype, what: str) -> tuple[int, ...]:
-    if len(sizes) > _MOST_AXES:
-        raise _invalid(f"{what}: a shape of {len(sizes)} axes; {_MOST_AXES} are the most")
-    shape = tuple(sizes)
-    if any(size < 0 for size in shape):
-        raise _invalid(f"{what}: shape {list(shape)} has a negative size; -1 is for metadata, say how many there are")
-    # A size of 0 makes the product 0, and the others may be anything: NumPy takes none whose product overflows.
-    most = _MOST_TEXTS if datatype.name == "BYTES" else _MOST_ELEMENTS
-    if math.prod(size or 1 for size in shape) > most:
-        raise _invalid(f"{what}: shape {list(shape)} has more than {most} elements, the most of {datatype.name}")
-    return shape
 
 
 def _read_contents(tensor: Any, datatype: Datatype, shape: tuple[int, ...], what: str) -> npt.NDArray[Any]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from odin.server.datatypes import datatype_of, from_raw, to_raw
+from odin.server.datatypes import checked_shape, datatype_of, from_raw, to_raw
 from odin.server.failures import FailureKind, RequestError
 from odin.server.json_tensor import from_json, to_json, to_strings
 from odin.server.messages import (
@@ -33,8 +33,6 @@ __all__ = ["HEADER_LENGTH", "Answer", "header_nbytes", "read_request", "read_ten
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """Header that tells how many bytes of a body are JSON."""
 
-_MOST_AXES = 32  # of a NumPy array of any version
-_MOST_NBYTES = 2**62
 _Parameters = dict[str, bool | int | float | str | None] | None
 
 
@@ -244,7 +242,7 @@ def _inputs(inputs: Sequence[_Input], read: list[Any] | None, rest: memoryview |
         what = f"input {one.name!r}"
         datatype = datatype_of(one.datatype)
         parameters = _parameters(one.parameters)
-        shape = _checked_shape(one.shape, datatype.held_as.itemsize, what)
+        shape = checked_shape(one.shape, datatype, what=what)
         data = _given(one.data) if read is None else read[number]
         size = parameters.get("binary_data_size")
         if any(name.startswith("shared_memory_") for name in parameters):
@@ -273,16 +271,6 @@ def _inputs(inputs: Sequence[_Input], read: list[Any] | None, rest: memoryview |
 def _given(data: msgspec.Raw) -> msgspec.Raw | None:
     nbytes = memoryview(data).nbytes
     return None if nbytes == 0 or (nbytes == len(b"null") and bytes(data) == b"null") else data
-
-
-def _checked_shape(shape: list[int], itemsize: int, what: str) -> list[int]:
-    if len(shape) > _MOST_AXES:
-        raise _error(f"{what}: shape has {len(shape)} axes; there are {_MOST_AXES} at most")
-    if any(size < 0 for size in shape):
-        raise _error(f"{what}: shape {shape} has a negative size")
-    if math.prod(max(1, size) for size in shape) * itemsize > _MOST_NBYTES:
-        raise _error(f"{what}: shape {shape} is larger than any memory")
-    return shape
 
 
 def _parameters(given: _Parameters) -> Mapping[str, Parameter]:

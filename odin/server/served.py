@@ -76,7 +76,8 @@ class ServedModel:
         self.pipeline = Pipeline(source, on_event=on_event, **_options(config, source))
         del source
         try:
-            result = self.pipeline(*example)
+            for _ in range(2 * len(self.pipeline.devices)):  # the first ones take longer than those to come
+                result = self.pipeline(*example)
             own = self.pipeline.chain
             names = config.inputs or (tuple(one.name for one in own.file.inputs) if isinstance(own, OnnxChain) else ())
             outputs = config.outputs or (
@@ -117,6 +118,7 @@ class ServedModel:
         try:
             wanted = self._wanted(request.outputs)
             arguments = self.signature.call(request.inputs)
+            self._check_samples(request)
             timeout_s = self._timeout_s(request, begin_s)
             asked_s = time.perf_counter()
             result = await _outcome(self.pipeline, arguments, timeout_s, timelines)
@@ -166,6 +168,17 @@ class ServedModel:
         if known.shape[:1] != (-1,):
             return 1
         return next(int(tensor.array.shape[0]) for tensor in request.inputs if tensor.name == known.name)
+
+    def _check_samples(self, request: InferRequest) -> None:
+        """Raise if a request can never find as many places as it needs."""
+        config, samples = self.config, self._samples(request)
+        most = config.batch * config.max_waiting
+        if samples > config.batch and samples > most:
+            raise RequestError(
+                FailureKind.INVALID,
+                f"{samples} samples, of which {most} may wait at a time (max_waiting = {config.max_waiting}, batch = "
+                f"{config.batch}): send them in several requests",
+            )
 
     def _wanted(self, outputs: tuple[RequestedOutput, ...]) -> tuple[RequestedOutput, ...]:
         known = [output.name for output in self.signature.outputs]

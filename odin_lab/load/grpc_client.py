@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
+
+from odin.server.grpc_messages import inference
 
 from odin.server.datatypes import datatype_of, to_raw
 from odin_lab.load.client import (
@@ -70,7 +71,7 @@ class GrpcClient:
             self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(), _OPTIONS)
         else:
             self._channel = grpc.insecure_channel(address, _OPTIONS)
-        self._messages: Any = importlib.import_module("odin.server.grpc_messages").inference
+        self._messages: Any = inference
         self._infer = self._channel.unary_unary(f"{_SERVICE}/ModelInfer")
 
     def connect(self) -> None:
