@@ -8,9 +8,8 @@ Two numbers, each moved a little by every answer::
 A broken promise widens the factor by a tenth, a kept one narrows it by a ten-thousandth. So it comes to rest where one
 in a thousand is broken, whatever the errors are like: nothing is assumed of their distribution, and how large they were
 does not matter. (This is stochastic approximation of a quantile, Robbins and Monro 1951; as a promise that holds
-whatever the data do: adaptive conformal inference, Gibbs and Candes 2021.) It is never above 2. A load that comes to a
-stage's only core makes what is under way there twice as late at most; a factor that follows more than that leaves
-stages idle and saves nobody.
+whatever the data do: adaptive conformal inference, Gibbs and Candes 2021.) It is never above 2: another program that
+comes to a stage's only core makes it twice as slow, and a wider factor costs more goodput than it keeps promises.
 """
 
 from __future__ import annotations

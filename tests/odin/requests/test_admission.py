@@ -143,7 +143,7 @@ def test_once_no_more_are_refused_all_who_would_be_in_time_are_taken():
 
 
 def test_only_who_was_refused_for_having_to_wait_could_fill_a_place():
-    """A second of work, three seconds off: given two seconds it would be in time without the wait, given half a one never."""
+    """A second of work, three seconds off: given two it would be in time without the wait, given half of one never."""
     exits = LineExits(0.0, [3.0], [1.0])
     for timeout_s, filled in ((2.0, True), (0.5, False)):
         judge = admission()
