@@ -128,8 +128,9 @@ def measure(
         admission=admission,
     )
     until_s = min(float(closed.finished_s.max()), float(run.arrived_s[-1]))
-    in_time = run.finished_s <= run.deadline_s
     assert run.outcome is not None
+    assert run.deadline_s is not None
+    in_time = run.finished_s <= run.deadline_s
     kept = run.outcome != REFUSED
     return Cell(
         *(model, devices, noise, deadline, offered, load, seed),

@@ -192,13 +192,11 @@ class Admission:
     def ended(self, forecast: Forecast, deadline_s: float, *, in_time: bool) -> None:
         """Take into account whether one that was accepted was done in time.
 
-        That says nothing of the margin if the request had none, being alone, nor if it was at no risk and in time.
+        That says nothing of the margin if the request was late and had none, being alone, or in time and at no risk.
         """
-        if forecast.latest_s > deadline_s or deadline_s == math.inf:
-            return
-        if not in_time:
+        if not in_time and forecast.latest_s <= deadline_s:
             self.margin.broken()
-        elif forecast.safest_s > deadline_s:
+        elif in_time and forecast.safest_s > deadline_s:
             self.margin.kept()
 
 

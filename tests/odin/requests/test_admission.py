@@ -243,8 +243,10 @@ def test_only_promises_that_were_at_risk_are_learned_from():
     judge.ended(forecast, 1.3, in_time=False)  # taken because it was alone
     judge.ended(forecast, NEVER, in_time=True)
     assert judge.margin.factor == pytest.approx(1.4999)
+    judge.ended(forecast, 1.3, in_time=True)  # alone, and less would have been enough
+    assert judge.margin.factor == pytest.approx(1.4998)
     judge.ended(forecast, 3.0, in_time=False)
-    assert judge.margin.factor == pytest.approx(1.5999)
+    assert judge.margin.factor == pytest.approx(1.5998)
 
 
 # -- promises --------------------------------------------------------------------------------------------------------
