@@ -5,11 +5,11 @@ Two numbers, each moved a little by every answer::
     usual    seconds taken over seconds predicted, of half of the requests: what predictions leave out
     factor   of that, what is allowed for before a request is taken
 
-A broken promise widens what the factor is above 1 by a fifth, a kept one narrows it by a thousandth of that. So it comes
-to rest where one in a thousand is broken, whatever the errors are like: nothing is assumed of their distribution, and
-how large they were does not matter. (This is stochastic approximation of a quantile, Robbins and Monro 1951; as a promise
-that holds whatever the data do: adaptive conformal inference, Gibbs and Candes 2021.) It stays
-between 1.1 and 3.
+A broken promise widens what the factor is above 1 by a fifth, a kept one narrows it by a thousandth of that. So it
+comes to rest where one in a thousand is broken, whatever the errors are like: nothing is assumed of their distribution,
+and how large they were does not matter. (This is stochastic approximation of a quantile, Robbins and Monro 1951; as a
+promise that holds whatever the data do: adaptive conformal inference, Gibbs and Candes 2021.) It stays between 1.1
+and 3.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import math
 __all__ = ["WIDEST", "Margin"]
 
 _NARROWEST, _FIRST, WIDEST = 1.1, 1.5, 3.0
-"""Stages' times vary by a tenth on the quietest machine. A request whose deadline is three times as far as its expected completion is at little risk: another program that comes
-to a stage's only core makes it twice as slow."""
+"""Stages' times vary by a tenth on the quietest machine. A request whose deadline is three times as far as its expected
+completion is at little risk: another program that comes to a stage's only core makes it twice as slow."""
 _STEP = 0.2
 """Of one broken promise: after eight in a row the factor is at its widest, from which it is half way back after 3,500
 that were kept."""
