@@ -5,7 +5,7 @@
     predicted   the stages' own recursion under present conditions (odin.partitioner.exits), all that is ahead included
     expected    predicted, corrected by the usual error of late
     latest      expected, with what experience says to allow for besides (odin.requests.margin)
-    safest      three times what is expected, which is the most that is ever allowed for
+    safest      three times what is expected: at hardly any risk
 
 A request is refused if its latest completion lies behind its deadline, or if by going first it would push one behind
 it, accepted before, over its own; and where others will come to fill its place (odin.requests.crowd), unless the
@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 
 from odin.partitioner.exits import Exits
 from odin.requests.crowd import Crowd
-from odin.requests.margin import WIDEST, Margin
+from odin.requests.margin import Margin
 
 __all__ = ["NONE", "PREDICT", "Admission", "Forecast", "Promised", "Verdict", "check_admission"]
 
@@ -28,6 +28,9 @@ PREDICT, NONE = "predict", "none"
 _ALONE = 1.25
 """With nothing ahead of it a request is given this factor at most: it delays nobody, and from it is learned whether
 errors are still as large as they were. Else bad times could keep all out for ever."""
+_SAFE = 3.0
+"""A request whose deadline is so many times as far as its expected completion is at hardly any risk: it stays in time on
+a stage that becomes three times as slow."""
 
 
 def check_admission(admission: str) -> str:
@@ -61,7 +64,7 @@ class Forecast(NamedTuple):
     @property
     def safest_s(self) -> float:
         """A moment: see the module."""
-        return self.made_s + WIDEST * (self.expected_s - self.made_s)
+        return self.made_s + _SAFE * (self.expected_s - self.made_s)
 
 
 class Promised(Protocol):

@@ -9,20 +9,20 @@ A broken promise widens what the factor is above 1 by a fifth, a kept one narrow
 comes to rest where one in a thousand is broken, whatever the errors are like: nothing is assumed of their distribution,
 and how large they were does not matter. (This is stochastic approximation of a quantile, Robbins and Monro 1951; as a
 promise that holds whatever the data do: adaptive conformal inference, Gibbs and Candes 2021.) It stays between 1.1
-and 3.
+and 2.
 """
 
 from __future__ import annotations
 
 import math
 
-__all__ = ["WIDEST", "Margin"]
+__all__ = ["Margin"]
 
-_NARROWEST, _FIRST, WIDEST = 1.1, 1.5, 3.0
-"""Stages' times vary by a tenth on the quietest machine. A request whose deadline is three times as far as its expected
-completion is at little risk: another program that comes to a stage's only core makes it twice as slow."""
+_NARROWEST, _FIRST, _WIDEST = 1.1, 1.5, 2.0
+"""Stages' times vary by a tenth on the quietest machine. Another program that comes to a stage's only core makes it twice
+as slow; what is slower still was late before it could be refused, and a wider factor costs much and keeps little."""
 _STEP = 0.2
-"""Of one broken promise: after eight in a row the factor is at its widest, from which it is half way back after 3,500
+"""Of one broken promise: after four in a row the factor is at its widest, from which it is back where it began after 3,500
 that were kept."""
 _BROKEN = 0.001
 """Share of promises that may be broken."""
@@ -65,4 +65,4 @@ class Margin:
 
     def broken(self) -> None:
         """One that was taken was not."""
-        self.factor = min(WIDEST, self.factor + _STEP * (self.factor - 1.0))
+        self.factor = min(_WIDEST, self.factor + _STEP * (self.factor - 1.0))
