@@ -19,11 +19,12 @@ import math
 __all__ = ["Margin"]
 
 _NARROWEST, _FIRST, _WIDEST = 1.1, 1.5, 2.0
-"""Stages' times vary by a tenth on the quietest machine. Another program that comes to a stage's only core makes it twice
-as slow; what is slower still was late before it could be refused, and a wider factor costs much and keeps little."""
+"""Stages' times vary by a tenth on the quietest machine. Another program that comes to a stage's only core makes it
+twice as slow; what becomes slower still was late before it could be refused, and a wider factor costs much and keeps
+little."""
 _STEP = 0.2
-"""Of one broken promise: after four in a row the factor is at its widest, from which it is back where it began after 3,500
-that were kept."""
+"""Of one broken promise: after four in a row the factor is at its widest, from which it is back where it began after
+3,500 that were kept."""
 _BROKEN = 0.001
 """Share of promises that may be broken."""
 _PACE = 0.005

@@ -227,9 +227,9 @@ def test_what_is_no_error_teaches_nothing(took_s: float, predicted_s: float):
     assert margin.usual == 1.0
 
 
-@given(st.floats(1.05, 1.9), st.integers(0, 2**32))
+@given(st.floats(1.05, 1.8), st.integers(0, 2**32))
 def test_in_the_long_run_one_in_a_thousand_is_broken(noise: float, seed: int):
-    """Whatever errors are like, if a factor of 2 is enough for them: here evenly spread from 0.5 to ``noise``."""
+    """Whatever errors are like, if less than 2 is enough for them: here evenly spread from 0.5 to ``noise``."""
     margin, draw, broken = Margin(), random.Random(seed), 0
     for _ in range(20_000):
         if draw.uniform(0.5, noise) > margin.factor:
@@ -237,8 +237,8 @@ def test_in_the_long_run_one_in_a_thousand_is_broken(noise: float, seed: int):
             margin.broken()
         else:
             margin.kept()
-    # The logarithm of what it is above 1 moves by 0.18 for each broken promise, and back by 0.0002 for each kept one.
-    assert broken * math.log(1.2) <= 20_000 * 0.0002001 + math.log(0.9 / 0.5) + math.log(1.2)
+    # The logarithm of what it is above 1 moves up by log(1.2) for each broken promise, and down by 0.0002 for each kept.
+    assert broken * math.log(1.2) <= 20_000 * 0.000201 + math.log(1.0 / 0.5)
 
 
 def test_only_promises_that_were_at_risk_are_learned_from():
