@@ -29,7 +29,7 @@ _ALONE = 1.25
 """With nothing ahead of it a request is given this factor at most: it delays nobody, and from it is learned whether
 errors are still as large as they were. Else bad times could keep all out for ever."""
 _SAFE = 3.0
-"""A request whose deadline is so many times as far as its expected completion is at hardly any risk: it stays in time on
+"""A request whose deadline is so many times as far as its expected completion is at hardly any risk: it is in time on
 a stage that becomes three times as slow."""
 
 

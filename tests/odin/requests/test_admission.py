@@ -237,7 +237,7 @@ def test_in_the_long_run_one_in_a_thousand_is_broken(noise: float, seed: int):
             margin.broken()
         else:
             margin.kept()
-    # The logarithm of what it is above 1 moves up by log(1.2) for each broken promise, and down by 0.0002 for each kept.
+    # The logarithm of what it is above 1 moves up by log(1.2) for each broken promise, down by 0.0002 for each kept.
     assert broken * math.log(1.2) <= 20_000 * 0.000201 + math.log(1.0 / 0.5)
 
 
