@@ -87,7 +87,7 @@ class DeadlineExceededError(OdinError, TimeoutError):
 
     @classmethod
     def of_refusal(
-        cls, *, predicted_s: float, left_s: float, ahead: int, delays: bool = False
+        cls, *, predicted_s: float, left_s: float, ahead: int, delays: bool = False, crowded: bool = False
     ) -> DeadlineExceededError:
         """The error of a request that is not taken.
 
@@ -99,12 +99,18 @@ class DeadlineExceededError(OdinError, TimeoutError):
             Requests ahead of it.
         delays
             Whether it would be in time, but one that was accepted before would not.
+        crowded
+            Whether it would be in time, if barely, but so many come that another one can be without having to wait.
         """
         if left_s <= 0:
             message = f"refused: its deadline passed {-left_s * 1e3:.1f} ms before it was submitted"
             return cls(message, refused=True, predicted_s=predicted_s)
         before = f"with {ahead} requests ahead of it" if ahead != 1 else "with 1 request ahead of it"
-        why = f"in time, but an accepted one behind it would be late ({before})" if delays else before
+        why = before
+        if delays:
+            why = f"in time, but an accepted one behind it would be late ({before})"
+        elif crowded:
+            why = f"barely in time, and others will come before its turn that need not wait for theirs ({before})"
         return cls(
             f"refused: it would be done in {predicted_s * 1e3:.1f} ms, its deadline is in {left_s * 1e3:.1f} ms, "
             f"{why}; send less at a time, allow longer, or take all (admission='none')",

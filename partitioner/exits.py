@@ -35,6 +35,9 @@ class Exits(Protocol):
     def exit_s(self, ahead: int) -> float:
         """When a request leaves that is sent with so many others before it, which have not been sent yet."""
 
+    def begin_s(self, ahead: int) -> float:
+        """When the same request has done with waiting: the rest of its time it is worked on."""
+
 
 class SharedExits:
     """Stages that take new requests from one queue.
@@ -53,6 +56,8 @@ class SharedExits:
     >>> stages = SharedExits([10.0, 10.5], [2.0, 4.0])
     >>> [stages.exit_s(ahead) for ahead in range(4)]
     [12.0, 14.5, 14.0, 16.0]
+    >>> [stages.begin_s(ahead) for ahead in range(4)]
+    [10.0, 10.5, 12.0, 14.0]
     """
 
     def __init__(self, free_s: Sequence[float], chain_s: Sequence[float], waiting: int = 0) -> None:
@@ -60,6 +65,14 @@ class SharedExits:
 
     def exit_s(self, ahead: int) -> float:
         """See :class:`Exits`."""
+        return sum(self._taken_by(ahead))
+
+    def begin_s(self, ahead: int) -> float:
+        """See :class:`Exits`."""
+        return self._taken_by(ahead)[0]
+
+    def _taken_by(self, ahead: int) -> tuple[float, float]:
+        """When the stage that takes it is free, and what it takes there."""
         ahead += self._waiting
         chain_s, free_s = self._chain_s, self._free_s
         if ahead > _ONE_BY_ONE * len(free_s):
@@ -73,8 +86,7 @@ class SharedExits:
         else:
             ((at_s, chain),) = stages
             stages = [(at_s + ahead * chain, chain)]
-        at_s, chain = stages[0]
-        return at_s + chain
+        return stages[0]
 
     def _all_but_few(self, ahead: int) -> tuple[list[float], int]:
         """Give each stage at once what it surely takes before the last few.
@@ -122,6 +134,8 @@ class LineExits:
     >>> stages = LineExits(10.0, [10.0, 11.0], [1.0, 2.0])
     >>> [stages.exit_s(ahead) for ahead in range(3)]
     [13.0, 15.0, 17.0]
+    >>> [stages.begin_s(ahead) for ahead in range(3)]
+    [10.0, 12.0, 14.0]
     """
 
     def __init__(self, now_s: float, free_s: Sequence[float], stage_s: Sequence[float]) -> None:
@@ -137,6 +151,10 @@ class LineExits:
                 slowest_s = stage_s
             exit_s = max(exit_s, at_s + rest_s + ahead * slowest_s)
         return max(exit_s, self._now_s + rest_s + ahead * slowest_s)
+
+    def begin_s(self, ahead: int) -> float:
+        """See :class:`Exits`; what it waits between stages is counted as if it were before the first."""
+        return self.exit_s(ahead) - sum(self._stage_s)
 
 
 def left_line(

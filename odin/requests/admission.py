@@ -4,10 +4,12 @@
 
     predicted   the stages' own recursion under present conditions (odin.partitioner.exits), all that is ahead included
     expected    predicted, corrected by the usual error of late
-    latest      what almost no request of late would have exceeded: this is what a deadline is compared with
+    latest      expected, with what experience says to allow for besides (odin.requests.margin)
+    safest      three times what is expected: at hardly any risk
 
 A request is refused if its latest completion lies behind its deadline, or if by going first it would push one behind
-it, accepted before, over its own.
+it, accepted before, over its own; and where others will come to fill its place (odin.requests.crowd), unless the
+safest is in time.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from odin.partitioner.exits import Exits
-from odin.requests.spread import Spread
+from odin.requests.crowd import Crowd
+from odin.requests.margin import Margin
 
 __all__ = ["NONE", "PREDICT", "Admission", "Forecast", "Promised", "Verdict", "check_admission"]
 
@@ -25,6 +28,9 @@ PREDICT, NONE = "predict", "none"
 _ALONE = 1.25
 """With nothing ahead of it a request is given this factor at most: it delays nobody, and from it is learned whether
 errors are still as large as they were. Else bad times could keep all out for ever."""
+_SAFE = 3.0
+"""A request whose deadline is so many times as far as its expected completion is at hardly any risk: it is in time on
+a stage that becomes three times as slow."""
 
 
 def check_admission(admission: str) -> str:
@@ -55,6 +61,11 @@ class Forecast(NamedTuple):
     expected_s: float
     latest_s: float
 
+    @property
+    def safest_s(self) -> float:
+        """A moment: see the module."""
+        return self.made_s + _SAFE * (self.expected_s - self.made_s)
+
 
 class Promised(Protocol):
     """A request in the line that was accepted.
@@ -82,11 +93,14 @@ class Verdict(NamedTuple):
         Whether to refuse it.
     delays
         Whether that is so for the sake of another one.
+    crowded
+        Whether that is so because others will come who need not wait.
     """
 
     forecasts: list[Forecast]
     late: bool
     delays: bool = False
+    crowded: bool = False
 
 
 class Admission:
@@ -100,13 +114,13 @@ class Admission:
 
     def __init__(self, *, refuses: bool = True) -> None:
         self.refuses = refuses
-        self.spread = Spread()
+        self.margin, self.crowd = Margin(), Crowd()
 
     def forecast(self, exits: Exits, now_s: float, ahead: int) -> Forecast:
         """Predict the completion of a request with so many others before it in the line."""
-        spread = self.spread
         predicted_s = max(0.0, exits.exit_s(ahead) - now_s)
-        return Forecast(now_s, predicted_s, now_s + spread.usual * predicted_s, now_s + spread.high * predicted_s)
+        expected_s = self.margin.usual * predicted_s
+        return Forecast(now_s, predicted_s, now_s + expected_s, now_s + self.margin.factor * expected_s)
 
     def judge(
         self,
@@ -135,14 +149,16 @@ class Admission:
             Those in the line that it goes before, each with how many are taken before it now. Their forecasts are made
             anew if the request is taken.
         """
-        self.spread.forget(now_s)
         forecasts = [self.forecast(exits, now_s, ahead + part) for part in range(parts)]
         refuses = self.refuses and deadline_s < math.inf
         if refuses:
-            last = forecasts[-1]
-            latest_s = min(last.latest_s, _alone_s(last)) if alone else last.latest_s
-            if latest_s > deadline_s:
-                return Verdict(forecasts, late=True)
+            verdict = self._of_its_own(exits, now_s, forecasts, deadline_s=deadline_s, ahead=ahead, alone=alone)
+            if verdict.late:
+                begin_s = exits.begin_s(ahead + parts - 1)
+                work_s = forecasts[-1].predicted_s - max(0.0, begin_s - now_s)
+                if now_s + self.margin.usual * work_s <= deadline_s:
+                    self.crowd.turned_away(now_s)
+                return verdict
         later: list[tuple[Promised, Forecast]] = []
         for one, before in behind:
             after = self.forecast(exits, now_s, before + parts)
@@ -153,13 +169,35 @@ class Admission:
             one.forecast = after
         return Verdict(forecasts, late=False)
 
+    def _of_its_own(
+        self, exits: Exits, now_s: float, forecasts: list[Forecast], *, deadline_s: float, ahead: int, alone: bool
+    ) -> Verdict:
+        """Whether to refuse a request, those behind it aside."""
+        last = forecasts[-1]
+        if alone:
+            return Verdict(forecasts, min(last.latest_s, _alone_s(last)) > deadline_s)
+        if last.latest_s > deadline_s:
+            return Verdict(forecasts, late=True)
+        crowded = last.safest_s > deadline_s and self.crowd.fills(now_s, exits.begin_s(ahead) - now_s)
+        return Verdict(forecasts, late=crowded, crowded=crowded)
+
     def is_hopeless(self, exits: Exits, now_s: float, deadline_s: float) -> bool:
         """Whether the next one to be sent would usually be late by now, although it was accepted."""
         return self.refuses and deadline_s < math.inf and self.forecast(exits, now_s, 0).expected_s > deadline_s
 
     def learn(self, forecast: Forecast, completed_s: float) -> None:
-        """Take into account how it turned out."""
-        self.spread.add(completed_s - forecast.made_s, predicted_s=forecast.predicted_s, now_s=completed_s)
+        """Take into account when a request was done."""
+        self.margin.learn(completed_s - forecast.made_s, forecast.predicted_s)
+
+    def ended(self, forecast: Forecast, deadline_s: float, *, in_time: bool) -> None:
+        """Take into account whether one that was accepted was done in time.
+
+        That says nothing of the margin if the request was late and had none, being alone, or in time and at no risk.
+        """
+        if not in_time and forecast.latest_s <= deadline_s:
+            self.margin.broken()
+        elif in_time and forecast.safest_s > deadline_s:
+            self.margin.kept()
 
 
 def _alone_s(forecast: Forecast) -> float:

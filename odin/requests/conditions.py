@@ -114,3 +114,5 @@ class _Never:
     def exit_s(self, ahead: int) -> float:
         """Never."""
         return math.inf
+
+    begin_s = exit_s

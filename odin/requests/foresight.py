@@ -88,6 +88,7 @@ class Foresight:
         if verdict.late:
             refusal = DeadlineExceededError.of_refusal(
                 predicted_s=verdict.forecasts[-1].latest_s - now_s,
+                crowded=verdict.crowded,
                 left_s=deadline_s - now_s,
                 ahead=ahead + sum(1 for _ in sent_s),
                 delays=verdict.delays,
@@ -106,6 +107,11 @@ class Foresight:
         self.conditions.answered(timeline)
         if forecast is not None:
             self.admission.learn(forecast, timeline.completed_s)
+
+    def ended(self, request: Promised, *, in_time: bool) -> None:
+        """Learn whether a request with a deadline that was accepted was answered in time."""
+        if request.forecast is not None:
+            self.admission.ended(request.forecast, request.deadline_s, in_time=in_time)
 
     def _exits(self, now_s: float, windows: Windows, sent_s: Iterable[float], *, shared: bool) -> Exits:
         return self.conditions.shared(now_s) if shared else self.conditions.in_line(now_s, windows, sent_s)

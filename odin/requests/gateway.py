@@ -550,6 +550,7 @@ class Gateway:
         windows, shared = self._in_force.windows, self._shares
         if self._foresight.is_hopeless(windows, self._sent_s(), shared=shared, deadline_s=request.deadline_s):
             self._failed += 1
+            self._foresight.ended(request, in_time=False)
             raise DeadlineExceededError("it was dropped in line for a place: it would be done after its deadline")
 
     def _let_in(self, *, at_least: int = 0) -> None:
@@ -620,6 +621,8 @@ class Gateway:
                 self._completed += 1
             elif not was_over:
                 self._failed += 1
+                if self._foresight is not None and failure is not None and failure.kind == DEADLINE:
+                    self._foresight.ended(request, in_time=False)
             refused = self._advance()
             self._notify_idle()
         if refused:
@@ -650,6 +653,8 @@ class Gateway:
             return timeline._replace(in_time=in_time)
         with self._lock:
             self._foresight.answered(timeline, None if request.was_overtaken else request.forecast)
+            if in_time:
+                self._foresight.ended(request, in_time=True)
         return timeline._replace(expected_s=request.forecast.expected_s, in_time=in_time)
 
     def _notify_idle(self) -> None:
@@ -778,6 +783,8 @@ class Gateway:
                 return
             request.over = True
             self._failed += 1
+            if self._foresight is not None:
+                self._foresight.ended(request, in_time=False)
             where = "in line for a place" if self._leave(request) else "with the stages"
             refused = self._advance()
         self._refuse(refused)

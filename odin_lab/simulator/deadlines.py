@@ -110,14 +110,18 @@ class DeadlineLine(RelayLine):
         """Learn from a request that has been answered."""
         forecast = self._forecasts.pop(request.number, None)
         if forecast is not None:
+            deadline_s = self.deadline_s.item(request.number)
             self._door.answered(forecast, done_s)
+            self._door.ended(forecast, deadline_s, in_time=done_s <= deadline_s)
         del self._sent_s[request.number]
         self._last_left_s = np.maximum(self._last_left_s, self._left_s[request.number]).tolist()
 
     def _give_up(self, number: int, outcome: int, now_s: float) -> None:
         self.outcome[number] = outcome
         self._over += 1
-        self._forecasts.pop(number, None)
+        forecast = self._forecasts.pop(number, None)
+        if forecast is not None:
+            self._door.ended(forecast, self.deadline_s.item(number), in_time=False)
         sent = self._sent_s.pop(number, None) is not None
         if self._coming_s is None and self._coming < self._requests:
             self._come(now_s)

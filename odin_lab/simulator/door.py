@@ -6,7 +6,7 @@
 ``clockwork``  refused at arrival if it would be late should every stage be as slow as in the worst of its last 10
                requests; dropped when there is no time left for the rest of it (Clockwork, OSDI 2020)
 ``predict``    as a live pipeline has it (:mod:`odin.requests.admission`): the same with what stages take at present,
-               and with the spread that predictions had of late
+               and with a margin that follows from how many promises were kept
 =============  =========================================================================================
 """
 
@@ -90,6 +90,8 @@ class Never:
         """Never."""
         return math.inf
 
+    begin_s = exit_s
+
 
 class Door:
     """One rule, with what it knows of stages.
@@ -149,5 +151,9 @@ class Door:
         return self._admission.is_hopeless(exits, now_s, deadline_s)
 
     def answered(self, forecast: Forecast, completed_s: float) -> None:
-        """How it turned out."""
+        """When a request was done."""
         self._admission.learn(forecast, completed_s)
+
+    def ended(self, forecast: Forecast, deadline_s: float, *, in_time: bool) -> None:
+        """Whether a request that was taken was answered in time."""
+        self._admission.ended(forecast, deadline_s, in_time=in_time)

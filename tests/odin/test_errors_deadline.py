@@ -20,6 +20,19 @@ def test_a_refusal_names_prediction_deadline_and_remedy():
     assert (str(again), again.refused, again.predicted_s) == (str(error), True, 0.3121)
 
 
+def test_a_refusal_says_for_whose_sake_it_is():
+    told = {
+        "delays": "in time, but an accepted one behind it would be late (with 1 request ahead of it); send less",
+        "crowded": (
+            "barely in time, and others will come before its turn that need not wait for theirs (with 1 request ahead "
+            "of it); send less"
+        ),
+    }
+    for why, text in told.items():
+        error = odin.DeadlineExceededError.of_refusal(predicted_s=0.1, left_s=0.2, ahead=1, **{why: True})
+        assert text in str(error)
+
+
 def test_a_deadline_that_passed_is_no_refusal():
     error = odin.DeadlineExceededError("its deadline passed while it was with the stages")
     assert not error.refused

@@ -20,10 +20,13 @@ from odin.requests.admission import Admission
 from odin.requests.conditions import Conditions
 from odin.requests.foresight import Foresight
 from odin.requests.gateway import Gateway, GatewayCounts
+from odin.requests.margin import Margin
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import Inlet
 from odin.stages.channel.link import Message, Receiver, Sender
 from odin.stages.channel.pool import SlotPool
+from odin.stages.channel.wire import Failure, Kind
+from odin.stages.loop import DEADLINE
 
 HOUR_S = 3600.0
 """Of one request on the stage, so that no deadline of a test passes while it runs."""
@@ -48,6 +51,10 @@ class Stage(NamedTuple):
         timing = StageTiming(0, 0, 1, 0.0, HOUR_S, 0.0, 0.0, 0.0, (HOUR_S,))
         self.sender.send(message.header._replace(tensors=(), timings=timing.pack()), message.tensors)
         message.release()
+
+    @property
+    def margin(self) -> Margin:
+        return self.gateway._foresight.admission.margin
 
     def become_slower(self) -> None:
         conditions = self.gateway._foresight.conditions
@@ -75,8 +82,7 @@ def gateway_and_stage(
     gateway_out, stage_in = open_pair("shm", slots=max_in_flight, credits=False, pool=pool, receiver=0)
     stage_out, gateway_in = open_pair("shm", slots=2, sender=0)
     admission = Admission(refuses=refuses)
-    for _ in range(200):
-        admission.spread.add(HOUR_S, predicted_s=HOUR_S, now_s=time.perf_counter())
+    admission.margin.factor = 1.0
     told: tuple[list[RequestTimeline], list[int], list[int]] = ([], [], [])
     gateway = Gateway(
         Inlet(pool, {0: gateway_out}),
@@ -185,14 +191,47 @@ def test_an_accepted_one_that_would_be_late_by_now_is_dropped_before_it_is_sent(
         stage.gateway.enqueue((numbers(0),))
         accepted = stage.gateway.enqueue((numbers(1),), deadline_s=in_hours(2.2))
         follows = stage.gateway.enqueue((numbers(2),), deadline_s=in_hours(20))
+        stage.margin.factor = 1.01
         stage.become_slower()
         assert stage.pass_all(2) == [0, 2]
         error = accepted.exception(PROMPT_S)
         assert isinstance(error, DeadlineExceededError)
         assert not error.refused
         assert "dropped in line" in str(error)
+        assert stage.margin.factor == pytest.approx(1.01 + 0.2 * 0.01)
         assert follows.exception(PROMPT_S) is None
         assert stage.failures == [1]
+
+
+def test_whether_promises_were_kept_is_learned():
+    with gateway_and_stage() as stage:
+        stage.margin.factor = 1.2
+        kept = stage.gateway.submit((numbers(0),), deadline_s=in_hours(1.5))
+        stage.pass_all(1)
+        assert kept.exception(PROMPT_S) is None
+        once = 1.2 - 0.0002 * 0.2
+        assert stage.margin.factor == pytest.approx(once)
+        late = stage.gateway.submit((numbers(1),), deadline_s=in_hours(1.5))
+        message = stage.take()
+        stage.gateway._expire(stage.gateway._pending[1])  # as when an hour and a half has passed
+        stage.answer(message)
+        assert isinstance(late.exception(PROMPT_S), DeadlineExceededError)
+        follows = stage.gateway.submit((numbers(2),))  # so that the late answer has been seen as well
+        stage.pass_all(1)
+        assert follows.exception(PROMPT_S) is None
+        assert stage.margin.factor == pytest.approx(once + 0.2 * (once - 1.0))
+
+
+def test_so_is_that_a_stage_gave_one_up():
+    with gateway_and_stage() as stage:
+        late = stage.gateway.submit((numbers(0),), deadline_s=in_hours(1.5))
+        stage.margin.factor = 1.5
+        message = stage.take()
+        failure = Failure("stage 0", DEADLINE, "its deadline passed before this stage's turn", "")
+        stage.sender.send(message.header._replace(kind=Kind.ERROR, tensors=(), failure=failure), ())
+        message.release()
+        assert isinstance(late.exception(PROMPT_S), DeadlineExceededError)
+        assert stage.margin.factor == pytest.approx(1.6)
 
 
 def test_who_waits_in_submit_for_one_that_is_dropped_gets_its_future():
