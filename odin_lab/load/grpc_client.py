@@ -8,9 +8,8 @@ from urllib.parse import urlsplit
 
 import grpc
 
-from odin.server.grpc_messages import inference
-
 from odin.server.datatypes import datatype_of, to_raw
+from odin.server.grpc_messages import inference
 from odin_lab.load.client import (
     CONNECTION,
     INVALID,

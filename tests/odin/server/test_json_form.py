@@ -156,7 +156,10 @@ def test_a_header_length_that_cuts_the_json_elsewhere(nbytes: int) -> None:
         ({"inputs": [{"name": "a", "shape": [1], "dataType": "FP32", "data": [1]}]}, "`datatype`"),
         ({"inputs": [{"name": "a", "shape": [-1], "datatype": "FP32", "data": [1]}]}, "negative"),
         ({"inputs": [{"name": "a", "shape": [1.5], "datatype": "FP32", "data": [1]}]}, "Expected `int`"),
-        ({"inputs": [{"name": "a", "shape": [2**70, 0], "datatype": "FP32", "data": []}]}, "has more than 1099511627776 elements"),
+        (
+            {"inputs": [{"name": "a", "shape": [2**70, 0], "datatype": "FP32", "data": []}]},
+            "has more than 1099511627776 elements",
+        ),
         ({"inputs": [{"name": "a", "shape": [1] * 40, "datatype": "FP32", "data": [1]}]}, "40 axes"),
         (
             {"inputs": [{"name": "a", "shape": [1], "datatype": "FP32", "parameters": {"shared_memory_region": "r"}}]},
