@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
     one.add_argument("--admission", choices=(PREDICT, NONE), help=f"whether what would be late is refused ({PREDICT})")
     one.add_argument("--deadline-ms", type=positive_number, metavar="MS", help="of requests that have none themselves")
     one.add_argument("--max-in-flight", type=positive, metavar="N", help="most micro-batches in the stages")
-    one.add_argument("--max-waiting", type=int, metavar="N", help="most that wait for a place (default 256)")
+    one.add_argument("--max-waiting", type=int, metavar="N", help="most that wait for a place (default 1024)")
     one.add_argument("--log", metavar="FILE", help="record every event in FILE, for odin replay")
     add_engine(one)
     add_precision(one, default=None, checked=False)

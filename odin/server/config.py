@@ -57,7 +57,7 @@ class ModelConfig(BaseModel):
     policy: str = "auto"
     admission: str = "predict"
     max_in_flight: int | None = Field(default=None, gt=0)
-    max_waiting: int = Field(default=256, ge=0)
+    max_waiting: int = Field(default=1024, ge=0)
     deadline_ms: _Milliseconds | None = None
     priority_deadlines_ms: tuple[_Milliseconds, ...] = ()
     inputs: tuple[str, ...] = ()

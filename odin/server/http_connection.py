@@ -19,6 +19,8 @@ __all__ = ["HttpConnection"]
 
 _MOST_HEAD_NBYTES = 64 * 2**10
 _MOST_HEADERS = 128
+_WAKE_NBYTES = 2**20
+"""The application takes the body in parts of this size. uvicorn's are 64 KiB: ten wake-ups for an image."""
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -99,9 +101,15 @@ class HttpConnection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body has come."""
+        """A part of the body has come; the application is woken for many of them together."""
         self._silent_nbytes = 0
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > _WAKE_NBYTES:
+            self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """A request is whole."""

@@ -648,3 +648,13 @@ def test_the_description_names_every_route() -> None:
     assert served == {
         (path, method) for path, item in described["paths"].items() for method in item if method != "parameters"
     }
+
+
+def test_more_samples_than_can_ever_wait_are_invalid_and_not_too_many_for_the_moment() -> None:
+    known = double().signature
+    model = UnrealModel("few", lambda x: (2 * x, x.sum(1).long()), known.inputs, known.outputs, batch=2, max_waiting=2)
+    dataplane = dataplane_of(model)
+    assert post(dataplane, "/v2/models/few/infer", json=rows(*[[1, 2, 3]] * 4)).status_code == 200
+    response = post(dataplane, "/v2/models/few/infer", json=rows(*[[1, 2, 3]] * 5))
+    assert response.status_code == 400
+    assert response.json()["error"].startswith("5 samples, of which 4 may wait at a time (max_waiting = 2, batch = 2)")
