@@ -178,6 +178,8 @@ class Repository:
                 raise
             before, entry.served = entry.served, served
             entry.state, entry.reason = "READY", ""
+        if served.random_weights:
+            _log.warning("model %s has random weights: its answers mean nothing; give trained ones by weights", name)
         if before is not None:
             self._retire(before)
 

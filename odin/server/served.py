@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from odin.errors import (
     DeadlineExceededError,
@@ -154,6 +154,11 @@ class ServedModel:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 values = self.preprocess(to_rgb(image))
+        except UnidentifiedImageError as error:
+            raise RequestError(
+                FailureKind.INVALID,
+                "no image that can be read: its format is not known; send a JPEG or PNG file",
+            ) from error
         except Exception as error:  # PIL's decoders raise whatever a broken file makes them stumble over
             raise RequestError(FailureKind.INVALID, f"no image that can be read: {error}") from error
         (known,) = self.signature.inputs

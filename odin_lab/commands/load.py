@@ -89,7 +89,9 @@ def add_parser(subparsers: Any) -> None:
         epilog="single-stream, offline and server are driven by MLPerf LoadGen; what comes of them is no MLPerf "
         "result. With server, latencies count from when a request is due, however late it is sent.",
     )
-    parser.add_argument("url", metavar="URL", help="the server: http://HOST:PORT")
+    parser.add_argument(
+        "url", metavar="URL", help="the server: http://HOST:PORT or grpc://HOST:PORT; with TLS https, grpcs"
+    )
     parser.add_argument("--model", default="", metavar="NAME", help="default: the only one that is there")
     load = parser.add_argument_group("load")
     load.add_argument(

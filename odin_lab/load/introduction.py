@@ -110,7 +110,7 @@ def _check_server(client: Client, target: Target) -> None:
             raise ConnectionError(
                 f"the server at {target.url} does not speak the Open Inference Protocol: {error}"
             ) from error
-        raise ConnectionError(f"the server at {target.url} is not ready: {error}; try again when it is") from error
+        raise ConnectionError(_unusable(f"the server at {target.url}", error)) from error
 
 
 def _only_model(client: Client) -> str:
@@ -127,15 +127,21 @@ def _face(client: Client, target: Target) -> ModelFace:
         face = client.describe()
     except RequestFailedError as error:
         if error.kind not in (INVALID, NOT_FOUND):
-            raise ConnectionError(f"model {target.model!r} is not ready: {error}; try again when it is") from error
+            raise ConnectionError(_unusable(f"model {target.model!r}", error)) from error
         names = client.ready_models()
         there = f"; it has {_listed(names)}" if names else ""
         raise ValueError(f"--model {target.model}: the server at {target.url} has no such model{there}") from error
     try:
         client.check_ready(model=True)
     except RequestFailedError as error:
-        raise ConnectionError(f"model {target.model!r} is not ready: {error}; try again when it is") from error
+        raise ConnectionError(_unusable(f"model {target.model!r}", error)) from error
     return face
+
+
+def _unusable(who: str, error: RequestFailedError) -> str:
+    if error.kind == NOT_READY:
+        return f"{who} is not ready: {error}; try again when it is"
+    return f"{who} does not answer a question about it: {error}"
 
 
 def _listed(names: Sequence[str]) -> str:
