@@ -52,6 +52,8 @@ class Answered(NamedTuple):
         Of the stages that these speak of.
     response_nbytes
         Bytes of the tensors of its answer.
+    samples
+        In it, if it was answered.
     """
 
     request: InferRequest
@@ -64,6 +66,7 @@ class Answered(NamedTuple):
     timelines: Sequence[RequestTimeline] = ()
     devices: Sequence[str] = ()
     response_nbytes: int = 0
+    samples: int = 0
 
     @property
     def outcome(self) -> str:
@@ -81,7 +84,7 @@ class UnderWay:
     ----------
     begin_s
         When it had been received, on ``time.perf_counter``.
-    timelines, devices, response
+    timelines, devices, response, samples
         As they become known.
     """
 
@@ -90,6 +93,7 @@ class UnderWay:
         self.timelines: list[RequestTimeline] = []
         self.devices: Sequence[str] = ()
         self.response: InferResponse | None = None
+        self.samples = 0
 
 
 class Observers:
@@ -142,6 +146,7 @@ class Observers:
             timelines,
             under_way.devices,
             0 if response is None else sum(output.array.nbytes for output in response.outputs),
+            0 if response is None else under_way.samples,
         )
         for observer in self._observers:
             try:

@@ -135,7 +135,9 @@ class DataPlane:
             try:
                 async with self.repository.use(request.model, request.version) as model:
                     now.devices = model.devices
-                    now.response = await model.infer(await decoded(model, request), now.begin_s, now.timelines)
+                    whole = await decoded(model, request)
+                    now.response = await model.infer(whole, now.begin_s, now.timelines)
+                    now.samples = model.samples(whole)
                     return now.response
             finally:
                 self.under_way -= 1

@@ -22,6 +22,7 @@ from odin.server.grpc_failures import Method, abort, guarded
 from odin.server.grpc_health import HealthService
 from odin.server.grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE
 from odin.server.grpc_methods import InferenceService, metadata_of
+from odin.server.messages import Caller, InferRequest
 
 __all__ = ["GrpcServer"]
 
@@ -145,12 +146,19 @@ class GrpcServer:
         if self._token is not None:
             given = metadata_of(call.invocation_metadata, "authorization")
             if not compare_digest(given.encode(errors="replace"), self._token):
-                return _refusal(FailureKind.UNAUTHENTICATED, "send the server's token as 'authorization: Bearer TOKEN'")
+                return self._without_token(method)
         return (
             _refusal(FailureKind.NOT_READY, "the server is ending; send it elsewhere")
             if self._ending.is_set()
             else handler
         )
+
+    def _without_token(self, method: str) -> Any:
+        kind, told = FailureKind.UNAUTHENTICATED, "send the server's token as 'authorization: Bearer TOKEN'"
+        if method in ("ModelInfer", "ModelStreamInfer"):
+            unread = InferRequest("", "", "", {}, (), caller=Caller("grpc"))
+            self._dataplane.observers.failed(unread, RequestError(kind, told))
+        return _refusal(kind, told)
 
     def _all_handlers(self) -> dict[str, Any]:
         service = InferenceService(self._dataplane, self._limits, self._ending)

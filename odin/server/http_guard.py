@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import hmac
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from odin.server.failures import FailureKind, RequestError
@@ -31,10 +32,20 @@ class Token:
         What they have to send.
     open_paths
         Paths that everybody may ask for.
+    on_refused
+        Told of others' requests.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str, open_paths: Collection[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        token: str,
+        open_paths: Collection[str],
+        on_refused: Callable[[Request, RequestError], None],
+    ) -> None:
         self._app, self._expected, self._open = app, token.encode(), open_paths
+        self._on_refused = on_refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -44,6 +55,7 @@ class Token:
         error = RequestError(FailureKind.UNAUTHENTICATED, "send the server's token: Authorization: Bearer TOKEN")
         answer = failure(error)
         answer.headers["WWW-Authenticate"] = "Bearer"
+        self._on_refused(Request(scope), error)
         await answer(scope, receive, send)
 
     def _has_it(self, headers: Headers) -> bool:

@@ -36,7 +36,7 @@ class ModelCounts:
         self.waiting = BucketCounts(REQUEST_BOUNDS_S)
         self.queue: dict[int, BucketCounts] = {}
         self.compute: dict[int, BucketCounts] = {}
-        self.plan_changes = 0
+        self.plan_changes = self.samples = 0
         self.lost: Counter[str] = Counter()
         self.back: Counter[str] = Counter()
 
@@ -82,7 +82,7 @@ class RequestFamilies:
             self.requests.add_metric([name, outcome], count)
         if served is None:
             return
-        self.samples.add_metric([name], served.statistics.totals().samples)
+        self.samples.add_metric([name], counts.samples)
         counts.latency.add_to(self.latency, [name])
         counts.waiting.add_to(self.waiting, [name])
         self.under_way.add_metric([name], served.under_way)

@@ -62,6 +62,7 @@ class Metrics:
             counts.outcomes[answered.outcome] += 1
             if answered.failure is not None:
                 return
+            counts.samples += answered.samples
             counts.latency.add(answered.latency_s)
             counts.waiting.add(answered.waiting_s)
             for timeline in answered.timelines:

@@ -62,7 +62,7 @@ def make_app(
     rest = _Rest(dataplane, has_token=token is not None)
     around = [*middleware]
     if token is not None:
-        around.append(Middleware(Token, token=token, open_paths=_OPEN))
+        around.append(Middleware(Token, token=token, open_paths=_OPEN, on_refused=rest.refused))
     app = Starlette(
         routes=[*rest.routes(), *extra_routes],
         middleware=around,
@@ -105,6 +105,11 @@ class _Rest:
                 _post(f"{model}/infer", self.infer),
             ]
         return routes
+
+    def refused(self, request: Request, error: RequestError) -> None:
+        """Tell the data plane's observers of a request for inference that had no token."""
+        if request.url.path.endswith("/infer"):
+            self._dataplane.observers.failed(InferRequest("", "", "", {}, (), caller=_caller(request, 0)), error)
 
     # -- health, metadata, statistics ---------------------------------------------------------------------------------
 

@@ -131,7 +131,7 @@ class ServedModel:
             self.statistics.add_failure(FailureKind.GONE, request_s=time.perf_counter() - begin_s)
             raise
         self.statistics.add(
-            samples=self._samples(request),
+            samples=self.samples(request),
             input_s=asked_s - begin_s,
             compute_s=answered_s - asked_s,
             output_s=time.perf_counter() - answered_s,
@@ -168,7 +168,8 @@ class ServedModel:
         """End the stages; see :meth:`odin.Pipeline.close`."""
         self.pipeline.close(drain=drain, timeout_s=timeout_s)
 
-    def _samples(self, request: InferRequest) -> int:
+    def samples(self, request: InferRequest) -> int:
+        """Samples in a request that fits."""
         known = self.signature.inputs[0]
         if known.shape[:1] != (-1,):
             return 1
@@ -176,7 +177,7 @@ class ServedModel:
 
     def _check_samples(self, request: InferRequest) -> None:
         """Raise if a request can never find as many places as it needs."""
-        config, samples = self.config, self._samples(request)
+        config, samples = self.config, self.samples(request)
         most = config.batch * config.max_waiting
         if samples > config.batch and samples > most:
             raise RequestError(

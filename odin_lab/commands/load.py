@@ -124,6 +124,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="S",
         help="a request without an answer after that has failed (default %(default)g)",
     )
+    load.add_argument("--token-file", type=Path, metavar="FILE", help="a server's bearer token is in FILE")
     what = parser.add_argument_group("requests")
     what.add_argument("--images", type=Path, metavar="FOLDER", help="photographs to send (default: random numbers)")
     what.add_argument("--batch", type=positive, default=1, metavar="N", help="inputs per request (default %(default)s)")
@@ -153,6 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
         binary=not arguments.json,
         deadline_ms=arguments.deadline_ms,
         patience_s=arguments.patience,
+        token="" if arguments.token_file is None else arguments.token_file.read_text("utf-8").strip(),
     )
     known = introduce(target, given=given, batch=arguments.batch)
     lone_s = lone_latency_s(known, images=wishes.images, seed=wishes.seed)

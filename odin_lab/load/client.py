@@ -29,7 +29,7 @@ class RequestFailedError(Exception):
 
     def __init__(self, kind: str, text: str = "", *, code: str = "") -> None:
         self.kind, self.text = kind, text
-        self.label = f"{kind} ({code})" if code else kind
+        self.code, self.label = code, f"{kind} ({code})" if code else kind
         super().__init__(f"{self.label}: {text}" if text else self.label)
 
 
@@ -81,6 +81,8 @@ class Target(Struct, frozen=True):
         Sent with every request, as ``timeout``; None: no deadline.
     patience_s
         Seconds without an answer after which a request counts as failed.
+    token
+        Bearer token to send; empty: none.
     """
 
     url: str
@@ -88,6 +90,7 @@ class Target(Struct, frozen=True):
     binary: bool = True
     deadline_ms: float | None = None
     patience_s: float = 10.0
+    token: str = ""
 
     @property
     def timeout_us(self) -> int:

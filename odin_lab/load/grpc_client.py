@@ -64,6 +64,7 @@ class GrpcClient:
         if not parts.hostname or not port or parts.path.strip("/"):
             raise ValueError(f"{target.url} is no address of a server; give grpc://HOST:PORT")
         self._target = target
+        self._shown = [("authorization", f"Bearer {target.token}")] if target.token else None
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         address = f"{host}:{port}"
         if parts.scheme == "grpcs":
@@ -91,7 +92,7 @@ class GrpcClient:
         try:
             found = self._ask("RepositoryIndex", ready=True)
         except RequestFailedError as error:
-            if error.kind == CONNECTION:
+            if error.kind == CONNECTION or error.code == "UNAUTHENTICATED":
                 raise
             return []  # an extension that not every server has
         # MLServer writes "State.READY"
@@ -127,7 +128,9 @@ class GrpcClient:
         return getattr(self._messages, f"{method}Response").FromString(self._call(call, request.SerializeToString()))
 
     def _call(self, method: Any, message: bytes) -> bytes:
-        call = method.future(message)  # not with a deadline of gRPC's, which the server would be told of
+        call = method.future(
+            message, metadata=self._shown
+        )  # not with a deadline of gRPC's, which the server would be told of
         try:
             return bytes(call.result(self._target.patience_s))
         except grpc.FutureTimeoutError as error:

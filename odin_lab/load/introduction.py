@@ -82,18 +82,23 @@ def lone_latency_s(
     samples = make_samples(known.inputs, count=2, seed=seed, images=images)
     with contextlib.closing(open_client(known.target)) as client:
         prepared = [client.prepare(tensors) for tensors in samples]
-        taken_s = []
+        taken_s: list[float] = []
+        refused: RequestFailedError | None = None
         for number in range(_FIRST):
             begin_s = clock()
             try:
                 client.infer(prepared[number % len(prepared)])
             except RequestFailedError as error:
-                if error.kind in (REFUSED, NOT_READY, LATE) and number:
+                if error.kind in (REFUSED, NOT_READY, LATE):
+                    refused = error
                     continue  # a deadline that even a lone request does not always keep
                 raise ConnectionError(
                     f"model {known.target.model!r} does not answer a single request: {error}"
                 ) from error
             taken_s.append(clock() - begin_s)
+    if not taken_s:
+        deadline = "" if known.target.deadline_ms is None else "; a longer --deadline-ms may help"
+        raise ConnectionError(f"model {known.target.model!r} does not answer a single request: {refused}{deadline}")
     kept = sorted(taken_s[1:] or taken_s)
     return kept[len(kept) // 2]
 

@@ -63,6 +63,7 @@ class RestClient:
         make = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         self._connection = make(parts.hostname, port or (443 if secure else 80), timeout=target.patience_s)
         self._target = target
+        self._shown = {"Authorization": f"Bearer {target.token}"} if target.token else {}
         self._root = parts.path.rstrip("/").removesuffix("/v2")
         self._path = f"/v2/models/{quote(target.model, safe='')}"
 
@@ -82,7 +83,7 @@ class RestClient:
         try:
             found = self._ask("POST", "/v2/repository/index", {"ready": True})
         except RequestFailedError as error:
-            if error.kind == CONNECTION:
+            if error.kind == CONNECTION or error.code == "401":
                 raise
             return []  # an extension that not every server has
         entries = found if isinstance(found, list) else []
@@ -159,7 +160,7 @@ class RestClient:
         if connection.sock is not None and _was_closed(connection.sock):
             connection.close()  # while nothing was under way, as servers do after some seconds: no request has failed
         try:
-            connection.request(method, self._root + path, body, dict(headers))
+            connection.request(method, self._root + path, body, {**headers, **self._shown})
             answer = connection.getresponse()
             return answer.status, answer.read()
         except TimeoutError as error:

@@ -658,3 +658,19 @@ def test_more_samples_than_can_ever_wait_are_invalid_and_not_too_many_for_the_mo
     response = post(dataplane, "/v2/models/few/infer", json=rows(*[[1, 2, 3]] * 5))
     assert response.status_code == 400
     assert response.json()["error"].startswith("5 samples, of which 4 may wait at a time (max_waiting = 2, batch = 2)")
+
+
+def test_a_request_without_the_token_is_told_to_observers_without_a_name() -> None:
+    dataplane = dataplane_of(double())
+    told = []
+    dataplane.observers.add(told.append)
+    for path in ("/v2/models/made-up/infer", "/v2/models/double"):  # only what asks for inference
+        assert asyncio.run(_asked(make_app(dataplane, token="secret"), path)).status_code == 401
+    assert [(one.request.model, one.outcome, one.request.caller.protocol) for one in told] == [
+        ("", "unauthenticated", "http")
+    ]
+
+
+async def _asked(app: Any, path: str) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://odin") as client:
+        return await client.post(path, json=rows([1, 2, 3]))
