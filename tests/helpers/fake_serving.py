@@ -52,6 +52,9 @@ class FakeModel:
         output = Tensor("output", DATATYPES["FP32"], np.zeros((2, 10), "f4"))
         return InferResponse(self.config.name, self.config.version, request.id, (output,))
 
+    def samples(self, request):
+        return 2
+
     def close(self, **options):
         pass
 
