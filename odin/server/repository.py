@@ -26,6 +26,8 @@ from odin.server.served import ServedModel
 __all__ = ["Repository"]
 
 _log = logging.getLogger(__name__)
+_SPEAKING = (ValueError, OSError, OdinError, ImportError, MemoryError, RuntimeError)
+"""Errors whose message is enough; of others the log tells where they come from."""
 
 
 class _Entry:
@@ -101,7 +103,8 @@ class Repository:
         """Return the model that serves a name; see :meth:`use`."""
         entry = self._entry(name, version)
         if entry.served is None:
-            raise RequestError(FailureKind.NOT_READY, f"model {name!r} is {entry.state}: {entry.reason}")
+            reason = f": {entry.reason}" if entry.reason else ""
+            raise RequestError(FailureKind.NOT_READY, f"model {name!r} is {entry.state}{reason}")
         return entry.served
 
     def is_ready(self, name: str, version: str = "") -> bool:
@@ -160,22 +163,23 @@ class Repository:
             entry.config = config
             if entry.served is None:
                 entry.state, entry.reason = "LOADING", ""
-            making = self._loader.submit(ServedModel, config, on_event=lambda event: self._on_event(name, event))
+            making = self._loader.submit(_make, config, lambda event: self._on_event(name, event))
             try:
                 served = await asyncio.wrap_future(making)
-            except (ValueError, OSError, OdinError, ImportError, MemoryError, RuntimeError) as error:
-                reason = f"{type(error).__name__}: {error}"
-                _log.error("model %s cannot be served: %s", name, reason)
-                if entry.served is None:
-                    entry.state, entry.reason = "UNAVAILABLE", reason
-                else:
-                    entry.config = entry.served.config
-                raise RequestError(FailureKind.INVALID, f"model {name!r} cannot be served: {reason}") from error
             except BaseException:
                 making.add_done_callback(_close_made)
                 if entry.served is None:
                     entry.state, entry.reason = "UNAVAILABLE", "loading was broken off"
                 raise
+            if not isinstance(served, ServedModel):
+                reason = f"{type(served).__name__}: {served}"
+                trace = None if isinstance(served, _SPEAKING) else served
+                _log.error("model %s cannot be served: %s", name, reason, exc_info=trace)
+                if entry.served is None:
+                    entry.state, entry.reason = "UNAVAILABLE", reason
+                else:
+                    entry.config = entry.served.config
+                raise RequestError(FailureKind.INVALID, f"model {name!r} cannot be served: {reason}") from served
             before, entry.served = entry.served, served
             entry.state, entry.reason = "READY", ""
         if before is not None:
@@ -227,7 +231,15 @@ class Repository:
             await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
 
 
-def _close_made(making: Future[ServedModel]) -> None:
+def _make(config: ModelConfig, on_event: Callable[[Event], None]) -> ServedModel | BaseException:
+    """Make a model, or return why not: a model's own code may raise anything, SystemExit too."""
+    try:
+        return ServedModel(config, on_event=on_event)
+    except BaseException as error:
+        return error
+
+
+def _close_made(making: Future[ServedModel | BaseException]) -> None:
     """Close a model that nobody waits for any more."""
-    if not making.cancelled() and making.exception() is None:
-        making.result().close(drain=False)
+    if not making.cancelled() and isinstance(made := making.result(), ServedModel):
+        made.close(drain=False)

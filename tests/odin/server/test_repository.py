@@ -200,3 +200,35 @@ def test_a_load_that_is_broken_off_leaves_nothing(two_cores):
     asyncio.run(main())
     left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
     assert [child for child in left if "StageActor" in " ".join(child.cmdline())] == []
+
+
+def exits() -> torch.nn.Module:
+    raise SystemExit("no licence")
+
+
+def has_a_fault() -> torch.nn.Module:
+    return {}["weights"]
+
+
+def stops() -> torch.nn.Module:
+    return next(iter(()))
+
+
+def test_whatever_a_models_own_code_raises_is_told_and_the_next_load_is_made():
+    async def main() -> None:
+        names = ("exits", "has_a_fault", "stops")
+        configs = [config(["cpu:0"], name).model_copy(update={"source": f"{__name__}:{name}"}) for name in names]
+        repository = Repository(configs=configs)
+        told = [str(await refused(repository.load(name))) for name in names]
+        assert told == [
+            "model 'exits' cannot be served: SystemExit: no licence",
+            "model 'has_a_fault' cannot be served: KeyError: 'weights'",
+            "model 'stops' cannot be served: StopIteration: ",
+        ]
+        assert [state[2:] for state in repository.index()][:2] == [
+            ("UNAVAILABLE", "SystemExit: no licence"),
+            ("UNAVAILABLE", "KeyError: 'weights'"),
+        ]
+        await repository.close()
+
+    asyncio.run(main())
