@@ -81,20 +81,28 @@ class HttpServer:
         OSError
             If it cannot be had, or a certificate cannot be read.
         """
-        self._config.load()
+        try:
+            self._config.load()
+        except OSError as error:  # it does not say which file it is about
+            files = f"{self._config.ssl_certfile}, {self._config.ssl_keyfile}"
+            raise OSError(f"{files}: no certificate and its key in PEM form: {error}") from None
         limit = self._limits.connections
 
         class Connection(HttpConnection):
             connections_limit = limit
 
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self._config, self._state, {}, loop),
-            host=self._host,
-            port=self._port,
-            ssl=self._config.ssl,
-            backlog=_BACKLOG,
-        )
+        try:
+            self._server = await loop.create_server(
+                lambda: Connection(self._config, self._state, {}, loop),
+                host=self._host,
+                port=self._port,
+                ssl=self._config.ssl,
+                backlog=_BACKLOG,
+            )
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"cannot listen on {self._host} port {self._port} for REST: {reason}") from None
         self._looking = loop.create_task(self._look())
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound

@@ -450,6 +450,21 @@ def test_a_port_that_is_taken_is_told_of() -> None:
     run(scenario)
 
 
+def test_what_cannot_be_listened_on_or_read_is_named(tmp_path: Path) -> None:
+    nothing = tmp_path / "key.pem"
+    nothing.touch()
+
+    async def scenario() -> None:
+        app = make_app(dataplane_of())
+        with pytest.raises(OSError, match=r"^cannot listen on 192\.0\.2\.1 port 0 for REST: "):
+            await HttpServer(app, host="192.0.2.1").start()  # an address that no machine has
+        for path in (nothing, tmp_path / "missing.pem"):
+            with pytest.raises(OSError, match=rf"^{path}, {nothing}: no certificate and its key in PEM form: "):
+                await HttpServer(app, ssl_certfile=path, ssl_keyfile=nothing).start()
+
+    run(scenario)
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
 def test_tls(tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
