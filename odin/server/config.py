@@ -159,4 +159,5 @@ def read_model(path: Path) -> ModelConfig:
 
 def find_models(folder: Path) -> Sequence[Path]:
     """Files of the models in a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix == ".toml" and not path.name.startswith("."))
+    files = (path for path in folder.iterdir() if path.suffix == ".toml" and not path.name.startswith("."))
+    return sorted(path for path in files if not path.is_dir())

@@ -78,10 +78,13 @@ class Repository:
         ValueError, OSError
             If a file cannot be read or is not valid.
         """
-        for path in () if self._folder is None else find_models(self._folder):
-            if path.stem not in self._entries:
-                self._entries[path.stem] = _Entry(read_model(path))
+        for path in self._new_files():
+            self._entries[path.stem] = _Entry(read_model(path))
         return list(self._entries)
+
+    def _new_files(self) -> list[Path]:
+        files = () if self._folder is None else find_models(self._folder)
+        return [path for path in files if path.stem not in self._entries]
 
     @asynccontextmanager
     async def use(self, name: str, version: str = "") -> AsyncIterator[ServedModel]:
@@ -122,9 +125,10 @@ class Repository:
 
     def index(self) -> list[ModelState]:
         """All models and their states, by name."""
-        if self._folder is not None:
-            with contextlib.suppress(ValueError, OSError):
-                self.find()
+        with contextlib.suppress(OSError):
+            for path in self._new_files():
+                with contextlib.suppress(ValueError, OSError):  # a wrong file is told of when it is loaded
+                    self._entries[path.stem] = _Entry(read_model(path))
         return [
             ModelState(name, entry.config.version, entry.state, entry.reason)
             for name, entry in sorted(self._entries.items())
@@ -187,11 +191,11 @@ class Repository:
 
     def _config_now(self, name: str) -> ModelConfig:
         path = None if self._folder is None else self._folder / f"{name}.toml"
-        if path is not None and path in find_models(path.parent):
-            try:
+        try:
+            if path is not None and path in find_models(path.parent):
                 return read_model(path)
-            except (ValueError, OSError) as error:
-                raise RequestError(FailureKind.INVALID, str(error)) from error
+        except (ValueError, OSError) as error:
+            raise RequestError(FailureKind.INVALID, str(error)) from error
         return self._entry(name, "").config
 
     async def unload(self, name: str) -> None:

@@ -232,3 +232,21 @@ def test_whatever_a_models_own_code_raises_is_told_and_the_next_load_is_made():
         await repository.close()
 
     asyncio.run(main())
+
+
+def test_a_wrong_file_hides_no_other_and_a_folder_that_has_gone_is_told_of(tmp_path):
+    async def main() -> None:
+        folder = tmp_path / "models"
+        folder.mkdir()
+        repository = Repository(folder)
+        assert repository.find() == []
+        (folder / "a.toml").write_text("source =", "utf-8")
+        (folder / "b.toml").write_text('source = "resnet18"', "utf-8")
+        assert [state.name for state in repository.index()] == ["b"]
+        folder.rename(tmp_path / "elsewhere")
+        assert [state.name for state in repository.index()] == ["b"]
+        error = await refused(repository.load("b"))
+        assert (error.kind, "No such file" in str(error)) == (FailureKind.INVALID, True)
+        await repository.close()
+
+    asyncio.run(main())

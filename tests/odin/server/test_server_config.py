@@ -77,6 +77,7 @@ def test_models_of_a_folder(tmp_path: Path):
     for name in ("b", "a", ".hidden"):
         write(tmp_path, name, "")
     (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "folder.toml").mkdir()
     assert [path.stem for path in find_models(tmp_path)] == ["a", "b"]
 
 
