@@ -20,6 +20,7 @@ __all__ = ["HttpServer"]
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.5
 _BACKLOG = 1024
+_LAST_WORD_S = 0.5
 
 
 class HttpServer:
@@ -130,6 +131,8 @@ class HttpServer:
         tasks = list(state.tasks)
         for task in tasks:
             task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_LAST_WORD_S)  # each tells its client, who may not read
         for connection in list(state.connections):
             connection.transport.abort()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -176,7 +176,7 @@ class Repository:
                     entry.state, entry.reason = "UNAVAILABLE", "loading was broken off"
                 raise
             if not isinstance(served, ServedModel):
-                reason = f"{type(served).__name__}: {served}"
+                reason = _told(served)
                 trace = None if isinstance(served, _SPEAKING) else served
                 _log.error("model %s cannot be served: %s", name, reason, exc_info=trace)
                 if entry.served is None:
@@ -241,6 +241,13 @@ def _make(config: ModelConfig, on_event: Callable[[Event], None]) -> ServedModel
         return ServedModel(config, on_event=on_event)
     except BaseException as error:
         return error
+
+
+def _told(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # by its own code, as that of a model may be
+        return f"{type(error).__name__}, which cannot say what it is about"
 
 
 def _close_made(making: Future[ServedModel | BaseException]) -> None:

@@ -435,6 +435,8 @@ def test_a_stop_takes_no_longer_than_it_may() -> None:
             await waiting.begun.wait()
             await asked.server.stop(0.0)
             assert waiting.cancelled.is_set()
+            status, _, body = await client.answer()
+            assert (status, json.loads(body)) == (503, {"error": "the server has ended; send it elsewhere"})
             await client.rest()
             assert asked.server.connections == 0
 

@@ -214,9 +214,18 @@ def stops() -> torch.nn.Module:
     return next(iter(()))
 
 
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise TypeError("no text")
+
+
+def mute() -> torch.nn.Module:
+    raise MuteError
+
+
 def test_whatever_a_models_own_code_raises_is_told_and_the_next_load_is_made():
     async def main() -> None:
-        names = ("exits", "has_a_fault", "stops")
+        names = ("exits", "has_a_fault", "stops", "mute")
         configs = [config(["cpu:0"], name).model_copy(update={"source": f"{__name__}:{name}"}) for name in names]
         repository = Repository(configs=configs)
         told = [str(await refused(repository.load(name))) for name in names]
@@ -224,8 +233,9 @@ def test_whatever_a_models_own_code_raises_is_told_and_the_next_load_is_made():
             "model 'exits' cannot be served: SystemExit: no licence",
             "model 'has_a_fault' cannot be served: KeyError: 'weights'",
             "model 'stops' cannot be served: StopIteration: ",
+            "model 'mute' cannot be served: MuteError, which cannot say what it is about",
         ]
-        assert [state[2:] for state in repository.index()][:2] == [
+        assert [state[2:] for state in repository.index() if state.name in names[:2]] == [
             ("UNAVAILABLE", "SystemExit: no licence"),
             ("UNAVAILABLE", "KeyError: 'weights'"),
         ]
