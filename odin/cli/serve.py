@@ -231,9 +231,10 @@ class _Telling:
         """See :class:`odin.server.life.Telling`."""
         self._ports = ports
         scheme = "https" if self._tls else "http"
+        host = f"[{self._host}]" if ":" in self._host else self._host
         self._say(
-            f"REST  {scheme}://{self._host}:{ports.http}   (/ is a page to look at, /metrics for Prometheus)",
-            f"gRPC  {self._host}:{ports.grpc}",
+            f"REST  {scheme}://{host}:{ports.http}   (/ is a page to look at, /metrics for Prometheus)",
+            f"gRPC  {host}:{ports.grpc}",
         )
 
     def loading(self, name: str) -> None:

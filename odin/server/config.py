@@ -110,9 +110,10 @@ def parse_model(fields: dict[str, Any], *, name: str, folder: Path, where: str) 
     ValueError
         If a field is unknown, missing or not valid; the message names the place, the field and the value.
     """
-    given = {"name": name, **fields}
+    if "name" in fields:
+        raise ValueError(f"{where}: name = {fields['name']!r}: clients ask for it as {name!r}, by the file's name")
     try:
-        config = ModelConfig(**given)
+        config = ModelConfig(name=name, **fields)
     except ValidationError as error:
         raise ValueError(f"{where}: {_problems(error)}") from None
     beside = {
@@ -158,4 +159,5 @@ def read_model(path: Path) -> ModelConfig:
 
 def find_models(folder: Path) -> Sequence[Path]:
     """Files of the models in a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix == ".toml" and not path.name.startswith("."))
+    files = (path for path in folder.iterdir() if path.suffix == ".toml" and not path.name.startswith("."))
+    return sorted(path for path in files if not path.is_dir())

@@ -89,6 +89,11 @@ class Whole:
         exchange = _Exchange(scope, receive, send, self._discard_nbytes)
         try:
             await self._app(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:  # the server does not wait any longer
+            if exchange.started:
+                raise
+            error = RequestError(FailureKind.NOT_READY, "the server has ended; send it elsewhere", retry_after_s=1.0)
+            await failure(error)(scope, receive, send)
         except Exception:
             _log.exception("%s %s failed", scope["method"], scope["path"])
             if not exchange.started:

@@ -20,6 +20,7 @@ __all__ = ["HttpServer"]
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.5
 _BACKLOG = 1024
+_LAST_WORD_S = 0.5
 
 
 class HttpServer:
@@ -81,20 +82,28 @@ class HttpServer:
         OSError
             If it cannot be had, or a certificate cannot be read.
         """
-        self._config.load()
+        try:
+            self._config.load()
+        except OSError as error:  # it does not say which file it is about
+            files = f"{self._config.ssl_certfile}, {self._config.ssl_keyfile}"
+            raise OSError(f"{files}: no certificate and its key in PEM form: {error}") from None
         limit = self._limits.connections
 
         class Connection(HttpConnection):
             connections_limit = limit
 
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self._config, self._state, {}, loop),
-            host=self._host,
-            port=self._port,
-            ssl=self._config.ssl,
-            backlog=_BACKLOG,
-        )
+        try:
+            self._server = await loop.create_server(
+                lambda: Connection(self._config, self._state, {}, loop),
+                host=self._host,
+                port=self._port,
+                ssl=self._config.ssl,
+                backlog=_BACKLOG,
+            )
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"cannot listen on {self._host} port {self._port} for REST: {reason}") from None
         self._looking = loop.create_task(self._look())
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
@@ -122,6 +131,8 @@ class HttpServer:
         tasks = list(state.tasks)
         for task in tasks:
             task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_LAST_WORD_S)  # each tells its client, who may not read
         for connection in list(state.connections):
             connection.transport.abort()
         await asyncio.gather(*tasks, return_exceptions=True)

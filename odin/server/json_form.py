@@ -87,7 +87,7 @@ def header_nbytes(text: str | None, body_nbytes: int) -> int | None:
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
         raise _error(f"{HEADER_LENGTH} is {text[:40]!r}, and no number of bytes")
     if int(text) > body_nbytes:
-        raise _error(f"{HEADER_LENGTH} is {int(text)}, but the body has {body_nbytes} bytes")
+        raise _error(f"{HEADER_LENGTH} is {int(text)}, but the body has at most {body_nbytes} bytes")
     return int(text)
 
 

@@ -26,6 +26,8 @@ from odin.server.served import ServedModel
 __all__ = ["Repository"]
 
 _log = logging.getLogger(__name__)
+_SPEAKING = (ValueError, OSError, OdinError, ImportError, MemoryError, RuntimeError)
+"""Errors whose message is enough; of others the log tells where they come from."""
 
 
 class _Entry:
@@ -76,10 +78,13 @@ class Repository:
         ValueError, OSError
             If a file cannot be read or is not valid.
         """
-        for path in () if self._folder is None else find_models(self._folder):
-            if path.stem not in self._entries:
-                self._entries[path.stem] = _Entry(read_model(path))
+        for path in self._new_files():
+            self._entries[path.stem] = _Entry(read_model(path))
         return list(self._entries)
+
+    def _new_files(self) -> list[Path]:
+        files = () if self._folder is None else find_models(self._folder)
+        return [path for path in files if path.stem not in self._entries]
 
     @asynccontextmanager
     async def use(self, name: str, version: str = "") -> AsyncIterator[ServedModel]:
@@ -101,7 +106,8 @@ class Repository:
         """Return the model that serves a name; see :meth:`use`."""
         entry = self._entry(name, version)
         if entry.served is None:
-            raise RequestError(FailureKind.NOT_READY, f"model {name!r} is {entry.state}: {entry.reason}")
+            reason = f": {entry.reason}" if entry.reason else ""
+            raise RequestError(FailureKind.NOT_READY, f"model {name!r} is {entry.state}{reason}")
         return entry.served
 
     def is_ready(self, name: str, version: str = "") -> bool:
@@ -119,9 +125,10 @@ class Repository:
 
     def index(self) -> list[ModelState]:
         """All models and their states, by name."""
-        if self._folder is not None:
-            with contextlib.suppress(ValueError, OSError):
-                self.find()
+        with contextlib.suppress(OSError):
+            for path in self._new_files():
+                with contextlib.suppress(ValueError, OSError):  # a wrong file is told of when it is loaded
+                    self._entries[path.stem] = _Entry(read_model(path))
         return [
             ModelState(name, entry.config.version, entry.state, entry.reason)
             for name, entry in sorted(self._entries.items())
@@ -160,22 +167,23 @@ class Repository:
             entry.config = config
             if entry.served is None:
                 entry.state, entry.reason = "LOADING", ""
-            making = self._loader.submit(ServedModel, config, on_event=lambda event: self._on_event(name, event))
+            making = self._loader.submit(_make, config, lambda event: self._on_event(name, event))
             try:
                 served = await asyncio.wrap_future(making)
-            except (ValueError, OSError, OdinError, ImportError, MemoryError, RuntimeError) as error:
-                reason = f"{type(error).__name__}: {error}"
-                _log.error("model %s cannot be served: %s", name, reason)
-                if entry.served is None:
-                    entry.state, entry.reason = "UNAVAILABLE", reason
-                else:
-                    entry.config = entry.served.config
-                raise RequestError(FailureKind.INVALID, f"model {name!r} cannot be served: {reason}") from error
             except BaseException:
                 making.add_done_callback(_close_made)
                 if entry.served is None:
                     entry.state, entry.reason = "UNAVAILABLE", "loading was broken off"
                 raise
+            if not isinstance(served, ServedModel):
+                reason = _told(served)
+                trace = None if isinstance(served, _SPEAKING) else served
+                _log.error("model %s cannot be served: %s", name, reason, exc_info=trace)
+                if entry.served is None:
+                    entry.state, entry.reason = "UNAVAILABLE", reason
+                else:
+                    entry.config = entry.served.config
+                raise RequestError(FailureKind.INVALID, f"model {name!r} cannot be served: {reason}") from served
             before, entry.served = entry.served, served
             entry.state, entry.reason = "READY", ""
         if served.random_weights:
@@ -185,11 +193,11 @@ class Repository:
 
     def _config_now(self, name: str) -> ModelConfig:
         path = None if self._folder is None else self._folder / f"{name}.toml"
-        if path is not None and path in find_models(path.parent):
-            try:
+        try:
+            if path is not None and path in find_models(path.parent):
                 return read_model(path)
-            except (ValueError, OSError) as error:
-                raise RequestError(FailureKind.INVALID, str(error)) from error
+        except (ValueError, OSError) as error:
+            raise RequestError(FailureKind.INVALID, str(error)) from error
         return self._entry(name, "").config
 
     async def unload(self, name: str) -> None:
@@ -229,7 +237,22 @@ class Repository:
             await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
 
 
-def _close_made(making: Future[ServedModel]) -> None:
+def _make(config: ModelConfig, on_event: Callable[[Event], None]) -> ServedModel | BaseException:
+    """Make a model, or return why not: a model's own code may raise anything, SystemExit too."""
+    try:
+        return ServedModel(config, on_event=on_event)
+    except BaseException as error:
+        return error
+
+
+def _told(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # by its own code, as that of a model may be
+        return f"{type(error).__name__}, which cannot say what it is about"
+
+
+def _close_made(making: Future[ServedModel | BaseException]) -> None:
     """Close a model that nobody waits for any more."""
-    if not making.cancelled() and making.exception() is None:
-        making.result().close(drain=False)
+    if not making.cancelled() and isinstance(made := making.result(), ServedModel):
+        made.close(drain=False)

@@ -186,7 +186,7 @@ def _failure(status: int, data: bytes) -> RequestFailedError:
         content = json.loads(text)
         text = str(content.get("error") or content.get("detail") or text)
     except (ValueError, AttributeError):
-        pass
+        text = "a page of HTML" if text.startswith("<") else " ".join(text.split())
     return RequestFailedError(_KINDS.get(status, OTHER), text[:_MOST_TEXT], code=str(status))
 
 

@@ -20,8 +20,11 @@ from typing import Any
 import psutil
 import pytest
 from patience import PROMPT_S
+from rich.console import Console
 
 from odin.cli.main import main
+from odin.cli.serve import _Telling
+from odin.server.life import Ports
 
 TINY = """
 import torch
@@ -60,6 +63,14 @@ def test_a_token_is_one_word(tmp_path, capsys):
     (tmp_path / "token").write_text("two words\n")
     assert main(["serve", "resnet18", "--token-file", str(tmp_path / "token")]) == 2
     assert "a token is one word of ASCII characters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "told"), [("127.0.0.1", "127.0.0.1:5"), ("::1", "[::1]:5")])
+def test_addresses_are_told_as_clients_write_them(host, told, capsys):
+    _Telling(Console(stderr=True), host, None, tls=False).opened(Ports(5, 5))
+    rest, grpc = capsys.readouterr().err.splitlines()
+    assert rest.startswith(f"REST  http://{told} ")
+    assert grpc == f"gRPC  {told}"
 
 
 class Served:

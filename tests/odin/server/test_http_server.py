@@ -435,6 +435,8 @@ def test_a_stop_takes_no_longer_than_it_may() -> None:
             await waiting.begun.wait()
             await asked.server.stop(0.0)
             assert waiting.cancelled.is_set()
+            status, _, body = await client.answer()
+            assert (status, json.loads(body)) == (503, {"error": "the server has ended; send it elsewhere"})
             await client.rest()
             assert asked.server.connections == 0
 
@@ -446,6 +448,21 @@ def test_a_port_that_is_taken_is_told_of() -> None:
         async with serving() as asked:
             with pytest.raises(OSError, match="in use"):
                 await HttpServer(make_app(dataplane_of()), port=asked.port).start()
+
+    run(scenario)
+
+
+def test_what_cannot_be_listened_on_or_read_is_named(tmp_path: Path) -> None:
+    nothing = tmp_path / "key.pem"
+    nothing.touch()
+
+    async def scenario() -> None:
+        app = make_app(dataplane_of())
+        with pytest.raises(OSError, match=r"^cannot listen on 192\.0\.2\.1 port 0 for REST: "):
+            await HttpServer(app, host="192.0.2.1").start()  # an address that no machine has
+        for path in (nothing, tmp_path / "missing.pem"):
+            with pytest.raises(OSError, match=rf"^{path}, {nothing}: no certificate and its key in PEM form: "):
+                await HttpServer(app, ssl_certfile=path, ssl_keyfile=nothing).start()
 
     run(scenario)
 

@@ -103,7 +103,7 @@ def test_binary_data_that_do_not_fit(described: dict[str, Any], raw: bytes, told
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("12", "is 12, but the body has 10 bytes"),
+        ("12", "is 12, but the body has at most 10 bytes"),
         ("-1", "no number of bytes"),
         ("1e1", "no number"),
         ("٣", "no number"),  # a digit, but none of ASCII

@@ -200,3 +200,63 @@ def test_a_load_that_is_broken_off_leaves_nothing(two_cores):
     asyncio.run(main())
     left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
     assert [child for child in left if "StageActor" in " ".join(child.cmdline())] == []
+
+
+def exits() -> torch.nn.Module:
+    raise SystemExit("no licence")
+
+
+def has_a_fault() -> torch.nn.Module:
+    return {}["weights"]
+
+
+def stops() -> torch.nn.Module:
+    return next(iter(()))
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise TypeError("no text")
+
+
+def mute() -> torch.nn.Module:
+    raise MuteError
+
+
+def test_whatever_a_models_own_code_raises_is_told_and_the_next_load_is_made():
+    async def main() -> None:
+        names = ("exits", "has_a_fault", "stops", "mute")
+        configs = [config(["cpu:0"], name).model_copy(update={"source": f"{__name__}:{name}"}) for name in names]
+        repository = Repository(configs=configs)
+        told = [str(await refused(repository.load(name))) for name in names]
+        assert told == [
+            "model 'exits' cannot be served: SystemExit: no licence",
+            "model 'has_a_fault' cannot be served: KeyError: 'weights'",
+            "model 'stops' cannot be served: StopIteration: ",
+            "model 'mute' cannot be served: MuteError, which cannot say what it is about",
+        ]
+        assert [state[2:] for state in repository.index() if state.name in names[:2]] == [
+            ("UNAVAILABLE", "SystemExit: no licence"),
+            ("UNAVAILABLE", "KeyError: 'weights'"),
+        ]
+        await repository.close()
+
+    asyncio.run(main())
+
+
+def test_a_wrong_file_hides_no_other_and_a_folder_that_has_gone_is_told_of(tmp_path):
+    async def main() -> None:
+        folder = tmp_path / "models"
+        folder.mkdir()
+        repository = Repository(folder)
+        assert repository.find() == []
+        (folder / "a.toml").write_text("source =", "utf-8")
+        (folder / "b.toml").write_text('source = "resnet18"', "utf-8")
+        assert [state.name for state in repository.index()] == ["b"]
+        folder.rename(tmp_path / "elsewhere")
+        assert [state.name for state in repository.index()] == ["b"]
+        error = await refused(repository.load("b"))
+        assert (error.kind, "No such file" in str(error)) == (FailureKind.INVALID, True)
+        await repository.close()
+
+    asyncio.run(main())

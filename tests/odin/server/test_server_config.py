@@ -52,6 +52,7 @@ def test_files_of_models_lie_beside_it_too(tmp_path: Path):
         ('source = "resnet50"\ndeadline_ms = -1', "deadline_ms = -1: "),
         ('source = "resnet50"\nbatch = "four"', "batch = 'four': "),
         ('source = "resnet50"\nversion = "a/b"', "version = 'a/b': "),
+        ('source = "resnet50"\nname = "other"', "name = 'other': clients ask for it as 'm', by the file's name"),
         ("source = resnet50", "no TOML"),
     ],
 )
@@ -76,6 +77,7 @@ def test_models_of_a_folder(tmp_path: Path):
     for name in ("b", "a", ".hidden"):
         write(tmp_path, name, "")
     (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "folder.toml").mkdir()
     assert [path.stem for path in find_models(tmp_path)] == ["a", "b"]
 
 

@@ -19,7 +19,7 @@ from patience import PROMPT_S
 from odin.cli.main import main
 from odin_lab.load.client import RequestFailedError, Target
 from odin_lab.load.introduction import introduce
-from odin_lab.load.rest import RestClient
+from odin_lab.load.rest import RestClient, _failure
 from odin_lab.load.search import RateSearch
 
 
@@ -88,6 +88,19 @@ def test_a_server_of_another_kind(server, capsys):
     server.reply = lambda *_: (_ for _ in ()).throw(Fault(404, "what?"))
     assert load(server) == 1
     assert "does not speak the Open Inference Protocol" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"<!DOCTYPE HTML>\n<html>\n<body>not here</body></html>", "a page of HTML"),
+        (b"nothing\n\tat /v2\n", "nothing at /v2"),
+        (b'{"error": "no model"}', "no model"),
+        (b'{"detail": "not found"}', "not found"),
+    ],
+)
+def test_what_a_server_says_of_a_failure_is_one_line(body, told):
+    assert _failure(404, body).text == told
 
 
 def test_a_request_that_the_model_refuses(server, capsys):
