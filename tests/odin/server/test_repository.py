@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,26 @@ def images(count: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((count, 3, 32, 32), np.float32)
 
 
+_MADE: list[Repository] = []
+
+
+def made(*arguments, **options) -> Repository:
+    """A repository that :func:`run` closes, whatever happens: its stages would be in the way of other tests."""
+    _MADE.append(Repository(*arguments, **options))
+    return _MADE[-1]
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        try:
+            await main()
+        finally:
+            while _MADE:
+                await _MADE.pop().close()
+
+    asyncio.run(whole())
+
+
 async def refused(doing) -> RequestError:
     with pytest.raises(RequestError) as error:
         await doing
@@ -53,7 +74,7 @@ async def refused(doing) -> RequestError:
 
 def test_a_model_from_loading_to_unloading(two_cores):
     async def main() -> None:
-        repository = Repository(configs=[config(two_cores, version="7")], drain_s=60)
+        repository = made(configs=[config(two_cores, version="7")], drain_s=60)
         dataplane = DataPlane(repository, Limits())
         assert [tuple(state[:3]) for state in dataplane.index()] == [("small", "7", "UNAVAILABLE")]
         assert not dataplane.is_model_ready("small")
@@ -102,7 +123,7 @@ def test_a_model_from_loading_to_unloading(two_cores):
         assert not any(psutil.pid_exists(pid) for pid in pids)
         await repository.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_another_version_takes_over_and_no_request_is_lost(two_cores, tmp_path):
@@ -115,20 +136,21 @@ def test_another_version_takes_over_and_no_request_is_lost(two_cores, tmp_path):
 
     async def main() -> None:
         write("1")
-        repository = Repository(tmp_path, drain_s=60)
+        repository = made(tmp_path, drain_s=60)
         assert repository.find() == ["small"]
         dataplane = DataPlane(repository, Limits())
         await dataplane.load("small")
-        x, versions, over = images(1), [], asyncio.Event()
+        x, over = images(1), asyncio.Event()
+        versions: list[list[str]] = [[] for _ in range(4)]
 
-        async def ask() -> None:
+        async def ask(seen: list[str]) -> None:
             while not over.is_set():
-                versions.append((await dataplane.infer(request(x))).version)
+                seen.append((await dataplane.infer(request(x))).version)
 
-        asking = [asyncio.create_task(ask()) for _ in range(4)]
+        asking = [asyncio.create_task(ask(seen)) for seen in versions]
         write("2")
         await dataplane.load("small")
-        while versions[-1] != "2":
+        while not all("2" in seen for seen in versions):
             await asyncio.sleep(0.01)
         # one that cannot be served changes nothing
         path.write_text('source = "no_such_model"', "utf-8")
@@ -138,11 +160,12 @@ def test_another_version_takes_over_and_no_request_is_lost(two_cores, tmp_path):
         assert "no TOML" in str(await refused(dataplane.load("small")))
         over.set()
         await asyncio.gather(*asking)
-        assert versions == sorted(versions)
-        assert set(versions) == {"1", "2"}
+        for seen in versions:  # what one asks after an answer of the new version is not answered by the old one
+            assert seen == sorted(seen)
+            assert set(seen) == {"1", "2"}
         await repository.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_images_as_they_come(two_cores, tmp_path):
@@ -151,7 +174,7 @@ def test_images_as_they_come(two_cores, tmp_path):
     data = (tmp_path / "photograph.png").read_bytes()
 
     async def main() -> None:
-        repository = Repository(configs=[config(two_cores)], drain_s=60)
+        repository = made(configs=[config(two_cores)], drain_s=60)
         dataplane = DataPlane(repository, Limits())
         await dataplane.load("small")
         (best,) = (await dataplane.infer_image("small", "", data, count=3)).outputs
@@ -166,12 +189,12 @@ def test_images_as_they_come(two_cores, tmp_path):
         assert error.kind is FailureKind.INVALID
         await repository.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_too_many_requests_are_refused_and_an_end_takes_none(two_cores):
     async def main() -> None:
-        repository = Repository(configs=[config(two_cores)], drain_s=60)
+        repository = made(configs=[config(two_cores)], drain_s=60)
         dataplane = DataPlane(repository, Limits(requests=2))
         await dataplane.load("small")
         asked = [asyncio.create_task(dataplane.infer(request(images(1)))) for _ in range(5)]
@@ -182,12 +205,12 @@ def test_too_many_requests_are_refused_and_an_end_takes_none(two_cores):
         assert (error.kind, error.retry_after_s) == (FailureKind.NOT_READY, 1.0)
         await repository.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_a_load_that_is_broken_off_leaves_nothing(two_cores):
     async def main() -> None:
-        repository = Repository(configs=[config(two_cores)], drain_s=60)
+        repository = made(configs=[config(two_cores)], drain_s=60)
         loading = asyncio.create_task(repository.load("small"))
         await asyncio.sleep(0.2)
         loading.cancel()
@@ -197,7 +220,7 @@ def test_a_load_that_is_broken_off_leaves_nothing(two_cores):
         await repository.close()  # waits for what was being made, and for its end
 
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    asyncio.run(main())
+    run(main)
     left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
     assert [child for child in left if "StageActor" in " ".join(child.cmdline())] == []
 
@@ -227,7 +250,7 @@ def test_whatever_a_models_own_code_raises_is_told_and_the_next_load_is_made():
     async def main() -> None:
         names = ("exits", "has_a_fault", "stops", "mute")
         configs = [config(["cpu:0"], name).model_copy(update={"source": f"{__name__}:{name}"}) for name in names]
-        repository = Repository(configs=configs)
+        repository = made(configs=configs)
         told = [str(await refused(repository.load(name))) for name in names]
         assert told == [
             "model 'exits' cannot be served: SystemExit: no licence",
@@ -241,14 +264,14 @@ def test_whatever_a_models_own_code_raises_is_told_and_the_next_load_is_made():
         ]
         await repository.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_a_wrong_file_hides_no_other_and_a_folder_that_has_gone_is_told_of(tmp_path):
     async def main() -> None:
         folder = tmp_path / "models"
         folder.mkdir()
-        repository = Repository(folder)
+        repository = made(folder)
         assert repository.find() == []
         (folder / "a.toml").write_text("source =", "utf-8")
         (folder / "b.toml").write_text('source = "resnet18"', "utf-8")
@@ -259,4 +282,4 @@ def test_a_wrong_file_hides_no_other_and_a_folder_that_has_gone_is_told_of(tmp_p
         assert (error.kind, "No such file" in str(error)) == (FailureKind.INVALID, True)
         await repository.close()
 
-    asyncio.run(main())
+    run(main)
