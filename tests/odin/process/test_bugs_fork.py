@@ -166,7 +166,7 @@ def test_a_forked_child_is_refused_and_nothing_it_does_or_leaves_touches_the_par
     assert ended.returncode == 0
     lines = log.read_text().splitlines()
     assert len(set(lines)) == len(lines)  # none written twice
-    assert sum('"end"' in line for line in lines) == 1
+    assert sum('"event":"end"' in line for line in lines) == 1
 
 
 def test_the_error_names_both_processes_and_survives_a_pickle():
