@@ -253,7 +253,7 @@ class _Telling:
     def ready(self) -> None:
         """See :class:`odin.server.life.Telling`."""
         assert self._ports is not None
-        self._say(f"ready after {time.perf_counter() - self._began_s:.1f} s")
+        self._say(f"ready after {time.perf_counter() - self._began_s:.1f} s (process {os.getpid()})")
         if self._ready_file is not None:
             # Renamed, so that whoever waits for it never reads half of it.
             part = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
