@@ -1,7 +1,7 @@
 """``odin serve``: models over the network, by REST and gRPC of the Open Inference Protocol.
 
-Exit status: 1 if no model could be served, or a port not be opened; 2 for
-wrong usage; 130 after Ctrl-C, 143 after SIGTERM. The first signal lets requests under way finish, a second drops them.
+Exit status: 1 if no model could be served, or a port not be opened; 2 for wrong usage; 130 after Ctrl-C, 143 after
+SIGTERM. The first signal lets requests under way finish, a second drops them.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,14 +11,14 @@ import numpy as np
 from odin.monitor.view.builder import PipelineView
 from odin.server.answered import Observers
 from odin.server.config import Limits, ModelConfig
-from odin.server.failures import FailureKind, RequestError
+from odin.server.failures import SERVER_ENDS, FailureKind, RequestError
 from odin.server.messages import Caller, InferRequest, InferResponse, ModelMetadata, ModelState, RequestedOutput
 from odin.server.repository import Repository
 from odin.server.served import ServedModel
 from odin.server.statistics import Totals
 from odin.version import __version__
 
-__all__ = ["EXTENSIONS", "DataPlane", "ServerMetadata"]
+__all__ = ["EXTENSIONS", "DataPlane", "ServerMetadata", "check_load_parameters"]
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -155,7 +155,7 @@ class DataPlane:
 
     def _admit(self) -> None:
         if self.draining:
-            raise RequestError(FailureKind.NOT_READY, "the server is ending; send it elsewhere", retry_after_s=1.0)
+            raise RequestError(FailureKind.NOT_READY, SERVER_ENDS, retry_after_s=1.0)
         if self.under_way >= self.limits.requests:
             raise RequestError(
                 FailureKind.BUSY,
@@ -165,9 +165,9 @@ class DataPlane:
 
     # -- repository ---------------------------------------------------------------------------------------------------
 
-    def index(self) -> list[ModelState]:
-        """All models and their states."""
-        return self.repository.index()
+    def index(self, *, only_ready: bool = False) -> list[ModelState]:
+        """All models, or those that are ready, and their states."""
+        return [one for one in self.repository.index() if one.state == "READY" or not only_ready]
 
     async def load(self, name: str) -> None:
         """Load a model by its file, or anew; ``RequestError`` if that is not possible."""
@@ -176,3 +176,14 @@ class DataPlane:
     async def unload(self, name: str) -> None:
         """Unload a model; ``RequestError`` if there is none."""
         await self.repository.unload(name)
+
+
+def check_load_parameters(names: Iterable[str]) -> None:
+    """Raise ``RequestError`` if a request to load says what the model is to be."""
+    for name in names:
+        if name == "config" or name.startswith("file:"):
+            raise RequestError(
+                FailureKind.INVALID,
+                f"parameter {name!r} is not served: models are loaded as the files in the server's folder say, and not "
+                "as clients do: a model may name a program; change the file, then load without parameters",
+            )

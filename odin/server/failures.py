@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["FailureKind", "RequestError"]
+__all__ = ["SERVER_ENDS", "FailureKind", "RequestError"]
+
+SERVER_ENDS = "the server is ending; send it elsewhere"
+"""Told to whoever asks for more then."""
 
 
 class FailureKind(enum.Enum):

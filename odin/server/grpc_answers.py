@@ -86,10 +86,9 @@ def statistics_answer(counted: Iterable[tuple[ModelConfig, Totals]]) -> Any:
     return answer
 
 
-def index_answer(states: Sequence[ModelState], *, only_ready: bool) -> Any:
+def index_answer(states: Sequence[ModelState]) -> Any:
     """``RepositoryIndexResponse``."""
     answer = inference.RepositoryIndexResponse()
     for state in states:
-        if state.state == "READY" or not only_ready:
-            answer.models.add(name=state.name, version=state.version, state=state.state, reason=state.reason)
+        answer.models.add(name=state.name, version=state.version, state=state.state, reason=state.reason)
     return answer

@@ -10,8 +10,8 @@ from urllib.parse import unquote
 import grpc.aio
 
 from odin.server.config import Limits
-from odin.server.dataplane import DataPlane
-from odin.server.failures import FailureKind, RequestError
+from odin.server.dataplane import DataPlane, check_load_parameters
+from odin.server.failures import SERVER_ENDS, FailureKind, RequestError
 from odin.server.grpc_answers import config_answer, index_answer, metadata_answer, server_answer, statistics_answer
 from odin.server.grpc_failures import failure_of, text_of
 from odin.server.grpc_form import in_stream, read_request, split_raw, write_answer
@@ -91,17 +91,11 @@ class InferenceService:
 
     async def _repository_index(self, message: bytes, context: Any) -> bytes:
         asked = parse(inference.RepositoryIndexRequest, message)
-        return _written(index_answer(self._dataplane.index(), only_ready=asked.ready))
+        return _written(index_answer(self._dataplane.index(only_ready=asked.ready)))
 
     async def _repository_load(self, message: bytes, context: Any) -> bytes:
         asked = parse(inference.RepositoryModelLoadRequest, message)
-        for name in asked.parameters:
-            if name == "config" or name.startswith("file:"):
-                raise RequestError(
-                    FailureKind.INVALID,
-                    f"parameter {name!r}: models are loaded as the files in the server's folder say, and not as "
-                    "clients do: a model may name a program; change the file, then load without parameters",
-                )
+        check_load_parameters(asked.parameters)
         await self._to_its_end(self._dataplane.load(asked.model_name))
         return _written(inference.RepositoryModelLoadResponse())
 
@@ -150,7 +144,7 @@ class InferenceService:
         except BaseExceptionGroup as errors:  # what reading or writing raised
             raise errors.exceptions[0] from None
         if self._ending.is_set():
-            raise RequestError(FailureKind.NOT_READY, "the server is ending; send it elsewhere", retry_after_s=1.0)
+            raise RequestError(FailureKind.NOT_READY, SERVER_ENDS, retry_after_s=1.0)
 
     async def _take(
         self, context: Any, answers: asyncio.Queue[asyncio.Task[bytes] | None], group: asyncio.TaskGroup

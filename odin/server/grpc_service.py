@@ -17,7 +17,7 @@ import grpc.aio
 
 from odin.server.config import Limits
 from odin.server.dataplane import DataPlane
-from odin.server.failures import FailureKind, RequestError
+from odin.server.failures import SERVER_ENDS, FailureKind, RequestError
 from odin.server.grpc_failures import Method, abort, guarded
 from odin.server.grpc_health import HealthService
 from odin.server.grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE
@@ -147,18 +147,14 @@ class GrpcServer:
             given = metadata_of(call.invocation_metadata, "authorization")
             if not compare_digest(given.encode(errors="replace"), self._token):
                 return self._without_token(method)
-        return (
-            _refusal(FailureKind.NOT_READY, "the server is ending; send it elsewhere")
-            if self._ending.is_set()
-            else handler
-        )
+        return _refusal(RequestError(FailureKind.NOT_READY, SERVER_ENDS)) if self._ending.is_set() else handler
 
     def _without_token(self, method: str) -> Any:
-        kind, told = FailureKind.UNAUTHENTICATED, "send the server's token as 'authorization: Bearer TOKEN'"
+        error = RequestError(FailureKind.UNAUTHENTICATED, "send the server's token as 'authorization: Bearer TOKEN'")
         if method in ("ModelInfer", "ModelStreamInfer"):
             unread = InferRequest("", "", "", {}, (), caller=Caller("grpc"))
-            self._dataplane.observers.failed(unread, RequestError(kind, told))
-        return _refusal(kind, told)
+            self._dataplane.observers.failed(unread, error)
+        return _refusal(error)
 
     def _all_handlers(self) -> dict[str, Any]:
         service = InferenceService(self._dataplane, self._limits, self._ending)
@@ -187,10 +183,10 @@ def _credentials(certificate: bytes, key: bytes, files: tuple[Path, Path]) -> An
     return grpc.ssl_server_credentials([(key, certificate)])
 
 
-def _refusal(kind: FailureKind, message: str) -> Any:
+def _refusal(error: RequestError) -> Any:
     """A handler that refuses a call of any method, before a message of it has come."""
 
     async def refuse(messages: Any, context: Any) -> None:
-        await abort(context, RequestError(kind, message))
+        await abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(refuse)

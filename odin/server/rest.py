@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive
 
-from odin.server.dataplane import DataPlane
+from odin.server.dataplane import DataPlane, check_load_parameters
 from odin.server.failures import FailureKind, RequestError
 from odin.server.http_answer import JsonAnswer, PartsAnswer, compressed, encoding_for, failure
 from odin.server.http_body import receive_body
@@ -212,17 +212,11 @@ class _Rest:
         only_ready = asked.get("ready", False)
         if not isinstance(only_ready, bool):
             raise RequestError(FailureKind.INVALID, f"'ready' is {only_ready!r}; it takes true or false")
-        states = self._dataplane.index()
-        return JsonAnswer(index_json(one for one in states if one.state == "READY" or not only_ready))
+        return JsonAnswer(index_json(self._dataplane.index(only_ready=only_ready)))
 
     async def load(self, request: Request) -> Response:
         parameters = await self._repository_parameters(request)
-        refused = [name for name in parameters if name == "config" or name.startswith("file:")]
-        if refused:
-            raise RequestError(
-                FailureKind.INVALID,
-                f"parameter {refused[0]!r} is not served: change the model's file in the folder, and load it again",
-            )
+        check_load_parameters(parameters)
         await self._dataplane.load(request.path_params["model"])
         return JsonAnswer({"name": request.path_params["model"]})
 

@@ -118,7 +118,8 @@ class ServedModel:
         try:
             wanted = self._wanted(request.outputs)
             arguments = self.signature.call(request.inputs)
-            self._check_samples(request)
+            samples = self.samples(request)
+            self._check_samples(samples)
             timeout_s = self._timeout_s(request, begin_s)
             asked_s = time.perf_counter()
             result = await _outcome(self.pipeline, arguments, timeout_s, timelines)
@@ -131,7 +132,7 @@ class ServedModel:
             self.statistics.add_failure(FailureKind.GONE, request_s=time.perf_counter() - begin_s)
             raise
         self.statistics.add(
-            samples=self.samples(request),
+            samples=samples,
             input_s=asked_s - begin_s,
             compute_s=answered_s - asked_s,
             output_s=time.perf_counter() - answered_s,
@@ -175,9 +176,9 @@ class ServedModel:
             return 1
         return next(int(tensor.array.shape[0]) for tensor in request.inputs if tensor.name == known.name)
 
-    def _check_samples(self, request: InferRequest) -> None:
+    def _check_samples(self, samples: int) -> None:
         """Raise if a request can never find as many places as it needs."""
-        config, samples = self.config, self.samples(request)
+        config = self.config
         most = config.batch * config.max_waiting
         if samples > config.batch and samples > most:
             raise RequestError(

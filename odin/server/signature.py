@@ -101,10 +101,8 @@ class Signature(NamedTuple):
                 raise RequestError(FailureKind.INVALID, f"input {known.name!r} is missing")
             _check(tensor, known)
             arrays.append(_as_torch(tensor))
-        if (
-            len({array.shape[0] for array, known in zip(arrays, self.inputs, strict=True) if known.shape[:1] == (-1,)})
-            > 1
-        ):
+        free = [array for array, known in zip(arrays, self.inputs, strict=True) if known.shape[:1] == (-1,)]
+        if len({array.shape[0] for array in free}) > 1:
             sizes = ", ".join(
                 f"{known.name!r}: {array.shape[0]}" for array, known in zip(arrays, self.inputs, strict=True)
             )

@@ -83,8 +83,9 @@ class FakeDataPlane:
         outputs = tuple(tensor._replace(parameters={}) for tensor in request.inputs)
         return InferResponse(request.model, "1", request.id, outputs)
 
-    def index(self) -> list[ModelState]:
-        return [ModelState("echo", "1", "READY", ""), ModelState("other", "2", "UNAVAILABLE", "not loaded")]
+    def index(self, *, only_ready: bool = False) -> list[ModelState]:
+        states = [ModelState("echo", "1", "READY", ""), ModelState("other", "2", "UNAVAILABLE", "not loaded")]
+        return states[:1] if only_ready else states
 
     async def load(self, name: str) -> None:
         self.repository.append(f"load {name}")
