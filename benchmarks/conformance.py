@@ -13,6 +13,7 @@ import http.client
 import json
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -60,7 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mobilenet_v2")
     parser.add_argument("--python", default=sys.executable, metavar="FILE", help="which has MLServer")
-    parser.add_argument("--output", metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     arguments = parser.parse_args()
     environment = Environment.collect(("torch", "uvicorn", "grpcio", "mlserver"))
     cores, inputs = usable_cores()[:2], (Input("input", "FP32", (1, 3, _SIZE, _SIZE)),)
@@ -92,7 +93,7 @@ def _http(
     try:
         connection.request(method, path, body, dict(headers or {}))
         answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read()
+        return answer.status, dict(answer.headers), answer.read()
     finally:
         connection.close()
 
@@ -133,7 +134,7 @@ def _infer(
         body = json.dumps(content).encode() if raw is None else raw
         status, _, answer = _http(served, "POST", path, body, {"Content-Type": "application/json"})
         if status != 200:
-            return Answer(str(status), {"has error": "error" in json.loads(answer or b"{}")})
+            return Answer(str(status), {"says why": _says_why(answer)})
         got = json.loads(answer)
         (output,) = got["outputs"]
         values = np.array(output["data"], np.float32).reshape(output["shape"])
@@ -142,6 +143,14 @@ def _infer(
         )
 
     return ask
+
+
+def _says_why(answer: bytes) -> bool:
+    """Whether there is an ``error``, as the protocol wants."""
+    try:
+        return "error" in json.loads(answer)
+    except (ValueError, TypeError):
+        return False
 
 
 def _asked(got: Mapping[str, Any], content: Mapping[str, Any]) -> Any:
