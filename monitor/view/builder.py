@@ -96,6 +96,7 @@ class _Stage:
     def __init__(self) -> None:
         self.disturbed = False
         self.lost = self.hangs = False
+        self.why_lost = ""
         self.pid: int | None = None  # of the process that has taken its place
         self.slowdown = 1.0
         self.cause: Attributed | None = None
@@ -336,12 +337,12 @@ class ViewBuilder:
     def _stage_lost(self, event: StageLost) -> None:
         self._say(event)
         stage = self._stages[event.stage]
-        stage.lost, stage.hangs = True, event.hangs
+        stage.lost, stage.hangs, stage.why_lost = True, event.hangs, event.why
 
     def _stage_back(self, event: StageBack) -> None:
         self._say(event)
         stage = self._stages[event.stage]
-        stage.lost = stage.hangs = False
+        stage.lost, stage.hangs, stage.why_lost = False, False, ""
         stage.pid = event.pid
 
     def _load(self, event: LoadChanged) -> None:
@@ -452,7 +453,7 @@ class ViewBuilder:
         shares, layer_shares = self._recent.shares(epoch) if windows else (np.full(len(empty), math.nan), None)
         views = []
         for index, (stage, told) in enumerate(zip(self._stages, self._run.stages, strict=True)):
-            cause = stage.cause
+            cause = None if stage.lost else stage.cause
             view = StageView(
                 stage=index,
                 device=told.device,
@@ -472,6 +473,7 @@ class ViewBuilder:
                 last_quartiles=(int(low[index, 1]), int(high[index, 1])) if windows else (),
                 request_share=float(shares[index]),
                 layer_shares=() if quartiles is None or layer_shares is None else _rounded(layer_shares[index]),
+                why_lost=stage.why_lost,
             )
             views.append(view)
         return tuple(views)

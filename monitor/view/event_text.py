@@ -24,9 +24,10 @@ from odin.monitor.events import (
     StageBack,
     StageLost,
 )
+from odin.monitor.view.pipeline_view import StageView
 from odin.monitor.view.windows_text import windows_text
 
-__all__ = ["cause", "event_text", "factor", "figure", "plan_text", "seconds"]
+__all__ = ["cause", "event_text", "factor", "figure", "plan_text", "seconds", "stage_cause"]
 
 _MOST_STAGES = 8
 """A plan of more stages than this is not written out."""
@@ -78,6 +79,15 @@ def cause(interference: str, culprits: Sequence[Culprit], note: str = "") -> str
         for culprit in culprits
     ]
     return ", ".join(parts) + (f" ({note})" if note else "")
+
+
+def stage_cause(stage: StageView) -> str:
+    """Why a stage is as it is: what disturbs it, or what was seen when it was lost; empty if nothing is to be told."""
+    if stage.why_lost:
+        return stage.why_lost
+    if stage.interference:
+        return cause(stage.interference, stage.culprits, stage.note)
+    return "cause not known yet" if stage.state == "disturbed" else ""
 
 
 def event_text(event: Event, devices: Sequence[str]) -> str:

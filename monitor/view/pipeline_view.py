@@ -37,7 +37,7 @@ class StageView(Struct, frozen=True, forbid_unknown_fields=True):
         Time now / undisturbed time of the layers that each request ran there; for an empty or bypassed stage, what was
         last known.
     interference, culprits, note
-        What disturbs it, as in :class:`odin.monitor.events.Attributed`; empty while nothing does.
+        What disturbs it, as in :class:`odin.monitor.events.Attributed`; empty while nothing does, and while it is lost.
     queue_s
         Median seconds that a request of late waited before it.
     utilisation
@@ -51,6 +51,8 @@ class StageView(Struct, frozen=True, forbid_unknown_fields=True):
     layer_shares
         Part of the requests of late of which it ran each layer, shape (layers,); empty likewise. Their sum is the mean
         number of layers that it runs of a request.
+    why_lost
+        What was seen when it was lost, or began to hang; empty while it is not.
     """
 
     stage: int
@@ -71,6 +73,7 @@ class StageView(Struct, frozen=True, forbid_unknown_fields=True):
     last_quartiles: tuple[int, ...] = ()
     request_share: float = math.nan
     layer_shares: tuple[float, ...] = ()
+    why_lost: str = ""
 
 
 class History(Struct, frozen=True, forbid_unknown_fields=True):

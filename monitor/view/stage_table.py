@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from odin.monitor.view.colors import DISTURBED, LOST, QUIET
-from odin.monitor.view.event_text import cause, factor, seconds
+from odin.monitor.view.event_text import factor, seconds, stage_cause
 from odin.monitor.view.pipeline_view import PipelineView, StageView
 from odin.monitor.view.sparkline import Glyphs
 from odin.monitor.view.textfit import clean, fit, fit_end, pad, wrap
@@ -183,11 +183,7 @@ def _count(hidden: Sequence[StageView]) -> str:
 
 
 def _cause(stage: StageView) -> str:
-    if stage.interference:
-        return cause(stage.interference, stage.culprits, stage.note)
-    if stage.state == "bypassed":
-        return "no request needed it of late"
-    return "cause not known yet" if stage.state == "disturbed" else ""
+    return "no request needed it of late" if stage.state == "bypassed" else stage_cause(stage)
 
 
 class _Layout:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from odin.monitor.view.event_text import cause, plan_text
+from odin.monitor.view.event_text import plan_text, stage_cause
 from odin.monitor.view.pipeline_view import PipelineView, StageView
 from odin.monitor.view.windows_text import windows_text
 
@@ -41,13 +41,10 @@ def page_view(view: PipelineView) -> dict[str, Any]:
 
 
 def _stage(stage: StageView) -> dict[str, Any]:
-    told = cause(stage.interference, stage.culprits, stage.note) if stage.interference else ""
-    if not told and stage.state == "disturbed":
-        told = "cause not known yet"
     shares = stage.layer_shares
     return {
         **{name: _short(getattr(stage, name)) for name in _KEPT_OF_STAGE},
-        "cause": told,
+        "cause": stage_cause(stage),
         "shares": _cells(shares) if shares else None,
         "layer_count": round(sum(shares), 1) if shares and not math.isnan(sum(shares)) else 0,
     }

@@ -21,9 +21,11 @@ from odin.monitor.events import (
     RequestFailed,
     RunEnded,
     SlowdownChanged,
+    StageBack,
+    StageLost,
 )
 from odin.monitor.view.builder import EventLine, InjectedLoad, PipelineView, Serving, ViewBuilder
-from odin.monitor.view.event_text import event_text
+from odin.monitor.view.event_text import event_text, stage_cause
 from odin.monitor.view.recent import column_medians
 
 
@@ -335,6 +337,22 @@ def test_a_lost_stage():
     view = built([run_started(), RequestFailed(START_S + 1, 0, error)]).view(START_S + 1)
     assert [stage.state for stage in view.stages] == ["quiet", "lost"]
     assert view.fluid_bound_hz == pytest.approx(1 / 0.18)
+
+
+def test_a_lost_stage_tells_why_it_was_lost_and_not_what_disturbed_it():
+    """``lost: CPU share, pid 7 stress-ng`` looked as if that had killed it."""
+    events = [
+        run_started(),
+        SlowdownChanged(START_S + 1, 1, 0, 0, 2.0, "onset"),
+        Attributed(START_S + 1, 1, "CPU share", (Culprit(7, "stress-ng", 0.5),), ""),
+        StageLost(START_S + 2, 1, "process 77 is gone", False, 2),
+    ]
+    lost = built(events).view(START_S + 2).stages[1]
+    assert (lost.state, lost.why_lost, lost.interference) == ("lost", "process 77 is gone", "")
+    assert stage_cause(lost) == "process 77 is gone"
+    back = built([*events, StageBack(START_S + 3, 1, 78, 1.0, True)]).view(START_S + 3).stages[1]
+    assert (back.state, back.why_lost) == ("disturbed", "")
+    assert stage_cause(back) == "CPU share, pid 7 stress-ng 50%"
 
 
 def test_the_stage_of_a_cause_stands_before_its_note():
