@@ -10,16 +10,12 @@ import argparse
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from odin.cli.arguments import positive, positive_number
 from odin.partitioner.files import check_different, check_writable, write_whole
@@ -29,10 +25,11 @@ from odin_lab.load.client import Target
 from odin_lab.load.figures import Figures, Request
 from odin_lab.load.introduction import Introduction, introduce, lone_latency_s
 from odin_lab.load.loadgen import check_loadgen
+from odin_lab.load.progress import trial_progress
 from odin_lab.load.samples import parse_input
 from odin_lab.load.task import SCENARIOS
 from odin_lab.load.trial import Trial, TrialBrokenError
-from odin_lab.load.view import headline, progress_text, render, verdict_line
+from odin_lab.load.view import headline, render, verdict_line
 
 __all__ = ["add_parser", "run"]
 
@@ -159,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
     known = introduce(target, given=given, batch=arguments.batch)
     lone_s = lone_latency_s(known, images=wishes.images, seed=wishes.seed)
     console.print(headline(known, lone_s), markup=False)
-    with draining() as drain, _progress() as show:
+    with draining() as drain, trial_progress() as show:
 
         def look(title: str, trial: Trial) -> bool:
             show(title, trial)
@@ -251,31 +248,3 @@ def _result(known: Introduction, lone_s: float, campaign: Campaign, bound_ms: fl
         None if search is None else search.failed_hz,
         "" if search is None else verdict_line(search, bound_ms),
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, Trial], None]]:
-    """A line per trial, in a terminal only; yields what shows where one is."""
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[known]}", style="dim"),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    tasks: dict[int, Any] = {}
-
-    def show(title: str, trial: Trial) -> None:
-        row = tasks.get(id(trial))
-        if row is None:
-            for before in tasks.values():
-                progress.update(before, visible=False)
-            row = tasks[id(trial)] = progress.add_task(escape(title), total=trial.task.seconds, known="")
-        begun = [one.over_s for one in trial.outcomes[-1:]]
-        done_s = begun[0] - trial.begin_s if begun and trial.begin_s is not None else 0.0
-        progress.update(row, completed=min(done_s, trial.task.seconds), known=progress_text(trial))
-
-    with progress:
-        yield show

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from msgspec import Struct
 
 from odin_lab.load.client import RequestFailedError, open_client
 from odin_lab.load.figures import Figures, Request, figures_of, requests_of
+from odin_lab.load.hopeless import not_hopeless
 from odin_lab.load.introduction import Introduction
 from odin_lab.load.samples import make_samples
 from odin_lab.load.search import RateSearch
@@ -175,14 +175,7 @@ class Campaign:
     def _not_hopeless(self, rate_hz: float) -> Look:
         """Whether a trial can still keep the bound."""
         expected = max(rate_hz * self._wishes.seconds, _LEAST)
-        allowed = (1 - SHARE) * (expected + 4 * math.sqrt(expected))  # the number is drawn, and never so much larger
-        bound_s = (self._wishes.bound_ms or 0.0) / 1e3
-
-        def look(trial: Trial) -> bool:
-            late = sum(bool(one.failure) or one.over_s - one.asked_s > bound_s for one in trial.outcomes)
-            return late <= allowed
-
-        return look
+        return not_hopeless(expected=expected, share=SHARE, bound_s=(self._wishes.bound_ms or 0.0) / 1e3)
 
     def _settle(self) -> None:
         """Wait for what is left of the trial before: a request that comes last is answered last."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 import odin
-from odin_lab.load.task import Began, Broken, Done, Outcome, Outcomes, Scheduled, Task, Verdict
+from odin_lab.load.task import Began, Broken, Done, Outcome, Outcomes, Scheduled, Task, Verdict, Waits
 
 __all__ = ["Trial", "TrialBrokenError", "run_trial"]
 
@@ -76,6 +76,7 @@ def run_trial(
     task: Task,
     *,
     look: Callable[[Trial], bool] = lambda trial: True,
+    gate: Callable[[], object] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Trial:
     """Carry out a trial in a process of its own.
@@ -84,6 +85,8 @@ def run_trial(
     ----------
     look
         Called some times a second with what is known; False: enough, end it.
+    gate
+        Called when all is prepared; the first request is sent when it returns.
 
     Raises
     ------
@@ -105,8 +108,8 @@ def run_trial(
                 start_new_session=True,  # Ctrl-C is for this process, which then asks that one to end
             )
         try:
-            ours.sendall(msgspec.json.encode(task) + b"\n")
-            over = _listen(ours, trial, look, clock)
+            ours.sendall(msgspec.json.encode(msgspec.structs.replace(task, gated=gate is not None)) + b"\n")
+            over = _listen(ours, trial, look, gate or (lambda: None), clock)
         except ConnectionError:
             over = False
         finally:
@@ -119,9 +122,15 @@ def run_trial(
     return trial
 
 
-def _listen(ours: socket.socket, trial: Trial, look: Callable[[Trial], bool], clock: Callable[[], float]) -> bool:
+def _listen(
+    ours: socket.socket,
+    trial: Trial,
+    look: Callable[[Trial], bool],
+    gate: Callable[[], object],
+    clock: Callable[[], float],
+) -> bool:
     """Take in what is told until the end; whether that came."""
-    decoder = msgspec.json.Decoder(Began | Outcomes | Done | Broken)
+    decoder = msgspec.json.Decoder(Waits | Began | Outcomes | Done | Broken)
     ours.settimeout(_LOOK_S)
     data = bytearray()
     stop_s = float("inf")
@@ -139,6 +148,11 @@ def _listen(ours: socket.socket, trial: Trial, look: Callable[[Trial], bool], cl
             del data[: end + 1]
             if isinstance(message, Broken):
                 raise ValueError(message.why)
+            if isinstance(message, Waits):
+                if not trial.broken_off:
+                    gate()
+                    ours.sendall(b"go\n")
+                continue
             trial.add(message)
             if isinstance(message, Done):
                 return True
