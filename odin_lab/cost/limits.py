@@ -8,7 +8,7 @@ from collections.abc import Sequence
 __all__ = ["by_model"]
 
 
-def by_model(text: str, names: Sequence[str], *, option: str, of_all: bool = True) -> dict[str, float]:
+def by_model(text: str, names: Sequence[str], *, option: str) -> dict[str, float]:
     """Read a number for each model.
 
     Parameters
@@ -19,8 +19,6 @@ def by_model(text: str, names: Sequence[str], *, option: str, of_all: bool = Tru
         Of the models.
     option
         Named in errors.
-    of_all
-        Whether every model must have one.
 
     Raises
     ------
@@ -45,12 +43,12 @@ def by_model(text: str, names: Sequence[str], *, option: str, of_all: bool = Tru
             raise ValueError(f"{option} {text}: no model is called {name!r}; there are {', '.join(names)}")
         else:
             own[name] = value
-    found = {name: value for name in names if (value := own.get(name, common)) is not None}
-    if of_all and (left := [name for name in names if name not in found]):
+    found = own if common is None else {name: own.get(name, common) for name in names}
+    if left := [name for name in names if name not in found]:
         raise ValueError(
             f"{option} {text}: no number for {', '.join(left)}; add one for all models, or {left[0]}=NUMBER"
         )
-    return found
+    return {name: found[name] for name in names}
 
 
 def _number(text: str, part: str, option: str) -> float:

@@ -13,7 +13,7 @@ from msgspec import Struct
 from odin_lab.cost.attempt import SHARE, Attempt, attempt_of
 from odin_lab.load.client import RequestFailedError, open_client
 from odin_lab.load.hopeless import not_hopeless
-from odin_lab.load.introduction import Introduction
+from odin_lab.load.introduction import Introduction, gone
 from odin_lab.load.samples import make_samples
 from odin_lab.load.search import RateSearch
 from odin_lab.load.task import Task
@@ -173,6 +173,9 @@ class PeakSearch:
             return not self.ended and not hopeless.is_set()
 
         trials = self._run(tasks, look)
+        for name, trial in trials.items():
+            if trial.server_gone:
+                raise ConnectionError(gone(self._tenants[name].known.target.url))
         return attempt_of(trials, {name: tenant.limit_ms for name, tenant in self._tenants.items()})
 
     def _settle(self) -> None:

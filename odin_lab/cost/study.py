@@ -137,6 +137,7 @@ class Study:
         self.ended = search.ended
         if peak.attempts:
             self._dedicated[name] = peak
+        if not self.ended:
             self._tell(name, None if peak.best is None else peak.best.parts[name], limit_ms)
 
     def _together(self, known: dict[str, Introduction]) -> None:
@@ -148,7 +149,7 @@ class Study:
         peak = search.find(weights, start_hz=_BELOW_CAPACITY * start_hz)
         self.ended = search.ended
         self._shared = peak
-        for name in known if peak.attempts else ():
+        for name in () if self.ended else known:
             part = None if peak.best is None else peak.best.parts[name]
             self._tell(f"{name}, together with the others", part, self._limits_ms[name])
 
