@@ -23,7 +23,7 @@ from odin.process.signals import draining
 from odin_lab.load.campaign import Campaign, Finished, Wishes
 from odin_lab.load.client import Target
 from odin_lab.load.figures import Figures, Request
-from odin_lab.load.introduction import Introduction, introduce, lone_latency_s
+from odin_lab.load.introduction import Introduction, gone, introduce, lone_latency_s
 from odin_lab.load.loadgen import check_loadgen
 from odin_lab.load.progress import trial_progress
 from odin_lab.load.samples import parse_input
@@ -111,7 +111,12 @@ def add_parser(subparsers: Any) -> None:
         help="bound that 99%% of all requests are to keep; without --rate: find the highest rate with which they do",
     )
     load.add_argument(
-        "--seconds", type=positive_number, default=10.0, metavar="S", help="of each trial (default %(default)g)"
+        "--seconds",
+        type=positive_number,
+        default=10.0,
+        metavar="S",
+        help="of each trial (default %(default)g); with --rate or --p99-ms longer until 100 requests are sent, up to "
+        "four times as long",
     )
     load.add_argument("--deadline-ms", type=positive_number, metavar="MS", help="sent with every request, as timeout")
     load.add_argument(
@@ -180,6 +185,9 @@ def run(arguments: argparse.Namespace) -> int:
         model = known.target.model
         write(load_plot(campaign.finished, chosen=chosen, bound_ms=bound_ms, model=model), arguments.plot)
         console.print(f"drawn in {arguments.plot}", style="dim", markup=False)
+    if campaign.server_gone:
+        print(f"odin load: {gone(known.target.url)}", file=sys.stderr)
+        return 1
     return 0 if any(one.figures.answered for one in campaign.finished) else 1
 
 
@@ -192,6 +200,11 @@ def _wishes(arguments: argparse.Namespace) -> Wishes:
         raise ValueError("--scenario server: say --rate HZ, or --p99-ms MS to find the highest rate that keeps it")
     if scenario == "single-stream" and arguments.clients not in (None, 1):
         raise ValueError("--clients means nothing with --scenario single-stream, which has one; take clients")
+    if arguments.rate is not None and arguments.clients is not None:
+        raise ValueError(
+            "--clients means nothing with --rate: requests come at random moments, however many are under way; leave "
+            "one of them out"
+        )
     for option in ("seconds", "rate", "p99_ms", "deadline_ms", "patience"):
         value = getattr(arguments, option)
         if value is not None and math.isinf(value):

@@ -85,7 +85,9 @@ class Campaign:
     search
         The search for a rate; None if none was asked for.
     ended
-        Whether the user wanted no more.
+        Whether the user wanted no more, or there is nobody to ask any more.
+    server_gone
+        Whether the server could not be connected to any more.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class Campaign:
         self._known, self._wishes, self._lone_s, self._look, self._run = known, wishes, lone_s, look, run
         self.finished: list[Finished] = []
         self.search: RateSearch | None = None
-        self.ended = False
+        self.ended = self.server_gone = False
 
     def carry_out(self) -> None:
         """Do all that was asked for, or until the user wants no more."""
@@ -145,6 +147,8 @@ class Campaign:
         requests = requests_of(trial)
         figures = figures_of(trial, requests, bound_ms=self._wishes.bound_ms)
         self.finished.append(Finished(title, figures, requests))
+        if trial.server_gone:
+            self.ended = self.server_gone = True
         return figures
 
     def _closed_loop(self, clients: int, seconds: float) -> Figures:

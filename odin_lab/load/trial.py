@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 import odin
+from odin_lab.load.client import CONNECTION
 from odin_lab.load.task import Began, Broken, Done, Outcome, Outcomes, Scheduled, Task, Verdict, Waits
 
 __all__ = ["Trial", "TrialBrokenError", "run_trial"]
@@ -22,6 +23,8 @@ __all__ = ["Trial", "TrialBrokenError", "run_trial"]
 _LOOK_S = 0.1
 _STOP_S = 5.0
 _LAST_WORDS = 1000
+_GONE = 100
+"""Connections that fail in a row until a server is taken to be gone."""
 
 
 class TrialBrokenError(RuntimeError):
@@ -67,6 +70,12 @@ class Trial:
                 self.asked, self.scheduled, self.verdict = asked, scheduled, verdict
 
     @property
+    def server_gone(self) -> bool:
+        """Whether the last requests all found nobody to connect to: no load, but a loop at full speed."""
+        last = self.outcomes[-_GONE:]
+        return len(last) == _GONE and all(one.failure == CONNECTION for one in last)
+
+    @property
     def under_way(self) -> int:
         """Requests of which nothing was heard, at the end."""
         return max(0, self.asked - len(self.outcomes))
@@ -84,7 +93,7 @@ def run_trial(
     Parameters
     ----------
     look
-        Called some times a second with what is known; False: enough, end it.
+        Called some times a second with what is known; False: enough, end it. A trial whose server is gone ends, too.
     gate
         Called when all is prepared; the first request is sent when it returns.
 
@@ -135,7 +144,7 @@ def _listen(
     data = bytearray()
     stop_s = float("inf")
     while True:
-        if not trial.broken_off and not look(trial):
+        if not trial.broken_off and (not look(trial) or trial.server_gone):
             trial.broken_off = True
             stop_s = clock() + _STOP_S
             ours.sendall(b"stop\n")
