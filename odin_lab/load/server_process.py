@@ -94,7 +94,10 @@ def server_environment() -> dict[str, str]:
 
 def end_process(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     """Ask it to end, and after a while see to it, that it and all that it has started is gone."""
-    tree = [psutil.Process(pid) for pid in process_tree(process.pid) if psutil.pid_exists(pid)]
+    tree = []
+    for pid in process_tree(process.pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            tree.append(psutil.Process(pid))
     if process.stdin is not None:
         process.stdin.close()
     with contextlib.suppress(ProcessLookupError):
