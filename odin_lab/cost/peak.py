@@ -62,6 +62,11 @@ class Peak(Struct, frozen=True):
     attempts: list[Attempt]
 
     @property
+    def open_ended(self) -> bool:
+        """Whether no rate was too much, as when the trials did not suffice: higher ones may be kept as well."""
+        return self.best is not None and all(attempt.kept for attempt in self.attempts)
+
+    @property
     def rates_hz(self) -> dict[str, float]:
         """Highest rate of each model; empty if there is none."""
         return {} if self.best is None else {name: part.rate_hz for name, part in self.best.parts.items()}

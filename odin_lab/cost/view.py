@@ -79,6 +79,11 @@ def _lines(outcome: Outcome) -> list[Text]:
                 "bold",
             )
         )
+    peaks = [*outcome.dedicated.values(), *([] if outcome.shared is None else [outcome.shared])]
+    if any(peak.open_ended for peak in peaks) and not outcome.ended:
+        lines.append(
+            Text("a search ended before a rate was too much: costs may be lower; take more --trials", "yellow")
+        )
     if outcome.ended:
         lines.append(Text("ended early", "yellow"))
     return lines

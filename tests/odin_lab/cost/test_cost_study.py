@@ -142,6 +142,15 @@ def test_what_is_shown():
     assert f"together they do the work of {outcome.sharing.work:.3g} dedicated machines: sharing saves" in text
     assert "for a 3, b 1 requests/s: 2 dedicated machines ($0.18 an hour), or 1 shared ($0.09 an hour)" in text
     assert f"{outcome.sharing.shared['a']:.4g}" in text
+    assert "--trials" not in text
+
+
+def test_trials_that_did_not_suffice_are_told_of():
+    made = study(Devices({"a": 20.0}), most=1)
+    made.carry_out()
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(render(made.outcome("odin cost")))
+    assert "a search ended before a rate was too much: costs may be lower; take more --trials" in console.export_text()
 
 
 # -- one trial ---------------------------------------------------------------------------------------------------------
