@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 from msgspec import Struct
 
 from benchmarks.common import process_tree, pss_nbytes
 from odin_lab.load.client import Input, RequestFailedError, Target, open_client
 from odin_lab.load.figures import figures_of, requests_of
 from odin_lab.load.samples import make_samples
+from odin_lab.load.server_process import end_process, server_environment, started_server
 from odin_lab.load.task import Task
 from odin_lab.load.trial import run_trial
 
 __all__ = ["RIVALS", "Measured", "PipeProcess", "Served", "Way", "odin_server", "rival_server", "start"]
 
 RIVALS = ("ray-serve", "mlserver", "litserve")
-_START_S, _END_S, _LOOK_S = 180.0, 20.0, 0.05
-_LAST_WORDS = 2000
+_START_S, _LOOK_S = 180.0, 0.05
 
 
 class Measured(Struct, frozen=True):
@@ -116,34 +111,16 @@ def start(command: Sequence[str], inputs: Sequence[Input], *, name: str = "odin"
     RuntimeError
         If it does not answer; with its last words.
     """
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
-        ready = Path(folder) / "ready.json"
-        begin_s = time.monotonic()
-        process = subprocess.Popen(
-            [*command, "--ready-file", str(ready)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=_environment(),
-            start_new_session=True,
-        )
-        try:
-            ports = _wait_until_ready(process, ready, begin_s)
-            # LitServe reads no bodies but JSON, and MLServer takes raw bytes by gRPC only.
-            as_json = name in ("litserve", "mlserver")
-            ways = {}
-            if "http" in ports:
-                ways["rest"] = Way(f"http://127.0.0.1:{ports['http']}", "net", not as_json)
-            if "grpc" in ports:
-                ways["grpc"] = Way(f"grpc://127.0.0.1:{ports['grpc']}", "net")
-            _wait_for_answer(process, next(iter(ways.values())), inputs, begin_s)
-            yield Served(ways, process.pid, time.monotonic() - begin_s)
-        except (RuntimeError, OSError) as error:
-            output.seek(0)
-            words = output.read().decode(errors="replace").strip()[-_LAST_WORDS:]
-            raise RuntimeError(f"{name}: {error}; its last words:\n{words or '(none)'}") from error
-        finally:
-            end(process)
+    with started_server(command, name=name, start_s=_START_S) as started:
+        # LitServe reads no bodies but JSON, and MLServer takes raw bytes by gRPC only.
+        as_json = name in ("litserve", "mlserver")
+        ways = {}
+        if "http" in started.ports:
+            ways["rest"] = Way(f"http://127.0.0.1:{started.ports['http']}", "net", not as_json)
+        if "grpc" in started.ports:
+            ways["grpc"] = Way(f"grpc://127.0.0.1:{started.ports['grpc']}", "net")
+        _wait_for_answer(started.process, next(iter(ways.values())), inputs, started.begin_s)
+        yield Served(ways, started.process.pid, time.monotonic() - started.begin_s)
 
 
 class PipeProcess:
@@ -156,13 +133,13 @@ class PipeProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=_environment(),
+            env=server_environment(),
             start_new_session=True,
         )
         try:
             self._answer()  # its first
         except BaseException:
-            end(self._process)
+            end_process(self._process)
             raise
         self.first_answer_s = time.monotonic() - begin_s
 
@@ -187,39 +164,7 @@ class PipeProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        end(self._process)
-
-
-def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
-    """Ask it to end, and after a while see to it, that it and all that it has started is gone."""
-    tree = [psutil.Process(pid) for pid in process_tree(process.pid) if psutil.pid_exists(pid)]
-    if process.stdin is not None:
-        process.stdin.close()
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_END_S)
-    _, left = psutil.wait_procs(tree, timeout=2.0)
-    for one in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    psutil.wait_procs(left, timeout=_END_S)
-    process.wait()
-
-
-def _environment() -> dict[str, str]:
-    paths = [str(Path(__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, begin_s: float) -> dict[str, int]:
-    while time.monotonic() - begin_s < _START_S:
-        if process.poll() is not None:
-            raise RuntimeError(f"it ended with status {process.returncode}")
-        with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads(ready.read_text()))
-        time.sleep(_LOOK_S)
-    raise RuntimeError(f"it was not ready within {_START_S:g} s")
+        end_process(self._process)
 
 
 def _wait_for_answer(process: subprocess.Popen[bytes], way: Way, inputs: Sequence[Input], begin_s: float) -> None:

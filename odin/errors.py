@@ -70,6 +70,9 @@ class LayerFailedError(OdinError):
         return LayerFailedError, (self.where, self.kind, message, self.remote_traceback)
 
 
+_OF_REFUSED = "; send less at a time, allow longer, or take all (admission='none')"
+
+
 class DeadlineExceededError(OdinError, TimeoutError):
     """The request's deadline passed before its result arrived, or it was refused because that was to be expected.
 
@@ -84,6 +87,11 @@ class DeadlineExceededError(OdinError, TimeoutError):
     def __init__(self, message: str, *, refused: bool = False, predicted_s: float = math.nan) -> None:
         super().__init__(message)
         self.refused, self.predicted_s = refused, predicted_s
+
+    @property
+    def reason(self) -> str:
+        """The message without what only the program that has the pipeline can do about it."""
+        return str(self).removesuffix(_OF_REFUSED)
 
     @classmethod
     def of_refusal(
@@ -113,7 +121,7 @@ class DeadlineExceededError(OdinError, TimeoutError):
             why = f"barely in time, and others will come before its turn that need not wait for theirs ({before})"
         return cls(
             f"refused: it would be done in {predicted_s * 1e3:.1f} ms, its deadline is in {left_s * 1e3:.1f} ms, "
-            f"{why}; send less at a time, allow longer, or take all (admission='none')",
+            f"{why}{_OF_REFUSED}",
             refused=True,
             predicted_s=predicted_s,
         )
@@ -135,13 +143,13 @@ class QueueFullError(OdinError):
         Requests that are under way, and that wait for a place.
     limit
         How many there may be.
+    reason
+        The message without what only the program that has the pipeline can do about it.
     """
 
     def __init__(self, *, in_flight: int, waiting: int, limit: int, option: str) -> None:
-        super().__init__(
-            f"no room: {in_flight} requests are under way and {waiting} wait, and {option} is {limit}; submit again "
-            f"later, wait for a place (wait=True), or allow more ({option}=)"
-        )
+        self.reason = f"no room: {in_flight} requests are under way and {waiting} wait, and {option} is {limit}"
+        super().__init__(f"{self.reason}; submit again later, wait for a place (wait=True), or allow more ({option}=)")
         self.in_flight, self.waiting, self.limit, self._option = in_flight, waiting, limit, option
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -410,8 +410,8 @@ def warn_if_suspect(profile: Profile, *, who: str = "") -> None:
         warnings.warn(
             f"the baselines of {profile.device_type} may be too long: {profile.suspect}{f' ({who})' if who else ''}. "
             "So slowdowns will be told too small, and layers be divided less well. They are measured again at the next "
-            "start; for good ones end what else runs, or measure when it is quiet: refresh_profile=True of "
-            "odin.Pipeline, 'odin run --refresh-profile', 'odin partition --refresh'",
+            "start, of a server too; for good ones end what else runs before it, or measure when it is quiet: 'odin "
+            "partition --refresh', 'odin run --refresh-profile', refresh_profile=True of odin.Pipeline",
             stacklevel=2,
         )
 

@@ -30,13 +30,14 @@ COMMANDS = (
         "report",
         "bench",
         "load",
+        "cost",
         "cluster",
     ),
     "completion",
 )
 
 
-LABORATORY = ("demo", "inject", "record", "simulate", "report", "bench", "load")
+LABORATORY = ("demo", "inject", "record", "simulate", "report", "bench", "load", "cost")
 """Commands of the laboratory; imported by name, so that serving does not import ``odin_lab``."""
 
 

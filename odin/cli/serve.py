@@ -85,6 +85,14 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--ready-file", metavar="FILE", help="written with the ports, as JSON, when all is ready")
     parser.add_argument("--address", help="HOST:PORT of the Ray cluster to use (default: start one)")
+    parser.add_argument("--port", action=_TwoPorts, help=argparse.SUPPRESS)
+
+
+class _TwoPorts(argparse.Action):
+    """What other servers have, and this one has twice."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.error("there is no --port: say --http-port for REST, and --grpc-port for gRPC")
 
 
 def _port(text: str) -> int:
@@ -202,9 +210,7 @@ def _serve(
         names = repository.find()
         dataplane = DataPlane(repository, limits)
         app = make_app(dataplane, token=token, extra_routes=operations.routes(dataplane))
-        http = HttpServer(
-            app, host=arguments.host, port=arguments.http_port, limits=limits, ssl_certfile=cert, ssl_keyfile=key
-        )
+        http = HttpServer(app, host=arguments.host, port=arguments.http_port, limits=limits, tls=tls)
         grpc = GrpcServer(dataplane, host=arguments.host, port=arguments.grpc_port, limits=limits, token=token, tls=tls)
         telling = _Telling(console, arguments.host, arguments.ready_file, tls=tls is not None)
         try:

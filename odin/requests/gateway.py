@@ -640,6 +640,10 @@ class Gateway:
                 if not was_over:
                     self._settle(request, outcome)
         elif not was_over:
+            if header.timings:  # of the stages that had it before
+                timings = unpack_timings(header.timings)
+                line = RequestTimeline(header.request, header.epoch, request.submitted_s, completed_s, timings)
+                request.reply.timeline = line
             late = failure.kind == DEADLINE
             self._fail(
                 request,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -12,11 +13,21 @@ from odin.monitor.view.builder import PipelineView
 from odin.server.answered import Observers
 from odin.server.config import Limits, ModelConfig
 from odin.server.failures import SERVER_ENDS, FailureKind, RequestError
-from odin.server.messages import Caller, InferRequest, InferResponse, ModelMetadata, ModelState, RequestedOutput
+from odin.server.messages import (
+    Caller,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    ModelState,
+    Parameter,
+    RequestedOutput,
+)
 from odin.server.repository import Repository
 from odin.server.served import ServedModel
 from odin.server.statistics import Totals
 from odin.version import __version__
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["EXTENSIONS", "DataPlane", "ServerMetadata", "check_load_parameters"]
 
@@ -113,6 +124,7 @@ class DataPlane:
         *,
         count: int,
         id: str = "",
+        parameters: Mapping[str, Parameter] | None = None,
         traceparent: str = "",
         caller: Caller = Caller(),  # noqa: B008 - it does not change
     ) -> InferResponse:
@@ -123,7 +135,7 @@ class DataPlane:
             wanted = RequestedOutput(model.signature.outputs[0].name, classification=count)
             return request._replace(inputs=(tensor,), outputs=(wanted,))
 
-        request = InferRequest(name, version, id, {}, (), traceparent=traceparent, caller=caller)
+        request = InferRequest(name, version, id, parameters or {}, (), traceparent=traceparent, caller=caller)
         return await self._answer(request, decoded)
 
     async def _answer(
@@ -169,9 +181,14 @@ class DataPlane:
         """All models, or those that are ready, and their states."""
         return [one for one in self.repository.index() if one.state == "READY" or not only_ready]
 
-    async def load(self, name: str) -> None:
-        """Load a model by its file, or anew; ``RequestError`` if that is not possible."""
-        await self.repository.load(name)
+    async def load(self, name: str, *, log: bool = True) -> None:
+        """Load a model by its file, or anew; ``RequestError`` if that is not possible, which is logged if ``log``."""
+        try:
+            await self.repository.load(name)
+        except RequestError as error:
+            if log and error.kind is FailureKind.INVALID:
+                _log.error("%s", error)
+            raise
 
     async def unload(self, name: str) -> None:
         """Unload a model; ``RequestError`` if there is none."""

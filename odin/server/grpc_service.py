@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
-from secrets import compare_digest
 from typing import Any
 
 import grpc
@@ -23,6 +22,7 @@ from odin.server.grpc_health import HealthService
 from odin.server.grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE
 from odin.server.grpc_methods import InferenceService, metadata_of
 from odin.server.messages import Caller, InferRequest
+from odin.server.token import ASK_FOR_TOKEN, has_token
 
 __all__ = ["GrpcServer"]
 
@@ -64,7 +64,7 @@ class GrpcServer:
     ) -> None:
         self._dataplane, self._limits, self._tls = dataplane, limits, tls
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._token = None if token is None else f"Bearer {token}".encode()
+        self._token = token
         self._server: Any = None
         self._ending = asyncio.Event()
         self._under_way, self._one_less = 0, asyncio.Event()
@@ -143,14 +143,13 @@ class GrpcServer:
         service, _, method = call.method.rpartition("/")
         if handler is None or service == f"/{HEALTH_SERVICE}" or method in _OPEN:
             return handler
-        if self._token is not None:
-            given = metadata_of(call.invocation_metadata, "authorization")
-            if not compare_digest(given.encode(errors="replace"), self._token):
-                return self._without_token(method)
+        given = metadata_of(call.invocation_metadata, "authorization")
+        if self._token is not None and not has_token(given.encode(errors="replace"), self._token):
+            return self._without_token(method)
         return _refusal(RequestError(FailureKind.NOT_READY, SERVER_ENDS)) if self._ending.is_set() else handler
 
     def _without_token(self, method: str) -> Any:
-        error = RequestError(FailureKind.UNAUTHENTICATED, "send the server's token as 'authorization: Bearer TOKEN'")
+        error = RequestError(FailureKind.UNAUTHENTICATED, ASK_FOR_TOKEN)
         if method in ("ModelInfer", "ModelStreamInfer"):
             unread = InferRequest("", "", "", {}, (), caller=Caller("grpc"))
             self._dataplane.observers.failed(unread, error)

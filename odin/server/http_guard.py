@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 from collections.abc import Callable, Collection
 
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from odin.server.failures import FailureKind, RequestError
 from odin.server.http_answer import failure
+from odin.server.token import ASK_FOR_TOKEN, has_token
 
 __all__ = ["Token", "Whole"]
 
@@ -44,23 +44,22 @@ class Token:
         open_paths: Collection[str],
         on_refused: Callable[[Request, RequestError], None],
     ) -> None:
-        self._app, self._expected, self._open = app, token.encode(), open_paths
+        self._app, self._token, self._open = app, token, open_paths
         self._on_refused = on_refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope["type"] != "http" or scope["path"] in self._open or self._has_it(Headers(scope=scope)):
+        if scope["type"] != "http" or scope["path"] in self._open or self._has_it(scope):
             await self._app(scope, receive, send)
             return
-        error = RequestError(FailureKind.UNAUTHENTICATED, "send the server's token: Authorization: Bearer TOKEN")
+        error = RequestError(FailureKind.UNAUTHENTICATED, ASK_FOR_TOKEN)
         answer = failure(error)
         answer.headers["WWW-Authenticate"] = "Bearer"
         self._on_refused(Request(scope), error)
         await answer(scope, receive, send)
 
-    def _has_it(self, headers: Headers) -> bool:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self._expected)
+    def _has_it(self, scope: Scope) -> bool:
+        return has_token(Headers(scope=scope).get("authorization", "").encode("latin-1"), self._token)
 
 
 class Whole:

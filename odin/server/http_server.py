@@ -36,8 +36,8 @@ class HttpServer:
         Where; port 0: a free one.
     limits
         Most connections, and how long a client may take.
-    ssl_certfile, ssl_keyfile
-        For HTTPS.
+    tls
+        Files in PEM form: the certificate, with its chain, and its private key. None: no encryption.
     """
 
     def __init__(
@@ -47,8 +47,7 @@ class HttpServer:
         host: str = "127.0.0.1",
         port: int = 0,
         limits: Limits | None = None,
-        ssl_certfile: Path | str | None = None,
-        ssl_keyfile: Path | str | None = None,
+        tls: tuple[Path, Path] | None = None,
     ) -> None:
         self._host, self._port = host, port
         self._limits = limits or Limits()
@@ -63,8 +62,8 @@ class HttpServer:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            ssl_certfile=ssl_certfile,
-            ssl_keyfile=ssl_keyfile,
+            ssl_certfile=None if tls is None else tls[0],
+            ssl_keyfile=None if tls is None else tls[1],
         )
         self._server: asyncio.Server | None = None
         self._looking: asyncio.Task[None] | None = None

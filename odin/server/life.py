@@ -139,7 +139,7 @@ async def _load(dataplane: DataPlane, names: Sequence[str], telling: Telling) ->
     for name in names:
         telling.loading(name)
         try:
-            await dataplane.load(name)
+            await dataplane.load(name, log=False)  # who is told says so
         except RequestError as error:
             telling.loaded(name, str(error))
         else:

@@ -134,6 +134,18 @@ def _infer(always: tuple[int, ...]) -> dict[str, Any]:
             "description": "How many classes of an image are wanted",
             "schema": {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 5},
         },
+        {
+            "name": "timeout",
+            "in": "query",
+            "description": "Deadline of a request whose body is an image, in microseconds; 0: the model's",
+            "schema": {"type": "integer", "minimum": 0},
+        },
+        {
+            "name": "priority",
+            "in": "query",
+            "description": "Priority of a request whose body is an image: it chooses the model's deadline for it",
+            "schema": {"type": "integer", "minimum": 0},
+        },
     ]
     operation["requestBody"] = {
         "required": True,

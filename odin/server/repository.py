@@ -177,8 +177,8 @@ class Repository:
                 raise
             if not isinstance(served, ServedModel):
                 reason = _told(served)
-                trace = None if isinstance(served, _SPEAKING) else served
-                _log.error("model %s cannot be served: %s", name, reason, exc_info=trace)
+                if not isinstance(served, _SPEAKING):  # the message alone, which its caller tells, does not say enough
+                    _log.error("model %s cannot be served", name, exc_info=served)
                 if entry.served is None:
                     entry.state, entry.reason = "UNAVAILABLE", reason
                 else:

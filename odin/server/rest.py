@@ -34,6 +34,8 @@ __all__ = ["make_app"]
 
 _Answered = TypeVar("_Answered")
 _TOP, _MOST_TOP = 5, 10_000
+_IN_URL = ("top", "timeout", "priority")
+"""What may stand in the URL beside an image."""
 _DISCARD_TIMES = 4  # a body beyond the limit is discarded up to so many times the limit
 _OPEN = ("/v2/health/live", "/v2/health/ready", "/")
 """Answered without a token: the page holds no data, and asks for it."""
@@ -146,10 +148,12 @@ class _Rest:
         media = headers.get("content-type", "").partition(";")[0].strip().lower()
         with self._observed(request):
             count = _count(request.query_params.get("top", str(_TOP)))
-            if not (is_image := media.startswith("image/")):
+            if is_image := media.startswith("image/"):
+                parameters = _image_parameters(request.query_params.multi_items())
+            else:
                 asked = await self._read(request, media)
         if is_image:
-            return await self._infer_image(request, count)
+            return await self._infer_image(request, count, parameters)
         answer = await _unless_gone(request.receive, self._dataplane.infer(asked))
         written = write_answer(answer, asked)
         parts: Sequence[bytes | memoryview] = written.parts
@@ -187,7 +191,7 @@ class _Rest:
             self._dataplane.observers.failed(unread, error)
             raise
 
-    async def _infer_image(self, request: Request, count: int) -> Response:
+    async def _infer_image(self, request: Request, count: int, parameters: dict[str, str]) -> Response:
         model, version = _named(request)
         with self._observed(request):
             limit_nbytes = self._dataplane.limits.request_nbytes
@@ -198,6 +202,7 @@ class _Rest:
             version,
             body,
             count=0,
+            parameters=parameters,
             traceparent=request.headers.get("traceparent", ""),
             caller=_caller(request, len(body)),
         )
@@ -255,6 +260,19 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 9 and 0 < int(text) <= _MOST_TOP):
         raise RequestError(FailureKind.INVALID, f"top={text[:40]!r} is no number of classes from 1 to {_MOST_TOP}")
     return int(text)
+
+
+def _image_parameters(given: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Parameters of a request whose body is an image, from its URL; those of JSON stand in the JSON."""
+    names = [name for name, _ in given]
+    for name in names:
+        if name not in _IN_URL:
+            raise RequestError(
+                FailureKind.INVALID, f"there is no parameter {name[:40]!r} of an image; there are {', '.join(_IN_URL)}"
+            )
+        if names.count(name) > 1:
+            raise RequestError(FailureKind.INVALID, f"{name} is given twice in the URL")
+    return {name: value for name, value in given if name != "top"}
 
 
 def _caller(request: Request, nbytes: int) -> Caller:

@@ -245,7 +245,7 @@ def _read_labels(path: Path) -> tuple[str, ...]:
 def _whole(parameters: Any, name: str) -> int:
     """A parameter that is a whole number >= 0; 0 if it is not given."""
     value = parameters.get(name, 0)
-    if isinstance(value, str) and value.isdecimal():  # as some clients send it
+    if isinstance(value, str) and value.isascii() and value.isdecimal():  # as some clients send it
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise RequestError(FailureKind.INVALID, f"parameter {name!r} is {value!r}, and no whole number from 0 on")
@@ -261,10 +261,11 @@ async def _outcome(
     except DeadlineExceededError as error:
         if error.refused:
             after_s = error.predicted_s if math.isfinite(error.predicted_s) else None
-            raise RequestError(FailureKind.REFUSED, str(error), retry_after_s=after_s) from error
+            told = f"{error.reason}; send less at a time, or allow longer (timeout)"
+            raise RequestError(FailureKind.REFUSED, told, retry_after_s=after_s) from error
         raise RequestError(FailureKind.LATE, str(error)) from error
     except QueueFullError as error:
-        raise RequestError(FailureKind.BUSY, str(error), retry_after_s=1.0) from error
+        raise RequestError(FailureKind.BUSY, f"{error.reason}; send it again later", retry_after_s=1.0) from error
     except (PipelineClosedError, StageLostError) as error:
         raise RequestError(FailureKind.NOT_READY, str(error)) from error
     except OdinError as error:  # a layer raised, or the request's own input ends stages

@@ -10,16 +10,12 @@ import argparse
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from odin.cli.arguments import positive, positive_number
 from odin.partitioner.files import check_different, check_writable, write_whole
@@ -27,12 +23,13 @@ from odin.process.signals import draining
 from odin_lab.load.campaign import Campaign, Finished, Wishes
 from odin_lab.load.client import Target
 from odin_lab.load.figures import Figures, Request
-from odin_lab.load.introduction import Introduction, introduce, lone_latency_s
+from odin_lab.load.introduction import Introduction, gone, introduce, lone_latency_s
 from odin_lab.load.loadgen import check_loadgen
+from odin_lab.load.progress import trial_progress
 from odin_lab.load.samples import parse_input
 from odin_lab.load.task import SCENARIOS
 from odin_lab.load.trial import Trial, TrialBrokenError
-from odin_lab.load.view import headline, progress_text, render, verdict_line
+from odin_lab.load.view import headline, render, verdict_line
 
 __all__ = ["add_parser", "run"]
 
@@ -114,7 +111,12 @@ def add_parser(subparsers: Any) -> None:
         help="bound that 99%% of all requests are to keep; without --rate: find the highest rate with which they do",
     )
     load.add_argument(
-        "--seconds", type=positive_number, default=10.0, metavar="S", help="of each trial (default %(default)g)"
+        "--seconds",
+        type=positive_number,
+        default=10.0,
+        metavar="S",
+        help="of each trial (default %(default)g); with --rate or --p99-ms longer until 100 requests are sent, up to "
+        "four times as long",
     )
     load.add_argument("--deadline-ms", type=positive_number, metavar="MS", help="sent with every request, as timeout")
     load.add_argument(
@@ -159,7 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
     known = introduce(target, given=given, batch=arguments.batch)
     lone_s = lone_latency_s(known, images=wishes.images, seed=wishes.seed)
     console.print(headline(known, lone_s), markup=False)
-    with draining() as drain, _progress() as show:
+    with draining() as drain, trial_progress() as show:
 
         def look(title: str, trial: Trial) -> bool:
             show(title, trial)
@@ -183,6 +185,9 @@ def run(arguments: argparse.Namespace) -> int:
         model = known.target.model
         write(load_plot(campaign.finished, chosen=chosen, bound_ms=bound_ms, model=model), arguments.plot)
         console.print(f"drawn in {arguments.plot}", style="dim", markup=False)
+    if campaign.server_gone:
+        print(f"odin load: {gone(known.target.url)}", file=sys.stderr)
+        return 1
     return 0 if any(one.figures.answered for one in campaign.finished) else 1
 
 
@@ -195,6 +200,11 @@ def _wishes(arguments: argparse.Namespace) -> Wishes:
         raise ValueError("--scenario server: say --rate HZ, or --p99-ms MS to find the highest rate that keeps it")
     if scenario == "single-stream" and arguments.clients not in (None, 1):
         raise ValueError("--clients means nothing with --scenario single-stream, which has one; take clients")
+    if arguments.rate is not None and arguments.clients is not None:
+        raise ValueError(
+            "--clients means nothing with --rate: requests come at random moments, however many are under way; leave "
+            "one of them out"
+        )
     for option in ("seconds", "rate", "p99_ms", "deadline_ms", "patience"):
         value = getattr(arguments, option)
         if value is not None and math.isinf(value):
@@ -251,31 +261,3 @@ def _result(known: Introduction, lone_s: float, campaign: Campaign, bound_ms: fl
         None if search is None else search.failed_hz,
         "" if search is None else verdict_line(search, bound_ms),
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, Trial], None]]:
-    """A line per trial, in a terminal only; yields what shows where one is."""
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[known]}", style="dim"),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    tasks: dict[int, Any] = {}
-
-    def show(title: str, trial: Trial) -> None:
-        row = tasks.get(id(trial))
-        if row is None:
-            for before in tasks.values():
-                progress.update(before, visible=False)
-            row = tasks[id(trial)] = progress.add_task(escape(title), total=trial.task.seconds, known="")
-        begun = [one.over_s for one in trial.outcomes[-1:]]
-        done_s = begun[0] - trial.begin_s if begun and trial.begin_s is not None else 0.0
-        progress.update(row, completed=min(done_s, trial.task.seconds), known=progress_text(trial))
-
-    with progress:
-        yield show

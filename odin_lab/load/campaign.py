@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from msgspec import Struct
 
 from odin_lab.load.client import RequestFailedError, open_client
 from odin_lab.load.figures import Figures, Request, figures_of, requests_of
+from odin_lab.load.hopeless import not_hopeless
 from odin_lab.load.introduction import Introduction
 from odin_lab.load.samples import make_samples
 from odin_lab.load.search import RateSearch
@@ -85,7 +85,9 @@ class Campaign:
     search
         The search for a rate; None if none was asked for.
     ended
-        Whether the user wanted no more.
+        Whether the user wanted no more, or there is nobody to ask any more.
+    server_gone
+        Whether the server could not be connected to any more.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class Campaign:
         self._known, self._wishes, self._lone_s, self._look, self._run = known, wishes, lone_s, look, run
         self.finished: list[Finished] = []
         self.search: RateSearch | None = None
-        self.ended = False
+        self.ended = self.server_gone = False
 
     def carry_out(self) -> None:
         """Do all that was asked for, or until the user wants no more."""
@@ -145,6 +147,8 @@ class Campaign:
         requests = requests_of(trial)
         figures = figures_of(trial, requests, bound_ms=self._wishes.bound_ms)
         self.finished.append(Finished(title, figures, requests))
+        if trial.server_gone:
+            self.ended = self.server_gone = True
         return figures
 
     def _closed_loop(self, clients: int, seconds: float) -> Figures:
@@ -175,14 +179,7 @@ class Campaign:
     def _not_hopeless(self, rate_hz: float) -> Look:
         """Whether a trial can still keep the bound."""
         expected = max(rate_hz * self._wishes.seconds, _LEAST)
-        allowed = (1 - SHARE) * (expected + 4 * math.sqrt(expected))  # the number is drawn, and never so much larger
-        bound_s = (self._wishes.bound_ms or 0.0) / 1e3
-
-        def look(trial: Trial) -> bool:
-            late = sum(bool(one.failure) or one.over_s - one.asked_s > bound_s for one in trial.outcomes)
-            return late <= allowed
-
-        return look
+        return not_hopeless(expected=expected, share=SHARE, bound_s=(self._wishes.bound_ms or 0.0) / 1e3)
 
     def _settle(self) -> None:
         """Wait for what is left of the trial before: a request that comes last is answered last."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import grpc
 
 from odin.server.datatypes import datatype_of, to_raw
 from odin.server.grpc_messages import inference
+from odin_lab.load.address import Address
 from odin_lab.load.client import (
     CONNECTION,
     INVALID,
@@ -56,18 +56,13 @@ class GrpcClient:
     """
 
     def __init__(self, target: Target) -> None:
-        parts = urlsplit(target.url)
-        try:
-            port = parts.port
-        except ValueError:
-            port = None
-        if not parts.hostname or not port or parts.path.strip("/"):
+        at = Address.parse(target.url, form="grpc://HOST:PORT")
+        if at.port is None or at.path:
             raise ValueError(f"{target.url} is no address of a server; give grpc://HOST:PORT")
         self._target = target
         self._shown = [("authorization", f"Bearer {target.token}")] if target.token else None
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        address = f"{host}:{port}"
-        if parts.scheme == "grpcs":
+        address = f"[{at.host}]:{at.port}" if ":" in at.host else f"{at.host}:{at.port}"
+        if at.secure:
             self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(), _OPTIONS)
         else:
             self._channel = grpc.insecure_channel(address, _OPTIONS)

@@ -26,7 +26,7 @@ from odin_lab.load.client import (
 )
 from odin_lab.load.samples import fix_shapes, make_samples
 
-__all__ = ["Introduction", "introduce", "lone_latency_s"]
+__all__ = ["Introduction", "gone", "introduce", "lone_latency_s"]
 
 _FIRST = 5
 """Requests one after the other, the first of which does not count."""
@@ -38,6 +38,11 @@ class Introduction(NamedTuple):
     target: Target
     face: ModelFace
     inputs: tuple[Input, ...]
+
+
+def gone(url: str) -> str:
+    """What is said of a server that answered, and cannot be connected to any more."""
+    return f"nothing answers at {url} any more: one connection after the other fails; was the server ended?"
 
 
 def introduce(target: Target, *, given: Sequence[Input] = (), batch: int = 1) -> Introduction:

@@ -8,9 +8,10 @@ import select
 import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from odin.server.datatypes import datatype_of, to_raw
+from odin_lab.load.address import Address
 from odin_lab.load.client import (
     CONNECTION,
     INVALID,
@@ -52,19 +53,12 @@ class RestClient:
     """
 
     def __init__(self, target: Target) -> None:
-        parts = urlsplit(target.url)
-        try:
-            port = parts.port
-        except ValueError:
-            port = 0
-        if not parts.hostname or port == 0 or parts.query or parts.fragment:
-            raise ValueError(f"{target.url} is no address of a server; give http://HOST:PORT")
-        secure = parts.scheme == "https"
-        make = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        self._connection = make(parts.hostname, port or (443 if secure else 80), timeout=target.patience_s)
+        at = Address.parse(target.url, form="http://HOST:PORT")
+        make = http.client.HTTPSConnection if at.secure else http.client.HTTPConnection
+        self._connection = make(at.host, at.port or (443 if at.secure else 80), timeout=target.patience_s)
         self._target = target
         self._shown = {"Authorization": f"Bearer {target.token}"} if target.token else {}
-        self._root = parts.path.rstrip("/").removesuffix("/v2")
+        self._root = at.path.removesuffix("/v2")
         self._path = f"/v2/models/{quote(target.model, safe='')}"
 
     def connect(self) -> None:

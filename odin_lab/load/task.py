@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from odin_lab.load.client import Input, Target
 
-__all__ = ["SCENARIOS", "Began", "Broken", "Done", "Outcome", "Outcomes", "Scheduled", "Task", "Verdict"]
+__all__ = ["SCENARIOS", "Began", "Broken", "Done", "Outcome", "Outcomes", "Scheduled", "Task", "Verdict", "Waits"]
 
 SCENARIOS = ("clients", "single-stream", "offline", "server")
 """Closed loop of so many clients; the others are MLPerf LoadGen's."""
@@ -37,6 +37,8 @@ class Task(Struct, frozen=True):
         Requests that can be under way at once.
     samples, seed, images
         See :func:`odin_lab.load.samples.make_samples`.
+    gated
+        Whether to wait, when all is prepared, until told to begin.
     """
 
     target: Target
@@ -51,6 +53,7 @@ class Task(Struct, frozen=True):
     samples: int = 16
     seed: int = 0
     images: str = ""
+    gated: bool = False
 
 
 class Outcome(NamedTuple):
@@ -99,6 +102,10 @@ class Verdict(Struct, frozen=True):
 
     result: str
     unmet: tuple[str, ...] = ()
+
+
+class Waits(Struct, frozen=True, tag=True):
+    """All is prepared; the first request is sent when the word comes."""
 
 
 class Began(Struct, frozen=True, tag=True):

@@ -15,13 +15,16 @@ from pathlib import Path
 import msgspec
 
 import odin
-from odin_lab.load.task import Began, Broken, Done, Outcome, Outcomes, Scheduled, Task, Verdict
+from odin_lab.load.client import CONNECTION
+from odin_lab.load.task import Began, Broken, Done, Outcome, Outcomes, Scheduled, Task, Verdict, Waits
 
 __all__ = ["Trial", "TrialBrokenError", "run_trial"]
 
 _LOOK_S = 0.1
 _STOP_S = 5.0
 _LAST_WORDS = 1000
+_GONE = 100
+"""Connections that fail in a row until a server is taken to be gone."""
 
 
 class TrialBrokenError(RuntimeError):
@@ -67,6 +70,12 @@ class Trial:
                 self.asked, self.scheduled, self.verdict = asked, scheduled, verdict
 
     @property
+    def server_gone(self) -> bool:
+        """Whether the last requests all found nobody to connect to: no load, but a loop at full speed."""
+        last = self.outcomes[-_GONE:]
+        return len(last) == _GONE and all(one.failure == CONNECTION for one in last)
+
+    @property
     def under_way(self) -> int:
         """Requests of which nothing was heard, at the end."""
         return max(0, self.asked - len(self.outcomes))
@@ -76,6 +85,7 @@ def run_trial(
     task: Task,
     *,
     look: Callable[[Trial], bool] = lambda trial: True,
+    gate: Callable[[], object] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Trial:
     """Carry out a trial in a process of its own.
@@ -83,7 +93,9 @@ def run_trial(
     Parameters
     ----------
     look
-        Called some times a second with what is known; False: enough, end it.
+        Called some times a second with what is known; False: enough, end it. A trial whose server is gone ends, too.
+    gate
+        Called when all is prepared; the first request is sent when it returns.
 
     Raises
     ------
@@ -105,8 +117,8 @@ def run_trial(
                 start_new_session=True,  # Ctrl-C is for this process, which then asks that one to end
             )
         try:
-            ours.sendall(msgspec.json.encode(task) + b"\n")
-            over = _listen(ours, trial, look, clock)
+            ours.sendall(msgspec.json.encode(msgspec.structs.replace(task, gated=gate is not None)) + b"\n")
+            over = _listen(ours, trial, look, gate or (lambda: None), clock)
         except ConnectionError:
             over = False
         finally:
@@ -119,14 +131,20 @@ def run_trial(
     return trial
 
 
-def _listen(ours: socket.socket, trial: Trial, look: Callable[[Trial], bool], clock: Callable[[], float]) -> bool:
+def _listen(
+    ours: socket.socket,
+    trial: Trial,
+    look: Callable[[Trial], bool],
+    gate: Callable[[], object],
+    clock: Callable[[], float],
+) -> bool:
     """Take in what is told until the end; whether that came."""
-    decoder = msgspec.json.Decoder(Began | Outcomes | Done | Broken)
+    decoder = msgspec.json.Decoder(Waits | Began | Outcomes | Done | Broken)
     ours.settimeout(_LOOK_S)
     data = bytearray()
     stop_s = float("inf")
     while True:
-        if not trial.broken_off and not look(trial):
+        if not trial.broken_off and (not look(trial) or trial.server_gone):
             trial.broken_off = True
             stop_s = clock() + _STOP_S
             ours.sendall(b"stop\n")
@@ -139,6 +157,11 @@ def _listen(ours: socket.socket, trial: Trial, look: Callable[[Trial], bool], cl
             del data[: end + 1]
             if isinstance(message, Broken):
                 raise ValueError(message.why)
+            if isinstance(message, Waits):
+                if not trial.broken_off:
+                    gate()
+                    ours.sendall(b"go\n")
+                continue
             trial.add(message)
             if isinstance(message, Done):
                 return True

@@ -21,7 +21,7 @@ from odin_lab.load.client import open_client
 from odin_lab.load.loadgen import LoadGenRun
 from odin_lab.load.samples import make_samples
 from odin_lab.load.sender import Sender
-from odin_lab.load.task import Began, Broken, Done, Outcomes, Task
+from odin_lab.load.task import Began, Broken, Done, Outcomes, Task, Waits
 
 __all__ = ["main"]
 
@@ -119,6 +119,11 @@ def main() -> int:
     except ValueError as error:
         link.sendall(msgspec.json.encode(Broken(str(error))) + b"\n")
         return 2
+
+    if task.gated:
+        worker.tell(Waits())
+        if file.readline() != b"go\n":
+            return 1  # "stop", or who started this is gone
 
     def listen() -> None:
         if file.readline():  # "stop"

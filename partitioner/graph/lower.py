@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # its name everywhere
 from torch import nn
 
-__all__ = ["INPUT", "Call", "Weight", "lowered"]
+__all__ = ["INPUT", "Call", "Weight", "is_plain", "lowered"]
 
 INPUT = object()  # stands for the module's one argument
 
@@ -152,6 +152,9 @@ def lowered(module: nn.Module) -> Call | None:
     Subclasses and modules with hooks or a ``forward`` of their own stay: they may do anything.
     """
     rule = _RULES.get(type(module))
-    if rule is None or any(getattr(module, name, None) for name in _HOOKS) or "forward" in vars(module):
-        return None
-    return rule(module)
+    return rule(module) if rule is not None and is_plain(module) else None
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module does what its class says: no hooks, no ``forward`` of its own."""
+    return not any(getattr(module, name, None) for name in _HOOKS) and "forward" not in vars(module)

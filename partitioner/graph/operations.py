@@ -19,6 +19,8 @@ def operation_name(step: fx.Node) -> str:
         return ""
     elif isinstance(target, torch._ops.OpOverload):
         name = target._schema.name.removeprefix("aten::")
+    elif isinstance(target, torch._ops.OpOverloadPacket):
+        name = target._qualified_op_name.removeprefix("aten::")
     else:
         home = str(getattr(target, "__module__", None) or "torch")
         if home.split(".")[0] not in ("torch", "operator", "_operator") and home != "odin.partitioner.code.rows":

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 from odin.partitioner.code.single import copied
 from odin.partitioner.graph.capture import Captured, Slot, TraceError, substitute
 from odin.partitioner.graph.fold import fold_batch_norms
+from odin.partitioner.graph.form import check_form, form_of
+from odin.partitioner.graph.identities import is_identity, is_opaque
 from odin.partitioner.graph.lower import INPUT, Weight, lowered
 from odin.partitioner.graph.observe import Observation, is_dense, observe
 from odin.partitioner.graph.values import obstacle
@@ -167,13 +169,35 @@ def _expand_outputs(captured: Captured, observation: Observation) -> None:
         with graph.inserting_before(output):
             return _insert(graph, function, (node, key), "")
 
+    def whole(node: fx.Node, value: Any) -> Any:
+        if isinstance(value, Tensor) or not is_opaque(_maker(node)):
+            return leaf(node, value)
+        # its structure may depend on values, and that of the example becomes the pipeline's
+        if isinstance(value, (list, tuple, dict)):
+            with graph.inserting_before(output):
+                node = _insert(graph, check_form, (node, form_of(value)), "")
+        replaced = leaf(node, value)
+        if not any(isinstance(entry, Slot) for entry in pytree.tree_leaves(replaced)):
+            raise TraceError(
+                f"the model returns {value!r:.80} of {_maker(node).name}, a function that is not looked into: it may "
+                "depend on the request's values, and only tensors and numbers leave a pipeline; return a number for it"
+            )
+        return replaced
+
     if not captured.outputs:
         raise TraceError("the model returns nothing that depends on its inputs; return a tensor")
-    replacements = [leaf(n, v) for n, v in zip(captured.outputs, observation.outputs, strict=True)]
+    replacements = [whole(n, v) for n, v in zip(captured.outputs, observation.outputs, strict=True)]
     captured.outcome = pytree.tree_map(
         lambda entry: replacements[entry.index] if isinstance(entry, Slot) else entry, captured.outcome
     )
     output.args = (list(nodes),)
+
+
+def _maker(node: fx.Node) -> fx.Node:
+    """The step that returned what a value was taken out of."""
+    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
 
 
 def _take_apart_at_once(captured: Captured, observation: Observation) -> None:
@@ -192,20 +216,35 @@ def _take_apart_at_once(captured: Captured, observation: Observation) -> None:
 
 
 def _fix_literals(captured: Captured, observation: Observation) -> None:
-    """Write dtypes, devices and the like, which are the same in every run, into the steps that use them."""
+    """Write dtypes, devices and the like, which are the same in every run, into the steps that use them.
+
+    Only those of tensors: what another function says (a mode, as text) may depend on values.
+    """
     fixed = (torch.dtype, torch.device, torch.layout, torch.memory_format, str)
     for step in captured.steps:
         seen = observation.seen.get(step)
-        if seen is not None and isinstance(seen.value, fixed) and step.users:
+        if seen is None or not isinstance(seen.value, fixed) or not step.users or is_opaque(step):
+            continue
+        if all(_is_tensor(node, observation) for node in step.all_input_nodes):
             substitute(step, seen.value)
 
 
+def _is_tensor(node: fx.Node, observation: Observation) -> bool:
+    if node.op == "get_attr":
+        return True
+    spec = observation.seen[node].spec
+    return spec is not None and spec.kind == "tensor"
+
+
 def _erase_identities(captured: Captured, observation: Observation) -> None:
-    """Erase steps that returned an operand untouched: dropout, ``Identity``, ``contiguous``, stochastic depth."""
+    """Erase what returned its operand untouched and does so whatever the values: dropout, ``Identity``, ``contiguous``.
+
+    A function that PyTorch does not own may have done so for these values only, and stays.
+    """
     stands_for: dict[fx.Node, fx.Node] = {}
     for step in captured.steps:
         seen = observation.seen.get(step)
-        if seen is None or seen.identity_of is None:
+        if seen is None or seen.identity_of is None or not is_identity(step, captured.modules):
             continue
         source = stands_for.get(seen.identity_of, seen.identity_of)
         if source not in step.all_input_nodes:  # it now reads a copy made for its sake

@@ -29,8 +29,10 @@ class OipServer:
 
     Attributes
     ----------
+    names
+        Models that there are.
     inputs
-        Metadata of the only model, ``net``.
+        Metadata of each.
     answer
         Called with each decoded request; raises :class:`Fault` or :class:`Close`, or waits.
     """
@@ -41,6 +43,7 @@ class OipServer:
         self.model_ready = True
         self.has_index = True
         self.closes_idle = False
+        self.names = ["net"]
         self.inputs: list[dict[str, Any]] = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
         self.answer: Callable[[dict[str, Any]], None] = lambda request: None
         self.requests: list[dict[str, Any]] = []
@@ -58,21 +61,22 @@ class OipServer:
                 raise Fault(503, "loading")
             return {"ready": True}
         if path == "/v2/repository/index" and self.has_index:
-            return [{"name": "net", "version": "1", "state": "READY"}]
-        if not path.startswith("/v2/models/net"):
+            return [{"name": name, "version": "1", "state": "READY"} for name in self.names]
+        name, _, what = path.removeprefix("/v2/models/").partition("/")
+        if not path.startswith("/v2/models/") or name not in self.names:
             raise Fault(404, f"no {path}")
-        if path == "/v2/models/net":
-            return {"name": "net", "versions": ["1"], "platform": "none", "inputs": self.inputs, "outputs": []}
-        if path == "/v2/models/net/ready":
+        if not what:
+            return {"name": name, "versions": ["1"], "platform": "none", "inputs": self.inputs, "outputs": []}
+        if what == "ready":
             if not self.model_ready:
-                raise Fault(503, "net is being loaded")
-            return {"name": "net", "ready": True}
-        assert (method, path) == ("POST", "/v2/models/net/infer"), (method, path)
+                raise Fault(503, f"{name} is being loaded")
+            return {"name": name, "ready": True}
+        assert (method, what) == ("POST", "infer"), (method, path)
         request = self.decode(headers, body)
         with self.lock:
             self.requests.append(request)
         self.answer(request)
-        return {"model_name": "net", "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
+        return {"model_name": name, "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
 
     def decode(self, headers: Any, body: bytes) -> dict[str, Any]:
         """The request's JSON, with arrays of float32 in place of binary data."""

@@ -45,6 +45,7 @@ def broken():
     [
         (["no_such_model"], "no_such_model"),
         (["resnet18", "--http-port", "70000"], "'70000' is no port: 0 to 65535"),
+        (["resnet18", "--port", "8000"], "there is no --port: say --http-port for REST, and --grpc-port for gRPC"),
         (["resnet18", "--tls-cert", "c.pem"], "give --tls-cert and --tls-key together"),
         (["resnet18", "--drain-s", "-1"], "'-1' is no time of 0 s or more"),
         (["resnet18", "--max-waiting", "-1"], "max_waiting = -1: "),

@@ -50,9 +50,9 @@ class Stage(NamedTuple):
         self.sender.send(message.header._replace(tensors=(), timings=timings), values or message.tensors)
         message.release()
 
-    def fail(self, message: Message, kind: str = "ValueError") -> None:
+    def fail(self, message: Message, kind: str = "ValueError", *, timings: bytes = b"") -> None:
         failure = Failure("layer conv1", kind, "broken", "Traceback ...")
-        self.sender.send(message.header._replace(kind=Kind.ERROR, tensors=(), failure=failure))
+        self.sender.send(message.header._replace(kind=Kind.ERROR, tensors=(), failure=failure, timings=timings))
         message.release()
 
     def answer_until_closed(self) -> list[Header]:
@@ -199,6 +199,20 @@ def test_failures_reach_exactly_the_right_futures():
         assert stage.gateway.counts() == GatewayCounts(completed=2, failed=2, in_flight=0)
         assert [timeline.request for timeline in stage.timelines] == [0, 3]
         check_every_permit_is_back(stage, 4)
+
+
+@pytest.mark.parametrize("kind", ["ValueError", DEADLINE])
+def test_a_failure_tells_of_the_stages_that_had_the_request_before(kind: str):
+    before = StageTiming(0, 0, 1, 0.25, 0.5, 0.5, 0.0, 0.0, (0.5,))
+    with gateway_and_stage() as stage:
+        future, other = stage.gateway.submit((numbers(1),)), stage.gateway.submit((numbers(2),))
+        stage.fail(stage.take(), kind, timings=before.pack())
+        stage.fail(stage.take(), kind)
+        assert settled(future) is not None
+        assert settled(other) is not None
+        assert future.timeline.stages == (before,)
+        assert other.timeline is None
+        assert stage.timelines == []  # not among those that were answered
 
 
 def test_what_fails_for_good_fails_everything_under_way_and_to_come():

@@ -533,6 +533,7 @@ def test_with_a_token_only_health_is_open() -> None:
             client.infer("echo", [input_of(image(32, 3, 224, 224))])
         assert here.dataplane.requests == []
         client.infer("echo", [input_of(image(1))], headers=right)
+        client.infer("echo", [input_of(image(1))], headers={"authorization": "bearer s3cret"})  # the scheme in any case
 
         errors: Queue[Any] = Queue()
         client.start_stream(lambda result, error: errors.put(error), headers=wrong)

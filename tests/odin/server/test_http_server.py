@@ -462,7 +462,7 @@ def test_what_cannot_be_listened_on_or_read_is_named(tmp_path: Path) -> None:
             await HttpServer(app, host="192.0.2.1").start()  # an address that no machine has
         for path in (nothing, tmp_path / "missing.pem"):
             with pytest.raises(OSError, match=rf"^{path}, {nothing}: no certificate and its key in PEM form: "):
-                await HttpServer(app, ssl_certfile=path, ssl_keyfile=nothing).start()
+                await HttpServer(app, tls=(path, nothing)).start()
 
     run(scenario)
 
@@ -478,7 +478,7 @@ def test_tls(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         app = make_app(dataplane_of(double()))
-        server = HttpServer(app, limits=Limits(), ssl_certfile=certificate, ssl_keyfile=key)
+        server = HttpServer(app, limits=Limits(), tls=(certificate, key))
         asked = Serving(server, await server.start())
         client = await asked.client(ssl=ssl.create_default_context(cafile=certificate))
         client.send(infer("double", rows("7")))

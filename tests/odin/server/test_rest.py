@@ -22,6 +22,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from unreal_models import UnrealModel, UnrealRepository, Waiting, colours, dataplane_of, double, echo, pair, tensor
 
+from odin.errors import DeadlineExceededError, QueueFullError
 from odin.server.dataplane import DataPlane
 from odin.server.datatypes import DATATYPES
 from odin.server.failures import FailureKind, RequestError
@@ -554,6 +555,42 @@ def test_images_that_cannot_be_answered() -> None:
         assert f"top={wrong!r}" in told
 
 
+def test_an_images_deadline_and_priority_stand_in_its_url() -> None:
+    model = UnrealModel(
+        "colours",
+        colours().pipeline.function,
+        colours().signature.inputs,
+        colours().signature.outputs,
+        preprocess=colours().preprocess,
+        priority_deadlines_ms=(1e6, 2e6),
+    )
+    dataplane, headers = dataplane_of(model), {"Content-Type": "image/png"}
+    for asked in ("timeout=3000000000", "priority=2", "top=2&timeout=0&priority=1"):
+        assert post(dataplane, f"/v2/models/colours/infer?{asked}", content=picture("png", "red"), headers=headers)
+    assert [round(timeout_s, -2) for timeout_s in model.pipeline.timeouts_s] == [3000, 2000, 1000]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("tpo=3", "there is no parameter 'tpo' of an image; there are top, timeout, priority"),
+        ("timeout=5&deadline=3", "there is no parameter 'deadline' of an image"),
+        ("timeout=1&timeout=2", "timeout is given twice in the URL"),
+        ("timeout=5ms", "parameter 'timeout' is '5ms', and no whole number from 0 on"),
+        ("priority=-1", "parameter 'priority' is '-1', and no whole number from 0 on"),
+        ("timeout=", "parameter 'timeout' is '', and no whole number from 0 on"),
+    ],
+)
+def test_what_may_not_stand_in_an_images_url(asked: str, says: str) -> None:
+    answer = post(
+        dataplane_of(colours()),
+        f"/v2/models/colours/infer?{asked}",
+        content=picture("png", "red"),
+        headers={"Content-Type": "image/png"},
+    )
+    assert says in error_of(answer, 400)
+
+
 def test_an_image_within_json_as_base64() -> None:
     import base64
 
@@ -602,6 +639,44 @@ def test_repository_requests_that_are_refused() -> None:
 
 
 # -- token, other routes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (
+            DeadlineExceededError.of_refusal(predicted_s=0.5, left_s=0.1, ahead=3),
+            429,
+            "with 3 requests ahead of it; send less at a time, or allow longer (timeout)",
+        ),
+        (
+            QueueFullError(in_flight=2, waiting=5, limit=5, option="max_waiting"),
+            429,
+            "2 requests are under way and 5 wait, and max_waiting is 5; send it again later",
+        ),
+    ],
+)
+def test_a_refusal_names_only_what_a_client_can_do(error: Exception, status: int, says: str) -> None:
+    def refuse(x: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    model = UnrealModel("busy", refuse, (tensor("x", "FP32", -1, 3),), (tensor("y", "FP32", -1, 3),))
+    body = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
+    told = error_of(post(dataplane_of(model), "/v2/models/busy/infer", json=body), status)
+    assert told.endswith(says)
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_a_model_that_cannot_be_loaded_is_logged_unless_who_asked_tells_of_it(log: bool, caplog: Any) -> None:
+    dataplane = dataplane_of(double())
+
+    async def fails(name: str) -> None:
+        raise RequestError(FailureKind.INVALID, f"model {name!r} cannot be served: no such weights")
+
+    dataplane.repository.load = fails  # type: ignore[method-assign]
+    with pytest.raises(RequestError):
+        asyncio.run(dataplane.load("double", log=log))
+    assert caplog.text.count("no such weights") == int(log)
 
 
 def test_a_token() -> None:

@@ -118,6 +118,7 @@ def test_a_request_that_the_model_refuses(server, capsys):
     [
         ("--scenario clients --rate 5", "--rate means nothing with --scenario clients"),
         ("--scenario server", "say --rate HZ, or --p99-ms MS"),
+        ("--rate 5 --clients 2", "--clients means nothing with --rate"),
         ("--scenario single-stream --clients 4", "--clients means nothing with --scenario single-stream"),
         ("--seconds inf", "--seconds inf is not a finite number"),
         ("--images /nowhere", "--images /nowhere: there is no such folder"),
@@ -260,6 +261,27 @@ def test_every_failure_is_counted_by_kind(server, tmp_path, capsys):
     assert figures["in_time_share"] == figures["answered"] / figures["requests"] < 0.5
     assert "x connection" in capsys.readouterr().out
     assert server.requests[-1]["parameters"]["timeout"] == 10_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["--clients 2", "--rate 200", "--p99-ms 1000"])
+def test_a_server_that_has_gone_ends_the_load(server, tmp_path, capsys, words):
+    """Else a closed loop would find nobody at full speed, and a search would go on at ever lower rates."""
+    if words != "--clients 2":
+        pytest.importorskip("mlperf_loadgen")
+
+    def answer(request):
+        if len(server.requests) > 50:
+            raise Close
+
+    server.answer = answer
+    file = tmp_path / "o.json"
+    assert load(server, *words.split(), "--seconds", "1000", "--output", str(file)) == 1
+    assert f"odin load: nothing answers at {server.url} any more" in capsys.readouterr().err
+    (trial,) = kept(file)["trials"]
+    assert trial["figures"]["broken_off"]
+    assert trial["figures"]["answered"] >= 1
+    assert trial["figures"]["failures"]["connection"] >= 100
 
 
 @pytest.mark.slow

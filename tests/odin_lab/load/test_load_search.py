@@ -91,6 +91,15 @@ def test_failed_requests_are_counted_by_kind_and_are_not_in_time():
     assert figures.inputs_hz == pytest.approx(2 * figures.answered_hz)
 
 
+@pytest.mark.parametrize(
+    ("last", "gone"),
+    [(["connection"] * 100, True), (["connection"] * 99, False), (["connection"] * 99 + ["refused (429)"], False)],
+)
+def test_a_server_is_gone_when_a_hundred_connections_fail_in_a_row(last, gone):
+    failures = ["", *last]
+    assert trial_of([Outcome(at, at, at, at, failure) for at, failure in enumerate(failures)]).server_gone == gone
+
+
 def test_nothing_answered_has_no_latency():
     trial = trial_of([Outcome(0, 0, 0, 1, "connection")])
     figures = figures_of(trial, requests_of(trial), bound_ms=100)

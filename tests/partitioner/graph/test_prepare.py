@@ -19,6 +19,7 @@ from example_models import (
 from torch import nn
 
 from odin.partitioner.graph.capture import TraceError, capture_export, capture_fx, private_copy
+from odin.partitioner.graph.identities import is_identity
 from odin.partitioner.graph.observe import observe
 from odin.partitioner.graph.prepare import layout_of, prepare
 
@@ -96,9 +97,143 @@ def test_batch_statistics_stay():
     assert [step.op for step in prepared(model, image()).steps] == ["call_function", "call_module"]
 
 
-def test_what_returns_its_operand_is_erased():
+def test_what_returns_its_operand_whatever_the_values_is_erased():
+    """Not stochastic_depth of the tests: fx does not look into it, and it may look at values."""
     captured = prepared(seeded(StochasticDepth), image())
-    assert targets(captured) == ["conv2d", "add"] * 3
+    assert targets(captured) == ["conv2d", "stochastic_depth", "add"] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "erased"),
+    [((0.5, "row", False), True), ((0.0, "row", True), False), ((0.5, "row"), False), ((), False)],
+)
+def test_stochastic_depth_is_an_identity_unless_it_trains(arguments, erased):
+    def function(x, p=0.5, mode="row", training=True):
+        return x
+
+    function.__module__, function.__name__ = "torchvision.ops.stochastic_depth", "stochastic_depth"
+    graph = torch.fx.Graph()
+    step = graph.call_function(function, (graph.placeholder("x"), *arguments))
+    assert is_identity(step, {}) == erased
+    given = graph.call_function(function, (graph.placeholder("y"),), {"training": False})
+    assert is_identity(given, {})
+
+
+def test_torchvisions_stochastic_depth_is_erased():
+    ops = pytest.importorskip("torchvision.ops")
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), ops.StochasticDepth(0.5, "row"), nn.ReLU()).eval()
+    assert targets(prepared(model, image())) == ["conv2d", "relu"]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        nn.Dropout(),
+        nn.Dropout2d(),
+        nn.AlphaDropout(),
+        nn.Identity(),
+        lambda x: F.dropout(x, 0.5, training=False),
+        lambda x: F.alpha_dropout(x, 0.5, training=False),
+        lambda x: x.contiguous(),
+        lambda x: x.to(x.dtype),
+        lambda x: x.float(),
+        lambda x: x.type_as(x),
+        lambda x: torch.flatten(x, 3),
+        lambda x: torch.conj(x),
+    ],
+)
+def test_pytorchs_own_identities_are_erased(operation):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = operation if isinstance(operation, nn.Module) else nn.Identity()
+
+        def forward(self, x):
+            x = torch.relu(x)
+            return torch.exp(self.inside(x) if isinstance(operation, nn.Module) else operation(x))
+
+    assert targets(prepared(Model().eval(), image())) == ["relu", "exp"]
+
+
+# -- what is concluded from one example must hold for any values -------------------------------------------------------
+def checked_positive(x: torch.Tensor) -> torch.Tensor:
+    if float(x.min()) < 0:
+        raise ValueError("a value is negative")
+    return x
+
+
+def small_or_halved(x: torch.Tensor) -> torch.Tensor:
+    return x / 2 if float(x.max()) > 10 else x
+
+
+def mode_of(x: torch.Tensor) -> str:
+    return "nearest" if float(x.max()) < 10 else "bilinear"
+
+
+def labelled(x: torch.Tensor) -> tuple[torch.Tensor, str]:
+    return x + 1, "small" if float(x.max()) < 10 else "large"
+
+
+def found(x: torch.Tensor) -> list[torch.Tensor]:
+    return [x] * (1 if float(x.max()) < 10 else 2)
+
+
+for _name in ("checked_positive", "small_or_halved", "mode_of", "labelled", "found"):
+    torch.fx.wrap(_name)
+
+
+class Calling(nn.Module):
+    """Calls a function on what a layer gives."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+SMALL, LARGE = torch.full((1, 3, 4, 4), 2.0), torch.arange(48.0).reshape(1, 3, 4, 4)
+
+
+def test_a_check_of_values_that_the_example_passes_stays():
+    captured = prepared(Calling(lambda x: torch.exp(checked_positive(x))), SMALL)
+    with pytest.raises(ValueError, match="a value is negative"):
+        outputs(captured, -SMALL)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: torch.exp(small_or_halved(torch.relu(x)) / 50),
+        lambda x: F.interpolate(x, scale_factor=2, mode=mode_of(x)),
+    ],
+)
+def test_a_branch_on_values_is_taken_anew_for_each_request(call):
+    captured = prepared(Calling(call), SMALL)
+    for x in (SMALL, LARGE, SMALL):
+        torch.testing.assert_close(outputs(captured, x)[0], call(x), rtol=0, atol=0)
+
+
+def test_a_hook_that_looks_at_values_stays():
+    inside = nn.Identity()
+    inside.register_forward_hook(lambda module, args, result: checked_positive(result))
+    captured = prepared(nn.Sequential(nn.Tanh(), inside, nn.Tanh()).eval(), SMALL)
+    with pytest.raises(ValueError, match="a value is negative"):
+        outputs(captured, -SMALL)
+
+
+@pytest.mark.parametrize("call", [lambda x: labelled(torch.relu(x)), lambda x: found(torch.relu(x))])
+def test_a_structure_that_depends_on_values_is_not_that_of_the_example(call):
+    captured = prepared(Calling(call), SMALL)
+    assert len(outputs(captured, SMALL)) == 1
+    with pytest.raises(ValueError, match="and on the example"):
+        outputs(captured, LARGE)
+
+
+def test_a_text_that_depends_on_values_cannot_be_returned():
+    with pytest.raises(TraceError, match="returns 'nearest' of mode_of, a function that is not looked into"):
+        prepared(Calling(lambda x: (x + 1, mode_of(x))), SMALL)
 
 
 def test_identities_in_a_row_are_erased():

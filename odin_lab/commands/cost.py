@@ -1,0 +1,205 @@
+"""``odin cost``: dollars per million requests within a latency limit, each model on its own devices or all on the same.
+
+Exit status: 0; 1 if a server does not start, or costs are not known; 2 for wrong usage; 130 after Ctrl-C, 143 after
+SIGTERM, 129 after SIGHUP, when what is known until then has been shown and kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from rich.console import Console
+
+from odin.cli.arguments import add_engine, positive, positive_number
+from odin.partitioner.files import check_different, check_writable, write_whole
+from odin.process.signals import draining
+from odin_lab.cost.attempt import Part
+from odin_lab.cost.limits import by_model
+from odin_lab.cost.outcome import Outcome
+from odin_lab.cost.rule import Machines
+from odin_lab.cost.serving import names_of, serving
+from odin_lab.cost.study import Asked, Study
+from odin_lab.cost.view import found_line, render
+from odin_lab.load.introduction import Introduction
+from odin_lab.load.loadgen import check_loadgen
+from odin_lab.load.progress import trial_progress
+from odin_lab.load.trial import Trial
+
+__all__ = ["add_parser", "run"]
+
+
+class Kept(Struct, frozen=True):
+    """What ``--output`` keeps.
+
+    Attributes
+    ----------
+    outcome
+        What was measured.
+    dedicated_per_million, shared_per_million
+        Dollars per million requests, by model; empty if they are not known.
+    work, gain
+        Dedicated machines whose work one shared one does, and the part of their cost that is saved.
+    machines
+        For given rates.
+    """
+
+    outcome: Outcome
+    dedicated_per_million: dict[str, float]
+    shared_per_million: dict[str, float]
+    work: float | None
+    gain: float | None
+    machines: Machines | None
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``odin cost`` and its options."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "cost",
+        help="what requests cost within a latency limit: each model alone on the devices, or all together",
+        description="Serve each model alone on the devices, then all together on the same, find the highest rates at "
+        "which 95%% of all requests are answered within the limit, and show what a million requests cost.",
+        epilog="Requests come by MLPerf LoadGen's server scenario (no MLPerf result); latencies count from when a "
+        "request is due. Cost: price / (3600 * rate). docs/cost.md tells the rule, which is Perseus's.",
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="models as of 'odin run'")
+    parser.add_argument("--stages", required=True, metavar="DEVICES", help="that all models are served on: cpu:0,cpu:1")
+    parser.add_argument(
+        "--price", type=positive_number, required=True, metavar="DOLLARS", help="of these devices, per hour"
+    )
+    limit = parser.add_mutually_exclusive_group(required=True)
+    limit.add_argument(
+        "--p95-ms", metavar="MS", help="limit that 95%% of requests are to keep; NAME=MS for a model: 500,vgg16=900"
+    )
+    limit.add_argument(
+        "--p95-times", metavar="X", help="limit as a multiple of the latency of a request alone: 3, or NAME=3"
+    )
+    parser.add_argument(
+        "--rates",
+        metavar="NAME=HZ,...",
+        help="requests per second of each model: raise rates in this proportion where devices are shared, and tell "
+        "how many machines these rates need (default: the proportion of the highest rates alone)",
+    )
+    add_engine(parser)
+    parser.add_argument("--policy", metavar="NAME", help="as of 'odin run' (default: auto)")
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--seconds", type=positive_number, default=10.0, metavar="S", help="of each trial (default %(default)g)"
+    )
+    search.add_argument(
+        "--trials", type=positive, default=12, metavar="N", help="most of each search (default %(default)s)"
+    )
+    search.add_argument("--time-limit-s", type=positive_number, metavar="S", help="of all; then what is known is shown")
+    search.add_argument("--seed", type=int, default=0, metavar="N", help="of inputs and moments (default %(default)s)")
+    kept = parser.add_argument_group("results")
+    kept.add_argument("--output", type=Path, metavar="FILE.json", help="keep all trials and costs")
+    kept.add_argument("--plot", type=Path, metavar="FILE.png", help="draw costs (also .svg, .pdf)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit status."""
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    asked = _asked(arguments)
+    options = {"stages": arguments.stages}
+    options |= {name: getattr(arguments, name) for name in ("engine", "policy") if getattr(arguments, name) is not None}
+    end_s = math.inf if arguments.time_limit_s is None else time.monotonic() + arguments.time_limit_s
+    with draining() as drain, trial_progress() as show:
+
+        def goes_on() -> bool:
+            return not drain.is_set() and time.monotonic() < end_s
+
+        def look(title: str, trial: Trial, turn: object) -> bool:
+            show(title, trial, turn=turn)
+            return goes_on()
+
+        def tell(name: str, part: Part | None, limit_ms: float) -> None:
+            console.print(found_line(name, part, limit_ms), style="dim", markup=False)
+
+        @contextmanager
+        def serve(models: Mapping[str, str]) -> Iterator[dict[str, Introduction]]:
+            show.wait(f"starting odin serve with {', '.join(models)}")
+            with serving(models, options, look=goes_on) as known:
+                yield known
+
+        study = Study(asked, serve, look=look, tell=tell)
+        try:
+            study.carry_out()
+        except KeyboardInterrupt:
+            if goes_on():
+                raise
+            study.ended = True  # while a server started
+        except RuntimeError as error:
+            print(f"odin cost: {error}", file=sys.stderr)
+            return 1
+    outcome = study.outcome(shlex.join(["odin", *sys.argv[1:]]))
+    console.print(render(outcome))
+    if arguments.output is not None:
+        write_whole(arguments.output, msgspec.json.encode(_kept(outcome)) + b"\n")
+        console.print(f"kept in {arguments.output}", style="dim", markup=False)
+    if arguments.plot is not None and outcome.dedicated_hz:
+        from odin_lab.cost.plot import cost_plot
+        from odin_lab.report.figures import write
+
+        write(cost_plot(outcome), arguments.plot)
+        console.print(f"drawn in {arguments.plot}", style="dim", markup=False)
+    known = outcome.sharing is not None or (len(asked.models) == 1 and outcome.dedicated_hz)
+    return 0 if known else 1
+
+
+def _asked(arguments: argparse.Namespace) -> Asked:
+    """Find what cannot be before anything is started."""
+    models = names_of(arguments.models)
+    names = list(models)
+    limits_ms = None if arguments.p95_ms is None else by_model(arguments.p95_ms, names, option="--p95-ms")
+    times = {} if arguments.p95_times is None else by_model(arguments.p95_times, names, option="--p95-times")
+    rates_hz = {} if arguments.rates is None else by_model(arguments.rates, names, option="--rates")
+    for option in ("price", "seconds", "time_limit_s"):
+        value = getattr(arguments, option)
+        if value is not None and math.isinf(value):
+            raise ValueError(f"--{option.replace('_', '-')} {value:g} is not a finite number")
+    if not 0 <= arguments.seed < 2**63 - len(names):
+        raise ValueError(f"--seed {arguments.seed} is not from 0 to 2**63 - {len(names) + 1}")
+    if arguments.stages == "auto":
+        raise ValueError("--stages auto: name the devices that the price is for, such as cpu:0,cpu:1")
+    for option in ("output", "plot"):
+        if (path := getattr(arguments, option)) is not None:
+            check_writable(path, f"--{option}")
+    check_different(output=arguments.output, plot=arguments.plot)
+    if arguments.plot is not None:
+        from odin_lab.report.figures import KINDS
+
+        if arguments.plot.suffix.lower()[1:] not in KINDS:
+            raise ValueError(f"--plot {arguments.plot}: end it in {', '.join(f'.{kind}' for kind in KINDS)}")
+    check_loadgen()
+    return Asked(
+        models,
+        arguments.stages,
+        arguments.price,
+        limits_ms,
+        times,
+        rates_hz,
+        arguments.seconds,
+        seed=arguments.seed,
+        most=arguments.trials,
+    )
+
+
+def _kept(outcome: Outcome) -> Kept:
+    sharing = outcome.sharing
+    return Kept(
+        outcome,
+        {} if sharing is None else sharing.dedicated,
+        {} if sharing is None else sharing.shared,
+        None if sharing is None else sharing.work,
+        None if sharing is None else sharing.gain,
+        outcome.machines,
+    )
