@@ -65,7 +65,7 @@ class SampleTimes:
         *,
         batch: int = 1,
     ) -> None:
-        self.full = [StageRow.of(row) for row in full_s]
+        self.full: Sequence[StageRow] = [StageRow.of(row) for row in full_s]
         self.batch = batch
         single = [StageRow.of(row) for row in (() if single_s is None else single_s)]
         fits = [len(row.layer_s) for row in single] == [len(row.layer_s) for row in self.full]
@@ -97,12 +97,13 @@ class SampleTimes:
         rows = self.at(timeline.samples)
         if rows is self.full:
             return timeline
-        stages = tuple(self._as_full(timing, rows[timing.stage]) for timing in timeline.stages)
-        return timeline._replace(stages=stages)
+        return timeline._replace(stages=tuple(self._as_full(timing, rows) for timing in timeline.stages))
 
-    def _as_full(self, timing: StageTiming, row: StageRow) -> StageTiming:
+    def _as_full(self, timing: StageTiming, rows: Sequence[StageRow]) -> StageTiming:
         stage, first, last = timing[:3]
-        full = self.full[stage]
+        if stage >= len(rows) or last >= len(rows[stage].behind_s):
+            return timing  # of another pipeline, as a log may have it
+        full, row = self.full[stage], rows[stage]
         expected_s = row.between_s(first, last)
         if not expected_s > 0:  # it ran no layers, or no time was measured for them
             return timing

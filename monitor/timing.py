@@ -70,7 +70,8 @@ class RequestTimeline(NamedTuple):
     samples
         How many were computed together; 0 if that is not known, or has no meaning: a full micro-batch.
     requests
-        How many requests were answered by it: more than one where they were joined.
+        How many requests were answered by it: more than one where they were joined. Each of these gets its timeline,
+        and all but the first have 0 there, so that what they say of the stages is counted once.
     """
 
     request: int

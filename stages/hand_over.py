@@ -116,7 +116,7 @@ class HandOver:
     ) -> None:
         self._index, self._words = index, readiness.words
         self._times = SampleTimes(baseline_s, single_s, batch=batch)
-        self._rows = self._times.full  # of the request that is here
+        self._rows: Sequence[StageRow] = self._times.full  # of the request that is here
         self._baseline_s, self._behind_s = self._rows[index]
         self._cost_s, self._cut_nbytes = [float(cut_s) for cut_s in cost_s], cut_nbytes
         self._saves_s = [here_s - next_s for here_s, next_s in itertools.pairwise(self._cost_s)]

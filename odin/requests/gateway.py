@@ -676,7 +676,7 @@ class Gateway:
             return
         if failure is None:
             try:
-                self._note(request, header, completed_s, in_time=told)
+                self._note(request, header, completed_s, told=told)
             finally:  # no longer among the pending: whatever happens here, callers must not wait for ever
                 for index, one in enumerate(request.answers):
                     if told[index]:
@@ -707,14 +707,17 @@ class Gateway:
         self._line_up_alone(zip(request.members, rows, strict=True))
         return True
 
-    def _note(self, request: Request, header: Header, completed_s: float, *, in_time: Sequence[bool]) -> None:
-        """Learn from a micro-batch that was answered, tell of it, and give each of its requests its timeline."""
+    def _note(self, request: Request, header: Header, completed_s: float, *, told: Sequence[bool]) -> None:
+        """Learn from a micro-batch that was answered, tell of it, and give each of its requests its timeline.
+
+        ``told`` is whose outcome is still to be told: nobody else was in time.
+        """
         timings = _of_all_stages(unpack_timings(header.timings), len(self._plan))
         timeline = RequestTimeline(
             header.request, header.epoch, request.submitted_s, completed_s, timings, samples=request.samples
         )
         answers = request.answers
-        promised = [told and one.deadline_s < _NEVER for one, told in zip(answers, in_time, strict=True)]
+        promised = [waits and one.deadline_s < _NEVER for one, waits in zip(answers, told, strict=True)]
         expected_s = [math.nan if one.forecast is None else one.forecast.expected_s for one in answers]
         if self._foresight is not None:
             with self._lock:
@@ -729,8 +732,12 @@ class Gateway:
             requests=len(answers),
         )
         self.window.append(timeline)
-        for one, its_s, kept in zip(answers, expected_s, promised, strict=True):
-            one.reply.timeline = timeline._replace(request=one.number, expected_s=its_s, in_time=kept)
+        counted = False
+        for one, its_s, kept, waits in zip(answers, expected_s, promised, told, strict=True):
+            one.reply.timeline = timeline._replace(
+                request=one.number, expected_s=its_s, in_time=kept, requests=0 if counted else len(answers)
+            )
+            counted = counted or waits
         if self._on_result is not None:
             self._on_result(timeline)
 

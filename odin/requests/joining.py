@@ -52,13 +52,13 @@ class Decision(NamedTuple):
 
     Attributes
     ----------
-    count
+    joined
         So many from the head of the line are sent as one micro-batch; 0: none yet.
     until_s
         When to look again then, if nobody comes before.
     """
 
-    count: int
+    joined: int
     until_s: float = math.inf
 
 
