@@ -15,6 +15,7 @@ them in time, as is predicted of a micro-batch of so many samples.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple, Protocol
 
@@ -96,7 +97,11 @@ class Joining:
 
     @largest.setter
     def largest(self, samples: int) -> None:
-        if not isinstance(samples, int) or isinstance(samples, bool) or not 1 <= samples <= self._batch:
+        try:
+            fits = 1 <= (samples := operator.index(samples)) <= self._batch
+        except TypeError:
+            fits = False
+        if not fits:
             raise ValueError(f"largest_batch={samples!r}; it must be at least 1 and at most {self._batch} (batch)")
         self._largest = samples
 

@@ -93,7 +93,7 @@ def test_one_is_not_held_back_so_long_that_it_would_be_late():
 def test_the_largest_is_from_one_to_the_batch():
     joining = Joining(8, joins=True)
     assert joining.largest == 8
-    for wrong in (0, 9, 2.5, True):
+    for wrong in (0, 9, 2.5, None):
         with pytest.raises(ValueError, match="it must be at least 1 and at most 8"):
             joining.largest = wrong  # type: ignore[assignment]
 
