@@ -55,8 +55,8 @@ class Totals(NamedTuple):
 
     @property
     def executed(self) -> int:
-        """Micro-batches that answered requests."""
-        return sum(of_size.executions for of_size in self.batches.values())
+        """Micro-batches that answered requests; one for each request where that is not known."""
+        return sum(of_size.executions for of_size in self.batches.values()) or self.succeeded
 
 
 class Statistics:
