@@ -65,12 +65,19 @@ class _Event(Struct, frozen=True, tag_field="event", forbid_unknown_fields=True)
 
 
 class StageDescription(Struct, frozen=True, forbid_unknown_fields=True):
-    """One stage: its device, node and process, and each layer's seconds there without interference."""
+    """One stage: its device, node and process, and each layer's seconds there without interference.
+
+    Attributes
+    ----------
+    baseline_s, single_s
+        Of a full micro-batch, and of one sample; the latter empty if that is not known.
+    """
 
     device: str
     node_id: str
     pid: int
     baseline_s: tuple[float, ...]
+    single_s: tuple[float, ...] = ()
 
 
 class RunStarted(_Event, frozen=True, tag="run"):

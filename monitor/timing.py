@@ -66,7 +66,12 @@ class RequestTimeline(NamedTuple):
         When it was expected to be completed, as predicted when it was submitted, or last when another one went before
         it; ``nan`` without a prediction.
     in_time
-        Whether it had a deadline, and was done before it.
+        Whether it had a deadline, and was done before it; of several requests in one micro-batch how many were so.
+    samples
+        How many were computed together; 0 if that is not known, or has no meaning: a full micro-batch.
+    requests
+        How many requests were answered by it: more than one where they were joined. Each of these gets its timeline,
+        and all but the first have 0 there, so that what they say of the stages is counted once.
     """
 
     request: int
@@ -75,7 +80,9 @@ class RequestTimeline(NamedTuple):
     completed_s: float
     stages: tuple[StageTiming, ...]
     expected_s: float = math.nan
-    in_time: bool = False
+    in_time: bool | int = False
+    samples: int = 0
+    requests: int = 1
 
     @property
     def latency_s(self) -> float:

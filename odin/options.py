@@ -37,6 +37,7 @@ __all__ = [
     "BatchSizeError",
     "check_batch",
     "check_calibration",
+    "check_joins",
     "check_on_this_machine",
     "check_options",
     "check_policy",
@@ -52,6 +53,11 @@ _LOOPBACK = ("127.0.0.1", "localhost")
 """Names, beside the host name, of the only node of a Ray that is started for one pipeline."""
 _GPU_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """At least one of these exists wherever torch can use a GPU: NVIDIA's driver, AMD's, and that of WSL."""
+
+
+_ONE_SAMPLE = (
+    "dynamic_batching=True joins requests up to batch samples, and batch is 1: give a larger one (batch=8, --batch 8)"
+)
 
 
 class BatchSizeError(ValueError):
@@ -86,6 +92,8 @@ def check_options(
     engine: str | None = None,
     calibration: Any = None,
     transport: str = "auto",
+    dynamic_batching: bool = False,
+    batch_wait_ms: float = 0.0,
 ) -> None:
     """Raise ``ValueError`` if an option of ``odin.Pipeline`` is invalid for every model.
 
@@ -105,6 +113,9 @@ def check_options(
     _check_count("max_in_flight", max_in_flight)
     _check_count("max_waiting", max_waiting)
     check_admission(admission)
+    _check_wait(batch_wait_ms, dynamic_batching=dynamic_batching)
+    if dynamic_batching and batch == 1:
+        raise ValueError(_ONE_SAMPLE)
     if on_event is not None and not callable(on_event):
         raise ValueError(f"on_event={on_event!r} cannot be called; give a function that takes an event")
     devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)
@@ -175,6 +186,17 @@ def _check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} is no whole number; it must be at least 1") from None
     if count < 1:
         raise ValueError(f"{name}={count}; it must be at least 1")
+
+
+def _check_wait(batch_wait_ms: Any, *, dynamic_batching: bool) -> None:
+    known = isinstance(batch_wait_ms, Real) and not isinstance(batch_wait_ms, bool)
+    if not known or not 0 <= float(batch_wait_ms) < math.inf:
+        raise ValueError(f"batch_wait_ms={batch_wait_ms!r}; give milliseconds, 0 or more")
+    if batch_wait_ms and not dynamic_batching:
+        raise ValueError(
+            f"batch_wait_ms={batch_wait_ms} is how long requests wait to be joined, and they are not: set "
+            "dynamic_batching=True as well (--dynamic-batching)"
+        )
 
 
 def _check_plan(plan: Plan | str | None, devices: Sequence[Device] | None) -> None:
@@ -320,3 +342,14 @@ def check_batch(chain: Chain, batch: int | None) -> int:
             example,
         )
     return example if batch is None else operator.index(batch)
+
+
+def check_joins(chain: Chain, batch: int) -> None:
+    """Raise ``ValueError`` if requests for a chain cannot be joined into micro-batches of so many samples."""
+    if not chain.dynamic_batch:
+        raise ValueError(
+            f"dynamic_batching=True, but samples of {chain.name} depend on each other, or it works for leading size "
+            f"{leading_size(chain)} only: requests of several callers cannot be computed together; leave it out"
+        )
+    if batch == 1:
+        raise ValueError(_ONE_SAMPLE)

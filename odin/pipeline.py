@@ -19,8 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 
 from odin.cluster.deployment import Deployment
 from odin.cluster.placement import check_stage_count, warn_of_quotas
@@ -45,6 +47,7 @@ from odin.monitor.view.builder import PipelineView, Serving
 from odin.options import (
     check_batch,
     check_engine_fits,
+    check_joins,
     check_options,
     check_policy,
     check_precision_fits,
@@ -64,8 +67,10 @@ from odin.requests.admission import PREDICT, Admission
 from odin.requests.conditions import Conditions
 from odin.requests.foresight import Foresight
 from odin.requests.gateway import Gateway
+from odin.requests.joining import Joining
 from odin.requests.microbatch import join_outputs, split_inputs
 from odin.requests.replies import Reply, outcome_of
+from odin.requests.request import samples_of
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import Inlet
 from odin.stages.channel.slots import slot_nbytes_for
@@ -132,6 +137,14 @@ class Pipeline:
         Largest micro-batch: a request with a larger leading size is split into parts of this size. Default: the
         example input's leading size, which is the only one allowed for models whose samples depend on each other
         (such as frames of a film).
+    dynamic_batching
+        Join requests that wait for a place, up to ``batch`` samples, into one micro-batch: for models that take less
+        time for several samples together than one by one, and callers that send few at a time. Each caller gets its own
+        rows. Off by default, since outputs may differ by rounding from those of a micro-batch of another size, and
+        with whom a request is joined depends on who waits. See :attr:`largest_batch` and ``docs/serving.md``.
+    batch_wait_ms
+        How long a request that could be joined is held back although there is a place, for others to come; never so
+        long that it would be late. Default: 0, nothing is held back.
     max_in_flight
         Most micro-batches in flight; beyond that ``submit`` waits. Default: two per stage, one being computed and one
         waiting; with the relay, where less waits, one and a half per stage; and one on each way between nodes.
@@ -203,6 +216,8 @@ class Pipeline:
         calibration: Any = None,
         transport: str = "auto",
         refresh_profile: bool = False,
+        dynamic_batching: bool = False,
+        batch_wait_ms: float = 0.0,
     ) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -237,6 +252,8 @@ class Pipeline:
             engine=engine,
             calibration=calibration,
             transport=transport,
+            dynamic_batching=dynamic_batching,
+            batch_wait_ms=batch_wait_ms,
         )
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
         with phase("model loaded"):
@@ -254,6 +271,8 @@ class Pipeline:
             del source  # or its weights would stay, which the stages will have
             gc.collect()  # traced graphs are cycles that hold them, too; meanwhile Ray and the stages start
             self.batch = check_batch(self.chain, batch)
+            if dynamic_batching:
+                check_joins(self.chain, self.batch)
             if devices is not None:
                 check_stage_count(len(devices), layer_count=len(self.chain.layers))
             if plan is not None:
@@ -271,7 +290,12 @@ class Pipeline:
             self._setting = setting
             self._supervision = self._supervise(setting, policy, detector, in_cluster=address is not None)
             queue = self._inlet.queue
-            conditions = Conditions(setting.baseline_s.tolist(), None if queue is None else queue.words)
+            conditions = Conditions(
+                setting.baseline_s.tolist(),
+                None if queue is None else queue.words,
+                single_s=_rows(setting.single_s),
+                batch=setting.batch,
+            )
             self._gateway = Gateway(
                 self._inlet,
                 self._inbox,
@@ -284,6 +308,7 @@ class Pipeline:
                 foresight=Foresight(conditions, Admission(refuses=admission == PREDICT)),
                 on_refusal=self._supervision.on_refusal,
                 max_waiting=max_waiting,
+                joining=Joining(self.batch, joins=dynamic_batching, wait_s=batch_wait_ms / 1e3),
             )
             self._arrangement, self._recovery = self._arrange(setting, self._gateway)
             self._recovery.start()
@@ -374,8 +399,21 @@ class Pipeline:
                 cache=ProfileCache(),
                 refresh=refresh,
             )
+            singles: tuple[Profile, ...] = ()
+            if self.batch > 1 and chain.dynamic_batch:
+                singles = measure_baselines(
+                    self._deployment,
+                    chain,
+                    example_inputs(chain, self._form, 1),
+                    precision=precision,
+                    engine=self.engine,
+                    cache=ProfileCache(),
+                    refresh=refresh,
+                )
             self._deployment.warm_up(inputs)
-            setting = pipeline_setting(self.profiles, chain, [sum(cut) for cut in cuts], plan=plan)
+            setting = pipeline_setting(
+                self.profiles, chain, [sum(cut) for cut in cuts], plan=plan, singles=singles, batch=self.batch
+            )
             return setting._replace(reach=reach(setting.plan, self.devices))
 
     def _policy_for(self, policy: Policy | str) -> Policy:
@@ -405,6 +443,8 @@ class Pipeline:
                 cost_s=setting.send_s.tolist(),
                 max_in_flight=self.max_in_flight,
                 transport=transport,
+                single_s=_rows(setting.single_s),
+                batch=setting.batch,
             )
 
     def _supervise(
@@ -413,12 +453,15 @@ class Pipeline:
         """Start the controller, the event recorder, the investigator and the status server."""
         assert self._deployment is not None
         assert self._recorder is not None
+        single_s = _rows(setting.single_s) or [[] for _ in self.devices]
         return Supervision(
             model=self.chain.name,
             layers=[layer.name for layer in self.chain.layers],
             stages=[
-                StageDescription(str(device), info.node_id, info.pid, profile.layer_s)
-                for device, info, profile in zip(self.devices, self._deployment.infos, self.profiles, strict=True)
+                StageDescription(str(device), info.node_id, info.pid, profile.layer_s, tuple(one_s))
+                for device, info, profile, one_s in zip(
+                    self.devices, self._deployment.infos, self.profiles, single_s, strict=True
+                )
             ],
             max_in_flight=self.max_in_flight,
             batch=self.batch,
@@ -594,10 +637,31 @@ class Pipeline:
         assert self._gateway is not None
         if math.isinf(deadline_s):
             return None
-        return self._gateway.refuse_if_late(len(split_inputs(values, batch=self.batch)), deadline_s)
+        parts = split_inputs(values, batch=self.batch)
+        return self._gateway.refuse_if_late(len(parts), deadline_s, samples=samples_of(parts[0]))
 
     def _parts(self, values: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
         return split_inputs(self._form.layout(values), batch=self.batch)
+
+    @property
+    def largest_batch(self) -> int:
+        """Most samples that are joined from now on with ``dynamic_batching``, from 1 to :attr:`batch`.
+
+        Requests that are larger by themselves stay as they are. Setting it raises ``ValueError`` for any other value,
+        and without ``dynamic_batching``.
+        """
+        self._check_process()
+        assert self._gateway is not None
+        return self._gateway.joining.largest
+
+    @largest_batch.setter
+    def largest_batch(self, samples: int) -> None:
+        self._check_process()
+        assert self._gateway is not None
+        joining = self._gateway.joining
+        if not joining.joins:
+            raise ValueError(f"largest_batch={samples}, but no requests are joined: start with dynamic_batching=True")
+        joining.largest = samples
 
     # -- plans ------------------------------------------------------------------------------------------------------
 
@@ -817,6 +881,10 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close(drain=kind is None)
+
+
+def _rows(seconds: NDArray[np.float64] | None) -> list[list[float]]:
+    return [] if seconds is None else [[float(layer_s) for layer_s in row] for row in seconds]
 
 
 def _close_at_exit(pipeline: Pipeline) -> Callable[[], None]:

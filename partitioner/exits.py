@@ -157,31 +157,27 @@ class LineExits:
         return self.exit_s(ahead) - sum(self._stage_s)
 
 
-def left_line(
-    begin_s: Sequence[float], sent_s: Iterable[float], stage_s: Sequence[float], *, now_s: float
-) -> list[float]:
-    """When each stage will be done with all requests that are under way, which were sent at these times.
+def left_line(begin_s: Sequence[float], sent: Iterable[tuple[float, Sequence[float]]], *, now_s: float) -> list[float]:
+    """When each stage will be done with all requests that are under way.
 
     Parameters
     ----------
     begin_s
         When each stage was done with the last request that has left them all.
-    sent_s
-        When those that have not were sent, oldest first.
-    stage_s
-        As of :class:`LineExits`.
+    sent
+        When those that have not were sent, oldest first, each with its seconds on each stage.
     now_s
         The time: what should have left by now is late, and expected to be as much later again.
 
     Examples
     --------
-    >>> left_line([0.0, 0.0], [10.0, 10.0], [1.0, 2.0], now_s=10.5)
+    >>> left_line([0.0, 0.0], [(10.0, [1.0, 2.0]), (10.0, [1.0, 2.0])], now_s=10.5)
     [12.0, 15.0]
-    >>> left_line([0.0, 0.0], [10.0], [1.0, 2.0], now_s=14.0)
+    >>> left_line([0.0, 0.0], [(10.0, [1.0, 2.0])], now_s=14.0)
     [13.0, 15.0]
     """
     left_s, late_s, oldest = list(begin_s), 0.0, True
-    for at_s in sent_s:
+    for at_s, stage_s in sent:
         for stage, takes_s in enumerate(stage_s):
             at_s = left_s[stage] = max(at_s, left_s[stage]) + takes_s
         if oldest:

@@ -124,6 +124,8 @@ class Links(NamedTuple):
         Bytes of a slot.
     baseline_s, cost_s, cut_nbytes
         As for :class:`odin.stages.hand_over.HandOver`.
+    single_s, batch
+        As for it, too.
     windows, stages, epoch
         What holds from the first request on: row ``j`` of the windows is that of ``stages[j]``, one that lives.
     """
@@ -136,6 +138,8 @@ class Links(NamedTuple):
     windows: Windows
     stages: tuple[int, ...]
     epoch: int = 0
+    single_s: tuple[tuple[float, ...], ...] = ()
+    batch: int = 1
 
 
 _SLOTS = 2
@@ -437,6 +441,8 @@ class StageActor:
                 cut_nbytes=links.cut_nbytes,
                 readiness=self._readiness,
                 later={stage: sender for stage, sender in by_stage.items() if stage != GATEWAY},
+                single_s=links.single_s,
+                batch=links.batch,
             ),
             epoch=links.epoch,
             windows=links.windows,

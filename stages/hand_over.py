@@ -17,6 +17,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from odin.monitor.samples import SampleTimes, StageRow
 from odin.partitioner.relay import (
     Windows,
     free_at,
@@ -97,6 +98,8 @@ class HandOver:
         The stage's own words.
     later
         Channels to later stages.
+    single_s, batch
+        Seconds as ``baseline_s``, which are of ``batch`` samples, for one sample; empty if those are not known.
     """
 
     def __init__(
@@ -108,17 +111,18 @@ class HandOver:
         cut_nbytes: Sequence[int],
         readiness: Readiness,
         later: Mapping[int, Sender],
+        single_s: Sequence[Sequence[float]] = (),
+        batch: int = 1,
     ) -> None:
         self._index, self._words = index, readiness.words
-        self._all_baseline_s = baseline_s
-        self._baseline_s = [float(layer_s) for layer_s in baseline_s[index]]
-        self._behind_s = [*itertools.accumulate(reversed(self._baseline_s), initial=0.0)][::-1]
+        self._times = SampleTimes(baseline_s, single_s, batch=batch)
+        self._rows: Sequence[StageRow] = self._times.full  # of the request that is here
+        self._baseline_s, self._behind_s = self._rows[index]
         self._cost_s, self._cut_nbytes = [float(cut_s) for cut_s in cost_s], cut_nbytes
         self._saves_s = [here_s - next_s for here_s, next_s in itertools.pairwise(self._cost_s)]
-        fastest_s = [min(map(float, layer_s)) for layer_s in zip(*baseline_s[index:], strict=True)]
-        self._least_s = [*itertools.accumulate(reversed(fastest_s), initial=0.0)][::-1]
-        self._takers = {stage: make_taker(stage, sender, baseline_s[stage]) for stage, sender in later.items()}
-        self._chain_s = [float(sum(layer_s)) for layer_s in baseline_s]
+        self._fastest: dict[int, list[float]] = {}  # by samples, seconds from each cut on
+        self._takers = {stage: make_taker(stage, sender, self._times.full[stage]) for stage, sender in later.items()}
+        self._chain_s = [row.behind_s[0] for row in self._times.full]
         self._queue: QueueWords | None = None
         self._shares = False
         self._cut_takers: Takers = ()
@@ -133,7 +137,7 @@ class HandOver:
 
     def set_taker(self, stage: int, sender: Sender) -> None:
         """There is a new channel to a later stage, which :meth:`takers_of` resolves to from now on."""
-        taker = make_taker(stage, sender, self._all_baseline_s[stage])
+        taker = make_taker(stage, sender, self._times.full[stage])
         self._takers = {**self._takers, stage: taker}
 
     def reachable(self, stages: Collection[int]) -> list[int]:
@@ -147,13 +151,18 @@ class HandOver:
             if (taker := takers.get(stage)) is not None and (taker.link.way is None or stage == later[0])
         ]
 
-    def least_s(self, reach: Reach, cut: int) -> float:
+    def least_s(self, reach: Reach, cut: int, samples: int = 0) -> float:
         """Seconds that a request at a cut still takes at least, with nothing disturbed: its layers here if windows are
         a plan, and else each layer on whichever stage is fastest.
         """
-        if reach.free:
-            return self._least_s[cut]
-        return self._behind_s[cut] - self._behind_s[reach.last]
+        rows = self._times.at(samples)
+        if not reach.free:
+            return rows[self._index].between_s(cut, reach.last)
+        least_s = self._fastest.get(samples)
+        if least_s is None:
+            fastest_s = [min(seconds) for seconds in zip(*(row.layer_s for row in rows[self._index :]), strict=True)]
+            least_s = self._fastest[samples] = StageRow.of(fastest_s).behind_s
+        return least_s[cut]
 
     def share(self, queue: QueueWords) -> None:
         """Take new requests from a queue that all stages take from, where windows allow it."""
@@ -181,12 +190,16 @@ class HandOver:
                 others.append((idle, 0.0 if idle else is_expected_at(free_s, now_s) - now_s, slowdown * chain_s))
         return is_left_to_others(own_s, others, waiting=queue.waiting)
 
-    def begin(self, cut_takers: Takers, first: int, last: int, now_s: float, *, shares: bool = False) -> None:
+    def begin(
+        self, cut_takers: Takers, first: int, last: int, now_s: float, *, shares: bool = False, samples: int = 0
+    ) -> None:
         """Take a request at cut ``first`` that may stay up to cut ``last``, while all may take new ones or not."""
         words = self._words
+        self._rows = self._times.at(samples)
+        self._baseline_s, self._behind_s = self._rows[self._index]
         since_s = words[IDLE_SINCE_S]
         if since_s < math.inf:
-            self._slowdown = idle_slowdown(self._slowdown, idle_s=now_s - since_s, chain_s=self._behind_s[0])
+            self._slowdown = idle_slowdown(self._slowdown, idle_s=now_s - since_s, chain_s=self._chain_s[self._index])
             words[IDLE_SINCE_S] = math.inf
         self._shares = shares and self._queue is not None
         self._cut_takers, self._first, self._last = cut_takers, first, last
@@ -203,7 +216,7 @@ class HandOver:
         for taker in self._cut_takers[cut]:
             if taker.link.usable and not taker.waits(now_s):
                 busy = waiting(self._words) > 0
-                idle, free_s, its_layer_s = taker.seen(cut, self._cut_nbytes[cut], now_s, busy=busy)
+                idle, free_s, its_layer_s = self._seen(taker, cut, now_s, busy=busy)
                 if is_much_sooner(now_s, idle, free_s, its_layer_s, layer_s) and taker.link.has_place:
                     self._chosen = taker.stage
                     return True
@@ -230,7 +243,7 @@ class HandOver:
             for taker in takers:
                 if not taker.link.usable or taker.waits(now_s):
                     continue
-                idle, free_s, its_layer_s = taker.seen(cut, self._cut_nbytes[cut], now_s, busy=busy)
+                idle, free_s, its_layer_s = self._seen(taker, cut, now_s, busy=busy)
                 if (
                     is_better(
                         now_s, idle, free_s, its_layer_s, busy, layer_s, rest_s, self._cost_s[cut], self._saves_s[cut]
@@ -242,6 +255,10 @@ class HandOver:
         self._publish(cut, now_s)
         return False
 
+    def _seen(self, taker: Taker, cut: int, now_s: float, *, busy: bool) -> tuple[bool, float, float]:
+        """See :meth:`Taker.seen`, of the request that is here."""
+        return taker.seen(cut, self._cut_nbytes[cut], now_s, busy=busy, row=self._rows[taker.stage])
+
     def _finds_sooner(self, cut: int, now_s: float) -> bool:
         """Whether a later stage would be done with the rest so much sooner that it gets it."""
         queue, last, slowdown = self._queue, self._last, self._slowdown
@@ -251,7 +268,7 @@ class HandOver:
             if not taker.link.usable:
                 continue
             idle, free_s, its = taker.speed(now_s)
-            behind_s = taker.behind_s
+            behind_s = self._rows[taker.stage].behind_s
             its_layer_s, its_rest_s = its * (behind_s[cut] - behind_s[cut + 1]), its * (behind_s[cut] - behind_s[last])
             if (
                 is_done_sooner(

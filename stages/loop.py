@@ -303,7 +303,7 @@ class StageLoop:
         left_s = header.sent_s + header.left_s - now_s
         if left_s < 0:
             raise _DeadlineError(f"its deadline passed {-left_s:.3f} s before this stage's turn")
-        least_s = self._hand_over.least_s(reach, header.cut)
+        least_s = self._hand_over.least_s(reach, header.cut, header.samples)
         if is_hopeless(left_s, least_s):
             raise _DeadlineError(
                 f"its deadline cannot be met: it is {left_s:.3f} s away, and the rest takes {least_s:.3f} s at least"
@@ -323,7 +323,7 @@ class StageLoop:
         looks = reach.free and executor.looks_between_layers
         if looks:
             options["at_cut"] = self._at_cut if self._inbox.tells else hand_over.at_cut
-        hand_over.begin(takers, first, last, now_s, shares=reach.shares)
+        hand_over.begin(takers, first, last, now_s, shares=reach.shares, samples=header.samples)
         if looks and first < last and hand_over.passes_on(first, now_s):
             last = first
         with self._working_lock:

@@ -8,11 +8,10 @@ long way the stage there would wait for a round trip after each of them.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from typing import Protocol
 
+from odin.monitor.samples import StageRow
 from odin.partitioner.relay import idle_slowdown, is_expected_at
 from odin.stages.channel.link import Sender
 from odin.stages.channel.readiness import FREE_S, IDLE_SINCE_S, SLOWDOWN, waiting
@@ -25,8 +24,6 @@ class Taker(Protocol):
 
     stage: int
     link: Sender
-    behind_s: list[float]
-    """Seconds of all layers from each cut on, with nothing else running."""
 
     def waits(self, now_s: float) -> bool:
         """Whether the place there will be taken when a request that is sent now begins to arrive."""
@@ -34,7 +31,7 @@ class Taker(Protocol):
     def free_s(self, nbytes: int, now_s: float) -> float:
         """When to send so many bytes so that they are there when the stage is free."""
 
-    def seen(self, cut: int, nbytes: int, now_s: float, *, busy: bool) -> tuple[bool, float, float]:
+    def seen(self, cut: int, nbytes: int, now_s: float, *, busy: bool, row: StageRow) -> tuple[bool, float, float]:
         """Whether it is idle, when to send, and the seconds there that must be less than all the rest here.
 
         Parameters
@@ -45,29 +42,27 @@ class Taker(Protocol):
             The time.
         busy
             Whether another request waits here.
+        row
+            Seconds of layers there, for as many samples as the request has.
         """
 
     def speed(self, now_s: float) -> tuple[bool, float, float]:
         """Whether it is idle, when to send so that it is free, and its time / baseline."""
 
 
-def make_taker(stage: int, link: Sender, baseline_s: Sequence[float]) -> Taker:
-    """Return the view of a stage with these seconds for each layer."""
+def make_taker(stage: int, link: Sender, full: StageRow) -> Taker:
+    """Return the view of a stage with these seconds for each layer of a full micro-batch."""
     kind = _Near if link.way is None else _Far
-    return kind(stage, link, [float(layer_s) for layer_s in baseline_s])
-
-
-def _behind(baseline_s: Sequence[float]) -> list[float]:
-    return [*itertools.accumulate(reversed(baseline_s), initial=0.0)][::-1]
+    return kind(stage, link, full)
 
 
 class _Near:
     """On this machine."""
 
-    def __init__(self, stage: int, link: Sender, baseline_s: list[float]) -> None:
+    def __init__(self, stage: int, link: Sender, full: StageRow) -> None:
         self.stage, self.link = stage, link
         self._words = link.readiness.words
-        self._baseline_s, self.behind_s = baseline_s, _behind(baseline_s)
+        self._chain_s = full.behind_s[0]
 
     def waits(self, now_s: float) -> bool:
         return waiting(self._words) > 0
@@ -75,28 +70,27 @@ class _Near:
     def free_s(self, nbytes: int, now_s: float) -> float:
         return self._words[FREE_S]
 
-    def seen(self, cut: int, nbytes: int, now_s: float, *, busy: bool) -> tuple[bool, float, float]:
+    def seen(self, cut: int, nbytes: int, now_s: float, *, busy: bool, row: StageRow) -> tuple[bool, float, float]:
         idle, free_s, slowdown = self.speed(now_s)
-        return idle, free_s, slowdown * self._baseline_s[cut]
+        return idle, free_s, slowdown * row.layer_s[cut]
 
     def speed(self, now_s: float) -> tuple[bool, float, float]:
         words = self._words
         since_s, free_s, slowdown = words[IDLE_SINCE_S], words[FREE_S], words[SLOWDOWN]
         idle = since_s < math.inf
         if idle:
-            slowdown = idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=self.behind_s[0])
+            slowdown = idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=self._chain_s)
         return idle, free_s, slowdown
 
 
 class _Far:
     """On another machine."""
 
-    def __init__(self, stage: int, link: Sender, baseline_s: list[float]) -> None:
+    def __init__(self, stage: int, link: Sender, full: StageRow) -> None:
         assert link.way is not None
         self.stage, self.link = stage, link
         self._words, self._way = link.readiness.words, link.way
-        self._baseline_s, self._chain_s = baseline_s, sum(baseline_s)
-        self.behind_s = _behind(baseline_s)
+        self._behind_s, self._chain_s = full.behind_s, full.behind_s[0]  # of those on the way, however many samples
 
     def waits(self, now_s: float) -> bool:
         begins_s, _ = self._foreseen(now_s)
@@ -106,7 +100,7 @@ class _Far:
         way = self._way
         return max(now_s, self._foreseen(now_s)[1] - way.delay_s - way.transfer_s(nbytes))
 
-    def seen(self, cut: int, nbytes: int, now_s: float, *, busy: bool) -> tuple[bool, float, float]:
+    def seen(self, cut: int, nbytes: int, now_s: float, *, busy: bool, row: StageRow) -> tuple[bool, float, float]:
         words, way = self._words, self._way
         since_s, slowdown, transfer_s = words[IDLE_SINCE_S], words[SLOWDOWN], way.transfer_s(nbytes)
         idle = since_s < math.inf and not way.underway
@@ -114,9 +108,9 @@ class _Far:
             slowdown = idle_slowdown(slowdown, idle_s=now_s - since_s, chain_s=self._chain_s)
             transfer_s *= 0.5 ** (max(0.0, now_s - since_s) / self._chain_s) if self._chain_s > 0 else 1.0
         if busy:  # the delay costs this request time, the others none
-            takes_s = transfer_s + slowdown * self._baseline_s[cut]
+            takes_s = transfer_s + slowdown * row.layer_s[cut]
         else:  # nobody else gains
-            takes_s = way.delay_s + transfer_s + slowdown * self.behind_s[cut]
+            takes_s = way.delay_s + transfer_s + slowdown * row.behind_s[cut]
         return idle, self.free_s(nbytes, now_s), takes_s
 
     def speed(self, now_s: float) -> tuple[bool, float, float]:
@@ -134,5 +128,5 @@ class _Far:
         for cut, nbytes, sent_s in underway:
             arrived_s = max(arrived_s, sent_s + way.delay_s) + way.transfer_s(nbytes)
             begins_s = is_expected_at(max(free_s, arrived_s), seen_s)
-            free_s = begins_s + min(words[SLOWDOWN] * self.behind_s[cut], way.turn_s)
+            free_s = begins_s + min(words[SLOWDOWN] * self._behind_s[cut], way.turn_s)
         return begins_s, free_s

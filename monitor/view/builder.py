@@ -37,6 +37,7 @@ from odin.monitor.events import (
     StageBack,
     StageLost,
 )
+from odin.monitor.samples import SampleTimes
 from odin.monitor.view.event_text import event_text
 from odin.monitor.view.pipeline_view import EventLine, History, InjectedLoad, PipelineView, StageState, StageView
 from odin.monitor.view.recent import RecentRequests
@@ -204,7 +205,7 @@ class ViewBuilder:
                 now_s = self._ended_s
             self._close_seconds(now_s)
             plan, epoch, windows = self._plan, self._epoch, self._windows
-            completed, failed = self._recent.count + self._not_recorded, self._failed
+            completed, failed = self._recent.count + self._recent.joined + self._not_recorded, self._failed
             refused = self._refused
             if serving is not None:
                 completed, failed, in_flight, epoch, plan, windows, refused = serving
@@ -271,7 +272,10 @@ class ViewBuilder:
         self._second_ends_s = run.at_s + 1.0
         self._second_latencies_s: list[float] = []
         self._history: deque[_Second] = deque(maxlen=HISTORY_S)
-        self._recent = RecentRequests(self._baseline_s)
+        times = SampleTimes(
+            [stage.baseline_s for stage in run.stages], [stage.single_s for stage in run.stages], batch=run.batch
+        )
+        self._recent = RecentRequests(self._baseline_s, times)
         self._loads: dict[tuple[str, str], InjectedLoad] = {}
         self._lines: deque[EventLine] = deque(maxlen=_EVENT_LINES)
         self._last_key: object = None

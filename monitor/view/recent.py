@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odin.monitor.events import RequestDone
+from odin.monitor.samples import SampleTimes
 from odin.monitor.timing import RequestTimeline
 
 __all__ = ["RecentRequests", "StageTimes", "column_medians"]
@@ -70,13 +71,15 @@ class RecentRequests:
     ----------
     baseline_s
         Seconds of all layers before each cut on each stage's device, shape (stages, layers + 1).
+    times
+        What is expected by the number of samples; None: all micro-batches are full.
     """
 
-    def __init__(self, baseline_s: FloatArray) -> None:
-        self._baseline_s = baseline_s
+    def __init__(self, baseline_s: FloatArray, times: SampleTimes | None = None) -> None:
+        self._baseline_s, self._times = baseline_s, times
         self._stage_count = len(baseline_s)
-        self.count = 0
-        """Requests so far."""
+        self.count = self.joined = 0
+        """Micro-batches so far, and requests that they answered beyond one each."""
         self._completions: deque[tuple[float, float]] = deque(maxlen=_COMPLETIONS)  # (completion, latency), seconds
         self._off: deque[tuple[float, float]] = deque(maxlen=_COMPLETIONS)  # (completion, that minus the expected one)
         self._timelines: deque[RequestTimeline] = deque(maxlen=_TIMELINES)
@@ -85,6 +88,7 @@ class RecentRequests:
         """Remember one."""
         timeline = event.timeline
         self.count += 1
+        self.joined += timeline.requests - 1
         self._completions.append((event.at_s, timeline.completed_s - timeline.submitted_s))
         self._timelines.append(timeline)
         if timeline.expected_s == timeline.expected_s:  # not nan
@@ -145,7 +149,7 @@ class RecentRequests:
         return share
 
     def stage_times(self, epoch: int, valid_from: FloatArray) -> StageTimes:
-        """Each stage's times of late under one plan.
+        """Each stage's times of late under one plan, as those of full micro-batches.
 
         Parameters
         ----------
@@ -155,6 +159,8 @@ class RecentRequests:
             How many of the first requests not to look at, for each stage, shape (stages,).
         """
         latest = list(self._timelines)[-STAGE_REQUESTS:]
+        if self._times is not None:
+            latest = [self._times.as_full(timeline) for timeline in latest]
         number = self.count - len(latest) + 1 + np.arange(len(latest))
         wall_s, queue_s, work_s, _ = self._tables(latest)
         of_epoch = np.array([timeline.epoch == epoch for timeline in latest], dtype=bool)

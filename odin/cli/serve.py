@@ -62,6 +62,10 @@ def add_parser(subparsers: Any) -> None:
     one.add_argument("--max-in-flight", type=positive, metavar="N", help="most micro-batches in the stages")
     one.add_argument("--max-waiting", type=int, metavar="N", help="most that wait for a place (default 1024)")
     one.add_argument("--log", metavar="FILE", help="record every event in FILE, for odin replay")
+    one.add_argument(
+        "--dynamic-batching", action="store_true", default=None, help="join requests that wait, up to --batch images"
+    )
+    one.add_argument("--batch-wait-ms", type=_seconds, metavar="MS", help="how long one waits to be joined (default 0)")
     add_engine(one)
     add_precision(one, default=None, checked=False)
     network = parser.add_argument_group("network")
@@ -128,6 +132,8 @@ _OF_ONE = (
     "engine",
     "precision",
     "calibration",
+    "dynamic_batching",
+    "batch_wait_ms",
 )
 """Options that are fields of a model's file."""
 

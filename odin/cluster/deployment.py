@@ -243,6 +243,8 @@ class Deployment:
         cost_s: Sequence[float],
         max_in_flight: int,
         transport: str,
+        single_s: Sequence[Sequence[float]] = (),
+        batch: int = 1,
     ) -> tuple[Inlet, Inbox]:
         """Open all channels and start the stages' loops under epoch 0.
 
@@ -255,7 +257,7 @@ class Deployment:
             Where boundaries may lie.
         cut_nbytes, slot_nbytes
             Bytes that cross each cut, and of a slot that holds them, the model's input and output among them.
-        baseline_s, cost_s
+        baseline_s, cost_s, single_s, batch
             As for :class:`odin.stages.hand_over.HandOver`.
         max_in_flight
             Slots of the gateway.
@@ -278,6 +280,8 @@ class Deployment:
             windows=windows,
             stages=tuple(stages),
             epoch=0,
+            single_s=tuple(tuple(map(float, row)) for row in single_s),
+            batch=batch,
         )
         self._output_nbytes = slot_nbytes[-1]
         senders = {stage: [GATEWAY, *range(stage)] for stage in stages} | {GATEWAY: list(stages)}

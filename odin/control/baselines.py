@@ -95,7 +95,13 @@ def _who_is_there(deployment: Deployment, stage: int) -> str:
 
 
 def pipeline_setting(
-    profiles: Sequence[Profile], chain: Chain, cut_nbytes: Sequence[int], *, plan: Plan | None = None
+    profiles: Sequence[Profile],
+    chain: Chain,
+    cut_nbytes: Sequence[int],
+    *,
+    plan: Plan | None = None,
+    singles: Sequence[Profile] = (),
+    batch: int = 1,
 ) -> Setting:
     """Return the setting of policies; without a plan, its plan is the one with the least bottleneck.
 
@@ -105,10 +111,13 @@ def pipeline_setting(
         One per stage.
     cut_nbytes
         Bytes that cross each of the ``layers + 1`` cuts, the model's input and output among them.
+    singles, batch
+        The same for one sample, if that is known; samples that the former have.
     """
     transfer = measure_transfer()
     baseline_s = np.array([profile.layer_s for profile in profiles])
     send_s, receive_s = transfer.send_s(cut_nbytes), transfer.receive_s(cut_nbytes)
     if plan is None:
         plan = balance(baseline_s, send_s=send_s, receive_s=receive_s).plan
-    return Setting(plan, baseline_s, send_s, receive_s, arithmetic_intensity(chain))
+    single_s = np.array([profile.layer_s for profile in singles]) if singles else None
+    return Setting(plan, baseline_s, send_s, receive_s, arithmetic_intensity(chain), single_s=single_s, batch=batch)

@@ -44,6 +44,7 @@ from odin.monitor.events import (
     RequestsRefused,
     SlowdownChanged,
 )
+from odin.monitor.samples import SampleTimes
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.monitor.watch import SlowdownChange, StageWatch
 from odin.partitioner.plan import Plan
@@ -146,6 +147,7 @@ class Controller:
         cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._setting = setting
+        self._times = SampleTimes(setting.baseline_s, setting.single_s, batch=setting.batch)
         self._migrate = migrate
         self._emit = emit
         self._faults = faults or Faults(emit, clock=clock)
@@ -290,6 +292,7 @@ class Controller:
         if self._refused:
             self._count_refused()
         self._finished += 1
+        timeline = self._times.as_full(timeline)
         if self._last_seen_s < timeline.completed_s:
             self._debt_s = max(0.0, self._debt_s - self._budget * (timeline.completed_s - self._last_seen_s))
         self._last_seen_s = timeline.completed_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from odin.errors import DeadlineExceededError
@@ -11,7 +11,8 @@ from odin.monitor.timing import RequestTimeline
 from odin.partitioner.exits import Exits
 from odin.partitioner.relay import Windows
 from odin.requests.admission import Admission, Forecast, Promised
-from odin.requests.conditions import Conditions
+from odin.requests.conditions import Conditions, Sent
+from odin.requests.joining import Joining
 from odin.requests.line import Line, Stands
 
 __all__ = ["Foresight", "Waits"]
@@ -46,12 +47,14 @@ class Foresight:
     def judge(
         self,
         windows: Windows,
-        sent_s: Iterable[float],
+        sent: Sequence[Sent],
         *,
         shared: bool,
         line: Line[R],
+        joining: Joining,
         deadline_s: float,
         parts: int,
+        samples: int,
         urgent: bool,
         alone: bool,
     ) -> tuple[list[Forecast], DeadlineExceededError | None]:
@@ -61,20 +64,26 @@ class Foresight:
         ----------
         windows
             In force for it.
-        sent_s
-            When those under way were sent, oldest first.
+        sent
+            Those under way, oldest first.
         shared
             Whether it goes to a queue from which all stages take.
-        line
-            Those that wait.
+        line, joining
+            Those that wait, and how they are joined.
         deadline_s, parts, alone
             See :meth:`odin.requests.admission.Admission.judge`.
+        samples
+            Of its first part.
         urgent
             Whether it goes before all others; then it is not refused for their sake.
         """
         now_s = self._clock()
-        exits = self._exits(now_s, windows, sent_s, shared=shared)
-        ahead = 0 if urgent else line.ahead(deadline_s)
+        mean_samples = line.mean_samples
+        before = 0 if urgent else line.ahead(deadline_s)
+        ahead = joining.ahead(before, mean_samples=mean_samples)
+        size = joining.size(samples, before, mean_samples=mean_samples)
+        exits = self._exits(now_s, windows, sent, shared=shared, samples=size)
+        behind = () if urgent else line.behind(deadline_s)
         verdict = self.admission.judge(
             exits,
             now_s,
@@ -82,7 +91,7 @@ class Foresight:
             ahead=ahead,
             parts=parts,
             alone=alone,
-            behind=() if urgent else line.behind(deadline_s),
+            behind=[(one, joining.ahead(rank, mean_samples=mean_samples)) for one, rank in behind],
         )
         refusal = None
         if verdict.late:
@@ -90,20 +99,28 @@ class Foresight:
                 predicted_s=verdict.forecasts[-1].latest_s - now_s,
                 crowded=verdict.crowded,
                 left_s=deadline_s - now_s,
-                ahead=ahead + sum(1 for _ in sent_s),
+                ahead=ahead + len(sent),
                 delays=verdict.delays,
             )
         return verdict.forecasts, refusal
 
-    def is_hopeless(self, windows: Windows, sent_s: Iterable[float], *, shared: bool, deadline_s: float) -> bool:
+    def is_hopeless(
+        self, windows: Windows, sent: Sequence[Sent], *, shared: bool, deadline_s: float, samples: int
+    ) -> bool:
         """Whether the next request to be sent, which was accepted, would be late by now."""
         if not self.admission.refuses:
             return False
         now_s = self._clock()
-        return self.admission.is_hopeless(self._exits(now_s, windows, sent_s, shared=shared), now_s, deadline_s)
+        exits = self._exits(now_s, windows, sent, shared=shared, samples=samples)
+        return self.admission.is_hopeless(exits, now_s, deadline_s)
+
+    def of_next(self, windows: Windows, sent: Sequence[Sent], *, shared: bool, samples: int) -> Forecast:
+        """When a micro-batch of so many samples will be done if it is the next to be sent, now."""
+        now_s = self._clock()
+        return self.admission.forecast(self._exits(now_s, windows, sent, shared=shared, samples=samples), now_s, 0)
 
     def answered(self, timeline: RequestTimeline, forecast: Forecast | None) -> None:
-        """Learn from a request that has come back; with its forecast, unless others went before it since that."""
+        """Learn from a micro-batch that has come back; with a forecast, unless others went before it since that."""
         self.conditions.answered(timeline)
         if forecast is not None:
             self.admission.learn(forecast, timeline.completed_s)
@@ -113,5 +130,7 @@ class Foresight:
         if request.forecast is not None:
             self.admission.ended(request.forecast, request.deadline_s, in_time=in_time)
 
-    def _exits(self, now_s: float, windows: Windows, sent_s: Iterable[float], *, shared: bool) -> Exits:
-        return self.conditions.shared(now_s) if shared else self.conditions.in_line(now_s, windows, sent_s)
+    def _exits(self, now_s: float, windows: Windows, sent: Sequence[Sent], *, shared: bool, samples: int) -> Exits:
+        if shared:
+            return self.conditions.shared(now_s, sent, samples=samples)
+        return self.conditions.in_line(now_s, windows, sent, samples=samples)

@@ -11,19 +11,21 @@ does no harm, not even by reading a slot that holds the next input by then.
 
 If a request is cancelled or its deadline passes, its future is done at once; its slot is freed then if no stage has
 begun with it, else by the answer.
+
+Requests may be joined into one micro-batch when a slot is free (:mod:`odin.requests.joining`). What has the slot then
+is what carries them (:mod:`odin.requests.request`). If that fails, by a layer or by ending a stage, they are sent again
+one by one, so that a bad input fails alone.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
-
-import torch
 
 from odin.errors import (
     DeadlineExceededError,
@@ -36,25 +38,25 @@ from odin.errors import (
 from odin.monitor.timing import RequestTimeline, StageTiming, unpack_timings
 from odin.monitor.view.builder import Serving
 from odin.monitor.window import TimelineWindow
-from odin.partitioner.code.single import copied
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
 from odin.process.timers import Timer, Timers
 from odin.requests.admission import Forecast
+from odin.requests.conditions import Sent
 from odin.requests.foresight import Foresight
+from odin.requests.joining import Joining
 from odin.requests.line import Line
 from odin.requests.replies import Callbacks, Reply
+from odin.requests.request import Request, Values, form_of, rows_of
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import InForce, Inlet, Way
 from odin.stages.channel.link import ChannelClosedError, Message, Sender
 from odin.stages.channel.readiness import FINISHING, WORKING
 from odin.stages.channel.shm import ShmSender
-from odin.stages.channel.wire import Header, Kind, TensorMeta
+from odin.stages.channel.wire import Failure, Header, Kind
 from odin.stages.loop import DEADLINE
 
 __all__ = ["Gateway", "GatewayCounts"]
-
-Values = tuple[torch.Tensor, ...]
 
 _NEVER = math.inf
 _TRICKLE_S = 1.0
@@ -71,50 +73,12 @@ may seem to hang that does not."""
 
 
 class GatewayCounts(NamedTuple):
-    """Requests finished, failed and in flight, and those that were refused, which are in none of the former."""
+    """Requests finished and failed, micro-batches in flight, and requests that were refused, in none of the former."""
 
     completed: int
     failed: int
     in_flight: int
     refused: int = 0
-
-
-class _Request:
-    """One request from ``submit`` until the stages have answered."""
-
-    __slots__ = (
-        "attempt", "deadline_s", "epoch", "fatal_to", "forecast", "metas", "number", "over", "overtakings", "refusal",
-        "reply", "sent", "slot", "submitted_s", "timer", "urgent", "values", "was_overtaken", "way",
-    )  # fmt: skip
-
-    def __init__(self, values: Values, deadline_s: float, reply: Reply[Values], urgent: bool) -> None:
-        self.values = values
-        self.deadline_s = deadline_s
-        self.reply = reply
-        self.urgent = urgent  # goes first, and whatever waits: the callbacks' thread waits for it
-        self.number = self.slot = -1
-        self.metas: tuple[TensorMeta, ...] = ()  # of its input in the slot
-        self.epoch = self.attempt = 0
-        self.fatal_to: dict[str, bool] = {}  # stages that died while they computed it, or hang (False)
-        self.submitted_s = 0.0
-        self.over = False  # its outcome is known: answered, failed, too late, cancelled
-        self.sent: threading.Lock | None = None  # free when it no longer stands in line, if it ever did
-        self.refusal: BaseException | None = None  # why it could not be sent
-        self.timer: Timer | None = None
-        self.way: Way | None = None  # by which it was sent; None while there is none
-        self.forecast: Forecast | None = None
-        self.overtakings = 0  # in the line, when it entered that
-        self.was_overtaken = False  # so that its forecast says nothing of how good forecasts are
-
-    def leave_line(self) -> None:
-        """Wake up the caller that waits in :meth:`Gateway.submit`. Idempotent.
-
-        ``sent`` is a lock, not an Event, whose ``wait`` breaks if a signal handler raises in it ("release unlocked
-        lock").
-        """
-        if self.sent is not None:
-            with contextlib.suppress(RuntimeError):  # it is free
-                self.sent.release()
 
 
 class Gateway:
@@ -143,7 +107,9 @@ class Gateway:
     on_refusal
         Called with the number of requests that were refused at once; it must not wait, nor call the gateway.
     max_waiting
-        Most requests that may wait in line when :meth:`enqueue` adds one; None: any number.
+        Most micro-batches that may wait in line when :meth:`enqueue` adds one; None: any number.
+    joining
+        How requests are joined; default: not at all.
     clock
         Monotonic seconds, for timelines.
     """
@@ -162,6 +128,7 @@ class Gateway:
         foresight: Foresight | None = None,
         on_refusal: Callable[[int], None] | None = None,
         max_waiting: int | None = None,
+        joining: Joining | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._inlet = inlet
@@ -171,6 +138,7 @@ class Gateway:
         self._on_gone = on_gone
         self._on_refusal = on_refusal
         self._max_waiting = math.inf if max_waiting is None else max_waiting
+        self.joining = joining or Joining()
         self._clock = clock
         self._lock = threading.Lock()
         self._plan = plan
@@ -179,16 +147,17 @@ class Gateway:
         self._lost: dict[int, str] = {}  # stages that are gone or hang, and what they are called
         self._way: Way | None = None
         self._find_way()
-        self._held: dict[int, _Request] = {}  # under way, and with no stage: to be sent when there is one
+        self._held: dict[int, Request] = {}  # under way, and with no stage: to be sent when there is one
         self._next_request = 0
-        self._pending: dict[int, _Request] = {}  # have a slot; of some the outcome is known, but a stage has them still
-        self._line: Line[_Request] = Line()
+        self._pending: dict[int, Request] = {}  # have a slot; of some the outcome is known, but a stage has them still
+        self._line: Line[Request] = Line()
         self._places = min(max_in_flight or inlet.slots, inlet.slots)
         self._completed = self._failed = self._refused = 0
         self._error: OdinError | None = None
         self._draining = self._broken = False
         self._wake: Callable[[], None] | None = None
         self._trickles = False
+        self._look_again: Timer | None = None  # at who is held back to be joined
         self._idle = threading.Condition(self._lock)
         self._timers = Timers()
         self.callbacks = Callbacks(self._let_in)
@@ -358,10 +327,15 @@ class Gateway:
         requests = self._enter(parts, deadline_s, may_stand=self._max_waiting if wait else 0)
         return [request.reply for request in requests]
 
-    def _enter(self, parts: Sequence[Values], deadline_s: float, *, may_stand: float) -> list[_Request]:
+    def _enter(self, parts: Sequence[Values], deadline_s: float, *, may_stand: float) -> list[Request]:
         """Take a request in, part by part, or refuse it as a whole; its first part then has the error."""
         urgent = self.callbacks.is_current()
-        requests = [_Request(values, deadline_s, Reply(self.callbacks), urgent) for values in parts]
+        requests = [Request(values, deadline_s, Reply(self.callbacks), urgent) for values in parts]
+        if self.joining.joins:
+            entered_s = time.perf_counter()
+            for request in requests:
+                request.form, request.entered_s = form_of(request.values), entered_s
+        unsent: list[Request] = []
         refuses = self._foresight is not None and self._foresight.admission.refuses
         late = not refuses and deadline_s < _NEVER and deadline_s <= time.perf_counter()
         refusal: DeadlineExceededError | None = None
@@ -370,12 +344,16 @@ class Gateway:
                 if self._error is not None:
                     raise self._error
                 if not late:
-                    self._check_room(len(parts), urgent, may_stand)
-                    forecasts, refusal = self._foresee(len(parts), deadline_s, urgent=urgent)
+                    self._check_room(requests, urgent, may_stand)
+                    forecasts, refusal = self._foresee(
+                        len(parts), deadline_s, samples=requests[0].samples if requests else 0, urgent=urgent
+                    )
                     for request, forecast in zip(requests, forecasts, strict=False):
                         request.forecast = forecast
                 for request in requests if refusal is None else ():
                     self._take_in(request, late=late)
+                if self.joining.wait_s:  # what came last may be what was waited for
+                    unsent = self._advance()
         except BaseException:  # all or none
             for request in requests:
                 request.reply.cancel()
@@ -385,24 +363,27 @@ class Gateway:
                 self._fail(request, DeadlineExceededError("its deadline passed before it was submitted"))
             elif refusal is not None:
                 request.reply.settle(refusal)
+        self._refuse(unsent)
         return requests
 
-    def refuse_if_late(self, parts: int, deadline_s: float) -> Reply[Values] | None:
-        """The failed future of a request of so many parts that would be refused now, before anything is done for it."""
+    def refuse_if_late(self, parts: int, deadline_s: float, *, samples: int = 0) -> Reply[Values] | None:
+        """The failed future of a request of so many parts, the first with so many samples, that would be refused now,
+        before anything is done for it.
+        """
         if self._foresight is None or deadline_s == _NEVER:
             return None
         urgent = self.callbacks.is_current()
         with self._lock:
             if self._error is not None:
                 raise self._error
-            _, refusal = self._foresee(parts, deadline_s, urgent=urgent)
+            _, refusal = self._foresee(parts, deadline_s, samples=samples, urgent=urgent)
         if refusal is None:
             return None
         reply: Reply[Values] = Reply(self.callbacks)
         reply.settle(refusal)
         return reply
 
-    def _take_in(self, request: _Request, *, late: bool) -> None:
+    def _take_in(self, request: Request, *, late: bool) -> None:
         """Send a request, or let it stand in line; the lock is held."""
         request.number = self._next_request
         self._next_request += 1
@@ -410,7 +391,8 @@ class Gateway:
             request.over = True
             self._failed += 1
             return
-        if self._free > 0 and (request.urgent or not (self._line or self.callbacks.behind)):
+        at_once = request.urgent or not (self._line or self.joining.wait_s or self.callbacks.behind)
+        if self._free > 0 and at_once:
             self._send(request)
         else:
             self._stand_in_line(request)
@@ -418,29 +400,38 @@ class Gateway:
             request.timer = self._timers.add(request.deadline_s, partial(self._expire, request))
         request.reply.on_cancel = partial(self._withdraw, request)
 
-    def _check_room(self, parts: int, urgent: bool, may_stand: float) -> None:
-        """Raise :class:`QueueFullError` if so many more would stand in a line that is too long; the lock is held."""
+    def _check_room(self, requests: Sequence[Request], urgent: bool, may_stand: float) -> None:
+        """Raise :class:`QueueFullError` if these would stand in a line that is too long; the lock is held."""
         if may_stand == _NEVER:
             return
-        waiting = len(self._line)
-        free = self._free if urgent or not (waiting or self.callbacks.behind) else 0
-        if parts > free and waiting + parts - free > may_stand:
+        count, samples = len(self._line), self._line.samples
+        waiting = self.joining.batches(requests=count, samples=samples)
+        samples += sum(request.samples for request in requests)
+        added = self.joining.batches(requests=count + len(requests), samples=samples) - waiting
+        behind = self.callbacks.behind
+        held = count > 0 and self._free > 0 and not behind  # back, to be joined, though there is a place
+        if count and not (held or may_stand):
+            added = max(added, 1)  # a place among those who wait is none at once
+        free = self._free if urgent or held or not (count or behind) else 0
+        if (held or added > free) and waiting + added - free > may_stand:
             option, limit = ("max_waiting", int(may_stand)) if may_stand else ("max_in_flight", self._places)
             raise QueueFullError(in_flight=len(self._pending), waiting=waiting, limit=limit, option=option)
 
     def _foresee(
-        self, parts: int, deadline_s: float, *, urgent: bool
+        self, parts: int, deadline_s: float, *, samples: int, urgent: bool
     ) -> tuple[Sequence[Forecast], DeadlineExceededError | None]:
         """Predict when a request of so many parts will be done, and why it is refused if it is; the lock is held."""
         if self._foresight is None:
             return (), None
         forecasts, refusal = self._foresight.judge(
             self._in_force.windows,
-            self._sent_s(),
+            self._sent(),
             shared=self._shares,
             line=self._line,
+            joining=self.joining,
             deadline_s=deadline_s,
             parts=parts,
+            samples=samples,
             urgent=urgent,
             alone=not (self._pending or self._line),
         )
@@ -450,23 +441,26 @@ class Gateway:
                 self._on_refusal(parts)
         return forecasts, refusal
 
-    def _sent_s(self) -> list[float]:
-        """When the requests that are with the stages were sent, oldest first; the lock is held."""
-        return [request.submitted_s for request in self._pending.values()]
+    def _sent(self) -> list[Sent]:
+        """What is with the stages, oldest first; the lock is held."""
+        return [Sent(request.submitted_s, request.samples) for request in self._pending.values()]
 
-    def _stand_in_line(self, request: _Request) -> None:
+    def _stand_in_line(self, request: Request) -> None:
         request.sent = threading.Lock()
         request.sent.acquire()
         self._line.add(request)
         request.overtakings = self._line.overtakings
-        if not request.urgent and self._free > 0:
+        if not request.urgent and self._free > 0 and (self.callbacks.behind or not self.joining.wait_s):
             self._trickle()
 
-    def _send(self, request: _Request) -> None:
+    def _send(self, request: Request) -> None:
         """Take a free slot and send; the lock is held."""
         used = {other.slot for other in self._pending.values()}
         slot = next(slot for slot in range(self._inlet.slots) if slot not in used)
-        request.metas = self._inlet.write(slot, request.values)
+        if request.members:
+            request.metas = self._inlet.write_rows(slot, [one.values for one in request.members])
+        else:
+            request.metas = self._inlet.write(slot, request.values)
         request.submitted_s = self._clock()
         if (wake := self._wake) is not None:
             self._wake = None
@@ -479,9 +473,10 @@ class Gateway:
             request.over = True
             self._forget(request)
             raise
-        request.values = ()
+        for one in request.answers:
+            one.values = ()
 
-    def _post(self, request: _Request) -> None:
+    def _post(self, request: Request) -> None:
         """Send what lies in its slot, once more perhaps; the lock is held."""
         request.epoch, request.way = self._in_force.epoch, self._way
         request.attempt += 1
@@ -501,6 +496,7 @@ class Gateway:
             oldest=min(other.epoch for other in self._pending.values()),
             attempt=request.attempt,
             home=request.slot,
+            samples=request.samples,
         )
         try:
             request.way.post(header)
@@ -514,7 +510,7 @@ class Gateway:
             for request in held.values():
                 self._post(request)
 
-    def _forget(self, request: _Request) -> None:
+    def _forget(self, request: Request) -> None:
         """Free a request's slot; what is on its way of it is not begun, or its answer dropped. The lock is held."""
         if self._pending.pop(request.number, None) is not None:
             self._held.pop(request.number, None)
@@ -522,33 +518,81 @@ class Gateway:
             if request.way is not None:
                 request.way.push()
 
-    def _advance(self, *, at_least: int = 0) -> list[_Request]:
+    def _advance(self, *, at_least: int = 0) -> list[Request]:
         """Send queued requests while slots are free; returns those that cannot be sent. The lock is held."""
         refused = []
+        if self._look_again is not None:
+            self._look_again.cancel()
+            self._look_again = None
         while self._free > 0 and (request := self._line.head()) is not None:
             if not request.urgent and self.callbacks.behind:
                 if at_least <= 0:
                     self._trickle()
                     break
                 at_least -= 1
-            self._line.take()
-            if request.deadline_s == _NEVER and request.overtakings != self._line.overtakings:
-                request.was_overtaken = True
             try:
                 self._check_hope(request)
-                self._send(request)
-            except Exception as error:
-                request.refusal, request.over = error, True
-                refused.append(request)
-            request.leave_line()
+            except DeadlineExceededError as error:
+                refused.append(self._take(error))
+                continue
+            count, until_s = self.joining.decide(self._line, now_s=time.perf_counter(), predict=self._predict)
+            if not count:
+                self._look_again = self._timers.add(until_s, self._let_in)
+                break
+            members = [self._take() for _ in range(count)]
+            carrier = request if count == 1 else self._carrier(members)
+            try:
+                self._send(carrier)
+            except BaseException as error:
+                if count > 1:  # too large together, though not one by one; or a signal's handler has raised
+                    self._line_up_alone([(one, one.values) for one in members])
+                if not isinstance(error, Exception):
+                    raise
+                if count == 1:
+                    request.refusal, request.over = error, True
+                    refused.append(request)
+                continue
+            for one in members:
+                one.leave_line()
         return refused
 
-    def _check_hope(self, request: _Request) -> None:
+    def _take(self, refusal: BaseException | None = None) -> Request:
+        """Take who is next out of the line, to be sent, or refused for that reason; the lock is held."""
+        request = self._line.take()
+        if request.deadline_s == _NEVER and request.overtakings != self._line.overtakings:
+            request.was_overtaken = True
+        request.refusal, request.over = refusal, refusal is not None
+        return request
+
+    def _carrier(self, members: Sequence[Request]) -> Request:
+        number, self._next_request = self._next_request, self._next_request + 1
+        return Request.carrying(members, number)
+
+    def _line_up_alone(self, members: Iterable[tuple[Request, Values]]) -> None:
+        """Let requests that were joined be sent one by one, with these inputs, before all others; the lock is held."""
+        for one, values in members:
+            if not one.over:
+                one.go_alone(values)
+                self._line.add(one)
+
+    def _predict(self, samples: int) -> Forecast:
+        """When a micro-batch of so many samples would be done that is sent now; the lock is held."""
+        if self._foresight is None:
+            now_s = time.perf_counter()
+            return Forecast(now_s, 0.0, now_s, now_s)
+        return self._foresight.of_next(self._in_force.windows, self._sent(), shared=self._shares, samples=samples)
+
+    def _check_hope(self, request: Request) -> None:
         """Raise :class:`DeadlineExceededError` for a request that was accepted, and would be late by now."""
         if self._foresight is None or request.deadline_s == _NEVER:
             return
-        windows, shared = self._in_force.windows, self._shares
-        if self._foresight.is_hopeless(windows, self._sent_s(), shared=shared, deadline_s=request.deadline_s):
+        if self._foresight.is_hopeless(
+            self._in_force.windows,
+            self._sent(),
+            shared=self._shares,
+            deadline_s=request.deadline_s,
+            samples=request.samples,
+        ):
             self._failed += 1
             self._foresight.ended(request, in_time=False)
             raise DeadlineExceededError("it was dropped in line for a place: it would be done after its deadline")
@@ -603,63 +647,104 @@ class Gateway:
             message.release()
             self._take_back(request, header)
             return
-        outcome: Values | Exception = ()
-        if failure is None and not request.over:
+        outcomes: list[Values] | Exception = []
+        if failure is None:
             try:
                 # The slot is a stage's: what leaves the pipeline is a copy.
-                outcome = tuple(copied(tensor) for tensor in message.tensors)
+                outcomes = rows_of(message.tensors, request)
             except Exception as error:  # out of memory
-                outcome = error
+                outcomes = error
         message.release()
         completed_s = self._clock()
         with self._lock:
             if header.request not in self._pending:  # failed with all others just now
                 return
-            self._forget(request)
-            was_over, request.over = request.over, True
-            if failure is None and (request.reply.cancelled() or not was_over):
-                self._completed += 1
-            elif not was_over:
-                self._failed += 1
-                if self._foresight is not None and failure is not None and failure.kind == DEADLINE:
-                    self._foresight.ended(request, in_time=False)
-            refused = self._advance()
-            self._notify_idle()
+            if failure is not None and failure.kind != DEADLINE and request.members:
+                again = self._part(request)
+                refused = self._advance()
+                self._notify_idle()
+            else:
+                again = False
+                self._forget(request)
+                told = [self._has_answer(one, failure) for one in request.answers]
+                request.over = True
+                refused = self._advance()
+                self._notify_idle()
         if refused:
             self._refuse(refused)
+        if again:
+            return
         if failure is None:
             try:
-                timings = _of_all_stages(unpack_timings(header.timings), len(self._plan))
-                timeline = RequestTimeline(header.request, header.epoch, request.submitted_s, completed_s, timings)
-                timeline = self._compare(request, timeline, in_time=not was_over)
-                self.window.append(timeline)
-                request.reply.timeline = timeline
-                if self._on_result is not None:
-                    self._on_result(timeline)
-            finally:  # no longer among the pending: whatever happens here, its caller must not wait for ever
-                if not was_over:
-                    self._settle(request, outcome)
-        elif not was_over:
-            if header.timings:  # of the stages that had it before
-                timings = unpack_timings(header.timings)
-                line = RequestTimeline(header.request, header.epoch, request.submitted_s, completed_s, timings)
-                request.reply.timeline = line
-            late = failure.kind == DEADLINE
-            self._fail(
-                request,
-                DeadlineExceededError(f"{failure.where}: {failure.message}") if late else LayerFailedError(*failure),
-            )
+                self._note(request, header, completed_s, told=told)
+            finally:  # no longer among the pending: whatever happens here, callers must not wait for ever
+                for index, one in enumerate(request.answers):
+                    if told[index]:
+                        self._settle(one, outcomes if isinstance(outcomes, Exception) else outcomes[index])
+            return
+        timings = unpack_timings(header.timings)  # of the stages that had it before
+        for one in itertools.compress(request.answers, told):
+            if timings:
+                one.reply.timeline = RequestTimeline(
+                    one.number, header.epoch, request.submitted_s, completed_s, timings, samples=request.samples
+                )
+            if failure.kind == DEADLINE:
+                self._fail(one, DeadlineExceededError(f"{failure.where}: {failure.message}"))
+            else:
+                self._fail(one, LayerFailedError(*failure))
 
-    def _compare(self, request: _Request, timeline: RequestTimeline, *, in_time: bool) -> RequestTimeline:
-        """Add to a timeline what was expected, and learn from the difference."""
-        in_time = in_time and request.deadline_s < _NEVER
-        if self._foresight is None or request.forecast is None:
-            return timeline._replace(in_time=in_time)
-        with self._lock:
-            self._foresight.answered(timeline, None if request.was_overtaken else request.forecast)
-            if in_time:
-                self._foresight.ended(request, in_time=True)
-        return timeline._replace(expected_s=request.forecast.expected_s, in_time=in_time)
+    def _has_answer(self, request: Request, failure: Failure | None) -> bool:
+        """Count the outcome of one who was answered; whether it has to be told. The lock is held."""
+        was_over, request.over = request.over, True
+        if failure is None and (request.reply.cancelled() or not was_over):
+            self._completed += 1
+        elif not was_over:
+            self._failed += 1
+            if self._foresight is not None and failure is not None and failure.kind == DEADLINE:
+                self._foresight.ended(request, in_time=False)
+        return not was_over
+
+    def _part(self, request: Request) -> bool:
+        """Have those that a micro-batch carries sent again one by one, by what lies in its slot; the lock is held."""
+        rows = rows_of(self._inlet.read(request.slot, request.metas), request)
+        request.over = True
+        self._forget(request)
+        self._line_up_alone(zip(request.members, rows, strict=True))
+        return True
+
+    def _note(self, request: Request, header: Header, completed_s: float, *, told: Sequence[bool]) -> None:
+        """Learn from a micro-batch that was answered, tell of it, and give each of its requests its timeline.
+
+        ``told`` is whose outcome is still to be told: nobody else was in time.
+        """
+        timings = _of_all_stages(unpack_timings(header.timings), len(self._plan))
+        timeline = RequestTimeline(
+            header.request, header.epoch, request.submitted_s, completed_s, timings, samples=request.samples
+        )
+        answers = request.answers
+        promised = [waits and one.deadline_s < _NEVER for one, waits in zip(answers, told, strict=True)]
+        expected_s = [math.nan if one.forecast is None else one.forecast.expected_s for one in answers]
+        if self._foresight is not None:
+            with self._lock:
+                if any(one.forecast is not None for one in answers):
+                    kept_up = (one.forecast for one in answers if not one.was_overtaken)
+                    self._foresight.answered(timeline, next(kept_up, None))
+                for one in itertools.compress(answers, promised):
+                    self._foresight.ended(one, in_time=True)
+        timeline = timeline._replace(
+            expected_s=expected_s[0],
+            in_time=sum(promised) if request.members else promised[0],
+            requests=len(answers),
+        )
+        self.window.append(timeline)
+        counted = False
+        for one, its_s, kept, waits in zip(answers, expected_s, promised, told, strict=True):
+            one.reply.timeline = timeline._replace(
+                request=one.number, expected_s=its_s, in_time=kept, requests=0 if counted else len(answers)
+            )
+            counted = counted or waits
+        if self._on_result is not None:
+            self._on_result(timeline)
 
     def _notify_idle(self) -> None:
         if not self._pending or self._draining:
@@ -696,6 +781,8 @@ class Gateway:
                     request.fatal_to[name] = dead
                 if request.over:
                     self._forget(request)
+                elif request.members and request.fatal_to:  # one of them may be the reason
+                    self._part(request)
                 elif sum(request.fatal_to.values()) >= _DEADLY or len(request.fatal_to) >= _DEADLY_OR_HUNG:
                     deadly.append(request)
                     request.over = True
@@ -720,7 +807,7 @@ class Gateway:
         words = sender.readiness.words
         return {int(words[WORKING]), int(words[FINISHING])}
 
-    def _is_with(self, request: _Request, stage: int) -> bool:
+    def _is_with(self, request: Request, stage: int) -> bool:
         """Whether a request may be with a stage, as far as can be known."""
         holders = self._inlet.holders(request.slot, request.number, request.attempt)
         if not holders or stage in holders or request.way is None:
@@ -733,7 +820,7 @@ class Gateway:
         with self._lock:
             name = self._lost.pop(stage, None)
             if name is not None and not replaced:
-                for request in self._pending.values():
+                for request in [*self._pending.values(), *self._line]:
                     request.fatal_to.pop(name, None)  # it was not the request's doing
             self._find_way()
             self._send_held()
@@ -755,7 +842,7 @@ class Gateway:
         with self._lock:
             self._inlet.connect(stage, sender)
 
-    def _take_back(self, request: _Request, header: Header) -> None:
+    def _take_back(self, request: Request, header: Header) -> None:
         """Send a request again that a stage could not hand on."""
         with self._lock:
             if self._pending.get(request.number) is not request or header.attempt != request.attempt:
@@ -780,7 +867,7 @@ class Gateway:
 
     # -- requests that are not wanted any more ----------------------------------------------------------------------
 
-    def _expire(self, request: _Request) -> None:
+    def _expire(self, request: Request) -> None:
         """Fail a request whose deadline has passed, wherever it is; its slot stays taken while stages have it."""
         with self._lock:
             if request.over:
@@ -795,7 +882,7 @@ class Gateway:
         self._fail(request, DeadlineExceededError(f"its deadline passed while it was {where}"))
         request.leave_line()
 
-    def _withdraw(self, request: _Request) -> None:
+    def _withdraw(self, request: Request) -> None:
         """Drop a request that its caller has cancelled.
 
         The caller may be the garbage collector or a signal handler, in a thread that holds the lock. So this never
@@ -810,12 +897,12 @@ class Gateway:
         else:
             self._timers.add(time.perf_counter(), partial(self._drop_later, request))
 
-    def _drop_later(self, request: _Request) -> None:
+    def _drop_later(self, request: Request) -> None:
         with self._lock:
             refused = self._drop(request)
         self._refuse(refused)
 
-    def _drop(self, request: _Request) -> list[_Request]:
+    def _drop(self, request: Request) -> list[Request]:
         """Remove a request that its caller has cancelled, and send others; as :meth:`_advance`."""
         if request.over:
             return []
@@ -826,15 +913,17 @@ class Gateway:
         request.leave_line()
         return self._advance()
 
-    def _leave(self, request: _Request) -> bool:
+    def _leave(self, request: Request) -> bool:
         """Remove a request from the queue, or from its slot if no stage has begun with it; the lock is held."""
         stood_in_line = self._line.remove(request)
-        if request.number in self._pending:
-            self._inlet.unmark(request.slot)
+        under_way = request.carrier or request
+        if under_way.number in self._pending and not under_way.waiting():
+            under_way.over = True
+            self._inlet.unmark(under_way.slot)
             # On another machine it may have begun without saying so; an answer will come.
-            begun = self._inlet.holders(request.slot, request.number, request.attempt) or not self._enters_here
-            if request.number in self._held or not begun:
-                self._forget(request)
+            begun = self._inlet.holders(under_way.slot, under_way.number, under_way.attempt) or not self._enters_here
+            if under_way.number in self._held or not begun:
+                self._forget(under_way)
         request.values = ()
         if self._draining:
             self._idle.notify_all()
@@ -849,7 +938,7 @@ class Gateway:
         """Fail all requests in flight or queued, and future ones unless an earlier error is set."""
         with self._lock:
             self._error = self._error or error
-            pending = [request for request in self._pending.values() if not request.over]
+            pending = [one for request in self._pending.values() for one in request.waiting()]
             self._pending, self._held = {}, {}
             self._failed += len(pending)
             for request in pending:
@@ -860,7 +949,7 @@ class Gateway:
             self._fail(request, error)
         self._refuse(refused)
 
-    def _close_line(self, error: OdinError) -> list[_Request]:
+    def _close_line(self, error: OdinError) -> list[Request]:
         """Refuse all queued requests; the lock is held."""
         refused, self._line = list(self._line), Line()
         for request in refused:
@@ -868,7 +957,7 @@ class Gateway:
             request.refusal = error
         return refused
 
-    def _refuse(self, requests: Iterable[_Request]) -> None:
+    def _refuse(self, requests: Iterable[Request]) -> None:
         """Fail queued requests that cannot be sent."""
         for request in requests:
             assert request.refusal is not None  # it is why they are here
@@ -878,14 +967,14 @@ class Gateway:
                 self._settle(request, request.refusal)
             request.leave_line()
 
-    def _fail(self, request: _Request, error: OdinError) -> None:
+    def _fail(self, request: Request, error: OdinError) -> None:
         try:
             if self._on_failure is not None:
                 self._on_failure(request.number, error)
         finally:
             self._settle(request, error)
 
-    def _settle(self, request: _Request, outcome: Values | BaseException) -> None:
+    def _settle(self, request: Request, outcome: Values | BaseException) -> None:
         if request.timer is not None:
             request.timer.cancel()
         request.reply.settle(outcome)

@@ -35,11 +35,14 @@ class Stands(Protocol):
         Infinite for none.
     urgent
         Goes first.
+    samples
+        How many it has.
     """
 
     number: int
     deadline_s: float
     urgent: bool
+    samples: int
 
 
 T = TypeVar("T", bound=Stands)
@@ -52,6 +55,8 @@ class Line(Generic[T]):
     ----------
     overtakings
         How often somebody entered before others that were there: while it stays, the order does.
+    samples
+        Of all who wait.
     """
 
     def __init__(self) -> None:
@@ -59,26 +64,34 @@ class Line(Generic[T]):
         self._deadlines: list[tuple[float, int, T]] = []
         self._others: OrderedDict[int, T] = OrderedDict()
         self._row = 0  # with deadlines, taken since the last one without, while such waited
-        self.overtakings = 0
+        self.overtakings = self.samples = 0
 
     def __len__(self) -> int:
         return len(self._urgent) + len(self._deadlines) + len(self._others)
 
     def __iter__(self) -> Iterator[T]:
-        """All in the order in which they would be taken now."""
-        yield from list(self._urgent.values())
-        deadlines, others = [item for *_, item in self._deadlines], list(self._others.values())
-        row = self._row
-        while deadlines or others:
-            if deadlines and (not others or row < _IN_A_ROW):
-                row += 1 if others else 0
-                yield deadlines.pop(0)
-            else:
+        """All in the order in which they would be taken now; nobody may enter or leave meanwhile."""
+        yield from self._urgent.values()
+        deadlines, others, row = iter(self._deadlines), iter(self._others.values()), self._row
+        place, other = next(deadlines, None), next(others, None)
+        while place is not None or other is not None:
+            if place is not None and (other is None or row < _IN_A_ROW):
+                row += other is not None
+                yield place[2]
+                place = next(deadlines, None)
+            elif other is not None:
                 row = 0
-                yield others.pop(0)
+                yield other
+                other = next(others, None)
+
+    @property
+    def mean_samples(self) -> float:
+        """Of those who wait; 0.0 if nobody does."""
+        return self.samples / len(self) if len(self) else 0.0
 
     def add(self, item: T) -> None:
         """Let one enter."""
+        self.samples += item.samples
         if item.urgent:
             self.overtakings += bool(self._deadlines or self._others)
             self._urgent[item.number] = item
@@ -100,12 +113,15 @@ class Line(Generic[T]):
     def take(self) -> T:
         """Remove who is next; somebody must wait."""
         if self._urgent:
-            return self._urgent.popitem(last=False)[1]
-        if self._deadlines and not self._is_turn_of_others:
+            item = self._urgent.popitem(last=False)[1]
+        elif self._deadlines and not self._is_turn_of_others:
             self._row += bool(self._others)
-            return self._deadlines.pop(0)[2]
-        self._row = 0
-        return self._others.popitem(last=False)[1]
+            item = self._deadlines.pop(0)[2]
+        else:
+            self._row = 0
+            item = self._others.popitem(last=False)[1]
+        self.samples -= item.samples
+        return item
 
     @property
     def _is_turn_of_others(self) -> bool:
@@ -116,10 +132,12 @@ class Line(Generic[T]):
         if self._urgent.pop(item.number, None) is not None or self._others.pop(item.number, None) is not None:
             if not self._others:
                 self._row = 0
+            self.samples -= item.samples
             return True
         place = bisect_left(self._deadlines, (item.deadline_s, item.number))
         if place < len(self._deadlines) and self._deadlines[place][1] == item.number:
             del self._deadlines[place]
+            self.samples -= item.samples
             return True
         return False
 

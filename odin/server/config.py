@@ -39,6 +39,8 @@ class ModelConfig(BaseModel):
         Names for the model's inputs and outputs, in order, instead of their own.
     labels
         File with one name per class.
+    dynamic_batching, batch_wait_ms
+        As those of :class:`odin.Pipeline`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -64,6 +66,8 @@ class ModelConfig(BaseModel):
     outputs: tuple[str, ...] = ()
     labels: Path | None = None
     log: Path | None = None
+    dynamic_batching: bool = False
+    batch_wait_ms: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     @field_validator("stages")
     @classmethod

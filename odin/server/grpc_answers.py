@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from odin.server.config import ModelConfig
 from odin.server.dataplane import ServerMetadata
 from odin.server.datatypes import Datatype
+from odin.server.described import describe_batches
 from odin.server.grpc_messages import inference
-from odin.server.messages import ModelMetadata, ModelState, TensorMetadata
+from odin.server.messages import ModelMetadata, ModelState
 from odin.server.statistics import Totals
 
 __all__ = ["config_answer", "index_answer", "metadata_answer", "server_answer", "statistics_answer"]
-
-_MOST_SAMPLES = 2**31 - 1  # of the field's type
 
 
 def server_answer(metadata: ServerMetadata) -> Any:
@@ -35,27 +33,15 @@ def metadata_answer(metadata: ModelMetadata) -> Any:
 
 
 def config_answer(metadata: ModelMetadata, config: ModelConfig, *, request_nbytes: int) -> Any:
-    """``ModelConfigResponse``.
-
-    By Triton's convention a model that takes any number of samples has ``max_batch_size`` above 0, and dims without
-    that axis. Here as many as fit into a message of ``request_nbytes``, and into the queue of micro-batches.
-    """
-    tensors = metadata.inputs + metadata.outputs
-    free = bool(metadata.inputs) and all(tensor.shape[:1] == (-1,) for tensor in tensors)
-    answer = inference.ModelConfig(name=metadata.name, platform=metadata.platform)
-    if free:
-        sample_nbytes = sum(map(_sample_nbytes, metadata.inputs))
-        fit = min(request_nbytes // max(1, sample_nbytes), config.max_waiting * config.batch, _MOST_SAMPLES)
-        answer.max_batch_size = max(1, fit)
+    """``ModelConfigResponse``; see :mod:`odin.server.described`."""
+    described = describe_batches(metadata, config, request_nbytes=request_nbytes)
+    answer = inference.ModelConfig(
+        name=metadata.name, platform=metadata.platform, max_batch_size=described.max_batch_size
+    )
     for known, said in ((metadata.inputs, answer.input), (metadata.outputs, answer.output)):
         for tensor in known:
-            dims = tensor.shape[1:] if free else tensor.shape
-            said.add(name=tensor.name, data_type=_number(tensor.datatype), dims=dims)
+            said.add(name=tensor.name, data_type=_number(tensor.datatype), dims=described.dims(tensor))
     return inference.ModelConfigResponse(config=answer)
-
-
-def _sample_nbytes(tensor: TensorMetadata) -> int:
-    return math.prod(size for size in tensor.shape if size > 0) * tensor.datatype.held_as.itemsize
 
 
 def _number(datatype: Datatype) -> int:
@@ -72,7 +58,7 @@ def statistics_answer(counted: Iterable[tuple[ModelConfig, Totals]]) -> Any:
             version=config.version,
             last_inference=round(totals.last_unix_s * 1e3),
             inference_count=totals.samples,
-            execution_count=totals.succeeded,
+            execution_count=totals.executed,
         )
         for field, count, seconds in (
             ("success", totals.succeeded, totals.request_s),
@@ -83,6 +69,9 @@ def statistics_answer(counted: Iterable[tuple[ModelConfig, Totals]]) -> Any:
         ):
             duration = getattr(said.inference_stats, field)
             duration.count, duration.ns = count, round(seconds * 1e9)
+        for size, (count, seconds) in sorted(totals.batches.items()):
+            infer = said.batch_stats.add(batch_size=size).compute_infer
+            infer.count, infer.ns = count, round(seconds * 1e9)
     return answer
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from odin.server.config import ModelConfig
 from odin.server.dataplane import ServerMetadata
+from odin.server.described import Described, describe_batches
 from odin.server.messages import ModelMetadata, ModelState, TensorMetadata
 from odin.server.statistics import Totals
 
@@ -36,20 +37,21 @@ def _tensor(one: TensorMetadata) -> dict[str, Any]:
     return {"name": one.name, "datatype": one.datatype.name, "shape": list(one.shape)}
 
 
-def config_json(metadata: ModelMetadata, config: ModelConfig) -> dict[str, Any]:
+def config_json(metadata: ModelMetadata, config: ModelConfig, *, request_nbytes: int) -> dict[str, Any]:
     """A model's configuration, as Triton has it: what clients read of it, and our own as parameters.
 
-    ``max_batch_size`` is 0, by which Triton means that ``dims`` have all axes, the leading one too.
+    For ``max_batch_size`` and ``dims`` see :mod:`odin.server.described`.
     """
+    described = describe_batches(metadata, config, request_nbytes=request_nbytes)
     own = config.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
     return {
         "name": metadata.name,
         "platform": metadata.platform,
         "backend": "odin",
         "version_policy": {"specific": {"versions": list(metadata.versions)}},
-        "max_batch_size": 0,
-        "input": [_described(one) for one in metadata.inputs],
-        "output": [_described(one) for one in metadata.outputs],
+        "max_batch_size": described.max_batch_size,
+        "input": [_described(one, described) for one in metadata.inputs],
+        "output": [_described(one, described) for one in metadata.outputs],
         "parameters": {
             name: {"string_value": value if isinstance(value, str) else json.dumps(value)}
             for name, value in own.items()
@@ -57,10 +59,10 @@ def config_json(metadata: ModelMetadata, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _described(one: TensorMetadata) -> dict[str, Any]:
+def _described(one: TensorMetadata, described: Described) -> dict[str, Any]:
     name = one.datatype.name
     data_type = _TYPE_OF_BYTES if name == "BYTES" else f"TYPE_{name}"
-    return {"name": one.name, "data_type": data_type, "dims": list(one.shape)}
+    return {"name": one.name, "data_type": data_type, "dims": list(described.dims(one))}
 
 
 def statistics_json(models: Iterable[tuple[ModelConfig, Totals]]) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def _statistics(config: ModelConfig, totals: Totals) -> dict[str, Any]:
         "version": config.version,
         "last_inference": round(totals.last_unix_s * 1e3),
         "inference_count": totals.samples,
-        "execution_count": totals.succeeded,
+        "execution_count": totals.executed,
         "inference_stats": {
             "success": of(totals.succeeded, totals.request_s),
             "fail": of(totals.failed, totals.failed_s),
@@ -89,7 +91,15 @@ def _statistics(config: ModelConfig, totals: Totals) -> dict[str, Any]:
             "cache_miss": of(0, 0.0),
         },
         "response_stats": {},
-        "batch_stats": [],
+        "batch_stats": [
+            {
+                "batch_size": size,
+                "compute_input": of(0, 0.0),
+                "compute_infer": of(count, seconds),
+                "compute_output": of(0, 0.0),
+            }
+            for size, (count, seconds) in sorted(totals.batches.items())
+        ],
         "memory_usage": [],
     }
 

@@ -9,7 +9,7 @@ from typing import get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from odin.monitor.timing import StageTiming
+from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.monitor.view.pipeline_view import PipelineView, StageState, StageView
 from odin.server.bucket_counts import BucketCounts
 from odin.server.served import ServedModel
@@ -24,6 +24,7 @@ def _bounds(powers: Sequence[int], parts: Sequence[str]) -> tuple[float, ...]:
 
 REQUEST_BOUNDS_S = _bounds(range(-3, 1), ("1", "1.5", "2", "3", "5", "7"))
 STAGE_BOUNDS_S = _bounds(range(-4, 1), ("1", "2", "5"))
+BATCH_BOUNDS = tuple(float(2**power) for power in range(9))
 _STATES: tuple[str, ...] = get_args(StageState)
 
 
@@ -36,9 +37,17 @@ class ModelCounts:
         self.waiting = BucketCounts(REQUEST_BOUNDS_S)
         self.queue: dict[int, BucketCounts] = {}
         self.compute: dict[int, BucketCounts] = {}
+        self.batches = BucketCounts(BATCH_BOUNDS)
         self.plan_changes = self.samples = 0
         self.lost: Counter[str] = Counter()
         self.back: Counter[str] = Counter()
+
+    def add_timeline(self, timeline: RequestTimeline) -> None:
+        """Take in a micro-batch; nothing of one that is counted with another request that it answered."""
+        if timeline.requests:
+            self.batches.add(float(timeline.samples or 1))
+            for timing in timeline.stages:
+                self.add_timing(timing)
 
     def add_timing(self, timing: StageTiming) -> None:
         """Take in what a stage measured; nothing of one that the micro-batch has passed by."""
@@ -145,6 +154,9 @@ class PipelineFamilies:
         self.cause = GaugeMetricFamily(
             "odin_stage_interference", "1 for each kind of interference on a stage.", labels=[*stage, "cause"]
         )
+        self.batches = HistogramMetricFamily(
+            "odin_micro_batch_samples", "Samples in a micro-batch that answered requests.", labels=model
+        )
 
     def add(self, name: str, view: PipelineView, counts: ModelCounts) -> None:
         """Add a model's samples."""
@@ -154,6 +166,7 @@ class PipelineFamilies:
         _add_known(self.bound, [name], view.fluid_bound_hz)
         _add_known(self.error, [name, "0.5"], view.off_p50_s)
         _add_known(self.error, [name, "0.99"], view.off_p99_s)
+        counts.batches.add_to(self.batches, [name])
         self.plan_changes.add_metric([name], counts.plan_changes)
         for how in ("lost", "hung"):
             self.lost.add_metric([name, how], counts.lost[how])

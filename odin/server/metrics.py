@@ -66,8 +66,7 @@ class Metrics:
             counts.latency.add(answered.latency_s)
             counts.waiting.add(answered.waiting_s)
             for timeline in answered.timelines:
-                for timing in timeline.stages:
-                    counts.add_timing(timing)
+                counts.add_timeline(timeline)
 
     def on_event(self, name: str, event: Event) -> None:
         """Count what a model's pipeline tells; from any thread, see :class:`odin.server.repository.Repository`."""

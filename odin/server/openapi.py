@@ -218,10 +218,19 @@ def _schemas() -> dict[str, Any]:
         "version": text,
         "last_inference": {"type": "integer", "description": "Milliseconds since 1970"},
         "inference_count": {"type": "integer", "description": "Samples that were answered"},
-        "execution_count": {"type": "integer", "description": "Requests that were answered"},
+        "execution_count": {"type": "integer", "description": "Micro-batches that answered them"},
         "inference_stats": _object(dict.fromkeys(kinds, duration)),
         "response_stats": {"type": "object"},
-        "batch_stats": {"type": "array"},
+        "batch_stats": _list(
+            _object(
+                {
+                    "batch_size": whole,
+                    "compute_input": duration,
+                    "compute_infer": duration,
+                    "compute_output": duration,
+                }
+            )
+        ),
         "memory_usage": {"type": "array"},
     }
     return {

@@ -136,7 +136,8 @@ class _Rest:
 
     async def model_config(self, request: Request) -> Response:
         named = _named(request)
-        return JsonAnswer(config_json(self._dataplane.model_metadata(*named), self._dataplane.model_config(*named)))
+        metadata, config = self._dataplane.model_metadata(*named), self._dataplane.model_config(*named)
+        return JsonAnswer(config_json(metadata, config, request_nbytes=self._dataplane.limits.request_nbytes))
 
     async def statistics(self, request: Request) -> Response:
         return JsonAnswer(statistics_json(self._dataplane.statistics(*_named(request))))

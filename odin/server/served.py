@@ -121,7 +121,8 @@ class ServedModel:
             samples = self.samples(request)
             self._check_samples(samples)
             timeout_s = self._timeout_s(request, begin_s)
-            asked_s = time.perf_counter()
+            asked_s, before = time.perf_counter(), 0 if timelines is None else len(timelines)
+            timelines = [] if timelines is None else timelines
             result = await _outcome(self.pipeline, arguments, timeout_s, timelines)
             answered_s = time.perf_counter()
             outputs = self._outputs(self.signature.name_outputs(result), wanted)
@@ -136,6 +137,7 @@ class ServedModel:
             input_s=asked_s - begin_s,
             compute_s=answered_s - asked_s,
             output_s=time.perf_counter() - answered_s,
+            timelines=timelines[before:],
         )
         return InferResponse(self.config.name, self.config.version, request.id, outputs)
 
@@ -229,7 +231,18 @@ class ServedModel:
 def _options(config: ModelConfig, source: Source) -> dict[str, Any]:
     options: dict[str, Any] = {
         name: getattr(config, name)
-        for name in ("plan", "batch", "precision", "policy", "admission", "max_in_flight", "max_waiting", "log")
+        for name in (
+            "plan",
+            "batch",
+            "precision",
+            "policy",
+            "admission",
+            "max_in_flight",
+            "max_waiting",
+            "log",
+            "dynamic_batching",
+            "batch_wait_ms",
+        )
     }
     if config.calibration is not None:
         options["calibration"] = load_examples(str(config.calibration), source)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from odin.monitor.timing import RequestTimeline
 from odin.server.failures import FailureKind
 
-__all__ = ["Statistics", "Totals"]
+__all__ = ["OfSize", "Statistics", "Totals"]
+
+
+class OfSize(NamedTuple):
+    """Micro-batches of some number of samples: how many, and their seconds in layers."""
+
+    executions: int = 0
+    compute_s: float = 0.0
 
 
 class Totals(NamedTuple):
@@ -24,6 +33,8 @@ class Totals(NamedTuple):
         Seconds of requests that failed.
     last_unix_s
         When the last one was answered, in seconds since 1970; 0: none was.
+    batches
+        Micro-batches that answered requests, by their samples; one that answered several counts once.
     """
 
     succeeded: int = 0
@@ -35,11 +46,17 @@ class Totals(NamedTuple):
     output_s: float = 0.0
     failed_s: float = 0.0
     last_unix_s: float = 0.0
+    batches: Mapping[int, OfSize] = {}
 
     @property
     def failed(self) -> int:
         """Requests that were not answered."""
         return sum(self.failed_by_kind.values())
+
+    @property
+    def executed(self) -> int:
+        """Micro-batches that answered requests; one for each request where that is not known."""
+        return sum(of_size.executions for of_size in self.batches.values()) or self.succeeded
 
 
 class Statistics:
@@ -49,10 +66,25 @@ class Statistics:
         self._lock = threading.Lock()
         self._totals = Totals()
 
-    def add(self, *, samples: int, input_s: float, compute_s: float, output_s: float) -> None:
-        """Count a request that was answered."""
+    def add(
+        self,
+        *,
+        samples: int,
+        input_s: float,
+        compute_s: float,
+        output_s: float,
+        timelines: Sequence[RequestTimeline] = (),
+    ) -> None:
+        """Count a request that was answered, by these micro-batches."""
         with self._lock:
             now = self._totals
+            batches = dict(now.batches)
+            for timeline in timelines:
+                if timeline.requests:  # else it is counted with another request
+                    size = max(1, timeline.samples)
+                    known = batches.get(size, OfSize())
+                    layers_s = sum(timing.wall_s for timing in timeline.stages)
+                    batches[size] = OfSize(known.executions + 1, known.compute_s + layers_s)
             self._totals = now._replace(
                 succeeded=now.succeeded + 1,
                 samples=now.samples + samples,
@@ -61,6 +93,7 @@ class Statistics:
                 compute_s=now.compute_s + compute_s,
                 output_s=now.output_s + output_s,
                 last_unix_s=time.time(),
+                batches=batches,
             )
 
     def add_failure(self, kind: FailureKind, *, request_s: float) -> None:

@@ -37,6 +37,10 @@ class Setting(NamedTuple):
     reach
         The widest windows: at which cuts each boundary may hand over without a stage getting ready for it. None: at
         those of the plan only.
+    single_s
+        As ``baseline_s`` (which is of a full micro-batch), for one sample; None if that is not known.
+    batch
+        Samples in a full micro-batch.
     """
 
     plan: Plan
@@ -45,6 +49,8 @@ class Setting(NamedTuple):
     receive_s: FloatArray
     intensity: FloatArray
     reach: Windows | None = None
+    single_s: FloatArray | None = None
+    batch: int = 1
 
     @property
     def stage_count(self) -> int:

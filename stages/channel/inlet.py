@@ -80,6 +80,14 @@ class Inlet:
         """
         return self.pool.memory.write(slot, tensors)
 
+    def write_rows(self, slot: int, parts: Sequence[Sequence[Any]]) -> tuple[TensorMeta, ...]:
+        """Copy the inputs of several requests into a slot, as one input; errors as of :meth:`write`."""
+        return self.pool.memory.write_rows(slot, parts)
+
+    def read(self, slot: int, metas: Sequence[TensorMeta]) -> tuple[Any, ...]:
+        """Views of an input in its slot, valid until that is used again."""
+        return self.pool.memory.read(slot, metas)
+
     def way_under(self, in_force: InForce) -> Way | None:
         """Where new requests go; None while there is nobody to take them.
 

@@ -13,11 +13,13 @@ it is, and counts for no other.
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 from collections.abc import Sequence
 from typing import Any
 
+from odin.partitioner.strides import contiguous_strides, is_dense
 from odin.stages.channel.arrays import ArrayKind, Arrays, arrays_in, kind_of
 from odin.stages.channel.wire import DTYPES, ITEM_NBYTES, TensorMeta
 from odin.stages.host import available_nbytes
@@ -171,13 +173,16 @@ class SlotMemory:
             dtype, nbytes, shape, strides = self._of_kind(kind_of(array)).describe(array)
             metas.append(TensorMeta(dtype, offset, nbytes, shape, strides))
             offset += _aligned(nbytes)
-        if offset > self.slot_nbytes:
+        self._check_fits(offset)
+        return tuple(metas)
+
+    def _check_fits(self, nbytes: int) -> None:
+        if nbytes > self.slot_nbytes:
             raise ValueError(
-                f"{offset} bytes do not fit a slot of {self.slot_nbytes}: the request, or what the model makes of it, "
+                f"{nbytes} bytes do not fit a slot of {self.slot_nbytes}: the request, or what the model makes of it, "
                 "is larger than with the example input times batch; start the pipeline with a larger batch, or if "
                 "sizes depend on the data, as those of detections, with an example that gives the largest"
             )
-        return tuple(metas)
 
     def write(self, slot: int, arrays: Sequence[Any]) -> tuple[TensorMeta, ...]:
         """Copy arrays, of whichever kind, into a slot; returns where they lie."""
@@ -186,6 +191,39 @@ class SlotMemory:
         for array, meta in zip(arrays, metas, strict=True):
             self._of_kind(kind_of(array)).write(array, meta, start + meta.offset)
         return metas
+
+    def write_rows(self, slot: int, parts: Sequence[Sequence[Any]]) -> tuple[TensorMeta, ...]:
+        """Copy the arrays of several requests into a slot, as if they were those of one.
+
+        Parameters
+        ----------
+        parts
+            Equally many arrays of each, whose types, and shapes without the leading axis, are those of the first.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`reserve`.
+        """
+        start, offset, metas, writes = slot * self.slot_nbytes, 0, [], []
+        for column in zip(*parts, strict=True):
+            layouts = [self._of_kind(kind_of(array)).describe(array) for array in column]
+            dtype, _, shape, strides = layouts[0]
+            sample, within = shape[1:], strides[1:]
+            if not is_dense(sample, within):
+                within = contiguous_strides(sample)
+            strides = (math.prod(sample), *within)
+            nbytes = sum(layout.nbytes for layout in layouts)
+            at = offset
+            for array, layout in zip(column, layouts, strict=True):
+                writes.append((array, TensorMeta(dtype, at, layout.nbytes, layout.shape, strides)))
+                at += layout.nbytes
+            metas.append(TensorMeta(dtype, offset, nbytes, (sum(one.shape[0] for one in layouts), *sample), strides))
+            offset += _aligned(nbytes)
+        self._check_fits(offset)
+        for array, meta in writes:
+            self._of_kind(kind_of(array)).write(array, meta, start + meta.offset)
+        return tuple(metas)
 
     def read(self, slot: int, metas: Sequence[TensorMeta], kind: ArrayKind = "torch") -> tuple[Any, ...]:
         """Return views of what is in a slot, as arrays of a kind; valid until the slot is reused.

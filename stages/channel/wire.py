@@ -3,7 +3,7 @@
 Layout, little-endian, no padding::
 
     magic u16 | version u8 | kind u8 | keep NaN u8 | request u64 | attempt u16 | home u32
-    epoch u32 | oldest epoch u32 | cut u32
+    epoch u32 | oldest epoch u32 | cut u32 | samples u32
     left f64 | sent f64 | slot u32 | tensors u16 | timings u32 | error u32      (byte counts for the last two)
     per tensor: dtype u8 | dimensions u8 | offset u64 | bytes u64 | shape i64 x d | strides i64 x d
     timings: records of odin.monitor.timing, one appended by each stage
@@ -37,8 +37,8 @@ GATEWAY = -1
 NO_STAGE = 2**32 - 1
 """In place of a stage's index where there is none."""
 
-MAGIC, VERSION = 0x0D14, 4
-_FIXED = struct.Struct("<HBB?QHIIIIddIHII")
+MAGIC, VERSION = 0x0D14, 5
+_FIXED = struct.Struct("<HBB?QHIIIIIddIHII")
 _TENSOR = struct.Struct("<BBQQ")
 _LENGTHS = struct.Struct("<IIII")
 
@@ -115,6 +115,8 @@ class Header(NamedTuple):
         How often the gateway had sent the request before.
     home
         The gateway's slot that the request's input lies in, on whichever stage it is.
+    samples
+        How many are computed together; 0 if that is not known.
     """
 
     kind: Kind
@@ -131,6 +133,7 @@ class Header(NamedTuple):
     cut: int = 0
     attempt: int = 0
     home: int = 0
+    samples: int = 0
 
 
 def pack(header: Header) -> bytes:
@@ -142,8 +145,8 @@ def pack(header: Header) -> bytes:
     parts = [
         _FIXED.pack(
             MAGIC, VERSION, header.kind, header.keep_nan, header.request, header.attempt, header.home,
-            header.epoch, header.oldest, header.cut, header.left_s, header.sent_s, header.slot, len(header.tensors),
-            len(header.timings), len(error),
+            header.epoch, header.oldest, header.cut, header.samples, header.left_s, header.sent_s, header.slot,
+            len(header.tensors), len(header.timings), len(error),
         )
     ]  # fmt: skip
     for meta in header.tensors:
@@ -166,7 +169,7 @@ def unpack(data: bytes | memoryview) -> Header:
     try:
         fields = _FIXED.unpack_from(data, 0)
         magic, version, kind, keep_nan, request, attempt, home, epoch, oldest, cut, *others = fields
-        left_s, sent_s, slot, tensors, timings, error = others
+        samples, left_s, sent_s, slot, tensors, timings, error = others
         if (magic, version) != (MAGIC, VERSION):
             raise WireError(
                 f"header begins with {magic:#06x} version {version}, expected {MAGIC:#06x} version {VERSION}"
@@ -188,7 +191,7 @@ def unpack(data: bytes | memoryview) -> Header:
         failure = _unpack_failure(data, offset + timings, error) if error else None
         return Header(
             Kind(kind), request, epoch, left_s, sent_s, slot, tuple(metas), timing_bytes, failure, keep_nan, oldest,
-            cut, attempt, home,
+            cut, attempt, home, samples,
         )  # fmt: skip
     except struct.error as cause:
         raise WireError(f"header of {len(data)} bytes ends early") from cause

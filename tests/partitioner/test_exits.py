@@ -68,7 +68,7 @@ def test_a_stage_without_layers_takes_no_time():
     ],
 )
 def test_what_is_under_way_keeps_the_stages_busy(sent_s: list[float], now_s: float, left_s: list[float]):
-    assert left_line([1.0, 3.0], sent_s, [1.0, 2.0], now_s=now_s) == left_s
+    assert left_line([1.0, 3.0], [(at_s, [1.0, 2.0]) for at_s in sent_s], now_s=now_s) == left_s
 
 
 @given(EXACT_STAGES, st.integers(0, 150))

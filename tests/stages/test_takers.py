@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from odin.monitor.samples import StageRow
 from odin.partitioner.relay import Windows, is_better
 from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SENT, SLOWDOWN, Readiness
 from odin.stages.channel.way import Way
@@ -17,6 +18,7 @@ from odin.stages.takers import Taker, make_taker
 DELAY_S = 20.0
 LAYERS = 10
 """Of one second each."""
+ROW = StageRow.of([1.0] * LAYERS)
 
 
 def link_to(way: Way | None) -> Any:
@@ -33,7 +35,7 @@ def far(*, delay_s: float = DELAY_S, byte_s: float = 0.0) -> tuple[Taker, memory
         way.note_sent(0, 1, 0.0)
         way.note_heard(begun=1, since_s=0.0, others=0, turn_s=math.inf, now_s=2 * delay_s + byte_s)
     link = link_to(way)
-    taker = make_taker(1, link, [1.0] * LAYERS)
+    taker = make_taker(1, link, ROW)
     words = link.readiness.words
     words[IDLE_SINCE_S] = math.inf
     return taker, words, way
@@ -41,17 +43,17 @@ def far(*, delay_s: float = DELAY_S, byte_s: float = 0.0) -> tuple[Taker, memory
 
 def better(taker: Taker, now_s: float, *, busy: bool, layer_s: float = 1.0, cut: int = 5, nbytes: int = 1) -> bool:
     """Decision of a stage as fast as the taker with request at a cut, as :class:`HandOver` asks for it."""
-    idle, free_s, takes_s = taker.seen(cut, nbytes, now_s, busy=busy)
+    idle, free_s, takes_s = taker.seen(cut, nbytes, now_s, busy=busy, row=ROW)
     rest_s = layer_s * (LAYERS - cut)
     return not taker.waits(now_s) and is_better(now_s, idle, free_s, takes_s, busy, layer_s, rest_s, 0.0)
 
 
 def test_on_this_machine_the_words_are_what_counts():
     link = link_to(None)
-    taker = make_taker(1, link, [1.0] * LAYERS)
+    taker = make_taker(1, link, ROW)
     words = link.readiness.words
     words[IDLE_SINCE_S], words[FREE_S], words[SLOWDOWN] = math.inf, 105.0, 2.0
-    assert taker.seen(3, 1, 100.0, busy=True) == (False, 105.0, 2.0)
+    assert taker.seen(3, 1, 100.0, busy=True, row=ROW) == (False, 105.0, 2.0)
     assert not taker.waits(100.0)
     words[SENT] = 1.0
     assert taker.waits(100.0)
@@ -187,7 +189,7 @@ def test_one_that_was_slow_is_passed_by_and_given_a_request_again_after_a_while(
         taker, words, _ = far(delay_s=0.1)
     else:
         link = link_to(None)
-        taker, words = make_taker(1, link, [1.0] * LAYERS), link.readiness.words
+        taker, words = make_taker(1, link, ROW), link.readiness.words
     words[SLOWDOWN], words[IDLE_SINCE_S] = 30.0, 100.0
     tried_s = [now_s for now_s in range(100, 200) if better(taker, float(now_s), busy=True)]
     # five seconds are left here, and a layer there took 30: half of what is off 1 is forgotten in the time of the chain

@@ -41,6 +41,7 @@ class Waiting:
     number: int
     deadline_s: float
     urgent: bool = False
+    samples: int = 1
     forecast: Forecast | None = None
     done_s: float = field(default=math.nan)
 

@@ -9,7 +9,7 @@ import pytest
 
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.partitioner.relay import Windows
-from odin.requests.conditions import Conditions
+from odin.requests.conditions import Conditions, Sent
 from odin.stages.channel.shared_queue import QueueWords, StageWords
 
 BASELINE_S = [[0.1, 0.3], [0.2, 0.6]]
@@ -64,7 +64,7 @@ def test_lost_stages_count_for_nothing(words: QueueWords):
 def test_in_a_line_baselines_count_until_requests_have_come_back():
     conditions = Conditions(BASELINE_S)
     assert conditions.in_line(10.0, PLAN, []).exit_s(0) == pytest.approx(10.7)
-    assert conditions.in_line(10.0, PLAN, [10.0, 10.0]).exit_s(0) == pytest.approx(10.1 + 3 * 0.6)
+    assert conditions.in_line(10.0, PLAN, [Sent(10.0), Sent(10.0)]).exit_s(0) == pytest.approx(10.1 + 3 * 0.6)
     assert conditions.in_line(10.0, Windows.parse("@2|@2"), []).exit_s(0) == pytest.approx(10.4)
 
 
@@ -73,7 +73,7 @@ def test_in_a_line_the_last_requests_tell_how_slow_stages_are():
     conditions.answered(timeline(8.0, 10.0, (0, 0, 1, 0.0, 0.1), (1, 1, 2, 0.0, 1.6)))
     # slowdown 1 + 0.3 (1.6 / 0.6 - 1) = 1.5
     assert conditions.in_line(10.0, PLAN, []).exit_s(0) == pytest.approx(11.0)
-    assert conditions.in_line(10.0, PLAN, [9.9]).exit_s(0) == pytest.approx(11.8)  # it leaves stage 1 at 10.9
+    assert conditions.in_line(10.0, PLAN, [Sent(9.9)]).exit_s(0) == pytest.approx(11.8)  # it leaves stage 1 at 10.9
     # under another plan it is as slow
     assert conditions.in_line(10.0, Windows.parse("@0|@2"), []).exit_s(0) == pytest.approx(11.2)
 

@@ -150,7 +150,7 @@ def test_a_finished_request_has_a_timeline_before_its_future_is_done():
         future = stage.gateway.submit((numbers(0),))
         stage.answer(stage.take(), timings=b"".join(timing.pack() for timing in timings))
         future.result(PROMPT_S)
-        expected = RequestTimeline(0, 3, 10.0, 10.5, timings)
+        expected = RequestTimeline(0, 3, 10.0, 10.5, timings, samples=100)
         assert stage.timelines == [expected]
         assert stage.gateway.window.timelines() == (expected,)
 

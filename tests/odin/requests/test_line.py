@@ -17,6 +17,7 @@ class One(NamedTuple):
     number: int
     deadline_s: float = NEVER
     urgent: bool = False
+    samples: int = 1
 
 
 def line_of(*ones: One) -> Line[One]:

@@ -126,8 +126,8 @@ def test_metadata() -> None:
 
 def test_configuration() -> None:
     told = get(dataplane_of(double()), "/v2/models/double/config").json()
-    assert told["max_batch_size"] == 0
-    assert told["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [-1, 3]}]
+    assert told["max_batch_size"] == 1024
+    assert told["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [3]}]
     assert told["parameters"]["version"] == {"string_value": "3"}
 
 

@@ -43,6 +43,7 @@ HEADERS = st.builds(
     cut=st.integers(0, 2**32 - 1),
     attempt=st.integers(0, 2**16 - 1),
     home=st.integers(0, 2**32 - 1),
+    samples=st.integers(0, 2**32 - 1),
     left_s=st.floats(allow_nan=False),
     sent_s=st.floats(allow_nan=False),
     slot=st.integers(0, 2**32 - 1),
@@ -58,6 +59,7 @@ FULL = Header(
     cut=11,
     attempt=2,
     home=5,
+    samples=3,
     left_s=2.5,
     slot=1,
     tensors=(TensorMeta(0, 0, 96, (2, 3, 4), (12, 4, 1)), TensorMeta(8, 128, 8, (), ())),
@@ -142,14 +144,14 @@ def garbled(offset: int, layout: str, value: int) -> bytes:
     return bytes(data)
 
 
-FIRST_TENSOR = struct.calcsize("<HBB?QHIIIIddIHII")
+FIRST_TENSOR = struct.calcsize("<HBB?QHIIIIIddIHII")
 FAILURE = len(pack(FULL._replace(failure=None)))
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (garbled(0, "<H", 0x0D15), "begins with 0x0d15 version 4, expected 0x0d14 version 4"),
+        (garbled(0, "<H", 0x0D15), "begins with 0x0d15 version 5, expected 0x0d14 version 5"),
         (garbled(2, "<B", 9), "begins with 0x0d14 version 9"),
         (garbled(3, "<B", 4), "unknown kind 4"),
         (garbled(FIRST_TENSOR, "<B", len(DTYPES)), f"dtype code {len(DTYPES)}"),
