@@ -64,19 +64,22 @@ class BatchSearch:
         verdict = self._band.verdict(latency_s)
         if verdict == "over":
             self._shrink(latency_s)
-        elif verdict == "under":
+            return self.value
+        self._oscillation.kept()
+        if verdict == "under":
             self._grow(latency_s)
         return self.value
 
     def _grow(self, latency_s: float) -> None:
         at = self.value
-        if at == self._largest or self._oscillation.keeps_from(at + 1, at=at, latency_s=latency_s):
+        if at == self._largest or self._oscillation.keeps_from(at + 1, latency_s, ratio=(at + 1) / at):
             return
         if self.value >= self._high:  # stuck at the upper bound, where there is room by now
             self._low, self._high = self.value, self._largest
         else:
             self._low = self.value
         self.value = -(-(self._low + self._high) // 2)
+        self._oscillation.tries(self.value, latency_s)
 
     def _shrink(self, latency_s: float) -> None:
         self._oscillation.broke(self.value, latency_s)

@@ -26,6 +26,9 @@ class InstanceSteps:
         Number to begin with.
     band
         Lower end of the dead band, as a part of the limit.
+    free
+        Up to so many have a core each, so that one more is no reason for longer latencies: it is also tried within the
+        dead band.
 
     Attributes
     ----------
@@ -49,22 +52,24 @@ class InstanceSteps:
 
     name = "dnnscaler"
 
-    def __init__(self, *, limit_s: float, largest: int, start: int = 1, band: float = BAND) -> None:
+    def __init__(self, *, limit_s: float, largest: int, start: int = 1, band: float = BAND, free: int = 1) -> None:
         self._band = DeadBand.of(limit_s=limit_s, low=band)
         self._largest = check_range("instances", start, largest)
+        self._free = max(1, free)
         self._oscillation = Oscillation()
         self.value = start
 
     def update(self, latency_s: float) -> int:
         """Take the latency (p95) of the last period; returns the number of instances from now on."""
-        verdict = self._band.verdict(latency_s)
-        at = self.value
+        verdict, at = self._band.verdict(latency_s), self.value
         if verdict == "over":
             self._oscillation.broke(at, latency_s)
             self.value = max(1, at - 1)
-        elif verdict == "under" and at < self._largest and self._may_try(at + 1, latency_s):
+            return self.value
+        self._oscillation.kept()
+        has_room = verdict == "under" or at < self._free
+        ratio = max(self._free, at + 1) / max(self._free, at)
+        if has_room and at < self._largest and not self._oscillation.keeps_from(at + 1, latency_s, ratio=ratio):
             self.value = at + 1
+            self._oscillation.tries(self.value, latency_s)
         return self.value
-
-    def _may_try(self, value: int, latency_s: float) -> bool:
-        return not self._oscillation.keeps_from(value, at=self.value, latency_s=latency_s)

@@ -48,8 +48,10 @@ def check_range(knob: str, start: int, largest: int) -> int:
     return largest
 
 
-def make_knob_policy(name: str, *, knob: KnobName, limit_s: float, largest: int, start: int = 1) -> KnobPolicy:
-    """Make the policy of this name for a knob.
+def make_knob_policy(
+    name: str, *, knob: KnobName, limit_s: float, largest: int, start: int = 1, free: int = 1
+) -> KnobPolicy:
+    """Make the policy of this name for a knob; ``free`` as for :class:`~odin.tuning.instance_steps.InstanceSteps`.
 
     Raises
     ------
@@ -70,6 +72,7 @@ def make_knob_policy(name: str, *, knob: KnobName, limit_s: float, largest: int,
     if name == "aimd":
         return Aimd(limit_s=limit_s, largest=largest, start=start, knob=knob)
     if name == "dnnscaler":
-        made = BatchSearch if knob == "batch" else InstanceSteps
-        return made(limit_s=limit_s, largest=largest, start=start)
+        if knob == "batch":
+            return BatchSearch(limit_s=limit_s, largest=largest, start=start)
+        return InstanceSteps(limit_s=limit_s, largest=largest, start=start, free=free)
     raise ValueError(f"policy {name!r} is unknown; choose one of {', '.join(POLICIES)}")

@@ -106,6 +106,7 @@ class Tuner:
                 limit_s=latency_s,
                 largest=pipeline.batch if self.knob == "batch" else len(pipeline.devices),
                 start=getattr(pipeline, _ATTRIBUTES[self.knob]),
+                free=len({str(device) for device in pipeline.devices}),
             )
         self._periods = Periods(policy, limit_s=latency_s, statistic=statistic, requests=requests, seconds=seconds)
         self._leave: Callable[[], None] | None = None
