@@ -22,7 +22,7 @@ import numpy as np
 from odin.tuning.periods import REQUESTS, Period, Periods
 from odin.tuning.policy import KnobName, PolicyName, make_knob_policy
 
-__all__ = ["Spell", "TuningOutcome", "TuningWorld", "simulate_tuning", "standard_worlds"]
+__all__ = ["Spell", "TuningOutcome", "TuningWorld", "share_within", "simulate_tuning", "standard_worlds"]
 
 _Z95 = 1.6448536269514722
 """95% of a normal distribution lie below so many standard deviations."""
@@ -97,7 +97,7 @@ class TuningOutcome(NamedTuple):
     settled_periods
         Periods until the value did not change any more before the first load; ``nan`` if it changed to its end.
     within
-        Part of the periods whose p95 kept the limit.
+        Part of the time in periods whose p95 kept the limit.
     throughput_hz, best_hz
         Samples per second; and if at every moment the knob had the best value for it.
     turns
@@ -160,10 +160,27 @@ def simulate_tuning(
             if period.after != period.before:
                 periods.turned(now_s)
     calm_s = min((spell.begin_s for spell in world.spells), default=seconds)
-    within = sum(period.latency_s <= world.limit_s for period in ended) / max(1, len(ended))
+    within = share_within(ended, world.limit_s)
     turns = sum(period.after != period.before for period in ended)
     best_hz = _best_samples(world, now_s) / now_s
     return TuningOutcome(_settled(ended, calm_s), within, samples / now_s, best_hz, turns, tuple(ended))
+
+
+def share_within(ended: Sequence[Period], limit_s: float, *, begin_s: float = 0.0) -> float:
+    """Part of the time, from a moment on, in periods that kept a limit; ``nan`` without periods.
+
+    Examples
+    --------
+    >>> share_within([Period(30.0, 1, 1, 0.05, 40), Period(40.0, 1, 1, 0.15, 40)], 0.1)
+    0.75
+    """
+    edges_s = [begin_s, *(period.at_s for period in ended)]
+    kept_s = sum(
+        end_s - start_s
+        for (start_s, end_s), period in zip(pairwise(edges_s), ended, strict=True)
+        if period.latency_s <= limit_s
+    )
+    return kept_s / (edges_s[-1] - begin_s) if ended else math.nan
 
 
 def _settled(ended: Sequence[Period], calm_s: float) -> float:
