@@ -31,12 +31,13 @@ COMMANDS = (
         "bench",
         "load",
         "cluster",
+        "tune",
     ),
     "completion",
 )
 
 
-LABORATORY = ("demo", "inject", "record", "simulate", "report", "bench", "load")
+LABORATORY = ("demo", "inject", "record", "simulate", "report", "bench", "load", "tune")
 """Commands of the laboratory; imported by name, so that serving does not import ``odin_lab``."""
 
 

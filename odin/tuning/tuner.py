@@ -29,7 +29,10 @@ class Tunable(Protocol):
     """A pipeline, as the tuner uses it: with ``largest_batch`` or ``instances``, which can be set."""
 
     batch: int
-    devices: Sequence[Any]
+
+    @property
+    def devices(self) -> Sequence[Any]:
+        """Of its stages."""
 
     def follow(self, on_result: Callable[[RequestTimeline], None]) -> Callable[[], None]:
         """See :meth:`odin.Pipeline.follow`."""

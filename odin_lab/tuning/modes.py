@@ -142,7 +142,8 @@ def toml_text(model: str, mode: Mode, value: int, *, latency_s: float) -> str:
     latency_ms = 500
     """
     stages = mode.stages if mode.knob == "batch" else mode.stages[: max(value, len(set(mode.stages)))]
-    lines = [f'source = "{model}"', f"stages = [{', '.join(f'"{stage}"' for stage in stages)}]"]
+    quoted = ", ".join(f'"{stage}"' for stage in stages)
+    lines = [f'source = "{model}"', f"stages = [{quoted}]"]
     if mode.batch > 1 and value > 1:
         lines += [f"batch = {value}", "dynamic_batching = true"]
     return "\n".join([*lines, f"latency_ms = {latency_s * 1e3:g}"])
