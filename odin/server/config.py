@@ -39,6 +39,9 @@ class ModelConfig(BaseModel):
         Names for the model's inputs and outputs, in order, instead of their own.
     labels
         File with one name per class.
+    latency_ms
+        Milliseconds that the p95 of its micro-batches' latencies is to keep: its knob is turned for that by
+        :class:`odin.Tuner`, the batch if samples are joined, otherwise the number of stages that take requests.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -64,6 +67,7 @@ class ModelConfig(BaseModel):
     outputs: tuple[str, ...] = ()
     labels: Path | None = None
     log: Path | None = None
+    latency_ms: _Milliseconds | None = None
 
     @field_validator("stages")
     @classmethod

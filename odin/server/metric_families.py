@@ -146,6 +146,14 @@ class PipelineFamilies:
             "odin_stage_interference", "1 for each kind of interference on a stage.", labels=[*stage, "cause"]
         )
 
+        self.knob = GaugeMetricFamily(
+            "odin_tuned_knob",
+            "Value of a knob that is turned to keep a latency: batch or instances.",
+            labels=["model", "knob"],
+        )
+        self.limit = GaugeMetricFamily("odin_latency_limit_seconds", "Latency that is to be kept.", labels=model)
+        self.turns = CounterMetricFamily("odin_knob_turns", "Times that the knob was turned.", labels=["model", "knob"])
+
     def add(self, name: str, view: PipelineView, counts: ModelCounts) -> None:
         """Add a model's samples."""
         if view.in_flight is not None:
@@ -154,6 +162,10 @@ class PipelineFamilies:
         _add_known(self.bound, [name], view.fluid_bound_hz)
         _add_known(self.error, [name, "0.5"], view.off_p50_s)
         _add_known(self.error, [name, "0.99"], view.off_p99_s)
+        if view.tuned is not None:
+            self.knob.add_metric([name, view.tuned.knob], view.tuned.value)
+            self.limit.add_metric([name], view.tuned.limit_s)
+            self.turns.add_metric([name, view.tuned.knob], view.tuned.turns)
         self.plan_changes.add_metric([name], counts.plan_changes)
         for how in ("lost", "hung"):
             self.lost.add_metric([name, how], counts.lost[how])

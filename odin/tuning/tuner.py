@@ -102,6 +102,11 @@ class Tuner:
             raise ValueError(
                 "the pipeline joins no samples, so that its batch cannot be turned; start it with dynamic_batching=True"
             )
+        if self.knob == "instances" and len(pipeline.devices) == 1:
+            raise ValueError(
+                "there is nothing to turn: the pipeline has one stage, and joins no samples; start it with several "
+                "stages, or with batch= and dynamic_batching=True"
+            )
         if isinstance(policy, str):
             policy = make_knob_policy(
                 policy,

@@ -140,6 +140,11 @@ def test_a_pipeline_that_joins_no_samples_has_no_batch_to_turn():
         tuned(pipe)
 
 
+def test_one_stage_alone_has_nothing_to_turn():
+    with pytest.raises(ValueError, match="nothing to turn: the pipeline has one stage"):
+        tuned(FakePipeline())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
