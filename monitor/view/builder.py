@@ -368,7 +368,7 @@ class ViewBuilder:
     def _knob(self, event: KnobTurned) -> None:
         self._turns += event.before != event.after
         self._tuned = TunedKnob(event.knob, event.after, event.statistic, event.limit_s, self._turns)
-        self._say(event, merge=("knob", event.knob) if event.before != event.after else None)
+        self._say(event)
 
     def _end(self, event: RunEnded) -> None:
         self._ended, self._ended_s = event.reason, event.at_s

@@ -133,10 +133,10 @@ def simulate_tuning(
 
     Examples
     --------
-    >>> world = TuningWorld("16 samples", "batch", each_s=0.003, limit_s=0.05, noise=0.0)
+    >>> world = TuningWorld("batches", "batch", each_s=0.003, limit_s=0.05, noise=0.0)
     >>> found = simulate_tuning(world, "dnnscaler", seconds=60.0)
     >>> found.periods[-1].after, round(found.of_best, 2)
-    (16, 1.0)
+    (15, 1.0)
     """
     rng = np.random.default_rng(seed)
     knob = make_knob_policy(

@@ -1,0 +1,260 @@
+"""DNNScaler's question on this machine: batching or instances, how good is the choice, and is the limit kept?
+
+For each model: both modes are swept over all their values, each mode is probed as ``odin tune`` does, and the chosen one
+serves with its knob turned, once by DNNScaler's search and once by Clipper's AIMD, while a load beside it comes and
+goes. The limit is given as a multiple of the latency of one sample in batching mode, since models differ by ten times::
+
+    python -m benchmarks.tuning --stages cpu:0-1 --output tuning.json
+    python -m benchmarks.tuning --quick --models mobilenet_v2
+
+Nothing else may run on the cores. The figures are of one machine and one run each; p95s of a shared host are noisy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.common import Environment, report, write_result
+from odin.stages.device import parse_devices
+from odin.tuning.choice import Probe, choose
+from odin.tuning.policy import POLICIES
+from odin_lab.inject import Load
+from odin_lab.simulator.tuning import share_within
+from odin_lab.tuning.campaign import Findings, best_of_sweep, find
+from odin_lab.tuning.measure import Effort, probe
+from odin_lab.tuning.modes import Mode, modes_of
+from odin_lab.tuning.served import Served
+from odin_lab.tuning.serving import Serving, serve
+
+MODELS = ("mobilenet_v2", "efficientnet_b0", "resnet18", "resnet50", "densenet121", "vgg16")
+LIMIT_TIMES = 4.0
+
+
+class Run(NamedTuple):
+    """A policy that served; shares are of the time, ``load_within`` of that with a load."""
+
+    policy: str
+    settled_s: float | None
+    turns: int
+    within: float
+    calm_within: float
+    load_within: float
+    throughput_hz: float
+    last_value: int
+
+
+class Outcome(NamedTuple):
+    """One model.
+
+    Attributes
+    ----------
+    alone_s
+        Mean latency of one sample on all cores.
+    limit_s
+        What was to be kept.
+    probes, swept
+        What was measured.
+    knob, start, why
+        The choice.
+    best
+        Of the sweep within the limit; None if nothing keeps it.
+    of_best
+        Throughput of the chosen mode's best value within the limit as a part of ``best``.
+    runs
+        By policy.
+    """
+
+    model: str
+    alone_s: float
+    limit_s: float
+    probes: tuple[Probe, ...]
+    swept: tuple[Probe, ...]
+    knob: str
+    start: int
+    why: str
+    best: Probe | None
+    of_best: float | None
+    runs: tuple[Run, ...]
+
+
+def measure(
+    model: str,
+    modes: Sequence[Mode],
+    *,
+    times: float,
+    limit_ms: float | None,
+    effort: Effort,
+    seconds: float,
+    load: str,
+    period: int,
+) -> Outcome:
+    """Everything for one model."""
+    if limit_ms is None:
+        with Served(model, modes[0]._replace(largest=1)) as served:
+            alone_s = probe(modes[0], 1, served.submit, effort=effort).mean_s
+        limit_s = times * alone_s
+    else:
+        limit_s, alone_s = limit_ms / 1e3, float("nan")
+    findings = find(modes, lambda mode: Served(model, mode), limit_s=limit_s, effort=effort, sweep=True)
+    if limit_ms is not None:
+        alone_s = next(one.mean_s for one in findings.probes if one.value == 1)
+    runs = []
+    for policy in POLICIES:
+        with Served(model, findings.mode) as served:
+            serving = serve(
+                served,
+                start=findings.choice.start if findings.mode.knob == "instances" else 1,
+                limit_s=limit_s,
+                seconds=seconds,
+                policy=policy,
+                requests=period,
+                loads=[Load.parse(load)],
+                spells=[(seconds / 3, seconds / 2), (2 * seconds / 3, 5 * seconds / 6)],
+            )
+        runs.append(_run(policy, serving, limit_s))
+    return _outcome(model, alone_s, limit_s, findings, tuple(runs))
+
+
+def _outcome(model: str, alone_s: float, limit_s: float, findings: Findings, runs: tuple[Run, ...]) -> Outcome:
+    """The chosen mode's best value within the limit, against that of both modes."""
+    own = [one for one in findings.swept if one.knob == findings.choice.knob]
+    reached = choose(own, limit_s=limit_s).start if own else findings.choice.start
+    found = best_of_sweep(findings, reached, limit_s=limit_s)
+    choice = findings.choice
+    best, of_best = (None, None) if found is None else found
+    return Outcome(
+        model,
+        alone_s,
+        limit_s,
+        findings.probes,
+        findings.swept,
+        choice.knob,
+        choice.start,
+        choice.why,
+        best,
+        of_best,
+        runs,
+    )
+
+
+def _run(policy: str, serving: Serving, limit_s: float) -> Run:
+    periods, loaded = serving.periods, []
+    for begin_s, end_s, _ in serving.spells:
+        inside = [period for period in periods if begin_s <= period.at_s < end_s]
+        loaded.append((share_within(inside, limit_s, begin_s=begin_s), end_s - begin_s))
+    known = [(share, length_s) for share, length_s in loaded if share == share]
+    load_s = sum(length_s for _, length_s in known)
+    load_within = sum(share * length_s for share, length_s in known) / load_s if load_s else float("nan")
+    within, calm_s = serving.within(limit_s), serving.seconds - load_s
+    calm_within = (within * serving.seconds - (load_within * load_s if load_s else 0.0)) / calm_s
+    return Run(
+        policy,
+        serving.settled_s,
+        sum(period.after != period.before for period in periods),
+        within,
+        min(1.0, max(0.0, calm_within)),
+        load_within,
+        serving.throughput_hz,
+        serving.value,
+    )
+
+
+def render(outcomes: Sequence[Outcome]) -> list[Table]:
+    """The choice of each model, and how the policies did."""
+    chosen = Table(title="batching or instances", title_justify="left")
+    for name in ("model", "chosen", "best of the sweep"):
+        chosen.add_column(name)
+    for name in ("limit ms", "best batch, samples/s", "best instances, samples/s", "chosen mode / best"):
+        chosen.add_column(name, justify="right")
+    kept = Table(title="the knob under a load that comes and goes", title_justify="left")
+    for name in ("model", "policy"):
+        kept.add_column(name)
+    for name in ("settled s", "turns", "within", "without load", "with load", "samples/s", "last value"):
+        kept.add_column(name, justify="right")
+    for one in outcomes:
+        rates = {
+            knob: max((two.throughput_hz for two in one.swept if two.knob == knob and two.p95_s <= one.limit_s), default=0.0)
+            for knob in ("batch", "instances")
+        }
+        chosen.add_row(
+            one.model,
+            f"{one.knob} {one.start}",
+            "-" if one.best is None else f"{one.best.knob} {one.best.value}",
+            f"{one.limit_s * 1e3:.0f}",
+            *(f"{rates[knob]:.1f}" if rates[knob] else "-" for knob in ("batch", "instances")),
+            "-" if one.of_best is None else f"{one.of_best:.2f}",
+        )
+        for run in one.runs:
+            kept.add_row(
+                one.model,
+                run.policy,
+                "-" if run.settled_s is None else f"{run.settled_s:.1f}",
+                str(run.turns),
+                *(f"{share:.0%}" if share == share else "-" for share in (run.within, run.calm_within, run.load_within)),
+                f"{run.throughput_hz:.1f}",
+                str(run.last_value),
+            )
+    return [chosen, kept]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="benchmarks.tuning", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--models", default=",".join(MODELS), help="built-in models (default %(default)s)")
+    parser.add_argument("--stages", default="cpu:0-1", help="cores (default %(default)s)")
+    parser.add_argument("--times", type=float, default=LIMIT_TIMES, help="limit / latency of one sample (default %(default)g)")
+    parser.add_argument("--latency-ms", type=float, help="the same limit for all, instead")
+    parser.add_argument("--batch", type=int, default=16, help="largest batch (default %(default)s)")
+    parser.add_argument("--instances", type=int, help="most instances (default: two per core)")
+    parser.add_argument("--requests", type=int, default=60, help="of each measurement (default %(default)s)")
+    parser.add_argument("--period", type=int, default=40, help="requests between turns (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=180.0, help="each policy serves (default %(default)g)")
+    parser.add_argument("--load", help="that comes and goes (default: cpu at half on the last core)")
+    parser.add_argument("--quick", action="store_true", help="one small model and few requests, to see that it runs")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
+    arguments = parser.parse_args(argv)
+    devices = parse_devices(arguments.stages)
+    cores = [index for device in devices for index in device.indices]
+    models: list[str] = [name.strip() for name in arguments.models.split(",") if name.strip()]
+    effort, seconds, batch = Effort(arguments.requests), arguments.seconds, arguments.batch
+    instances, period = arguments.instances or 2 * len(cores), arguments.period
+    if arguments.quick:
+        models, effort, seconds, batch, period = models[:1], Effort(8, 1, 10.0), 6.0, min(batch, 3), 5
+        instances = min(instances, len(cores))
+    modes = modes_of(devices, batch=batch, instances=instances)
+    console = Console(width=140, highlight=False)
+    outcomes: list[Outcome] = []
+    for model in models:
+        console.print(f"{model}, load average {os.getloadavg()[0]:.1f}", style="dim")
+        outcomes.append(
+            measure(
+                model,
+                modes,
+                times=arguments.times,
+                limit_ms=arguments.latency_ms,
+                effort=effort,
+                seconds=seconds,
+                load=arguments.load or f"cpu@cpu:{cores[-1]}*0.5",
+                period=period,
+            )
+        )
+        console.print(outcomes[-1].why, markup=False)
+        if arguments.output is not None:  # what there is so far: the whole takes long
+            _write(arguments.output, outcomes)
+    report(render(outcomes), Environment.collect())
+
+
+def _write(path: Path, outcomes: Sequence[Outcome]) -> None:
+    values: Any = [one._asdict() for one in outcomes]
+    write_result(path, {"outcomes": values}, Environment.collect())
+
+
+if __name__ == "__main__":
+    main()
