@@ -1,8 +1,8 @@
 """DNNScaler's question on this machine: batching or instances, how good is the choice, and is the limit kept?
 
-For each model: both modes are swept over all their values, each mode is probed as ``odin tune`` does, and the chosen one
-serves with its knob turned, once by DNNScaler's search and once by Clipper's AIMD, while a load beside it comes and
-goes. The limit is given as a multiple of the latency of one sample in batching mode, since models differ by ten times::
+For each model: both modes are probed as ``odin tune`` does, and swept over all their values; the chosen one serves
+with its knob turned, once by DNNScaler's search and once by Clipper's AIMD, while a load beside it comes and goes. The
+limit is a multiple of the latency of one sample on all cores, since models differ by ten times::
 
     python -m benchmarks.tuning --stages cpu:0-1 --output tuning.json
     python -m benchmarks.tuning --quick --models mobilenet_v2
@@ -13,18 +13,18 @@ Nothing else may run on the cores. The figures are of one machine and one run ea
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.common import Environment, report, write_result
 from odin.stages.device import parse_devices
-from odin.tuning.choice import Probe, choose
-from odin.tuning.policy import POLICIES
+from odin.tuning.choice import Probe, best_within
+from odin.tuning.policy import KNOBS, POLICIES
 from odin_lab.inject import Load
 from odin_lab.simulator.tuning import share_within
 from odin_lab.tuning.campaign import Findings, best_of_sweep, find
@@ -38,16 +38,26 @@ LIMIT_TIMES = 4.0
 
 
 class Run(NamedTuple):
-    """A policy that served; shares are of the time, ``load_within`` of that with a load."""
+    """A policy that served.
+
+    Attributes
+    ----------
+    settled_s
+        Until the knob stood still before the first load; None if it did not.
+    within, load_within
+        Part of the time, and of that with a load, in periods whose p95 kept the limit.
+    calm_value, of_best
+        The knob's value before the first load, and the throughput that the sweep had with it as a part of the best.
+    """
 
     policy: str
     settled_s: float | None
     turns: int
     within: float
-    calm_within: float
     load_within: float
     throughput_hz: float
-    last_value: int
+    calm_value: int
+    of_best: float | None
 
 
 class Outcome(NamedTuple):
@@ -65,8 +75,6 @@ class Outcome(NamedTuple):
         The choice.
     best
         Of the sweep within the limit; None if nothing keeps it.
-    of_best
-        Throughput of the chosen mode's best value within the limit as a part of ``best``.
     runs
         By policy.
     """
@@ -80,7 +88,6 @@ class Outcome(NamedTuple):
     start: int
     why: str
     best: Probe | None
-    of_best: float | None
     runs: tuple[Run, ...]
 
 
@@ -118,17 +125,8 @@ def measure(
                 loads=[Load.parse(load)],
                 spells=[(seconds / 3, seconds / 2), (2 * seconds / 3, 5 * seconds / 6)],
             )
-        runs.append(_run(policy, serving, limit_s))
-    return _outcome(model, alone_s, limit_s, findings, tuple(runs))
-
-
-def _outcome(model: str, alone_s: float, limit_s: float, findings: Findings, runs: tuple[Run, ...]) -> Outcome:
-    """The chosen mode's best value within the limit, against that of both modes."""
-    own = [one for one in findings.swept if one.knob == findings.choice.knob]
-    reached = choose(own, limit_s=limit_s).start if own else findings.choice.start
-    found = best_of_sweep(findings, reached, limit_s=limit_s)
-    choice = findings.choice
-    best, of_best = (None, None) if found is None else found
+        runs.append(_run(policy, serving, findings, limit_s))
+    choice, best = findings.choice, best_within(findings.swept, limit_s=limit_s)
     return Outcome(
         model,
         alone_s,
@@ -139,69 +137,66 @@ def _outcome(model: str, alone_s: float, limit_s: float, findings: Findings, run
         choice.start,
         choice.why,
         best,
-        of_best,
-        runs,
+        tuple(runs),
     )
 
 
-def _run(policy: str, serving: Serving, limit_s: float) -> Run:
-    periods, loaded = serving.periods, []
+def _run(policy: str, serving: Serving, findings: Findings, limit_s: float) -> Run:
+    periods, kept_s, load_s = serving.periods, 0.0, 0.0
     for begin_s, end_s, _ in serving.spells:
         inside = [period for period in periods if begin_s <= period.at_s < end_s]
-        loaded.append((share_within(inside, limit_s, begin_s=begin_s), end_s - begin_s))
-    known = [(share, length_s) for share, length_s in loaded if share == share]
-    load_s = sum(length_s for _, length_s in known)
-    load_within = sum(share * length_s for share, length_s in known) / load_s if load_s else float("nan")
-    within, calm_s = serving.within(limit_s), serving.seconds - load_s
-    calm_within = (within * serving.seconds - (load_within * load_s if load_s else 0.0)) / calm_s
+        share = share_within(inside, limit_s, begin_s=begin_s)
+        if not math.isnan(share):
+            kept_s, load_s = kept_s + share * (end_s - begin_s), load_s + end_s - begin_s
+    calm_s = min((begin_s for begin_s, _, _ in serving.spells), default=serving.seconds)
+    value = [serving.start, *(period.after for period in periods if period.at_s < calm_s)][-1]
+    found = best_of_sweep(findings, value, limit_s=limit_s)
     return Run(
         policy,
         serving.settled_s,
         sum(period.after != period.before for period in periods),
-        within,
-        min(1.0, max(0.0, calm_within)),
-        load_within,
+        serving.within(limit_s),
+        kept_s / load_s if load_s else math.nan,
         serving.throughput_hz,
-        serving.value,
+        value,
+        None if found is None else found[1],
     )
 
 
-def render(outcomes: Sequence[Outcome]) -> list[Table]:
-    """The choice of each model, and how the policies did."""
-    chosen = Table(title="batching or instances", title_justify="left")
-    for name in ("model", "chosen", "best of the sweep"):
-        chosen.add_column(name)
-    for name in ("limit ms", "best batch, samples/s", "best instances, samples/s", "chosen mode / best"):
-        chosen.add_column(name, justify="right")
-    kept = Table(title="the knob under a load that comes and goes", title_justify="left")
-    for name in ("model", "policy"):
-        kept.add_column(name)
-    for name in ("settled s", "turns", "within", "without load", "with load", "samples/s", "last value"):
-        kept.add_column(name, justify="right")
+def show(outcomes: Sequence[Outcome], environment: Environment) -> None:
+    """Print the choice for each model, and how the policies did."""
+    chosen, kept = [], []
     for one in outcomes:
-        rates = {
-            knob: max((two.throughput_hz for two in one.swept if two.knob == knob and two.p95_s <= one.limit_s), default=0.0)
-            for knob in ("batch", "instances")
-        }
-        chosen.add_row(
-            one.model,
-            f"{one.knob} {one.start}",
-            "-" if one.best is None else f"{one.best.knob} {one.best.value}",
-            f"{one.limit_s * 1e3:.0f}",
-            *(f"{rates[knob]:.1f}" if rates[knob] else "-" for knob in ("batch", "instances")),
-            "-" if one.of_best is None else f"{one.of_best:.2f}",
-        )
-        for run in one.runs:
-            kept.add_row(
+        rates = []
+        for knob in KNOBS:
+            best = best_within([two for two in one.swept if two.knob == knob], limit_s=one.limit_s)
+            rates.append("-" if best is None else f"{best.throughput_hz:.1f} ({best.value})")
+        chosen.append((one.model, f"{one.limit_s * 1e3:.0f}", *rates, f"{one.knob} {one.start}"))
+        kept += [
+            (
                 one.model,
                 run.policy,
                 "-" if run.settled_s is None else f"{run.settled_s:.1f}",
+                str(run.calm_value),
+                "-" if run.of_best is None else f"{run.of_best:.2f}",
                 str(run.turns),
-                *(f"{share:.0%}" if share == share else "-" for share in (run.within, run.calm_within, run.load_within)),
+                *("-" if math.isnan(share) else f"{share:.0%}" for share in (run.within, run.load_within)),
                 f"{run.throughput_hz:.1f}",
-                str(run.last_value),
             )
-    return [chosen, kept]
+            for run in one.runs
+        ]
+    report(
+        "batching or instances: most samples/s of a sweep within the limit, and with what",
+        ("model", "limit ms", "batch", "instances", "chosen"),
+        chosen,
+        environment,
+    )
+    report(
+        "the knob turned while a load comes and goes",
+        ("model", "policy", "settled s", "value", "of the best", "turns", "within", "with load", "samples/s"),
+        kept,
+        environment,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -209,7 +204,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.tuning", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--models", default=",".join(MODELS), help="built-in models (default %(default)s)")
     parser.add_argument("--stages", default="cpu:0-1", help="cores (default %(default)s)")
-    parser.add_argument("--times", type=float, default=LIMIT_TIMES, help="limit / latency of one sample (default %(default)g)")
+    parser.add_argument(
+        "--times", type=float, default=LIMIT_TIMES, help="limit / latency of one sample (default %(default)g)"
+    )
     parser.add_argument("--latency-ms", type=float, help="the same limit for all, instead")
     parser.add_argument("--batch", type=int, default=16, help="largest batch (default %(default)s)")
     parser.add_argument("--instances", type=int, help="most instances (default: two per core)")
@@ -246,14 +243,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         )
         console.print(outcomes[-1].why, markup=False)
-        if arguments.output is not None:  # what there is so far: the whole takes long
-            _write(arguments.output, outcomes)
-    report(render(outcomes), Environment.collect())
-
-
-def _write(path: Path, outcomes: Sequence[Outcome]) -> None:
-    values: Any = [one._asdict() for one in outcomes]
-    write_result(path, {"outcomes": values}, Environment.collect())
+        write_result(  # what there is so far: the whole takes long
+            arguments.output,
+            environment=Environment.collect(),
+            parameters={name: value for name, value in vars(arguments).items() if name != "output"},
+            results=outcomes,
+        )
+    show(outcomes, Environment.collect())
 
 
 if __name__ == "__main__":
