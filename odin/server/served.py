@@ -246,7 +246,8 @@ def _tuner(config: ModelConfig, pipeline: Pipeline) -> Tuner | None:
     """Turn the model's knob from now on, if there is a latency to keep."""
     if config.latency_ms is None:
         return None
-    tuner = Tuner(pipeline, latency_s=config.latency_ms / 1e3)
+    joins = bool(getattr(config, "dynamic_batching", False))
+    tuner = Tuner(pipeline, latency_s=config.latency_ms / 1e3, knob="batch" if joins else "instances")
     tuner.start()
     return tuner
 
