@@ -132,10 +132,15 @@ class Tuner:
         return int(getattr(self._pipeline, _ATTRIBUTES[self.knob]))
 
     def start(self) -> None:
-        """Begin; the knob gets the policy's value."""
+        """Begin; the knob gets the policy's value.
+
+        Raises
+        ------
+        ValueError
+            If the pipeline cannot have it, such as several instances without the relay.
+        """
         policy = self._periods.policy
-        if policy.value != self.value:
-            setattr(self._pipeline, _ATTRIBUTES[self.knob], policy.value)
+        setattr(self._pipeline, _ATTRIBUTES[self.knob], policy.value)
         now_s = self._clock()
         self._periods.turned(now_s)
         self._tell(now_s, policy.value, policy.value, math.nan, 0)

@@ -140,6 +140,14 @@ def test_a_pipeline_that_joins_no_samples_has_no_batch_to_turn():
         tuned(pipe)
 
 
+def test_a_pipeline_whose_knob_cannot_be_turned_is_refused_at_once():
+    pipe = FakePipeline(stages=2)
+    pipe.refusal = ValueError("instances=2 means nothing under policy 'static'")
+    with pytest.raises(ValueError, match="nothing under policy 'static'"), tuned(pipe):
+        pass
+    assert (pipe.followers, pipe.events) == ([], [])
+
+
 def test_one_stage_alone_has_nothing_to_turn():
     with pytest.raises(ValueError, match="nothing to turn: the pipeline has one stage"):
         tuned(FakePipeline())
