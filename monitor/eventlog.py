@@ -34,6 +34,7 @@ from odin.monitor.events import (
     Attributed,
     Event,
     EventsMissing,
+    KnobTurned,
     LoadChanged,
     PlanChanged,
     PolicyChanged,
@@ -248,6 +249,8 @@ class EventLog:
                     self._state.pop((Attributed.kind, event.stage), None)
             case PlanChanged() | PolicyChanged():
                 self._state[event.kind] = event
+            case KnobTurned():
+                self._state[event.kind, event.knob] = event
             case LoadChanged():
                 self._state.pop((event.kind, event.name, event.on), None)
                 if event.intensity > 0:

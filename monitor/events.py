@@ -20,6 +20,7 @@ __all__ = [
     "Event",
     "EventsMissing",
     "Fault",
+    "KnobTurned",
     "LoadChanged",
     "MoveFailed",
     "PlanChanged",
@@ -350,6 +351,34 @@ class EventsMissing(_Event, frozen=True, tag="missing"):
     why: str
 
 
+class KnobTurned(_Event, frozen=True, tag="knob"):
+    """A knob has another value from now on, so that latencies keep a limit; first, what it has at the beginning.
+
+    Attributes
+    ----------
+    knob
+        ``batch`` (most samples that are joined) or ``instances`` (stages that take requests).
+    before, after
+        Its values; equal at the beginning.
+    statistic
+        What is held against the limit: ``p95`` or ``mean``.
+    latency_s
+        That of the latencies that led to it; ``nan`` at the beginning.
+    limit_s
+        What it is to keep.
+    requests
+        How many latencies there were.
+    """
+
+    knob: str
+    before: int
+    after: int
+    statistic: str
+    latency_s: float
+    limit_s: float
+    requests: int
+
+
 class RunEnded(_Event, frozen=True, tag="end"):
     """Last record of a log: why the run ended, and its counts of requests."""
 
@@ -375,6 +404,7 @@ Event = (
     | Fault
     | EventsMissing
     | RunEnded
+    | KnobTurned
 )
 """Any event of a run."""
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from odin.partitioner.relay import Windows
     from odin.pipeline import Pipeline
     from odin.stages.device import Device, DeviceError
+    from odin.tuning.tuner import Tuner
     from odin.version import __version__
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "Source",
     "StageLostError",
     "TraceError",
+    "Tuner",
     "Windows",
     "__version__",
     "build_chain",
@@ -87,6 +89,7 @@ _HOMES = {
     "odin.partitioner.policies": ("Decision", "Observation", "Policy", "Setting", "make_policy"),
     "odin.partitioner.relay": ("Windows",),
     "odin.stages.device": ("Device", "DeviceError"),
+    "odin.tuning.tuner": ("Tuner",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

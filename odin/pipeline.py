@@ -41,7 +41,7 @@ from odin.models.sources import Source
 from odin.monitor.attribution.neighbours import Neighbours, find_neighbours
 from odin.monitor.detectors import Detector
 from odin.monitor.eventlog import EventLog
-from odin.monitor.events import Event, LoadChanged, StageDescription
+from odin.monitor.events import Event, KnobTurned, LoadChanged, StageDescription
 from odin.monitor.timing import RequestTimeline
 from odin.monitor.view.builder import PipelineView, Serving
 from odin.options import (
@@ -230,6 +230,7 @@ class Pipeline:
         self._recovery: Recovery | None = None
         self._startup: Startup | None = None
         self._deployment: Deployment | None = None
+        self._followers: tuple[Callable[[RequestTimeline], None], ...] = ()
         self._runtime: RayRuntime | None = None
         self._at_exit = _close_at_exit(self)
         keep_from_children(self)
@@ -302,7 +303,7 @@ class Pipeline:
                 plan=setting.plan,
                 windows=windows,
                 max_in_flight=self._in_flight_under(windows),
-                on_result=self._supervision.on_result,
+                on_result=self._on_result,
                 on_failure=self._supervision.on_failure,
                 on_gone=self._stage_gone,
                 foresight=Foresight(conditions, Admission(refuses=admission == PREDICT)),
@@ -738,6 +739,24 @@ class Pipeline:
         if (windows or Windows.of_plan(setting.plan)) != self.windows:
             self._move(setting.plan, windows, why=f"policy {policy.name}")
 
+    @property
+    def instances(self) -> int:
+        """How many stages take new requests, while the relay is in force on CPU cores of one node: all, by default.
+
+        Set it to 1 or more: so many run whole requests beside each other from the next request on. The others stay, use
+        no CPU, and take part again when they are asked for; a stage that is lost is made up for by one of them. Another
+        :attr:`policy`, :meth:`migrate` and windows count for all stages, and end it.
+        """
+        self._check_process()
+        assert self._arrangement is not None
+        return self._arrangement.instances
+
+    @instances.setter
+    def instances(self, instances: int) -> None:
+        self._check_process()
+        assert self._arrangement is not None
+        self._arrangement.set_instances(instances)
+
     # -- state ------------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> PipelineView:
@@ -767,6 +786,33 @@ class Pipeline:
         self._check_process()
         assert self._gateway is not None
         return self._gateway.window.timelines()
+
+    def follow(self, on_result: Callable[[RequestTimeline], None]) -> Callable[[], None]:
+        """Call a function with the timings of every micro-batch that finishes from now on; returns what ends that.
+
+        It is called in the thread that resolves futures, so it must be quick, and not raise.
+        """
+        self._check_process()
+        with self._lock:
+            self._followers = (*self._followers, on_result)
+
+        def leave() -> None:
+            with self._lock:
+                self._followers = tuple(other for other in self._followers if other is not on_result)
+
+        return leave
+
+    def _on_result(self, timeline: RequestTimeline) -> None:
+        assert self._supervision is not None
+        self._supervision.on_result(timeline)
+        for follower in self._followers:
+            follower(timeline)
+
+    def note_turn(self, event: KnobTurned) -> None:
+        """Record that a knob of this pipeline was turned in the view and the log; :class:`odin.Tuner` does so."""
+        self._check_process()
+        assert self._supervision is not None
+        self._supervision.note_turn(event)
 
     def _look(self, stage: int) -> Neighbours:
         """Find other programs on a stage's device; from this process if possible, to spare the stage's core."""

@@ -125,6 +125,7 @@ class HandOver:
         self._chain_s = [row.behind_s[0] for row in self._times.full]
         self._queue: QueueWords | None = None
         self._shares = False
+        self._apart = False  # takes no new requests: nothing is to be left to it
         self._cut_takers: Takers = ()
         self._first = self._last = 0
         self._slowdown = 1.0
@@ -167,6 +168,13 @@ class HandOver:
     def share(self, queue: QueueWords) -> None:
         """Take new requests from a queue that all stages take from, where windows allow it."""
         self._queue = queue
+
+    def set_apart(self, apart: bool) -> None:
+        """Take no part in what is new from now on, or take part again."""
+        if apart != self._apart:
+            self._apart = apart
+            if self._words[IDLE_SINCE_S] < math.inf:
+                self.rest(time.perf_counter())
 
     def leaves(self, waited_s: float) -> bool:
         """Whether to leave what waits in the queue: another request is on its way here, or others are much faster.
@@ -226,7 +234,8 @@ class HandOver:
         """Nothing is to be done."""
         self._words[FREE_S] = self._words[IDLE_SINCE_S] = now_s
         if self._queue is not None:
-            self._queue.tell(self._index, StageWords(now_s, now_s, self._slowdown))
+            free_s = math.inf if self._apart else now_s
+            self._queue.tell(self._index, StageWords(free_s, free_s, self._slowdown))
 
     def at_cut(self, cut: int, now_s: float) -> bool:
         """Before layer ``cut``, with the one before it just done: whether to stop here, and hand over to ``target``."""

@@ -149,8 +149,9 @@ class StageLoop:
         epoch, windows
             What holds under it.
         stages
-            Those that live: row ``j`` of the windows is that of ``stages[j]``. Others are not sent to until they are
-            among those of another epoch; if this one is not among them, nothing else is prepared.
+            Those that live, and take part: row ``j`` of the windows is that of ``stages[j]``. Others are not sent to
+            until they are among those of another epoch; if this one is not among them, it takes no new requests. What
+            it takes of this epoch once it is among those of a later one, it runs whole.
         """
         stages = tuple(range(len(windows)) if stages is None else stages)
         with self._under_lock:
@@ -158,7 +159,15 @@ class StageLoop:
             for stage, sender in self._senders.items():
                 if stage != GATEWAY:
                     (sender.resume if stage in stages else sender.abandon)()
-            if self._index not in stages:  # it may only have waited for one that hangs
+            takes_part = self._index in stages
+            self._inbox.take_new(
+                takes_part,
+                first=not windows.all_begin,
+                note=lambda: self._hand_over.set_apart(not takes_part),
+            )
+            if not takes_part:  # it may only have waited for one that hangs
+                if self._inbox.queue is not None:
+                    self._under = {**self._under, epoch: self._under_alone(windows, stages)}
                 return
             under = self._under_windows(windows, stages)
             self._executor.prepare(under.reach.first, under.reach.last)
@@ -168,6 +177,12 @@ class StageLoop:
 
     def _under_windows(self, windows: Windows, stages: Sequence[int]) -> _Under:
         reach = Reach.of(windows, self._index, self._hand_over.reachable(stages), stages)
+        return _Under(windows, stages, reach, self._hand_over.takers_of(reach))
+
+    def _under_alone(self, windows: Windows, stages: Sequence[int]) -> _Under:
+        """Under an epoch in which this stage takes no part: a request of it that waits in the queue is run whole."""
+        self._executor.prepare(0, self._layer_count)
+        reach = Reach(0, self._layer_count, ((),) * self._layer_count, free=False)
         return _Under(windows, stages, reach, self._hand_over.takers_of(reach))
 
     def add_sender(self, stage: int, sender: Sender) -> None:
@@ -180,7 +195,8 @@ class StageLoop:
             self._senders = {**self._senders, stage: sender}
             self._hand_over.set_taker(stage, sender)
             self._under = {
-                epoch: self._under_windows(under.windows, under.stages) for epoch, under in self._under.items()
+                epoch: under if self._index not in under.stages else self._under_windows(under.windows, under.stages)
+                for epoch, under in self._under.items()
             }
             if self._ended:
                 before = sender

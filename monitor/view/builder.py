@@ -23,6 +23,7 @@ from odin.monitor.events import (
     Event,
     EventsMissing,
     Fault,
+    KnobTurned,
     LoadChanged,
     MoveFailed,
     PlanChanged,
@@ -39,7 +40,15 @@ from odin.monitor.events import (
 )
 from odin.monitor.samples import SampleTimes
 from odin.monitor.view.event_text import event_text
-from odin.monitor.view.pipeline_view import EventLine, History, InjectedLoad, PipelineView, StageState, StageView
+from odin.monitor.view.pipeline_view import (
+    EventLine,
+    History,
+    InjectedLoad,
+    PipelineView,
+    StageState,
+    StageView,
+    TunedKnob,
+)
 from odin.monitor.view.recent import RecentRequests
 from odin.monitor.view.windows_text import end_ranges
 from odin.monitor.window import percentiles_s
@@ -164,6 +173,7 @@ class ViewBuilder:
             Fault: self._tell,
             EventsMissing: self._missing,
             RunEnded: self._end,
+            KnobTurned: self._knob,
         }
 
     def apply(self, event: Event) -> None:
@@ -246,6 +256,7 @@ class ViewBuilder:
                 refused=refused,
                 off_p50_s=off_p50_s,
                 off_p99_s=off_p99_s,
+                tuned=self._tuned,
             )
 
     # -- events -----------------------------------------------------------------------------------------------------
@@ -279,6 +290,8 @@ class ViewBuilder:
         self._loads: dict[tuple[str, str], InjectedLoad] = {}
         self._lines: deque[EventLine] = deque(maxlen=_EVENT_LINES)
         self._last_key: object = None
+        self._tuned: TunedKnob | None = None
+        self._turns = 0
         self._ended: str | None = None
         self._ended_s: float | None = None
         self._say(run)
@@ -356,6 +369,11 @@ class ViewBuilder:
         else:
             self._loads.pop(key, None)
         self._say(event, merge=("load", key) if event.intensity > 0 else None)  # a ramp is one line
+
+    def _knob(self, event: KnobTurned) -> None:
+        self._turns += event.before != event.after
+        self._tuned = TunedKnob(event.knob, event.after, event.statistic, event.limit_s, self._turns)
+        self._say(event)
 
     def _end(self, event: RunEnded) -> None:
         self._ended, self._ended_s = event.reason, event.at_s

@@ -11,6 +11,7 @@ from odin.monitor.events import (
     Event,
     EventsMissing,
     Fault,
+    KnobTurned,
     LoadChanged,
     MoveFailed,
     PlanChanged,
@@ -146,7 +147,20 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
             return f"not recorded: {event.requests} requests, {event.others} other events: {event.why}"
         case RunEnded():
             return f"ended: {event.reason}"
+        case KnobTurned():
+            kept = f"{event.statistic} to keep {seconds(event.limit_s)}"
+            if event.before == event.after:
+                return f"tuning: {_knob(event)}, {kept}"
+            side = "over the limit" if event.latency_s > event.limit_s else "room below the limit"
+            text = f"turned {event.before} -> {event.after}: {_knob(event)}"
+            return f"{text} ({event.statistic} {seconds(event.latency_s)}, {side} of {seconds(event.limit_s)})"
     return ""
+
+
+def _knob(event: KnobTurned) -> str:
+    if event.knob == "batch":
+        return f"up to {event.after} samples are joined" if event.after > 1 else "no samples are joined"
+    return f"{event.after} instance{'' if event.after == 1 else 's'}"
 
 
 def _requests(count: int) -> str:

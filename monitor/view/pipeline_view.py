@@ -11,7 +11,7 @@ from msgspec import Struct
 from odin.monitor.events import Culprit
 from odin.monitor.json_text import json_text, plain_json, with_nan
 
-__all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "StageState", "StageView"]
+__all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "StageState", "StageView", "TunedKnob"]
 
 FORMAT = "odin-view"
 VERSION = 1
@@ -110,6 +110,24 @@ class InjectedLoad(Struct, frozen=True, forbid_unknown_fields=True):
     pid: int
 
 
+class TunedKnob(Struct, frozen=True, forbid_unknown_fields=True):
+    """A knob that is turned so that latencies keep a limit; see :class:`odin.monitor.events.KnobTurned`.
+
+    Attributes
+    ----------
+    value
+        What it is now.
+    turns
+        How often it was turned.
+    """
+
+    knob: str
+    value: int
+    statistic: str
+    limit_s: float
+    turns: int
+
+
 class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole pipeline.
 
@@ -148,6 +166,8 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
         How many events there have been; ``events`` has the last ones, oldest first.
     ended
         Why the run ended; ``None`` while it goes on.
+    tuned
+        The knob that is turned to keep a latency limit; ``None`` if none is.
     """
 
     model: str
@@ -178,6 +198,7 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
     refused: int = 0
     off_p50_s: float = math.nan
     off_p99_s: float = math.nan
+    tuned: TunedKnob | None = None
 
     @property
     def layer_count(self) -> int:
@@ -202,7 +223,7 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
             made = values.pop("format"), values.pop("version")
             if made != (FORMAT, VERSION):
                 raise ValueError(f"format {made[0]!r} version {made[1]!r}, not {FORMAT} {VERSION}")
-            unknown = {name: values[name] for name in ("in_flight", "ended")}  # null, as in the view
+            unknown = {name: values[name] for name in ("in_flight", "ended", "tuned")}  # null, as in the view
             return msgspec.convert({**with_nan(values), **unknown}, cls)
         except (ValueError, LookupError) as error:
             raise ValueError(f"not a view of an ODIN pipeline: {text[:80]!r} ({error!r})") from error

@@ -52,6 +52,7 @@ _EVENT_STYLES = {
     "stage-lost": LOST,
     "stage-back": QUIET,
     "end": "bold",
+    "knob": THROUGHPUT,
 }
 
 
@@ -112,7 +113,7 @@ def render(
     tall = height >= _TALL
     blank = [Text()] if height >= 20 else []
     footer = [*blank, _both_ends(Text(f" {keys}", style="dim"), Text(f"{status} "), width, glyphs)] if tall else []
-    promises = _promises(view, width, glyphs) if tall else []
+    promises = [*_promises(view, width, glyphs), *_tuned(view, width, glyphs)] if tall else []
     top = [_header(view, width, glyphs), *blank, *_measures(view, width, height, glyphs), *promises, *blank]
     loads = _loads(view, width, glyphs) if tall else []
     room = height - len(top) - len(loads) - len(footer)
@@ -138,7 +139,7 @@ def plain(view: PipelineView, *, width: int = 100, ascii_only: bool = False) -> 
     """
     glyphs = ASCII if ascii_only else UNICODE
     lines = [_header(view, width, glyphs), Text(), *_measures(view, width, 24, glyphs)]
-    lines += [*_promises(view, width, glyphs), Text()]
+    lines += [*_promises(view, width, glyphs), *_tuned(view, width, glyphs), Text()]
     lines += stage_lines(view, width=width, height=2 * len(view.stages) + 1 + 2 * bool(view.windows), glyphs=glyphs)
     lines += [*_loads(view, width, glyphs), Text()]
     lines += _events(view.events[-_PLAIN_EVENTS:], width, _PLAIN_EVENTS + 1, glyphs, heading=True)
@@ -246,6 +247,17 @@ def _promises(view: PipelineView, width: int, glyphs: Glyphs) -> list[Text]:
     if math.isfinite(view.off_p99_s):
         off = f"p50 {_signed(view.off_p50_s)}, p99 {_signed(view.off_p99_s)} off what was expected"
         line.append(f"  {off}")
+    return [fit(line, width, glyphs)]
+
+
+def _tuned(view: PipelineView, width: int, glyphs: Glyphs) -> list[Text]:
+    """The knob that is turned to keep a limit; nothing if none is."""
+    tuned = view.tuned
+    if tuned is None:
+        return []
+    line = Text(" tuned ", style="dim").append(f"{tuned.knob} {tuned.value}", style="not dim bold")
+    line.append(f"  {tuned.statistic} to keep {seconds(tuned.limit_s)}", style="not dim")
+    line.append(f"  turned {tuned.turns:,} time{'' if tuned.turns == 1 else 's'}")
     return [fit(line, width, glyphs)]
 
 

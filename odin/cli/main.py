@@ -31,13 +31,14 @@ COMMANDS = (
         "bench",
         "load",
         "cost",
+        "tune",
         "cluster",
     ),
     "completion",
 )
 
 
-LABORATORY = ("demo", "inject", "record", "simulate", "report", "bench", "load", "cost")
+LABORATORY = ("demo", "inject", "record", "simulate", "report", "bench", "load", "cost", "tune")
 """Commands of the laboratory; imported by name, so that serving does not import ``odin_lab``."""
 
 

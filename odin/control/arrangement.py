@@ -12,6 +12,7 @@ import numpy as np
 import ray
 
 from odin.cluster.deployment import Deployment
+from odin.control.instances import check_instances, taking_part
 from odin.errors import StageLostError
 from odin.partitioner.balance.exact import balance
 from odin.partitioner.plan import Plan
@@ -86,8 +87,9 @@ class Arrangement:
         self._why_no_ray, self._on_replaced = why_no_ray, on_replaced
         self._switching = threading.Lock()  # held while stages prepare, which may take long
         self._epochs = 0
+        self._instances = len(self._devices)
         self.live = tuple(range(len(self._devices)))
-        """Stages that take part; set by who follows them."""
+        """Stages that can take part; set by who follows them."""
 
     def switch(self, plan: Plan, windows: Windows | None = None, *, why: str = "") -> int:
         """Carry out a migration; report it unless the controller decided it (no ``why``). Returns the epoch.
@@ -101,6 +103,9 @@ class Arrangement:
             self._gateway.check_open()
             in_force, live = windows or Windows.of_plan(plan), self.live
             stages = tuple(range(len(plan)))
+            if self._instances < len(stages):  # who says where requests change hands says it for all stages
+                self._instances = len(stages)
+                self._supervision.pause(live != stages)
             if live != stages and not self._shares_all(in_force):
                 stages, in_force = live, self._without_lost(plan, in_force, live)
             try:
@@ -122,7 +127,7 @@ class Arrangement:
                 epoch,
                 in_force,
                 stages,
-                live=[stage for stage in stages if stage in live],
+                live=live,
                 others=hanging,
             )
         except ray.exceptions.RayActorError as error:
@@ -132,6 +137,44 @@ class Arrangement:
         if why:  # before the next switch can begin: the controller gets epochs in their order
             self._supervision.on_migration(epoch, plan, told, why, time.perf_counter() - begin_s)
         return epoch
+
+    @property
+    def instances(self) -> int:
+        """How many stages are to take new requests: all of them, or as many as :meth:`set_instances` was told."""
+        return self._instances
+
+    def set_instances(self, asked: int) -> None:
+        """Let so many stages take new requests from the next one on; see :mod:`odin.control.instances`.
+
+        Raises
+        ------
+        ValueError
+            If the number is not valid, or stages do not take requests by themselves.
+        StageLostError
+            If one does not answer.
+        """
+        with self._switching:
+            self._gateway.check_open()
+            policy = self._supervision.policy
+            asked = check_instances(
+                asked,
+                stages=len(self._devices),
+                policy=policy.name,
+                relays=windows_of(policy, self._setting) is not None,
+                shares_queue=self._inlet.queue is not None,
+            )
+            if asked == self._instances:
+                return
+            if not self.live:
+                raise StageLostError("all stages are lost at the moment; try again when one is back")
+            before, self._instances = self._instances, asked
+            try:
+                self._spread(taking_part(self.live, asked), f"{asked} of {len(self._devices)} instances were asked for")
+            except BaseException:
+                self._instances = before
+                raise
+            finally:
+                self._gateway.check_open()
 
     def _shares_all(self, windows: Windows) -> bool:
         """Whether all stages take new requests from one queue: then it does not matter whether one is lost."""
@@ -166,7 +209,7 @@ class Arrangement:
         return self._deployment.has_answered(stage)
 
     def regroup(self, stages: tuple[int, ...]) -> None:
-        """Spread all layers over these stages from the next request on, as fast as they now are.
+        """Spread all layers over these stages, or as many of them as are to take part, from the next request on.
 
         Raises
         ------
@@ -176,17 +219,24 @@ class Arrangement:
         with self._switching:
             self._gateway.check_serving()
             now, count = self._gateway.in_force, len(self._devices)
-            if self._shares_all(now.windows) and len(now.stages) == count:
+            if self._shares_all(now.windows) and len(now.stages) == self._instances == count:
                 return
-            whole = len(stages) == count
-            self._supervision.pause(not whole)
-            plan = self._setting.plan if whole else self._plan_over(stages)
-            own = Plan(plan[stage] for stage in stages)
-            relays = windows_of(self._supervision.policy, self._setting) is not None
-            windows = reach(own, [self._devices[stage] for stage in stages]) if relays else Windows.of_plan(own)
-            told = windows.with_idle(stages, count) if windows.plan is None else None
-            why = f"{'all' if whole else len(stages)} of {count} stages are there"
-            self._prepare_and_switch(plan, windows, stages, told=told, why=why)
+            taking = taking_part(stages, self._instances)
+            if self._instances < count and taking == now.stages:  # those that take no part may come and go
+                return
+            self._spread(taking, f"{'all' if len(stages) == count else len(stages)} of {count} stages are there")
+
+    def _spread(self, stages: tuple[int, ...], why: str) -> None:
+        """Spread all layers over these stages, as fast as they now are; the lock is held."""
+        count = len(self._devices)
+        whole = len(stages) == count
+        self._supervision.pause(not whole)
+        plan = self._setting.plan if whole else self._plan_over(stages)
+        own = Plan(plan[stage] for stage in stages)
+        relays = windows_of(self._supervision.policy, self._setting) is not None
+        windows = reach(own, [self._devices[stage] for stage in stages]) if relays else Windows.of_plan(own)
+        told = windows.with_idle(stages, count) if windows.plan is None else None
+        self._prepare_and_switch(plan, windows, stages, told=told, why=why)
 
     def _plan_over(self, stages: Sequence[int]) -> Plan:
         """The best plan if only these stages take part, as slow as they say they are."""

@@ -17,6 +17,7 @@ from odin.monitor.eventlog import EventLog
 from odin.monitor.events import (
     Event,
     EventsMissing,
+    KnobTurned,
     LoadChanged,
     RequestDone,
     RunEnded,
@@ -260,6 +261,10 @@ class Supervision:
             from_json(to_json(event))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{event!r} is no load that can be recorded ({error}); give a LoadChanged") from error
+        self._recorder.emit(event)
+
+    def note_turn(self, event: KnobTurned) -> None:
+        """Record that a tuner has turned a knob."""
         self._recorder.emit(event)
 
     def view(self) -> PipelineView:

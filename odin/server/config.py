@@ -41,6 +41,9 @@ class ModelConfig(BaseModel):
         File with one name per class.
     dynamic_batching, batch_wait_ms
         As those of :class:`odin.Pipeline`.
+    latency_ms
+        Milliseconds that the p95 of its micro-batches' latencies is to keep: its knob is turned for that by
+        :class:`odin.Tuner`, the batch if samples are joined, otherwise the number of stages that take requests.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -68,6 +71,7 @@ class ModelConfig(BaseModel):
     log: Path | None = None
     dynamic_batching: bool = False
     batch_wait_ms: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    latency_ms: _Milliseconds | None = None
 
     @field_validator("stages")
     @classmethod

@@ -157,6 +157,13 @@ class PipelineFamilies:
         self.batches = HistogramMetricFamily(
             "odin_micro_batch_samples", "Samples in a micro-batch that answered requests.", labels=model
         )
+        self.knob = GaugeMetricFamily(
+            "odin_tuned_knob",
+            "Value of a knob that is turned to keep a latency: batch or instances.",
+            labels=["model", "knob"],
+        )
+        self.limit = GaugeMetricFamily("odin_latency_limit_seconds", "Latency that is to be kept.", labels=model)
+        self.turns = CounterMetricFamily("odin_knob_turns", "Times that the knob was turned.", labels=["model", "knob"])
 
     def add(self, name: str, view: PipelineView, counts: ModelCounts) -> None:
         """Add a model's samples."""
@@ -167,6 +174,10 @@ class PipelineFamilies:
         _add_known(self.error, [name, "0.5"], view.off_p50_s)
         _add_known(self.error, [name, "0.99"], view.off_p99_s)
         counts.batches.add_to(self.batches, [name])
+        if view.tuned is not None:
+            self.knob.add_metric([name, view.tuned.knob], view.tuned.value)
+            self.limit.add_metric([name], view.tuned.limit_s)
+            self.turns.add_metric([name, view.tuned.knob], view.tuned.turns)
         self.plan_changes.add_metric([name], counts.plan_changes)
         for how in ("lost", "hung"):
             self.lost.add_metric([name, how], counts.lost[how])

@@ -34,6 +34,7 @@ from odin.server.failures import FailureKind, RequestError
 from odin.server.messages import InferRequest, InferResponse, ModelMetadata, RequestedOutput, Tensor
 from odin.server.signature import Signature
 from odin.server.statistics import Statistics
+from odin.tuning.tuner import Tuner
 
 __all__ = ["ServedModel"]
 
@@ -85,6 +86,7 @@ class ServedModel:
             )
             self.devices = tuple(map(str, self.pipeline.devices))
             self.signature = Signature.of(own, example, result, inputs=names, outputs=outputs)
+            self._tuner = _tuner(config, self.pipeline)
         except BaseException:
             self.pipeline.close(drain=False)
             raise
@@ -169,6 +171,8 @@ class ServedModel:
 
     def close(self, *, drain: bool = True, timeout_s: float = 60.0) -> None:
         """End the stages; see :meth:`odin.Pipeline.close`."""
+        if self._tuner is not None:
+            self._tuner.close()
         self.pipeline.close(drain=drain, timeout_s=timeout_s)
 
     def samples(self, request: InferRequest) -> int:
@@ -249,6 +253,16 @@ def _options(config: ModelConfig, source: Source) -> dict[str, Any]:
     stages = config.stages if isinstance(config.stages, str) else list(config.stages)
     # Shared: several models of a server may have the same devices, and so have two versions while one takes over.
     return {**options, "engine": engine_for(source, config.engine), "stages": stages, "share_devices": True}
+
+
+def _tuner(config: ModelConfig, pipeline: Pipeline) -> Tuner | None:
+    """Turn the model's knob from now on, if there is a latency to keep."""
+    if config.latency_ms is None:
+        return None
+    joins = bool(getattr(config, "dynamic_batching", False))
+    tuner = Tuner(pipeline, latency_s=config.latency_ms / 1e3, knob="batch" if joins else "instances")
+    tuner.start()
+    return tuner
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from odin_lab.simulator.metrics import REFERENCES
 from odin_lab.simulator.paper import DEVICES, REQUESTS, gather, paper_notes, paper_study
 from odin_lab.simulator.study import Contestant, Job, Outcome, RunJob, Setup, StudyError, run_jobs
 from odin_lab.simulator.summary import policy_table, render_study, service_table, validation_table
+from odin_lab.simulator.tuning_table import tuning_table
 from odin_lab.simulator.validate import validate
 from odin_lab.timings import load_timings
 
@@ -41,6 +42,7 @@ _OPTIONS = {
     ),
     "paper": ("policy", "requests", "repeats", "scaling_repeats", "model", "scaling", "quick", "jobs", *_COMMON),
     "--like": ("detector", "repeats", "output", "json"),
+    "tune": ("repeats", "seed"),
 }
 """Which options mean something for what is to be done."""
 _LIKE_SEEDS = 5
@@ -54,13 +56,15 @@ def add_parser(subparsers: Any) -> None:
         "simulate",
         help="compare policies in simulation, also on the ODIN paper's grid",
         description="Run policies, those that serve live, on the same noise and interference in a simulated pipeline "
-        "with measured layer times. odin simulate paper runs the ODIN paper's whole grid.",
+        "with measured layer times. odin simulate paper runs the ODIN paper's whole grid; odin simulate tune what "
+        "odin tune turns.",
     )
     parser.add_argument(
         "what",
         nargs="?",
-        metavar="MODEL|TABLE|paper",
-        help="model with shipped timings (default resnet50), a file made by odin record, or paper",
+        metavar="MODEL|TABLE|paper|tune",
+        help="model with shipped timings (default resnet50), a file made by odin record, paper, or tune: knobs of "
+        "batches and instances under a latency limit",
     )
     parser.add_argument(
         "--like",
@@ -142,14 +146,17 @@ def run(arguments: argparse.Namespace) -> int:
             raise StudyError(f"--like {log}: there is no such file; give event logs of odin run --log")
     if mode == "--like":
         return _like(arguments)
+    if mode == "tune":
+        return _tune(arguments)
     return _paper(arguments) if mode == "paper" else _single(arguments)
 
 
 def _check_usage(arguments: argparse.Namespace) -> str:
     """Return what is to be done, after a look at whether the options fit it."""
-    mode = "--like" if arguments.like is not None else "paper" if arguments.what == "paper" else "a model"
-    if mode == "--like" and arguments.what == "paper":
-        raise StudyError("paper and --like are two things: leave one of them out")
+    own = arguments.what if arguments.what in ("paper", "tune") else "a model"
+    mode = "--like" if arguments.like is not None else own
+    if mode == "--like" and arguments.what in ("paper", "tune"):
+        raise StudyError(f"{arguments.what} and --like are two things: leave one of them out")
     for option in sorted({option for options in _OPTIONS.values() for option in options}):
         if getattr(arguments, option) not in (None, False) and option not in _OPTIONS[mode]:
             fits = " or ".join(name for name, options in _OPTIONS.items() if option in options)
@@ -254,6 +261,12 @@ def _like(arguments: argparse.Namespace) -> int:
     )
     results = Results(_command(), now(), _environment(), validations=found)
     return int(not _tell(arguments, results, validation_table(found)))
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(tuning_table(seeds=range(arguments.seed or 0, (arguments.seed or 0) + (arguments.repeats or 3))))
+    return 0
 
 
 def _speeds(text: str | None) -> tuple[float, ...]:

@@ -55,6 +55,7 @@ class Inbox:
         self.queue: QueueEnd | None = None
         self.home: SlotMemory | None = None
         self._queue_descriptor = -1
+        self._takes, self._queue_first = True, False
         self._has_gateway = False  # ever: this is a stage's
         self._goodbye: Message | None = None
         self._told: Collection[int] | None = None
@@ -97,6 +98,30 @@ class Inbox:
 
         self._change(note)
 
+    def take_new(self, takes: bool, *, first: bool = False, note: Callable[[], None] = lambda: None) -> None:
+        """Take from the gateway's queue from now on, or leave all that is there to others, without looking at it.
+
+        Parameters
+        ----------
+        takes
+            Whether to take.
+        first
+            Take from it before all channels: new requests come by these, so what is left in the queue is older.
+        note
+            Called by the thread that receives, when it is so.
+        """
+
+        def change() -> None:
+            if self._queue_descriptor >= 0 and takes != self._takes:
+                if takes:
+                    self._poll.register(self._queue_descriptor, select.POLLIN)
+                else:
+                    self._poll.unregister(self._queue_descriptor)
+            self._takes, self._queue_first = takes, first
+            note()
+
+        self._change(change)
+
     def _change(self, change: Callable[[], None]) -> None:
         self._changes.append(change)
         os.eventfd_write(self._wake, 1)
@@ -124,9 +149,9 @@ class Inbox:
     ) -> Message:
         """Wait for the next message, using no CPU; next to none while a gateway on another machine is to be told.
 
-        What waits in the gateway's queue comes after all that channels have. A stage gets a goodbye when the gateway
-        has said it and its queue has ended, whatever other stages do. The gateway gets one when all channels have ended
-        and a stage has said goodbye.
+        What waits in the gateway's queue comes after all that channels have, unless :meth:`take_new` says otherwise. A
+        stage gets a goodbye when the gateway has said it and its queue has ended, if it takes from that, whatever other
+        stages do. The gateway gets one when all channels have ended and a stage has said goodbye.
 
         Parameters
         ----------
@@ -146,7 +171,8 @@ class Inbox:
         left_s = math.inf
         while True:
             self._check_open()
-            if self._goodbye is not None and self._queue_descriptor < 0 and (self._has_gateway or not self._open):
+            taken_all = self._queue_descriptor < 0 or not self._takes
+            if self._goodbye is not None and taken_all and (self._has_gateway or not self._open):
                 return self._goodbye
             ready = self._ready(0)
             if not ready:
@@ -163,7 +189,7 @@ class Inbox:
             if descriptor == self._queue_descriptor:
                 now_s = time.monotonic()
                 left_s = min(left_s, now_s)
-                if leaves(now_s - left_s):
+                if not self._queue_first and leaves(now_s - left_s):
                     self._channels.poll(_LEAVE_MS)
                     if all(one != self._queue_descriptor for one, _ in self._poll.poll(0)):
                         left_s = math.inf  # they have
@@ -205,7 +231,8 @@ class Inbox:
         if isinstance(receiver, ShmReceiver) and receiver.queue is not None:
             self.queue, receiver.queue = receiver.queue, None
             self._queue_descriptor = self.queue.fileno()
-            self._poll.register(self._queue_descriptor, select.POLLIN)
+            if self._takes:
+                self._poll.register(self._queue_descriptor, select.POLLIN)
         self._note_whom_to_tell()
 
     def _forget(self, descriptor: int) -> None:
@@ -249,9 +276,9 @@ class Inbox:
             raise ChannelClosedError("the channel was closed")
 
     def _choose(self, ready: list[int]) -> int | None:
-        """A channel with a message, in turn if several have one, or the queue if no channel has."""
+        """A channel with a message, in turn if several have one, or the queue: if no channel has, or it goes first."""
         channels = [descriptor for descriptor in ready if descriptor != self._queue_descriptor]
-        if not channels:
+        if not channels or (self._queue_first and len(channels) < len(ready)):
             return self._queue_descriptor if ready else None
         later = [descriptor for descriptor in channels if descriptor > self._last]
         self._last = min(later or channels)

@@ -109,7 +109,7 @@ def odin_faults(words: list[str]) -> list[str]:
     except SystemExit as ended:
         return [told.getvalue().strip().splitlines()[-1]] if ended.code else []
     found = []
-    given = getattr(arguments, "policy", None) or []
+    given = [] if words[0] == "tune" else getattr(arguments, "policy", None) or []  # its policies turn knobs
     for text in [given] if isinstance(given, str) else given:
         if text != AUTO:
             found += _made(lambda text=text: make_policy(text.removesuffix("(serial)").strip()), text)

@@ -14,6 +14,7 @@ from odin.monitor.events import (
     Culprit,
     EventsMissing,
     Fault,
+    KnobTurned,
     LoadChanged,
     MoveFailed,
     PlanChanged,
@@ -45,6 +46,7 @@ EVENTS = [
     Fault(1007.0, "on_event", "raised RuntimeError('mine'); it goes on being told", 3),
     EventsMissing(1007.5, 250, 3, "No space left on device"),
     RunEnded(1008.0, "done", 20, 1),
+    KnobTurned(1007.8, "batch", 8, 4, "p95", 0.125, 0.1, 40),
 ]  # fmt: skip
 
 

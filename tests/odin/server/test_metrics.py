@@ -13,9 +13,9 @@ import pytest
 from fake_serving import fake_dataplane, serve_fake, served_http
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
-from synthetic_run import Story, interference, run_started
+from synthetic_run import START_S, Story, interference, run_started
 
-from odin.monitor.events import PlanChanged, SlowdownChanged, StageBack, StageLost
+from odin.monitor.events import KnobTurned, PlanChanged, SlowdownChanged, StageBack, StageLost
 from odin.server.bucket_counts import BucketCounts
 from odin.server.datatypes import DATATYPES
 from odin.server.failures import FailureKind, RequestError
@@ -123,6 +123,19 @@ def test_moves_losses_and_returns_are_counted():
     assert now["odin_plan_changes_total", "m"] == 1
     assert (now["odin_stage_losses_total", "m", "lost"], now["odin_stage_losses_total", "m", "hung"]) == (1, 1)
     assert (now["odin_stage_returns_total", "m", "replaced"], now["odin_stage_returns_total", "m", "answers"]) == (1, 0)
+
+
+def test_a_knob_that_is_turned_is_told():
+    turned = [
+        KnobTurned(START_S + 1, "batch", 8, 8, "p95", math.nan, 0.25, 0),
+        KnobTurned(START_S + 2, "batch", 8, 4, "p95", 0.3, 0.25, 40),
+    ]
+    _, metrics = watched({"m": [run_started(), *turned], "other": [run_started()]})
+    now = samples(metrics)
+    assert now["odin_tuned_knob", "m", "batch"] == 4
+    assert now["odin_latency_limit_seconds", "m"] == 0.25
+    assert now["odin_knob_turns_total", "m", "batch"] == 1
+    assert ("odin_latency_limit_seconds", "other") not in now
 
 
 def test_names_that_clients_make_up_become_one_series():

@@ -85,3 +85,9 @@ def test_limits_are_checked():
     assert Limits(request_mib=0.5).request_nbytes == 2**19
     with pytest.raises(ValueError, match="requests"):
         Limits(requests=0)
+
+
+def test_a_latency_to_keep_is_a_positive_number(tmp_path: Path):
+    assert read_model(write(tmp_path, "m", 'source = "resnet18"\nlatency_ms = 250')).latency_ms == 250.0
+    with pytest.raises(ValueError, match=r"latency_ms = 0: input should be greater than 0"):
+        read_model(write(tmp_path, "n", 'source = "resnet18"\nlatency_ms = 0'))

@@ -1,0 +1,1 @@
+"""Turning one knob, the batch or the number of instances, so that latencies stay within a limit."""

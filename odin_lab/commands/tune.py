@@ -1,0 +1,253 @@
+"""``odin tune``: batching or instances for a model on these cores, and its knob turned while it serves.
+
+Exit status: 0 if something keeps the limit, else 1; 2 for wrong usage; 130 after Ctrl-C, 143 after SIGTERM, 129 after
+SIGHUP, when what is known until then has been shown and kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from odin.cli.arguments import positive, positive_number
+from odin.models.model_names import check_model_name
+from odin.partitioner.files import check_different, check_writable, write_whole
+from odin.process.signals import draining
+from odin.stages.device import parse_devices
+from odin.stages.lease import refuse_taken_devices
+from odin.tuning.choice import Probe
+from odin.tuning.periods import REQUESTS
+from odin.tuning.policy import POLICIES
+from odin.tuning.statistic import STATISTICS
+from odin_lab.inject import Load
+from odin_lab.tuning.campaign import Findings, best_of_sweep, find
+from odin_lab.tuning.measure import Effort
+from odin_lab.tuning.modes import Mode, modes_of, options_text, toml_text
+from odin_lab.tuning.serving import Serving, serve, spells_of
+from odin_lab.tuning.view import probe_table, served_lines, sweep_line
+
+__all__ = ["add_parser", "run"]
+
+
+class Result(Struct, frozen=True):
+    """What ``--output`` keeps; times of serving count from its beginning.
+
+    Attributes
+    ----------
+    command, model, stages
+        What was asked.
+    limit_s, statistic, policy
+        What latencies were to keep, and how.
+    probes, swept
+        What was measured first; every value, if it was asked for.
+    knob, start, keeps, why
+        The choice.
+    serving
+        What came of it; null with ``--seconds 0``.
+    of_best
+        Throughput with the last value as a part of the best of the sweep; null without one.
+    """
+
+    command: str
+    model: str
+    stages: tuple[str, ...]
+    limit_s: float
+    statistic: str
+    policy: str
+    probes: tuple[Probe, ...]
+    swept: tuple[Probe, ...]
+    knob: str
+    start: int
+    keeps: bool
+    why: str
+    serving: Serving | None
+    of_best: float | None
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``odin tune`` and its options."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "tune",
+        help="batching or instances within a latency limit, and the knob turned while it serves",
+        description="Measure what gains more throughput within a latency limit: one stage on all cores with batches, "
+        "or an instance on each core; choose, and serve with the knob turned so that latencies keep the limit.",
+        epilog="Nothing else should run on the cores. Latencies are without a queue: as much is under way as is "
+        "computed at a time.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="as for odin run; its samples must not depend on each other")
+    parser.add_argument("--latency-ms", type=positive_number, required=True, metavar="MS", help="limit of latencies")
+    parser.add_argument(
+        "--stages", default="cpu:0", metavar="DEVICES", help="cpu:0,cpu:1, cpu:0-1 or gpu:0 (default %(default)s)"
+    )
+    knobs = parser.add_argument_group("knobs")
+    knobs.add_argument("--batch", type=positive, default=32, metavar="N", help="largest batch (default %(default)s)")
+    knobs.add_argument("--instances", type=positive, metavar="N", help="most instances (default: one per core)")
+    knobs.add_argument(
+        "--policy", choices=POLICIES, default="dnnscaler", help="what turns the knob (default %(default)s)"
+    )
+    knobs.add_argument(
+        "--statistic", choices=STATISTICS, default="p95", help="held against the limit (default %(default)s)"
+    )
+    how = parser.add_argument_group("measuring and serving")
+    how.add_argument(
+        "--requests", type=positive, default=60, metavar="N", help="of each measurement (default %(default)s)"
+    )
+    how.add_argument(
+        "--patience", type=positive_number, default=30.0, metavar="S", help="longest measurement (default %(default)g)"
+    )
+    how.add_argument("--sweep", action="store_true", help="measure every value of both knobs")
+    how.add_argument("--seconds", type=float, default=30.0, metavar="S", help="to serve; 0: not (default %(default)g)")
+    how.add_argument(
+        "--period", type=positive, default=REQUESTS, metavar="N", help="requests between turns (default %(default)s)"
+    )
+    how.add_argument(
+        "--load",
+        action="append",
+        default=[],
+        metavar="LOAD",
+        help="beside it in the middle third of the time, such as cpu@cpu:1*0.5; may be repeated",
+    )
+    kept = parser.add_argument_group("results")
+    kept.add_argument("--log", metavar="FILE", help="event log of serving, for odin replay")
+    kept.add_argument("--output", type=Path, metavar="FILE.json", help="keep all, each request included")
+    kept.add_argument("--plot", type=Path, metavar="FILE.png", help="draw latencies and knob (also .svg, .pdf)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit status."""
+    loads = _check_usage(arguments)
+    modes = modes_of(parse_devices(arguments.stages), batch=arguments.batch, instances=arguments.instances)
+    refuse_taken_devices(parse_devices(arguments.stages))
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    limit_s = arguments.latency_ms / 1e3
+    from odin_lab.tuning.served import Served  # imports torch and Ray
+
+    serving: Serving | None = None
+    with draining() as drain, _progress() as show:
+
+        def look(what: str, done: float, of: float) -> bool:
+            show(what, done, of)
+            return drain.is_set()
+
+        def starting(mode: Mode, log: str | None = None) -> Served:
+            show(f"starting {mode.title} on {', '.join(mode.stages)}", 0, 1)
+            return Served(arguments.model, mode, log=log)
+
+        findings = find(
+            modes,
+            starting,
+            limit_s=limit_s,
+            statistic=arguments.statistic,
+            effort=Effort(arguments.requests, limit_s=arguments.patience),
+            sweep=arguments.sweep,
+            look=look,
+        )
+        choice, mode = findings.choice, findings.mode
+        if arguments.seconds > 0 and not drain.is_set():
+            with starting(mode, arguments.log) as served:
+                serving = serve(
+                    served,
+                    start=choice.start if mode.knob == "instances" else 1,
+                    limit_s=limit_s,
+                    seconds=arguments.seconds,
+                    policy=arguments.policy,
+                    statistic=arguments.statistic,
+                    requests=arguments.period,
+                    loads=loads,
+                    spells=spells_of(arguments.seconds) if loads else (),
+                    stop=drain.is_set,
+                    look=lambda at_s, value: show(f"serving, {mode.knob} {value}", at_s, arguments.seconds),
+                )
+    _tell(arguments, console, findings, serving)
+    return 0 if choice.keeps else 1
+
+
+def _check_usage(arguments: argparse.Namespace) -> list[Load]:
+    """Find what cannot be before anything is started; returns the loads."""
+    check_model_name(arguments.model)
+    for option in ("latency_ms", "patience", "seconds"):
+        value = getattr(arguments, option)
+        if not 0 <= value < math.inf:
+            raise ValueError(f"--{option.replace('_', '-')} {value:g} is not a number of milliseconds or seconds")
+    for option in ("output", "plot", "log"):
+        if (path := getattr(arguments, option)) is not None:
+            check_writable(path, f"--{option}")
+    check_different(
+        output=arguments.output, plot=arguments.plot, log=None if not arguments.log else Path(arguments.log)
+    )
+    if arguments.plot is not None:
+        from odin_lab.report.figures import KINDS
+
+        if arguments.plot.suffix.lower()[1:] not in KINDS:
+            raise ValueError(f"--plot {arguments.plot}: end it in {', '.join(f'.{kind}' for kind in KINDS)}")
+    if arguments.seconds == 0:
+        for option in ("load", "plot", "log"):
+            if getattr(arguments, option):
+                raise ValueError(f"--{option} means nothing with --seconds 0, which serves nothing; leave one out")
+    return [Load.parse(text) for text in arguments.load]
+
+
+def _tell(arguments: argparse.Namespace, console: Console, findings: Findings, serving: Serving | None) -> None:
+    """Show all, and keep it."""
+    limit_s, statistic = arguments.latency_ms / 1e3, arguments.statistic
+    choice, mode = findings.choice, findings.mode
+    title = f"{arguments.model} on {arguments.stages}: {statistic} to keep {arguments.latency_ms:g} ms"
+    shown = findings.swept or findings.probes
+    console.print(probe_table(shown, limit_s=limit_s, statistic=statistic, choice=choice, title=title))
+    console.print(choice.why, markup=False, style="bold")
+    value = choice.start if serving is None else serving.value
+    if serving is not None:
+        console.print(served_lines(serving, limit_s=limit_s, statistic=statistic))
+    found = best_of_sweep(findings, value, limit_s=limit_s, statistic=statistic)
+    if found is not None:
+        console.print(sweep_line(*found, value), markup=False)
+    console.print("To start it so:", style="dim")
+    console.print(options_text(arguments.model, mode, value, latency_s=limit_s), markup=False)
+    console.print("or as a model's file for odin serve:", style="dim")
+    console.print(toml_text(arguments.model, mode, value, latency_s=limit_s), markup=False)
+    if arguments.output is not None:
+        result = Result(
+            shlex.join(["odin", *sys.argv[1:]]),
+            arguments.model,
+            mode.stages,
+            limit_s,
+            statistic,
+            arguments.policy,
+            findings.probes,
+            findings.swept,
+            choice.knob,
+            choice.start,
+            choice.keeps,
+            choice.why,
+            serving,
+            None if found is None else found[1],
+        )
+        write_whole(arguments.output, msgspec.json.encode(result) + b"\n")
+        console.print(f"kept in {arguments.output}", style="dim", markup=False)
+    if arguments.plot is not None and serving is not None:
+        from odin_lab.report.figures import write
+        from odin_lab.tuning.plot import tuning_plot
+
+        write(tuning_plot(serving, limit_s=limit_s, statistic=statistic, model=arguments.model), arguments.plot)
+        console.print(f"drawn in {arguments.plot}", style="dim", markup=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """One line, in a terminal only; yields what shows where one is."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        row = progress.add_task("", total=None)
+        yield lambda what, done, of: progress.update(row, description=what, completed=done, total=of)
