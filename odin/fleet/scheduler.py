@@ -255,7 +255,7 @@ class Scheduler:
         verdict = Verdict(False, place.end_s - now_s, place.load_s, at)
         if not self._refuses:
             return verdict
-        if place.end_s > request.deadline_s and not self._may_try(request, place, now_s):
+        if place.end_s > request.deadline_s and (before or not self._may_try(request, place, now_s)):
             return verdict._replace(late=True)
         for one in behind:
             if course.take(one).end_s > one.deadline_s >= usual.take(one).end_s:
@@ -263,10 +263,10 @@ class Scheduler:
         return verdict
 
     def _may_try(self, request: Waiting, place: _Place, now_s: float) -> bool:
-        """Whether a request that is predicted to be late is tried all the same: it delays nobody, and the baseline is
-        in time. So outliers that were measured cannot keep a model out.
+        """Whether a request that is predicted to be late is tried all the same: nothing is under way that it could
+        delay, and the baseline is in time. So outliers that were measured cannot keep a model out.
         """
-        if self._queue or any(executor.sent for executor in self._executors):
+        if place.executor < 0 or any(executor.sent for executor in self._executors):
             return False
         baseline_s = self.models[request.model].baseline_of(request.samples)
         slowdown = self.estimates.slowdown(place.executor, now_s)
@@ -318,7 +318,7 @@ class Scheduler:
         course, now = _Course(self, now_s), _Course(self, now_s)
         for _, _, request in self._queue:
             best = now.place(request)
-            if best.end_s > request.deadline_s and not self._may_try_now(request, best, now_s):
+            if best.end_s > request.deadline_s and not self._may_try(request, best, now_s):
                 self._take_out(request)
                 dropped.append(Dropped(request, best.end_s - now_s))
                 return True
@@ -334,12 +334,6 @@ class Scheduler:
                     return False
             course.follow(request, place)
         return False
-
-    def _may_try_now(self, request: Waiting, best: _Place, now_s: float) -> bool:
-        if any(executor.sent for executor in self._executors):
-            return False
-        baseline_s = self.models[request.model].baseline_of(request.samples)
-        return now_s + best.load_s + self.estimates.slowdown(best.executor, now_s) * baseline_s <= request.deadline_s
 
     def _most_demanded(self, planned: Waiting, executor: int, now_s: float) -> Waiting:
         """Whose model is loaded next: that with the largest unserved demand, if accepted requests are in time still."""
