@@ -31,6 +31,7 @@ COMMANDS = (
         "bench",
         "load",
         "cluster",
+        "pack",
     ),
     "completion",
 )

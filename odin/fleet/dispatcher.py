@@ -34,7 +34,7 @@ from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.wire import Header, Kind
 from odin.stages.loop import DEADLINE
 
-__all__ = ["Counts", "Dispatcher"]
+__all__ = ["Counts", "Dispatcher", "refusal"]
 
 Values = tuple[torch.Tensor, ...]
 _log = logging.getLogger(__name__)
@@ -200,24 +200,8 @@ class Dispatcher:
             dropped = self._pump()
         self._fail_dropped(dropped)
         if verdict.late:
-            reply.settle(self._refusal(model, verdict, deadline_s - now_s))
+            reply.settle(refusal(self._names[model], verdict, deadline_s - now_s))
         return reply
-
-    def _refusal(self, model: int, verdict: Verdict, left_s: float) -> DeadlineExceededError:
-        name = self._names[model]
-        if left_s <= 0:
-            message = f"refused: its deadline passed {-left_s * 1e3:.1f} ms before it was submitted"
-        elif math.isinf(verdict.predicted_s):
-            message = "refused: no executor is there at present; submit again when one is replaced"
-        else:
-            load = f", {verdict.load_s * 1e3:.1f} ms of it for loading its model" if verdict.load_s else ""
-            why = "; an accepted request behind it would be late" if verdict.delays else ""
-            message = (
-                f"refused: model {name!r} would be done in {verdict.predicted_s * 1e3:.1f} ms{load}, its deadline is "
-                f"in {left_s * 1e3:.1f} ms, {verdict.ahead} requests go before it{why}; allow longer, send less at a "
-                "time, or take all (admission='none')"
-            )
-        return DeadlineExceededError(message, refused=True, predicted_s=verdict.predicted_s)
 
     def _count(self, **more: int) -> None:
         counts = self._counts
@@ -499,3 +483,20 @@ class Dispatcher:
         self._timers.close()
         self._pool.close()
         self.callbacks.close(_GOODBYE_S)
+
+
+def refusal(name: str, verdict: Verdict, left_s: float) -> DeadlineExceededError:
+    """The error of a request that is not taken, whose deadline is in so many seconds."""
+    if left_s <= 0:
+        message = f"refused: its deadline passed {-left_s * 1e3:.1f} ms before it was submitted"
+    elif math.isinf(verdict.predicted_s):
+        message = "refused: no executor is there at present; submit again when one is replaced"
+    else:
+        load = f", {verdict.load_s * 1e3:.1f} ms of it for loading its model" if verdict.load_s else ""
+        why = "; an accepted request behind it would be late" if verdict.delays else ""
+        message = (
+            f"refused: model {name!r} would be done in {verdict.predicted_s * 1e3:.1f} ms{load}, its deadline is "
+            f"in {left_s * 1e3:.1f} ms, {verdict.ahead} requests go before it{why}; allow longer, send less at a "
+            "time, or take all (admission='none')"
+        )
+    return DeadlineExceededError(message, refused=True, predicted_s=verdict.predicted_s)

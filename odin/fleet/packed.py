@@ -248,7 +248,6 @@ class PackedFolder:
         self.path = Path(path)
         self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._codes: dict[str, Mapping[str, Any]] = {}
-        self._verified: dict[str, tuple[int, int, int]] = {}
         try:
             _check_owner(os.fstat(self._descriptor), self.path)
         except BaseException:
@@ -283,33 +282,20 @@ class PackedFolder:
         with self._open(name) as file:
             return self._read(name, file)[0]
 
-    def map(self, name: str, *, verify: bool = True) -> Mapped:
+    def map(self, name: str) -> Mapped:
         """Map a model's weights, and read them from disk into memory.
 
-        Parameters
-        ----------
-        verify
-            Compare the weights with their checksum, the first time that this file is mapped.
+        They are not compared with their checksum, which would take longer than reading them: :meth:`verify` does that.
 
         Raises
         ------
         PackedModelError, OSError
-            As :meth:`head`; or if the weights do not have their checksum.
+            As :meth:`head`.
         """
         with self._open(name) as file:
             head, code = self._read(name, file)
             flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
             mapping = mmap.mmap(file, head.nbytes, flags=flags, prot=mmap.PROT_READ)
-            about = os.fstat(file)
-        identity = (about.st_ino, about.st_mtime_ns, about.st_size)
-        if verify and self._verified.get(name) != identity:
-            weights = memoryview(mapping)[head.weights_at :]
-            found = hashlib.sha256(weights).hexdigest()
-            weights.release()
-            if found != head.weights_sha256:
-                mapping.close()
-                raise PackedModelError(f"{self._path(name)}: its weights do not have their checksum: pack it again")
-            self._verified[name] = identity
         stored = {}
         for tensor, dtype, shape, strides, form, at, nbytes in code["tensors"]:
             data = np.frombuffer(mapping, np.uint8, nbytes, head.weights_at + at)
@@ -317,6 +303,23 @@ class PackedFolder:
                 data, DTYPE_CODES[dtype], tuple(shape), tuple(strides), base64.b64decode(form)
             )
         return Mapped(head, code, mapping, stored)
+
+    def verify(self, name: str) -> None:
+        """Read a whole file, and compare its weights with their checksum.
+
+        Raises
+        ------
+        PackedModelError, OSError
+            As :meth:`head`; or if the weights are others.
+        """
+        with self._open(name) as file:
+            head, _ = self._read(name, file)
+            digest, at = hashlib.sha256(), head.weights_at
+            while part := os.pread(file, 1 << 20, at):
+                digest.update(part)
+                at += len(part)
+        if digest.hexdigest() != head.weights_sha256:
+            raise PackedModelError(f"{self._path(name)}: its weights do not have their checksum: pack it again")
 
     def drop(self, name: str) -> None:
         """Let the kernel forget a file's pages, unless some process still maps them."""

@@ -6,9 +6,10 @@ import math
 
 import pytest
 
+from odin.fleet.dispatcher import refusal
 from odin.fleet.estimates import Estimates, ModelFacts
 from odin.fleet.on_demand import OnDemand
-from odin.fleet.scheduler import EVICT, LOAD, RUN, Action, Scheduler
+from odin.fleet.scheduler import LOAD, RUN, Action, Scheduler, Verdict
 
 MIB = 2**20
 LOAD_S = 0.005 + 4 * MIB / 400e6
@@ -254,4 +255,16 @@ def test_on_demand_takes_requests_in_their_order():
     assert seen == [
         "load m0 on 0", "run m0 on 0", "load m1 on 0", "run m1 on 0", "evict m0 on 0", "load m2 on 0", "run m2 on 0",
     ]  # fmt: skip
-    assert EVICT in {"evict"}
+
+
+def test_a_refusal_names_the_prediction():
+    error = refusal("cats", Verdict(True, 0.0567, 0.0312, 2), 0.05)
+    assert error.refused
+    assert error.predicted_s == 0.0567
+    assert str(error) == (
+        "refused: model 'cats' would be done in 56.7 ms, 31.2 ms of it for loading its model, its deadline is in 50.0 "
+        "ms, 2 requests go before it; allow longer, send less at a time, or take all (admission='none')"
+    )
+    assert "an accepted request behind it would be late" in str(refusal("cats", Verdict(True, 0.01, 0.0, 2, True), 1))
+    assert "no executor is there" in str(refusal("cats", Verdict(True, math.inf, 0.0, 0), 1.0))
+    assert "passed 2.0 ms before" in str(refusal("cats", Verdict(True, 0.01, 0.0, 0), -0.002))
