@@ -78,23 +78,23 @@ def percentile_99(values: Iterable[float]) -> float:
 
 
 class _Window:
-    """The last ten measurements of one quantity."""
+    """The last ten measurements of one quantity; asked far more often than added to."""
 
-    __slots__ = ("_measured",)
+    __slots__ = ("_last_s", "_measured", "_p99")
 
     def __init__(self) -> None:
-        self._measured: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
+        self._measured: deque[float] = deque(maxlen=_WINDOW)
+        self._last_s, self._p99 = -math.inf, math.nan
 
     def add(self, value: float, now_s: float) -> None:
-        self._measured.append((now_s, value))
+        self._measured.append(value)
+        self._last_s, self._p99 = now_s, percentile_99(self._measured)
 
     def estimate(self, now_s: float, default: float) -> float:
-        measured = self._measured
-        if not measured or now_s - measured[-1][0] > _KNOWN_S:
-            return default
-        if now_s - measured[-1][0] > _RECENT_S:
-            return statistics.median(value for _, value in measured)
-        return percentile_99(value for _, value in measured)
+        age_s = now_s - self._last_s
+        if age_s <= _RECENT_S:
+            return self._p99
+        return statistics.median(self._measured) if age_s <= _KNOWN_S else default
 
 
 class Estimates:
@@ -108,19 +108,28 @@ class Estimates:
 
     def __init__(self, executors: int) -> None:
         self._runs: dict[tuple[int, int], _Window] = {}
-        self._ratios: list[deque[tuple[float, float]]] = [deque(maxlen=_SLOWDOWN_RUNS) for _ in range(executors)]
+        self._ratios: list[deque[float]] = [deque(maxlen=_SLOWDOWN_RUNS) for _ in range(executors)]
+        self._slowdowns = [(-math.inf, 1.0)] * executors  # and when it was measured
         self._constant_s, self._first_s, self._s_per_byte, self._evict_s = _Window(), _Window(), _Window(), _Window()
 
     # -- executors ----------------------------------------------------------------------------------------------------
 
     def slowdown(self, executor: int, now_s: float) -> float:
         """Time now / baseline, at least 1.0; that as well after some seconds without a run."""
-        recent = [ratio for at_s, ratio in self._ratios[executor] if now_s - at_s <= _SLOWDOWN_AGE_S]
-        return max(1.0, statistics.median(recent)) if recent else 1.0
+        at_s, slowdown = self._slowdowns[executor]
+        return slowdown if now_s - at_s <= _SLOWDOWN_AGE_S else 1.0
 
     def forget(self, executor: int) -> None:
         """Another process takes its place."""
         self._ratios[executor].clear()
+        self._slowdowns[executor] = -math.inf, 1.0
+
+    def _note_ratio(self, executor: int, ratio: float, now_s: float) -> None:
+        ratios = self._ratios[executor]
+        if now_s - self._slowdowns[executor][0] > _SLOWDOWN_AGE_S:
+            ratios.clear()
+        ratios.append(ratio)
+        self._slowdowns[executor] = now_s, max(1.0, statistics.median(ratios))
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
@@ -132,7 +141,7 @@ class Estimates:
 
     def ran(self, executor: int, model: int, facts: ModelFacts, samples: int, took_s: float, now_s: float) -> None:
         """Learn from a run that has ended."""
-        self._ratios[executor].append((now_s, took_s / facts.baseline_of(samples)))
+        self._note_ratio(executor, took_s / facts.baseline_of(samples), now_s)
         window = self._runs.setdefault((model, samples), _Window())
         window.add(max(_LEAST_S, took_s / self.slowdown(executor, now_s)), now_s)
 

@@ -42,6 +42,7 @@ class Models:
         self.names = list(names)
         self._open: dict[int, OpenModel] = {}
         self._warm: set[str] = set()
+        self._why_not: dict[int, Exception] = {}
 
     def load(self, number: int) -> tuple[float, float]:
         """Open a model; seconds of reading it, and of all else.
@@ -51,7 +52,12 @@ class Models:
         begin_s = time.perf_counter()
         model = self._open.get(number)
         if model is None:
-            model = self._open[number] = OpenModel(self.folder, self.names[number])
+            try:
+                model = self._open[number] = OpenModel(self.folder, self.names[number])
+            except Exception as error:
+                self._why_not[number] = error.with_traceback(None)
+                raise
+            self._why_not.pop(number, None)
         read_s = model.read_s
         if model.head.code not in self._warm:
             for samples in _WARM_SAMPLES if model.call.dynamic_batch else (1,):
@@ -64,7 +70,7 @@ class Models:
         """Run a model; the outputs, and seconds."""
         model = self._open.get(number)
         if model is None:
-            raise RuntimeError(f"model {self.names[number]} is not open here")
+            raise self._why_not.get(number) or RuntimeError(f"model {self.names[number]} is not open here")
         return model.run(values)
 
     def evict(self, number: int) -> None:

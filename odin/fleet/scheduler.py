@@ -175,6 +175,13 @@ class _Executor:
         free_s = max(now_s, max(self.last_end_s, first.sent_s) + first.action.expected_s)
         return free_s + sum(one.action.expected_s for one in others)
 
+    def overdue_s(self, now_s: float) -> float:
+        """Seconds by which what it is at takes longer than predicted; 0.0 if it does not."""
+        if not self.sent:
+            return 0.0
+        first = self.sent[0]
+        return max(0.0, now_s - max(self.last_end_s, first.sent_s) - first.action.expected_s)
+
 
 class _Place(NamedTuple):
     end_s: float
@@ -300,40 +307,41 @@ class Scheduler:
         """What executors are to do now, in order, and which requests are given up."""
         actions: list[Action] = []
         dropped: list[Dropped] = []
-        while self._queue and (ready := self._ready(now_s)):
-            if not self._decide_one(ready, now_s, actions, dropped):
-                break
+        while self._queue and self._walk(now_s, actions, dropped):
+            pass
         return actions, dropped
 
-    def _ready(self, now_s: float) -> set[int]:
-        """Executors that may be sent more."""
-        return {
-            number
-            for number, executor in enumerate(self._executors)
-            if executor.live and len(executor.sent) < MOST_SENT and executor.free_s(now_s) < now_s + AHEAD_S
-        }
-
-    def _decide_one(self, ready: set[int], now_s: float, actions: list[Action], dropped: list[Dropped]) -> bool:
-        """Send one request, with what it needs, or drop one; whether there was one."""
+    def _walk(self, now_s: float, actions: list[Action], dropped: list[Dropped]) -> bool:
+        """Go through the queue once while executors may be sent more; whether to begin anew."""
+        ready = {number for number in range(len(self._executors)) if self._is_ready(number, now_s)}
         course, now = _Course(self, now_s), _Course(self, now_s)
-        for _, _, request in self._queue:
+        for _, _, request in tuple(self._queue) if ready else ():
             best = now.place(request)
             if best.end_s > request.deadline_s and not self._may_try(request, best, now_s):
                 self._take_out(request)
                 dropped.append(Dropped(request, best.end_s - now_s))
-                return True
+                continue
             place = course.place(request)
-            if place.executor in ready:
-                if place.load_s:
-                    request = self._most_demanded(request, place.executor, now_s)
-                    place = now.place_on(request, place.executor)
-                if self._send(request, place, now_s, actions):
-                    return True
-                ready = ready - {place.executor}  # there is no room for its model at present
+            executor = place.executor
+            if executor in ready:
+                other = self._most_demanded(request, executor, now_s) if place.load_s else request
+                if self._send(other, now.place_on(other, executor), now_s, actions):
+                    if other is not request:
+                        return True  # another order: all are placed anew
+                    now.follow(request, place)
+                    if not self._is_ready(executor, now_s):
+                        ready.discard(executor)
+                else:  # there is no room for its model at present
+                    ready.discard(executor)
                 if not ready:
-                    return False
+                    break
             course.follow(request, place)
         return False
+
+    def _is_ready(self, executor: int, now_s: float) -> bool:
+        """Whether an executor may be sent more."""
+        state = self._executors[executor]
+        return state.live and len(state.sent) < MOST_SENT and state.free_s(now_s) < now_s + AHEAD_S
 
     def _most_demanded(self, planned: Waiting, executor: int, now_s: float) -> Waiting:
         """Whose model is loaded next: that with the largest unserved demand, if accepted requests are in time still."""
@@ -417,11 +425,13 @@ class Scheduler:
         actions.append(action)
 
     def wake_s(self, now_s: float) -> float:
-        """When to :meth:`decide` again if nothing else happens; infinite if nothing waits."""
+        """When to :meth:`decide` again if nothing else happens; infinite if only an answer or a request can matter."""
         if not self._queue:
             return math.inf
-        free = [one.free_s(now_s) for one in self._executors if one.live and len(one.sent) < MOST_SENT]
-        return max(now_s, min(free, default=math.inf) - AHEAD_S)
+        # Of one that takes longer than predicted only the answer says more.
+        busy = [one for one in self._executors if one.live and len(one.sent) < MOST_SENT and not one.overdue_s(now_s)]
+        free = [one.free_s(now_s) for one in busy]
+        return min((free_s - AHEAD_S for free_s in free if free_s >= now_s + AHEAD_S), default=math.inf)
 
     # -- what executors answer ----------------------------------------------------------------------------------------
 
@@ -484,11 +494,7 @@ class Scheduler:
 
     def overdue_s(self, executor: int, now_s: float) -> float:
         """Seconds by which what an executor is at takes longer than predicted; 0.0 if it does not."""
-        state = self._executors[executor]
-        if not state.sent:
-            return 0.0
-        first = state.sent[0]
-        return max(0.0, now_s - max(state.last_end_s, first.sent_s) - first.action.expected_s)
+        return self._executors[executor].overdue_s(now_s)
 
 
 class _Course:
@@ -501,38 +507,44 @@ class _Course:
         self._slowdown = {number: scheduler.estimates.slowdown(number, now_s) for number in self._free_s}
         self._opened: set[tuple[int, int]] = set()
         self._loaded: set[int] = set()
-        self._run_s: dict[tuple[int, int], float] = {}
+        self._known_s: dict[tuple[int, int], float] = {}
 
     def copy(self) -> _Course:
         """One that goes on by itself."""
         other = _Course.__new__(_Course)
-        other._scheduler, other._now_s = self._scheduler, self._now_s
-        other._free_s, other._slowdown = dict(self._free_s), self._slowdown
+        vars(other).update(vars(self))
+        other._free_s = dict(self._free_s)
         other._opened, other._loaded = set(self._opened), set(self._loaded)
-        other._run_s = self._run_s
         return other
+
+    def _run_s(self, request: Waiting) -> float:
+        key = request.model, request.samples
+        known_s = self._known_s.get(key)
+        if known_s is None:
+            scheduler, model = self._scheduler, request.model
+            facts = scheduler.models[model]
+            known_s = scheduler.estimates.run_s(model, facts, request.samples, self._now_s)
+            self._known_s[key] = known_s
+        return known_s
+
+    def _load_s(self, model: int, executor: int) -> float:
+        scheduler = self._scheduler
+        if scheduler.residency.is_open(model, executor) or (model, executor) in self._opened:
+            return 0.0
+        facts = scheduler.models[model]
+        nbytes = 0 if model in scheduler.residency or model in self._loaded else facts.nbytes
+        first = facts.code not in scheduler._executors[executor].codes
+        return scheduler.estimates.load_s(nbytes, self._now_s, first=first)
 
     def place_on(self, request: Waiting, executor: int) -> _Place:
         """When a request would be done on an executor."""
-        scheduler, model = self._scheduler, request.model
         slowdown = self._slowdown[executor]
-        key = (model, request.samples)
-        run_s = self._run_s.get(key)
-        facts = scheduler.models[model]
-        if run_s is None:
-            run_s = self._run_s[key] = scheduler.estimates.run_s(model, facts, request.samples, self._now_s)
-        load_s = 0.0
-        if not scheduler.residency.is_open(model, executor) and (model, executor) not in self._opened:
-            in_memory = model in scheduler.residency or model in self._loaded
-            first = facts.code not in scheduler._executors[executor].codes
-            load_s = scheduler.estimates.load_s(0 if in_memory else facts.nbytes, self._now_s, first=first) * slowdown
-        run_s *= slowdown
+        load_s, run_s = self._load_s(request.model, executor) * slowdown, self._run_s(request) * slowdown
         return _Place(self._free_s[executor] + load_s + run_s, executor, load_s, run_s)
 
     def place(self, request: Waiting) -> _Place:
         """Where a request would be done first; infinitely late on none if there is no executor."""
-        places = [self.place_on(request, executor) for executor in self._free_s]
-        return min(places) if places else _Place(math.inf, -1, 0.0, 0.0)
+        return min([self.place_on(request, executor) for executor in self._free_s], default=_NOWHERE)
 
     def follow(self, request: Waiting, place: _Place) -> None:
         """Go on as if a request were done there."""
@@ -547,3 +559,6 @@ class _Course:
         if place.executor >= 0:
             self.follow(request, place)
         return place
+
+
+_NOWHERE = _Place(math.inf, -1, 0.0, 0.0)

@@ -153,7 +153,7 @@ def test_a_model_that_cannot_be_opened_fails_its_requests_alone(two_cores, folde
         (made / f"{name}.packed").chmod(0o600)
     with odin.Fleet(made, stages=two_cores[:1], memory_mib=64) as fleet:
         (made / "m1.packed").unlink()
-        with pytest.raises(odin.LayerFailedError, match=r"model m1 raised FileNotFoundError"):
+        with pytest.raises(odin.LayerFailedError, match="model m1 raised FileNotFoundError"):
             fleet("m1", X)
         assert torch.equal(fleet("m0", X), expected["m0"])
         assert fleet.view().resident == ("m0",)
