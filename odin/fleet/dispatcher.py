@@ -24,7 +24,7 @@ import torch
 
 from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError, PoisonRequestError
 from odin.fleet.actions import kind_of_action, timing_of, to_header
-from odin.fleet.scheduler import LOAD, RUN, Action, Dropped, Measured, Scheduler, Verdict
+from odin.fleet.scheduler import EVICT, LOAD, Action, Dropped, Measured, Scheduler, Verdict
 from odin.partitioner.code.single import copied
 from odin.process.timers import Timer, Timers
 from odin.requests.replies import Callbacks, Reply
@@ -59,6 +59,8 @@ class Counts(NamedTuple):
         Those that were taken while it was not.
     loads, evictions
         Actions that have ended: a model may be opened by several executors.
+    load_predicted_s, load_actual_s
+        Seconds of all loads.
     """
 
     completed: int = 0
@@ -70,6 +72,8 @@ class Counts(NamedTuple):
     cold: int = 0
     loads: int = 0
     evictions: int = 0
+    load_predicted_s: float = 0.0
+    load_actual_s: float = 0.0
 
     @property
     def hit_rate(self) -> float:
@@ -203,7 +207,7 @@ class Dispatcher:
             reply.settle(refusal(self._names[model], verdict, deadline_s - now_s))
         return reply
 
-    def _count(self, **more: int) -> None:
+    def _count(self, **more: float) -> None:
         counts = self._counts
         self._counts = counts._replace(**{name: getattr(counts, name) + count for name, count in more.items()})
 
@@ -331,13 +335,14 @@ class Dispatcher:
             timing = timing_of(header)
             took_s = timing.wall_s
             bind_s = timing.layer_s[1] if kind_of_action(header) == LOAD else 0.0
-            if kind_of_action(header) == LOAD:
-                self._count(loads=1)
-            elif kind_of_action(header) != RUN:
-                self._count(evictions=1)
         measured = self._scheduler.answered(found, header.request, self._clock(), took_s=took_s, bind_s=bind_s, ok=ok)
-        if measured is not None:
-            self._on_measured(measured)
+        if measured is None:
+            return
+        if measured.kind == LOAD:
+            self._count(loads=1, load_predicted_s=measured.expected_s, load_actual_s=measured.took_s)
+        elif measured.kind == EVICT:
+            self._count(evictions=1)
+        self._on_measured(measured)
 
     def _finish(self, request: _Request, outcome: Values | Exception) -> _Request | None:
         """A request was answered; None if nobody waits for it. The lock is held."""

@@ -147,7 +147,7 @@ class Fleet:
             if head.nbytes > self._memory_nbytes:
                 raise PackedModelError(
                     f"model {name!r} takes {head.nbytes / 2**20:.1f} MiB, more than memory_mib="
-                    f"{self._memory_nbytes / 2**20:g}: allow more (memory_mib=, --memory-mib)"
+                    f"{self._memory_nbytes / 2**20:.4g}: allow more (memory_mib=, --memory-mib)"
                 )
             self._calls.append(ModelCall(head))
             self._numbers[name] = len(self._heads)

@@ -155,6 +155,10 @@ class ModelCall:
         made = (torch.zeros(shape, dtype=_dtype(spec)) for shape, spec in zip(shapes, self.inputs, strict=True))
         return self.layout(tuple(made))
 
+    def output_zeros(self) -> Values:
+        """Outputs as those of the example, without values."""
+        return tuple(torch.zeros(spec.shape, dtype=_dtype(spec)) for spec in self.outputs)
+
     def nbytes(self, samples: int) -> tuple[list[int], list[int]]:
         """Bytes of the inputs and of the outputs of so many samples."""
         scale = -(-samples // self.example_samples) if self.dynamic_batch else 1

@@ -15,6 +15,7 @@ from odin.server.failures import SERVER_ENDS, FailureKind, RequestError
 from odin.server.messages import Caller, InferRequest, InferResponse, ModelMetadata, ModelState, RequestedOutput
 from odin.server.repository import Repository
 from odin.server.served import ServedModel
+from odin.server.served_fleet import views_of
 from odin.server.statistics import Totals
 from odin.version import __version__
 
@@ -91,7 +92,7 @@ class DataPlane:
 
     def views(self) -> Mapping[str, PipelineView]:
         """What ``odin top`` shows of each model."""
-        return {name: model.pipeline.view() for name, model in self.repository.all_served().items()}
+        return views_of(self.repository.all_served())
 
     # -- inference ----------------------------------------------------------------------------------------------------
 

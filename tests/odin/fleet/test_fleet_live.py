@@ -162,7 +162,7 @@ def test_a_model_that_cannot_be_opened_fails_its_requests_alone(two_cores, folde
 def test_what_a_fleet_refuses_to_start_with(folder, tmp_path):
     with pytest.raises(ValueError, match=r"no packed model in .*odin pack MODEL --into"):
         odin.Fleet(tmp_path, stages=["cpu:0"])
-    with pytest.raises(PackedModelError, match=r"takes .* MiB, more than memory_mib=0.1"):
+    with pytest.raises(PackedModelError, match=r"takes .* MiB, more than memory_mib=0.1:"):
         odin.Fleet(folder, stages=["cpu:0"], memory_mib=0.1)
     with pytest.raises(ValueError, match="scheduler='best'; choose one of 'predictive', 'on-demand'"):
         odin.Fleet(folder, stages=["cpu:0"], scheduler="best")
