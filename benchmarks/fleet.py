@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,7 +213,7 @@ def replay(
                 time.sleep(wait_s)
             sent_s = time.perf_counter()
             future = fleet.submit(names[arrival.model], x, timeout_s=deadline_s)
-            future.add_done_callback(lambda done, sent_s=sent_s: _note(done, sent_s, latencies))
+            future.add_done_callback(partial(_note, sent_s=sent_s, latencies=latencies))
             futures.append(future)
         for future in futures:
             future.exception()
@@ -246,7 +247,7 @@ def replay(
     )
 
 
-def _note(done: Future[Any], sent_s: float, latencies: list[float]) -> None:
+def _note(done: Future[Any], *, sent_s: float, latencies: list[float]) -> None:
     if not done.cancelled() and done.exception() is None:
         latencies.append(time.perf_counter() - sent_s)
 

@@ -24,6 +24,7 @@ import torch
 
 from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError, PoisonRequestError
 from odin.fleet.actions import kind_of_action, timing_of, to_header
+from odin.fleet.estimates import ModelFacts
 from odin.fleet.scheduler import EVICT, LOAD, Action, Dropped, Measured, Scheduler, Verdict
 from odin.partitioner.code.single import copied
 from odin.process.timers import Timer, Timers
@@ -222,10 +223,11 @@ class Dispatcher:
         with self._lock:
             return reader(self._scheduler, self._clock())
 
-    def know(self, names: Sequence[str]) -> None:
-        """There are more models, whose facts the scheduler was given."""
+    def know(self, names: Sequence[str], facts: Sequence[ModelFacts]) -> None:
+        """There are more models: the names of all, and the facts of those that are new."""
         with self._lock:
             self._names = list(names)
+            self._scheduler.models.extend(facts)
 
     # -- out --------------------------------------------------------------------------------------------------------
 

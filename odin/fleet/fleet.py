@@ -144,14 +144,17 @@ class Fleet:
             if name in self._numbers:
                 continue
             head = self._folder.head(name)
-            if head.nbytes > self._memory_nbytes:
-                raise PackedModelError(
-                    f"model {name!r} takes {head.nbytes / 2**20:.1f} MiB, more than memory_mib="
-                    f"{self._memory_nbytes / 2**20:.4g}: allow more (memory_mib=, --memory-mib)"
-                )
+            self._check_fits(head)
             self._calls.append(ModelCall(head))
             self._numbers[name] = len(self._heads)
             self._heads.append(head)
+
+    def _check_fits(self, head: Head) -> None:
+        if head.nbytes > self._memory_nbytes:
+            raise PackedModelError(
+                f"model {head.name!r} takes {head.nbytes / 2**20:.1f} MiB, more than memory_mib="
+                f"{self._memory_nbytes / 2**20:.4g}: allow more (memory_mib=, --memory-mib)"
+            )
 
     def _start(self, devices: str | Sequence[Device], *, admission: str, scheduler: str, share_devices: bool) -> None:
         with phase("Ray started"):
@@ -265,6 +268,39 @@ class Fleet:
     def models(self) -> tuple[str, ...]:
         """Names of all models."""
         return tuple(self._numbers)
+
+    def refresh(self) -> tuple[str, ...]:
+        """Look for packed models that have come into the folder; returns their names.
+
+        A file that is packed anew by the same name counts from the next time that an executor loads it; its inputs and
+        outputs must be as before.
+
+        Raises
+        ------
+        PackedModelError, OSError
+            If one cannot be used.
+        """
+        assert self._dispatcher is not None
+        assert self._processes is not None
+        with self._lock:
+            found = [self._folder.head(name) for name in self._folder.names() if name not in self._numbers]
+            calls = [ModelCall(head) for head in found]
+            for head, call in zip(found, calls, strict=True):
+                self._check_fits(head)
+                inputs, outputs = call.nbytes(self.batch)
+                if slot_nbytes_for(inputs) > self._input_nbytes or slot_nbytes_for(outputs) > self._output_nbytes:
+                    raise PackedModelError(
+                        f"the inputs or outputs of {head.name!r} are larger than those of all models that the fleet "
+                        "was started with: start it anew"
+                    )
+            self._heads += found
+            self._calls += calls
+            names = [head.name for head in self._heads]
+            if found:
+                self._processes.know(names)
+                self._dispatcher.know(names, [head.facts for head in found])
+                self._numbers = {name: number for number, name in enumerate(names)}
+            return tuple(head.name for head in found)
 
     def head(self, name: str) -> Head:
         """What a model's file says of it."""

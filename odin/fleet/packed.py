@@ -166,7 +166,7 @@ def write_packed(
         at = _aligned(at + one.data.nbytes, ALIGNMENT)
     digest = hashlib.sha256()
     for one in stored.values():
-        digest.update(one.data)
+        digest.update(one.data.data)
         digest.update(bytes(-one.data.nbytes % ALIGNMENT))
     code = json.dumps({**shared, "layers": list(layers), "tensors": tensors}, separators=(",", ":")).encode()
     head = {
@@ -186,7 +186,7 @@ def write_packed(
         with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
             file.writelines([fixed, header, code, padding])
             for one in stored.values():
-                file.write(memoryview(one.data))
+                file.write(one.data.data)
                 file.write(bytes(-one.data.nbytes % ALIGNMENT))
             file.flush()
             os.fdatasync(file.fileno())

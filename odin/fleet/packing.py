@@ -99,7 +99,7 @@ def pack_chain(
         layers=data,
         shared={
             "inputs": [[spec.kind, list(spec.shape), spec.dtype] for spec in chain.inputs],
-            "outputs": [[spec.kind, list(spec.shape), spec.dtype] for spec in layers and chain.layers[-1].output],
+            "outputs": [[spec.kind, list(spec.shape), spec.dtype] for spec in chain.layers[-1].output],
             "dynamic_batch": chain.dynamic_batch,
             "channels_last": chain.channels_last,
             "returns": structure_to_data(chain.outcome),
@@ -128,7 +128,7 @@ def time_alone(chain: Chain) -> dict[int, float]:
                 for shape, spec in zip(shapes, chain.inputs, strict=True)
             )
             values = chain.layout(inputs)
-            took_s = []
+            took_s: list[float] = []
             end_s = time.perf_counter() + _LONGEST_S
             while len(took_s) < 1 + _RUNS and (len(took_s) < 2 or time.perf_counter() < end_s):
                 begin_s = time.perf_counter()

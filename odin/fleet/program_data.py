@@ -122,9 +122,7 @@ def layer_from_data(
             weights=tuple(map(str, data["weights"])),
             constants=tuple(_read_constant(value) for value in data["constants"]),
             modules=(),
-            packings=tuple(
-                Packing(*(tuple(part) if isinstance(part, list) else part for part in one)) for one in data["packings"]
-            ),
+            packings=tuple(map(_packing, data["packings"])),
             checked_source=sources[1],
             limits=tuple(map(float, limits)),
             output_bounds=tuple(map(float, output_bounds)),
@@ -133,6 +131,11 @@ def layer_from_data(
         raise
     except (KeyError, TypeError, ValueError, SyntaxError, RecursionError) as error:
         raise NotPackableError(f"not a layer: {type(error).__name__}: {error}") from error
+
+
+def _packing(values: Sequence[Any]) -> Packing:
+    weight, padding, stride, dilation, groups, input_shape = values
+    return Packing(str(weight), tuple(padding), tuple(stride), tuple(dilation), int(groups), tuple(input_shape))
 
 
 # -- functions and constants -----------------------------------------------------------------------------------------

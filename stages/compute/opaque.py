@@ -77,7 +77,8 @@ def attach(data: Bytes, form: bytes, shape: Sequence[int]) -> torch.Tensor:
     if failed:
         raise RuntimeError(f"PyTorch cannot read packed weights in place (error {failed})")
     tensor: torch.Tensor = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(_capsule(handle))
-    if tensor._use_count() > 1:  # it was not stolen: the handle would keep the tensor, and with it data, for ever
+    # If it was not stolen the handle would keep the tensor, and with it the data, for ever.
+    if tensor._use_count() > 1:  # type: ignore[attr-defined]
         delete(handle)
     tensor._odin_memory = data  # type: ignore[attr-defined]  # the tensor does not own it
     return tensor
