@@ -24,6 +24,8 @@ from odin.monitor.events import (
     EventsMissing,
     Fault,
     LoadChanged,
+    ModelEvicted,
+    ModelLoaded,
     MoveFailed,
     PlanChanged,
     PlanVerified,
@@ -162,6 +164,8 @@ class ViewBuilder:
             Fault: self._tell,
             EventsMissing: self._missing,
             RunEnded: self._end,
+            ModelLoaded: self._tell,
+            ModelEvicted: self._tell,
         }
 
     def apply(self, event: Event) -> None:

@@ -12,6 +12,8 @@ from odin.monitor.events import (
     EventsMissing,
     Fault,
     LoadChanged,
+    ModelEvicted,
+    ModelLoaded,
     MoveFailed,
     PlanChanged,
     PlanVerified,
@@ -136,6 +138,11 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
             return f"not recorded: {event.requests} requests, {event.others} other events: {event.why}"
         case RunEnded():
             return f"ended: {event.reason}"
+        case ModelLoaded() | ModelEvicted():
+            what = "loaded" if isinstance(event, ModelLoaded) else "evicted"
+            times = f"in {seconds(event.took_s)} (predicted {seconds(event.predicted_s)})"
+            there = f"{event.resident} models in memory, {event.resident_nbytes / 2**20:,.0f} MiB"
+            return f"{what}: model {event.model} on {_device(event.stage, devices)} {times}; {there}"
     return ""
 
 

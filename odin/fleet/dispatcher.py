@@ -124,10 +124,11 @@ class Dispatcher:
     pool, senders, inbox
         Slots of inputs, and the channels to and from the executors; closed with this.
     on_measured
-        Called with each action that has ended, in the receiving thread; it must not wait.
+        Called with each action that has ended, how many models are in memory then, and their bytes, in the receiving
+        thread; it must not wait.
     on_gone
-        Called with the index of an executor that is lost, after its requests went to others, and with the models that
-        are in memory no more.
+        Called with the index of an executor that is lost, after its requests went to others, with the models that are
+        in memory no more, and how many requests it had.
     clock
         Monotonic seconds, on which deadlines are; that of ``time.perf_counter``.
     """
@@ -140,8 +141,8 @@ class Dispatcher:
         pool: SlotPool,
         senders: Mapping[int, Sender],
         inbox: Inbox,
-        on_measured: Callable[[Measured], None] = lambda measured: None,
-        on_gone: Callable[[int, Sequence[int]], None] = lambda executor, models: None,
+        on_measured: Callable[[Measured, int, int], None] = lambda measured, resident, nbytes: None,
+        on_gone: Callable[[int, Sequence[int], int], None] = lambda executor, models, requests: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._scheduler, self._names = scheduler, list(names)
@@ -344,7 +345,8 @@ class Dispatcher:
             self._count(loads=1, load_predicted_s=measured.expected_s, load_actual_s=measured.took_s)
         elif measured.kind == EVICT:
             self._count(evictions=1)
-        self._on_measured(measured)
+        residency = self._scheduler.residency
+        self._on_measured(measured, len(residency), residency.used_nbytes)
 
     def _finish(self, request: _Request, outcome: Values | Exception) -> _Request | None:
         """A request was answered; None if nobody waits for it. The lock is held."""
@@ -443,7 +445,7 @@ class Dispatcher:
             self._settle(request, PoisonRequestError(request.number, request.deaths))
         self._fail_dropped(dropped)
         if not self._closing:
-            self._on_gone(executor, lost.models)
+            self._on_gone(executor, lost.models, len(lost.requests))
 
     def regain(self, executor: int, sender: Sender, receiver: Receiver, codes: Sequence[str]) -> None:
         """Another process has taken an executor's place."""

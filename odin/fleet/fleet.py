@@ -19,15 +19,27 @@ from typing import Any, Self
 
 from odin.cluster.placement import place
 from odin.cluster.ray_runtime import RayRuntime
+from odin.control.supervision import EventRecorder
 from odin.errors import ForkedProcessError, StageLostError
 from odin.fleet.dispatcher import Counts, Dispatcher
 from odin.fleet.on_demand import OnDemand
 from odin.fleet.packed import Head, PackedFolder, PackedModelError
 from odin.fleet.processes import ExecutorProcesses
 from odin.fleet.replacement import Replacement
-from odin.fleet.scheduler import MOST_SENT, Measured, Scheduler
+from odin.fleet.scheduler import LOAD, MOST_SENT, RUN, Measured, Scheduler
 from odin.fleet.structure import ModelCall
 from odin.fleet.view import ExecutorView, FleetView, predictions_of
+from odin.monitor.eventlog import EventLog
+from odin.monitor.events import (
+    Event,
+    ModelEvicted,
+    ModelLoaded,
+    RunEnded,
+    RunStarted,
+    StageBack,
+    StageDescription,
+    StageLost,
+)
 from odin.options import check_timeout
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.process.phases import phase
@@ -73,6 +85,11 @@ class Fleet:
         their turn, nothing predicted, refused or dropped.
     share_devices
         Allow cores that other pipelines use, if these allow it, too.
+    log
+        File to which loads, evictions, lost and replaced executors are appended, one JSON line each, for
+        ``odin replay``; see :class:`odin.Pipeline`.
+    on_event
+        Called with each of these events, from a thread of its own; see :mod:`odin.monitor.events`.
     on_measured
         Called with each action that has ended, predicted and actual seconds, from a thread that must not wait.
 
@@ -100,6 +117,8 @@ class Fleet:
         batch: int = 8,
         scheduler: str = "predictive",
         share_devices: bool = False,
+        log: str | Path | EventLog | None = None,
+        on_event: Callable[[Event], None] | None = None,
         on_measured: Callable[[str, Measured], None] | None = None,
     ) -> None:
         self._pid = os.getpid()
@@ -109,6 +128,8 @@ class Fleet:
         self._processes: ExecutorProcesses | None = None
         self._dispatcher: Dispatcher | None = None
         self._replacement: Replacement | None = None
+        self._recorder: EventRecorder | None = None
+        self._lost_s: dict[int, float] = {}
         self._at_exit = _close_at_exit(self)
         check_ray_is_ours()
         keep_from_children(self)
@@ -133,6 +154,7 @@ class Fleet:
         if not self._heads:
             raise ValueError(f"there is no packed model in {folder}: make one with odin pack MODEL --into {folder}")
         try:
+            self._recorder = EventRecorder(log, on_event)
             self._start(devices, admission=admission, scheduler=scheduler, share_devices=share_devices)
         except BaseException:
             self.close(drain=False)
@@ -178,6 +200,7 @@ class Fleet:
             self._output_nbytes = max(slot_nbytes_for(outputs) for _, outputs in nbytes)
             self._pool = SlotPool(MOST_SENT * len(placed), self._input_nbytes)
             senders, inbox = self._processes.connect(self._pool, answer_nbytes=self._output_nbytes)
+        self._tell_start(scheduler)
         make = Scheduler if scheduler == "predictive" else OnDemand
         decides = make(
             [head.facts for head in self._heads],
@@ -198,6 +221,31 @@ class Fleet:
             on_gone=self._gone,
         )
         self._replacement.start()
+
+    def _emit(self, event: Event) -> None:
+        if self._recorder is not None:
+            self._recorder.emit(event)
+
+    def _tell_start(self, scheduler: str) -> None:
+        """Record the start: as of a pipeline of one layer, any of the models."""
+        assert self._processes is not None
+        stages = tuple(
+            StageDescription(str(device), info.node_id, info.pid, (self._heads[0].baseline_s[0][1],))
+            for device, info in zip(self.devices, self._processes.infos, strict=True)
+        )
+        self._emit(
+            RunStarted(
+                at_s=time.perf_counter(),
+                unix_s=time.time(),
+                model=f"fleet of {len(self._heads)} models",
+                layers=("a whole model",),
+                stages=stages,
+                plan=(1, *(0 for _ in stages[1:])),
+                policy=scheduler,
+                max_in_flight=MOST_SENT * len(stages),
+                batch=self.batch,
+            )
+        )
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -353,17 +401,32 @@ class Fleet:
         view: FleetView = self._dispatcher.look(read)
         return view._replace(counts=self.counts(), predictions=predictions_of(self.measured()))
 
-    def _note(self, measured: Measured) -> None:
+    def _note(self, measured: Measured, resident: int, resident_nbytes: int) -> None:
         self._measured.append(measured)
+        if measured.kind != RUN:
+            kind = ModelLoaded if measured.kind == LOAD else ModelEvicted
+            self._emit(
+                kind(
+                    measured.at_s,
+                    self._heads[measured.model].name,
+                    measured.executor,
+                    measured.expected_s,
+                    measured.took_s,
+                    resident,
+                    resident_nbytes,
+                )
+            )
         if self._on_measured is not None:
             self._on_measured(self._heads[measured.model].name, measured)
 
     # -- executors that are lost ---------------------------------------------------------------------------------------
 
-    def _gone(self, executor: int, models: Sequence[int]) -> None:
+    def _gone(self, executor: int, models: Sequence[int], requests: int) -> None:
         _log.warning("executor %d on %s is lost; what it had goes to others", executor, self.devices[executor])
         for model in models:
             self._folder.drop(self._heads[model].name)
+        self._lost_s[executor] = time.perf_counter()
+        self._emit(StageLost(self._lost_s[executor], executor, "its process has ended", False, requests))
         if self._replacement is not None:
             self._replacement.lost(executor)
 
@@ -373,6 +436,9 @@ class Fleet:
         self._processes.start_again(executor)
         sender, receiver = self._processes.join(executor, self._pool)
         self._dispatcher.regain(executor, sender, receiver, [code for code, _ in self._warm])
+        now_s = time.perf_counter()
+        away_s = now_s - self._lost_s.get(executor, now_s)
+        self._emit(StageBack(now_s, executor, self._processes.infos[executor].pid, away_s, True))
 
     def _watch(self) -> None:
         assert self._processes is not None
@@ -407,6 +473,8 @@ class Fleet:
             return
         atexit.unregister(self._at_exit)
         with contextlib.ExitStack() as last:
+            if self._recorder is not None:
+                last.callback(self._end_record)
             if self._runtime is not None:
                 last.callback(self._runtime.close)
             if self._processes is not None:
@@ -418,6 +486,13 @@ class Fleet:
         for name in self._numbers:  # what an executor that was killed has left in memory
             self._folder.drop(name)
         self._folder.close()
+
+    def _end_record(self) -> None:
+        assert self._recorder is not None
+        counts = Counts() if self._dispatcher is None else self._dispatcher.counts()
+        self._recorder.sum_up()
+        self._recorder.emit(RunEnded(time.perf_counter(), "closed", counts.completed, counts.failed))
+        self._recorder.close()
 
     def abandon(self) -> None:
         """Nothing to close in a forked child; for :mod:`odin.process.forks`."""

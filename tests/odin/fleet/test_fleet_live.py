@@ -16,9 +16,20 @@ from patience import PROMPT_S
 from torch import nn
 
 import odin
+from odin.cli.main import main
 from odin.fleet.packed import PackedFolder, PackedModelError
 from odin.fleet.packing import pack_chain
 from odin.fleet.scheduler import EVICT, LOAD, Measured
+from odin.monitor.events import (
+    Fault,
+    ModelEvicted,
+    ModelLoaded,
+    RunEnded,
+    RunStarted,
+    StageBack,
+    StageLost,
+    from_json,
+)
 from odin.partitioner.chain import build_chain
 
 pytestmark = pytest.mark.ray
@@ -98,9 +109,10 @@ def test_models_are_loaded_run_and_evicted_within_the_memory(two_cores, folder, 
 
 
 @pytest.mark.slow
-def test_killed_executors_lose_nothing(two_cores, folder, expected):
+def test_killed_executors_lose_nothing(two_cores, folder, expected, tmp_path, capsys):
     memory_mib = 4.5 * PackedFolder(folder).head("m0").nbytes / 2**20
-    with odin.Fleet(folder, stages=two_cores, memory_mib=memory_mib) as fleet:
+    log, events = tmp_path / "fleet.jsonl", []
+    with odin.Fleet(folder, stages=two_cores, memory_mib=memory_mib, log=log, on_event=events.append) as fleet:
         stop, failures, answered = threading.Event(), [], [0]
 
         def load() -> None:
@@ -132,6 +144,17 @@ def test_killed_executors_lose_nothing(two_cores, folder, expected):
         pids = [one.pid for one in fleet.view().executors]
         assert fleet.view().resident_mib <= memory_mib
     assert not any(psutil.pid_exists(pid) for pid in pids)
+    kinds = [type(event) for event in events]
+    assert kinds[0] is RunStarted
+    assert kinds[-1] is RunEnded
+    assert kinds.count(StageLost) == kinds.count(StageBack) == 2
+    assert {ModelLoaded, ModelEvicted} < set(kinds)
+    assert Fault not in kinds
+    assert [from_json(line) for line in log.read_text().splitlines()] == events
+    assert main(["replay", str(log), "--once"]) == 0
+    shown = capsys.readouterr().out
+    assert "fleet of 6 models" in shown
+    assert "loaded: model m" in shown
 
 
 def is_replaced(fleet: odin.Fleet, pid: int) -> bool:
