@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import os
+import sys
 import threading
 import time
 import weakref
@@ -23,6 +24,7 @@ from odin.control.supervision import EventRecorder
 from odin.errors import ForkedProcessError, StageLostError
 from odin.fleet.dispatcher import Counts, Dispatcher
 from odin.fleet.on_demand import OnDemand
+from odin.fleet.opened import check_processor
 from odin.fleet.packed import Head, PackedFolder, PackedModelError
 from odin.fleet.processes import ExecutorProcesses
 from odin.fleet.replacement import Replacement
@@ -93,10 +95,17 @@ class Fleet:
     on_measured
         Called with each action that has ended, predicted and actual seconds, from a thread that must not wait.
 
+    Attributes
+    ----------
+    devices
+        Of the executors.
+    unusable
+        Packed models of the folder that cannot be served, and why.
+
     Raises
     ------
     ValueError
-        If the folder has no packed models, one cannot be used, or an option is not valid.
+        If the folder has no packed models that can be served, or an option is not valid.
     DeviceError, TimeoutError
         If a device is taken, or an executor does not start in time.
 
@@ -146,13 +155,19 @@ class Fleet:
         self._on_measured = on_measured
         self._measured: deque[Measured] = deque(maxlen=_MEASURED)
         self._folder = PackedFolder(folder)
+        self._input_nbytes = self._output_nbytes = sys.maxsize  # of slots, which are made for what is there
         self._heads: list[Head] = []
         self._calls: list[ModelCall] = []
         self._numbers: dict[str, int] = {}
+        self.unusable: dict[str, str] = {}
         with phase("packed models read"):
             self._read(self._folder.names())
+        if not self._heads and self.unusable:
+            why = "; ".join(dict.fromkeys(self.unusable.values()))
+            raise ValueError(f"no packed model in {folder} can be served: {why}")
         if not self._heads:
             raise ValueError(f"there is no packed model in {folder}: make one with odin pack MODEL --into {folder}")
+        self._numbers = {head.name: number for number, head in enumerate(self._heads)}
         try:
             self._recorder = EventRecorder(log, on_event)
             self._start(devices, admission=admission, scheduler=scheduler, share_devices=share_devices)
@@ -162,21 +177,38 @@ class Fleet:
 
     def _read(self, names: Sequence[str]) -> None:
         """Read what files say, of models that are not known yet."""
+        known = {head.name for head in self._heads}
         for name in names:
-            if name in self._numbers:
+            if name in known:
                 continue
-            head = self._folder.head(name)
-            self._check_fits(head)
-            self._calls.append(ModelCall(head))
-            self._numbers[name] = len(self._heads)
+            try:
+                head, call = self._look_at(name)
+            except (ValueError, OSError) as error:
+                _log.warning("model %s cannot be served: %s", name, error)
+                self.unusable[name] = str(error)
+                continue
+            self.unusable.pop(name, None)
+            self._calls.append(call)
             self._heads.append(head)
 
-    def _check_fits(self, head: Head) -> None:
+    def _look_at(self, name: str) -> tuple[Head, ModelCall]:
+        """Read what a file says, and raise if its model cannot be served here."""
+        head = self._folder.head(name)
+        self._folder.drop(name)  # what the kernel has read ahead, which is not asked for yet
+        check_processor(head, self._folder.path / name)
         if head.nbytes > self._memory_nbytes:
             raise PackedModelError(
                 f"model {head.name!r} takes {head.nbytes / 2**20:.1f} MiB, more than memory_mib="
                 f"{self._memory_nbytes / 2**20:.4g}: allow more (memory_mib=, --memory-mib)"
             )
+        call = ModelCall(head)
+        inputs, outputs = call.nbytes(self.batch)
+        if slot_nbytes_for(inputs) > self._input_nbytes or slot_nbytes_for(outputs) > self._output_nbytes:
+            raise PackedModelError(
+                f"the inputs or outputs of {name!r} are larger than those of all models that the fleet was started "
+                "with: start it anew"
+            )
+        return head, call
 
     def _start(self, devices: str | Sequence[Device], *, admission: str, scheduler: str, share_devices: bool) -> None:
         with phase("Ray started"):
@@ -305,6 +337,8 @@ class Fleet:
 
     def _number(self, name: str) -> int:
         number = self._numbers.get(name)
+        if number is None and name in self.unusable:
+            raise PackedModelError(self.unusable[name])
         if number is None:
             some = ", ".join(map(repr, sorted(self._numbers)[:8])) + (", ..." if len(self._numbers) > 8 else "")
             raise ValueError(f"there is no packed model {name!r} in {self._folder.path}; there are {some}")
@@ -323,31 +357,18 @@ class Fleet:
         A file that is packed anew by the same name counts from the next time that an executor loads it; its inputs and
         outputs must be as before.
 
-        Raises
-        ------
-        PackedModelError, OSError
-            If one cannot be used.
+        Those that cannot be served are in :attr:`unusable` then, with the reason.
         """
         assert self._dispatcher is not None
         assert self._processes is not None
         with self._lock:
-            found = [self._folder.head(name) for name in self._folder.names() if name not in self._numbers]
-            calls = [ModelCall(head) for head in found]
-            for head, call in zip(found, calls, strict=True):
-                self._check_fits(head)
-                inputs, outputs = call.nbytes(self.batch)
-                if slot_nbytes_for(inputs) > self._input_nbytes or slot_nbytes_for(outputs) > self._output_nbytes:
-                    raise PackedModelError(
-                        f"the inputs or outputs of {head.name!r} are larger than those of all models that the fleet "
-                        "was started with: start it anew"
-                    )
-            self._heads += found
-            self._calls += calls
-            names = [head.name for head in self._heads]
+            before = len(self._heads)
+            self._read(self._folder.names())
+            found, names = self._heads[before:], [head.name for head in self._heads]
             if found:
                 self._processes.know(names)
                 self._dispatcher.know(names, [head.facts for head in found])
-                self._numbers = {name: number for number, name in enumerate(names)}
+                self._numbers = {name: number for number, name in enumerate(names)}  # from now on they are asked for
             return tuple(head.name for head in found)
 
     def head(self, name: str) -> Head:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from odin.fleet.packed import Mapped, PackedFolder, PackedModelError
+from odin.fleet.packed import Head, Mapped, PackedFolder, PackedModelError
 from odin.fleet.program_data import layer_from_data
 from odin.fleet.structure import ModelCall
 from odin.partitioner.code.program import LayerProgram, Program
@@ -19,7 +19,7 @@ from odin.stages.compute.opaque import compute_threads
 from odin.stages.compute.torch_weights import load
 from odin.stages.device import cpu_model
 
-__all__ = ["OpenModel", "processor_form"]
+__all__ = ["OpenModel", "check_processor", "processor_form"]
 
 Values = tuple[torch.Tensor, ...]
 _FLAGS = ("sse4_1", "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
@@ -40,6 +40,15 @@ def _flags() -> str:
         return ""
     words = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
     return " ".join(flag for flag in _FLAGS if flag in words)
+
+
+def check_processor(head: Head, path: Path) -> None:
+    """Raise :class:`PackedModelError` if a model is packed for another processor than this one."""
+    if head.processor and head.processor != processor_form():
+        raise PackedModelError(
+            f"{path} is packed for {head.processor!r}; here are {processor_form()!r}: pack it again on this machine "
+            "(odin pack), or for any processor (odin pack --portable)"
+        )
 
 
 class OpenModel:
@@ -77,13 +86,8 @@ class OpenModel:
         self._layers: list[LayerProgram] = []
         self._state: Mapping[str, torch.Tensor] = {}
         self.head = head = self._mapped.head
-        if head.processor and head.processor != processor_form():
-            self.close()
-            raise PackedModelError(
-                f"{folder.path / name} is packed for {head.processor!r}; here are {processor_form()!r}: pack it again "
-                "on this machine (odin pack), or for any processor (odin pack --portable)"
-            )
         try:
+            check_processor(head, folder.path / name)
             self.call = ModelCall(head)
             self._layers = [
                 layer_from_data(data, limits=limits, output_bounds=bounds)

@@ -174,7 +174,13 @@ def test_a_model_that_cannot_be_opened_fails_its_requests_alone(two_cores, folde
     for name in ("m0", "m1"):
         (made / f"{name}.packed").write_bytes((folder / f"{name}.packed").read_bytes())
         (made / f"{name}.packed").chmod(0o600)
+    (made / "broken.packed").write_bytes(b"not a model")
+    (made / "broken.packed").chmod(0o600)
     with odin.Fleet(made, stages=two_cores[:1], memory_mib=64) as fleet:
+        assert fleet.models == ("m0", "m1")
+        assert list(fleet.unusable) == ["broken"]
+        with pytest.raises(PackedModelError, match=r"broken.packed is no packed model"):
+            fleet.submit("broken", X)
         (made / "m1.packed").unlink()
         with pytest.raises(odin.LayerFailedError, match="model m1 raised FileNotFoundError"):
             fleet("m1", X)
@@ -185,7 +191,9 @@ def test_a_model_that_cannot_be_opened_fails_its_requests_alone(two_cores, folde
 def test_what_a_fleet_refuses_to_start_with(folder, tmp_path):
     with pytest.raises(ValueError, match=r"no packed model in .*odin pack MODEL --into"):
         odin.Fleet(tmp_path, stages=["cpu:0"])
-    with pytest.raises(PackedModelError, match=r"takes .* MiB, more than memory_mib=0.1:"):
+    with pytest.raises(
+        ValueError, match=r"no packed model in .* can be served: .* takes .* MiB, more than memory_mib=0.1:"
+    ):
         odin.Fleet(folder, stages=["cpu:0"], memory_mib=0.1)
     with pytest.raises(ValueError, match="scheduler='best'; choose one of 'predictive', 'on-demand'"):
         odin.Fleet(folder, stages=["cpu:0"], scheduler="best")

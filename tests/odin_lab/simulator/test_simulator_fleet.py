@@ -1,4 +1,4 @@
-"""A fleet in simulated time: the budget holds, and predictions help where there is too much and beside other programs."""
+"""A fleet in simulated time: the budget holds, predictions help where there is too much and beside other programs."""
 
 from __future__ import annotations
 
