@@ -11,8 +11,8 @@ down.
     a run                     p99 of the model's last ten, or its baseline     x slowdown
     a load                    constant + bytes / rate                          x slowdown   (bytes: 0 if in memory)
 
-What is older than some seconds counts by its median, and after a minute not at all: an outlier must not keep a model
-out for ever, whose requests are refused because of it.
+The median of the same is what an action *typically* takes. What is older than some seconds counts by its median, and
+after a minute not at all: an outlier must not keep a model out for ever, whose requests are refused because of it.
 """
 
 from __future__ import annotations
@@ -96,6 +96,9 @@ class _Window:
             return self._p99
         return statistics.median(self._measured) if age_s <= _KNOWN_S else default
 
+    def typical(self, now_s: float, default: float) -> float:
+        return statistics.median(self._measured) if now_s - self._last_s <= _KNOWN_S else default
+
 
 class Estimates:
     """What was measured of late, of models, loads and executors.
@@ -145,6 +148,12 @@ class Estimates:
         window = self._runs.setdefault((model, samples), _Window())
         window.add(max(_LEAST_S, took_s / self.slowdown(executor, now_s)), now_s)
 
+    def typical_run_s(self, model: int, facts: ModelFacts, samples: int, now_s: float) -> float:
+        """The median instead."""
+        window = self._runs.get((model, samples))
+        baseline_s = facts.baseline_of(samples)
+        return baseline_s if window is None else window.typical(now_s, baseline_s)
+
     # -- loads and evictions ------------------------------------------------------------------------------------------
 
     def load_s(self, nbytes: int, now_s: float, *, first: bool = False) -> float:
@@ -153,6 +162,11 @@ class Estimates:
         if first:
             constant_s = max(constant_s, self._first_s.estimate(now_s, constant_s))
         return constant_s + nbytes * self._s_per_byte.estimate(now_s, 1 / _RATE_NBYTES_S)
+
+    def typical_load_s(self, nbytes: int, now_s: float) -> float:
+        """The median instead, of those that are not the first of their architecture."""
+        constant_s = self._constant_s.typical(now_s, _CONSTANT_S)
+        return constant_s + nbytes * self._s_per_byte.typical(now_s, 1 / _RATE_NBYTES_S)
 
     def loaded(self, executor: int, nbytes: int, read_s: float, bind_s: float, now_s: float, *, first: bool) -> None:
         """Learn from a load that has ended.

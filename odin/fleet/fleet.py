@@ -139,7 +139,6 @@ class Fleet:
         self._replacement: Replacement | None = None
         self._recorder: EventRecorder | None = None
         self._lost_s: dict[int, float] = {}
-        self._at_exit = _close_at_exit(self)
         check_ray_is_ours()
         keep_from_children(self)
         devices = "auto" if isinstance(stages, str) and stages == "auto" else parse_devices(stages)
@@ -168,6 +167,7 @@ class Fleet:
         if not self._heads:
             raise ValueError(f"there is no packed model in {folder}: make one with odin pack MODEL --into {folder}")
         self._numbers = {head.name: number for number, head in enumerate(self._heads)}
+        self._at_exit = _close_at_exit(self)
         try:
             self._recorder = EventRecorder(log, on_event)
             self._start(devices, admission=admission, scheduler=scheduler, share_devices=share_devices)

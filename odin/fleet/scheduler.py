@@ -3,10 +3,11 @@
 After Gujarati et al., *Serving DNNs like Clockwork* (OSDI 2020): the executors choose nothing, all choices are made
 here, from predicted times (:mod:`odin.fleet.estimates`)::
 
-    at submit     where would it end, behind all that goes before it? Too late: refused
+    at submit     where would it end, behind all that goes before it? Too late: refused; or, if it typically would be
+                  in time and delays nobody, taken on trial, one at a time: else bad times would keep all out for ever
     whenever an executor has less than 10 ms of work before it:
         in the order of latest starts (deadline - run):
-            cannot be in time any more    dropped, never computed
+            typically late by now         dropped, never computed
             to be run here                [evict, ...] [load] run
             to be run elsewhere           leave it
 
@@ -125,6 +126,8 @@ class Verdict(NamedTuple):
         Requests that go before it.
     delays
         Whether it is refused for the sake of an accepted one behind it.
+    trial
+        Whether it is taken though it might be late, as it typically would not be: one at a time.
     """
 
     late: bool
@@ -132,6 +135,7 @@ class Verdict(NamedTuple):
     load_s: float
     ahead: int
     delays: bool = False
+    trial: bool = False
 
 
 class Measured(NamedTuple):
@@ -224,6 +228,7 @@ class Scheduler:
         self._order = itertools.count()
         self._numbers = itertools.count()
         self._wanted: Counter[int] = Counter()  # requests in the queue, by model
+        self._trial: tuple[float, int] | None = None  # key of the request that is one
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -249,6 +254,8 @@ class Scheduler:
         if not verdict.late:
             request = Waiting(number, model, samples, deadline_s, now_s + verdict.predicted_s, cold, request.key)
             self._put(request)
+            if verdict.trial:
+                self._trial = request.key
         return verdict
 
     def _judge(self, request: Waiting, at: int, now_s: float) -> Verdict:
@@ -258,30 +265,27 @@ class Scheduler:
         for one in before:
             course.take(one)
         usual = course.copy() if behind and self._refuses else course
+        typical_s = course.typical_end_s(request)
         place = course.take(request)
         verdict = Verdict(False, place.end_s - now_s, place.load_s, at)
         if not self._refuses:
             return verdict
-        if place.end_s > request.deadline_s and (before or not self._may_try(request, place, now_s)):
-            return verdict._replace(late=True)
+        if place.end_s > request.deadline_s:
+            if self._trial is not None or typical_s > request.deadline_s:
+                return verdict._replace(late=True)
+            verdict = verdict._replace(trial=True)
         for one in behind:
             if course.take(one).end_s > one.deadline_s >= usual.take(one).end_s:
                 return verdict._replace(late=True, delays=True)
         return verdict
 
-    def _may_try(self, request: Waiting, place: _Place, now_s: float) -> bool:
-        """Whether a request that is predicted to be late is tried all the same: nothing is under way that it could
-        delay, and the baseline is in time. So outliers that were measured cannot keep a model out.
-        """
-        if place.executor < 0 or any(executor.sent for executor in self._executors):
-            return False
-        baseline_s = self.models[request.model].baseline_of(request.samples)
-        slowdown = self.estimates.slowdown(place.executor, now_s)
-        return now_s + place.load_s + slowdown * baseline_s <= request.deadline_s
-
     def _put(self, request: Waiting) -> None:
         bisect.insort(self._queue, (*request.key, request))
         self._wanted[request.model] += 1
+
+    def _is_over(self, request: Waiting) -> None:
+        if request.key == self._trial:
+            self._trial = None
 
     def _take_out(self, request: Waiting) -> None:
         del self._queue[bisect.bisect_left(self._queue, request.key)]  # a tuple sorts before what it begins
@@ -294,6 +298,7 @@ class Scheduler:
         found = next((one for _, _, one in self._queue if one.number == number), None)
         if found is not None:
             self._take_out(found)
+            self._is_over(found)
         return found is not None
 
     @property
@@ -316,10 +321,11 @@ class Scheduler:
         ready = {number for number in range(len(self._executors)) if self._is_ready(number, now_s)}
         course, now = _Course(self, now_s), _Course(self, now_s)
         for _, _, request in tuple(self._queue) if ready else ():
-            best = now.place(request)
-            if best.end_s > request.deadline_s and not self._may_try(request, best, now_s):
+            typical_s = now.typical_end_s(request)
+            if typical_s > request.deadline_s:
                 self._take_out(request)
-                dropped.append(Dropped(request, best.end_s - now_s))
+                self._is_over(request)
+                dropped.append(Dropped(request, typical_s - now_s))
                 continue
             place = course.place(request)
             executor = place.executor
@@ -457,6 +463,8 @@ class Scheduler:
         state.sent.remove(found)
         state.last_end_s = now_s
         action = found.action
+        if action.request is not None:
+            self._is_over(action.request)
         if not ok:
             if action.kind == LOAD:
                 self.residency.remove(action.model, executor)
@@ -545,6 +553,20 @@ class _Course:
     def place(self, request: Waiting) -> _Place:
         """Where a request would be done first; infinitely late on none if there is no executor."""
         return min([self.place_on(request, executor) for executor in self._free_s], default=_NOWHERE)
+
+    def typical_end_s(self, request: Waiting) -> float:
+        """When a request would be done first if it, and its load, took what they typically take."""
+        scheduler, now_s, model = self._scheduler, self._now_s, request.model
+        facts, estimates = scheduler.models[model], scheduler.estimates
+        run_s = estimates.typical_run_s(model, facts, request.samples, now_s)
+        ends_s = []
+        for executor, free_s in self._free_s.items():
+            load_s = 0.0
+            if not scheduler.residency.is_open(model, executor) and (model, executor) not in self._opened:
+                in_memory = model in scheduler.residency or model in self._loaded
+                load_s = estimates.typical_load_s(0 if in_memory else facts.nbytes, now_s)
+            ends_s.append(free_s + (load_s + run_s) * self._slowdown[executor])
+        return min(ends_s, default=math.inf)
 
     def follow(self, request: Waiting, place: _Place) -> None:
         """Go on as if a request were done there."""

@@ -218,6 +218,34 @@ def test_outliers_do_not_keep_a_model_out():
     assert not made.submit(1, 0, 1, 0.5 + 0.012, 0.5).late  # tried: nothing else is there
 
 
+def test_one_at_a_time_is_tried_that_would_typically_be_in_time():
+    made = scheduler()
+    for took_s in (0.003, 0.003, 0.003, 0.003, 0.080):  # one outlier
+        made.estimates.loaded(0, 4 * MIB, took_s - 0.001, 0.001, 0.0, first=False)
+    assert made.estimates.load_s(4 * MIB, 0.0) > 0.070
+    first = made.submit(0, 0, 1, 0.050, 0.0)
+    assert (first.late, first.trial) == (False, True)
+    assert made.submit(1, 1, 1, 0.060, 0.0).late  # until the first one is over
+    load, run = made.decide(0.0)[0]
+    assert (load.kind, run.kind, run.model) == (LOAD, RUN, 0)
+    finish(made, load, 0.003, 0.003, 0.001)
+    assert made.submit(2, 1, 1, 0.060, 0.003).late
+    finish(made, run, 0.013, 0.010)
+    assert made.submit(3, 1, 1, 0.060, 0.013).trial
+    assert made.cancel(3)
+    assert made.submit(4, 1, 1, 0.060, 0.013).trial
+
+
+def test_a_trial_delays_nobody():
+    made = scheduler()
+    for took_s in (0.003, 0.003, 0.003, 0.003, 0.080):
+        made.estimates.loaded(0, 4 * MIB, took_s - 0.001, 0.001, 0.0, first=False)
+    opened(made, 0)
+    assert not made.submit(0, 0, 1, 0.060, 0.0).late
+    verdict = made.submit(1, 1, 1, 0.050, 0.0)
+    assert (verdict.late, verdict.delays) == (True, True)
+
+
 def test_predicted_loads_are_learned():
     estimates = Estimates(1)
     assert estimates.load_s(4 * MIB, 0.0) == pytest.approx(LOAD_S)
