@@ -22,6 +22,8 @@ __all__ = [
     "Fault",
     "KnobTurned",
     "LoadChanged",
+    "ModelEvicted",
+    "ModelLoaded",
     "MoveFailed",
     "PlanChanged",
     "PlanVerified",
@@ -379,6 +381,38 @@ class KnobTurned(_Event, frozen=True, tag="knob"):
     requests: int
 
 
+class ModelLoaded(_Event, frozen=True, tag="model-loaded"):
+    """An executor of a fleet has loaded a model.
+
+    Attributes
+    ----------
+    stage
+        The executor.
+    predicted_s, took_s
+        Seconds, as predicted when it was told to, and as it took.
+    resident, resident_nbytes
+        Models in memory then, and what they take.
+    """
+
+    model: str
+    stage: int
+    predicted_s: float
+    took_s: float
+    resident: int
+    resident_nbytes: int
+
+
+class ModelEvicted(_Event, frozen=True, tag="model-evicted"):
+    """An executor of a fleet has given up a model; fields as of :class:`ModelLoaded`."""
+
+    model: str
+    stage: int
+    predicted_s: float
+    took_s: float
+    resident: int
+    resident_nbytes: int
+
+
 class RunEnded(_Event, frozen=True, tag="end"):
     """Last record of a log: why the run ended, and its counts of requests."""
 
@@ -405,6 +439,8 @@ Event = (
     | EventsMissing
     | RunEnded
     | KnobTurned
+    | ModelLoaded
+    | ModelEvicted
 )
 """Any event of a run."""
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         QueueFullError,
         StageLostError,
     )
+    from odin.fleet.fleet import Fleet
     from odin.models.sources import Source, load_source
     from odin.monitor.events import Event
     from odin.monitor.view.pipeline_view import PipelineView
@@ -45,6 +46,7 @@ __all__ = [
     "Device",
     "DeviceError",
     "Event",
+    "Fleet",
     "ForkedProcessError",
     "LayerFailedError",
     "Observation",
@@ -82,6 +84,7 @@ _HOMES = {
         "StageLostError",
     ),
     "odin.pipeline": ("Pipeline",),
+    "odin.fleet.fleet": ("Fleet",),
     "odin.models.sources": ("Source", "load_source"),
     "odin.version": ("__version__",),
     "odin.partitioner.chain": ("Chain", "TraceError", "build_chain"),

@@ -115,6 +115,21 @@ class Chain:
     def __repr__(self) -> str:
         return f"Chain({self.name!r}, {len(self.layers)} layers)"
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether :meth:`layout` brings images into channels-last order."""
+        return self._channels_last
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether a call's arguments are tensors, none within a structure and nothing else among them."""
+        return self._call.takes_tensors
+
+    @property
+    def outcome(self) -> Any:
+        """What a call returns, with a numbered ``Slot`` in the place of each output tensor."""
+        return self._call.outcome
+
     def __call__(self, *args: Any) -> Any:
         """Run the prepared, unsplit model.
 
@@ -274,6 +289,7 @@ class _Call:
         self.devices = devices
         self._arguments = captured.arguments
         self._in_spec = captured.in_spec
+        self.outcome = captured.outcome
         leaves, self._out_spec = pytree.tree_flatten(captured.outcome)
         self._returned: list[Any] = leaves
         self.takes_tensors = captured.in_spec == pytree.tree_flatten(tuple(range(len(devices))))[1] and all(

@@ -279,6 +279,9 @@ class StageActor:
             self._layer_count = len(model.layers)
         except (DeviceError, ValueError, ImportError) as error:
             return StageProblem(type(error).__name__, str(error))
+        return self._info(device_type, niceness)
+
+    def _info(self, device_type: str, niceness: int) -> StageInfo:
         context = ray.get_runtime_context()
         return StageInfo(
             self._index,
@@ -459,12 +462,16 @@ class StageActor:
         finally:
             if self._pool is not None:
                 self._pool.close()
-            self._readiness.close_descriptor()
-            if self._loop.gateway_gone:
-                # Whoever has closed the pipeline ends this process at once. If its process has died instead, so may
-                # have Ray's, and nobody else gives back the device.
-                time.sleep(_GRACE_S)
-                end_process()
+            self._end_without_gateway(self._loop.gateway_gone)
+
+    def _end_without_gateway(self, gateway_gone: bool) -> None:
+        """The loop has ended: so does this process if that is because the gateway is gone."""
+        self._readiness.close_descriptor()
+        if gateway_gone:
+            # Whoever has closed the pipeline ends this process at once. If its process has died instead, so may
+            # have Ray's, and nobody else gives back the device.
+            time.sleep(_GRACE_S)
+            end_process()
 
     def prepare(self, epoch: int, windows: Windows, stages: Sequence[int]) -> None:
         """Make ready for requests of ``epoch``, as :meth:`odin.stages.loop.StageLoop.prepare`."""

@@ -25,6 +25,8 @@ from odin.monitor.events import (
     Fault,
     KnobTurned,
     LoadChanged,
+    ModelEvicted,
+    ModelLoaded,
     MoveFailed,
     PlanChanged,
     PlanVerified,
@@ -174,6 +176,8 @@ class ViewBuilder:
             EventsMissing: self._missing,
             RunEnded: self._end,
             KnobTurned: self._knob,
+            ModelLoaded: self._tell,
+            ModelEvicted: self._tell,
         }
 
     def apply(self, event: Event) -> None:

@@ -13,6 +13,8 @@ from odin.monitor.events import (
     Fault,
     KnobTurned,
     LoadChanged,
+    ModelEvicted,
+    ModelLoaded,
     MoveFailed,
     PlanChanged,
     PlanVerified,
@@ -154,6 +156,11 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
             side = "over the limit" if event.latency_s > event.limit_s else "room below the limit"
             text = f"turned {event.before} -> {event.after}: {_knob(event)}"
             return f"{text} ({event.statistic} {seconds(event.latency_s)}, {side} of {seconds(event.limit_s)})"
+        case ModelLoaded() | ModelEvicted():
+            what = "loaded" if isinstance(event, ModelLoaded) else "evicted"
+            times = f"in {seconds(event.took_s)} (predicted {seconds(event.predicted_s)})"
+            there = f"{event.resident} models in memory, {event.resident_nbytes / 2**20:,.0f} MiB"
+            return f"{what}: model {event.model} on {_device(event.stage, devices)} {times}; {there}"
     return ""
 
 

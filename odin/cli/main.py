@@ -33,6 +33,7 @@ COMMANDS = (
         "cost",
         "tune",
         "cluster",
+        "pack",
     ),
     "completion",
 )

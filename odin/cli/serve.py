@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "what",
         metavar="MODEL|FOLDER",
-        help="a model as of 'odin run', or a folder with a file NAME.toml for each model",
+        help="a model as of 'odin run', or a folder with a file NAME.toml or NAME.packed for each model",
     )
     one = parser.add_argument_group("one model", "with a folder these stand in its files")
     one.add_argument("--name", help="by which clients ask for the model (default: its own)")
@@ -68,6 +68,17 @@ def add_parser(subparsers: Any) -> None:
     one.add_argument("--batch-wait-ms", type=_seconds, metavar="MS", help="how long one waits to be joined (default 0)")
     add_engine(one)
     add_precision(one, default=None, checked=False)
+    packed = parser.add_argument_group("packed models", "of a folder, NAME.packed, as odin pack makes them")
+    packed.add_argument(
+        "--memory-mib",
+        type=positive_number,
+        default=2048.0,
+        metavar="MIB",
+        help="that those in memory may take; others are loaded when they are asked for (default 2048)",
+    )
+    packed.add_argument(
+        "--fleet-stages", default="auto", metavar="CORES", help="that run them: auto, or cpu:0,cpu:1 (default: auto)"
+    )
     network = parser.add_argument_group("network")
     network.add_argument("--host", default=_LOOPBACK, help="address to listen on (default: %(default)s, this machine)")
     network.add_argument("--http-port", type=_port, default=8000, metavar="PORT", help="0: any (default %(default)s)")
@@ -204,6 +215,7 @@ def _serve(
         from odin.server.operations import Operations
         from odin.server.repository import Repository
         from odin.server.rest import make_app
+        from odin.server.served_fleet import ServedFleet
 
     torch.set_num_threads(1)  # this process translates; the cores are the stages'
     # Inputs are views of what was received, which nobody writes to.
@@ -212,7 +224,10 @@ def _serve(
     tls = None if cert is None else (Path(cert), Path(key))
 
     async def live() -> bool:
-        repository = Repository(folder, configs, drain_s=limits.drain_s, on_event=operations.on_event)
+        packed = None
+        if folder is not None:
+            packed = ServedFleet(folder, memory_mib=arguments.memory_mib, stages=arguments.fleet_stages)
+        repository = Repository(folder, configs, drain_s=limits.drain_s, on_event=operations.on_event, packed=packed)
         names = repository.find()
         dataplane = DataPlane(repository, limits)
         app = make_app(dataplane, token=token, extra_routes=operations.routes(dataplane))

@@ -45,7 +45,7 @@ from odin.stages.compute.torch_weights import store
 from odin.stages.compute.weights import store_arrays
 from odin.stages.device import Device, DeviceError
 
-__all__ = ["ACTOR_PREFIX", "Deployment"]
+__all__ = ["ACTOR_PREFIX", "Deployment", "create_actor", "kill_process"]
 
 ACTOR_PREFIX = "odin-pipeline-"
 """Of the name of each pipeline's first stage in the cluster."""
@@ -105,7 +105,7 @@ class Deployment:
 
     def _create_actor(self, index: int) -> Any:
         device, node_id = self._placed[index]
-        return _create_actor(
+        return create_actor(
             index,
             device,
             node_id,
@@ -376,11 +376,11 @@ class Deployment:
             ray.kill(self._actors[stage])
         info = self.infos[stage]
         if info.node_id == self.node_id:
-            _kill_stage(info.pid)
+            kill_process(info.pid)
             return
         with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
             there = NodeAffinitySchedulingStrategy(info.node_id, soft=False)
-            ray.remote(_kill_stage).options(num_cpus=0, scheduling_strategy=there).remote(info.pid)
+            ray.remote(kill_process).options(num_cpus=0, scheduling_strategy=there).remote(info.pid)
 
     def start_again(self, stage: int) -> None:
         """Start another process for a stage, on the same device, and give it the model; takes seconds.
@@ -645,7 +645,7 @@ def _close_all(ends: tuple[Sequence[Sender], Sequence[Receiver]]) -> None:
         receiver.close()
 
 
-def _kill_stage(pid: int) -> None:
+def kill_process(pid: int) -> None:
     """End a stage's process on this machine; nothing happens if the number is another program's by now."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -668,9 +668,18 @@ def _answers_of_started(calls: Sequence[Any], devices: Sequence[Device]) -> list
     return answers
 
 
-def _create_actor(
-    index: int, device: Device, node_id: str, label: str, *, share: bool, precision: str, engine: str
+def create_actor(
+    index: int,
+    device: Device,
+    node_id: str,
+    label: str,
+    *,
+    share: bool,
+    precision: str = "float32",
+    engine: str = TORCH,
+    kind: type[StageActor] = StageActor,
 ) -> Any:
+    """Have Ray start a stage's process, or that of another kind of actor, on its node."""
     options: dict[str, Any] = {
         "num_cpus": 0 if share or device.kind == "gpu" else device.threads,
         "scheduling_strategy": _strategy(node_id),
@@ -678,14 +687,14 @@ def _create_actor(
         "max_concurrency": 4,
         "max_restarts": 0,
     }
-    if index == 0:  # by this name "odin top" on another node finds the pipeline
+    if index == 0 and kind is StageActor:  # by this name "odin top" on another node finds the pipeline
         options["name"] = f"{ACTOR_PREFIX}{uuid.uuid4().hex[:12]}"
     if device.kind == "gpu":
         options["num_gpus"] = 0 if share else 1
         # The stage picks its GPU by number itself; Ray only keeps count.
         options["runtime_env"] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
     with calling():
-        remote: Any = ray.remote(StageActor).options(**options)
+        remote: Any = ray.remote(kind).options(**options)
         return remote.remote(index, str(device), label, share=share, precision=precision, engine=engine)
 
 

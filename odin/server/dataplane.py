@@ -24,6 +24,7 @@ from odin.server.messages import (
 )
 from odin.server.repository import Repository
 from odin.server.served import ServedModel
+from odin.server.served_fleet import views_of
 from odin.server.statistics import Totals
 from odin.version import __version__
 
@@ -102,7 +103,7 @@ class DataPlane:
 
     def views(self) -> Mapping[str, PipelineView]:
         """What ``odin top`` shows of each model."""
-        return {name: model.pipeline.view() for name, model in self.repository.all_served().items()}
+        return views_of(self.repository.all_served())
 
     # -- inference ----------------------------------------------------------------------------------------------------
 

@@ -136,7 +136,20 @@ async def serve(
 
 async def _load(dataplane: DataPlane, names: Sequence[str], telling: Telling) -> bool:
     """Load models one after the other; whether one of them is served then, or none was asked for."""
+    repository = dataplane.repository
+    packed = [name for name in names if repository.is_packed(name)]
+    for name in packed:
+        if name == packed[0]:  # the others are ready at once
+            telling.loading(f"{len(packed)} packed models")
+        try:
+            await dataplane.load(name)
+        except RequestError as error:
+            telling.loaded(name, str(error))
+    if packed:
+        telling.loaded(packed[-1], "")
     for name in names:
+        if name in packed:
+            continue
         telling.loading(name)
         try:
             await dataplane.load(name, log=False)  # who is told says so

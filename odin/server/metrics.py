@@ -22,6 +22,7 @@ from odin.server.answered import Answered, BackgroundObserver
 from odin.server.dataplane import DataPlane
 from odin.server.metric_families import ModelCounts, PipelineFamilies, RequestFamilies
 from odin.server.served import ServedModel
+from odin.server.served_fleet import FleetFamilies, views_of
 
 __all__ = ["Metrics", "metrics_route"]
 
@@ -97,13 +98,13 @@ class Metrics:
     def describe(self) -> Iterable[Metric]:
         """Without samples: a registry checks names by it."""
         return [
-            family for part in (RequestFamilies(), PipelineFamilies()) for family in part.families()
+            family for part in (RequestFamilies(), PipelineFamilies(), FleetFamilies()) for family in part.families()
         ] + self._of_server()
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of this moment."""
         served = dict(self._served())
-        views = {name: model.pipeline.view() for name, model in served.items()}
+        views = views_of(served)
         requests, pipelines = RequestFamilies(), PipelineFamilies()
         with self._lock:
             for name in [name for name in self._models if name not in served and name != _UNKNOWN]:
@@ -115,6 +116,11 @@ class Metrics:
                 pipelines.add(name, view, self._counts(name))
         yield from requests.families()
         yield from pipelines.families()
+        fleet = None if self._dataplane is None else self._dataplane.repository.fleet
+        if fleet is not None:
+            families = FleetFamilies()
+            families.add(fleet)
+            yield from families.families()
         yield from self._of_server()
 
     def _of_server(self) -> list[Metric]:

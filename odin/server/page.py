@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from odin.monitor.json_text import json_text
 from odin.server.dataplane import DataPlane
 from odin.server.page_view import page_view
+from odin.server.served_fleet import views_of
 from odin.version import __version__
 
 __all__ = ["Feed", "page_routes"]
@@ -112,9 +113,7 @@ class Feed:
         dataplane = self.dataplane
         models = dataplane.index()
         served = dict(dataplane.repository.all_served())
-        views = await asyncio.to_thread(
-            lambda: {name: page_view(model.pipeline.view()) for name, model in served.items()}
-        )
+        views = await asyncio.to_thread(lambda: {name: page_view(view) for name, view in views_of(served).items()})
         return json_text(
             {
                 "server": {

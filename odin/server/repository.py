@@ -17,11 +17,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from odin.errors import OdinError
+from odin.fleet.fleet import Fleet
+from odin.fleet.packed import SUFFIX
 from odin.monitor.events import Event
 from odin.server.config import ModelConfig, find_models, read_model
 from odin.server.failures import FailureKind, RequestError
 from odin.server.messages import ModelState
 from odin.server.served import ServedModel
+from odin.server.served_fleet import ServedFleet
 
 __all__ = ["Repository"]
 
@@ -53,6 +56,8 @@ class Repository:
         How long requests of a model that is unloaded may take.
     on_event
         Called with a model's name and each event of its pipeline, from other threads.
+    packed
+        Packed models of the folder, beside those that have a file ``NAME.toml``.
     """
 
     def __init__(
@@ -62,7 +67,9 @@ class Repository:
         *,
         drain_s: float = 30.0,
         on_event: Callable[[str, Event], None] = lambda name, event: None,
+        packed: ServedFleet | None = None,
     ) -> None:
+        self._packed, self._packed_names = packed, set[str]()
         self._folder, self._drain_s, self._on_event = folder, drain_s, on_event
         self._entries = {config.name: _Entry(config) for config in configs}
         self._draining: set[asyncio.Task[None]] = set()
@@ -80,7 +87,25 @@ class Repository:
         """
         for path in self._new_files():
             self._entries[path.stem] = _Entry(read_model(path))
+        self._find_packed()
         return list(self._entries)
+
+    def _find_packed(self) -> None:
+        for name in [] if self._packed is None else self._packed.names():
+            if name not in self._entries:
+                self._packed_names.add(name)
+                self._entries[name] = _Entry(ModelConfig(name=name, source=f"{name}{SUFFIX}"))
+            elif name not in self._packed_names:
+                raise ValueError(f"model {name!r} has a file {name}.toml and is packed as {name}{SUFFIX}: remove one")
+
+    def is_packed(self, name: str) -> bool:
+        """Whether a model is a packed one, which is loaded into memory by demand."""
+        return name in self._packed_names
+
+    @property
+    def fleet(self) -> Fleet | None:
+        """What serves packed models; None while none does."""
+        return None if self._packed is None else self._packed.fleet
 
     def _new_files(self) -> list[Path]:
         files = () if self._folder is None else find_models(self._folder)
@@ -129,6 +154,8 @@ class Repository:
             for path in self._new_files():
                 with contextlib.suppress(ValueError, OSError):  # a wrong file is told of when it is loaded
                     self._entries[path.stem] = _Entry(read_model(path))
+        with contextlib.suppress(ValueError, OSError):
+            self._find_packed()
         return [
             ModelState(name, entry.config.version, entry.state, entry.reason)
             for name, entry in sorted(self._entries.items())
@@ -167,7 +194,8 @@ class Repository:
             entry.config = config
             if entry.served is None:
                 entry.state, entry.reason = "LOADING", ""
-            making = self._loader.submit(_make, config, lambda event: self._on_event(name, event))
+            packed = self._packed if name in self._packed_names else None
+            making = self._loader.submit(_make, config, lambda event: self._on_event(name, event), packed)
             try:
                 served = await asyncio.wrap_future(making)
             except BaseException:
@@ -196,6 +224,7 @@ class Repository:
         try:
             if path is not None and path in find_models(path.parent):
                 return read_model(path)
+            self._find_packed()
         except (ValueError, OSError) as error:
             raise RequestError(FailureKind.INVALID, str(error)) from error
         return self._entry(name, "").config
@@ -235,12 +264,16 @@ class Repository:
         await asyncio.gather(*(self.unload(name) for name in serving), *self._draining, return_exceptions=True)
         for pool in (self._loader, self._closer):  # a model that is just being made is made, and closed
             await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
+        if self._packed is not None:
+            await asyncio.to_thread(self._packed.close)
 
 
-def _make(config: ModelConfig, on_event: Callable[[Event], None]) -> ServedModel | BaseException:
+def _make(
+    config: ModelConfig, on_event: Callable[[Event], None], packed: ServedFleet | None = None
+) -> ServedModel | BaseException:
     """Make a model, or return why not: a model's own code may raise anything, SystemExit too."""
     try:
-        return ServedModel(config, on_event=on_event)
+        return ServedModel(config, on_event=on_event) if packed is None else packed.model(config)
     except BaseException as error:
         return error
 

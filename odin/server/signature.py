@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils import _pytree as pytree
 
-from odin.partitioner.chain import Chain
+from odin.partitioner.graph.values import ValueSpec
 from odin.server.datatypes import DATATYPES
 from odin.server.failures import FailureKind, RequestError
 from odin.server.messages import Tensor, TensorMetadata
@@ -19,6 +19,18 @@ from odin.server.messages import Tensor, TensorMetadata
 __all__ = ["Signature"]
 
 _BY_TORCH_NAME = {one.torch_name: one for one in DATATYPES.values() if one.torch_name}
+
+
+class HasInputs(Protocol):
+    """What a signature needs of a model: its inputs for the example, and whether their leading size is free."""
+
+    @property
+    def inputs(self) -> tuple[ValueSpec, ...]:
+        """In their order."""
+
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether other leading sizes than the example's work."""
 
 
 class Signature(NamedTuple):
@@ -42,7 +54,7 @@ class Signature(NamedTuple):
     @classmethod
     def of(
         cls,
-        chain: Chain,
+        chain: HasInputs,
         example: tuple[Any, ...],
         result: Any,
         *,

@@ -98,6 +98,9 @@ class LayerProgram:
     checked_source
         The same with lines that look for values of which the fused calls might lose NaN
         (:mod:`odin.partitioner.code.bounds`). What is checked depends on the weights too.
+    limits
+        The magnitudes that those lines compare with. They depend on the weights; the source does not, so that models
+        of one architecture share their code.
     output_bounds
         Largest magnitude of each value after the layer if all checks hold; infinity where later layers need none.
     imports
@@ -113,6 +116,7 @@ class LayerProgram:
     modules: tuple[_Module, ...]
     packings: tuple[Packing, ...] = ()
     checked_source: str = ""
+    limits: tuple[float, ...] = ()
     output_bounds: tuple[float, ...] = ()
     imports: tuple[Home, ...] = ()
 
@@ -197,7 +201,7 @@ class LayerProgram:
         instead: Mapping[str, Callable[..., Tensor]],
     ) -> Callable[[Values], Values | None]:
         functions = (instead.get(f, f) if isinstance(f, str) else f for f in self.functions)
-        namespace: dict[str, Any] = {"within": within}
+        namespace: dict[str, Any] = {"within": within, "limits": self.limits}
         exec(_compiled(source, f"<odin layer {_in_ascii(name)}>"), namespace)
         make: Callable[..., Callable[[Values], Values | None]] = namespace["make"]
         return make(
@@ -458,9 +462,11 @@ def generate(
                 last_use[operand] = index
     kept = {node for node, _ in outputs}
     check_lines: dict[int, list[str]] = {}
+    limits: list[float] = []
     for index, step in enumerate(steps):
         for value, limit in (checks or {}).get(step, ()):
-            check = f"if not within({writer.local(value)}, {limit!r}): return None"
+            check = f"if not within({writer.local(value)}, limits[{len(limits)}]): return None"
+            limits.append(limit)
             check_lines.setdefault(len(lines), []).append(check)
         lines.append(f"{writer.local(step)} = {writer.call(step)}  # {_in_ascii(module_path(step) or step.name)}")
         dead = [writer.local(node) for node, last in last_use.items() if last == index and node not in kept]
@@ -498,6 +504,7 @@ def generate(
         modules=tuple(writer.modules),
         packings=tuple(packings),
         checked_source=written(checked) if check_lines else "",
+        limits=tuple(limits),
         output_bounds=tuple(output_bounds),
         imports=tuple(writer.imports),
     )

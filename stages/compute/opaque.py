@@ -64,7 +64,7 @@ def attach(data: Bytes, form: bytes, shape: Sequence[int]) -> torch.Tensor:
     RuntimeError
         If PyTorch refuses.
     """
-    create, mkldnn_layout = _functions()
+    create, delete, mkldnn_layout = _functions()
     rank = len(shape)
     sizes, strides = (ctypes.c_int64 * rank)(*shape), (ctypes.c_int64 * rank)()
     description = (ctypes.c_uint8 * len(form)).from_buffer_copy(form)
@@ -77,12 +77,15 @@ def attach(data: Bytes, form: bytes, shape: Sequence[int]) -> torch.Tensor:
     if failed:
         raise RuntimeError(f"PyTorch cannot read packed weights in place (error {failed})")
     tensor: torch.Tensor = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(_capsule(handle))
+    # If it was not stolen the handle would keep the tensor, and with it the data, for ever.
+    if tensor._use_count() > 1:  # type: ignore[attr-defined]
+        delete(handle)
     tensor._odin_memory = data  # type: ignore[attr-defined]  # the tensor does not own it
     return tensor
 
 
 @functools.cache
-def _functions() -> tuple[Any, int]:
+def _functions() -> tuple[Any, Any, int]:
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / _LIBRARY))
     create = library.aoti_torch_create_tensor_from_blob_v2
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
@@ -90,9 +93,11 @@ def _functions() -> tuple[Any, int]:
         pointer, size, pointer, pointer, size, number, number, number, ctypes.POINTER(pointer), number, pointer, size,
     ]  # fmt: skip
     create.restype = number
+    delete = library.aoti_torch_delete_tensor_object
+    delete.restype, delete.argtypes = number, [pointer]
     layout = library.aoti_torch_layout__mkldnn
     layout.restype = number
-    return create, int(layout())
+    return create, delete, int(layout())
 
 
 def _capsule(handle: ctypes.c_void_p) -> Any:

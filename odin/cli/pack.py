@@ -1,0 +1,96 @@
+"""``odin pack``: a model as one file that a fleet maps into memory when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from odin.cli.arguments import positive
+from odin.models.model_names import check_model_name, check_weights_file
+from odin.process.signals import importing
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``odin pack`` and its options."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "pack",
+        help="pack a model into a file that a fleet loads by demand",
+        description="Write a model, its weights in the form in which this processor computes with them, into a file "
+        "of a folder, from which odin.Fleet and 'odin serve FOLDER' load it when it is asked for.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="as of 'odin run': a built-in name, torchvision:NAME, timm:NAME, a .pt2 file, package.module:factory; the "
+        "last two are programs: use only what you trust",
+    )
+    parser.add_argument("--into", metavar="FOLDER", required=True, help="folder of packed models; made if need be")
+    parser.add_argument("--name", help="by which the model is asked for (default: its own)")
+    parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth file (default: random weights)")
+    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width of the model's input")
+    parser.add_argument(
+        "--portable",
+        action="store_true",
+        help="keep weights plain, for any processor: loading takes longer, and each executor has its own copy",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="compare all models of the folder with their checksums; takes no MODEL"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was packed as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit status."""
+    if arguments.verify:
+        return _verify(Path(arguments.into), arguments.model)
+    if arguments.model is None:
+        raise ValueError("name the MODEL to be packed, or check what is there (--verify)")
+    check_model_name(arguments.model)
+    if arguments.weights is not None:
+        check_weights_file(arguments.weights)
+    with importing():
+        from odin.fleet.packed import PackedFolder
+        from odin.fleet.packing import pack_source
+        from odin.models.sources import load_source
+
+    console = Console(stderr=True, highlight=False)
+    with console.status(f"packing {arguments.model}"):
+        source = load_source(arguments.model, weights=arguments.weights, image_size=arguments.image_size)
+        name = arguments.name or source.name
+        path = pack_source(source, arguments.into, name=name, portable=arguments.portable)
+        folder = PackedFolder(arguments.into)
+        head = folder.head(name)
+        folder.close()
+    if source.random_weights:
+        console.print("[yellow]random weights[/]: its answers mean nothing; give trained ones by --weights")
+    if arguments.json:
+        told = {"file": str(path), "name": name, "nbytes": head.nbytes, "baseline_s": dict(head.baseline_s)}
+        print(json.dumps(told))
+        return 0
+    alone = ", ".join(f"{seconds * 1e3:.3g} ms for {samples}" for samples, seconds in head.baseline_s)
+    print(f"{path}: {head.nbytes / 2**20:.1f} MiB; alone on a core {alone}")
+    return 0
+
+
+def _verify(path: Path, model: str | None) -> int:
+    if model is not None:
+        raise ValueError(f"--verify checks all models of the folder: leave out {model!r}")
+    from odin.fleet.packed import PackedFolder, PackedModelError
+
+    folder, wrong = PackedFolder(path), 0
+    for name in folder.names():
+        try:
+            folder.verify(name)
+        except (PackedModelError, OSError) as error:
+            wrong += 1
+            print(error, file=sys.stderr)
+    print(f"{len(folder.names()) - wrong} packed models are as they were packed, {wrong} are not")
+    return 1 if wrong else 0
