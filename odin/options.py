@@ -29,6 +29,7 @@ from odin.requests.admission import PREDICT, check_admission
 from odin.stages.compute.precision import BFLOAT16, FLOAT32, INT8, check_precision, why_not_on_cpu
 from odin.stages.device import Device, DeviceError, check_cores, parse_devices, usable_cores
 from odin.stages.lease import free_indices, refuse_taken_devices
+from odin.stages.pacer import check_share
 
 if TYPE_CHECKING:
     from odin.partitioner.chain import Chain
@@ -86,6 +87,7 @@ def check_options(
     engine: str | None = None,
     calibration: Any = None,
     transport: str = "auto",
+    share: float = 1.0,
 ) -> None:
     """Raise ``ValueError`` if an option of ``odin.Pipeline`` is invalid for every model.
 
@@ -105,6 +107,7 @@ def check_options(
     _check_count("max_in_flight", max_in_flight)
     _check_count("max_waiting", max_waiting)
     check_admission(admission)
+    check_share(share)
     if on_event is not None and not callable(on_event):
         raise ValueError(f"on_event={on_event!r} cannot be called; give a function that takes an event")
     devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)

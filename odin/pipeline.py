@@ -55,7 +55,7 @@ from odin.partitioner.chain import Chain
 from odin.partitioner.engines.form import EngineForm, Form
 from odin.partitioner.engines.names import AUTO as AUTO_ENGINE
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies import Policy, Setting, StaticPolicy, windows_of
+from odin.partitioner.policies import Policy, Setting, StaticPolicy, TenantSetting, windows_of
 from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
 from odin.partitioner.relay import Windows
 from odin.process.forks import check_ray_is_ours, keep_from_children
@@ -110,7 +110,8 @@ class Pipeline:
         then kept on disk), and the plan with the least bottleneck is found exactly.
     policy
         Where requests change hands: ``"relay"``, wherever a stage is free; or at cuts that a policy moves:
-        ``"predictive"`` (ODIN's own), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
+        ``"predictive"`` (ODIN's own), ``"together"`` (planned with all pipelines of this process that have this policy
+        and share a device), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
         :class:`~odin.partitioner.policies.Policy` or ``"module:Class"`` of one; or ``"static"``: nothing moves, except
         by :meth:`migrate`. ``"auto"``: ``relay`` if all stages are on CPUs of one node, otherwise ``predictive``.
     detector
@@ -147,6 +148,9 @@ class Pipeline:
         connected to one already.
     share_devices
         Allow several stages on one core or GPU, and devices that other pipelines use, if these allow it, too.
+    share
+        Largest part of its device's time that each stage uses, such as ``0.5``: beyond it the stage pauses between
+        requests, and what else is on the device has the rest. Default: all.
     precision
         Number format in which stages compute: ``"float32"``; on GPUs ``"tf32"``, ``"float16"`` or ``"bfloat16"``, CPU
         stages beside them compute in float32; on CPU cores alone ``"bfloat16"`` (engine ``"openvino"``, processors that
@@ -203,6 +207,7 @@ class Pipeline:
         calibration: Any = None,
         transport: str = "auto",
         refresh_profile: bool = False,
+        share: float = 1.0,
     ) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -237,7 +242,9 @@ class Pipeline:
             engine=engine,
             calibration=calibration,
             transport=transport,
+            share=share,
         )
+        self.share = float(share)
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
         with phase("model loaded"):
             source = to_source(model, weights=weights, example_input=example_input)
@@ -271,7 +278,9 @@ class Pipeline:
             self._setting = setting
             self._supervision = self._supervise(setting, policy, detector, in_cluster=address is not None)
             queue = self._inlet.queue
-            conditions = Conditions(setting.baseline_s.tolist(), None if queue is None else queue.words)
+            conditions = Conditions(
+                setting.baseline_s.tolist(), None if queue is None else queue.words, share=self.share
+            )
             self._gateway = Gateway(
                 self._inlet,
                 self._inbox,
@@ -319,6 +328,7 @@ class Pipeline:
             share=share_devices,
             precision=precision,
             engine="" if engine == AUTO_ENGINE else engine,
+            largest_share=self.share,
         )
 
     def _open_stages(
@@ -376,7 +386,12 @@ class Pipeline:
             )
             self._deployment.warm_up(inputs)
             setting = pipeline_setting(self.profiles, chain, [sum(cut) for cut in cuts], plan=plan)
-            return setting._replace(reach=reach(setting.plan, self.devices))
+            devices = tuple(
+                str(device._replace(node=info.node_id))
+                for device, info in zip(self.devices, self._deployment.infos, strict=True)
+            )
+            tenant = TenantSetting(chain.name, devices, self.share)
+            return setting._replace(reach=reach(setting.plan, self.devices), tenant=tenant)
 
     def _policy_for(self, policy: Policy | str) -> Policy:
         assert self._deployment is not None
@@ -432,6 +447,7 @@ class Pipeline:
             doubt=self._doubt_profile,
             serving=self._serving,
             host=str(ray.util.get_node_ip_address()) if in_cluster else "",
+            share=self.share,
         )
 
     def _arrange(self, setting: Setting, gateway: Gateway) -> tuple[Arrangement, Recovery]:
@@ -451,7 +467,7 @@ class Pipeline:
             why_no_ray=lambda: None if self._runtime is None else self._runtime.cannot_start,
             on_replaced=lambda stage: self._announce() if stage == 0 else None,
         )
-        chain_s = setting.baseline_s.sum(axis=1).tolist()
+        chain_s = (setting.baseline_s.sum(axis=1) / self.share).tolist()  # with the pauses of a stage that is held back
         emit, faults = self._recorder.emit, self._recorder.faults
         return arrangement, Recovery(chain_s, gateway=gateway, stages=arrangement, emit=emit, faults=faults)
 

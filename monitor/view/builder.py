@@ -26,6 +26,7 @@ from odin.monitor.events import (
     LoadChanged,
     MoveFailed,
     PlanChanged,
+    PlannedTogether,
     PlanVerified,
     PolicyChanged,
     RequestDone,
@@ -36,6 +37,7 @@ from odin.monitor.events import (
     SlowdownChanged,
     StageBack,
     StageLost,
+    TenantShare,
 )
 from odin.monitor.view.event_text import event_text
 from odin.monitor.view.pipeline_view import EventLine, History, InjectedLoad, PipelineView, StageState, StageView
@@ -160,6 +162,7 @@ class ViewBuilder:
             LoadChanged: self._load,
             MoveFailed: self._tell,
             Fault: self._tell,
+            PlannedTogether: self._planned_together,
             EventsMissing: self._missing,
             RunEnded: self._end,
         }
@@ -244,6 +247,8 @@ class ViewBuilder:
                 refused=refused,
                 off_p50_s=off_p50_s,
                 off_p99_s=off_p99_s,
+                share=run.share,
+                together=self._together,
             )
 
     # -- events -----------------------------------------------------------------------------------------------------
@@ -272,6 +277,7 @@ class ViewBuilder:
         self._history: deque[_Second] = deque(maxlen=HISTORY_S)
         self._recent = RecentRequests(self._baseline_s)
         self._loads: dict[tuple[str, str], InjectedLoad] = {}
+        self._together: tuple[TenantShare, ...] = ()
         self._lines: deque[EventLine] = deque(maxlen=_EVENT_LINES)
         self._last_key: object = None
         self._ended: str | None = None
@@ -331,6 +337,11 @@ class ViewBuilder:
 
     def _policy_change(self, event: PolicyChanged) -> None:
         self._policy = event.policy
+        self._together = ()  # planned for others, if at all
+        self._say(event)
+
+    def _planned_together(self, event: PlannedTogether) -> None:
+        self._together = event.tenants
         self._say(event)
 
     def _stage_lost(self, event: StageLost) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import msgspec
 from msgspec import Struct
 
-from odin.monitor.events import Culprit
+from odin.monitor.events import Culprit, TenantShare
 from odin.monitor.json_text import json_text, plain_json, with_nan
 
 __all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "StageState", "StageView"]
@@ -145,6 +145,10 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
         How many events there have been; ``events`` has the last ones, oldest first.
     ended
         Why the run ended; ``None`` while it goes on.
+    share
+        Largest part of any device's time that it uses.
+    together
+        Pipelines that it was planned together with last, itself among them; empty if it is planned for itself.
     """
 
     model: str
@@ -175,6 +179,8 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
     refused: int = 0
     off_p50_s: float = math.nan
     off_p99_s: float = math.nan
+    share: float = 1.0
+    together: tuple[TenantShare, ...] = ()
 
     @property
     def layer_count(self) -> int:

@@ -70,14 +70,22 @@ class Deployment:
         Device and node id of each stage.
     label
         The pipeline's name.
-    share, precision, engine
+    share, precision, engine, largest_share
         As for :class:`odin.stages.actor.StageActor`.
     """
 
     def __init__(
-        self, placed: Sequence[tuple[Device, str]], *, label: str, share: bool, precision: str, engine: str
+        self,
+        placed: Sequence[tuple[Device, str]],
+        *,
+        label: str,
+        share: bool,
+        precision: str,
+        engine: str,
+        largest_share: float = 1.0,
     ) -> None:
         self._label, self._share, self._precision, self._engine = label, share, precision, engine
+        self._largest_share = largest_share
         self._placed: list[tuple[Device, str]] = []
         self._opening: list[tuple[Any, ...]] = []  # for each stage, what it is opened with
         self._example: list[Any] = []
@@ -111,6 +119,7 @@ class Deployment:
             node_id,
             self._label,
             share=self._share,
+            largest_share=self._largest_share,
             precision=self._precision,
             engine=self._engine if device.kind == "cpu" else TORCH,
         )
@@ -665,7 +674,15 @@ def _answers_of_started(calls: Sequence[Any], devices: Sequence[Device]) -> list
 
 
 def _create_actor(
-    index: int, device: Device, node_id: str, label: str, *, share: bool, precision: str, engine: str
+    index: int,
+    device: Device,
+    node_id: str,
+    label: str,
+    *,
+    share: bool,
+    precision: str,
+    engine: str,
+    largest_share: float,
 ) -> Any:
     options: dict[str, Any] = {
         "num_cpus": 0 if share or device.kind == "gpu" else device.threads,
@@ -682,7 +699,9 @@ def _create_actor(
         options["runtime_env"] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
     with calling():
         remote: Any = ray.remote(StageActor).options(**options)
-        return remote.remote(index, str(device), label, share=share, precision=precision, engine=engine)
+        return remote.remote(
+            index, str(device), label, share=share, precision=precision, engine=engine, largest_share=largest_share
+        )
 
 
 def _strategy(node_id: str) -> Any:

@@ -34,6 +34,8 @@ class Conditions:
         Seconds of each layer on each stage's device with nothing else running, shape (stages, layers).
     queue
         The words of the stages that take from one queue.
+    share
+        Largest part of its device's time that each stage uses; beyond it they pause between requests.
 
     Attributes
     ----------
@@ -41,7 +43,10 @@ class Conditions:
         Indices of the stages that serve; those that are lost count for nothing.
     """
 
-    def __init__(self, baseline_s: Sequence[Sequence[float]], queue: QueueWords | None = None) -> None:
+    def __init__(
+        self, baseline_s: Sequence[Sequence[float]], queue: QueueWords | None = None, *, share: float = 1.0
+    ) -> None:
+        self._share = share
         self._before_s = [list(itertools.accumulate(map(float, row), initial=0.0)) for row in baseline_s]
         self._chain_s = [max(before_s[-1], _LEAST_S) for before_s in self._before_s]
         self._queue = queue
@@ -85,13 +90,28 @@ class Conditions:
                 at_s = is_expected_at(at_s, now_s)
             free_s.append(at_s)
             chain_s.append(max(slowdown, _LEAST_SLOWDOWN) * alone_s)
-        return SharedExits(free_s, chain_s, queue.waiting) if free_s else _Never()
+        if not free_s:
+            return _Never()
+        turn_s = self._turns_s(chain_s, [self._chain_s[stage] for stage in self.live])
+        return SharedExits(free_s, chain_s, queue.waiting, turn_s=turn_s)
+
+    def _turns_s(self, takes_s: Sequence[float], alone_s: Iterable[float]) -> Sequence[float]:
+        """Seconds from one request to the next, where a stage pauses between them; nothing where none does."""
+        if self._share >= 1:
+            return ()
+        return [max(own_s, used_s / self._share) for own_s, used_s in zip(takes_s, alone_s, strict=True)]
 
     def in_line(self, now_s: float, windows: Windows, sent_s: Iterable[float]) -> Exits:
         """The stages while requests pass them in order; with when those were sent that are under way, oldest first."""
         stage_s = self._stage_s(now_s, windows)
-        left_s = left_line(self._left_s, sent_s, stage_s, now_s=now_s)
-        return LineExits(now_s, left_s, stage_s)
+        # What a stage computes is at most what it takes now, and disturbed it takes longer than it computes.
+        used_s = [own_s / max(1.0, slowdown) for own_s, slowdown in zip(stage_s, self._slowdown, strict=True)]
+        turn_s = self._turns_s(stage_s, used_s)
+        begin_s = self._left_s
+        if turn_s:
+            begin_s = [at_s + turn - own for at_s, turn, own in zip(begin_s, turn_s, stage_s, strict=True)]
+        left_s = left_line(begin_s, sent_s, stage_s, now_s=now_s, turn_s=turn_s)
+        return LineExits(now_s, left_s, stage_s, turn_s)
 
     def _stage_s(self, now_s: float, windows: Windows) -> list[float]:
         """Seconds of a request on each stage at its present speed."""

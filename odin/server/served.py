@@ -229,7 +229,17 @@ class ServedModel:
 def _options(config: ModelConfig, source: Source) -> dict[str, Any]:
     options: dict[str, Any] = {
         name: getattr(config, name)
-        for name in ("plan", "batch", "precision", "policy", "admission", "max_in_flight", "max_waiting", "log")
+        for name in (
+            "plan",
+            "batch",
+            "precision",
+            "policy",
+            "admission",
+            "max_in_flight",
+            "max_waiting",
+            "log",
+            "share",
+        )
     }
     if config.calibration is not None:
         options["calibration"] = load_examples(str(config.calibration), source)

@@ -15,9 +15,27 @@ from numpy.typing import NDArray
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
 
-__all__ = ["Decision", "Observation", "Policy", "Setting", "checked_decision", "windows_of"]
+__all__ = ["Decision", "Observation", "Policy", "Setting", "TenantSetting", "checked_decision", "windows_of"]
 
 FloatArray = NDArray[np.float64]
+
+
+class TenantSetting(NamedTuple):
+    """What a pipeline is among others on the same devices.
+
+    Attributes
+    ----------
+    name
+        What others call it: its model's name.
+    devices
+        Of each stage, with its node: stages of the same device share it.
+    share
+        Largest part of any device's time that it uses, above 0, at most 1.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    share: float = 1.0
 
 
 class Setting(NamedTuple):
@@ -37,6 +55,8 @@ class Setting(NamedTuple):
     reach
         The widest windows: at which cuts each boundary may hand over without a stage getting ready for it. None: at
         those of the plan only.
+    tenant
+        What it is to others on the same devices. None: there are none.
     """
 
     plan: Plan
@@ -45,6 +65,7 @@ class Setting(NamedTuple):
     receive_s: FloatArray
     intensity: FloatArray
     reach: Windows | None = None
+    tenant: TenantSetting | None = None
 
     @property
     def stage_count(self) -> int:
@@ -84,6 +105,11 @@ class Observation(NamedTuple):
         True seconds of each layer on each device at this moment, shape (stages, layers): known in simulation only.
     disturbed
         Whether the stage is above its undisturbed level now, shape (stages,); None without a detector.
+    delay_s
+        The part of ``stage_s`` in which the stage was ready to compute but did not have its core, shape (stages,); None
+        where that is not known.
+    at_s
+        When the request finished, on a clock that all pipelines of a process share; ``nan`` where there is none.
     """
 
     request: int
@@ -96,6 +122,8 @@ class Observation(NamedTuple):
     noise: FloatArray
     true_s: FloatArray | None = None
     disturbed: NDArray[np.bool_] | None = None
+    delay_s: FloatArray | None = None
+    at_s: float = math.nan
 
 
 class Decision(NamedTuple):

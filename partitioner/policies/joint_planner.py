@@ -1,0 +1,297 @@
+"""Plans pipelines on the same devices together, whenever that is predicted to gain more than noise.
+
+::
+
+    each pipeline's policy -> take: its requests, how long they took            (tenant_measures.py)
+    every now and then     -> look: load of each device under the plans in force, and under the best plans together
+                                    (odin.partitioner.balance.joint)
+                              if the gain exceeds its noise: each pipeline has a plan that is wanted for it
+
+``noise`` is the gain's standard error, from each tenant's own; ``certainty`` of these must be exceeded, and
+``min_gain``. A tenant that is idle is left where it is. After a move there is a pause, twice as long after each further
+one within half a minute, unless a tenant came or went.
+
+Several pipelines use one planner, each from a thread of its own, so it has a lock. It reads no clock.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odin.partitioner.balance.joint import JointPlans, TenantLoad, balance_jointly, device_loads
+from odin.partitioner.plan import Plan
+from odin.partitioner.policies.base import Observation, Setting
+from odin.partitioner.policies.in_flight import PlansInFlight
+from odin.partitioner.policies.tenant_measures import StageMeans, TenantMeasures
+
+__all__ = ["JointPlanner", "Member", "TenantPlan", "Wanted"]
+
+FloatArray = NDArray[np.float64]
+
+_LOOK_S = 0.25
+"""Seconds between looks; also the first pause after a move."""
+_LONGEST_PAUSE_S = 16.0
+_REMEMBERED_S = 30.0
+_FORGET_S = 30.0
+"""In so many seconds half of a device's slowdown is forgotten that nobody measures any more."""
+_MIXING = 0.05
+"""Part of their time that tenants are taken to lose by turns on one core; assumed, since it depends on their caches."""
+
+
+class TenantPlan(NamedTuple):
+    """One of the tenants that were planned together.
+
+    Attributes
+    ----------
+    name, devices, share
+        As in :class:`~odin.partitioner.policies.TenantSetting`.
+    plan
+        Its plan from now on.
+    rate_hz
+        Requests per second that it was planned for.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    plan: Plan
+    rate_hz: float
+    share: float
+
+
+class Wanted(NamedTuple):
+    """A plan that is wanted for a pipeline, and why."""
+
+    plan: Plan
+    why: str
+
+
+class Member:
+    """One pipeline, as the planner knows it.
+
+    Attributes
+    ----------
+    measures
+        What it needs.
+    plans
+        Those in force, and on their way.
+    weight
+        Requests per second to plan for; 0: as many as are measured.
+    wanted
+        What it is to move to; None: nothing.
+    together
+        Those that it was planned with last, itself among them.
+    """
+
+    def __init__(self, setting: Setting, weight: float) -> None:
+        self.measures = TenantMeasures(setting)
+        self.plans = PlansInFlight(setting.plan)
+        self.weight = weight
+        self.wanted: Wanted | None = None
+        self.together: tuple[TenantPlan, ...] = ()
+        self._taken = self._settled_at = 0
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Of its stages."""
+        return self.measures.tenant.devices
+
+    def take(self, observation: Observation) -> None:
+        """Take one finished request in."""
+        self._taken += 1
+        self.plans.saw(observation.plan, observation.request)
+        if self.plans.settled and self.wanted is not None and self.plans.decided == self.wanted.plan:
+            self.wanted = None
+        if not self.settled:
+            self._settled_at = self._taken
+        self.measures.take(observation)
+
+    @property
+    def settled(self) -> bool:
+        """Whether requests finish under the plan that is wanted."""
+        return self.plans.settled and (self.wanted is None or self.wanted.plan == self.plans.decided)
+
+    def rate_hz(self, now_s: float) -> float:
+        """Requests per second to plan for; 0 while it is idle."""
+        rate_hz = self.measures.rate_hz(now_s)
+        return self.weight if self.weight and rate_hz else rate_hz
+
+
+class JointPlanner:
+    """The pipelines that are planned together if they share devices.
+
+    Parameters
+    ----------
+    mixing
+        Part of their time that tenants lose where several have layers on one device.
+    """
+
+    def __init__(self, *, mixing: float = _MIXING) -> None:
+        self.lock = threading.RLock()
+        self._mixing = mixing
+        self._members: list[Member] = []
+        self._now_s = 0.0
+        self._next_look_s = 0.0
+        self._moved_s: list[float] = []
+        self._known: dict[str, tuple[float, float]] = {}  # device -> slowdown, when it was measured
+
+    def join(self, member: Member) -> None:
+        """A pipeline has come."""
+        with self.lock:
+            self._members.append(member)
+            self._look_anew()
+
+    def leave(self, member: Member) -> None:
+        """A pipeline has gone."""
+        with self.lock:
+            if member in self._members:
+                self._members.remove(member)
+                self._look_anew()
+
+    def _look_anew(self) -> None:
+        self._next_look_s = 0.0
+        self._moved_s.clear()
+
+    def take(self, member: Member, observation: Observation, *, min_gain: float, certainty: float) -> None:
+        """Take a pipeline's finished request in; afterwards members may have other plans that are wanted for them."""
+        with self.lock:
+            member.take(observation)
+            self._now_s = max(self._now_s, member.measures.now_s)
+            if self._now_s < self._next_look_s:
+                return
+            self._next_look_s = self._now_s + _LOOK_S
+            around = self._around(member)
+            if all(one.settled for one in around):
+                self._look(around, min_gain=min_gain, certainty=certainty)
+
+    def _around(self, member: Member) -> list[Member]:
+        """Those that share a device with it, or with one that does, and so on, and need something now."""
+        busy = [one for one in self._members if one is member or one.rate_hz(self._now_s) > 0]
+        devices, found = set(member.devices), [member]
+        while more := [one for one in busy if one not in found and devices.intersection(one.devices)]:
+            found += more
+            devices.update(*(one.devices for one in more))
+        return [one for one in self._members if one in found]
+
+    # -- what is best -----------------------------------------------------------------------------------------------
+
+    def _look(self, members: Sequence[Member], *, min_gain: float, certainty: float) -> None:
+        now_s = self._now_s
+        rates_hz = [one.rate_hz(now_s) for one in members]
+        if not all(rates_hz):
+            return
+        loads = self._loads(members, rates_hz)
+        if any(len(set(one.devices)) < len(one.devices) for one in members):
+            return  # two stages of one pipeline on a device: there is nothing to choose between them
+        plans = [one.plans.decided for one in members]
+        present = device_loads(loads, plans, mixing=self._mixing)
+        best = balance_jointly(loads, mixing=self._mixing)
+        if best.plans == present.plans:
+            self._tell(members, rates_hz, best)
+            return
+        gain = math.log(present.bound_s / best.bound_s)
+        noise = self._noise(members, loads, plans, best.plans, gain)
+        if gain <= math.log1p(min_gain) or gain <= certainty * noise:
+            return
+        self._move(members, rates_hz, present, best)
+
+    def _noise(
+        self,
+        members: Sequence[Member],
+        loads: Sequence[TenantLoad],
+        plans: Sequence[Plan],
+        best: Sequence[Plan],
+        gain: float,
+    ) -> float:
+        """Standard error of the gain: how it changes if each tenant's load is off by its own standard error."""
+        squares = 0.0
+        for index, (member, load) in enumerate(zip(members, loads, strict=True)):
+            error = member.measures.error(self._now_s)
+            if not math.isfinite(error):
+                return math.inf
+            other = [*loads[:index], load._replace(weight=load.weight * math.exp(error)), *loads[index + 1 :]]
+            before, after = (device_loads(other, given, mixing=self._mixing).bound_s for given in (plans, best))
+            squares += (math.log(before / after) - gain) ** 2
+        return math.sqrt(squares)
+
+    def _move(
+        self, members: Sequence[Member], rates_hz: Sequence[float], present: JointPlans, best: JointPlans
+    ) -> None:
+        now_s = self._now_s
+        self._moved_s = [*(at_s for at_s in self._moved_s if at_s > now_s - _REMEMBERED_S), now_s]
+        self._next_look_s = now_s + min(_LOOK_S * 2 ** len(self._moved_s), _LONGEST_PAUSE_S)
+        self._tell(members, rates_hz, best)
+        fullest = max(present.loads_s, key=lambda device: present.loads_s[device])
+        gain = present.bound_s / best.bound_s - 1
+        for member, plan in zip(members, best.plans, strict=True):
+            others = ", ".join(
+                f"{one.measures.tenant.name} {its}"
+                for one, its in zip(members, best.plans, strict=True)
+                if one is not member
+            )
+            company = f"together with {others}" if others else "alone"
+            why = f"planned {company}: {fullest.rpartition('/')[2]} is fullest, {gain:+.0%} predicted"
+            member.wanted = Wanted(plan, why) if plan != member.plans.decided else None
+
+    def _tell(self, members: Sequence[Member], rates_hz: Sequence[float], best: JointPlans) -> None:
+        """Note who was planned together, if that is another company, or has other plans."""
+        told = tuple(
+            TenantPlan(one.measures.tenant.name, one.devices, plan, rate_hz, one.measures.tenant.share)
+            for one, plan, rate_hz in zip(members, best.plans, rates_hz, strict=True)
+        )
+        for member in members:
+            if [(one.name, one.plan) for one in member.together] != [(one.name, one.plan) for one in told]:
+                member.together = told
+
+    # -- how fast devices are ---------------------------------------------------------------------------------------
+
+    def _loads(self, members: Sequence[Member], rates_hz: Sequence[float]) -> list[TenantLoad]:
+        """What each needs of its devices, as they are but for the other tenants."""
+        now_s = self._now_s
+        means = [one.measures.means(now_s) for one in members]
+        measured = [one.measures.rate_hz(now_s) for one in members]
+        slowdowns = [self._slowdown(index, members, means, measured) for index in range(len(members))]
+        by_device: dict[str, list[float]] = {}
+        for member, slowdown in zip(members, slowdowns, strict=True):
+            for device, factor in zip(member.devices, slowdown.tolist(), strict=True):
+                if math.isfinite(factor):
+                    by_device.setdefault(device, []).append(factor)
+        self._known.update({device: (float(np.mean(factors)), now_s) for device, factors in by_device.items()})
+        loads = []
+        for member, slowdown, rate_hz in zip(members, slowdowns, rates_hz, strict=True):
+            factors = np.where(np.isfinite(slowdown), slowdown, [self._remembered(device) for device in member.devices])
+            setting = member.measures.setting
+            loads.append(
+                TenantLoad(
+                    member.devices,
+                    setting.baseline_s * factors[:, None],
+                    rate_hz,
+                    member.measures.tenant.share,
+                    setting.send_s,
+                    setting.receive_s,
+                )
+            )
+        return loads
+
+    def _slowdown(
+        self, index: int, members: Sequence[Member], means: Sequence[StageMeans], rates_hz: Sequence[float]
+    ) -> FloatArray:
+        member = members[index]
+        others = np.zeros(len(member.devices))
+        for number, (one, its, rate_hz) in enumerate(zip(members, means, rates_hz, strict=True)):
+            if number == index:
+                continue
+            for device, own_s in zip(one.devices, np.nan_to_num(its.own_s).tolist(), strict=True):
+                if device in member.devices:
+                    others[member.devices.index(device)] += own_s * rate_hz
+        return member.measures.slowdown(means[index], np.minimum(others, 1.0))
+
+    def _remembered(self, device: str) -> float:
+        """What is thought of a device that is not measured: its slowdown may be over."""
+        slowdown, at_s = self._known.get(device, (1.0, self._now_s))
+        return 1.0 + (slowdown - 1.0) * 0.5 ** ((self._now_s - at_s) / _FORGET_S)

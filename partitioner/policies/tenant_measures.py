@@ -1,0 +1,170 @@
+"""What one of several pipelines on the same devices is measured to need: requests per second, seconds of its layers.
+
+The wall time of a stage has three parts that must be told apart::
+
+    wall = own (it computed) + delay (it was ready, others had its core)
+    delay = what other tenants' stages computed meanwhile + what programs outside of them did
+
+While the stage was ready, the other tenants had the core for a part ``u`` of the time, which is what they computed
+there per second. So ``delay - u wall`` is due to outsiders. Only that, and what made ``own`` longer than the baseline,
+counts as slowdown: what tenants take from each other is what planning them together is for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odin.partitioner.policies.base import Observation, Setting, TenantSetting
+
+__all__ = ["StageMeans", "TenantMeasures"]
+
+FloatArray = NDArray[np.float64]
+
+HORIZON_S = 4.0
+"""Requests of the last so many seconds count."""
+_KEPT = 512
+_LEAST_REQUESTS = 4
+"""Before so many a pipeline counts as idle: neither what it needs nor how fast it is can be told."""
+_LEAST_NOISE = 0.02
+"""Of the logarithm of a stage's time."""
+
+
+class StageMeans(NamedTuple):
+    """Means over the latest requests, seconds per request, each of shape (stages,); ``nan`` for stages without layers.
+
+    Attributes
+    ----------
+    own_s, delay_s, baseline_s
+        What it computed, waited for its core, and would compute undisturbed.
+    """
+
+    own_s: FloatArray
+    delay_s: FloatArray
+    baseline_s: FloatArray
+
+
+class _Sample(NamedTuple):
+    at_s: float
+    request: int
+    own_s: FloatArray
+    delay_s: FloatArray
+    baseline_s: FloatArray
+
+
+class TenantMeasures:
+    """Learns from one pipeline's finished requests.
+
+    Parameters
+    ----------
+    setting
+        The pipeline.
+
+    Attributes
+    ----------
+    tenant
+        What it is to others.
+    now_s
+        When its last request finished.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        stages = setting.stage_count
+        alone = TenantSetting("this pipeline", tuple(f"stage {stage}" for stage in range(stages)))
+        self.setting, self.tenant = setting, setting.tenant or alone
+        self._prefix_s = np.zeros((stages, setting.layer_count + 1))
+        baseline_s = np.where(np.isfinite(setting.baseline_s), np.maximum(setting.baseline_s, 1e-9), 0.0)
+        np.cumsum(baseline_s, axis=1, out=self._prefix_s[:, 1:])
+        self._on_gpu = np.array(["gpu:" in device for device in self.tenant.devices])
+        self._samples: deque[_Sample] = deque(maxlen=_KEPT)
+        self._since_s = np.full(stages, -math.inf)
+        self._noise = _LEAST_NOISE
+        self.now_s = 0.0
+
+    def take(self, observation: Observation) -> None:
+        """Take one finished request in."""
+        at_s = observation.at_s
+        if math.isnan(at_s):  # nobody else's clock matters
+            interval_s = observation.interval_s
+            at_s = self.now_s + (interval_s if math.isfinite(interval_s) else float(observation.stage_s.max()))
+        self.now_s = max(self.now_s, at_s)
+        cuts = np.array([0, *itertools.accumulate(observation.plan)])
+        stages = np.arange(len(cuts) - 1)
+        baseline_s = self._prefix_s[stages, cuts[1:]] - self._prefix_s[stages, cuts[:-1]]
+        wall_s = np.where(baseline_s > 0, observation.stage_s, 0.0)
+        delay_s = np.zeros(len(wall_s)) if observation.delay_s is None else np.minimum(observation.delay_s, wall_s)
+        # A GPU does not tell who had it: what is above the baseline may have been others.
+        delay_s = np.where(self._on_gpu, np.maximum(0.0, wall_s - baseline_s), delay_s)
+        self._samples.append(_Sample(self.now_s, observation.request, wall_s - delay_s, delay_s, baseline_s))
+        self._noise = max(_LEAST_NOISE, float(np.nan_to_num(observation.noise).max()))
+        for stage in np.flatnonzero(observation.changed).tolist():
+            age = min(max(1, int(observation.age[stage])), len(self._samples))
+            self._since_s[stage] = self._samples[-age].at_s
+
+    # -- what it needs ----------------------------------------------------------------------------------------------
+
+    def rate_hz(self, now_s: float) -> float:
+        """Requests per second of late; 0 if it is idle."""
+        first, last = self._span(now_s)
+        if first is None or last is None or last.request - first.request < _LEAST_REQUESTS:
+            return 0.0
+        return (last.request - first.request) / max(1e-9, max(now_s, last.at_s) - first.at_s)
+
+    def _span(self, now_s: float) -> tuple[_Sample | None, _Sample | None]:
+        """The last request before the horizon (or the first one that is known), and the latest."""
+        begin_s = now_s - HORIZON_S
+        first = None
+        for sample in self._samples:
+            if first is None or sample.at_s <= begin_s:
+                first = sample
+            else:
+                break
+        return first, (self._samples[-1] if self._samples and self._samples[-1].at_s > begin_s else None)
+
+    def error(self, now_s: float) -> float:
+        """Standard error of the logarithm of its load: that of its rate, and of its stages' times."""
+        at_s = np.array([sample.at_s for sample in self._samples if sample.at_s > now_s - HORIZON_S])
+        if len(at_s) < _LEAST_REQUESTS:
+            return math.inf
+        intervals_s = np.diff(at_s)
+        mean_s = float(intervals_s.mean())
+        varies = float(intervals_s.std()) / mean_s if mean_s > 0 else 0.0
+        return math.hypot(varies, self._noise) / math.sqrt(len(at_s))
+
+    # -- how fast it is ---------------------------------------------------------------------------------------------
+
+    def means(self, now_s: float) -> StageMeans:
+        """Of each stage, since its conditions changed."""
+        recent = [sample for sample in self._samples if sample.at_s > now_s - HORIZON_S]
+        stages = len(self._since_s)
+        if not recent:
+            none = np.full(stages, math.nan)
+            return StageMeans(none, none, none)
+        counts = np.array([sample.at_s for sample in recent])[:, None] >= self._since_s
+        counts &= np.stack([sample.baseline_s for sample in recent]) > 0
+        count = counts.sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            own_s, delay_s, baseline_s = (
+                (np.stack([getattr(sample, name) for sample in recent]) * counts).sum(axis=0) / count
+                for name in ("own_s", "delay_s", "baseline_s")
+            )
+        return StageMeans(own_s, delay_s, baseline_s)
+
+    def slowdown(self, means: StageMeans, others: FloatArray) -> FloatArray:
+        """Time now, as if there were no other tenants, over the baseline, shape (stages,); ``nan`` where unknown.
+
+        Parameters
+        ----------
+        means
+            Its own.
+        others
+            Part of the time that other tenants computed on each stage's device, shape (stages,).
+        """
+        outside_s = np.maximum(0.0, means.delay_s - others * (means.own_s + means.delay_s))
+        slowdown: FloatArray = (means.own_s + outside_s) / means.baseline_s
+        return slowdown
