@@ -42,6 +42,8 @@ _Device = int | str
 _SAME = 1e-9
 """Relative difference of two bounds that counts as none."""
 _MOST_SWEEPS = 8
+_MOVED = 1e-6
+"""Part of the bound that a moved layer adds to the sum: so little that it decides between equals only."""
 
 
 class TenantLoad(NamedTuple):
@@ -60,7 +62,9 @@ class TenantLoad(NamedTuple):
         Largest share of any device, above 0, at most 1.
     send_s, receive_s
         Seconds that a stage spends to send, to receive, what crosses each cut, shape (layers + 1,). None is free. A
-        stage without layers costs something only before the first one with layers: the others are passed by.
+        stage without layers is passed by, and costs nothing.
+    plan
+        Its present one: of plans that are as good those are chosen that move fewer layers.
     """
 
     devices: tuple[_Device, ...]
@@ -69,6 +73,7 @@ class TenantLoad(NamedTuple):
     cap: float = 1.0
     send_s: FloatArray | None = None
     receive_s: FloatArray | None = None
+    plan: Plan | None = None
 
 
 class JointPlans(NamedTuple):
@@ -111,22 +116,34 @@ def balance_jointly(tenants: Sequence[TenantLoad], *, mixing: float = 0.0) -> Jo
     (Plan((0, 4)), Plan((4, 0)))
     """
     problem = _Problem(tenants, mixing)
-    cuts: list[_Cuts] = [None] * len(tenants)
-    # Those with the most work first: what they leave is filled by the smaller ones.
-    for index in sorted(range(len(tenants)), key=lambda each: -float(problem.costs[each][:, 0, -1].min())):
+    by_work = sorted(range(len(tenants)), key=lambda index: float(problem.costs[index][:, 0, -1].min()))
+    # Those with the most work first: what they leave is filled by the smaller ones. Or the other way round.
+    starts = [by_work[::-1], by_work] if len(tenants) > 2 else [by_work]
+    cuts, score = _by_pairs(problem, starts[0])
+    for start in starts[1:]:
+        other, other_score = _by_pairs(problem, start)
+        if _is_less(other_score, score):
+            cuts, score = other, other_score
+    plans = tuple(Plan(b - a for a, b in itertools.pairwise(own or ())) for own in cuts)
+    return JointPlans(plans, score[0], problem.loads_s(cuts))
+
+
+def _by_pairs(problem: _Problem, order: Sequence[int]) -> tuple[list[_Cuts], tuple[float, float]]:
+    """Cuts and their score: each tenant is added in this order, then pairs are improved."""
+    cuts: list[_Cuts] = [None] * len(order)
+    for index in order:
         cuts[index] = problem.best_of_one(cuts, index)
     score = problem.score(cuts)
     for _ in range(_MOST_SWEEPS):
         before = score
-        for one, other in itertools.combinations(range(len(tenants)), 2):
+        for one, other in itertools.combinations(range(len(order)), 2):
             tried = problem.best_of_pair(cuts, one, other)
             tried_score = problem.score(tried)
             if _is_less(tried_score, score):
                 cuts, score = tried, tried_score
         if not _is_less(score, before):
             break
-    plans = tuple(Plan(b - a for a, b in itertools.pairwise(own or ())) for own in cuts)
-    return JointPlans(plans, score[0], problem.loads_s(cuts))
+    return cuts, score
 
 
 def device_loads(tenants: Sequence[TenantLoad], plans: Sequence[Plan], *, mixing: float = 0.0) -> JointPlans:
@@ -165,8 +182,20 @@ def _costs(tenant: TenantLoad) -> FloatArray:
     before, after = np.tril_indices(cuts, -1)
     costs[:, before, after] = np.inf
     costs[:, range(cuts), range(cuts)] = 0.0
-    costs[:, 0, 0] = tenant.weight * (receive_s[0] + send_s[0])  # passes on what comes in
     return costs
+
+
+def _moved(tenant: TenantLoad) -> FloatArray:
+    """Layers of [a, b) that a stage does not have now, shape (stages, layers + 1, layers + 1)."""
+    stages, layers = tenant.times_s.shape
+    if tenant.plan is None:
+        return np.zeros((stages, layers + 1, layers + 1))
+    tenant.plan.check_fits(layer_count=layers, stage_count=stages)
+    holder = np.repeat(np.arange(stages), tenant.plan)
+    others: FloatArray = np.zeros((stages, layers + 1))
+    np.cumsum(holder != np.arange(stages)[:, None], axis=1, out=others[:, 1:])
+    moved: FloatArray = others[:, None, :] - others[:, :, None]
+    return moved
 
 
 def _cut_costs(name: str, given: ArrayLike | None, cuts: int) -> FloatArray:
@@ -218,6 +247,7 @@ class _Problem:
             raise ValueError(f"mixing is {mixing}; it is the part of their time that tenants lose by turns, 0 or more")
         self._tenants, self._mixing = tenants, mixing
         self.costs = [_costs(tenant) for tenant in tenants]
+        self._moved = [_moved(tenant) for tenant in tenants]
 
     def _used(self, cuts: Sequence[_Cuts], but: tuple[int, ...] = ()) -> dict[_Device, tuple[float, int]]:
         """Load without mixing, and tenants with layers, by device; of all but some."""
@@ -240,7 +270,7 @@ class _Problem:
         return {device: load_s * self._times(count) for device, (load_s, count) in self._used(cuts).items()}
 
     def score(self, cuts: Sequence[_Cuts]) -> tuple[float, float]:
-        """The bound, and the sum of loads."""
+        """The bound, and the sum of loads, which moved layers make a little larger."""
         used = self._used(cuts)
         loads_s = self.loads_s(cuts)
         bound_s = max(loads_s.values())
@@ -248,13 +278,18 @@ class _Problem:
             for stage, (a, b) in enumerate(itertools.pairwise(own or ())):
                 times = self._times(used[tenant.devices[stage]][1])
                 bound_s = max(bound_s, times * float(costs[stage, a, b]) / tenant.cap)
-        return bound_s, sum(loads_s.values())
+        moved = sum(
+            float(own[stage, a, b])
+            for own, where in zip(self._moved, cuts, strict=True)
+            for stage, (a, b) in enumerate(itertools.pairwise(where or ()))
+        )
+        return bound_s, sum(loads_s.values()) + _MOVED * bound_s * moved
 
     def best_of_one(self, cuts: Sequence[_Cuts], index: int) -> list[int]:
         """The best cuts of one tenant with the others where they are."""
         tenant, used = self._tenants[index], self._used(cuts, but=(index,))
-        costs = zip(tenant.devices, self.costs[index], strict=True)
-        steps = [_Step(*used[device], own, _NOBODY) for device, own in costs]
+        rows = zip(tenant.devices, self.costs[index], self._moved[index], strict=True)
+        steps = [_Step(*used[device], own, _NOBODY, moved, _NOBODY) for device, own, moved in rows]
         found = _best_cuts(steps, (tenant.cap, 1.0), self._mixing)
         if found is None:
             raise ValueError(f"no plan of tenant {index} avoids infinite times: a layer can run on none of its stages")
@@ -269,15 +304,18 @@ class _Problem:
                 tried[index] = self.best_of_one(tried, index)
             return tried
         devices, backward = order
-        its_costs, its_devices = self.costs[other], its.devices
+        its_costs, its_moved, its_devices = self.costs[other], self._moved[other], its.devices
         if backward:  # its chain from the end
-            its_costs, its_devices = its_costs[::-1, ::-1, ::-1].transpose(0, 2, 1), its_devices[::-1]
+            its_costs, its_moved = (rows[::-1, ::-1, ::-1].transpose(0, 2, 1) for rows in (its_costs, its_moved))
+            its_devices = its_devices[::-1]
         used = self._used(cuts, but=(one, other))
         steps = [
             _Step(
                 *used[device],
                 _costs_on(device, mine.devices, self.costs[one]),
                 _costs_on(device, its_devices, its_costs),
+                _costs_on(device, mine.devices, self._moved[one]),
+                _costs_on(device, its_devices, its_moved),
             )
             for device in devices
         ]
@@ -305,12 +343,16 @@ def _own_cuts(cuts: list[int], devices: Sequence[_Device], own: Sequence[_Device
 
 
 class _Step(NamedTuple):
-    """A device: what others compute there, how many they are, and costs of ranges of two tenants, (cuts, cuts)."""
+    """A device: what others compute there, how many they are, and costs of ranges of two tenants and how many of their
+    layers have to be moved there, (cuts, cuts).
+    """
 
     base_s: float
     base_count: int
     one: FloatArray
     other: FloatArray
+    one_moved: FloatArray
+    other_moved: FloatArray
 
 
 _NOBODY: FloatArray = np.zeros((1, 1))
@@ -350,13 +392,13 @@ def _sweep(
     best: FloatArray = np.full((mine_count, its_count), np.inf)
     best[0, 0] = 0.0
     came_from: list[IntArray] = []
-    for number, (base_s, base_count, one, other) in enumerate(steps):
+    for number, (base_s, base_count, one, other, one_moved, other_moved) in enumerate(steps):
         first, last = number == 0, number == len(steps) - 1
         after: FloatArray = np.full((mine_count, its_count), np.inf)
         chosen: IntArray = np.zeros((mine_count, its_count), dtype=np.int64)
         # Nothing is done before the first device, and everything after the last one.
         its_rows, its_columns = slice(0, 1 if first else its_count), slice(its_count - 1 if last else 0, its_count)
-        its = other[its_rows, its_columns]
+        its, its_moved = other[its_rows, its_columns], other_moved[its_rows, its_columns]
         its_layers = (np.arange(its_count)[its_rows, None] < np.arange(its_count)[its_columns]).astype(np.int64)
         for cut in (mine_count - 1,) if last else range(mine_count):
             rows = 1 if first else cut + 1
@@ -366,8 +408,11 @@ def _sweep(
             loads_s = (base_s + mine + its) * times  # (cuts of the one, cuts of the other before, and after)
             bounds_s = np.maximum(loads_s, np.maximum(mine / caps[0], its / caps[1]) * times)
             before = best[:rows, its_rows, None]
-            within = np.where(bounds_s <= bound_s, loads_s, np.inf)
-            ways = before + within if sums else np.maximum(before, bounds_s)
+            if sums:
+                moved = one_moved[:rows, cut, None, None] + its_moved
+                ways = before + np.where(bounds_s <= bound_s, loads_s + _MOVED * bound_s * moved, np.inf)
+            else:
+                ways = np.maximum(before, bounds_s)
             flat = ways.reshape(-1, ways.shape[2])
             way = np.argmin(flat, axis=0)
             after[cut, its_columns] = flat[way, np.arange(len(way))]

@@ -86,6 +86,8 @@ class Member:
         What it is to move to; None: nothing.
     together
         Those that it was planned with last, itself among them.
+    moved_s, next_look_s
+        When it, or those around it, moved of late, and when to look again.
     """
 
     def __init__(self, setting: Setting, weight: float) -> None:
@@ -94,7 +96,8 @@ class Member:
         self.weight = weight
         self.wanted: Wanted | None = None
         self.together: tuple[TenantPlan, ...] = ()
-        self._taken = self._settled_at = 0
+        self.moved_s: list[float] = []
+        self.next_look_s = 0.0
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -103,12 +106,9 @@ class Member:
 
     def take(self, observation: Observation) -> None:
         """Take one finished request in."""
-        self._taken += 1
         self.plans.saw(observation.plan, observation.request)
         if self.plans.settled and self.wanted is not None and self.plans.decided == self.wanted.plan:
             self.wanted = None
-        if not self.settled:
-            self._settled_at = self._taken
         self.measures.take(observation)
 
     @property
@@ -136,8 +136,6 @@ class JointPlanner:
         self._mixing = mixing
         self._members: list[Member] = []
         self._now_s = 0.0
-        self._next_look_s = 0.0
-        self._moved_s: list[float] = []
         self._known: dict[str, tuple[float, float]] = {}  # device -> slowdown, when it was measured
 
     def join(self, member: Member) -> None:
@@ -154,24 +152,26 @@ class JointPlanner:
                 self._look_anew()
 
     def _look_anew(self) -> None:
-        self._next_look_s = 0.0
-        self._moved_s.clear()
+        for member in self._members:
+            member.next_look_s = 0.0
+            member.moved_s = []
 
     def take(self, member: Member, observation: Observation, *, min_gain: float, certainty: float) -> None:
         """Take a pipeline's finished request in; afterwards members may have other plans that are wanted for them."""
         with self.lock:
             member.take(observation)
             self._now_s = max(self._now_s, member.measures.now_s)
-            if self._now_s < self._next_look_s:
+            if self._now_s < member.next_look_s:
                 return
-            self._next_look_s = self._now_s + _LOOK_S
             around = self._around(member)
+            for one in around:
+                one.next_look_s = self._now_s + _LOOK_S
             if all(one.settled for one in around):
                 self._look(around, min_gain=min_gain, certainty=certainty)
 
     def _around(self, member: Member) -> list[Member]:
-        """Those that share a device with it, or with one that does, and so on, and need something now."""
-        busy = [one for one in self._members if one is member or one.rate_hz(self._now_s) > 0]
+        """Those that share a device with it, or with one that does, and so on, and had requests of late."""
+        busy = [one for one in self._members if not one.measures.is_idle(self._now_s)]
         devices, found = set(member.devices), [member]
         while more := [one for one in busy if one not in found and devices.intersection(one.devices)]:
             found += more
@@ -184,19 +184,16 @@ class JointPlanner:
         now_s = self._now_s
         rates_hz = [one.rate_hz(now_s) for one in members]
         if not all(rates_hz):
-            return
+            return  # one has just begun: what it needs is not known yet
         loads = self._loads(members, rates_hz)
         if any(len(set(one.devices)) < len(one.devices) for one in members):
             return  # two stages of one pipeline on a device: there is nothing to choose between them
         plans = [one.plans.decided for one in members]
         present = device_loads(loads, plans, mixing=self._mixing)
         best = balance_jointly(loads, mixing=self._mixing)
-        if best.plans == present.plans:
-            self._tell(members, rates_hz, best)
-            return
         gain = math.log(present.bound_s / best.bound_s)
-        noise = self._noise(members, loads, plans, best.plans, gain)
-        if gain <= math.log1p(min_gain) or gain <= certainty * noise:
+        if gain <= math.log1p(min_gain) or gain <= certainty * self._noise(members, loads, plans, best.plans, gain):
+            self._tell(members, rates_hz, present)
             return
         self._move(members, rates_hz, present, best)
 
@@ -212,8 +209,6 @@ class JointPlanner:
         squares = 0.0
         for index, (member, load) in enumerate(zip(members, loads, strict=True)):
             error = member.measures.error(self._now_s)
-            if not math.isfinite(error):
-                return math.inf
             other = [*loads[:index], load._replace(weight=load.weight * math.exp(error)), *loads[index + 1 :]]
             before, after = (device_loads(other, given, mixing=self._mixing).bound_s for given in (plans, best))
             squares += (math.log(before / after) - gain) ** 2
@@ -223,8 +218,10 @@ class JointPlanner:
         self, members: Sequence[Member], rates_hz: Sequence[float], present: JointPlans, best: JointPlans
     ) -> None:
         now_s = self._now_s
-        self._moved_s = [*(at_s for at_s in self._moved_s if at_s > now_s - _REMEMBERED_S), now_s]
-        self._next_look_s = now_s + min(_LOOK_S * 2 ** len(self._moved_s), _LONGEST_PAUSE_S)
+        moved_s = {at_s for one in members for at_s in one.moved_s if at_s > now_s - _REMEMBERED_S} | {now_s}
+        for one in members:
+            one.moved_s = sorted(moved_s)
+            one.next_look_s = now_s + min(_LOOK_S * 2 ** len(moved_s), _LONGEST_PAUSE_S)
         self._tell(members, rates_hz, best)
         fullest = max(present.loads_s, key=lambda device: present.loads_s[device])
         gain = present.bound_s / best.bound_s - 1
@@ -235,14 +232,14 @@ class JointPlanner:
                 if one is not member
             )
             company = f"together with {others}" if others else "alone"
-            why = f"planned {company}: {fullest.rpartition('/')[2]} is fullest, {gain:+.0%} predicted"
+            why = f"planned {company}: {str(fullest).rpartition('/')[2]} is fullest, {gain:+.0%} predicted"
             member.wanted = Wanted(plan, why) if plan != member.plans.decided else None
 
-    def _tell(self, members: Sequence[Member], rates_hz: Sequence[float], best: JointPlans) -> None:
+    def _tell(self, members: Sequence[Member], rates_hz: Sequence[float], planned: JointPlans) -> None:
         """Note who was planned together, if that is another company, or has other plans."""
         told = tuple(
             TenantPlan(one.measures.tenant.name, one.devices, plan, rate_hz, one.measures.tenant.share)
-            for one, plan, rate_hz in zip(members, best.plans, rates_hz, strict=True)
+            for one, plan, rate_hz in zip(members, planned.plans, rates_hz, strict=True)
         )
         for member in members:
             if [(one.name, one.plan) for one in member.together] != [(one.name, one.plan) for one in told]:
@@ -274,6 +271,7 @@ class JointPlanner:
                     member.measures.tenant.share,
                     setting.send_s,
                     setting.receive_s,
+                    member.plans.decided,
                 )
             )
         return loads
@@ -286,12 +284,12 @@ class JointPlanner:
         for number, (one, its, rate_hz) in enumerate(zip(members, means, rates_hz, strict=True)):
             if number == index:
                 continue
-            for device, own_s in zip(one.devices, np.nan_to_num(its.own_s).tolist(), strict=True):
+            for device, busy_s in zip(one.devices, its.busy_s.tolist(), strict=True):
                 if device in member.devices:
-                    others[member.devices.index(device)] += own_s * rate_hz
+                    others[member.devices.index(device)] += busy_s * rate_hz
         return member.measures.slowdown(means[index], np.minimum(others, 1.0))
 
     def _remembered(self, device: str) -> float:
         """What is thought of a device that is not measured: its slowdown may be over."""
         slowdown, at_s = self._known.get(device, (1.0, self._now_s))
-        return 1.0 + (slowdown - 1.0) * 0.5 ** ((self._now_s - at_s) / _FORGET_S)
+        return 1.0 + (slowdown - 1.0) * float(0.5 ** ((self._now_s - at_s) / _FORGET_S))

@@ -30,23 +30,27 @@ HORIZON_S = 4.0
 """Requests of the last so many seconds count."""
 _KEPT = 512
 _LEAST_REQUESTS = 4
-"""Before so many a pipeline counts as idle: neither what it needs nor how fast it is can be told."""
+"""Before so many, of a pipeline that has just begun, neither what it needs nor how fast it is can be told."""
 _LEAST_NOISE = 0.02
 """Of the logarithm of a stage's time."""
 
 
 class StageMeans(NamedTuple):
-    """Means over the latest requests, seconds per request, each of shape (stages,); ``nan`` for stages without layers.
+    """Means over the latest requests, seconds per request, each of shape (stages,).
 
     Attributes
     ----------
     own_s, delay_s, baseline_s
-        What it computed, waited for its core, and would compute undisturbed.
+        What it computed, waited for its core, and would compute undisturbed, while it had layers and since its
+        conditions changed; ``nan`` if it had none.
+    busy_s
+        What it computed, over all these requests.
     """
 
     own_s: FloatArray
     delay_s: FloatArray
     baseline_s: FloatArray
+    busy_s: FloatArray
 
 
 class _Sample(NamedTuple):
@@ -108,12 +112,19 @@ class TenantMeasures:
 
     # -- what it needs ----------------------------------------------------------------------------------------------
 
+    def is_idle(self, now_s: float) -> bool:
+        """Whether it had no requests of late."""
+        return not self._samples or self._samples[-1].at_s <= now_s - HORIZON_S
+
     def rate_hz(self, now_s: float) -> float:
-        """Requests per second of late; 0 if it is idle."""
+        """Requests per second of late; 0 if it is idle, and while it has just begun."""
         first, last = self._span(now_s)
-        if first is None or last is None or last.request - first.request < _LEAST_REQUESTS:
+        if first is None or last is None:
             return 0.0
-        return (last.request - first.request) / max(1e-9, max(now_s, last.at_s) - first.at_s)
+        requests, just_begun = last.request - first.request, first.at_s > now_s - HORIZON_S
+        if just_begun and requests < _LEAST_REQUESTS:
+            return 0.0
+        return requests / max(1e-9, max(now_s, last.at_s) - first.at_s)
 
     def _span(self, now_s: float) -> tuple[_Sample | None, _Sample | None]:
         """The last request before the horizon (or the first one that is known), and the latest."""
@@ -124,13 +135,13 @@ class TenantMeasures:
                 first = sample
             else:
                 break
-        return first, (self._samples[-1] if self._samples and self._samples[-1].at_s > begin_s else None)
+        return first, (None if self.is_idle(now_s) else self._samples[-1])
 
     def error(self, now_s: float) -> float:
         """Standard error of the logarithm of its load: that of its rate, and of its stages' times."""
         at_s = np.array([sample.at_s for sample in self._samples if sample.at_s > now_s - HORIZON_S])
         if len(at_s) < _LEAST_REQUESTS:
-            return math.inf
+            return 1.0 / math.sqrt(max(1, len(at_s)))
         intervals_s = np.diff(at_s)
         mean_s = float(intervals_s.mean())
         varies = float(intervals_s.std()) / mean_s if mean_s > 0 else 0.0
@@ -144,7 +155,7 @@ class TenantMeasures:
         stages = len(self._since_s)
         if not recent:
             none = np.full(stages, math.nan)
-            return StageMeans(none, none, none)
+            return StageMeans(none, none, none, np.zeros(stages))
         counts = np.array([sample.at_s for sample in recent])[:, None] >= self._since_s
         counts &= np.stack([sample.baseline_s for sample in recent]) > 0
         count = counts.sum(axis=0)
@@ -153,7 +164,8 @@ class TenantMeasures:
                 (np.stack([getattr(sample, name) for sample in recent]) * counts).sum(axis=0) / count
                 for name in ("own_s", "delay_s", "baseline_s")
             )
-        return StageMeans(own_s, delay_s, baseline_s)
+        busy_s = np.stack([sample.own_s for sample in recent]).mean(axis=0)
+        return StageMeans(own_s, delay_s, baseline_s, busy_s)
 
     def slowdown(self, means: StageMeans, others: FloatArray) -> FloatArray:
         """Time now, as if there were no other tenants, over the baseline, shape (stages,); ``nan`` where unknown.

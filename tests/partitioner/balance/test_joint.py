@@ -84,6 +84,13 @@ def test_tenants_whose_turns_cost_time_get_a_device_each():
     )
 
 
+def test_of_equally_good_plans_those_that_move_least_are_chosen():
+    one = TenantLoad((0, 1), np.ones((2, 4)), 1.0, plan=Plan((3, 1)))
+    other = one._replace(plan=Plan((0, 4)))
+    assert balance_jointly([one, other], mixing=0.05).plans == (Plan((4, 0)), Plan((0, 4)))
+    assert balance_jointly([other, one], mixing=0.05).plans == (Plan((0, 4)), Plan((4, 0)))
+
+
 def test_a_small_tenant_fills_what_a_large_one_leaves():
     large, small = TenantLoad((0, 1), np.ones((2, 5)), 1.0), TenantLoad((0, 1), np.ones((2, 1)), 1.0)
     found = balance_jointly([large, small])
