@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from odin.partitioner.plan import Plan
 
-__all__ = ["JointPlans", "TenantLoad", "balance_jointly", "device_loads"]
+__all__ = ["JointPlans", "TenantLoad", "balance_jointly", "device_loads", "least_bound_s"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -116,6 +116,10 @@ def balance_jointly(tenants: Sequence[TenantLoad], *, mixing: float = 0.0) -> Jo
     (Plan((0, 4)), Plan((4, 0)))
     """
     problem = _Problem(tenants, mixing)
+    if len(tenants) == 2 and _order(tenants[0].devices, tenants[1].devices) is not None:
+        cuts = problem.best_of_pair([None, None], 0, 1)
+        if None not in cuts:
+            return problem.result(cuts)
     by_work = sorted(range(len(tenants)), key=lambda index: float(problem.costs[index][:, 0, -1].min()))
     # Those with the most work first: what they leave is filled by the smaller ones. Or the other way round.
     starts = [by_work[::-1], by_work] if len(tenants) > 2 else [by_work]
@@ -124,8 +128,14 @@ def balance_jointly(tenants: Sequence[TenantLoad], *, mixing: float = 0.0) -> Jo
         other, other_score = _by_pairs(problem, start)
         if _is_less(other_score, score):
             cuts, score = other, other_score
-    plans = tuple(Plan(b - a for a, b in itertools.pairwise(own or ())) for own in cuts)
-    return JointPlans(plans, score[0], problem.loads_s(cuts))
+    return problem.result(cuts)
+
+
+def least_bound_s(tenants: Sequence[TenantLoad]) -> float:
+    """No plans have a smaller bound than this, which is quickly found: all layers where they are fastest, evenly."""
+    devices = {device for tenant in tenants for device in tenant.devices}
+    work_s = sum(tenant.weight * float(np.min(tenant.times_s, axis=0).sum()) for tenant in tenants)
+    return work_s / len(devices)
 
 
 def _by_pairs(problem: _Problem, order: Sequence[int]) -> tuple[list[_Cuts], tuple[float, float]]:
@@ -151,8 +161,7 @@ def device_loads(tenants: Sequence[TenantLoad], plans: Sequence[Plan], *, mixing
     problem = _Problem(tenants, mixing)
     for tenant, plan in zip(tenants, plans, strict=True):
         plan.check_fits(layer_count=tenant.times_s.shape[1], stage_count=len(tenant.devices))
-    cuts: list[_Cuts] = [[0, *itertools.accumulate(plan)] for plan in plans]
-    return JointPlans(tuple(plans), problem.score(cuts)[0], problem.loads_s(cuts))
+    return problem.result([[0, *itertools.accumulate(plan)] for plan in plans])
 
 
 def _costs(tenant: TenantLoad) -> FloatArray:
@@ -284,6 +293,11 @@ class _Problem:
             for stage, (a, b) in enumerate(itertools.pairwise(where or ()))
         )
         return bound_s, sum(loads_s.values()) + _MOVED * bound_s * moved
+
+    def result(self, cuts: Sequence[_Cuts]) -> JointPlans:
+        """What was found."""
+        plans = tuple(Plan(b - a for a, b in itertools.pairwise(own or ())) for own in cuts)
+        return JointPlans(plans, self.score(cuts)[0], self.loads_s(cuts))
 
     def best_of_one(self, cuts: Sequence[_Cuts], index: int) -> list[int]:
         """The best cuts of one tenant with the others where they are."""

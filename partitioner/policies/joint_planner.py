@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from odin.partitioner.balance.joint import JointPlans, TenantLoad, balance_jointly, device_loads
+from odin.partitioner.balance.joint import JointPlans, TenantLoad, balance_jointly, device_loads, least_bound_s
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Observation, Setting
 from odin.partitioner.policies.in_flight import PlansInFlight
@@ -34,8 +34,8 @@ __all__ = ["JointPlanner", "Member", "TenantPlan", "Wanted"]
 
 FloatArray = NDArray[np.float64]
 
-_LOOK_S = 0.25
-"""Seconds between looks; also the first pause after a move."""
+_LOOK_S = 0.5
+"""Seconds between looks."""
 _LONGEST_PAUSE_S = 16.0
 _REMEMBERED_S = 30.0
 _FORGET_S = 30.0
@@ -190,6 +190,9 @@ class JointPlanner:
             return  # two stages of one pipeline on a device: there is nothing to choose between them
         plans = [one.plans.decided for one in members]
         present = device_loads(loads, plans, mixing=self._mixing)
+        if present.bound_s <= least_bound_s(loads) * (1 + min_gain):
+            self._tell(members, rates_hz, present)
+            return
         best = balance_jointly(loads, mixing=self._mixing)
         gain = math.log(present.bound_s / best.bound_s)
         if gain <= math.log1p(min_gain) or gain <= certainty * self._noise(members, loads, plans, best.plans, gain):

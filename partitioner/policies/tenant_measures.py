@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from odin.partitioner.policies.base import Observation, Setting, TenantSetting
 __all__ = ["StageMeans", "TenantMeasures"]
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 HORIZON_S = 4.0
 """Requests of the last so many seconds count."""
@@ -53,14 +53,6 @@ class StageMeans(NamedTuple):
     busy_s: FloatArray
 
 
-class _Sample(NamedTuple):
-    at_s: float
-    request: int
-    own_s: FloatArray
-    delay_s: FloatArray
-    baseline_s: FloatArray
-
-
 class TenantMeasures:
     """Learns from one pipeline's finished requests.
 
@@ -85,7 +77,10 @@ class TenantMeasures:
         baseline_s = np.where(np.isfinite(setting.baseline_s), np.maximum(setting.baseline_s, 1e-9), 0.0)
         np.cumsum(baseline_s, axis=1, out=self._prefix_s[:, 1:])
         self._on_gpu = np.array(["gpu:" in device for device in self.tenant.devices])
-        self._samples: deque[_Sample] = deque(maxlen=_KEPT)
+        # The latest requests, in a ring: when they finished, their numbers, and own, delay and baseline seconds.
+        self._at_s, self._numbers = np.zeros(_KEPT), np.zeros(_KEPT, dtype=np.int64)
+        self._seconds = np.zeros((_KEPT, 3, stages))
+        self._taken = 0
         self._since_s = np.full(stages, -math.inf)
         self._noise = _LEAST_NOISE
         self.now_s = 0.0
@@ -104,42 +99,46 @@ class TenantMeasures:
         delay_s = np.zeros(len(wall_s)) if observation.delay_s is None else np.minimum(observation.delay_s, wall_s)
         # A GPU does not tell who had it: what is above the baseline may have been others.
         delay_s = np.where(self._on_gpu, np.maximum(0.0, wall_s - baseline_s), delay_s)
-        self._samples.append(_Sample(self.now_s, observation.request, wall_s - delay_s, delay_s, baseline_s))
+        place = self._taken % _KEPT
+        self._at_s[place], self._numbers[place] = self.now_s, observation.request
+        self._seconds[place] = wall_s - delay_s, delay_s, baseline_s
+        self._taken += 1
         self._noise = max(_LEAST_NOISE, float(np.nan_to_num(observation.noise).max()))
         for stage in np.flatnonzero(observation.changed).tolist():
-            age = min(max(1, int(observation.age[stage])), len(self._samples))
-            self._since_s[stage] = self._samples[-age].at_s
+            age = min(max(1, int(observation.age[stage])), self._taken, _KEPT)
+            self._since_s[stage] = self._at_s[(self._taken - age) % _KEPT]
 
     # -- what it needs ----------------------------------------------------------------------------------------------
 
+    def _places(self) -> IntArray:
+        """Where the requests that are kept lie, oldest first."""
+        return np.arange(max(0, self._taken - _KEPT), self._taken) % _KEPT
+
+    def _recent(self, now_s: float) -> IntArray:
+        """Of those within the horizon."""
+        places = self._places()
+        return places[np.searchsorted(self._at_s[places], now_s - HORIZON_S, side="right") :]
+
     def is_idle(self, now_s: float) -> bool:
         """Whether it had no requests of late."""
-        return not self._samples or self._samples[-1].at_s <= now_s - HORIZON_S
+        return self._taken == 0 or bool(self._at_s[(self._taken - 1) % _KEPT] <= now_s - HORIZON_S)
 
     def rate_hz(self, now_s: float) -> float:
         """Requests per second of late; 0 if it is idle, and while it has just begun."""
-        first, last = self._span(now_s)
-        if first is None or last is None:
+        if self.is_idle(now_s):
             return 0.0
-        requests, just_begun = last.request - first.request, first.at_s > now_s - HORIZON_S
-        if just_begun and requests < _LEAST_REQUESTS:
+        places = self._places()
+        # From the last one before the horizon, or the first one that is known.
+        before = int(np.searchsorted(self._at_s[places], now_s - HORIZON_S, side="right"))
+        first, last = places[max(0, before - 1)], places[-1]
+        requests = int(self._numbers[last] - self._numbers[first])
+        if before == 0 and requests < _LEAST_REQUESTS:
             return 0.0
-        return requests / max(1e-9, max(now_s, last.at_s) - first.at_s)
-
-    def _span(self, now_s: float) -> tuple[_Sample | None, _Sample | None]:
-        """The last request before the horizon (or the first one that is known), and the latest."""
-        begin_s = now_s - HORIZON_S
-        first = None
-        for sample in self._samples:
-            if first is None or sample.at_s <= begin_s:
-                first = sample
-            else:
-                break
-        return first, (None if self.is_idle(now_s) else self._samples[-1])
+        return requests / max(1e-9, max(now_s, float(self._at_s[last])) - float(self._at_s[first]))
 
     def error(self, now_s: float) -> float:
         """Standard error of the logarithm of its load: that of its rate, and of its stages' times."""
-        at_s = np.array([sample.at_s for sample in self._samples if sample.at_s > now_s - HORIZON_S])
+        at_s = self._at_s[self._recent(now_s)]
         if len(at_s) < _LEAST_REQUESTS:
             return 1.0 / math.sqrt(max(1, len(at_s)))
         intervals_s = np.diff(at_s)
@@ -151,21 +150,16 @@ class TenantMeasures:
 
     def means(self, now_s: float) -> StageMeans:
         """Of each stage, since its conditions changed."""
-        recent = [sample for sample in self._samples if sample.at_s > now_s - HORIZON_S]
+        recent = self._recent(now_s)
         stages = len(self._since_s)
-        if not recent:
+        if not len(recent):
             none = np.full(stages, math.nan)
             return StageMeans(none, none, none, np.zeros(stages))
-        counts = np.array([sample.at_s for sample in recent])[:, None] >= self._since_s
-        counts &= np.stack([sample.baseline_s for sample in recent]) > 0
-        count = counts.sum(axis=0)
+        seconds = self._seconds[recent]
+        counts = (self._at_s[recent, None] >= self._since_s) & (seconds[:, 2] > 0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            own_s, delay_s, baseline_s = (
-                (np.stack([getattr(sample, name) for sample in recent]) * counts).sum(axis=0) / count
-                for name in ("own_s", "delay_s", "baseline_s")
-            )
-        busy_s = np.stack([sample.own_s for sample in recent]).mean(axis=0)
-        return StageMeans(own_s, delay_s, baseline_s, busy_s)
+            own_s, delay_s, baseline_s = (seconds * counts[:, None]).sum(axis=0) / counts.sum(axis=0)
+        return StageMeans(own_s, delay_s, baseline_s, seconds[:, 0].mean(axis=0))
 
     def slowdown(self, means: StageMeans, others: FloatArray) -> FloatArray:
         """Time now, as if there were no other tenants, over the baseline, shape (stages,); ``nan`` where unknown.
