@@ -1,8 +1,8 @@
 """Two models on the same two cores: planned together, against each for itself.
 
-Both pipelines stay open; in each turn both have the same policy: ``together``, ``relay``, ``static`` (each the best plan
-if it were alone). In a turn both are under load, first for ``--settle`` seconds, in which layers move, then for
-``--seconds`` that count::
+Both pipelines stay open; in each turn both have the same policy: ``together``, ``relay``, ``static`` (each has the best
+plan of one that is alone). In a turn both are under load, first for ``--settle`` seconds, in which layers move, then
+for ``--seconds`` that count::
 
     closed loop   as many requests under way as keep a pipeline busy: two for each stage, and one more than there are
                   stages under the relay
@@ -23,9 +23,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -154,7 +155,7 @@ class Pair:
             ]
             return self._measure([lambda loop=loop: list(loop.done) for loop in loops], (0, 1))  # type: ignore[misc]
 
-    def _submit(self, index: int, _: int) -> object:
+    def _submit(self, index: int, _: int) -> Future[Any]:
         return self.pipes[index].submit(self._x)
 
     def _prepare(self, policy: str) -> None:

@@ -448,7 +448,9 @@ class ViewBuilder:
         )
 
     def _fluid_bound_hz(self, undisturbed_ratio: FloatArray, slowdown: FloatArray) -> float:
-        chain_s = self._baseline_s[:, -1] * undisturbed_ratio * slowdown
+        assert self._run is not None
+        # A stage that uses only a share of its device is as slow as that, if it is not disturbed more.
+        chain_s = self._baseline_s[:, -1] * undisturbed_ratio * np.maximum(slowdown, 1.0 / self._run.share)
         usable = np.array([not stage.lost for stage in self._stages]) & np.isfinite(chain_s) & (chain_s > 0)
         return float(np.sum(1.0 / chain_s[usable])) if usable.any() else math.nan
 

@@ -151,7 +151,7 @@ class PipelineFamilies:
         )
         self.together = GaugeMetricFamily(
             "odin_planned_together_requests_per_second",
-            "Rate for which a tenant was planned last, of all that the model was planned together with, itself included.",
+            "Rate for which a tenant was planned last, of all that the model was planned together with, and itself.",
             labels=["model", "tenant", "plan"],
         )
 

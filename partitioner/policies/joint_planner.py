@@ -159,6 +159,8 @@ class JointPlanner:
     def take(self, member: Member, observation: Observation, *, min_gain: float, certainty: float) -> None:
         """Take a pipeline's finished request in; afterwards members may have other plans that are wanted for them."""
         with self.lock:
+            if member.measures.is_idle(self._now_s):
+                member.wanted = None  # it was wanted in another company, long ago
             member.take(observation)
             self._now_s = max(self._now_s, member.measures.now_s)
             if self._now_s < member.next_look_s:

@@ -47,7 +47,7 @@ EVENTS = [
     Fault(1007.0, "on_event", "raised RuntimeError('mine'); it goes on being told", 3),
     EventsMissing(1007.5, 250, 3, "No space left on device"),
     RunEnded(1008.0, "done", 20, 1),
-    PlannedTogether(1008.5, (TenantShare("cats", ("cpu:0",), (18,), 8.5), TenantShare("dogs", ("cpu:0",), (9,), 2.0, 0.5))),
+    PlannedTogether(1008.5, (TenantShare("cats", ("cpu:0",), (18,), 8.5), TenantShare("dogs", ("gpu:0",), (9,), 2, 1))),
 ]  # fmt: skip
 
 

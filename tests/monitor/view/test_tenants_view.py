@@ -56,6 +56,10 @@ def test_the_screen_has_a_line_for_it_where_there_is_something_to_tell(width):
     assert "share at most" not in plain(view_of())
 
 
+def test_a_share_bounds_what_the_devices_allow():
+    assert view_of(share=0.25).fluid_bound_hz == pytest.approx(0.25 * view_of().fluid_bound_hz)
+
+
 def test_the_page_and_the_metrics_tell_it():
     view = view_of(PlannedTogether(START_S + 1, (CATS, DOGS)), share=0.5)
     page = page_view(view)

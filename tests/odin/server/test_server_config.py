@@ -85,3 +85,13 @@ def test_limits_are_checked():
     assert Limits(request_mib=0.5).request_nbytes == 2**19
     with pytest.raises(ValueError, match="requests"):
         Limits(requests=0)
+
+
+def test_a_model_may_be_planned_with_others_and_held_to_a_share(tmp_path: Path):
+    path = write(tmp_path, "dogs", 'source = "resnet50"\npolicy = "together"\nshare = 0.5\n')
+    config = read_model(path)
+    assert (config.policy, config.share) == ("together", 0.5)
+    assert read_model(write(tmp_path, "cats", 'source = "resnet50"\n')).share == 1.0
+    for share in ("0.001", "2", '"half"'):
+        with pytest.raises(ValueError, match=r"wrong.toml: share = "):
+            read_model(write(tmp_path, "wrong", f'source = "resnet50"\nshare = {share}\n'))
