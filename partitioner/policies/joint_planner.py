@@ -7,9 +7,9 @@
                                     (odin.partitioner.balance.joint)
                               if the gain exceeds its noise: each pipeline has a plan that is wanted for it
 
-``noise`` is the gain's standard error, from each tenant's own; ``certainty`` of these must be exceeded, and
-``min_gain``. A tenant that is idle is left where it is. After a move there is a pause, twice as long after each further
-one within half a minute, unless a tenant came or went.
+``noise`` is the gain's standard error, from that of each tenant's rate and stages; ``certainty`` of these must be
+exceeded, and ``min_gain``. A tenant that is idle is left where it is. After a move there is a pause, twice as long after
+each further one within half a minute, unless a tenant came or went.
 
 Several pipelines use one planner, each from a thread of its own, so it has a lock. It reads no clock.
 """
@@ -210,13 +210,19 @@ class JointPlanner:
         best: Sequence[Plan],
         gain: float,
     ) -> float:
-        """Standard error of the gain: how it changes if each tenant's load is off by its own standard error."""
+        """Standard error of the gain: how it changes if each rate, and each stage's time, is off by its own one."""
         squares = 0.0
         for index, (member, load) in enumerate(zip(members, loads, strict=True)):
-            error = member.measures.error(self._now_s)
-            other = [*loads[:index], load._replace(weight=load.weight * math.exp(error)), *loads[index + 1 :]]
-            before, after = (device_loads(other, given, mixing=self._mixing).bound_s for given in (plans, best))
-            squares += (math.log(before / after) - gain) ** 2
+            rate_error = member.measures.rate_error(self._now_s)
+            others = [load._replace(weight=load.weight * math.exp(rate_error))]
+            for stage, error in enumerate(member.measures.stage_errors(self._now_s).tolist()):
+                times_s = load.times_s.copy()
+                times_s[stage] *= math.exp(error)
+                others.append(load._replace(times_s=times_s))
+            for other in others:
+                off = [*loads[:index], other, *loads[index + 1 :]]
+                before, after = (device_loads(off, given, mixing=self._mixing).bound_s for given in (plans, best))
+                squares += (math.log(before / after) - gain) ** 2
         return math.sqrt(squares)
 
     def _move(

@@ -31,6 +31,8 @@ HORIZON_S = 4.0
 _KEPT = 512
 _LEAST_REQUESTS = 4
 """Before so many, of a pipeline that has just begun, neither what it needs nor how fast it is can be told."""
+_NOT_MEASURED = 0.1
+"""Standard error where nothing, or next to nothing, is measured."""
 _LEAST_NOISE = 0.02
 """Of the logarithm of a stage's time."""
 
@@ -136,15 +138,30 @@ class TenantMeasures:
             return 0.0
         return requests / max(1e-9, max(now_s, float(self._at_s[last])) - float(self._at_s[first]))
 
-    def error(self, now_s: float) -> float:
-        """Standard error of the logarithm of its load: that of its rate, and of its stages' times."""
+    def rate_error(self, now_s: float) -> float:
+        """Standard error of the logarithm of its rate."""
         at_s = self._at_s[self._recent(now_s)]
         if len(at_s) < _LEAST_REQUESTS:
             return 1.0 / math.sqrt(max(1, len(at_s)))
         intervals_s = np.diff(at_s)
         mean_s = float(intervals_s.mean())
         varies = float(intervals_s.std()) / mean_s if mean_s > 0 else 0.0
-        return math.hypot(varies, self._noise) / math.sqrt(len(at_s))
+        return varies / math.sqrt(len(at_s))
+
+    def stage_errors(self, now_s: float) -> FloatArray:
+        """Standard error of the logarithm of each stage's time, shape (stages,)."""
+        recent = self._recent(now_s)
+        seconds = self._seconds[recent]
+        counts = (self._at_s[recent, None] >= self._since_s) & (seconds[:, 2] > 0)
+        errors: FloatArray = np.full(len(self._since_s), _NOT_MEASURED)
+        for stage in np.flatnonzero(counts.any(axis=0)).tolist():
+            own_s, delay_s, baseline_s = seconds[counts[:, stage], :, stage].T
+            ratio = (own_s + delay_s) / baseline_s
+            spread = float(ratio.std() / ratio.mean()) if ratio.mean() > 0 else 0.0
+            # Of few samples the spread is not known either.
+            spread = max(spread, self._noise) if len(ratio) >= _LEAST_REQUESTS else max(spread, _NOT_MEASURED)
+            errors[stage] = spread / math.sqrt(len(ratio))
+        return errors
 
     # -- how fast it is ---------------------------------------------------------------------------------------------
 
