@@ -8,8 +8,8 @@
                               if the gain exceeds its noise: each pipeline has a plan that is wanted for it
 
 ``noise`` is the gain's standard error, from that of each tenant's rate and stages; ``certainty`` of these must be
-exceeded, and ``min_gain``. A tenant that is idle is left where it is. After a move there is a pause, twice as long after
-each further one within half a minute, unless a tenant came or went.
+exceeded, and ``min_gain``. A tenant that is idle is left where it is. After a move there is a pause, twice as long
+after each further one within half a minute, unless a tenant came or went.
 
 Several pipelines use one planner, each from a thread of its own, so it has a lock. It reads no clock.
 """
