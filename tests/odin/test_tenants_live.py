@@ -106,8 +106,7 @@ def test_a_share_bounds_the_cpu_time_of_each_stage(stages):
             wait_for(lambda: pipe.view().completed > 50, "no requests are answered")
             processes = [psutil.Process(stage.pid) for stage in pipe.view().stages]
             begin_s, before_s = time.perf_counter(), [sum(one.cpu_times()[:2]) for one in processes]
-            compute_s = [0.0] * len(processes)
-            count, completed = pipe.view().completed, 0
+            count = pipe.view().completed
             while time.perf_counter() < begin_s + 2.0:
                 time.sleep(0.05)
             used_s = [sum(one.cpu_times()[:2]) - before for one, before in zip(processes, before_s, strict=True)]
@@ -115,7 +114,7 @@ def test_a_share_bounds_the_cpu_time_of_each_stage(stages):
             completed = pipe.view().completed - count
         assert completed > 0
         # Ray's own threads in the same processes take some, too.
-        assert max(used_s) < (share + 0.2) * elapsed_s, (used_s, elapsed_s, compute_s)
+        assert max(used_s) < (share + 0.2) * elapsed_s, (used_s, elapsed_s)
         timings = [timing for timeline in pipe.timelines() for timing in timeline.stages]
         assert all(timing.wall_s < 1.0 for timing in timings)  # a pause is no part of a stage's time
 
