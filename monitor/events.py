@@ -27,6 +27,7 @@ __all__ = [
     "MoveFailed",
     "PlanChanged",
     "PlanVerified",
+    "PlannedTogether",
     "PolicyChanged",
     "RequestDone",
     "RequestFailed",
@@ -37,6 +38,7 @@ __all__ = [
     "StageBack",
     "StageDescription",
     "StageLost",
+    "TenantShare",
     "from_json",
     "to_json",
 ]
@@ -96,6 +98,8 @@ class RunStarted(_Event, frozen=True, tag="run"):
         Text form of where the boundaries may lie, see ``odin.partitioner.relay``; empty: where the plan has them.
     engine
         What computes the layers.
+    share
+        Largest part of any device's time that the pipeline uses.
     """
 
     unix_s: float
@@ -110,6 +114,7 @@ class RunStarted(_Event, frozen=True, tag="run"):
     engine: str = "torch"
     format: str = FORMAT
     version: int = VERSION
+    share: float = 1.0
 
 
 class RequestDone(_Event, frozen=True, tag="request"):
@@ -421,6 +426,39 @@ class RunEnded(_Event, frozen=True, tag="end"):
     failed: int
 
 
+class TenantShare(Struct, frozen=True, forbid_unknown_fields=True):
+    """One of several pipelines that are planned together.
+
+    Attributes
+    ----------
+    name
+        Its model's.
+    devices
+        Of its stages.
+    plan
+        Layers per stage from now on.
+    rate_hz
+        Requests per second that it was planned for.
+    share
+        Largest part of any device's time that it may use.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    plan: tuple[int, ...]
+    rate_hz: float
+    share: float = 1.0
+
+
+class PlannedTogether(_Event, frozen=True, tag="together"):
+    """These pipelines share devices and were planned together, this one among them; or it is alone (again).
+
+    Where that changes this pipeline's plan, its move follows as a :class:`PlanChanged` of its own.
+    """
+
+    tenants: tuple[TenantShare, ...]
+
+
 Event = (
     RunStarted
     | RequestDone
@@ -441,6 +479,7 @@ Event = (
     | KnobTurned
     | ModelLoaded
     | ModelEvicted
+    | PlannedTogether
 )
 """Any event of a run."""
 

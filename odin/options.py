@@ -29,6 +29,7 @@ from odin.requests.admission import PREDICT, check_admission
 from odin.stages.compute.precision import BFLOAT16, FLOAT32, INT8, check_precision, why_not_on_cpu
 from odin.stages.device import Device, DeviceError, check_cores, parse_devices, usable_cores
 from odin.stages.lease import free_indices, refuse_taken_devices
+from odin.stages.pacer import check_share
 
 if TYPE_CHECKING:
     from odin.partitioner.chain import Chain
@@ -94,6 +95,7 @@ def check_options(
     transport: str = "auto",
     dynamic_batching: bool = False,
     batch_wait_ms: float = 0.0,
+    share: float = 1.0,
 ) -> None:
     """Raise ``ValueError`` if an option of ``odin.Pipeline`` is invalid for every model.
 
@@ -116,6 +118,7 @@ def check_options(
     _check_wait(batch_wait_ms, dynamic_batching=dynamic_batching)
     if dynamic_batching and batch == 1:
         raise ValueError(_ONE_SAMPLE)
+    check_share(share)
     if on_event is not None and not callable(on_event):
         raise ValueError(f"on_event={on_event!r} cannot be called; give a function that takes an event")
     devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)

@@ -58,7 +58,7 @@ from odin.partitioner.chain import Chain
 from odin.partitioner.engines.form import EngineForm, Form
 from odin.partitioner.engines.names import AUTO as AUTO_ENGINE
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies import Policy, Setting, StaticPolicy, windows_of
+from odin.partitioner.policies import Policy, Setting, StaticPolicy, TenantSetting, windows_of
 from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
 from odin.partitioner.relay import Windows
 from odin.process.forks import check_ray_is_ours, keep_from_children
@@ -115,7 +115,8 @@ class Pipeline:
         then kept on disk), and the plan with the least bottleneck is found exactly.
     policy
         Where requests change hands: ``"relay"``, wherever a stage is free; or at cuts that a policy moves:
-        ``"predictive"`` (ODIN's own), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
+        ``"predictive"`` (ODIN's own), ``"together"`` (planned with all pipelines of this process that have this policy
+        and share a device), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
         :class:`~odin.partitioner.policies.Policy` or ``"module:Class"`` of one; or ``"static"``: nothing moves, except
         by :meth:`migrate`. ``"auto"``: ``relay`` if all stages are on CPUs of one node, otherwise ``predictive``.
     detector
@@ -160,6 +161,9 @@ class Pipeline:
         connected to one already.
     share_devices
         Allow several stages on one core or GPU, and devices that other pipelines use, if these allow it, too.
+    share
+        Largest part of its device's time that each stage uses, such as ``0.5``: beyond it the stage pauses between
+        requests, and what else is on the device has the rest. Default: all.
     precision
         Number format in which stages compute: ``"float32"``; on GPUs ``"tf32"``, ``"float16"`` or ``"bfloat16"``, CPU
         stages beside them compute in float32; on CPU cores alone ``"bfloat16"`` (engine ``"openvino"``, processors that
@@ -218,6 +222,7 @@ class Pipeline:
         refresh_profile: bool = False,
         dynamic_batching: bool = False,
         batch_wait_ms: float = 0.0,
+        share: float = 1.0,
     ) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -255,7 +260,9 @@ class Pipeline:
             transport=transport,
             dynamic_batching=dynamic_batching,
             batch_wait_ms=batch_wait_ms,
+            share=share,
         )
+        self.share = float(share)
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
         with phase("model loaded"):
             source = to_source(model, weights=weights, example_input=example_input)
@@ -294,6 +301,7 @@ class Pipeline:
             conditions = Conditions(
                 setting.baseline_s.tolist(),
                 None if queue is None else queue.words,
+                share=self.share,
                 single_s=_rows(setting.single_s),
                 batch=setting.batch,
             )
@@ -345,6 +353,7 @@ class Pipeline:
             share=share_devices,
             precision=precision,
             engine="" if engine == AUTO_ENGINE else engine,
+            largest_share=self.share,
         )
 
     def _open_stages(
@@ -415,7 +424,12 @@ class Pipeline:
             setting = pipeline_setting(
                 self.profiles, chain, [sum(cut) for cut in cuts], plan=plan, singles=singles, batch=self.batch
             )
-            return setting._replace(reach=reach(setting.plan, self.devices))
+            devices = tuple(
+                str(device._replace(node=info.node_id))
+                for device, info in zip(self.devices, self._deployment.infos, strict=True)
+            )
+            tenant = TenantSetting(chain.name, devices, self.share)
+            return setting._replace(reach=reach(setting.plan, self.devices), tenant=tenant)
 
     def _policy_for(self, policy: Policy | str) -> Policy:
         assert self._deployment is not None
@@ -476,6 +490,7 @@ class Pipeline:
             doubt=self._doubt_profile,
             serving=self._serving,
             host=str(ray.util.get_node_ip_address()) if in_cluster else "",
+            share=self.share,
         )
 
     def _arrange(self, setting: Setting, gateway: Gateway) -> tuple[Arrangement, Recovery]:
@@ -495,7 +510,7 @@ class Pipeline:
             why_no_ray=lambda: None if self._runtime is None else self._runtime.cannot_start,
             on_replaced=lambda stage: self._announce() if stage == 0 else None,
         )
-        chain_s = setting.baseline_s.sum(axis=1).tolist()
+        chain_s = (setting.baseline_s.sum(axis=1) / self.share).tolist()  # with the pauses of a stage that is held back
         emit, faults = self._recorder.emit, self._recorder.faults
         return arrangement, Recovery(chain_s, gateway=gateway, stages=arrangement, emit=emit, faults=faults)
 

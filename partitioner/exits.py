@@ -13,6 +13,9 @@ With the same w for all requests that wait, the last of n leaves at the maximum 
 ``max(D[0, t], now if t = 0) + sum(w[t:]) + (n - 1) max(w[t:])``, since the longest way through such a lattice goes
 along its slowest stage. Places between stages being few holds up who goes on, not who leaves last.
 
+A stage that may use only a share of its device pauses after a request. What lies between two requests there is a turn:
+what one takes, and the pause. In place of c[s] for those before, and of w[t:] in the maximum, turns count.
+
 Plain numbers, no arrays: there are few stages, and it is done for every request that is submitted.
 """
 
@@ -50,6 +53,8 @@ class SharedExits:
         Seconds of a whole request on each stage at its present speed, more than 0.
     waiting
         Requests in the queue that no stage has taken.
+    turn_s
+        Seconds from one request to the next on each stage, if it pauses between them.
 
     Examples
     --------
@@ -60,8 +65,11 @@ class SharedExits:
     [10.0, 10.5, 12.0, 14.0]
     """
 
-    def __init__(self, free_s: Sequence[float], chain_s: Sequence[float], waiting: int = 0) -> None:
-        self._free_s, self._chain_s, self._waiting = free_s, chain_s, max(0, waiting)
+    def __init__(
+        self, free_s: Sequence[float], chain_s: Sequence[float], waiting: int = 0, *, turn_s: Sequence[float] = ()
+    ) -> None:
+        self._free_s, self._waiting, self._chain_s = free_s, max(0, waiting), chain_s
+        self._turn_s = turn_s or chain_s
 
     def exit_s(self, ahead: int) -> float:
         """See :class:`Exits`."""
@@ -74,19 +82,19 @@ class SharedExits:
     def _taken_by(self, ahead: int) -> tuple[float, float]:
         """When the stage that takes it is free, and what it takes there."""
         ahead += self._waiting
-        chain_s, free_s = self._chain_s, self._free_s
+        free_s = self._free_s
         if ahead > _ONE_BY_ONE * len(free_s):
             free_s, ahead = self._all_but_few(ahead)
-        stages = [(at_s, chain) for at_s, chain in zip(free_s, chain_s, strict=True)]
+        stages = [*zip(free_s, self._turn_s, self._chain_s, strict=True)]
         if len(stages) > 1:
             heapq.heapify(stages)
             for _ in range(ahead):
-                at_s, chain = stages[0]
-                heapq.heapreplace(stages, (at_s + chain, chain))
+                at_s, turn_s, chain_s = stages[0]
+                heapq.heapreplace(stages, (at_s + turn_s, turn_s, chain_s))
         else:
-            ((at_s, chain),) = stages
-            stages = [(at_s + ahead * chain, chain)]
-        return stages[0]
+            ((at_s, turn_s, chain_s),) = stages
+            stages = [(at_s + ahead * turn_s, turn_s, chain_s)]
+        return stages[0][0], stages[0][2]
 
     def _all_but_few(self, ahead: int) -> tuple[list[float], int]:
         """Give each stage at once what it surely takes before the last few.
@@ -94,10 +102,10 @@ class SharedExits:
         By ``level_s`` all stages together would have done ``ahead`` requests if these could be divided. What begins
         earlier than that by the slowest stage's time for one is among the first ``ahead`` in any case.
         """
-        level_s = _level_s(self._free_s, self._chain_s, ahead)
-        sure_s = level_s - max(self._chain_s)
+        level_s = _level_s(self._free_s, self._turn_s, ahead)
+        sure_s = level_s - max(self._turn_s)
         free_s = []
-        for at_s, chain in zip(self._free_s, self._chain_s, strict=True):
+        for at_s, chain in zip(self._free_s, self._turn_s, strict=True):
             taken = max(0, math.ceil((sure_s - at_s) / chain))
             free_s.append(at_s + taken * chain)
             ahead -= taken
@@ -128,6 +136,8 @@ class LineExits:
         When each stage is done with all that was sent.
     stage_s
         Seconds of a request on each stage; 0 for one that has no layers.
+    turn_s
+        As of :class:`SharedExits`.
 
     Examples
     --------
@@ -138,17 +148,22 @@ class LineExits:
     [10.0, 12.0, 14.0]
     """
 
-    def __init__(self, now_s: float, free_s: Sequence[float], stage_s: Sequence[float]) -> None:
+    def __init__(
+        self, now_s: float, free_s: Sequence[float], stage_s: Sequence[float], turn_s: Sequence[float] = ()
+    ) -> None:
         self._now_s, self._free_s, self._stage_s = now_s, free_s, stage_s
+        self._turn_s = turn_s or stage_s
 
     def exit_s(self, ahead: int) -> float:
         """See :class:`Exits`."""
         rest_s = slowest_s = 0.0
         exit_s = -math.inf
-        for at_s, stage_s in zip(reversed(self._free_s), reversed(self._stage_s), strict=True):
+        for at_s, stage_s, turn_s in zip(
+            reversed(self._free_s), reversed(self._stage_s), reversed(self._turn_s), strict=True
+        ):
             rest_s += stage_s
-            if stage_s > slowest_s:
-                slowest_s = stage_s
+            if turn_s > slowest_s:
+                slowest_s = turn_s
             exit_s = max(exit_s, at_s + rest_s + ahead * slowest_s)
         return max(exit_s, self._now_s + rest_s + ahead * slowest_s)
 
@@ -157,7 +172,9 @@ class LineExits:
         return self.exit_s(ahead) - sum(self._stage_s)
 
 
-def left_line(begin_s: Sequence[float], sent: Iterable[tuple[float, Sequence[float]]], *, now_s: float) -> list[float]:
+def left_line(
+    begin_s: Sequence[float], sent: Iterable[tuple[float, Sequence[float], Sequence[float]]], *, now_s: float
+) -> list[float]:
     """When each stage will be done with all requests that are under way.
 
     Parameters
@@ -165,21 +182,23 @@ def left_line(begin_s: Sequence[float], sent: Iterable[tuple[float, Sequence[flo
     begin_s
         When each stage was done with the last request that has left them all.
     sent
-        When those that have not were sent, oldest first, each with its seconds on each stage.
+        When those that have not were sent, oldest first, each with its ``stage_s`` and ``turn_s`` as of
+        :class:`LineExits`.
     now_s
         The time: what should have left by now is late, and expected to be as much later again.
 
     Examples
     --------
-    >>> left_line([0.0, 0.0], [(10.0, [1.0, 2.0]), (10.0, [1.0, 2.0])], now_s=10.5)
+    >>> left_line([0.0, 0.0], [(10.0, [1.0, 2.0], ()), (10.0, [1.0, 2.0], ())], now_s=10.5)
     [12.0, 15.0]
-    >>> left_line([0.0, 0.0], [(10.0, [1.0, 2.0])], now_s=14.0)
+    >>> left_line([0.0, 0.0], [(10.0, [1.0, 2.0], ())], now_s=14.0)
     [13.0, 15.0]
     """
     left_s, late_s, oldest = list(begin_s), 0.0, True
-    for at_s, stage_s in sent:
-        for stage, takes_s in enumerate(stage_s):
-            at_s = left_s[stage] = max(at_s, left_s[stage]) + takes_s
+    for at_s, stage_s, turn_s in sent:
+        for stage, (takes_s, busy_s) in enumerate(zip(stage_s, turn_s or stage_s, strict=True)):
+            begins_s = max(at_s, left_s[stage])
+            at_s, left_s[stage] = begins_s + takes_s, begins_s + busy_s
         if oldest:
             oldest, late_s = False, max(0.0, 2.0 * (now_s - at_s))
     return [at_s + late_s for at_s in left_s] if late_s else left_s

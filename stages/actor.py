@@ -38,6 +38,7 @@ from odin.stages.hand_over import HandOver
 from odin.stages.host import keep_freed_memory, release_freed_memory, run_at_normal_priority
 from odin.stages.lease import Lease, free_indices
 from odin.stages.loop import StageLoop
+from odin.stages.pacer import Pacer
 
 __all__ = [
     "Addresses",
@@ -208,12 +209,23 @@ class StageActor:
         ``float32``, or ``float16`` / ``bfloat16`` for the inside of GPU stages.
     engine
         What will probably run the layers, which is imported at once; empty if that is not known yet.
+    largest_share
+        Largest part of the device's time that the stage uses.
     """
 
     def __init__(
-        self, index: int, device: str, label: str, *, share: bool, precision: str, engine: str = "torch"
+        self,
+        index: int,
+        device: str,
+        label: str,
+        *,
+        share: bool,
+        precision: str,
+        engine: str = "torch",
+        largest_share: float = 1.0,
     ) -> None:
         self._index = index
+        self._pacer = Pacer(largest_share)
         self._engine = engine
         self._device = Device.parse(device)
         self._threads = thread_count(self._device)
@@ -446,10 +458,13 @@ class StageActor:
                 later={stage: sender for stage, sender in by_stage.items() if stage != GATEWAY},
                 single_s=links.single_s,
                 batch=links.batch,
+                pacer=self._pacer,
             ),
             epoch=links.epoch,
             windows=links.windows,
             stages=links.stages,
+            pacer=self._pacer,
+            threads=self._threads if self._device.kind == "cpu" else 1,
         )
         self._thread = threading.Thread(target=self._serve, name=f"odin-stage-{self._index}", daemon=True)
         self._thread.start()

@@ -6,6 +6,7 @@ The decision itself is in :mod:`odin.partitioner.relay`; here are the words that
     begin (a request is there)                 busy, free at ...
     passes_on (before the first layer)         looks at later stages -> stop here, if this one is very slow
     at_cut (between two layers)                looks at later stages -> stop here, or free at ... and go on
+    pause (its share of the device is used)    still busy, free at the end of the pause
     rest (nothing to do)                       idle since now
 """
 
@@ -32,6 +33,7 @@ from odin.partitioner.relay import (
 from odin.stages.channel.link import Sender
 from odin.stages.channel.readiness import FREE_S, IDLE_SINCE_S, SLOWDOWN, Readiness, waiting
 from odin.stages.channel.shared_queue import QueueWords, StageWords
+from odin.stages.pacer import Pacer
 from odin.stages.takers import Taker, make_taker
 
 __all__ = ["HandOver", "Reach", "Takers"]
@@ -100,6 +102,8 @@ class HandOver:
         Channels to later stages.
     single_s, batch
         Seconds as ``baseline_s``, which are of ``batch`` samples, for one sample; empty if those are not known.
+    pacer
+        Of the stage's loop: pauses are part of when it will be free.
     """
 
     def __init__(
@@ -113,7 +117,9 @@ class HandOver:
         later: Mapping[int, Sender],
         single_s: Sequence[Sequence[float]] = (),
         batch: int = 1,
+        pacer: Pacer | None = None,
     ) -> None:
+        self._pacer = pacer or Pacer()
         self._index, self._words = index, readiness.words
         self._times = SampleTimes(baseline_s, single_s, batch=batch)
         self._rows: Sequence[StageRow] = self._times.full  # of the request that is here
@@ -237,6 +243,12 @@ class HandOver:
             free_s = math.inf if self._apart else now_s
             self._queue.tell(self._index, StageWords(free_s, free_s, self._slowdown))
 
+    def pause(self, until_s: float) -> None:
+        """Nothing is done until then, though something may wait."""
+        self._words[FREE_S] = until_s
+        if self._queue is not None:
+            self._queue.tell(self._index, StageWords(math.inf, math.inf if self._apart else until_s, self._slowdown))
+
     def at_cut(self, cut: int, now_s: float) -> bool:
         """Before layer ``cut``, with the one before it just done: whether to stop here, and hand over to ``target``."""
         self._layer_done(cut - 1, now_s)
@@ -320,7 +332,11 @@ class HandOver:
                 next_free_s = taker.free_s(self._cut_nbytes[cut + 1], now_s)
         end_s = now_s + slowdown * self._baseline_s[cut]
         rest_s = slowdown * (behind_s[cut + 1] - behind_s[self._last])
-        words[FREE_S] = free_s = free_at(end_s, rest_s=rest_s, next_free_s=next_free_s)
+        free_s = free_at(end_s, rest_s=rest_s, next_free_s=next_free_s)
+        if self._pacer.limits:
+            used_s = self._behind_s[self._first] - self._behind_s[self._last]
+            free_s += self._pacer.owed_s(free_s, used_s)
+        words[FREE_S] = free_s
         words[SLOWDOWN] = slowdown
         if self._queue is not None:
             self._queue.tell(self._index, StageWords(math.inf, free_s, slowdown))

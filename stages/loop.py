@@ -20,6 +20,9 @@ Migration, seen from one stage (DESIGN: "how a layer moves")::
                                       the first that says that e is over: forget e
 
 Every request carries its epoch, so the switch needs no pause.
+
+A stage that may use only a share of its device pauses between requests (:mod:`odin.stages.pacer`). Until then it is not
+free, and takes nothing.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from odin.stages.channel.shared_queue import NewRequest
 from odin.stages.channel.wire import GATEWAY, NO_STAGE, Failure, Header, Kind
 from odin.stages.compute.executor import Executor, LayerError, Result, Values
 from odin.stages.hand_over import HandOver, Reach, Takers
+from odin.stages.pacer import Pacer
 
 __all__ = ["DEADLINE", "StageLoop"]
 
@@ -96,6 +100,10 @@ class StageLoop:
         Decides between layers.
     epoch, windows, stages
         The first epoch, what holds under it, and whose each row of the windows is; without, those of all stages.
+    pacer
+        Holds the stage to a share of its device; default: to all of it.
+    threads
+        Compute threads, whose CPU seconds add up.
 
     Attributes
     ----------
@@ -115,8 +123,11 @@ class StageLoop:
         epoch: int,
         windows: Windows,
         stages: Sequence[int] | None = None,
+        pacer: Pacer | None = None,
+        threads: int = 1,
     ) -> None:
         self._index = index
+        self._pacer, self._threads = pacer or Pacer(), threads
         self._executor = executor
         self._inbox = inbox
         self._senders = dict(senders)
@@ -131,7 +142,7 @@ class StageLoop:
         self._oldest = epoch
         self._under_lock = threading.Lock()
         self._working_lock = threading.Lock()
-        self._transfer_s = 0.0
+        self._transfer_s = self._cpu_s = 0.0
         self._stopped = self._ended = False
         self._live: Sequence[int] = ()
         memories = [*(receiver.memory for receiver in inbox.receivers), *(one.memory for one in senders.values())]
@@ -218,6 +229,7 @@ class StageLoop:
     def stop(self) -> None:
         """End the loop, dropping requests in flight."""
         self._stopped = True
+        self._pacer.end()
         self._inbox.close()
         for sender in self._senders.values():
             sender.close(graceful=False)
@@ -227,6 +239,7 @@ class StageLoop:
     def run(self) -> None:
         """Serve until the gateway has said goodbye, or is gone."""
         graceful = False
+        self._cpu_s = time.thread_time()
         try:
             if self._executor.overlaps:
                 self._run_overlapped()
@@ -334,6 +347,8 @@ class StageLoop:
         header = message.header
         reach, takers = under.reach, under.takers
         first, last = header.cut, reach.last
+        if self._pacer.limits:
+            self._pacer.begin(now_s)
         executor, hand_over = self._executor, self._hand_over
         options: dict[str, Any] = {"keep_nan": True} if header.keep_nan else {}
         looks = reach.free and executor.looks_between_layers
@@ -362,7 +377,7 @@ class StageLoop:
     def _finish_and_send(self, launched: _Launched) -> None:
         """Wait for the result and hand it to the next stage or the gateway, or the failure to the gateway."""
         message, ticket, first, last, queue_s, target = launched
-        header = message.header
+        header, used_s = message.header, 0.0
         try:
             if header.kind is not Kind.REQUEST:
                 self._send(GATEWAY, header)
@@ -372,13 +387,35 @@ class StageLoop:
                 self._give_back(header)  # unwanted ones, too: the gateway may have seen this stage as their holder
             else:
                 try:
-                    self._hand_on(header, self._finish(header, ticket), first, last, queue_s, target)
+                    result = self._finish(header, ticket)
+                    used_s = self._used_s(result)
+                    self._hand_on(header, result, first, last, queue_s, target)
                 except ChannelClosedError:
                     raise
                 except Exception as error:  # finishing or handing over failed, for example: too large for a slot
                     self._send(GATEWAY, header._replace(kind=Kind.ERROR, tensors=(), failure=self._failure(error)))
         finally:
             message.release()
+        if self._pacer.limits:
+            self._pause(used_s)
+
+    def _used_s(self, result: Result) -> float:
+        """Seconds for which the device was used since the last request, receiving and handing on included if it can be
+        told.
+        """
+        if self._executor.overlaps or self._threads > 1:
+            return result.cpu_s / self._threads
+        before_s, self._cpu_s = self._cpu_s, time.thread_time()
+        return self._cpu_s - before_s
+
+    def _pause(self, used_s: float) -> None:
+        """Rest until the device was used no more than it may be, and say so; what waits goes on waiting."""
+        now_s = time.perf_counter()
+        pause_s = self._pacer.done(now_s, used_s)
+        if pause_s > 0:
+            self._hand_over.pause(now_s + pause_s)
+            self._inbox.tell_readiness()
+            self._pacer.wait(pause_s)
 
     def _finish(self, header: Header, ticket: Any) -> Result:
         """Wait for the result; meanwhile another request may be launched."""

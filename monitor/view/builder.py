@@ -29,6 +29,7 @@ from odin.monitor.events import (
     ModelLoaded,
     MoveFailed,
     PlanChanged,
+    PlannedTogether,
     PlanVerified,
     PolicyChanged,
     RequestDone,
@@ -39,6 +40,7 @@ from odin.monitor.events import (
     SlowdownChanged,
     StageBack,
     StageLost,
+    TenantShare,
 )
 from odin.monitor.samples import SampleTimes
 from odin.monitor.view.event_text import event_text
@@ -173,6 +175,7 @@ class ViewBuilder:
             LoadChanged: self._load,
             MoveFailed: self._tell,
             Fault: self._tell,
+            PlannedTogether: self._planned_together,
             EventsMissing: self._missing,
             RunEnded: self._end,
             KnobTurned: self._knob,
@@ -261,6 +264,8 @@ class ViewBuilder:
                 off_p50_s=off_p50_s,
                 off_p99_s=off_p99_s,
                 tuned=self._tuned,
+                share=run.share,
+                together=self._together,
             )
 
     # -- events -----------------------------------------------------------------------------------------------------
@@ -292,6 +297,7 @@ class ViewBuilder:
         )
         self._recent = RecentRequests(self._baseline_s, times)
         self._loads: dict[tuple[str, str], InjectedLoad] = {}
+        self._together: tuple[TenantShare, ...] = ()
         self._lines: deque[EventLine] = deque(maxlen=_EVENT_LINES)
         self._last_key: object = None
         self._tuned: TunedKnob | None = None
@@ -353,6 +359,11 @@ class ViewBuilder:
 
     def _policy_change(self, event: PolicyChanged) -> None:
         self._policy = event.policy
+        self._together = ()  # planned for others, if at all
+        self._say(event)
+
+    def _planned_together(self, event: PlannedTogether) -> None:
+        self._together = event.tenants
         self._say(event)
 
     def _stage_lost(self, event: StageLost) -> None:
@@ -464,7 +475,9 @@ class ViewBuilder:
         )
 
     def _fluid_bound_hz(self, undisturbed_ratio: FloatArray, slowdown: FloatArray) -> float:
-        chain_s = self._baseline_s[:, -1] * undisturbed_ratio * slowdown
+        assert self._run is not None
+        # A stage that uses only a share of its device is as slow as that, if it is not disturbed more.
+        chain_s = self._baseline_s[:, -1] * undisturbed_ratio * np.maximum(slowdown, 1.0 / self._run.share)
         usable = np.array([not stage.lost for stage in self._stages]) & np.isfinite(chain_s) & (chain_s > 0)
         return float(np.sum(1.0 / chain_s[usable])) if usable.any() else math.nan
 

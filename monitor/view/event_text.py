@@ -17,6 +17,7 @@ from odin.monitor.events import (
     ModelLoaded,
     MoveFailed,
     PlanChanged,
+    PlannedTogether,
     PlanVerified,
     PolicyChanged,
     RequestFailed,
@@ -26,11 +27,12 @@ from odin.monitor.events import (
     SlowdownChanged,
     StageBack,
     StageLost,
+    TenantShare,
 )
 from odin.monitor.view.pipeline_view import StageView
 from odin.monitor.view.windows_text import windows_text
 
-__all__ = ["cause", "event_text", "factor", "figure", "plan_text", "seconds", "stage_cause"]
+__all__ = ["cause", "event_text", "factor", "figure", "plan_text", "seconds", "stage_cause", "tenants_text"]
 
 _MOST_STAGES = 8
 """A plan of more stages than this is not written out."""
@@ -93,6 +95,15 @@ def stage_cause(stage: StageView) -> str:
     return "cause not known yet" if stage.state == "disturbed" else ""
 
 
+def tenants_text(tenants: Sequence[TenantShare]) -> str:
+    """Pipelines that are planned together: ``resnet50 18|0 at 8.20/s, mobilenet_v2 0|19 at 61.0/s``."""
+    return ", ".join(
+        f"{one.name} {plan_text(one.plan)} at {figure(one.rate_hz)}/s"
+        + (f" with at most {one.share:.0%}" if one.share < 1 else "")
+        for one in tenants
+    )
+
+
 def event_text(event: Event, devices: Sequence[str]) -> str:
     """Tell an event in a few words; ``devices`` are the stages'. Finished requests have none: the text is empty.
 
@@ -106,7 +117,8 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
             batch = f", up to {event.batch} images a request" if event.batch > 1 else ""
             where = windows_text(event.windows) if event.windows else plan_text(event.plan)
             engine = f" with {event.engine}" if event.engine != "torch" else ""
-            return f"started: {event.model}{engine} on {len(event.stages)} stages, {where}{batch}"
+            share = f", {event.share:.0%} of each device" if event.share < 1 else ""
+            return f"started: {event.model}{engine} on {len(event.stages)} stages, {where}{batch}{share}"
         case SlowdownChanged():
             text = f"{_CHANGES.get(event.state, event.state)}: stage {event.stage} {_device(event.stage, devices)}"
             return text if event.state == "end" else f"{text} {factor(event.slowdown)}"
@@ -123,6 +135,10 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
         case PlanVerified():
             text = f"got {figure(event.measured_hz)}/s"
             return text + (f" (expected {figure(event.predicted_hz)}/s)" if event.predicted_hz >= 0 else "")
+        case PlannedTogether():
+            if len(event.tenants) == 1:
+                return f"planned alone: {tenants_text(event.tenants)}"
+            return f"planned together: {tenants_text(event.tenants)}"
         case PolicyChanged():
             return f"policy: {event.policy}"
         case StageLost():

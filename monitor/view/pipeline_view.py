@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import msgspec
 from msgspec import Struct
 
-from odin.monitor.events import Culprit
+from odin.monitor.events import Culprit, TenantShare
 from odin.monitor.json_text import json_text, plain_json, with_nan
 
 __all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "StageState", "StageView", "TunedKnob"]
@@ -168,6 +168,10 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
         Why the run ended; ``None`` while it goes on.
     tuned
         The knob that is turned to keep a latency limit; ``None`` if none is.
+    share
+        Largest part of any device's time that it uses.
+    together
+        Pipelines that it was planned together with last, itself among them; empty if it is planned for itself.
     """
 
     model: str
@@ -199,6 +203,8 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
     off_p50_s: float = math.nan
     off_p99_s: float = math.nan
     tuned: TunedKnob | None = None
+    share: float = 1.0
+    together: tuple[TenantShare, ...] = ()
 
     @property
     def layer_count(self) -> int:

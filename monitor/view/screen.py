@@ -19,7 +19,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from odin.monitor.view.colors import DISTURBED, LATENCY, LOAD, LOST, QUIET, THROUGHPUT
-from odin.monitor.view.event_text import figure, plan_text, seconds
+from odin.monitor.view.event_text import figure, plan_text, seconds, tenants_text
 from odin.monitor.view.pipeline_view import EventLine, PipelineView
 from odin.monitor.view.sparkline import ASCII, UNICODE, Glyphs, calm_top, chart, per_cell, sparkline, thin_out
 from odin.monitor.view.stage_table import stage_lines
@@ -43,6 +43,7 @@ _EVENT_STYLES = {
     "attribution": DISTURBED,
     "plan": THROUGHPUT,
     "verified": THROUGHPUT,
+    "together": THROUGHPUT,
     "restored": QUIET,
     "load": LOAD,
     "failure": LOST,
@@ -115,7 +116,7 @@ def render(
     footer = [*blank, _both_ends(Text(f" {keys}", style="dim"), Text(f"{status} "), width, glyphs)] if tall else []
     promises = [*_promises(view, width, glyphs), *_tuned(view, width, glyphs)] if tall else []
     top = [_header(view, width, glyphs), *blank, *_measures(view, width, height, glyphs), *promises, *blank]
-    loads = _loads(view, width, glyphs) if tall else []
+    loads = [*_tenants(view, width, glyphs), *_loads(view, width, glyphs)] if tall else []
     room = height - len(top) - len(loads) - len(footer)
     least_events = min(6, room // 4)
     stages = stage_lines(view, width=width, height=room - least_events - len(blank), glyphs=glyphs)
@@ -141,7 +142,7 @@ def plain(view: PipelineView, *, width: int = 100, ascii_only: bool = False) -> 
     lines = [_header(view, width, glyphs), Text(), *_measures(view, width, 24, glyphs)]
     lines += [*_promises(view, width, glyphs), *_tuned(view, width, glyphs), Text()]
     lines += stage_lines(view, width=width, height=2 * len(view.stages) + 1 + 2 * bool(view.windows), glyphs=glyphs)
-    lines += [*_loads(view, width, glyphs), Text()]
+    lines += [*_tenants(view, width, glyphs), *_loads(view, width, glyphs), Text()]
     lines += _events(view.events[-_PLAIN_EVENTS:], width, _PLAIN_EVENTS + 1, glyphs, heading=True)
     file = io.StringIO()
     console = Console(file=file, width=width, color_system=None, force_terminal=False, legacy_windows=False)
@@ -360,6 +361,16 @@ def _labelled(
 
 
 # -- what happened --------------------------------------------------------------------------------------------------
+
+
+def _tenants(view: PipelineView, width: int, glyphs: Glyphs) -> list[Text]:
+    """Those that are planned together, and what share of each device this one has at most; nothing of one alone."""
+    lines = []
+    if len(view.together) > 1:
+        lines.append(Text(" together ", style="dim").append(clean(tenants_text(view.together), glyphs), "not dim"))
+    elif view.share < 1:
+        lines.append(Text(" share ", style="dim").append(f"at most {view.share:.0%} of each device", "not dim"))
+    return [fit(line, width, glyphs) for line in lines]
 
 
 def _loads(view: PipelineView, width: int, glyphs: Glyphs) -> list[Text]:

@@ -142,6 +142,13 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="allow devices that other pipelines use (started with this option, too)",
     )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        metavar="PART",
+        help="largest part of each device's time to use, such as 0.5 (default: all)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -202,6 +209,7 @@ def run(arguments: argparse.Namespace) -> int:
                 admission=arguments.admission,
                 address=arguments.address,
                 share_devices=arguments.share_devices,
+                share=arguments.share,
                 refresh_profile=arguments.refresh_profile,
                 on_event=None
                 if arguments.live
@@ -298,6 +306,7 @@ def _check_usage(arguments: argparse.Namespace) -> list[Path]:
         max_in_flight=arguments.max_in_flight,
         address=arguments.address,
         share_devices=arguments.share_devices,
+        share=arguments.share,
         precision=arguments.precision or "float32",
         engine=arguments.engine,
         calibration=arguments.calibration,

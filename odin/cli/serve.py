@@ -61,6 +61,12 @@ def add_parser(subparsers: Any) -> None:
     one.add_argument("--deadline-ms", type=positive_number, metavar="MS", help="of requests that have none themselves")
     one.add_argument("--max-in-flight", type=positive, metavar="N", help="most micro-batches in the stages")
     one.add_argument("--max-waiting", type=int, metavar="N", help="most that wait for a place (default 1024)")
+    one.add_argument(
+        "--share",
+        type=float,
+        metavar="PART",
+        help="largest part of each device's time to use, such as 0.5 (default: all)",
+    )
     one.add_argument("--log", metavar="FILE", help="record every event in FILE, for odin replay")
     one.add_argument(
         "--dynamic-batching", action="store_true", default=None, help="join requests that wait, up to --batch images"
@@ -145,6 +151,7 @@ _OF_ONE = (
     "calibration",
     "dynamic_batching",
     "batch_wait_ms",
+    "share",
 )
 """Options that are fields of a model's file."""
 

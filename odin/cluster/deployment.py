@@ -70,14 +70,22 @@ class Deployment:
         Device and node id of each stage.
     label
         The pipeline's name.
-    share, precision, engine
+    share, precision, engine, largest_share
         As for :class:`odin.stages.actor.StageActor`.
     """
 
     def __init__(
-        self, placed: Sequence[tuple[Device, str]], *, label: str, share: bool, precision: str, engine: str
+        self,
+        placed: Sequence[tuple[Device, str]],
+        *,
+        label: str,
+        share: bool,
+        precision: str,
+        engine: str,
+        largest_share: float = 1.0,
     ) -> None:
         self._label, self._share, self._precision, self._engine = label, share, precision, engine
+        self._largest_share = largest_share
         self._placed: list[tuple[Device, str]] = []
         self._opening: list[tuple[Any, ...]] = []  # for each stage, what it is opened with
         self._example: list[Any] = []
@@ -111,6 +119,7 @@ class Deployment:
             node_id,
             self._label,
             share=self._share,
+            largest_share=self._largest_share,
             precision=self._precision,
             engine=self._engine if device.kind == "cpu" else TORCH,
         )
@@ -677,6 +686,7 @@ def create_actor(
     share: bool,
     precision: str = "float32",
     engine: str = TORCH,
+    largest_share: float = 1.0,
     kind: type[StageActor] = StageActor,
 ) -> Any:
     """Have Ray start a stage's process, or that of another kind of actor, on its node."""
@@ -695,7 +705,9 @@ def create_actor(
         options["runtime_env"] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
     with calling():
         remote: Any = ray.remote(kind).options(**options)
-        return remote.remote(index, str(device), label, share=share, precision=precision, engine=engine)
+        return remote.remote(
+            index, str(device), label, share=share, precision=precision, engine=engine, largest_share=largest_share
+        )
 
 
 def _strategy(node_id: str) -> Any:

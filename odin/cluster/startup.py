@@ -36,7 +36,7 @@ class Startup:
         One per stage; ``None`` takes those that are free.
     address, weight_nbytes, on_trouble
         As for :class:`odin.cluster.ray_runtime.RayRuntime`.
-    label, share, precision, engine
+    label, share, precision, engine, largest_share
         As for :class:`odin.cluster.deployment.Deployment`.
 
     Raises
@@ -56,6 +56,7 @@ class Startup:
         share: bool,
         precision: str,
         engine: str,
+        largest_share: float = 1.0,
     ) -> None:
         check_ray_is_ours()
         self._devices = devices
@@ -63,6 +64,7 @@ class Startup:
         self._weight_nbytes = weight_nbytes
         self._on_trouble = on_trouble
         self._label, self._share, self._precision, self._engine = label, share, precision, engine
+        self._largest_share = largest_share
         self._runtime: RayRuntime | None = None
         self._placed: list[tuple[Device, str]] = []
         self._deployment: Deployment | None = None
@@ -114,6 +116,7 @@ class Startup:
                 share=self._share,
                 precision=self._precision,
                 engine=self._engine,
+                largest_share=self._largest_share,
             )
         except BaseException as error:
             self._error = error

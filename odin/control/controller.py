@@ -22,7 +22,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +37,14 @@ from odin.monitor.events import (
     EventsMissing,
     MoveFailed,
     PlanChanged,
+    PlannedTogether,
     PlanVerified,
     PolicyChanged,
     RequestDone,
     RequestFailed,
     RequestsRefused,
     SlowdownChanged,
+    TenantShare,
 )
 from odin.monitor.samples import SampleTimes
 from odin.monitor.timing import RequestTimeline, StageTiming
@@ -181,6 +183,7 @@ class Controller:
         self._undisturbed: list[tuple[StageTiming, ...]] = [()] * setting.stage_count  # as of the latest onsets
         self._verification: _Verification | None = None
         self._asked: deque[_Asked] = deque()
+        self._told_together: Sequence[Any] = ()
         self._moved_s = -math.inf
         self._retry_s, self._asked_again_s = _FIRST_RETRY_S, -math.inf
         self._worker: Worker[RequestTimeline | Callable[[], None]] = Worker(
@@ -198,7 +201,9 @@ class Controller:
 
     def close(self) -> None:
         """Make no more decisions; waits for a move in progress, at most some seconds. Idempotent."""
-        if self._worker.close(_JOIN_S) and self._refused:
+        closed = self._worker.close(_JOIN_S)
+        self._core.end()
+        if closed and self._refused:
             self._told_refused_s = -math.inf
             self._count_refused()
 
@@ -326,6 +331,7 @@ class Controller:
     def _look(self, number: int, timeline: RequestTimeline) -> None:
         stages = timeline.stages
         stage_s = np.array([timing.wall_s for timing in stages])
+        delay_s = np.array([max(timing.run_delay_s, timing.wall_s - timing.cpu_s) for timing in stages])
         layer_s = np.fromiter(itertools.chain.from_iterable(timing.layer_s for timing in stages), np.float64)
         if len(stages) != self._setting.stage_count or len(layer_s) != self._setting.layer_count:
             return  # a stage did not tell: an older record, or one cut short
@@ -334,7 +340,11 @@ class Controller:
             self._seen_cuts, self._seen_plan = cuts, Plan(timing.last - timing.first for timing in stages)
         self._newest = max(self._newest, timeline.epoch)  # requests of two epochs may come in turns
         changes, observation = self._core.observe(
-            Finished(number, self._seen_plan, cuts, stage_s, layer_s, timeline.completed_s, plan_key=self._newest)
+            Finished(
+                *(number, self._seen_plan, cuts, stage_s, layer_s, timeline.completed_s),
+                plan_key=self._newest,
+                delay_s=delay_s,
+            )
         )
         if np.count_nonzero(observation.changed):
             self._changed_at = number
@@ -353,8 +363,28 @@ class Controller:
         if self._paused or self._clock() < self._asked_again_s:
             return  # stages are lost, or a move failed
         decision = self._core.decide(observation)
+        self._tell_of_tenants()
         if decision is not None:
             self._carry_out(decision)
+
+    def _tell_of_tenants(self) -> None:
+        """Report which pipelines were planned together, when that has changed."""
+        together = self._core.together
+        if together is self._told_together:
+            return
+        self._told_together = together
+        tenants = tuple(
+            TenantShare(
+                one.name,
+                tuple(device.rpartition("/")[2] for device in one.devices),
+                tuple(one.plan),
+                one.rate_hz,
+                one.share,
+            )
+            for one in together
+        )
+        if tenants:
+            self._emit(PlannedTogether(self._clock(), tenants))
 
     def _tell_of_short_baselines(self) -> None:
         watch = self._core.watch

@@ -10,6 +10,7 @@ The callers choose which requests to pass, move the layers, and report events.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -48,6 +49,8 @@ class Finished(NamedTuple):
         As in :class:`~odin.partitioner.policies.Observation`.
     plan_key
         Tells plans in force apart, where cuts do not: those of a relay differ from request to request. None: by cuts.
+    delay_s
+        As in :class:`~odin.partitioner.policies.Observation`.
     """
 
     number: int
@@ -58,6 +61,7 @@ class Finished(NamedTuple):
     completed_s: float
     true_s: FloatArray | None = None
     plan_key: Hashable = None
+    delay_s: FloatArray | None = None
 
 
 class PolicyFault(NamedTuple):
@@ -137,8 +141,21 @@ class DecisionCore:
 
     def set_policy(self, policy: Policy) -> None:
         """Replace the policy from the next request on; if the new one's start raises, the old one stays."""
+        before = self._policy
         policy.start(self._setting._replace(plan=self.plan))
         self._policy, self._start_anew = policy, False
+        if before is not policy:
+            _leave(before)
+
+    def end(self) -> None:
+        """To be called when nothing is to be decided any more."""
+        _leave(self._policy)
+
+    @property
+    def together(self) -> Sequence[Any]:
+        """The tenants that the policy has planned together last; another object when that has changed."""
+        together: Sequence[Any] = getattr(self._policy, "together", ())
+        return together
 
     def carried_out(self, plan: Plan, windows: Windows | None = None) -> None:
         """To be called when layers were moved."""
@@ -150,13 +167,14 @@ class DecisionCore:
 
     def observe(self, finished: Finished) -> tuple[Sequence[SlowdownChange], Observation]:
         """Take one finished request; return the changes detected with it, and the observation for :meth:`decide`."""
-        number, plan, cuts, stage_s, layer_s, completed_s, true_s, plan_key = finished
+        number, plan, cuts, stage_s, layer_s, completed_s, true_s, plan_key, delay_s = finished
         interval_s, self._last_completed_s = completed_s - self._last_completed_s, completed_s
         changes: Sequence[SlowdownChange] = ()
         if self._watch is None:
             age = np.full(self._shape, number)
             return changes, Observation(
-                number, plan, stage_s, layer_s, interval_s, self._unchanged, age, self._noise, true_s, None
+                *(number, plan, stage_s, layer_s, interval_s, self._unchanged, age, self._noise, true_s, None),
+                *(delay_s, completed_s),
             )
         detector = self._watch.detector
         try:
@@ -170,7 +188,10 @@ class DecisionCore:
             detector, changes = self._watch.detector, ()
             told = detector.changed, detector.age, detector.noise, detector.disturbed
         changed, age, noise, disturbed = told
-        return changes, Observation(number, plan, stage_s, layer_s, interval_s, changed, age, noise, true_s, disturbed)
+        return changes, Observation(
+            *(number, plan, stage_s, layer_s, interval_s, changed, age, noise, true_s, disturbed),
+            *(delay_s, completed_s),
+        )
 
     def _complain(self, *told: Any) -> None:
         for name, values in zip(("changed", "age", "noise", "disturbed"), told, strict=True):
@@ -189,8 +210,15 @@ class DecisionCore:
             decision = checked_decision(answer, self._setting)
         except BaseException as error:
             self._policy = StaticPolicy()
+            _leave(policy)
             self._on_policy_fault(PolicyFault(policy, error, answered))
             return None
         if decision is None or (decision.plan, decision.windows) == (self.plan, self.windows):
             return None
         return decision
+
+
+def _leave(policy: Policy) -> None:
+    """Tell a policy that it decides no more, if it wants to know."""
+    with contextlib.suppress(Exception):  # of the user's own: it is not in force any more
+        getattr(policy, "leave", lambda: None)()

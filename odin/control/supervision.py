@@ -152,6 +152,8 @@ class Supervision:
         Address on which to answer other members of a cluster; empty for none.
     doubt
         Told of baselines that turn out too long.
+    share
+        As ``engine``.
     """
 
     def __init__(
@@ -172,6 +174,7 @@ class Supervision:
         serving: Callable[[], Serving | None] = lambda: None,
         host: str = "",
         doubt: Doubt | None = None,
+        share: float = 1.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_live(policy, setting)
@@ -209,6 +212,7 @@ class Supervision:
                 batch=batch,
                 engine=engine,
                 windows=str(windows_of(policy, setting) or ""),
+                share=share,
             )
         )
         self._recorder.settle(1.0)  # who is told of the start usually knows of it once the pipeline is there

@@ -10,7 +10,7 @@ What is learned is kept as if all micro-batches were full; a prediction says of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from odin.monitor.samples import SampleTimes
@@ -47,6 +47,8 @@ class Conditions:
         The words of the stages that take from one queue.
     single_s, batch
         Seconds as ``baseline_s``, which are of ``batch`` samples, for one sample; None if those are not known.
+    share
+        Largest part of its device's time that each stage uses; beyond it they pause between requests.
 
     Attributes
     ----------
@@ -59,9 +61,11 @@ class Conditions:
         baseline_s: Sequence[Sequence[float]],
         queue: QueueWords | None = None,
         *,
+        share: float = 1.0,
         single_s: Sequence[Sequence[float]] | None = None,
         batch: int = 1,
     ) -> None:
+        self._share = share
         self._times = SampleTimes(baseline_s, single_s, batch=batch)
         self._chain_s = [max(row.behind_s[0], _LEAST_S) for row in self._times.full]
         self._queue = queue
@@ -106,7 +110,15 @@ class Conditions:
             chain_s.append(max(slowdown, _LEAST_SLOWDOWN) * alone_s * self._times.share(stage, samples))
         if not free_s:
             return _Never()
-        return SharedExits(free_s, chain_s, self._waiting(queue.waiting, sent, samples))
+        used_s = [self._chain_s[stage] * self._times.share(stage, samples) for stage in self.live]
+        turn_s = self._turns_s(chain_s, used_s)
+        return SharedExits(free_s, chain_s, self._waiting(queue.waiting, sent, samples), turn_s=turn_s)
+
+    def _turns_s(self, takes_s: Sequence[float], used_s: Iterable[float]) -> Sequence[float]:
+        """Seconds from one request to the next, where a stage pauses between them; nothing where none does."""
+        if self._share >= 1:
+            return ()
+        return [max(own_s, computes_s / self._share) for own_s, computes_s in zip(takes_s, used_s, strict=True)]
 
     def _waiting(self, waiting: int, sent: Sequence[Sent], samples: int) -> int:
         """What no stage has taken, told in micro-batches of so many samples."""
@@ -123,12 +135,19 @@ class Conditions:
         """
         full_s = self._stage_s(now_s, windows)
         by_samples = {count: self._of(full_s, count) for count in {samples, *(one.samples for one in sent)}}
-        left_s = left_line(self._left_s, ((one.at_s, by_samples[one.samples]) for one in sent), now_s=now_s)
-        return LineExits(now_s, left_s, by_samples[samples])
+        stage_s, turn_s = by_samples[samples]
+        begin_s = self._left_s
+        if turn_s:
+            begin_s = [at_s + turn - own for at_s, turn, own in zip(begin_s, turn_s, stage_s, strict=True)]
+        left_s = left_line(begin_s, ((one.at_s, *by_samples[one.samples]) for one in sent), now_s=now_s)
+        return LineExits(now_s, left_s, stage_s, turn_s)
 
-    def _of(self, full_s: Sequence[float], samples: int) -> list[float]:
-        """Seconds on each stage of so many samples."""
-        return [stage_s * self._times.share(stage, samples) for stage, stage_s in enumerate(full_s)]
+    def _of(self, full_s: Sequence[float], samples: int) -> tuple[Sequence[float], Sequence[float]]:
+        """Seconds on each stage of so many samples, and from one such request to the next."""
+        stage_s = [own_s * self._times.share(stage, samples) for stage, own_s in enumerate(full_s)]
+        # What a stage computes is at most what it takes now, and disturbed it takes longer than it computes.
+        used_s = [own_s / max(1.0, slowdown) for own_s, slowdown in zip(stage_s, self._slowdown, strict=True)]
+        return stage_s, self._turns_s(stage_s, used_s)
 
     def _stage_s(self, now_s: float, windows: Windows) -> list[float]:
         """Seconds of a full micro-batch on each stage at its present speed."""

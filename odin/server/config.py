@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from odin.stages.pacer import LEAST_SHARE
+
 __all__ = ["Limits", "ModelConfig", "find_models", "parse_model", "read_model"]
 
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$"
@@ -27,8 +29,10 @@ class ModelConfig(BaseModel):
         ``package.module:factory``. Files are looked for beside the TOML file.
     version
         By which clients may ask for it.
-    weights, image_size, batch, engine, precision, calibration, plan, policy, admission, max_in_flight, max_waiting, log
+    weights, image_size, batch, engine, precision, calibration, plan, policy, admission
         As those of :class:`odin.Pipeline`; ``calibration`` is a folder of images.
+    max_in_flight, max_waiting, log, share
+        Likewise.
     stages
         Devices, or ``"auto"``.
     deadline_ms
@@ -72,6 +76,7 @@ class ModelConfig(BaseModel):
     dynamic_batching: bool = False
     batch_wait_ms: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     latency_ms: _Milliseconds | None = None
+    share: float = Field(default=1.0, ge=LEAST_SHARE, le=1)
 
     @field_validator("stages")
     @classmethod

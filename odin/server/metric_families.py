@@ -10,6 +10,7 @@ from typing import get_args
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from odin.monitor.timing import RequestTimeline, StageTiming
+from odin.monitor.view.event_text import plan_text
 from odin.monitor.view.pipeline_view import PipelineView, StageState, StageView
 from odin.server.bucket_counts import BucketCounts
 from odin.server.served import ServedModel
@@ -164,6 +165,14 @@ class PipelineFamilies:
         )
         self.limit = GaugeMetricFamily("odin_latency_limit_seconds", "Latency that is to be kept.", labels=model)
         self.turns = CounterMetricFamily("odin_knob_turns", "Times that the knob was turned.", labels=["model", "knob"])
+        self.share = GaugeMetricFamily(
+            "odin_share_ratio", "Largest part of its device's time that each stage uses.", labels=model
+        )
+        self.together = GaugeMetricFamily(
+            "odin_planned_together_requests_per_second",
+            "Rate for which a tenant was planned last, of all that the model was planned together with, and itself.",
+            labels=["model", "tenant", "plan"],
+        )
 
     def add(self, name: str, view: PipelineView, counts: ModelCounts) -> None:
         """Add a model's samples."""
@@ -183,6 +192,9 @@ class PipelineFamilies:
             self.lost.add_metric([name, how], counts.lost[how])
         for how in ("replaced", "answers"):
             self.back.add_metric([name, how], counts.back[how])
+        self.share.add_metric([name], view.share)
+        for tenant in view.together:
+            self.together.add_metric([name, tenant.name, plan_text(tenant.plan)], tenant.rate_hz)
         for stage in view.stages:
             self._add_stage([name, str(stage.stage), stage.device], stage, counts)
 

@@ -246,6 +246,7 @@ def _options(config: ModelConfig, source: Source) -> dict[str, Any]:
             "log",
             "dynamic_batching",
             "batch_wait_ms",
+            "share",
         )
     }
     if config.calibration is not None:

@@ -203,7 +203,7 @@ class DeadlineLine(RelayLine):
             layers_s = self._slowdown(k, now_s) * (behind_s[cuts[k]] - behind_s[cuts[k + 1]])
             stage_s.append(self._receive_s[cuts[k]] + layers_s + self._send_s[cuts[k + 1]])
         begin_s = [self._last_left_s[k] for k in live]
-        left_s = left_line(begin_s, ((sent_s, stage_s) for sent_s in self._sent_s.values()), now_s=now_s)
+        left_s = left_line(begin_s, ((sent_s, stage_s, ()) for sent_s in self._sent_s.values()), now_s=now_s)
         return LineExits(max(now_s, self._ready_s), left_s, stage_s)
 
     def _seen_from_outside(self, index: int, now_s: float) -> tuple[float, float]:

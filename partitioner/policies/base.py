@@ -15,9 +15,27 @@ from numpy.typing import NDArray
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
 
-__all__ = ["Decision", "Observation", "Policy", "Setting", "checked_decision", "windows_of"]
+__all__ = ["Decision", "Observation", "Policy", "Setting", "TenantSetting", "checked_decision", "windows_of"]
 
 FloatArray = NDArray[np.float64]
+
+
+class TenantSetting(NamedTuple):
+    """What a pipeline is among others on the same devices.
+
+    Attributes
+    ----------
+    name
+        What others call it: its model's name.
+    devices
+        Of each stage, with its node: stages of the same device share it.
+    share
+        Largest part of any device's time that it uses, above 0, at most 1.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    share: float = 1.0
 
 
 class Setting(NamedTuple):
@@ -41,6 +59,8 @@ class Setting(NamedTuple):
         As ``baseline_s`` (which is of a full micro-batch), for one sample; None if that is not known.
     batch
         Samples in a full micro-batch.
+    tenant
+        What it is to others on the same devices. None: there are none.
     """
 
     plan: Plan
@@ -51,6 +71,7 @@ class Setting(NamedTuple):
     reach: Windows | None = None
     single_s: FloatArray | None = None
     batch: int = 1
+    tenant: TenantSetting | None = None
 
     @property
     def stage_count(self) -> int:
@@ -90,6 +111,11 @@ class Observation(NamedTuple):
         True seconds of each layer on each device at this moment, shape (stages, layers): known in simulation only.
     disturbed
         Whether the stage is above its undisturbed level now, shape (stages,); None without a detector.
+    delay_s
+        The part of ``stage_s`` in which the stage was ready to compute but did not have its core, shape (stages,); None
+        where that is not known.
+    at_s
+        When the request finished, on a clock that all pipelines of a process share; ``nan`` where there is none.
     """
 
     request: int
@@ -102,6 +128,8 @@ class Observation(NamedTuple):
     noise: FloatArray
     true_s: FloatArray | None = None
     disturbed: NDArray[np.bool_] | None = None
+    delay_s: FloatArray | None = None
+    at_s: float = math.nan
 
 
 class Decision(NamedTuple):

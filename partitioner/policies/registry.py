@@ -23,6 +23,7 @@ _FAMILY = Family(
         "predictive": "odin.partitioner.policies.predictive:PredictivePolicy",
         "oracle": "odin.partitioner.policies.oracle:OraclePolicy",
         "delayed-oracle": "odin.partitioner.policies.oracle:DelayedOraclePolicy",
+        "together": "odin.partitioner.policies.together:TogetherPolicy",
     },
     properties=("name",),
     methods={"start": 1, "decide": 1},

@@ -18,12 +18,14 @@ from odin.monitor.events import (
     LoadChanged,
     MoveFailed,
     PlanChanged,
+    PlannedTogether,
     PlanVerified,
     PolicyChanged,
     RequestDone,
     RequestFailed,
     RunEnded,
     SlowdownChanged,
+    TenantShare,
     from_json,
     to_json,
 )
@@ -47,6 +49,7 @@ EVENTS = [
     EventsMissing(1007.5, 250, 3, "No space left on device"),
     RunEnded(1008.0, "done", 20, 1),
     KnobTurned(1007.8, "batch", 8, 4, "p95", 0.125, 0.1, 40),
+    PlannedTogether(1008.5, (TenantShare("cats", ("cpu:0",), (18,), 8.5), TenantShare("dogs", ("gpu:0",), (9,), 2, 1))),
 ]  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def test_a_stage_without_layers_takes_no_time():
     ],
 )
 def test_what_is_under_way_keeps_the_stages_busy(sent_s: list[float], now_s: float, left_s: list[float]):
-    assert left_line([1.0, 3.0], [(at_s, [1.0, 2.0]) for at_s in sent_s], now_s=now_s) == left_s
+    assert left_line([1.0, 3.0], [(at_s, [1.0, 2.0], ()) for at_s in sent_s], now_s=now_s) == left_s
 
 
 @given(EXACT_STAGES, st.integers(0, 150))
@@ -89,3 +89,11 @@ def test_who_is_busy_longer_is_never_sooner_done(stages: list[tuple[float, float
     before_s = LineExits(0.0, free_s, chain_s).exit_s(ahead)
     free_s[stage % len(free_s)] += 1.0
     assert LineExits(0.0, free_s, chain_s).exit_s(ahead) >= before_s
+
+
+def test_pauses_between_requests_hold_up_who_comes_later_but_are_no_part_of_a_request():
+    line = LineExits(10.0, [10.0, 10.0], [1.0, 2.0], turn_s=[4.0, 5.0])
+    assert [line.exit_s(ahead) for ahead in range(3)] == [13.0, 18.0, 23.0]
+    shared = SharedExits([10.0, 10.5], [1.0, 1.0], turn_s=[4.0, 4.0])
+    assert [shared.exit_s(ahead) for ahead in range(4)] == [11.0, 11.5, 15.0, 15.5]
+    assert left_line([0.0, 0.0], [(10.0, [1.0, 2.0], [4.0, 5.0])] * 2, now_s=10.5) == [18.0, 21.0]

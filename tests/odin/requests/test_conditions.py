@@ -98,3 +98,17 @@ def test_windows_of_the_live_stages_have_a_row_for_each_of_them():
     conditions = Conditions([*BASELINE_S, [1.0, 1.0]])
     conditions.live = [0, 2]
     assert conditions.in_line(10.0, PLAN, []).exit_s(0) == pytest.approx(11.1)
+
+
+def test_a_share_of_the_devices_lets_requests_wait_for_pauses(words: QueueWords):
+    for stage in range(2):
+        words.tell(stage, StageWords(10.0, 10.0, 1.0))
+    conditions = Conditions(BASELINE_S, words, share=0.5)  # turns of 0.8 and 1.6 s
+    assert [conditions.shared(10.0).exit_s(ahead) for ahead in range(3)] == pytest.approx([10.4, 10.8, 11.2])
+    line = conditions.in_line(10.0, PLAN, [])  # 0.1 and 0.6 s, turns of 0.2 and 1.2 s
+    assert [line.exit_s(ahead) for ahead in range(3)] == pytest.approx([10.7, 11.9, 13.1])
+    # Disturbed so much that a stage has its core for less than that anyway, it does not pause.
+    for _ in range(40):
+        conditions.answered(timeline(0.0, 10.0, (0, 0, 1, 0.0, 0.5), (1, 1, 2, 0.0, 3.0)))
+    line = conditions.in_line(10.0, PLAN, [])
+    assert line.exit_s(1) - line.exit_s(0) == pytest.approx(3.0, rel=1e-3)

@@ -91,3 +91,13 @@ def test_a_latency_to_keep_is_a_positive_number(tmp_path: Path):
     assert read_model(write(tmp_path, "m", 'source = "resnet18"\nlatency_ms = 250')).latency_ms == 250.0
     with pytest.raises(ValueError, match=r"latency_ms = 0: input should be greater than 0"):
         read_model(write(tmp_path, "n", 'source = "resnet18"\nlatency_ms = 0'))
+
+
+def test_a_model_may_be_planned_with_others_and_held_to_a_share(tmp_path: Path):
+    path = write(tmp_path, "dogs", 'source = "resnet50"\npolicy = "together"\nshare = 0.5\n')
+    config = read_model(path)
+    assert (config.policy, config.share) == ("together", 0.5)
+    assert read_model(write(tmp_path, "cats", 'source = "resnet50"\n')).share == 1.0
+    for share in ("0.001", "2", '"half"'):
+        with pytest.raises(ValueError, match=r"wrong.toml: share = "):
+            read_model(write(tmp_path, "wrong", f'source = "resnet50"\nshare = {share}\n'))
