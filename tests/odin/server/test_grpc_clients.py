@@ -220,7 +220,8 @@ def test_statistics_count_what_was_asked(client: Any, ask: Any) -> None:
     ask(image(3, 3, SIZE, SIZE))
     after = client.get_inference_statistics("residual").model_stats[0]
     assert after.inference_count - before.inference_count == 3
-    assert after.execution_count - before.execution_count == 1
+    assert after.execution_count - before.execution_count == 3  # micro-batches of one sample
+    assert [(one.batch_size, one.compute_infer.count) for one in after.batch_stats] == [(1, after.execution_count)]
     assert after.inference_stats.success.ns > before.inference_stats.success.ns
 
 
