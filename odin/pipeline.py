@@ -661,7 +661,7 @@ class Pipeline:
 
     @property
     def largest_batch(self) -> int:
-        """Most samples that are joined from now on with ``dynamic_batching``, from 1 to :attr:`batch`.
+        """Most samples that are joined from now on with ``dynamic_batching``, from 1 to ``batch``.
 
         Requests that are larger by themselves stay as they are. Setting it raises ``ValueError`` for any other value,
         and without ``dynamic_batching``.

@@ -357,7 +357,7 @@ class Fleet:
         A file that is packed anew by the same name counts from the next time that an executor loads it; its inputs and
         outputs must be as before.
 
-        Those that cannot be served are in :attr:`unusable` then, with the reason.
+        Those that cannot be served are in ``unusable`` then, with the reason.
         """
         assert self._dispatcher is not None
         assert self._processes is not None
