@@ -262,7 +262,7 @@ class Pipeline:
             batch_wait_ms=batch_wait_ms,
             share=share,
         )
-        self.share = float(share)
+        self.share, self.dynamic_batching = float(share), bool(dynamic_batching)
         plan = Plan.parse(plan) if isinstance(plan, str) else plan
         with phase("model loaded"):
             source = to_source(model, weights=weights, example_input=example_input)

@@ -29,6 +29,7 @@ class Tunable(Protocol):
     """A pipeline, as the tuner uses it: with ``largest_batch`` or ``instances``, which can be set."""
 
     batch: int
+    dynamic_batching: bool
 
     @property
     def devices(self) -> Sequence[Any]:
@@ -95,10 +96,10 @@ class Tuner:
     ) -> None:
         self._pipeline, self._limit_s, self._statistic = pipeline, latency_s, statistic
         self._on_period, self._clock = on_period, clock
-        self.knob: KnobName = knob or ("batch" if pipeline.batch > 1 else "instances")
+        self.knob: KnobName = knob or ("batch" if pipeline.dynamic_batching else "instances")
         if self.knob not in KNOBS:
             raise ValueError(f"knob {knob!r} is unknown; choose one of {', '.join(KNOBS)}")
-        if self.knob == "batch" and not hasattr(pipeline, "largest_batch"):
+        if self.knob == "batch" and not pipeline.dynamic_batching:
             raise ValueError(
                 "the pipeline joins no samples, so that its batch cannot be turned; start it with dynamic_batching=True"
             )

@@ -19,6 +19,7 @@ class FakePipeline:
 
     def __init__(self, *, batch: int = 1, stages: int = 1) -> None:
         self.batch, self.devices = batch, [f"cpu:{stage}" for stage in range(stages)]
+        self.dynamic_batching = batch > 1
         self.largest_batch, self._instances = batch, stages
         self.now_s = 0.0
         self.events: list[KnobTurned] = []
@@ -134,10 +135,11 @@ def test_each_period_is_told():
 
 
 def test_a_pipeline_that_joins_no_samples_has_no_batch_to_turn():
-    pipe = FakePipeline(batch=8)
-    del pipe.largest_batch
+    pipe = FakePipeline(batch=8, stages=2)
+    pipe.dynamic_batching = False
+    assert tuned(pipe).knob == "instances"
     with pytest.raises(ValueError, match=r"joins no samples, .* start it with dynamic_batching=True"):
-        tuned(pipe)
+        tuned(pipe, knob="batch")
 
 
 def test_a_pipeline_whose_knob_cannot_be_turned_is_refused_at_once():
