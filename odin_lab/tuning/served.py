@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
@@ -23,7 +22,7 @@ class Served:
     """A model's pipeline in a mode; use it as a context manager.
 
     It is what :class:`odin.Tuner` turns, too. A request has as many samples as the batch is large, so that each is a
-    micro-batch of its own, whether the pipeline joins samples or not.
+    micro-batch of its own, without a pipeline that joins samples.
 
     Parameters
     ----------
@@ -52,6 +51,7 @@ class Served:
             **options,
         )
         self.batch, self.devices = mode.batch, self.pipeline.devices
+        self.dynamic_batching = mode.knob == "batch"
         self._value = mode.largest
 
     @property
@@ -63,9 +63,6 @@ class Served:
     def value(self, value: int) -> None:
         if self.mode.knob == "instances":
             self.pipeline.instances = value
-        else:
-            with contextlib.suppress(AttributeError, ValueError):  # it may join no samples
-                self.pipeline.largest_batch = value  # type: ignore[attr-defined, unused-ignore]
         self._value = value
 
     largest_batch = instances = value

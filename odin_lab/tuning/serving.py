@@ -28,6 +28,7 @@ class Serves(Protocol):
 
     mode: Mode
     batch: int
+    dynamic_batching: bool
     value: int
 
     @property

@@ -112,6 +112,7 @@ class Instant:
     def __init__(self, latency_s: Callable[[int], float]) -> None:
         self.mode, self.batch, self.devices = INSTANCES, 1, INSTANCES.stages
         self._latency_s = latency_s
+        self.dynamic_batching = False
         self.instances = self.largest_batch = 2
         self.followers: list[Callable[[RequestTimeline], None]] = []
         self.turns: list[tuple[int, int]] = []
