@@ -123,9 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
-        if self.server.oip.closes_idle:  # without saying so
+        if self.server.oip.closes_idle:  # without saying so; asked before the client can go on
             self.close_connection = True
+        self.wfile.write(data)
 
     def log_message(self, *_: Any) -> None:
         pass
