@@ -23,7 +23,8 @@ Passes = list[list[float]]
 """Passes through a chain, each the seconds of all layers."""
 
 SETTLE_PASSES = 2
-_FILL_S, _FILL_LOOK_S = 20.0, 0.1
+_FILL_S, _FILL_LOOK_S, _FILL_LOOKS = 20.0, 0.1, 5
+"""So many looks in a row without growth are enough: on a busy machine a process may get no turn between two."""
 
 
 class RunsPasses(Protocol):
@@ -95,10 +96,12 @@ def fill_arrays(handle: Handle, *, clock: Callable[[], float] = time.monotonic) 
     if handle.load.kind not in ("membw", "cache"):
         return
     handle.set_intensity(1.0)
-    deadline_s, nbytes, before = clock() + _FILL_S, 0, -1
-    while nbytes > before and clock() < deadline_s:
+    deadline_s, most, still = clock() + _FILL_S, 0, 0
+    while still < _FILL_LOOKS and clock() < deadline_s:
         time.sleep(_FILL_LOOK_S)  # other processes work: there is no event to wait for
-        before, nbytes = nbytes, sum(map(_resident_nbytes, handle.pids))
+        nbytes = sum(map(_resident_nbytes, handle.pids))
+        still = 0 if nbytes > most else still + 1
+        most = max(most, nbytes)
     handle.set_intensity(0.0)
 
 
