@@ -386,8 +386,8 @@ class KnobTurned(_Event, frozen=True, tag="knob"):
     requests: int
 
 
-class ModelLoaded(_Event, frozen=True, tag="model-loaded"):
-    """An executor of a fleet has loaded a model.
+class _MemoryChanged(_Event, frozen=True):
+    """An executor of a fleet has loaded a model, or given one up.
 
     Attributes
     ----------
@@ -407,15 +407,12 @@ class ModelLoaded(_Event, frozen=True, tag="model-loaded"):
     resident_nbytes: int
 
 
-class ModelEvicted(_Event, frozen=True, tag="model-evicted"):
-    """An executor of a fleet has given up a model; fields as of :class:`ModelLoaded`."""
+class ModelLoaded(_MemoryChanged, frozen=True, tag="model-loaded"):
+    """An executor of a fleet has loaded a model."""
 
-    model: str
-    stage: int
-    predicted_s: float
-    took_s: float
-    resident: int
-    resident_nbytes: int
+
+class ModelEvicted(_MemoryChanged, frozen=True, tag="model-evicted"):
+    """An executor of a fleet has given up a model."""
 
 
 class RunEnded(_Event, frozen=True, tag="end"):

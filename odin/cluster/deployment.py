@@ -8,21 +8,19 @@ import os
 import pickle
 import threading
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import psutil
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.placement_group import get_current_placement_group, placement_group_table
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from odin.cluster import ray_calls
+from odin.cluster.actors import create_actor, kill_actor, kill_process, wait_until_ended
 from odin.cluster.ray_calls import calling
 from odin.errors import OdinError, PipelineClosedError, StageLostError
 from odin.monitor.attribution.neighbours import Neighbours
@@ -31,7 +29,7 @@ from odin.partitioner.chain import Chain
 from odin.partitioner.engines.form import EngineForm, Form, TorchForm
 from odin.partitioner.engines.names import TORCH
 from odin.partitioner.relay import Windows
-from odin.stages.actor import Addresses, Links, StageActor, StageInfo, StageProblem, TimedPasses
+from odin.stages.actor import Addresses, Links, StageInfo, StageProblem, TimedPasses
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import InForce, Inlet
 from odin.stages.channel.link import ChannelClosedError, Receiver, Sender
@@ -45,15 +43,11 @@ from odin.stages.compute.torch_weights import store
 from odin.stages.compute.weights import store_arrays
 from odin.stages.device import Device, DeviceError
 
-__all__ = ["ACTOR_PREFIX", "Deployment", "create_actor", "kill_process"]
-
-ACTOR_PREFIX = "odin-pipeline-"
-"""Of the name of each pipeline's first stage in the cluster."""
+__all__ = ["Deployment"]
 
 _START_TIMEOUT_S = 120.0
 _LOOK_AGAIN_S = 0.1
 _PING_TIMEOUT_S = 5.0
-_END_TIMEOUT_S = 2.0
 _LOOK_TIMEOUT_S = 10.0
 _ANSWER_S, _PATIENCE = 2.0, 4.0
 """A stage answers a ping within so many seconds, or it hangs; times so many if it wants its core."""
@@ -381,8 +375,7 @@ class Deployment:
 
     def end(self, stage: int) -> None:
         """End a stage's process for good, also one that is stopped."""
-        with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
-            ray.kill(self._actors[stage])
+        kill_actor(self._actors[stage])
         info = self.infos[stage]
         if info.node_id == self.node_id:
             kill_process(info.pid)
@@ -620,25 +613,9 @@ class Deployment:
             listener.close()
         actors, self._actors = self._actors, []
         for actor in actors:
-            with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
-                ray.kill(actor)
-        if actors:
-            self._wait_for_end()
-
-    def _wait_for_end(self) -> None:
-        """Wait until the stages on this machine have given back their devices; the next pipeline may take them then.
-
-        Those that are stopped, as by SIGSTOP, cannot follow Ray's request to end, and are killed.
-        """
-        processes = []
-        for info in self.infos:
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(info.pid)
-                if info.node_id == self.node_id and any("ray::" in word for word in process.cmdline()[:1]):
-                    processes.append(process)
-                    if process.status() == psutil.STATUS_STOPPED:
-                        process.kill()
-        psutil.wait_procs(processes, timeout=_END_TIMEOUT_S)
+            kill_actor(actor)
+        if actors:  # the next pipeline may take the devices then
+            wait_until_ended([info.pid for info in self.infos if info.node_id == self.node_id])
 
 
 def _stored(inputs: Sequence[torch.Tensor]) -> list[Any]:
@@ -654,14 +631,6 @@ def _close_all(ends: tuple[Sequence[Sender], Sequence[Receiver]]) -> None:
         receiver.close()
 
 
-def kill_process(pid: int) -> None:
-    """End a stage's process on this machine; nothing happens if the number is another program's by now."""
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        if any("ray::" in word for word in process.cmdline()[:1]):
-            process.kill()
-
-
 def _answers_of_started(calls: Sequence[Any], devices: Sequence[Device]) -> list[Any]:
     """Wait for the first calls of stages on these devices, which Ray has to start for that."""
     _, late = ray_calls.wait(calls, timeout_s=_START_TIMEOUT_S)
@@ -675,50 +644,6 @@ def _answers_of_started(calls: Sequence[Any], devices: Sequence[Device]) -> list
         )
     answers: list[Any] = ray_calls.get(calls, timeout_s=_START_TIMEOUT_S)
     return answers
-
-
-def create_actor(
-    index: int,
-    device: Device,
-    node_id: str,
-    label: str,
-    *,
-    share: bool,
-    precision: str = "float32",
-    engine: str = TORCH,
-    largest_share: float = 1.0,
-    kind: type[StageActor] = StageActor,
-) -> Any:
-    """Have Ray start a stage's process, or that of another kind of actor, on its node."""
-    options: dict[str, Any] = {
-        "num_cpus": 0 if share or device.kind == "gpu" else device.threads,
-        "scheduling_strategy": _strategy(node_id),
-        # Control calls must not wait for one another: a long prepare beside a ping.
-        "max_concurrency": 4,
-        "max_restarts": 0,
-    }
-    if index == 0 and kind is StageActor:  # by this name "odin top" on another node finds the pipeline
-        options["name"] = f"{ACTOR_PREFIX}{uuid.uuid4().hex[:12]}"
-    if device.kind == "gpu":
-        options["num_gpus"] = 0 if share else 1
-        # The stage picks its GPU by number itself; Ray only keeps count.
-        options["runtime_env"] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
-    with calling():
-        remote: Any = ray.remote(kind).options(**options)
-        return remote.remote(
-            index, str(device), label, share=share, precision=precision, engine=engine, largest_share=largest_share
-        )
-
-
-def _strategy(node_id: str) -> Any:
-    """A stage goes to its node, and takes its CPUs from what this process's placement group has reserved there."""
-    group = get_current_placement_group()
-    if group is not None:
-        nodes = placement_group_table(group)["bundles_to_node_id"]
-        for bundle, node in nodes.items():
-            if node == node_id:
-                return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=int(bundle))
-    return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
 def _warn_of_niceness(infos: Sequence[StageInfo]) -> None:

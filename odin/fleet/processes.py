@@ -9,14 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import psutil
 import ray
-from ray.exceptions import RayError
 
 from odin.cluster import ray_calls
-from odin.cluster.deployment import create_actor, kill_process
+from odin.cluster.actors import create_actor, kill_actor, kill_process, wait_until_ended
 from odin.cluster.ray_calls import calling
-from odin.errors import StageLostError
 from odin.fleet.executor_actor import ExecutorActor
 from odin.stages.actor import Addresses, StageInfo, StageProblem
 from odin.stages.channel.inbox import Inbox
@@ -27,7 +24,7 @@ from odin.stages.device import Device, DeviceError
 
 __all__ = ["ExecutorProcesses"]
 
-_START_S, _CONNECT_S, _END_S = 120.0, 30.0, 2.0
+_START_S, _CONNECT_S = 120.0, 30.0
 
 
 class ExecutorProcesses:
@@ -169,8 +166,7 @@ class ExecutorProcesses:
 
     def end(self, index: int) -> None:
         """End an executor's process for good, also one that is stopped."""
-        with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
-            ray.kill(self._actors[index])
+        kill_actor(self._actors[index])
         if self.infos:
             kill_process(self.infos[index].pid)
 
@@ -196,17 +192,9 @@ class ExecutorProcesses:
         """End all processes, and wait until they have given back their devices. Idempotent."""
         actors, self._actors = self._actors, []
         for actor in actors:
-            with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
-                ray.kill(actor)
-        processes = []
-        for info in self.infos if actors else ():
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(info.pid)
-                if process.pid != os.getpid() and any("ray::" in word for word in process.cmdline()[:1]):
-                    processes.append(process)
-                    if process.status() == psutil.STATUS_STOPPED:
-                        process.kill()
-        psutil.wait_procs(processes, timeout=_END_S)
+            kill_actor(actor)
+        if actors:
+            wait_until_ended([info.pid for info in self.infos if info.pid != os.getpid()])
 
 
 def _checked(answer: StageInfo | StageProblem) -> StageInfo:

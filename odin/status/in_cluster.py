@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from odin.cluster.deployment import ACTOR_PREFIX
+from odin.cluster.actors import ACTOR_PREFIX
 from odin.cluster.ray_runtime import RayRuntime
 from odin.status.server import RemoteStatus
 
