@@ -249,6 +249,8 @@ class Gateway:
             self._places = min(max_in_flight or self._places, self._inlet.slots)
             self._find_way()
             self._send_held()
+            for stage in self._lost:
+                self._send_what_followed(stage)
             refused = self._advance()
         self._refuse(refused)
 
@@ -799,6 +801,22 @@ class Gateway:
             self._fail(request, PoisonRequestError(request.number, tuple(request.fatal_to)))
         return len(has), len(deadly)
 
+    def _send_what_followed(self, stage: int) -> None:
+        """Send again what others handed to a stage after its loss was known here and before they knew.
+
+        To be called when they all know. The lock is held.
+        """
+        for request in list(self._pending.values()):
+            holders = self._inlet.holders(request.slot, request.number, request.attempt)
+            follows = stage in holders if holders else not self._enters_here
+            if request.number in self._held or not (follows or self._may_be_anywhere(holders)):
+                continue
+            if request.over:
+                self._forget(request)
+                self._notify_idle()
+            else:
+                self._post(request)
+
     def _computed_by(self, stage: int) -> set[int]:
         """Requests that a stage was computing, as it said last."""
         sender = self._inlet.senders.get(stage)
@@ -810,9 +828,10 @@ class Gateway:
     def _is_with(self, request: Request, stage: int) -> bool:
         """Whether a request may be with a stage, as far as can be known."""
         holders = self._inlet.holders(request.slot, request.number, request.attempt)
-        if not holders or stage in holders or request.way is None:
-            return True
-        # Those on other machines do not say who has it, so once it went to one of them it may be anywhere.
+        return not holders or stage in holders or request.way is None or self._may_be_anywhere(holders)
+
+    def _may_be_anywhere(self, holders: Iterable[int]) -> bool:
+        """Whether a request went to another machine: the stages there do not say who has it."""
         return not all(self._inlet.is_here(holder) for holder in holders)
 
     def regain(self, stage: int, *, replaced: bool) -> None:
@@ -824,6 +843,8 @@ class Gateway:
                     request.fatal_to.pop(name, None)  # it was not the request's doing
             self._find_way()
             self._send_held()
+            if replaced:
+                self._send_what_followed(stage)
             refused = self._advance()
         self._refuse(refused)
 

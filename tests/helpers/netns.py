@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -49,16 +50,29 @@ class Network:
     def run(
         self, command: Sequence[str], *, environment: dict[str, str] | None = None, timeout_s: float = 2 * PROMPT_S
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside and collect its output; never raises for its exit status."""
-        return subprocess.run(
+        """Run a command inside and collect its output; never raises for its exit status.
+
+        One that takes too long is aborted, so that Python says where it was; that is in the error.
+        """
+        with subprocess.Popen(
             self.command(command),
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "PYTHONFAULTHANDLER": "1", **(environment or {})},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGABRT)
+                out, err = process.communicate(timeout=PROMPT_S)
+                told = f"{self.command(command)} took more than {timeout_s} s:\n{out}\n{err}"
+                raise AssertionError(told) from None
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @contextmanager

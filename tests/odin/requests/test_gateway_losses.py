@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -143,6 +144,82 @@ def test_cancelled_and_late_requests_of_a_lost_stage_are_not_sent_again():
         assert stages.gateway._free == 3
         stages.gateway.submit((numbers(1),))
         assert answered(stages, 0, 1) == [1]
+
+
+# -- what is handed to one that is lost, by stages that do not know it yet --------------------------------------------
+
+
+def hands_to_the_lost(stages: Stages, message: Message) -> None:
+    """As stage 0 does that hands over to stage 1 when it does not know yet that this is lost."""
+    home = stages.inboxes[0].home
+    assert home is not None
+    home.set_holder(message.header.home, message.header.request, message.header.attempt, 0, 1)
+    message.release()
+
+
+def prepared_without_1(stages: Stages) -> None:
+    stages.gateway.switch(1, Plan((6, 0)), Windows.parse("@6"), stages=(0,))
+
+
+def replaced_1(stages: Stages) -> None:
+    stages.gateway.regain(1, replaced=True)
+
+
+@pytest.mark.parametrize("dead", [True, False])
+@pytest.mark.parametrize("all_know", [prepared_without_1, replaced_1])
+def test_what_a_lost_stage_got_after_its_loss_was_known_is_sent_again(all_know: Callable[[Stages], None], dead: bool):
+    with gateway_and_stages() as stages:
+        future = stages.gateway.submit((numbers(0),))
+        message = stages.take(0)
+        assert lose(stages, 1, dead=dead) == (0, 0)  # stage 0 has it
+        hands_to_the_lost(stages, message)
+        all_know(stages)
+        assert answered(stages, 0, 1) == [0]
+        assert future.exception(PROMPT_S) is None
+        assert stages.gateway._free == 3
+
+
+def test_what_the_others_have_stays_with_them():
+    with gateway_and_stages() as stages:
+        futures = [stages.gateway.submit((numbers(number),)) for number in range(2)]
+        message = stages.take(0)
+        lose(stages, 1)
+        prepared_without_1(stages)
+        replaced_1(stages)
+        assert message.wanted
+        stages.answer(0, message)
+        waited = wanted(stages, 0)
+        assert (waited.header.request, waited.header.attempt) == (1, 2)  # nobody was known to have it when 1 died
+        stages.answer(0, waited)
+        assert [future.exception(PROMPT_S) for future in futures] == [None] * 2
+
+
+def test_what_a_lost_stage_got_after_its_loss_and_nobody_waits_for_frees_its_place():
+    with gateway_and_stages() as stages:
+        future = stages.gateway.submit((numbers(0),))
+        message = stages.take(0)
+        lose(stages, 1)
+        hands_to_the_lost(stages, message)
+        assert future.cancel()
+        assert stages.gateway._free == 2
+        prepared_without_1(stages)
+        assert stages.gateway._free == 3
+
+
+def test_what_went_to_another_machine_after_the_loss_is_sent_again(monkeypatch: pytest.MonkeyPatch):
+    # Stage 1 is there: to whom it handed over, nobody notes here.
+    for far in (1, 2):
+        with gateway_and_stages() as stages:
+            monkeypatch.setattr(stages.gateway._inlet, "is_here", lambda stage, far=far: stage < far)
+            monkeypatch.setattr(stages.gateway._inlet, "silence", lambda stage: None)  # here there are two
+            stages.gateway.submit((numbers(0),))
+            message = stages.take(0)
+            stages.gateway.lose(2, "stage 2", dead=True)
+            hands_to_the_lost(stages, message)  # to stage 1, which lives
+            attempt = message.header.attempt
+            stages.gateway.switch(1, Plan((6, 0)), Windows.parse("@6"), stages=(0,))
+            again = stages.gateway._pending[0].attempt
+            assert again == (attempt + 1 if far == 1 else attempt)
 
 
 # -- requests that kill ----------------------------------------------------------------------------------------------
