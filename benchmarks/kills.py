@@ -9,8 +9,9 @@ that of the unsplit chain. One turn::
 
 Every so many turns there is a window without a kill, which the throughput of the others is divided by. ``--signal
 stop`` stops a stage (SIGSTOP) and lets it go on ``--for`` seconds later. ``--early`` does not wait for full strength:
-stages are killed at random times, also while a replacement starts, but never the last one at work. At the end nothing
-may be left behind: the same counts are made after a pipeline that is only opened and closed.
+stages are killed at random times, also while a replacement starts, but never the last one at work. (A stage whose
+replacements die within two seconds, eight times, is given up; so choose a ``--window`` of some seconds.) At the end
+nothing may be left behind: the same counts are made after a pipeline that is only opened and closed.
 ``python -m benchmarks.kills``
 """
 
@@ -200,11 +201,16 @@ def undisturbed(load: CheckedLoad, arguments: argparse.Namespace) -> float:
 def early(load: CheckedLoad, taker: StageTaker, arguments: argparse.Namespace, draw: random.Random) -> list[Turn]:
     """Losses at random times, whatever the pipeline is at; of each only the first answer is measured."""
     turns: list[Turn] = []
+    last_s = time.perf_counter()
     while load.alive and len(turns) < arguments.kills:
         wait_until(time.perf_counter() + draw.uniform(0.0, arguments.window), load)
         loss = taker.take(signal.SIGSTOP if arguments.signal == "stop" else signal.SIGKILL)
         if loss is None:
+            if time.perf_counter() > last_s + arguments.timeout_s:
+                print(f"after {len(turns)} losses fewer than two stages are at work for good", file=sys.stderr)
+                break
             continue
+        last_s = loss.at_s
         load.arm(loss.at_s)
         if arguments.signal == "stop":
             wait_until(loss.at_s + arguments.stop_s, load)
@@ -214,6 +220,8 @@ def early(load: CheckedLoad, taker: StageTaker, arguments: argparse.Namespace, d
         first_s = load.first_s
         answered_s = None if first_s is None else first_s - loss.at_s
         turns.append(Turn(loss.stage, answered_s, None, 0.0, None, 0.0, 0.0))
+        if len(turns) % 50 == 0:
+            print(f"{len(turns)} losses, {load.counts()}", file=sys.stderr)
     return turns
 
 

@@ -76,6 +76,14 @@ class Told:
         self.readiness[stage] = Readiness()
 
 
+class ActorFailedError(Exception):
+    """As Ray has them: the text begins with where it was, and what it was is the cause."""
+
+    def __init__(self, text: str, cause: Exception) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
 class Line:
     def __init__(self, count: int = 3) -> None:
         self.now_s = 0.0
@@ -169,6 +177,21 @@ def test_a_replacement_that_fails_is_tried_again_later_and_later_and_given_up_at
     assert given_up.part == "replacing stage 1"
     assert line.told.failed is None  # two others serve
     assert line.told.live == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("no place\nin this node"), "no place"),
+        (RuntimeError(""), "RuntimeError"),
+        (ActorFailedError("ray::StageActor.start() (pid=7)\n  File ...", ValueError("no memory")), "no memory"),
+    ],
+)
+def test_why_a_replacement_failed_is_told_in_one_line(line: Line, error: Exception, told: str):
+    line.told.replace_fails = [error]
+    line.recovery.stage_gone(1)
+    line.step(times=4)
+    assert [fault.error for fault in line.of(Fault)] == [f"{told}; it is tried again"]
 
 
 def test_with_none_left_and_none_to_come_all_fails():
