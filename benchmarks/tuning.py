@@ -118,6 +118,7 @@ def measure(
             serving = serve(
                 served,
                 start=findings.choice.start if findings.mode.knob == "instances" else 1,
+                largest=findings.largest,
                 limit_s=limit_s,
                 seconds=seconds,
                 policy=policy,

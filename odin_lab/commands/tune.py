@@ -159,6 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
                 serving = serve(
                     served,
                     start=choice.start if mode.knob == "instances" else 1,
+                    largest=findings.largest,
                     limit_s=limit_s,
                     seconds=arguments.seconds,
                     policy=arguments.policy,

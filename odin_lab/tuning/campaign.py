@@ -53,17 +53,31 @@ class Findings(NamedTuple):
     choice: Choice
     mode: Mode
 
+    @property
+    def largest(self) -> int:
+        """Largest value that is worth going to: not beyond the chosen number of instances if more were measured with
+        less throughput.
+        """
+        choice = self.choice
+        more = [one for one in self.probes if one.knob == choice.knob == "instances" and one.value > choice.start]
+        return choice.start if choice.keeps and more else self.mode.largest
+
 
 def first_values(mode: Mode) -> tuple[int, ...]:
-    """The two values that are measured first: one, and many; one alone if that is all there is.
+    """The values that are measured first: one, an instance for each core, and many.
 
     Examples
     --------
     >>> first_values(Mode("batch", ("cpu:0-1",), 32)), first_values(Mode("instances", ("cpu:0", "cpu:1"), 2))
     ((1, 8), (1, 2))
+    >>> first_values(Mode("instances", ("cpu:0", "cpu:1") * 3, 6))
+    (1, 2, 6)
     """
-    many = min(mode.largest, _BATCH_PROBE if mode.knob == "batch" else mode.largest)
-    return (1, many) if many > 1 else (1,)
+    if mode.knob == "batch":
+        values = {1, min(mode.largest, _BATCH_PROBE)}
+    else:
+        values = {1, min(mode.largest, len(set(mode.stages))), mode.largest}
+    return tuple(sorted(values))
 
 
 class _Meter:
@@ -118,7 +132,7 @@ def find(
 ) -> Findings:
     """Measure each mode in turn, and choose.
 
-    The third value of each is the largest that keeps the limit as the first two predict it.
+    The last value of each is the largest that keeps the limit as the first ones predict it.
 
     Parameters
     ----------

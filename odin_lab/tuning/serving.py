@@ -120,6 +120,7 @@ def serve(
     served: Serves,
     *,
     start: int,
+    largest: int | None = None,
     limit_s: float,
     seconds: float,
     policy: str = "dnnscaler",
@@ -139,6 +140,8 @@ def serve(
         The pipeline in its mode.
     start
         The knob's value to begin with.
+    largest
+        Its largest; default: the mode's.
     limit_s, policy, statistic, requests
         For the tuner.
     seconds
@@ -156,7 +159,12 @@ def serve(
     mode = served.mode
     served.value = start
     knob = make_knob_policy(
-        policy, knob=mode.knob, limit_s=limit_s, largest=mode.largest, start=start, free=len(set(mode.stages))
+        policy,
+        knob=mode.knob,
+        limit_s=limit_s,
+        largest=mode.largest if largest is None else largest,
+        start=start,
+        free=len(set(mode.stages)),
     )
     done: list[Done] = []
     periods: list[Period] = []

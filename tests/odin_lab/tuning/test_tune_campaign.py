@@ -77,6 +77,26 @@ def test_a_sweep_measures_each_value_once_and_ends_where_larger_ones_break_the_l
     assert best_of_sweep(findings, 16, limit_s=0.070) is None
 
 
+@pytest.mark.parametrize(("of_four", "start", "largest"), [(0.9, 2, 2), (1.1, 4, 4)])
+def test_more_instances_than_have_the_most_throughput_are_not_gone_to(
+    monkeypatch: pytest.MonkeyPatch, of_four: float, start: int, largest: int
+):
+    rates_hz = {1: 50.0, 2: 100.0, 4: 100.0 * of_four}
+    monkeypatch.setattr(
+        campaign,
+        "probe",
+        lambda mode, value, *rest, **options: Probe(mode.knob, value, 0.02, 0.02, rates_hz[value], 60),
+    )
+    shared = Mode("instances", ("cpu:0", "cpu:1") * 2, 4)
+    findings = find((shared,), opened, limit_s=0.1, effort=Effort())
+    assert [one.value for one in findings.probes] == [1, 2, 4]
+    assert (findings.choice.start, findings.largest) == (start, largest)
+
+
+def test_a_batch_may_grow_beyond_what_was_chosen(measured):
+    assert find((BATCH,), opened, limit_s=0.070, effort=Effort()).largest == 16
+
+
 def answered(samples: int) -> Future[None]:
     future: Future[None] = Future()
     future.set_result(None)
