@@ -137,7 +137,7 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="NAME:TYPE:SIZES",
-        help="type and sizes of an input, such as image:FP32:1,3,224,224, if the server leaves them open; may be repeated",
+        help="type and sizes of an input that the server leaves open: image:FP32:1,3,224,224; may be repeated",
     )
     what.add_argument(
         "--samples", type=positive, default=16, metavar="N", help="number of different inputs (default %(default)s)"
