@@ -19,7 +19,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from odin.monitor.view.colors import DISTURBED, LATENCY, LOAD, LOST, QUIET, THROUGHPUT
-from odin.monitor.view.event_text import figure, plan_text, seconds, tenants_text
+from odin.monitor.view.event_text import figure, plan_text, seconds, tenants_text, tuned_text
 from odin.monitor.view.pipeline_view import EventLine, PipelineView
 from odin.monitor.view.sparkline import ASCII, UNICODE, Glyphs, calm_top, chart, per_cell, sparkline, thin_out
 from odin.monitor.view.stage_table import stage_lines
@@ -252,14 +252,10 @@ def _promises(view: PipelineView, width: int, glyphs: Glyphs) -> list[Text]:
 
 
 def _tuned(view: PipelineView, width: int, glyphs: Glyphs) -> list[Text]:
-    """The knob that is turned to keep a limit; nothing if none is."""
-    tuned = view.tuned
-    if tuned is None:
+    """The setting that is adjusted to a latency limit; nothing if none is."""
+    if view.tuned is None:
         return []
-    line = Text(" tuned ", style="dim").append(f"{tuned.knob} {tuned.value}", style="not dim bold")
-    line.append(f"  {tuned.statistic} to keep {seconds(tuned.limit_s)}", style="not dim")
-    line.append(f"  turned {tuned.turns:,} time{'' if tuned.turns == 1 else 's'}")
-    return [fit(line, width, glyphs)]
+    return [fit(Text(" tuning ", style="dim").append(tuned_text(view.tuned), "not dim"), width, glyphs)]
 
 
 def _signed(value_s: float) -> str:

@@ -231,7 +231,7 @@ def _tell(arguments: argparse.Namespace, console: Console, findings: Findings, s
     """Show all, and keep it."""
     limit_s, statistic = arguments.latency_ms / 1e3, arguments.statistic
     choice, mode = findings.choice, findings.mode
-    title = f"{arguments.model} on {arguments.stages}: {statistic} to keep {arguments.latency_ms:g} ms"
+    title = f"{arguments.model} on {arguments.stages}: {statistic} limit {arguments.latency_ms:g} ms"
     shown = findings.swept or findings.probes
     console.print(probe_table(shown, limit_s=limit_s, statistic=statistic, choice=choice, title=title))
     console.print(choice.why, markup=False, style="bold")
@@ -241,9 +241,9 @@ def _tell(arguments: argparse.Namespace, console: Console, findings: Findings, s
     found = best_of_sweep(findings, value, limit_s=limit_s, statistic=statistic)
     if found is not None:
         console.print(sweep_line(*found, value), markup=False)
-    console.print("To start it so:", style="dim")
+    console.print("In Python:", style="dim")
     console.print(options_text(arguments.model, mode, value, latency_s=limit_s), markup=False)
-    console.print("or as a model's file for odin serve:", style="dim")
+    console.print("For odin serve, as a file NAME.toml:", style="dim")
     console.print(toml_text(arguments.model, mode, value, latency_s=limit_s), markup=False)
     if arguments.output is not None:
         result = Result(
