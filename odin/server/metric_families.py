@@ -81,7 +81,9 @@ class RequestFamilies:
         self.waiting = HistogramMetricFamily(
             "odin_request_waiting_seconds", "Part of that time before the request was sent to the stages.", labels=model
         )
-        self.under_way = GaugeMetricFamily("odin_requests_under_way", "Requests of a model in progress, waiting ones included.", labels=model)
+        self.under_way = GaugeMetricFamily(
+            "odin_requests_under_way", "Requests of a model in progress, waiting ones included.", labels=model
+        )
         self.info = GaugeMetricFamily(
             "odin_model_info", "1 for each model that serves.", labels=["model", "version", "engine", "policy"]
         )
@@ -164,13 +166,15 @@ class PipelineFamilies:
             labels=["model", "knob"],
         )
         self.limit = GaugeMetricFamily("odin_latency_limit_seconds", "That latency limit.", labels=model)
-        self.turns = CounterMetricFamily("odin_knob_turns", "Times that batch size or instances were adjusted.", labels=["model", "knob"])
+        self.turns = CounterMetricFamily(
+            "odin_knob_turns", "Times that batch size or instances were adjusted.", labels=["model", "knob"]
+        )
         self.share = GaugeMetricFamily(
             "odin_share_ratio", "Largest part of its device's time that each stage uses.", labels=model
         )
         self.together = GaugeMetricFamily(
             "odin_planned_together_requests_per_second",
-            "Rate that the last joint plan assumes for a tenant: each model planned together with this one, and itself.",
+            "Rate that the last joint plan assumes for a tenant, one of the models planned together with this one.",
             labels=["model", "tenant", "plan"],
         )
 
