@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
     )
     one = parser.add_argument_group("one model", "with a folder these are fields of each model's file")
     one.add_argument("--name", help="name that clients ask for (default: the model's own)")
-    one.add_argument("--stages", help="auto, or devices joined by commas: cpu:0,cpu:2-3,gpu:0 (default: auto)")
+    one.add_argument("--stages", help="one device per stage: cpu:0,cpu:2-3,gpu:0; auto: every free one (default)")
     one.add_argument("--weights", metavar="FILE", help=".safetensors or .pth file (default: random weights)")
     one.add_argument("--plan", metavar="COUNTS", help="layers per stage, such as 7|11 (default: the fastest)")
     one.add_argument(

@@ -67,7 +67,7 @@ def add_parser(subparsers: Any) -> None:
         "cost",
         help="dollars per million requests within a latency limit, on dedicated or shared devices",
         description="Serve each model alone on the devices, then all together on the same, find the highest rates at "
-        "which 95%% of all requests are answered within the limit, and show what a million requests cost.",
+        "which 95% of all requests are answered within the limit, and show what a million requests cost.",
         epilog="Requests arrive at random times (MLPerf LoadGen's server scenario; not an MLPerf result); latencies "
         "count from when a request is due. Cost per request: price / (3600 * rate). See docs/cost.md.",
     )
