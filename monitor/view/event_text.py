@@ -47,6 +47,9 @@ __all__ = [
 _MOST_STAGES = 8
 """A plan of more stages than this is not written out."""
 
+_MOST_CULPRITS = 4
+"""Programs that are named as the cause of a slowdown; of more the number is told."""
+
 _MOVES = {
     "move": "moved",
     "trial": "trying",
@@ -87,12 +90,15 @@ def plan_text(plan: Sequence[int]) -> str:
 
 
 def cause(interference: str, culprits: Sequence[Culprit], note: str = "") -> str:
-    """What disturbs a stage: ``CPU share, pid 4242 stress-ng 50%``."""
+    """What disturbs a stage: ``CPU share, pid 4242 stress-ng 50%``; of many programs those that take the most."""
+    shown = sorted(culprits, key=lambda culprit: -culprit.share if culprit.share > 0 else 0.0)[:_MOST_CULPRITS]
     parts = [interference]
     parts += [
         f"pid {culprit.pid} {culprit.name}" + ("" if math.isnan(culprit.share) else f" {culprit.share:.0%}")
-        for culprit in culprits
+        for culprit in shown
     ]
+    if len(culprits) > len(shown):
+        parts.append(f"{len(culprits) - len(shown)} more")
     return ", ".join(parts) + (f" ({note})" if note else "")
 
 

@@ -33,6 +33,8 @@ _HISTORY_S = 120
 _TALL = 12
 """From this height on there are headings, charts and a footer."""
 _LEAST_ROWS = 3
+_MOST_OF_BOUND = 1.1
+"""The bound is an estimate: of throughput that is above it by more no share is told, since the estimate is late then."""
 _SIDE_BY_SIDE = 150
 """From this width on latency stands beside throughput."""
 _PLAIN_EVENTS = 30
@@ -307,7 +309,7 @@ def _throughput_chart(view: PipelineView, rows: int, glyphs: Glyphs) -> _Chart:
     history = view.history
     top = calm_top(history.throughput_hz, at_least=history.fluid_bound_hz)
     share = view.throughput_hz / view.fluid_bound_hz if view.fluid_bound_hz > 0 else math.nan
-    percent = "" if math.isnan(share) else f" {min(share, 9.99):.0%}"
+    percent = f" {share:.0%}" if share <= _MOST_OF_BOUND else ""
     most = _beyond(history.throughput_hz, top)
     labels = [
         Text("throughput" + (f" {glyphs.beyond} {figure(most)}/s" if most else ""), style="dim"),
