@@ -34,7 +34,7 @@ _TALL = 12
 """From this height on there are headings, charts and a footer."""
 _LEAST_ROWS = 3
 _MOST_OF_BOUND = 1.1
-"""The bound is an estimate: of throughput that is above it by more no share is told, since the estimate is late then."""
+"""The bound is an estimate, and late where throughput is above it by more: then no share of it is told."""
 _SIDE_BY_SIDE = 150
 """From this width on latency stands beside throughput."""
 _PLAIN_EVENTS = 30

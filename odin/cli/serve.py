@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from odin.cli.arguments import add_engine, add_precision, positive, positive_number
-from odin.models.model_names import check_model_name
+from odin.models.model_names import check_model_name, check_weights_file
 from odin.process.phases import tell_phases
 from odin.process.signals import draining, importing
 from odin.requests.admission import NONE, PREDICT
+from odin.stages.device import parse_devices
 
 if TYPE_CHECKING:  # they import torch, and what the extra "serve" installs
     from odin.server.config import Limits, ModelConfig
@@ -184,7 +185,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     folder = Path(arguments.what) if Path(arguments.what).is_dir() else None
     if folder is None:
+        if arguments.what.endswith("/"):
+            raise ValueError(f"there is no folder {arguments.what}")
         check_model_name(arguments.what)
+        if arguments.weights is not None:
+            check_weights_file(arguments.weights)
+        if arguments.stages not in (None, "auto"):
+            parse_devices(arguments.stages)
     given = {name: getattr(arguments, name) for name in _OF_ONE if getattr(arguments, name) is not None}
     if folder is not None and (given or arguments.name):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in (*(["name"] if arguments.name else []), *given))
