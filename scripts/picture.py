@@ -18,7 +18,8 @@ WHITE = TerminalTheme((255, 255, 255), (20, 24, 28), _SIXTEEN, _SIXTEEN)
 def write_picture(console: Console, target: Path, title: str) -> None:
     """Write what a console has recorded."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Leading spaces as they are: some renderers drop the non-breaking ones.
+    # Spaces as they are: some renderers drop the non-breaking ones, browsers collapse others unless a style says no.
     picture = console.export_svg(title=title, theme=WHITE).replace("&#160;", " ")
     picture = picture.replace("<svg class", '<svg xml:space="preserve" class')
+    picture = picture.replace("</style>", "text { white-space: pre; }\n    </style>", 1)
     target.write_text(picture.replace("rgba(255,255,255,0.35)", "#d0d7de"), encoding="utf-8")  # the window's edge

@@ -29,13 +29,26 @@ from odin.monitor.events import (
     StageLost,
     TenantShare,
 )
-from odin.monitor.view.pipeline_view import StageView
+from odin.monitor.view.pipeline_view import StageView, TunedKnob
 from odin.monitor.view.windows_text import windows_text
 
-__all__ = ["cause", "event_text", "factor", "figure", "plan_text", "seconds", "stage_cause", "tenants_text"]
+__all__ = [
+    "cause",
+    "event_text",
+    "factor",
+    "figure",
+    "plan_text",
+    "seconds",
+    "stage_cause",
+    "tenants_text",
+    "tuned_text",
+]
 
 _MOST_STAGES = 8
 """A plan of more stages than this is not written out."""
+
+_MOST_CULPRITS = 4
+"""Programs that are named as the cause of a slowdown; of more the number is told."""
 
 _MOVES = {
     "move": "moved",
@@ -77,12 +90,15 @@ def plan_text(plan: Sequence[int]) -> str:
 
 
 def cause(interference: str, culprits: Sequence[Culprit], note: str = "") -> str:
-    """What disturbs a stage: ``CPU share, pid 4242 stress-ng 50%``."""
+    """What disturbs a stage: ``CPU share, pid 4242 stress-ng 50%``; of many programs those that take the most."""
+    shown = sorted(culprits, key=lambda culprit: -culprit.share if culprit.share > 0 else 0.0)[:_MOST_CULPRITS]
     parts = [interference]
     parts += [
         f"pid {culprit.pid} {culprit.name}" + ("" if math.isnan(culprit.share) else f" {culprit.share:.0%}")
-        for culprit in culprits
+        for culprit in shown
     ]
+    if len(culprits) > len(shown):
+        parts.append(f"{len(culprits) - len(shown)} more")
     return ", ".join(parts) + (f" ({note})" if note else "")
 
 
@@ -102,6 +118,12 @@ def tenants_text(tenants: Sequence[TenantShare]) -> str:
         + (f" with at most {one.share:.0%}" if one.share < 1 else "")
         for one in tenants
     )
+
+
+def tuned_text(tuned: TunedKnob) -> str:
+    """The setting that is adjusted to a latency limit: ``batch 4, p95 limit 100 ms, changed 2 times``."""
+    changes = f"changed {tuned.turns:,} time{'' if tuned.turns == 1 else 's'}"
+    return f"{tuned.knob} {tuned.value}, {tuned.statistic} limit {seconds(tuned.limit_s)}, {changes}"
 
 
 def event_text(event: Event, devices: Sequence[str]) -> str:
@@ -166,24 +188,17 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
         case RunEnded():
             return f"ended: {event.reason}"
         case KnobTurned():
-            kept = f"{event.statistic} to keep {seconds(event.limit_s)}"
             if event.before == event.after:
-                return f"tuning: {_knob(event)}, {kept}"
-            side = "over the limit" if event.latency_s > event.limit_s else "room below the limit"
-            text = f"turned {event.before} -> {event.after}: {_knob(event)}"
-            return f"{text} ({event.statistic} {seconds(event.latency_s)}, {side} of {seconds(event.limit_s)})"
+                return f"tuning: {event.knob} {event.after}, {event.statistic} limit {seconds(event.limit_s)}"
+            side = "over" if event.latency_s > event.limit_s else "below"
+            why = f"{event.statistic} {seconds(event.latency_s)}, {side} the limit of {seconds(event.limit_s)}"
+            return f"tuning: {event.knob} {event.before} -> {event.after} ({why})"
         case ModelLoaded() | ModelEvicted():
             what = "loaded" if isinstance(event, ModelLoaded) else "evicted"
             times = f"in {seconds(event.took_s)} (predicted {seconds(event.predicted_s)})"
             there = f"{event.resident} models in memory, {event.resident_nbytes / 2**20:,.0f} MiB"
             return f"{what}: model {event.model} on {_device(event.stage, devices)} {times}; {there}"
     return ""
-
-
-def _knob(event: KnobTurned) -> str:
-    if event.knob == "batch":
-        return f"up to {event.after} samples are joined" if event.after > 1 else "no samples are joined"
-    return f"{event.after} instance{'' if event.after == 1 else 's'}"
 
 
 def _requests(count: int) -> str:

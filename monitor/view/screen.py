@@ -19,7 +19,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from odin.monitor.view.colors import DISTURBED, LATENCY, LOAD, LOST, QUIET, THROUGHPUT
-from odin.monitor.view.event_text import figure, plan_text, seconds, tenants_text
+from odin.monitor.view.event_text import figure, plan_text, seconds, tenants_text, tuned_text
 from odin.monitor.view.pipeline_view import EventLine, PipelineView
 from odin.monitor.view.sparkline import ASCII, UNICODE, Glyphs, calm_top, chart, per_cell, sparkline, thin_out
 from odin.monitor.view.stage_table import stage_lines
@@ -33,6 +33,8 @@ _HISTORY_S = 120
 _TALL = 12
 """From this height on there are headings, charts and a footer."""
 _LEAST_ROWS = 3
+_MOST_OF_BOUND = 1.1
+"""The bound is an estimate, and late where throughput is above it by more: then no share of it is told."""
 _SIDE_BY_SIDE = 150
 """From this width on latency stands beside throughput."""
 _PLAIN_EVENTS = 30
@@ -252,14 +254,10 @@ def _promises(view: PipelineView, width: int, glyphs: Glyphs) -> list[Text]:
 
 
 def _tuned(view: PipelineView, width: int, glyphs: Glyphs) -> list[Text]:
-    """The knob that is turned to keep a limit; nothing if none is."""
-    tuned = view.tuned
-    if tuned is None:
+    """The setting that is adjusted to a latency limit; nothing if none is."""
+    if view.tuned is None:
         return []
-    line = Text(" tuned ", style="dim").append(f"{tuned.knob} {tuned.value}", style="not dim bold")
-    line.append(f"  {tuned.statistic} to keep {seconds(tuned.limit_s)}", style="not dim")
-    line.append(f"  turned {tuned.turns:,} time{'' if tuned.turns == 1 else 's'}")
-    return [fit(line, width, glyphs)]
+    return [fit(Text(" tuning ", style="dim").append(tuned_text(view.tuned), "not dim"), width, glyphs)]
 
 
 def _signed(value_s: float) -> str:
@@ -311,7 +309,7 @@ def _throughput_chart(view: PipelineView, rows: int, glyphs: Glyphs) -> _Chart:
     history = view.history
     top = calm_top(history.throughput_hz, at_least=history.fluid_bound_hz)
     share = view.throughput_hz / view.fluid_bound_hz if view.fluid_bound_hz > 0 else math.nan
-    percent = "" if math.isnan(share) else f" {min(share, 9.99):.0%}"
+    percent = f" {share:.0%}" if share <= _MOST_OF_BOUND else ""
     most = _beyond(history.throughput_hz, top)
     labels = [
         Text("throughput" + (f" {glyphs.beyond} {figure(most)}/s" if most else ""), style="dim"),

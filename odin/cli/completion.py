@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin completion`` and its argument."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "completion",
-        help="print the shell code that completes this command's words",
+        help="print a script for completion by the tab key",
         description="Print a script that lets a shell complete commands, options and file names by the tab key.",
         epilog='For bash: odin completion bash > ~/.local/share/bash-completion/completions/odin; or eval "$(odin '
         'completion bash)" in ~/.bashrc. For zsh: odin completion zsh > _odin in a folder of $fpath.',

@@ -87,7 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser(commands: Iterable[str] = COMMANDS, signals: Signals | None = None) -> argparse.ArgumentParser:
     """The parser of these commands, whose modules are imported for it; neither torch nor Ray is."""
-    parser = argparse.ArgumentParser(prog="odin", description="Interference-aware pipeline-parallel CNN inference.")
+    parser = argparse.ArgumentParser(
+        prog="odin",
+        description="Interference-aware pipeline-parallel CNN inference.",
+        epilog="'odin COMMAND --help' shows the options of a command. docs/README.md lists the documentation.",
+    )
     parser.add_argument("--version", action="version", version=f"odin {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     with (signals or Signals()).importing():

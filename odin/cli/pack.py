@@ -21,28 +21,31 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin pack`` and its options."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "pack",
-        help="pack a model into a file that a fleet loads by demand",
-        description="Write a model, its weights in the form in which this processor computes with them, into a file "
-        "of a folder, from which odin.Fleet and 'odin serve FOLDER' load it when it is asked for.",
+        help="pack a model into a file that a fleet (odin serve FOLDER, odin.Fleet) loads on demand",
+        description="Write a model into a file of a folder, with its weights in the memory layout that this processor "
+        "computes with. 'odin serve FOLDER' and odin.Fleet map such files into memory when requests for them come.",
+        epilog="Run times are measured while packing, so nothing else should run. See docs/fleet.md.",
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
         nargs="?",
-        help="as of 'odin run': a built-in name, torchvision:NAME, timm:NAME, a .pt2 file, package.module:factory; the "
+        help="as for odin run: a built-in name, torchvision:NAME, timm:NAME, a .pt2 file, package.module:factory; the "
         "last two are programs: use only what you trust",
     )
-    parser.add_argument("--into", metavar="FOLDER", required=True, help="folder of packed models; made if need be")
-    parser.add_argument("--name", help="by which the model is asked for (default: its own)")
+    parser.add_argument(
+        "--into", metavar="FOLDER", required=True, help="folder of packed models; created if it does not exist"
+    )
+    parser.add_argument("--name", help="name that clients ask for (default: the model's own)")
     parser.add_argument("--weights", metavar="FILE", help=".safetensors or .pth file (default: random weights)")
     parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width of the model's input")
     parser.add_argument(
         "--portable",
         action="store_true",
-        help="keep weights plain, for any processor: loading takes longer, and each executor has its own copy",
+        help="store weights in a layout that any processor reads: loading takes longer, and each executor has a copy",
     )
     parser.add_argument(
-        "--verify", action="store_true", help="compare all models of the folder with their checksums; takes no MODEL"
+        "--verify", action="store_true", help="check the checksums of all models in the folder; takes no MODEL"
     )
     parser.add_argument("--json", action="store_true", help="print what was packed as JSON")
 

@@ -127,7 +127,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin replay`` and its options."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "replay",
-        help="play a finished run's event log",
+        help="show a finished run again, from its event log",
         description="Play the event log of a finished run in the screen of odin top.",
         epilog="Keys: q quits, space pauses, left and right jump 10 s, up and down change the speed.",
     )

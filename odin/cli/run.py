@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin run`` and its options."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "run",
-        help="stream images through a model cut into stages",
+        help="run image files through a pipeline",
         description="Stream image files through a model cut into stages; one JSON line of results per image.",
         epilog="Exit status: 0 all images done, 1 some failed or the pipeline broke, 2 wrong usage, 130 after Ctrl-C, "
         "143 after SIGTERM, 129 after SIGHUP.",
@@ -102,7 +102,7 @@ def add_parser(subparsers: Any) -> None:
         "--admission",
         choices=(PREDICT, NONE),
         default=PREDICT,
-        help="predict: with --deadline-ms, refuse at once what would be late; none: try all (default %(default)s)",
+        help="predict: with --deadline-ms, refuse requests that would be late; none: accept all (default %(default)s)",
     )
     add_engine(parser)
     add_precision(parser, default=None, checked=False)
@@ -116,8 +116,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--policy",
         default="auto",
-        help=f"decides where requests change hands: auto, {', '.join(policy_names())}, with parameters as in "
-        "odin:alpha=10, or module:Class of your own (default: %(default)s)",
+        help=f"decides where requests pass from stage to stage: auto, {', '.join(policy_names())}, with parameters as "
+        "in odin:alpha=10, or module:Class of your own (default: %(default)s)",
     )
     parser.add_argument(
         "--detector",

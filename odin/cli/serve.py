@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from odin.cli.arguments import add_engine, add_precision, positive, positive_number
-from odin.models.model_names import check_model_name
+from odin.models.model_names import check_model_name, check_weights_file
 from odin.process.phases import tell_phases
 from odin.process.signals import draining, importing
 from odin.requests.admission import NONE, PREDICT
+from odin.stages.device import parse_devices
 
 if TYPE_CHECKING:  # they import torch, and what the extra "serve" installs
     from odin.server.config import Limits, ModelConfig
@@ -46,21 +47,29 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "what",
         metavar="MODEL|FOLDER",
-        help="a model as of 'odin run', or a folder with a file NAME.toml or NAME.packed for each model",
+        help="a model as for odin run, or a folder with a file NAME.toml or NAME.packed for each model",
     )
-    one = parser.add_argument_group("one model", "with a folder these stand in its files")
-    one.add_argument("--name", help="by which clients ask for the model (default: its own)")
-    one.add_argument("--stages", help="auto, or devices joined by commas: cpu:0,cpu:2-3,gpu:0 (default: auto)")
+    one = parser.add_argument_group("one model", "with a folder these are fields of each model's file")
+    one.add_argument("--name", help="name that clients ask for (default: the model's own)")
+    one.add_argument("--stages", help="one device per stage: cpu:0,cpu:2-3,gpu:0; auto: every free one (default)")
     one.add_argument("--weights", metavar="FILE", help=".safetensors or .pth file (default: random weights)")
     one.add_argument("--plan", metavar="COUNTS", help="layers per stage, such as 7|11 (default: the fastest)")
-    one.add_argument("--batch", type=positive, metavar="N", help="images per micro-batch (default 1)")
+    one.add_argument(
+        "--batch", type=positive, metavar="N", help="most images per micro-batch; larger requests are split (default 1)"
+    )
     one.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width of the model's input")
     one.add_argument("--labels", metavar="FILE", help="names of the classes, one per line")
-    one.add_argument("--policy", help="decides where requests change hands (default: auto)")
-    one.add_argument("--admission", choices=(PREDICT, NONE), help=f"whether what would be late is refused ({PREDICT})")
-    one.add_argument("--deadline-ms", type=positive_number, metavar="MS", help="of requests that have none themselves")
+    one.add_argument(
+        "--policy", help="decides where requests pass from stage to stage: auto, relay, predictive, ... (default: auto)"
+    )
+    one.add_argument(
+        "--admission",
+        choices=(PREDICT, NONE),
+        help=f"whether requests that would be late are refused (default {PREDICT})",
+    )
+    one.add_argument("--deadline-ms", type=positive_number, metavar="MS", help="deadline of requests that have none")
     one.add_argument("--max-in-flight", type=positive, metavar="N", help="most micro-batches in the stages")
-    one.add_argument("--max-waiting", type=int, metavar="N", help="most that wait for a place (default 1024)")
+    one.add_argument("--max-waiting", type=int, metavar="N", help="most micro-batches in the queue (default 1024)")
     one.add_argument(
         "--share",
         type=float,
@@ -69,42 +78,58 @@ def add_parser(subparsers: Any) -> None:
     )
     one.add_argument("--log", metavar="FILE", help="record every event in FILE, for odin replay")
     one.add_argument(
-        "--dynamic-batching", action="store_true", default=None, help="join requests that wait, up to --batch images"
+        "--dynamic-batching", action="store_true", default=None, help="batch waiting requests, up to --batch images"
     )
-    one.add_argument("--batch-wait-ms", type=_seconds, metavar="MS", help="how long one waits to be joined (default 0)")
+    one.add_argument(
+        "--batch-wait-ms",
+        type=_seconds,
+        metavar="MS",
+        help="how long a request may wait for others to be batched with (default 0)",
+    )
     add_engine(one)
     add_precision(one, default=None, checked=False)
-    packed = parser.add_argument_group("packed models", "of a folder, NAME.packed, as odin pack makes them")
+    packed = parser.add_argument_group("packed models", "files NAME.packed of a folder, made by odin pack")
     packed.add_argument(
         "--memory-mib",
         type=positive_number,
         default=2048.0,
         metavar="MIB",
-        help="that those in memory may take; others are loaded when they are asked for (default 2048)",
+        help="memory for loaded models; others are loaded when requests come (default 2048)",
     )
     packed.add_argument(
-        "--fleet-stages", default="auto", metavar="CORES", help="that run them: auto, or cpu:0,cpu:1 (default: auto)"
+        "--fleet-stages",
+        default="auto",
+        metavar="CORES",
+        help="cores that run them: auto, or cpu:0,cpu:1 (default: auto)",
     )
     network = parser.add_argument_group("network")
     network.add_argument("--host", default=_LOOPBACK, help="address to listen on (default: %(default)s, this machine)")
     network.add_argument("--http-port", type=_port, default=8000, metavar="PORT", help="0: any (default %(default)s)")
     network.add_argument("--grpc-port", type=_port, default=8001, metavar="PORT", help="0: any (default %(default)s)")
-    network.add_argument("--token-file", metavar="FILE", help="clients must show the token in it as a bearer token")
-    network.add_argument("--tls-cert", metavar="FILE", help="certificate of both ports, PEM")
+    network.add_argument("--token-file", metavar="FILE", help="clients must send the bearer token in FILE")
+    network.add_argument("--tls-cert", metavar="FILE", help="TLS certificate for both ports, PEM")
     network.add_argument("--tls-key", metavar="FILE", help="its key, PEM")
     network.add_argument(
         "--max-request-mib", type=positive_number, default=64.0, metavar="MIB", help="largest request (default 64)"
     )
     network.add_argument(
-        "--max-requests", type=positive, default=1024, metavar="N", help="most under way; more are refused (1024)"
+        "--max-requests",
+        type=positive,
+        default=1024,
+        metavar="N",
+        help="most requests at a time; more are refused (default 1024)",
     )
     network.add_argument(
-        "--drain-s", type=_seconds, default=30.0, metavar="S", help="how long requests may take at the end (default 30)"
+        "--drain-s",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="seconds to finish requests when stopped (default 30)",
     )
+    parser.add_argument("--access-log", metavar="FILE", help="write a line of JSON per request; -: to standard error")
     parser.add_argument(
-        "--access-log", metavar="FILE", help="a line of JSON for each request goes to FILE; -: to standard error"
+        "--ready-file", metavar="FILE", help="written with the ports, as JSON, when all models are ready"
     )
-    parser.add_argument("--ready-file", metavar="FILE", help="written with the ports, as JSON, when all is ready")
     parser.add_argument("--address", help="HOST:PORT of the Ray cluster to use (default: start one)")
     parser.add_argument("--port", action=_TwoPorts, help=argparse.SUPPRESS)
 
@@ -160,7 +185,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     folder = Path(arguments.what) if Path(arguments.what).is_dir() else None
     if folder is None:
+        if arguments.what.endswith("/"):
+            raise ValueError(f"there is no folder {arguments.what}")
         check_model_name(arguments.what)
+        if arguments.weights is not None:
+            check_weights_file(arguments.weights)
+        if arguments.stages not in (None, "auto"):
+            parse_devices(arguments.stages)
     given = {name: getattr(arguments, name) for name in _OF_ONE if getattr(arguments, name) is not None}
     if folder is not None and (given or arguments.name):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in (*(["name"] if arguments.name else []), *given))

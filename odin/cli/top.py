@@ -19,7 +19,7 @@ from odin.monitor.view.builder import PipelineView
 from odin.monitor.view.screen import plain, plain_width
 from odin.monitor.view.terminal import watch
 from odin.process.signals import importing
-from odin.status.server import RemoteStatus, StatusClient, local_pipelines
+from odin.status.server import LocalStatus, RemoteStatus, StatusClient, local_statuses
 
 __all__ = ["add_parser", "run"]
 
@@ -35,6 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "pid", nargs="?", type=int, metavar="PID", help="process of the pipeline, needed if several run here"
     )
+    parser.add_argument("--model", metavar="NAME", help="model of the pipeline, needed if a server has several")
     parser.add_argument("--address", metavar="HOST:PORT", help="watch a pipeline on any node of this Ray cluster")
     parser.add_argument("--once", action="store_true", help="print the present state as plain text and exit")
     parser.add_argument("--json", action="store_true", help="print the present state as JSON and exit")
@@ -43,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Watch; returns the exit status."""
     try:
-        where = _find_in_cluster(arguments) if arguments.address else _find_here(arguments.pid)
+        where = _find_in_cluster(arguments) if arguments.address else _find_here(arguments.pid, arguments.model)
         with closing(StatusClient(where)) as client:
             if arguments.json:
                 print(client.ask())
@@ -73,20 +74,35 @@ def _watch(client: StatusClient) -> None:
     watch(next_view, Console())
 
 
-def _find_here(pid: int | None) -> int:
-    pids = local_pipelines()
-    if pid is not None:
-        return pid
-    if not pids:
+def _find_here(pid: int | None, model: str | None) -> LocalStatus:
+    found = local_statuses()
+    if not found:
         raise ConnectionError(
             "no pipeline runs on this machine; start one with odin run or odin.Pipeline, or give --address HOST:PORT "
             "of its Ray cluster"
         )
-    if len(pids) > 1:
-        raise ConnectionError(
-            f"several pipelines run here; name one, such as odin top {pids[0]}; there are {', '.join(map(str, pids))}"
-        )
-    return pids[0]
+    found = tuple(status for status in found if pid in (None, status.pid))
+    if not found:
+        raise ConnectionError(f"process {pid} serves no pipeline here")
+    if len(found) == 1 and model is None:
+        return found[0]
+    models = {status: name for status in found if (name := _model_of(status))}
+    chosen = [status for status, name in models.items() if model in (None, name)]
+    there = ", ".join(f"{name} ({status.pid})" for status, name in models.items())
+    if not chosen:
+        raise ConnectionError(f"no pipeline of {model or 'this user'} runs here; there are {there or 'others only'}")
+    if len(chosen) > 1:
+        raise ConnectionError(f"several pipelines run here; name one by its process or --model; there are {there}")
+    return chosen[0]
+
+
+def _model_of(where: LocalStatus | RemoteStatus) -> str:
+    """The model of a pipeline; empty if it does not answer, or to another user only."""
+    try:
+        with closing(StatusClient(where)) as client:
+            return PipelineView.from_json(client.ask()).model
+    except ConnectionError:
+        return ""
 
 
 def _find_in_cluster(arguments: argparse.Namespace) -> RemoteStatus:
@@ -99,6 +115,10 @@ def _find_in_cluster(arguments: argparse.Namespace) -> RemoteStatus:
         found = [pipeline for pipeline in found if pipeline.pid == arguments.pid]
     if not found:
         raise ConnectionError(f"no pipeline runs in the cluster at {arguments.address}")
+    if arguments.model is not None:
+        found = [pipeline for pipeline in found if _model_of(pipeline.status) == arguments.model]
+        if not found:
+            raise ConnectionError(f"no pipeline of {arguments.model} runs in the cluster at {arguments.address}")
     if len(found) > 1:
         there = ", ".join(f"{pipeline.pid} (on {pipeline.status.host})" for pipeline in found)
         raise ConnectionError(f"several pipelines run in the cluster at {arguments.address}; name one by PID: {there}")

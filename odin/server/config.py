@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -144,8 +145,9 @@ def _problems(error: ValidationError) -> str:
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"][:1])
         if problem["type"] == "extra_forbidden":
-            known = ", ".join(name for name in ModelConfig.model_fields if name != "name")
-            told.append(f"there is no {field!r}; there are {known}")
+            known = [name for name in ModelConfig.model_fields if name != "name"]
+            near = "".join(f" (did you mean {name}?)" for name in get_close_matches(field, known, n=1))
+            told.append(f"there is no field {field!r}{near}; there are {', '.join(known)}")
         elif problem["type"] == "missing":
             told.append(f"{field!r} is missing")
         else:

@@ -71,7 +71,7 @@ class RequestFamilies:
         model = ["model"]
         self.requests = CounterMetricFamily(
             "odin_requests",
-            "Requests for inference that are over; outcome is answered or the kind of failure.",
+            "Finished requests for inference; outcome is answered or the kind of failure.",
             labels=["model", "outcome"],
         )
         self.samples = CounterMetricFamily("odin_samples", "Samples (images) in answered requests.", labels=model)
@@ -79,9 +79,11 @@ class RequestFamilies:
             "odin_request_seconds", "Time from a request's receipt to its answer, of answered ones.", labels=model
         )
         self.waiting = HistogramMetricFamily(
-            "odin_request_waiting_seconds", "Part of that before the stages were sent the request.", labels=model
+            "odin_request_waiting_seconds", "Part of that time before the request was sent to the stages.", labels=model
         )
-        self.under_way = GaugeMetricFamily("odin_requests_under_way", "Requests that a model has.", labels=model)
+        self.under_way = GaugeMetricFamily(
+            "odin_requests_under_way", "Requests of a model in progress, waiting ones included.", labels=model
+        )
         self.info = GaugeMetricFamily(
             "odin_model_info", "1 for each model that serves.", labels=["model", "version", "engine", "policy"]
         )
@@ -112,7 +114,7 @@ class PipelineFamilies:
         self.in_flight = GaugeMetricFamily("odin_micro_batches_in_flight", "Micro-batches in the stages.", labels=model)
         self.throughput = GaugeMetricFamily(
             "odin_throughput_micro_batches_per_second",
-            "Micro-batches per second while some are under way.",
+            "Micro-batches per second while any are in progress.",
             labels=model,
         )
         self.bound = GaugeMetricFamily(
@@ -122,7 +124,7 @@ class PipelineFamilies:
         )
         self.error = GaugeMetricFamily(
             "odin_prediction_error_seconds",
-            "Actual minus expected completion of late: median and 99th percentile.",
+            "Actual minus predicted completion, recently: median and 99th percentile.",
             labels=["model", "quantile"],
         )
         self.plan_changes = CounterMetricFamily(
@@ -141,13 +143,13 @@ class PipelineFamilies:
             "odin_stage_queue_seconds", "Time before a stage, per micro-batch.", labels=stage
         )
         self.layers = GaugeMetricFamily(
-            "odin_stage_layers", "Layers that a stage runs; the mean where requests change hands freely.", labels=stage
+            "odin_stage_layers", "Layers that a stage runs; the mean under the relay.", labels=stage
         )
         self.slowdown = GaugeMetricFamily(
             "odin_stage_slowdown_ratio", "Time now / undisturbed time; absent where unknown.", labels=stage
         )
         self.busy = GaugeMetricFamily(
-            "odin_stage_utilisation_ratio", "Part of the time that a stage computed of late.", labels=stage
+            "odin_stage_utilisation_ratio", "Part of the time that a stage computed, recently.", labels=stage
         )
         self.state = GaugeMetricFamily(
             "odin_stage_state", "1 for the state that a stage is in, else 0.", labels=[*stage, "state"]
@@ -160,17 +162,19 @@ class PipelineFamilies:
         )
         self.knob = GaugeMetricFamily(
             "odin_tuned_knob",
-            "Value of a knob that is turned to keep a latency: batch or instances.",
+            "Batch size or number of instances, where it is adjusted to a latency limit.",
             labels=["model", "knob"],
         )
-        self.limit = GaugeMetricFamily("odin_latency_limit_seconds", "Latency that is to be kept.", labels=model)
-        self.turns = CounterMetricFamily("odin_knob_turns", "Times that the knob was turned.", labels=["model", "knob"])
+        self.limit = GaugeMetricFamily("odin_latency_limit_seconds", "That latency limit.", labels=model)
+        self.turns = CounterMetricFamily(
+            "odin_knob_turns", "Times that batch size or instances were adjusted.", labels=["model", "knob"]
+        )
         self.share = GaugeMetricFamily(
             "odin_share_ratio", "Largest part of its device's time that each stage uses.", labels=model
         )
         self.together = GaugeMetricFamily(
             "odin_planned_together_requests_per_second",
-            "Rate for which a tenant was planned last, of all that the model was planned together with, and itself.",
+            "Rate that the last joint plan assumes for a tenant, one of the models planned together with this one.",
             labels=["model", "tenant", "plan"],
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from odin.monitor.view.event_text import plan_text, stage_cause, tenants_text
+from odin.monitor.view.event_text import plan_text, stage_cause, tenants_text, tuned_text
 from odin.monitor.view.pipeline_view import PipelineView, StageView
 from odin.monitor.view.windows_text import windows_text
 
@@ -35,6 +35,7 @@ def page_view(view: PipelineView) -> dict[str, Any]:
         "plan": plan_text(view.plan),
         "windows": windows_text(view.windows) if view.windows else "",
         "together": tenants_text(view.together) if len(view.together) > 1 else "",
+        "tuned": tuned_text(view.tuned) if view.tuned is not None else "",
         "stages": [_stage(stage) for stage in view.stages],
         "history": {name: _all_short(points) for name, points in history.items() if name != "seconds"},
         "events": [msgspec.structs.asdict(event) for event in view.events[-_MOST_EVENTS:]],

@@ -36,7 +36,7 @@ from typing import NamedTuple, Self
 
 from odin.stages.channel.peer import is_trusted, peer_user
 
-__all__ = ["RemoteStatus", "StatusClient", "StatusServer", "local_pipelines"]
+__all__ = ["LocalStatus", "RemoteStatus", "StatusClient", "StatusServer", "local_pipelines", "local_statuses"]
 
 _PREFIX = "odin-status"
 _NAME = re.compile(rf"@({_PREFIX}-(\d+)-\d+)")
@@ -62,6 +62,13 @@ class RemoteStatus(NamedTuple):
     host: str
     port: int
     key: bytes
+
+
+class LocalStatus(NamedTuple):
+    """The socket on which a pipeline of this machine answers; a process has one for each of its pipelines."""
+
+    pid: int
+    name: str
 
 
 class StatusServer:
@@ -195,7 +202,7 @@ class StatusClient:
     Parameters
     ----------
     where
-        Process id of a pipeline on this machine, or where one elsewhere answers.
+        Process id of a pipeline on this machine (the first of several), its socket, or where one elsewhere answers.
     patience_s
         Seconds for the connection, and for each answer.
 
@@ -205,10 +212,10 @@ class StatusClient:
         If nobody answers there in time, or refuses.
     """
 
-    def __init__(self, where: int | RemoteStatus, *, patience_s: float = _ANSWER_PATIENCE_S) -> None:
+    def __init__(self, where: int | LocalStatus | RemoteStatus, *, patience_s: float = _ANSWER_PATIENCE_S) -> None:
         self._patience_s = patience_s
         try:
-            if isinstance(where, int):
+            if not isinstance(where, RemoteStatus):
                 self._connection = _connect_locally(where, patience_s)
             else:
                 self._connection = socket.create_connection((where.host, where.port), timeout=_PATIENCE_S)
@@ -262,17 +269,17 @@ class StatusClient:
 
 def local_pipelines() -> tuple[int, ...]:
     """Process ids on this machine that serve a pipeline, each once, ascending."""
-    return tuple(sorted({pid for pid, _ in _local_names()}))
+    return tuple(sorted({status.pid for status in local_statuses()}))
 
 
-def _local_names() -> list[tuple[int, str]]:
-    """Process id and name of each status socket of this machine."""
+def local_statuses() -> tuple[LocalStatus, ...]:
+    """Where the pipelines on this machine answer, by process."""
     try:
         lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
     except OSError:
-        return []
+        return ()
     words = [line.split()[-1] for line in lines if f" {_LISTENING} " in line]
-    return sorted({(int(match[2]), match[1]) for word in words if (match := _NAME.fullmatch(word))})
+    return tuple(sorted({LocalStatus(int(match[2]), match[1]) for word in words if (match := _NAME.fullmatch(word))}))
 
 
 def _listen_locally() -> socket.socket:
@@ -288,8 +295,11 @@ def _listen_locally() -> socket.socket:
     raise OSError("no name is left for this pipeline's status socket: close some of this process's pipelines")
 
 
-def _connect_locally(pid: int, patience_s: float) -> socket.socket:
-    names = [name for number, name in _local_names() if number == pid]
+def _connect_locally(where: int | LocalStatus, patience_s: float) -> socket.socket:
+    if isinstance(where, LocalStatus):
+        pid, names = where.pid, [where.name]
+    else:
+        pid, names = where, [status.name for status in local_statuses() if status.pid == where]
     if not names:
         raise ConnectionError(f"process {pid} serves no pipeline here")
     connection = socket.socket(socket.AF_UNIX)

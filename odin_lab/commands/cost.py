@@ -65,44 +65,52 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin cost`` and its options."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "cost",
-        help="what requests cost within a latency limit: each model alone on the devices, or all together",
+        help="dollars per million requests within a latency limit, on dedicated or shared devices",
         description="Serve each model alone on the devices, then all together on the same, find the highest rates at "
-        "which 95%% of all requests are answered within the limit, and show what a million requests cost.",
-        epilog="Requests come by MLPerf LoadGen's server scenario (no MLPerf result); latencies count from when a "
-        "request is due. Cost: price / (3600 * rate). docs/cost.md tells the rule, which is Perseus's.",
+        "which 95% of all requests are answered within the limit, and show what a million requests cost.",
+        epilog="Requests arrive at random times (MLPerf LoadGen's server scenario; not an MLPerf result); latencies "
+        "count from when a request is due. Cost per request: price / (3600 * rate). See docs/cost.md.",
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="models as of 'odin run'")
-    parser.add_argument("--stages", required=True, metavar="DEVICES", help="that all models are served on: cpu:0,cpu:1")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="models, as for odin run")
+    parser.add_argument("--stages", required=True, metavar="DEVICES", help="devices to serve on, such as cpu:0,cpu:1")
     parser.add_argument(
-        "--price", type=positive_number, required=True, metavar="DOLLARS", help="of these devices, per hour"
+        "--price",
+        type=positive_number,
+        required=True,
+        metavar="DOLLARS",
+        help="price of all these devices together, per hour",
     )
     limit = parser.add_mutually_exclusive_group(required=True)
     limit.add_argument(
-        "--p95-ms", metavar="MS", help="limit that 95%% of requests are to keep; NAME=MS for a model: 500,vgg16=900"
+        "--p95-ms", metavar="MS", help="latency limit for 95%% of the requests; NAME=MS for one model: 500,vgg16=900"
     )
     limit.add_argument(
-        "--p95-times", metavar="X", help="limit as a multiple of the latency of a request alone: 3, or NAME=3"
+        "--p95-times", metavar="X", help="limit as a multiple of the latency of an idle server: 3, or NAME=3"
     )
     parser.add_argument(
         "--rates",
         metavar="NAME=HZ,...",
-        help="requests per second of each model: raise rates in this proportion where devices are shared, and tell "
-        "how many machines these rates need (default: the proportion of the highest rates alone)",
+        help="expected requests per second of each model: rates on shared devices are raised in this proportion, and "
+        "the number of machines that these rates need is shown (default: the proportion of the highest rates alone)",
     )
     add_engine(parser)
-    parser.add_argument("--policy", metavar="NAME", help="as of 'odin run' (default: auto)")
+    parser.add_argument("--policy", metavar="NAME", help="as for odin run (default: auto)")
     search = parser.add_argument_group("search")
     search.add_argument(
-        "--seconds", type=positive_number, default=10.0, metavar="S", help="of each trial (default %(default)g)"
+        "--seconds", type=positive_number, default=10.0, metavar="S", help="seconds per trial (default %(default)g)"
     )
     search.add_argument(
-        "--trials", type=positive, default=12, metavar="N", help="most of each search (default %(default)s)"
+        "--trials", type=positive, default=12, metavar="N", help="most trials per search (default %(default)s)"
     )
-    search.add_argument("--time-limit-s", type=positive_number, metavar="S", help="of all; then what is known is shown")
-    search.add_argument("--seed", type=int, default=0, metavar="N", help="of inputs and moments (default %(default)s)")
+    search.add_argument(
+        "--time-limit-s", type=positive_number, metavar="S", help="end after S seconds, and show what is known then"
+    )
+    search.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of inputs and arrival times (default %(default)s)"
+    )
     kept = parser.add_argument_group("results")
-    kept.add_argument("--output", type=Path, metavar="FILE.json", help="keep all trials and costs")
-    kept.add_argument("--plot", type=Path, metavar="FILE.png", help="draw costs (also .svg, .pdf)")
+    kept.add_argument("--output", type=Path, metavar="FILE.json", help="save all trials and costs")
+    kept.add_argument("--plot", type=Path, metavar="FILE.png", help="draw costs per model (also .svg, .pdf)")
 
 
 def run(arguments: argparse.Namespace) -> int:

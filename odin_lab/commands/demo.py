@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("model", nargs="?", default="resnet50", metavar="MODEL", help="default: %(default)s")
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="image files, or folders to search")
     parser.add_argument("--stages", default="auto", metavar="DEVICES", help="such as cpu:0,cpu:1 (default: all free)")
-    parser.add_argument("--policy", default="auto", help="where requests change hands (default: %(default)s)")
+    parser.add_argument("--policy", default="auto", help="as for odin run (default: %(default)s)")
     parser.add_argument(
         "--load", metavar="LOAD", help="load to start, such as membw@cpu:1x2 (default: cpu, on the last stage's core)"
     )

@@ -80,53 +80,55 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin load`` and its options."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "load",
-        help="send requests to a server of the Open Inference Protocol, and time them",
+        help="measure a server of the Open Inference Protocol: latency, throughput, highest rate within a bound",
         description="Send requests to any server of the Open Inference Protocol (ODIN, Triton, MLServer, ...), and "
-        "show how soon they are answered. What is refused or fails is counted by kind, and is never in time.",
-        epilog="single-stream, offline and server are driven by MLPerf LoadGen; what comes of them is no MLPerf "
-        "result. With server, latencies count from when a request is due, however late it is sent.",
+        "show latencies, throughput and failures by kind.",
+        epilog="single-stream, offline and server are driven by MLPerf LoadGen; the results are not MLPerf results. "
+        "With server, latencies count from when a request is due, however late it is sent. See docs/load.md.",
     )
     parser.add_argument(
         "url", metavar="URL", help="the server: http://HOST:PORT or grpc://HOST:PORT; with TLS https, grpcs"
     )
-    parser.add_argument("--model", default="", metavar="NAME", help="default: the only one that is there")
+    parser.add_argument("--model", default="", metavar="NAME", help="default: the server's only model")
     load = parser.add_argument_group("load")
     load.add_argument(
         "--scenario",
         choices=SCENARIOS,
         help="clients: each sends its next request when it has its answer (default); single-stream; offline: all at "
-        "once; server: at random moments (default with --rate or --p99-ms)",
+        "once; server: at random times (default with --rate or --p99-ms)",
     )
     load.add_argument(
         "--clients",
         type=positive,
         metavar="N",
-        help="requests under way (default 1; offline: 16)",
+        help="requests in flight (default 1; offline: 16)",
     )
     load.add_argument("--rate", type=positive_number, metavar="HZ", help="requests per second on average")
     load.add_argument(
         "--p99-ms",
         type=positive_number,
         metavar="MS",
-        help="bound that 99%% of all requests are to keep; without --rate: find the highest rate with which they do",
+        help="latency bound for 99%% of all requests; without --rate: find the highest rate that keeps it",
     )
     load.add_argument(
         "--seconds",
         type=positive_number,
         default=10.0,
         metavar="S",
-        help="of each trial (default %(default)g); with --rate or --p99-ms longer until 100 requests are sent, up to "
-        "four times as long",
+        help="seconds per trial (default %(default)g); with --rate or --p99-ms longer until 100 requests are sent, "
+        "up to four times as long",
     )
-    load.add_argument("--deadline-ms", type=positive_number, metavar="MS", help="sent with every request, as timeout")
+    load.add_argument(
+        "--deadline-ms", type=positive_number, metavar="MS", help="deadline of every request (its parameter timeout)"
+    )
     load.add_argument(
         "--patience",
         type=positive_number,
         default=10.0,
         metavar="S",
-        help="a request without an answer after that has failed (default %(default)g)",
+        help="seconds without an answer after which a request has failed (default %(default)g)",
     )
-    load.add_argument("--token-file", type=Path, metavar="FILE", help="a server's bearer token is in FILE")
+    load.add_argument("--token-file", type=Path, metavar="FILE", help="file with the server's bearer token")
     what = parser.add_argument_group("requests")
     what.add_argument("--images", type=Path, metavar="FOLDER", help="photographs to send (default: random numbers)")
     what.add_argument("--batch", type=positive, default=1, metavar="N", help="inputs per request (default %(default)s)")
@@ -135,13 +137,17 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="NAME:TYPE:SIZES",
-        help="such as image:FP32:1,3,224,224: where the server leaves it open; may be repeated",
+        help="type and sizes of an input that the server leaves open: image:FP32:1,3,224,224; may be repeated",
     )
-    what.add_argument("--samples", type=positive, default=16, metavar="N", help="different ones (default %(default)s)")
-    what.add_argument("--json", action="store_true", help="tensors as JSON, also if the server takes raw bytes")
-    what.add_argument("--seed", type=int, default=0, metavar="N", help="of inputs and moments (default %(default)s)")
+    what.add_argument(
+        "--samples", type=positive, default=16, metavar="N", help="number of different inputs (default %(default)s)"
+    )
+    what.add_argument("--json", action="store_true", help="send tensors as JSON even if the server takes raw bytes")
+    what.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of inputs and arrival times (default %(default)s)"
+    )
     kept = parser.add_argument_group("results")
-    kept.add_argument("--output", type=Path, metavar="FILE.json", help="keep all, each request included")
+    kept.add_argument("--output", type=Path, metavar="FILE.json", help="save all results, each request included")
     kept.add_argument("--plot", type=Path, metavar="FILE.png", help="draw latencies (also .svg, .pdf)")
 
 

@@ -56,15 +56,15 @@ def add_parser(subparsers: Any) -> None:
         "simulate",
         help="compare policies in simulation, also on the ODIN paper's grid",
         description="Run policies, those that serve live, on the same noise and interference in a simulated pipeline "
-        "with measured layer times. odin simulate paper runs the ODIN paper's whole grid; odin simulate tune what "
-        "odin tune turns.",
+        "with measured layer times. odin simulate paper runs the ODIN paper's whole grid; odin simulate tune the "
+        "policies of odin tune.",
     )
     parser.add_argument(
         "what",
         nargs="?",
         metavar="MODEL|TABLE|paper|tune",
-        help="model with shipped timings (default resnet50), a file made by odin record, paper, or tune: knobs of "
-        "batches and instances under a latency limit",
+        help="model with shipped timings (default resnet50), a file made by odin record, paper, or tune: batches "
+        "and instances under a latency limit",
     )
     parser.add_argument(
         "--like",

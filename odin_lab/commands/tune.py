@@ -79,49 +79,78 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin tune`` and its options."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "tune",
-        help="batching or instances within a latency limit, and the knob turned while it serves",
-        description="Measure what gains more throughput within a latency limit: one stage on all cores with batches, "
-        "or an instance on each core; choose, and serve with the knob turned so that latencies keep the limit.",
-        epilog="Nothing else should run on the cores. Latencies are without a queue: as much is under way as is "
-        "computed at a time.",
+        help="find out whether batches or instances give more throughput within a latency limit",
+        description="Measure what gives more throughput within a latency limit: one stage on all cores with larger "
+        "batches, or one instance on each core. Then serve with the better one for a while, and adjust its batch size "
+        "or number of instances (the knob) so that latencies stay within the limit.",
+        epilog="Nothing else should run on the cores. Latencies contain no queueing: no more requests are in flight "
+        "than are computed at a time. Exit status: 1 if nothing stays within the limit. See docs/tuning.md.",
     )
-    parser.add_argument("model", metavar="MODEL", help="as for odin run; its samples must not depend on each other")
-    parser.add_argument("--latency-ms", type=positive_number, required=True, metavar="MS", help="limit of latencies")
     parser.add_argument(
-        "--stages", default="cpu:0", metavar="DEVICES", help="cpu:0,cpu:1, cpu:0-1 or gpu:0 (default %(default)s)"
+        "model", metavar="MODEL", help="as for odin run; the samples of a batch must not depend on each other"
+    )
+    parser.add_argument(
+        "--latency-ms", type=positive_number, required=True, metavar="MS", help="latency limit, milliseconds"
+    )
+    parser.add_argument(
+        "--stages",
+        default="cpu:0",
+        metavar="DEVICES",
+        help="cores or GPU to use: cpu:0,cpu:1 or cpu:0-1 (the same here), gpu:0 (default %(default)s)",
     )
     knobs = parser.add_argument_group("knobs")
-    knobs.add_argument("--batch", type=positive, default=32, metavar="N", help="largest batch (default %(default)s)")
-    knobs.add_argument("--instances", type=positive, metavar="N", help="most instances (default: one per core)")
     knobs.add_argument(
-        "--policy", choices=POLICIES, default="dnnscaler", help="what turns the knob (default %(default)s)"
+        "--batch", type=positive, default=32, metavar="N", help="largest batch size to try (default %(default)s)"
+    )
+    knobs.add_argument("--instances", type=positive, metavar="N", help="most instances to try (default: one per core)")
+    knobs.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default="dnnscaler",
+        help="how the knob is adjusted while serving (default %(default)s)",
     )
     knobs.add_argument(
-        "--statistic", choices=STATISTICS, default="p95", help="held against the limit (default %(default)s)"
+        "--statistic", choices=STATISTICS, default="p95", help="what is compared with the limit (default %(default)s)"
     )
     how = parser.add_argument_group("measuring and serving")
     how.add_argument(
-        "--requests", type=positive, default=60, metavar="N", help="of each measurement (default %(default)s)"
+        "--requests", type=positive, default=60, metavar="N", help="requests per measurement (default %(default)s)"
     )
     how.add_argument(
-        "--patience", type=positive_number, default=30.0, metavar="S", help="longest measurement (default %(default)g)"
+        "--patience",
+        type=positive_number,
+        default=30.0,
+        metavar="S",
+        help="seconds that a measurement takes at most (default %(default)g)",
     )
-    how.add_argument("--sweep", action="store_true", help="measure every value of both knobs")
-    how.add_argument("--seconds", type=float, default=30.0, metavar="S", help="to serve; 0: not (default %(default)g)")
+    how.add_argument("--sweep", action="store_true", help="measure every batch size and number of instances")
     how.add_argument(
-        "--period", type=positive, default=REQUESTS, metavar="N", help="requests between turns (default %(default)s)"
+        "--seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="how long to serve then; 0: not at all (default %(default)g)",
+    )
+    how.add_argument(
+        "--period",
+        type=positive,
+        default=REQUESTS,
+        metavar="N",
+        help="requests between two adjustments (default %(default)s)",
     )
     how.add_argument(
         "--load",
         action="append",
         default=[],
         metavar="LOAD",
-        help="beside it in the middle third of the time, such as cpu@cpu:1*0.5; may be repeated",
+        help="load in the middle third of the serving time, such as cpu@cpu:1*0.5 (half of the time); may be repeated",
     )
     kept = parser.add_argument_group("results")
     kept.add_argument("--log", metavar="FILE", help="event log of serving, for odin replay")
-    kept.add_argument("--output", type=Path, metavar="FILE.json", help="keep all, each request included")
-    kept.add_argument("--plot", type=Path, metavar="FILE.png", help="draw latencies and knob (also .svg, .pdf)")
+    kept.add_argument("--output", type=Path, metavar="FILE.json", help="save all results, each request included")
+    kept.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw latency, knob and throughput over time (also .svg, .pdf)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -203,7 +232,7 @@ def _tell(arguments: argparse.Namespace, console: Console, findings: Findings, s
     """Show all, and keep it."""
     limit_s, statistic = arguments.latency_ms / 1e3, arguments.statistic
     choice, mode = findings.choice, findings.mode
-    title = f"{arguments.model} on {arguments.stages}: {statistic} to keep {arguments.latency_ms:g} ms"
+    title = f"{arguments.model} on {arguments.stages}: {statistic} limit {arguments.latency_ms:g} ms"
     shown = findings.swept or findings.probes
     console.print(probe_table(shown, limit_s=limit_s, statistic=statistic, choice=choice, title=title))
     console.print(choice.why, markup=False, style="bold")
@@ -213,9 +242,9 @@ def _tell(arguments: argparse.Namespace, console: Console, findings: Findings, s
     found = best_of_sweep(findings, value, limit_s=limit_s, statistic=statistic)
     if found is not None:
         console.print(sweep_line(*found, value), markup=False)
-    console.print("To start it so:", style="dim")
+    console.print("In Python:", style="dim")
     console.print(options_text(arguments.model, mode, value, latency_s=limit_s), markup=False)
-    console.print("or as a model's file for odin serve:", style="dim")
+    console.print("For odin serve, as a file NAME.toml:", style="dim")
     console.print(toml_text(arguments.model, mode, value, latency_s=limit_s), markup=False)
     if arguments.output is not None:
         result = Result(

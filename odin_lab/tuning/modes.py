@@ -115,18 +115,20 @@ def options_text(model: str, mode: Mode, value: int, *, latency_s: float) -> str
     Examples
     --------
     >>> print(options_text("resnet50", Mode("instances", ("cpu:0", "cpu:1"), 2), 2, latency_s=0.2))
-    pipe = odin.Pipeline('resnet50', stages=['cpu:0', 'cpu:1'])
-    pipe.instances = 2; or for as long as it serves: odin.Tuner(pipe, latency_s=0.2)
+    with odin.Pipeline('resnet50', stages=['cpu:0', 'cpu:1']) as pipe:
+        pipe.instances = 2  # or adjusted while it serves: with odin.Tuner(pipe, latency_s=0.2): ...
     """
-    tuner = f"for as long as it serves: odin.Tuner(pipe, latency_s={latency_s:g})"
-    shared = ", share_devices=True" if len(set(mode.stages)) < len(mode.stages) else ""
+    tuner = f"with odin.Tuner(pipe, latency_s={latency_s:g}): ..."
+    options = ", share_devices=True" if len(set(mode.stages)) < len(mode.stages) else ""
+    lines = []
     if mode.knob == "instances":
-        return (
-            f"pipe = odin.Pipeline({model!r}, stages={list(mode.stages)}{shared})\npipe.instances = {value}; or {tuner}"
-        )
-    if value == 1:
-        return f"pipe = odin.Pipeline({model!r}, stages={list(mode.stages)})"
-    return f"pipe = odin.Pipeline({model!r}, stages={list(mode.stages)}, batch={value}, dynamic_batching=True)\n{tuner}"
+        lines = [f"    pipe.instances = {value}  # or adjusted while it serves: {tuner}"]
+    elif value > 1:
+        options += f", batch={value}, dynamic_batching=True"
+        lines = [f"    ...  # to have the batch size adjusted while it serves: {tuner}"]
+    return "\n".join(
+        [f"with odin.Pipeline({model!r}, stages={list(mode.stages)}{options}) as pipe:", *(lines or ["    ..."])]
+    )
 
 
 def toml_text(model: str, mode: Mode, value: int, *, latency_s: float) -> str:

@@ -37,6 +37,10 @@ def tuning_plot(serving: Serving, *, limit_s: float, statistic: str, model: str)
             one.set_xlim(0, serving.seconds)
             for begin_s, end_s, _ in serving.spells:
                 one.axvspan(begin_s, end_s, color=_LOAD, alpha=0.12, linewidth=0)
+        axes[0].set_title(f"{model}: latency (ms)")
+        for begin_s, _, load in serving.spells:
+            place = axes[0].get_xaxis_transform()
+            axes[0].text(begin_s, 0.02, f" load {load}", transform=place, va="bottom", color=_LOAD, fontsize="small")
         legend(figure, layout, looks)
         return figure
 
@@ -82,15 +86,17 @@ def _draw_latency(axes: Axes, serving: Serving, limit_s: float) -> None:
         )
     axes.axhline(limit_s * 1e3, color=_LIMIT.color, linestyle=_LIMIT.dash, linewidth=_LIMIT.width)
     axes.set_ylim(bottom=0)
-    axes.set_title("latency (ms)")
 
 
 def _draw_knob(axes: Axes, serving: Serving) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     at_s = [0.0, *(period.at_s for period in serving.periods), serving.seconds]
     values = [serving.start, *(period.after for period in serving.periods)]
     axes.step(at_s, [*values, values[-1]], where="post", color=_PERIOD.color, linewidth=_PERIOD.width)
     axes.set_ylim(0, max(values) + 1)
-    axes.set_title("batch" if serving.knob == "batch" else "instances")
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.set_title("batch size" if serving.knob == "batch" else "number of instances")
 
 
 def _draw_throughput(axes: Axes, serving: Serving) -> None:

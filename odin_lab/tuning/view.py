@@ -51,7 +51,7 @@ def served_lines(serving: Serving, *, limit_s: float, statistic: str) -> Rendera
     settled = serving.settled_s
     lines = [
         f"served {len(serving.done)} requests in {serving.seconds:.0f} s: {figure(serving.throughput_hz)} samples/s",
-        f"{serving.knob} {serving.start} -> {serving.value}, turned {turns} time{'' if turns == 1 else 's'}, "
+        f"{serving.knob} {serving.start} -> {serving.value}, changed {turns} time{'' if turns == 1 else 's'}, "
         + ("not settled" if settled is None else f"settled after {settled:.1f} s"),
     ]
     if serving.periods:

@@ -39,13 +39,13 @@ def test_it_travels_as_json():
 
 def test_each_turn_is_told():
     assert [line.text for line in view_of(4).events][1:] == [
-        "tuning: up to 8 samples are joined, p95 to keep 100 ms",
-        "turned 8 -> 1: no samples are joined (p95 125 ms, over the limit of 100 ms)",
-        "turned 1 -> 4: up to 4 samples are joined (p95 40.0 ms, room below the limit of 100 ms)",
-        "turned 1 -> 2: 2 instances (mean 40.0 ms, room below the limit of 100 ms)",
+        "tuning: batch 8, p95 limit 100 ms",
+        "tuning: batch 8 -> 1 (p95 125 ms, over the limit of 100 ms)",
+        "tuning: batch 1 -> 4 (p95 40.0 ms, below the limit of 100 ms)",
+        "tuning: instances 1 -> 2 (mean 40.0 ms, below the limit of 100 ms)",
     ]
 
 
 def test_it_is_on_the_screen_while_there_is_one():
-    assert " tuned batch 4  p95 to keep 100 ms  turned 2 times" in plain(view_of(3))
+    assert " tuning batch 4, p95 limit 100 ms, changed 2 times" in plain(view_of(3))
     assert "tuned" not in plain(view_of(0))

@@ -47,7 +47,7 @@ def test_files_of_models_lie_beside_it_too(tmp_path: Path):
     ("text", "told"),
     [
         ("", "'source' is missing"),
-        ('source = "resnet50"\nstage = "cpu:0"', "there is no 'stage'; there are source, version"),
+        ('source = "resnet50"\nstage = "cpu:0"', "there is no field 'stage' (did you mean stages?); there are "),
         ('source = "resnet50"\nbatch = 0', "batch = 0: "),
         ('source = "resnet50"\ndeadline_ms = -1', "deadline_ms = -1: "),
         ('source = "resnet50"\nbatch = "four"', "batch = 'four': "),

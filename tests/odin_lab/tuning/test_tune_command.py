@@ -69,7 +69,7 @@ def test_what_came_of_serving():
     assert SERVING.within(0.1) == pytest.approx(4 / 6)
     lines = text_of(served_lines(SERVING, limit_s=0.1, statistic="p95"))
     assert "served 99 requests in 10 s: 19.8 samples/s" in lines
-    assert "batch 1 -> 4, turned 2 times, settled after 2.0 s" in lines
+    assert "batch 1 -> 4, changed 2 times, settled after 2.0 s" in lines
     assert "p95 within 100 ms for 67% of the time" in lines
     assert "load cpu@cpu:1*0.5 from 5 to 8 s" in lines
 
