@@ -34,6 +34,7 @@ def timelines(data: Data) -> Section | None:
         caption = (
             f"{model}, {title}: {events} interference events. Shaded, and in a lane for each device: interference; "
             f"triangles: plan changes; dotted: the best plan undisturbed. Mean throughput of the time shown: {means}."
+            + (" Diamonds: knobs turned, pipelines planned together." if any(line.turns for line in lines) else "")
             + _spikes(lines)
         )
         draw = partial(draw_timelines, timelines=lines, looks=data.looks)
