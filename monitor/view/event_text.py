@@ -29,10 +29,10 @@ from odin.monitor.events import (
     StageLost,
     TenantShare,
 )
-from odin.monitor.view.pipeline_view import StageView
+from odin.monitor.view.pipeline_view import StageView, TunedKnob
 from odin.monitor.view.windows_text import windows_text
 
-__all__ = ["cause", "event_text", "factor", "figure", "plan_text", "seconds", "stage_cause", "tenants_text"]
+__all__ = ["cause", "event_text", "factor", "figure", "plan_text", "seconds", "stage_cause", "tenants_text", "tuned_text"]
 
 _MOST_STAGES = 8
 """A plan of more stages than this is not written out."""
@@ -104,21 +104,35 @@ def tenants_text(tenants: Sequence[TenantShare]) -> str:
     )
 
 
-def event_text(event: Event, devices: Sequence[str]) -> str:
-    """Tell an event in a few words; ``devices`` are the stages'. Finished requests have none: the text is empty.
+def tuned_text(tuned: TunedKnob) -> str:
+    """A knob that is turned: ``batch 8, p95 to keep 500 ms, turned 3 times``."""
+    times = f"turned {tuned.turns:,} time{'' if tuned.turns == 1 else 's'}"
+    return f"{tuned.knob} {tuned.value}, {tuned.statistic} to keep {seconds(tuned.limit_s)}, {times}"
+
+
+def event_text(event: Event, devices: Sequence[str], *, batch: int = 1) -> str:
+    """Tell an event in a few words. Finished requests have none: the text is empty.
+
+    Parameters
+    ----------
+    devices
+        The stages'.
+    batch
+        Most samples of a micro-batch. Plans are made for full ones, so what is expected of them counts these.
 
     Raises
     ------
     ValueError
         If the event speaks of a stage that the pipeline does not have.
     """
+    per_s = "/s" if batch == 1 else f" micro-batches of {batch}/s"
     match event:
         case RunStarted():
-            batch = f", up to {event.batch} images a request" if event.batch > 1 else ""
+            most = f", up to {event.batch} images a request" if event.batch > 1 else ""
             where = windows_text(event.windows) if event.windows else plan_text(event.plan)
             engine = f" with {event.engine}" if event.engine != "torch" else ""
             share = f", {event.share:.0%} of each device" if event.share < 1 else ""
-            return f"started: {event.model}{engine} on {len(event.stages)} stages, {where}{batch}{share}"
+            return f"started: {event.model}{engine} on {len(event.stages)} stages, {where}{most}{share}"
         case SlowdownChanged():
             text = f"{_CHANGES.get(event.state, event.state)}: stage {event.stage} {_device(event.stage, devices)}"
             return text if event.state == "end" else f"{text} {factor(event.slowdown)}"
@@ -130,11 +144,11 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
             if event.prepare_s >= 0:
                 text += f" in {event.prepare_s * 1e3:.3g} ms" if event.prepare_s < 1 else f" in {event.prepare_s:.1f} s"
             if event.predicted_hz >= 0:
-                text += f", expecting {figure(event.predicted_hz)}/s"
+                text += f", expecting {figure(event.predicted_hz)}{per_s}"
             return text + (f" ({event.why})" if event.why else "")
         case PlanVerified():
-            text = f"got {figure(event.measured_hz)}/s"
-            return text + (f" (expected {figure(event.predicted_hz)}/s)" if event.predicted_hz >= 0 else "")
+            text = f"got {figure(event.measured_hz)}{per_s}"
+            return text + (f" (expected {figure(event.predicted_hz)}{per_s if batch == 1 else ''})" if event.predicted_hz >= 0 else "")
         case PlannedTogether():
             if len(event.tenants) == 1:
                 return f"planned alone: {tenants_text(event.tenants)}"

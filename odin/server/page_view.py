@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from odin.monitor.view.event_text import plan_text, stage_cause, tenants_text
+from odin.monitor.view.event_text import plan_text, stage_cause, tenants_text, tuned_text
 from odin.monitor.view.pipeline_view import PipelineView, StageView
 from odin.monitor.view.windows_text import windows_text
 
@@ -20,7 +20,7 @@ _DIGITS = 4
 _KEPT = (
     "engine", "policy", "batch", "uptime_s", "completed", "failed", "in_flight", "max_in_flight", "throughput_hz",
     "fluid_bound_hz", "latency_p50_s", "latency_p99_s", "event_count", "ended", "in_time", "late", "refused",
-    "off_p50_s", "off_p99_s", "layer_count", "share",
+    "off_p50_s", "off_p99_s", "layer_count", "share", "samples_hz",
 )  # fmt: skip
 _KEPT_OF_STAGE = (
     "stage", "device", "first", "last", "state", "time_s", "reference_s", "slowdown", "queue_s", "utilisation",
@@ -35,6 +35,7 @@ def page_view(view: PipelineView) -> dict[str, Any]:
         "plan": plan_text(view.plan),
         "windows": windows_text(view.windows) if view.windows else "",
         "together": tenants_text(view.together) if len(view.together) > 1 else "",
+        "tuned": "" if view.tuned is None else tuned_text(view.tuned),
         "stages": [_stage(stage) for stage in view.stages],
         "history": {name: _all_short(points) for name, points in history.items() if name != "seconds"},
         "events": [msgspec.structs.asdict(event) for event in view.events[-_MOST_EVENTS:]],
