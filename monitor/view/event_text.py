@@ -32,7 +32,17 @@ from odin.monitor.events import (
 from odin.monitor.view.pipeline_view import StageView, TunedKnob
 from odin.monitor.view.windows_text import windows_text
 
-__all__ = ["cause", "event_text", "factor", "figure", "plan_text", "seconds", "stage_cause", "tenants_text", "tuned_text"]
+__all__ = [
+    "cause",
+    "event_text",
+    "factor",
+    "figure",
+    "plan_text",
+    "seconds",
+    "stage_cause",
+    "tenants_text",
+    "tuned_text",
+]
 
 _MOST_STAGES = 8
 """A plan of more stages than this is not written out."""
@@ -148,7 +158,8 @@ def event_text(event: Event, devices: Sequence[str], *, batch: int = 1) -> str:
             return text + (f" ({event.why})" if event.why else "")
         case PlanVerified():
             text = f"got {figure(event.measured_hz)}{per_s}"
-            return text + (f" (expected {figure(event.predicted_hz)}{per_s if batch == 1 else ''})" if event.predicted_hz >= 0 else "")
+            again = per_s if batch == 1 else ""
+            return text + (f" (expected {figure(event.predicted_hz)}{again})" if event.predicted_hz >= 0 else "")
         case PlannedTogether():
             if len(event.tenants) == 1:
                 return f"planned alone: {tenants_text(event.tenants)}"

@@ -36,10 +36,10 @@ def decisions(data: Data) -> Section | None:
     plots = []
     for run in dict.fromkeys(one.run for one in found if one.what in _KNOBS):
         turns = [one for one in found if one.run == run and one.what in _KNOBS]
+        times = f"turned {len(turns)} time{'s' if len(turns) != 1 else ''}"
         caption = (
-            f"{turns[0].what} of {turns[0].model}, turned {len(turns)} time{'s' if len(turns) != 1 else ''}: the latency "
-            "that was held against the limit then (diamonds, with the knob's new value), the limit, and the mean "
-            "latency over time."
+            f"{turns[0].what} of {turns[0].model}, {times}: the latency that was held against the limit then "
+            "(diamonds, with the knob's new value), the limit, and the mean latency over time."
         )
         draw = partial(draw_knob, turns=turns, line=lines.get(run))
         plots.append(Plot(slug("knob", run), f"A knob turned: {run}", caption, draw, data.having("decisions")))

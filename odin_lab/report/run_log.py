@@ -166,9 +166,7 @@ def _of_knob(run: str, at_s: float, model: str, event: KnobTurned) -> Decision:
     )
 
 
-def _of_tenants(
-    run: str, at_s: float, before: dict[str, TenantShare], after: dict[str, TenantShare]
-) -> list[Decision]:
+def _of_tenants(run: str, at_s: float, before: dict[str, TenantShare], after: dict[str, TenantShare]) -> list[Decision]:
     """A row for each pipeline that got another plan, came or went."""
     rows = []
     for name in dict.fromkeys((*before, *after)):
