@@ -294,10 +294,7 @@ class ViewBuilder:
         self._second_ends_s = run.at_s + 1.0
         self._second_latencies_s: list[float] = []
         self._history: deque[_Second] = deque(maxlen=HISTORY_S)
-        times = SampleTimes(
-            [stage.baseline_s for stage in run.stages], [stage.single_s for stage in run.stages], batch=run.batch
-        )
-        self._recent = RecentRequests(self._baseline_s, times)
+        self._recent = RecentRequests(self._baseline_s, SampleTimes.of_run(run))
         self._loads: dict[tuple[str, str], InjectedLoad] = {}
         self._together: tuple[TenantShare, ...] = ()
         self._lines: deque[EventLine] = deque(maxlen=_EVENT_LINES)
