@@ -75,7 +75,8 @@ class Trace(NamedTuple):
 def read_trace(path: Path) -> Trace:
     """Read an event log: its requests, in order of completion, each stage's time over that of its layers' baseline.
 
-    Micro-batches of fewer samples count with the times that full ones would have had. Without baselines in the log, a stage's time is held against the median of its times with the same layers.
+    Micro-batches of fewer samples count with the times that full ones would have had. Without baselines in the log, a
+    stage's time is held against the median of its times with the same layers.
 
     Raises
     ------

@@ -28,6 +28,7 @@ from odin_lab.cost.limits import by_model
 from odin_lab.cost.outcome import Outcome
 from odin_lab.cost.rule import Machines
 from odin_lab.cost.serving import names_of, serving
+from odin_lab.cost.simulated import SECONDS, SimulatedDevices
 from odin_lab.cost.study import Asked, Study
 from odin_lab.cost.view import found_line, render
 from odin_lab.load.introduction import Introduction
@@ -36,6 +37,8 @@ from odin_lab.load.progress import trial_progress
 from odin_lab.load.trial import Trial
 
 __all__ = ["add_parser", "run"]
+
+_SECONDS = 10.0
 
 
 class Kept(Struct, frozen=True):
@@ -91,9 +94,17 @@ def add_parser(subparsers: Any) -> None:
     )
     add_engine(parser)
     parser.add_argument("--policy", metavar="NAME", help="as of 'odin run' (default: auto)")
+    parser.add_argument(
+        "--simulate",
+        action="store_true",
+        help="serve nothing: simulate the trials, from the layer times that come with ODIN or a file of odin record",
+    )
     search = parser.add_argument_group("search")
     search.add_argument(
-        "--seconds", type=positive_number, default=10.0, metavar="S", help="of each trial (default %(default)g)"
+        "--seconds",
+        type=positive_number,
+        metavar="S",
+        help=f"of each trial (default {_SECONDS:g}; simulated: {SECONDS:g})",
     )
     search.add_argument(
         "--trials", type=positive, default=12, metavar="N", help="most of each search (default %(default)s)"
@@ -109,6 +120,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status."""
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     asked = _asked(arguments)
+    devices = None
+    if arguments.simulate:
+        policy = arguments.policy if arguments.policy not in (None, "auto") else "relay"
+        devices = SimulatedDevices(asked.models, arguments.stages, policy=policy)
     options = {"stages": arguments.stages}
     options |= {name: getattr(arguments, name) for name in ("engine", "policy") if getattr(arguments, name) is not None}
     end_s = math.inf if arguments.time_limit_s is None else time.monotonic() + arguments.time_limit_s
@@ -130,7 +145,12 @@ def run(arguments: argparse.Namespace) -> int:
             with serving(models, options, look=goes_on) as known:
                 yield known
 
-        study = Study(asked, serve, look=look, tell=tell)
+        if devices is None:
+            study = Study(asked, serve, look=look, tell=tell)
+        else:
+            study = Study(
+                asked, devices.serve, look=look, tell=tell, lone=devices.lone_s, run=devices.run, how="simulated"
+            )
         try:
             study.carry_out()
         except KeyboardInterrupt:
@@ -179,7 +199,12 @@ def _asked(arguments: argparse.Namespace) -> Asked:
 
         if arguments.plot.suffix.lower()[1:] not in KINDS:
             raise ValueError(f"--plot {arguments.plot}: end it in {', '.join(f'.{kind}' for kind in KINDS)}")
-    check_loadgen()
+    if arguments.simulate:
+        if arguments.engine is not None:
+            raise ValueError("--engine means nothing with --simulate: times are as recorded; leave one of them out")
+    else:
+        check_loadgen()
+    seconds = arguments.seconds or (SECONDS if arguments.simulate else _SECONDS)
     return Asked(
         models,
         arguments.stages,
@@ -187,7 +212,7 @@ def _asked(arguments: argparse.Namespace) -> Asked:
         limits_ms,
         times,
         rates_hz,
-        arguments.seconds,
+        seconds,
         seed=arguments.seed,
         most=arguments.trials,
     )
