@@ -13,16 +13,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from rich.console import Console
 
 from odin.cli.arguments import add_engine, positive, positive_number
-from odin.partitioner.files import check_different, check_writable, write_whole
 from odin.process.signals import draining
+from odin_lab.commands.kept import add_kept, check_kept, draw, keep
 from odin_lab.cost.attempt import Part
 from odin_lab.cost.limits import by_model
 from odin_lab.cost.outcome import Outcome
@@ -111,9 +109,7 @@ def add_parser(subparsers: Any) -> None:
     )
     search.add_argument("--time-limit-s", type=positive_number, metavar="S", help="of all; then what is known is shown")
     search.add_argument("--seed", type=int, default=0, metavar="N", help="of inputs and moments (default %(default)s)")
-    kept = parser.add_argument_group("results")
-    kept.add_argument("--output", type=Path, metavar="FILE.json", help="keep all trials and costs")
-    kept.add_argument("--plot", type=Path, metavar="FILE.png", help="draw costs (also .svg, .pdf)")
+    add_kept(parser, output="keep all trials and costs", plot="draw costs")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -162,15 +158,11 @@ def run(arguments: argparse.Namespace) -> int:
             return 1
     outcome = study.outcome(shlex.join(["odin", *sys.argv[1:]]))
     console.print(render(outcome))
-    if arguments.output is not None:
-        write_whole(arguments.output, msgspec.json.encode(_kept(outcome)) + b"\n")
-        console.print(f"kept in {arguments.output}", style="dim", markup=False)
+    keep(arguments, console, _kept(outcome))
     if arguments.plot is not None and outcome.dedicated_hz:
         from odin_lab.cost.plot import cost_plot
-        from odin_lab.report.figures import write
 
-        write(cost_plot(outcome), arguments.plot)
-        console.print(f"drawn in {arguments.plot}", style="dim", markup=False)
+        draw(arguments, console, cost_plot(outcome))
     known = outcome.sharing is not None or (len(asked.models) == 1 and outcome.dedicated_hz)
     return 0 if known else 1
 
@@ -190,15 +182,7 @@ def _asked(arguments: argparse.Namespace) -> Asked:
         raise ValueError(f"--seed {arguments.seed} is not from 0 to 2**63 - {len(names) + 1}")
     if arguments.stages == "auto":
         raise ValueError("--stages auto: name the devices that the price is for, such as cpu:0,cpu:1")
-    for option in ("output", "plot"):
-        if (path := getattr(arguments, option)) is not None:
-            check_writable(path, f"--{option}")
-    check_different(output=arguments.output, plot=arguments.plot)
-    if arguments.plot is not None:
-        from odin_lab.report.figures import KINDS
-
-        if arguments.plot.suffix.lower()[1:] not in KINDS:
-            raise ValueError(f"--plot {arguments.plot}: end it in {', '.join(f'.{kind}' for kind in KINDS)}")
+    check_kept(arguments)
     if arguments.simulate:
         if arguments.engine is not None:
             raise ValueError("--engine means nothing with --simulate: times are as recorded; leave one of them out")
