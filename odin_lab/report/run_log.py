@@ -43,10 +43,14 @@ def read_log_or_results(path: Path) -> Results:
     """Read results, or what an event log, ``*.jsonl``, tells."""
     if path.suffix != ".jsonl":
         return read_results(path)
-    promised, run = from_log(path), read_run(path)
-    timelines = () if run.timeline is None else (run.timeline,)
-    title = f"odin report {path.name}"
-    return Results(title, now(), timelines=timelines, promises=(promised,), decisions=run.decisions)
+    told, run = from_log(path), read_run(path)
+    return Results(
+        f"odin report {path.name}",
+        now(),
+        timelines=() if run.timeline is None else (run.timeline,),
+        promises=(told,) if told.requests or told.in_time or told.late or told.refused else (),
+        decisions=run.decisions,
+    )
 
 
 def read_run(path: Path) -> RunLog:
