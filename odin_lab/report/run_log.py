@@ -104,7 +104,7 @@ def read_run(path: Path) -> RunLog:
         seconds=max(at_s, finished_s[order[-1]]),
         counts=[counts[at] for at in order],
     )
-    timeline = Timeline(
+    shown = Timeline(
         study=STUDY,
         model=run.model,
         policy=run.policy,
@@ -117,7 +117,7 @@ def read_run(path: Path) -> RunLog:
         peak_hz=math.nan,
         turns=_turns(decisions),
     )
-    return RunLog(timeline, tuple(decisions))
+    return RunLog(shown, tuple(decisions))
 
 
 class _Spans:
@@ -183,8 +183,8 @@ def _of_tenants(run: str, at_s: float, before: dict[str, TenantShare], after: di
             why = "not there any more"
         else:
             why += f" for {figure(now.rate_hz)}/s" + (f", at most {now.share:.0%}" if now.share < 1 else "")
-        texts = ["-" if one is None else plan_text(one.plan) for one in (was, now)]
-        rows.append(Decision(run, at_s, name, "together", *texts, why))
+        plan_before, plan_after = ("-" if one is None else plan_text(one.plan) for one in (was, now))
+        rows.append(Decision(run, at_s, name, "together", plan_before, plan_after, why))
     return rows
 
 
