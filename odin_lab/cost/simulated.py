@@ -2,7 +2,7 @@
 
 The models share the devices as in :mod:`odin_lab.simulator.tenants`, requests come at random, and a request takes what
 its layers were recorded to take. The way over the network, decoding, and caches that models take from each other are
-not in it: what is measured is less. The search, the rule and the figures are those of measured trials.
+not in it, so that sharing looks better than it is. The search, the rule and the figures are those of measured trials.
 """
 
 from __future__ import annotations
