@@ -38,6 +38,7 @@ __all__ = [
     "factor",
     "figure",
     "plan_text",
+    "planned_rate",
     "seconds",
     "stage_cause",
     "tenants_text",
@@ -84,6 +85,17 @@ def seconds(value_s: float) -> str:
 def plan_text(plan: Sequence[int]) -> str:
     """Return the plan as ``7|11``, or only how many stages it has if that would be long."""
     return "|".join(map(str, plan)) if len(plan) <= _MOST_STAGES else f"{len(plan)} stages"
+
+
+def planned_rate(rate_hz: float, *, batch: int) -> str:
+    """What a plan does per second: it is made for full micro-batches of so many samples.
+
+    Examples
+    --------
+    >>> planned_rate(12.0, batch=1), planned_rate(12.0, batch=8)
+    ('12.0/s', '12.0 micro-batches of 8/s')
+    """
+    return f"{figure(rate_hz)}/s" if batch == 1 else f"{figure(rate_hz)} micro-batches of {batch}/s"
 
 
 def cause(interference: str, culprits: Sequence[Culprit], note: str = "") -> str:
@@ -135,7 +147,6 @@ def event_text(event: Event, devices: Sequence[str], *, batch: int = 1) -> str:
     ValueError
         If the event speaks of a stage that the pipeline does not have.
     """
-    per_s = "/s" if batch == 1 else f" micro-batches of {batch}/s"
     match event:
         case RunStarted():
             most = f", up to {event.batch} images a request" if event.batch > 1 else ""
@@ -154,11 +165,11 @@ def event_text(event: Event, devices: Sequence[str], *, batch: int = 1) -> str:
             if event.prepare_s >= 0:
                 text += f" in {event.prepare_s * 1e3:.3g} ms" if event.prepare_s < 1 else f" in {event.prepare_s:.1f} s"
             if event.predicted_hz >= 0:
-                text += f", expecting {figure(event.predicted_hz)}{per_s}"
+                text += f", expecting {planned_rate(event.predicted_hz, batch=batch)}"
             return text + (f" ({event.why})" if event.why else "")
         case PlanVerified():
-            text = f"got {figure(event.measured_hz)}{per_s}"
-            again = per_s if batch == 1 else ""
+            text = f"got {planned_rate(event.measured_hz, batch=batch)}"
+            again = "/s" if batch == 1 else ""
             return text + (f" (expected {figure(event.predicted_hz)}{again})" if event.predicted_hz >= 0 else "")
         case PlannedTogether():
             if len(event.tenants) == 1:

@@ -20,7 +20,7 @@ from odin.monitor.events import (
     TenantShare,
 )
 from odin.monitor.logreader import read_log
-from odin.monitor.view.event_text import factor, figure, plan_text, seconds
+from odin.monitor.view.event_text import factor, figure, plan_text, planned_rate, seconds
 from odin_lab.report.over_time import over_time
 from odin_lab.report.promises import from_log
 from odin_lab.report.results import Decision, Results, Timeline, now, read_results
@@ -79,7 +79,7 @@ def read_run(path: Path) -> RunLog:
                 latency_s.append(timeline.latency_s)
                 counts.append(timeline.requests)
             case PlanChanged():
-                decisions.append(_of_plan(path.name, at_s, run.model, event))
+                decisions.append(_of_plan(path.name, at_s, run, event))
             case KnobTurned() if event.before != event.after:
                 decisions.append(_of_knob(path.name, at_s, run.model, event))
             case PlannedTogether():
@@ -155,11 +155,11 @@ def _stages(on: str, run: RunStarted) -> list[int]:
     return [stage for stage, described in enumerate(run.stages) if described.device == on]
 
 
-def _of_plan(run: str, at_s: float, model: str, event: PlanChanged) -> Decision:
+def _of_plan(name: str, at_s: float, run: RunStarted, event: PlanChanged) -> Decision:
     after = event.windows or plan_text(event.after)
-    expected = f"expecting {figure(event.predicted_hz)}/s" if event.predicted_hz >= 0 else ""
+    expected = f"expecting {planned_rate(event.predicted_hz, batch=run.batch)}" if event.predicted_hz >= 0 else ""
     why = ", ".join(filter(None, (event.decision, event.why, expected)))
-    return Decision(run, at_s, model, "plan", plan_text(event.before), after, why)
+    return Decision(name, at_s, run.model, "plan", plan_text(event.before), after, why)
 
 
 def _of_knob(run: str, at_s: float, model: str, event: KnobTurned) -> Decision:

@@ -90,7 +90,7 @@ def test_plans_made_together_tell_which_tenant_got_which(tmp_path):
         ("cats", "together", "-", "2|1", "planned alone for 8.20/s"),
         ("dogs", "together", "-", "0|4", "planned with cats for 61.0/s"),
         ("dogs", "together", "0|4", "1|3", "planned with cats for 61.0/s, at most 50%"),
-        ("cats", "plan", "2|1", "3|0", "move, dogs need less, expecting 12.0/s"),
+        ("cats", "plan", "2|1", "3|0", "move, dogs need less, expecting 12.0 micro-batches of 4/s"),
         ("dogs", "together", "1|3", "-", "not there any more"),
     ]
     assert timeline.changes == ((pytest.approx(8.1), "3|0"),)
