@@ -28,6 +28,8 @@ from odin.monitor.detectors import CusumDetector, ThresholdDetector
 from odin.monitor.detectors.adwin import AdwinDetector
 from odin.monitor.detectors.page_hinkley import PageHinkleyDetector
 from odin.monitor.events import RequestDone, RunStarted, from_json
+from odin.monitor.samples import SampleTimes
+from odin.monitor.timing import RequestTimeline
 from odin_lab.simulator.detection import (
     ARL,
     CALIBRATION,
@@ -73,7 +75,8 @@ class Trace(NamedTuple):
 def read_trace(path: Path) -> Trace:
     """Read an event log: its requests, in order of completion, each stage's time over that of its layers' baseline.
 
-    Without baselines in the log, a stage's time is held against the median of its times with the same layers.
+    Micro-batches of fewer samples count with the times that full ones would have had. Without baselines in the log, a
+    stage's time is held against the median of its times with the same layers.
 
     Raises
     ------
@@ -81,7 +84,8 @@ def read_trace(path: Path) -> Trace:
         If there are no requests in it, or a line is no event.
     """
     baseline_s: Mapping[int, tuple[float, ...]] = {}
-    requests: list[RequestDone] = []
+    times: SampleTimes | None = None
+    requests: list[RequestTimeline] = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             # By the text first: reading all of a long log's other events takes as long as its requests.
@@ -93,15 +97,16 @@ def read_trace(path: Path) -> Trace:
                 raise ValueError(f"{path}, line {number}: {error}") from error
             if isinstance(event, RunStarted):
                 baseline_s = {index: stage.baseline_s for index, stage in enumerate(event.stages)}
+                times = SampleTimes.of_run(event)
             elif isinstance(event, RequestDone):
-                requests.append(event)
+                requests.append(event.timeline if times is None else times.as_full(event.timeline))
     if not requests:
         raise ValueError(f"{path} holds no requests: give the event log of a run, such as odin run --log FILE writes")
-    stages = 1 + max(timing.stage for request in requests for timing in request.timeline.stages)
+    stages = 1 + max(timing.stage for request in requests for timing in request.stages)
     samples = np.full((len(requests), stages), np.nan)
     layers = np.zeros((len(requests), stages, 2), dtype=np.int64)
     for index, request in enumerate(requests):
-        for timing in request.timeline.stages:
+        for timing in request.stages:
             layers[index, timing.stage] = timing.first, timing.last
             usual_s = math.fsum(baseline_s.get(timing.stage, ())[timing.first : timing.last])
             if timing.last > timing.first and timing.wall_s > 0:

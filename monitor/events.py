@@ -203,7 +203,7 @@ class PlanChanged(_Event, frozen=True, tag="plan"):
         What kind of move, see ``odin.partitioner.policies.Decision``; ``migrate`` for one that the user asked for,
         or that setting a policy entails.
     predicted_hz
-        Requests per second that the policy predicted; ``nan`` if it does not predict.
+        Full micro-batches per second that the policy predicted; ``nan`` if it does not predict.
     prepare_s
         Seconds from the decision until new requests were sent under the new plan.
     windows
@@ -222,7 +222,7 @@ class PlanChanged(_Event, frozen=True, tag="plan"):
 
 
 class PlanVerified(_Event, frozen=True, tag="verified"):
-    """Measured and predicted throughput of a plan after a move: 1 / the slowest stage's seconds per request."""
+    """Measured and predicted throughput of a plan after a move: 1 / the slowest stage's seconds per micro-batch."""
 
     epoch: int
     plan: tuple[int, ...]

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
+from odin.monitor.events import RunStarted
 from odin.monitor.timing import RequestTimeline, StageTiming
 
 __all__ = ["SampleTimes", "StageRow"]
@@ -70,6 +71,12 @@ class SampleTimes:
         single = [StageRow.of(row) for row in (() if single_s is None else single_s)]
         fits = [len(row.layer_s) for row in single] == [len(row.layer_s) for row in self.full]
         self._by_samples = {1: single} if fits and batch > 1 else {}
+
+    @classmethod
+    def of_run(cls, run: RunStarted) -> Self:
+        """Those that a run's first event tells."""
+        stages = run.stages
+        return cls([stage.baseline_s for stage in stages], [stage.single_s for stage in stages], batch=run.batch)
 
     def at(self, samples: int) -> Sequence[StageRow]:
         """One row for each stage; 0 samples: not known, and taken to be a full micro-batch."""

@@ -53,7 +53,7 @@ from odin.monitor.view.pipeline_view import (
     StageView,
     TunedKnob,
 )
-from odin.monitor.view.recent import RecentRequests
+from odin.monitor.view.recent import Mix, RecentRequests
 from odin.monitor.view.windows_text import end_ranges
 from odin.monitor.window import percentiles_s
 
@@ -227,7 +227,8 @@ class ViewBuilder:
             if serving is not None:
                 completed, failed, in_flight, epoch, plan, windows, refused = serving
             idle = in_flight == 0
-            now = self._now(plan, epoch, windows)
+            now = self._now(now_s, plan, epoch, windows)
+            rates = self._recent.rates(now_s, idle=idle)
             utilisation = self._recent.utilisation(now_s, idle=idle)
             p50_s, p99_s = percentiles_s(self._recent.latencies_s(now_s), (50, 99))
             off_s = self._recent.off_s(now_s)
@@ -245,7 +246,7 @@ class ViewBuilder:
                 failed=failed,
                 in_flight=in_flight,
                 max_in_flight=run.max_in_flight,
-                throughput_hz=self._recent.throughput_hz(now_s, idle=idle),
+                throughput_hz=rates.throughput_hz,
                 fluid_bound_hz=now.fluid_bound_hz,
                 latency_p50_s=p50_s,
                 latency_p99_s=p99_s,
@@ -266,6 +267,7 @@ class ViewBuilder:
                 tuned=self._tuned,
                 share=run.share,
                 together=self._together,
+                samples_hz=rates.samples_hz,
             )
 
     # -- events -----------------------------------------------------------------------------------------------------
@@ -292,10 +294,7 @@ class ViewBuilder:
         self._second_ends_s = run.at_s + 1.0
         self._second_latencies_s: list[float] = []
         self._history: deque[_Second] = deque(maxlen=HISTORY_S)
-        times = SampleTimes(
-            [stage.baseline_s for stage in run.stages], [stage.single_s for stage in run.stages], batch=run.batch
-        )
-        self._recent = RecentRequests(self._baseline_s, times)
+        self._recent = RecentRequests(self._baseline_s, SampleTimes.of_run(run))
         self._loads: dict[tuple[str, str], InjectedLoad] = {}
         self._together: tuple[TenantShare, ...] = ()
         self._lines: deque[EventLine] = deque(maxlen=_EVENT_LINES)
@@ -343,7 +342,7 @@ class ViewBuilder:
         if len(event.after) != len(self._stages) or sum(event.after) != len(self._run.layers):
             raise ValueError(f"plan {event.after} does not fit the run's {len(self._run.layers)} layers and its stages")
         self._check_windows(event.windows, stages=len(self._stages), layers=len(self._run.layers))
-        now = self._now()
+        now = self._now(event.at_s)
         for index, stage in enumerate(self._stages):
             if math.isfinite(now.slowdown[index]) and stage.disturbed:
                 stage.slowdown = float(now.slowdown[index])  # the best guess under the new plan
@@ -407,7 +406,7 @@ class ViewBuilder:
         """Add a line, or replace the last one if it tells the same story."""
         assert self._run is not None
         kind = "restored" if isinstance(event, SlowdownChanged) and event.state == "end" else event.kind
-        line = EventLine(event.at_s - self._run.at_s, kind, event_text(event, self._devices))
+        line = EventLine(event.at_s - self._run.at_s, kind, event_text(event, self._devices, batch=self._run.batch))
         if merge is not None and merge == self._last_key:
             self._lines.pop()
         else:
@@ -427,10 +426,10 @@ class ViewBuilder:
             self._seconds += skipped
             self._second_ends_s += skipped
         while now_s >= self._second_ends_s:
-            now = self._now()
+            now = self._now(self._second_ends_s)
             self._learn_undisturbed(now)
             p50_s, p99_s = percentiles_s(self._second_latencies_s, (50, 99))
-            rate_hz = self._recent.throughput_hz(self._second_ends_s)
+            rate_hz = self._recent.rates(self._second_ends_s).throughput_hz
             self._history.append(_Second(rate_hz, now.fluid_bound_hz, p50_s, p99_s))
             self._second_latencies_s.clear()
             self._seconds += 1
@@ -443,7 +442,13 @@ class ViewBuilder:
             if not stage.disturbed and 0 < ratio < math.inf:
                 stage.quiet.append((self._recent.count, float(ratio)))
 
-    def _now(self, plan: Sequence[int] | None = None, epoch: int | None = None, windows: str | None = None) -> _Now:
+    def _now(
+        self,
+        now_s: float,
+        plan: Sequence[int] | None = None,
+        epoch: int | None = None,
+        windows: str | None = None,
+    ) -> _Now:
         plan, epoch = self._plan if plan is None else plan, self._epoch if epoch is None else epoch
         windows = self._windows if windows is None else windows
         stages = self._stages
@@ -471,15 +476,19 @@ class ViewBuilder:
             baseline_s * undisturbed_ratio,
             slowdown,
             cuts,
-            self._fluid_bound_hz(undisturbed_ratio, np.where(disturbed, slowdown, 1.0)),
+            self._fluid_bound_hz(undisturbed_ratio, np.where(disturbed, slowdown, 1.0), self._recent.mix(now_s)),
         )
 
-    def _fluid_bound_hz(self, undisturbed_ratio: FloatArray, slowdown: FloatArray) -> float:
+    def _fluid_bound_hz(self, undisturbed_ratio: FloatArray, slowdown: FloatArray, mix: Mix | None) -> float:
+        """Requests per second, of micro-batches such as those of late; before the first, of full ones of one each."""
         assert self._run is not None
         # A stage that uses only a share of its device is as slow as that, if it is not disturbed more.
         chain_s = self._baseline_s[:, -1] * undisturbed_ratio * np.maximum(slowdown, 1.0 / self._run.share)
+        requests = 1.0
+        if mix is not None:
+            chain_s, requests = chain_s * mix.share, mix.requests
         usable = np.array([not stage.lost for stage in self._stages]) & np.isfinite(chain_s) & (chain_s > 0)
-        return float(np.sum(1.0 / chain_s[usable])) if usable.any() else math.nan
+        return float(np.sum(requests / chain_s[usable])) if usable.any() else math.nan
 
     def _stage_views(
         self, plan: Sequence[int], epoch: int, windows: str, now: _Now, utilisation: FloatArray

@@ -38,6 +38,7 @@ __all__ = [
     "factor",
     "figure",
     "plan_text",
+    "planned_rate",
     "seconds",
     "stage_cause",
     "tenants_text",
@@ -89,6 +90,17 @@ def plan_text(plan: Sequence[int]) -> str:
     return "|".join(map(str, plan)) if len(plan) <= _MOST_STAGES else f"{len(plan)} stages"
 
 
+def planned_rate(rate_hz: float, *, batch: int) -> str:
+    """What a plan does per second: it is made for full micro-batches of so many samples.
+
+    Examples
+    --------
+    >>> planned_rate(12.0, batch=1), planned_rate(12.0, batch=8)
+    ('12.0/s', '12.0 micro-batches of 8/s')
+    """
+    return f"{figure(rate_hz)}/s" if batch == 1 else f"{figure(rate_hz)} micro-batches of {batch}/s"
+
+
 def cause(interference: str, culprits: Sequence[Culprit], note: str = "") -> str:
     """What disturbs a stage: ``CPU share, pid 4242 stress-ng 50%``; of many programs those that take the most."""
     shown = sorted(culprits, key=lambda culprit: -culprit.share if culprit.share > 0 else 0.0)[:_MOST_CULPRITS]
@@ -126,8 +138,15 @@ def tuned_text(tuned: TunedKnob) -> str:
     return f"{tuned.knob} {tuned.value}, {tuned.statistic} limit {seconds(tuned.limit_s)}, {changes}"
 
 
-def event_text(event: Event, devices: Sequence[str]) -> str:
-    """Tell an event in a few words; ``devices`` are the stages'. Finished requests have none: the text is empty.
+def event_text(event: Event, devices: Sequence[str], *, batch: int = 1) -> str:
+    """Tell an event in a few words. Finished requests have none: the text is empty.
+
+    Parameters
+    ----------
+    devices
+        The stages'.
+    batch
+        Most samples of a micro-batch. Plans are made for full ones, so what is expected of them counts these.
 
     Raises
     ------
@@ -136,11 +155,11 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
     """
     match event:
         case RunStarted():
-            batch = f", up to {event.batch} images a request" if event.batch > 1 else ""
+            most = f", up to {event.batch} images a request" if event.batch > 1 else ""
             where = windows_text(event.windows) if event.windows else plan_text(event.plan)
             engine = f" with {event.engine}" if event.engine != "torch" else ""
             share = f", {event.share:.0%} of each device" if event.share < 1 else ""
-            return f"started: {event.model}{engine} on {len(event.stages)} stages, {where}{batch}{share}"
+            return f"started: {event.model}{engine} on {len(event.stages)} stages, {where}{most}{share}"
         case SlowdownChanged():
             text = f"{_CHANGES.get(event.state, event.state)}: stage {event.stage} {_device(event.stage, devices)}"
             return text if event.state == "end" else f"{text} {factor(event.slowdown)}"
@@ -152,11 +171,12 @@ def event_text(event: Event, devices: Sequence[str]) -> str:
             if event.prepare_s >= 0:
                 text += f" in {event.prepare_s * 1e3:.3g} ms" if event.prepare_s < 1 else f" in {event.prepare_s:.1f} s"
             if event.predicted_hz >= 0:
-                text += f", expecting {figure(event.predicted_hz)}/s"
+                text += f", expecting {planned_rate(event.predicted_hz, batch=batch)}"
             return text + (f" ({event.why})" if event.why else "")
         case PlanVerified():
-            text = f"got {figure(event.measured_hz)}/s"
-            return text + (f" (expected {figure(event.predicted_hz)}/s)" if event.predicted_hz >= 0 else "")
+            text = f"got {planned_rate(event.measured_hz, batch=batch)}"
+            again = "/s" if batch == 1 else ""
+            return text + (f" (expected {figure(event.predicted_hz)}{again})" if event.predicted_hz >= 0 else "")
         case PlannedTogether():
             if len(event.tenants) == 1:
                 return f"planned alone: {tenants_text(event.tenants)}"

@@ -150,10 +150,12 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
     in_flight
         Requests submitted and not finished; ``None`` if not known, as in a log.
     throughput_hz
-        Requests completed per second of the time in which requests were under way, of late: pauses do not count.
-        ``nan`` before two are done. See :meth:`odin.monitor.view.recent.RecentRequests.throughput_hz`.
+        Requests completed per second of the time in which requests were under way, of late: pauses do not count. Each
+        of those that were joined into one micro-batch counts; one that is larger than a micro-batch counts once for
+        each of its parts. ``nan`` before two are done. See :meth:`odin.monitor.view.recent.RecentRequests.rates`.
     fluid_bound_hz
-        Requests per second if work could be divided without granularity, over all devices as slow as they now are.
+        Requests per second if work could be divided without granularity, over all devices as slow as they now are, in
+        micro-batches of as many samples and requests as those of late.
     latency_p50_s, latency_p99_s
         Over the last ten seconds, or the last 20 requests if fewer finished in these.
     in_time, late, refused
@@ -172,6 +174,8 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
         Largest part of any device's time that it uses.
     together
         Pipelines that it was planned together with last, itself among them; empty if it is planned for itself.
+    samples_hz
+        Samples in the requests of ``throughput_hz``, per second.
     """
 
     model: str
@@ -205,6 +209,7 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
     tuned: TunedKnob | None = None
     share: float = 1.0
     together: tuple[TenantShare, ...] = ()
+    samples_hz: float = math.nan
 
     @property
     def layer_count(self) -> int:

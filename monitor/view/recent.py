@@ -1,7 +1,8 @@
 """The last requests of a run and what they say: throughput, latencies, and each stage's time, queue and busy share.
 
-Rates are over *busy time*: the time in which at least one request was under way, from its submission to its
-completion. A pause between two requests does not count, however long it was::
+Throughput counts requests, each of those that were joined into one micro-batch by itself, and samples beside them.
+Everything else is of micro-batches: latencies, times, queues. Rates are over *busy time*: the time in which at least
+one was under way, from its submission to its completion. A pause between two does not count, however long it was::
 
     request 1   |-------|                          completions at a, b, c
     request 2      |--------|                      busy from a to b, and from the submission of request 3 to c
@@ -12,9 +13,9 @@ completion. A pause between two requests does not count, however long it was::
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from odin.monitor.events import RequestDone
 from odin.monitor.samples import SampleTimes
 from odin.monitor.timing import RequestTimeline
 
-__all__ = ["RecentRequests", "StageTimes", "column_medians"]
+__all__ = ["Mix", "Rates", "RecentRequests", "StageTimes", "column_medians"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -40,6 +41,35 @@ _REQUESTS_PER_STAGE = 8
 _COMPLETIONS = 4096
 _TIMELINES = 64
 _QUARTILES = (0.25, 0.5, 0.75)
+
+
+class Rates(NamedTuple):
+    """Requests and samples completed per second of busy time."""
+
+    throughput_hz: float = math.nan
+    samples_hz: float = math.nan
+
+
+class Mix(NamedTuple):
+    """What micro-batches of late were like.
+
+    Attributes
+    ----------
+    requests
+        How many a micro-batch answered, on average.
+    share
+        What it is expected to take on each stage, over what a full one does, on average, shape (stages,).
+    """
+
+    requests: float
+    share: FloatArray
+
+
+class _Done(NamedTuple):
+    at_s: float
+    latency_s: float
+    requests: int
+    samples: int  # 0: not known
 
 
 class StageTimes(NamedTuple):
@@ -64,6 +94,9 @@ class StageTimes(NamedTuple):
     known: IntArray
 
 
+_Record = TypeVar("_Record", bound=tuple[float, ...])
+
+
 class RecentRequests:
     """Remembers the last requests; taking one in costs two appends.
 
@@ -80,7 +113,7 @@ class RecentRequests:
         self._stage_count = len(baseline_s)
         self.count = self.joined = 0
         """Micro-batches so far, and requests that they answered beyond one each."""
-        self._completions: deque[tuple[float, float]] = deque(maxlen=_COMPLETIONS)  # (completion, latency), seconds
+        self._completions: deque[_Done] = deque(maxlen=_COMPLETIONS)
         self._off: deque[tuple[float, float]] = deque(maxlen=_COMPLETIONS)  # (completion, that minus the expected one)
         self._timelines: deque[RequestTimeline] = deque(maxlen=_TIMELINES)
 
@@ -89,25 +122,27 @@ class RecentRequests:
         timeline = event.timeline
         self.count += 1
         self.joined += timeline.requests - 1
-        self._completions.append((event.at_s, timeline.completed_s - timeline.submitted_s))
+        took_s = timeline.completed_s - timeline.submitted_s
+        self._completions.append(_Done(event.at_s, took_s, timeline.requests, timeline.samples))
         self._timelines.append(timeline)
         if timeline.expected_s == timeline.expected_s:  # not nan
             self._off.append((event.at_s, timeline.completed_s - timeline.expected_s))
 
     def latencies_s(self, now_s: float) -> list[float]:
         """Seconds from submission to completion over the last seconds, oldest first."""
-        return [latency_s for _, latency_s in self._window(now_s, LATENCY_S, _LATENCY_REQUESTS)]
+        return [done.latency_s for done in _of_late(self._completions, now_s, LATENCY_S, _LATENCY_REQUESTS)]
 
     def off_s(self, now_s: float) -> list[float]:
         """Seconds by which completions were later than expected, over the same time."""
         return [off_s for _, off_s in _of_late(self._off, now_s, LATENCY_S, _LATENCY_REQUESTS)]
 
-    def throughput_hz(self, now_s: float, *, idle: bool = False) -> float:
-        """Requests completed per second of busy time, of late.
+    def rates(self, now_s: float, *, idle: bool = False) -> Rates:
+        """Requests and samples completed per second of busy time, of late.
 
-        Completions after the first of the last ``RATE_S`` seconds, or of the last few requests if fewer finished in
-        these, divided by the busy time from that first completion to the last one. Requests that come one at a time
-        give the inverse of their latency, however long the pauses between them.
+        Completions after the first of the last ``RATE_S`` seconds, or of the last few micro-batches if fewer finished
+        in these, divided by the busy time from that first completion to the last one. Requests that come one at a time
+        give the inverse of their latency, however long the pauses between them. A micro-batch of an unknown number of
+        samples counts as a full one.
 
         Parameters
         ----------
@@ -117,32 +152,52 @@ class RecentRequests:
 
         Returns
         -------
-        float
+        Rates
             ``nan`` before two are done.
         """
         if idle and self._completions:
-            now_s = self._completions[-1][0]
-        completions = self._window(now_s, RATE_S, _RATE_REQUESTS)
+            now_s = self._completions[-1].at_s
+        completions = _of_late(self._completions, now_s, RATE_S, _RATE_REQUESTS)
         if len(completions) < 2:
-            return math.nan
-        gaps = len(completions) - 1
-        busy_s = _busy_s(completions)
-        silence_s, usual_s = now_s - completions[-1][0], busy_s / gaps
+            return Rates()
+        busy_s = _busy_s([done[:2] for done in completions])
+        silence_s, usual_s = now_s - completions[-1].at_s, busy_s / (len(completions) - 1)
         if silence_s > max(RATE_S, 4 * usual_s):
-            return 0.0
+            return Rates(0.0, 0.0)
         if silence_s > 2 * usual_s:
             busy_s += silence_s
-        return gaps / busy_s if busy_s > 0 else math.nan
+        if busy_s <= 0:
+            return Rates()
+        requests = sum(done.requests for done in completions[1:])
+        samples = sum(self._samples(done) for done in completions[1:])
+        return Rates(requests / busy_s, samples / busy_s)
+
+    def mix(self, now_s: float) -> Mix | None:
+        """What micro-batches of late were like; None before the first."""
+        completions = _of_late(self._completions, now_s, RATE_S, _RATE_REQUESTS)
+        if not completions:
+            return None
+        share = np.ones(self._stage_count)
+        if self._times is not None and self._times.batch > 1:
+            sizes = Counter(done.samples for done in completions)
+            for stage in range(self._stage_count):
+                whole = sum(count * self._times.share(stage, samples) for samples, count in sizes.items())
+                share[stage] = whole / len(completions)
+        return Mix(sum(done.requests for done in completions) / len(completions), share)
+
+    def _samples(self, done: _Done) -> int:
+        batch = 1 if self._times is None else self._times.batch
+        return min(done.samples or batch, batch)
 
     def utilisation(self, now_s: float, *, idle: bool = False) -> FloatArray:
         """Part of the busy time of late that each stage computed, 0 to 1, shape (stages,); ``nan`` without a rate."""
         if idle and self._completions:
-            now_s = self._completions[-1][0]
+            now_s = self._completions[-1].at_s
         recent = list(self._timelines)
         late = [timeline for timeline in recent if timeline.completed_s > now_s - RATE_S]
         timelines = late if len(late) >= _RATE_REQUESTS else recent[-_RATE_REQUESTS:]
         busy_s = _busy_s([(timeline.completed_s, timeline.latency_s) for timeline in timelines])
-        if busy_s <= 0 or self.throughput_hz(now_s, idle=idle) == 0:
+        if busy_s <= 0 or self.rates(now_s, idle=idle).throughput_hz == 0:
             return np.full(self._stage_count, math.nan)
         wall_s, *_ = self._tables(timelines[1:])  # the first one's work lies before the span
         share: FloatArray = np.minimum(np.nansum(wall_s, axis=0) / busy_s, 1.0)
@@ -210,10 +265,6 @@ class RecentRequests:
         ran_any = np.mean(np.diff(ends[-latest:], axis=1) > 0, axis=0)
         return ran_any, np.mean((first <= layer) & (layer < last), axis=0)
 
-    def _window(self, now_s: float, window_s: float, at_least: int) -> list[tuple[float, float]]:
-        """Completions of the last ``window_s``, or the last few if those are fewer; oldest first."""
-        return _of_late(self._completions, now_s, window_s, at_least)
-
     def _tables(self, timelines: list[RequestTimeline]) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]:
         """Wall, queue and baseline seconds, shape (requests, stages), ``nan`` without layers; cuts, one column more."""
         wall_s, queue_s, work_s = np.full((3, len(timelines), self._stage_count), math.nan)
@@ -236,14 +287,13 @@ class RecentRequests:
         return wall_s, queue_s, work_s, np.maximum.accumulate(cuts, axis=1)
 
 
-def _of_late(
-    pairs: Sequence[tuple[float, float]], now_s: float, window_s: float, at_least: int
-) -> list[tuple[float, float]]:
-    found: list[tuple[float, float]] = []
-    for pair in reversed(pairs):
-        if pair[0] <= now_s - window_s and len(found) >= at_least:
+def _of_late(records: Sequence[_Record], now_s: float, window_s: float, at_least: int) -> list[_Record]:
+    """Those of the last ``window_s``, or the last few if those are fewer; oldest first. Each begins with its time."""
+    found: list[_Record] = []
+    for record in reversed(records):
+        if record[0] <= now_s - window_s and len(found) >= at_least:
             break
-        found.append(pair)
+        found.append(record)
     return found[::-1]
 
 

@@ -226,7 +226,7 @@ def _measures(view: PipelineView, width: int, height: int, glyphs: Glyphs) -> li
 
 
 def _measures_low(view: PipelineView, width: int, height: int, glyphs: Glyphs) -> list[Text]:
-    rate = Text(" ").append(f"{figure(view.throughput_hz)}/s", style="bold")
+    rate = Text(" ").append(_rate(view), style="bold")
     rate.append(f" of {figure(view.fluid_bound_hz)} ")
     history = view.history
     cells = max(0, width - rate.cell_len - 1)
@@ -305,6 +305,14 @@ class _Chart(NamedTuple):
         ]
 
 
+def _rate(view: PipelineView) -> str:
+    """Requests per second, and samples where these are others."""
+    rate = f"{figure(view.throughput_hz)}/s"
+    if not math.isfinite(view.samples_hz) or math.isclose(view.samples_hz, view.throughput_hz, rel_tol=0.005):
+        return rate
+    return f"{rate}, {figure(view.samples_hz)} samples/s"
+
+
 def _throughput_chart(view: PipelineView, rows: int, glyphs: Glyphs) -> _Chart:
     history = view.history
     top = calm_top(history.throughput_hz, at_least=history.fluid_bound_hz)
@@ -313,7 +321,7 @@ def _throughput_chart(view: PipelineView, rows: int, glyphs: Glyphs) -> _Chart:
     most = _beyond(history.throughput_hz, top)
     labels = [
         Text("throughput" + (f" {glyphs.beyond} {figure(most)}/s" if most else ""), style="dim"),
-        Text(f"{figure(view.throughput_hz)}/s", style="bold"),
+        Text(_rate(view), style="bold"),
         Text(f"{glyphs.bound} bound {figure(view.fluid_bound_hz)}/s{percent}", style="dim"),
     ]
     return _Chart(labels, history.throughput_hz, history.fluid_bound_hz, history.seconds, top, rows, THROUGHPUT)

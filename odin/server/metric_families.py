@@ -113,12 +113,12 @@ class PipelineFamilies:
         model, stage = ["model"], ["model", "stage", "device"]
         self.in_flight = GaugeMetricFamily("odin_micro_batches_in_flight", "Micro-batches in the stages.", labels=model)
         self.throughput = GaugeMetricFamily(
-            "odin_throughput_micro_batches_per_second",
-            "Micro-batches per second while any are in progress.",
+            "odin_throughput_requests_per_second",
+            "Requests per second while some are under way; parts of one that is larger than a micro-batch count each.",
             labels=model,
         )
         self.bound = GaugeMetricFamily(
-            "odin_throughput_bound_micro_batches_per_second",
+            "odin_throughput_bound_requests_per_second",
             "Fluid bound: that throughput if work could be divided without granularity.",
             labels=model,
         )
@@ -177,6 +177,9 @@ class PipelineFamilies:
             "Rate that the last joint plan assumes for a tenant, one of the models planned together with this one.",
             labels=["model", "tenant", "plan"],
         )
+        self.samples = GaugeMetricFamily(
+            "odin_throughput_samples_per_second", "Samples in the requests of that throughput.", labels=model
+        )
 
     def add(self, name: str, view: PipelineView, counts: ModelCounts) -> None:
         """Add a model's samples."""
@@ -184,6 +187,7 @@ class PipelineFamilies:
             self.in_flight.add_metric([name], view.in_flight)
         _add_known(self.throughput, [name], view.throughput_hz)
         _add_known(self.bound, [name], view.fluid_bound_hz)
+        _add_known(self.samples, [name], view.samples_hz)
         _add_known(self.error, [name, "0.5"], view.off_p50_s)
         _add_known(self.error, [name, "0.99"], view.off_p99_s)
         counts.batches.add_to(self.batches, [name])

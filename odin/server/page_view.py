@@ -20,7 +20,7 @@ _DIGITS = 4
 _KEPT = (
     "engine", "policy", "batch", "uptime_s", "completed", "failed", "in_flight", "max_in_flight", "throughput_hz",
     "fluid_bound_hz", "latency_p50_s", "latency_p99_s", "event_count", "ended", "in_time", "late", "refused",
-    "off_p50_s", "off_p99_s", "layer_count", "share",
+    "off_p50_s", "off_p99_s", "layer_count", "share", "samples_hz",
 )  # fmt: skip
 _KEPT_OF_STAGE = (
     "stage", "device", "first", "last", "state", "time_s", "reference_s", "slowdown", "queue_s", "utilisation",

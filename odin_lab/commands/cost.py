@@ -13,21 +13,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from rich.console import Console
 
 from odin.cli.arguments import add_engine, positive, positive_number
-from odin.partitioner.files import check_different, check_writable, write_whole
 from odin.process.signals import draining
+from odin_lab.commands.kept import add_kept, check_kept, draw, keep
 from odin_lab.cost.attempt import Part
 from odin_lab.cost.limits import by_model
 from odin_lab.cost.outcome import Outcome
 from odin_lab.cost.rule import Machines
 from odin_lab.cost.serving import names_of, serving
+from odin_lab.cost.simulated import SECONDS, SimulatedDevices
 from odin_lab.cost.study import Asked, Study
 from odin_lab.cost.view import found_line, render
 from odin_lab.load.introduction import Introduction
@@ -36,6 +35,8 @@ from odin_lab.load.progress import trial_progress
 from odin_lab.load.trial import Trial
 
 __all__ = ["add_parser", "run"]
+
+_SECONDS = 10.0
 
 
 class Kept(Struct, frozen=True):
@@ -95,9 +96,17 @@ def add_parser(subparsers: Any) -> None:
     )
     add_engine(parser)
     parser.add_argument("--policy", metavar="NAME", help="as for odin run (default: auto)")
+    parser.add_argument(
+        "--simulate",
+        action="store_true",
+        help="serve nothing: simulate the trials, from the layer times that come with ODIN or a file of odin record",
+    )
     search = parser.add_argument_group("search")
     search.add_argument(
-        "--seconds", type=positive_number, default=10.0, metavar="S", help="seconds per trial (default %(default)g)"
+        "--seconds",
+        type=positive_number,
+        metavar="S",
+        help=f"seconds per trial (default {_SECONDS:g}; simulated: {SECONDS:g})",
     )
     search.add_argument(
         "--trials", type=positive, default=12, metavar="N", help="most trials per search (default %(default)s)"
@@ -108,15 +117,17 @@ def add_parser(subparsers: Any) -> None:
     search.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of inputs and arrival times (default %(default)s)"
     )
-    kept = parser.add_argument_group("results")
-    kept.add_argument("--output", type=Path, metavar="FILE.json", help="save all trials and costs")
-    kept.add_argument("--plot", type=Path, metavar="FILE.png", help="draw costs per model (also .svg, .pdf)")
+    add_kept(parser, output="save all trials and costs", plot="draw costs per model")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status."""
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     asked = _asked(arguments)
+    devices = None
+    if arguments.simulate:
+        policy = arguments.policy if arguments.policy not in (None, "auto") else "relay"
+        devices = SimulatedDevices(asked.models, arguments.stages, policy=policy)
     options = {"stages": arguments.stages}
     options |= {name: getattr(arguments, name) for name in ("engine", "policy") if getattr(arguments, name) is not None}
     end_s = math.inf if arguments.time_limit_s is None else time.monotonic() + arguments.time_limit_s
@@ -138,7 +149,12 @@ def run(arguments: argparse.Namespace) -> int:
             with serving(models, options, look=goes_on) as known:
                 yield known
 
-        study = Study(asked, serve, look=look, tell=tell)
+        if devices is None:
+            study = Study(asked, serve, look=look, tell=tell)
+        else:
+            study = Study(
+                asked, devices.serve, look=look, tell=tell, lone=devices.lone_s, run=devices.run, how="simulated"
+            )
         try:
             study.carry_out()
         except KeyboardInterrupt:
@@ -150,15 +166,11 @@ def run(arguments: argparse.Namespace) -> int:
             return 1
     outcome = study.outcome(shlex.join(["odin", *sys.argv[1:]]))
     console.print(render(outcome))
-    if arguments.output is not None:
-        write_whole(arguments.output, msgspec.json.encode(_kept(outcome)) + b"\n")
-        console.print(f"kept in {arguments.output}", style="dim", markup=False)
+    keep(arguments, console, _kept(outcome))
     if arguments.plot is not None and outcome.dedicated_hz:
         from odin_lab.cost.plot import cost_plot
-        from odin_lab.report.figures import write
 
-        write(cost_plot(outcome), arguments.plot)
-        console.print(f"drawn in {arguments.plot}", style="dim", markup=False)
+        draw(arguments, console, cost_plot(outcome))
     known = outcome.sharing is not None or (len(asked.models) == 1 and outcome.dedicated_hz)
     return 0 if known else 1
 
@@ -178,16 +190,13 @@ def _asked(arguments: argparse.Namespace) -> Asked:
         raise ValueError(f"--seed {arguments.seed} is not from 0 to 2**63 - {len(names) + 1}")
     if arguments.stages == "auto":
         raise ValueError("--stages auto: name the devices that the price is for, such as cpu:0,cpu:1")
-    for option in ("output", "plot"):
-        if (path := getattr(arguments, option)) is not None:
-            check_writable(path, f"--{option}")
-    check_different(output=arguments.output, plot=arguments.plot)
-    if arguments.plot is not None:
-        from odin_lab.report.figures import KINDS
-
-        if arguments.plot.suffix.lower()[1:] not in KINDS:
-            raise ValueError(f"--plot {arguments.plot}: end it in {', '.join(f'.{kind}' for kind in KINDS)}")
-    check_loadgen()
+    check_kept(arguments)
+    if arguments.simulate:
+        if arguments.engine is not None:
+            raise ValueError("--engine means nothing with --simulate: times are as recorded; leave one of them out")
+    else:
+        check_loadgen()
+    seconds = arguments.seconds or (SECONDS if arguments.simulate else _SECONDS)
     return Asked(
         models,
         arguments.stages,
@@ -195,7 +204,7 @@ def _asked(arguments: argparse.Namespace) -> Asked:
         limits_ms,
         times,
         rates_hz,
-        arguments.seconds,
+        seconds,
         seed=arguments.seed,
         most=arguments.trials,
     )

@@ -13,13 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from rich.console import Console
 
 from odin.cli.arguments import positive, positive_number
-from odin.partitioner.files import check_different, check_writable, write_whole
 from odin.process.signals import draining
+from odin_lab.commands.kept import add_kept, check_kept, draw, keep
 from odin_lab.load.campaign import Campaign, Finished, Wishes
 from odin_lab.load.client import Target
 from odin_lab.load.figures import Figures, Request
@@ -146,9 +145,7 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of inputs and arrival times (default %(default)s)"
     )
-    kept = parser.add_argument_group("results")
-    kept.add_argument("--output", type=Path, metavar="FILE.json", help="save all results, each request included")
-    kept.add_argument("--plot", type=Path, metavar="FILE.png", help="draw latencies (also .svg, .pdf)")
+    add_kept(parser, output="save all results, each request included", plot="draw latencies")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -181,16 +178,12 @@ def run(arguments: argparse.Namespace) -> int:
             return 1
     bound_ms = wishes.bound_ms
     console.print(render(campaign.finished, campaign.search, bound_ms))
-    if arguments.output is not None:
-        write_whole(arguments.output, msgspec.json.encode(_result(known, lone_s, campaign, bound_ms)) + b"\n")
-        console.print(f"kept in {arguments.output}", style="dim", markup=False)
+    keep(arguments, console, _result(known, lone_s, campaign, bound_ms))
     if arguments.plot is not None and (chosen := _chosen(campaign)) is not None:
         from odin_lab.load.plot import load_plot
-        from odin_lab.report.figures import write
 
         model = known.target.model
-        write(load_plot(campaign.finished, chosen=chosen, bound_ms=bound_ms, model=model), arguments.plot)
-        console.print(f"drawn in {arguments.plot}", style="dim", markup=False)
+        draw(arguments, console, load_plot(campaign.finished, chosen=chosen, bound_ms=bound_ms, model=model))
     if campaign.server_gone:
         print(f"odin load: {gone(known.target.url)}", file=sys.stderr)
         return 1
@@ -219,15 +212,7 @@ def _wishes(arguments: argparse.Namespace) -> Wishes:
         raise ValueError(f"--seed {arguments.seed} is not from 0 to 2**63 - 1")
     if arguments.images is not None and not arguments.images.is_dir():
         raise ValueError(f"--images {arguments.images}: there is no such folder")
-    for option in ("output", "plot"):
-        if (path := getattr(arguments, option)) is not None:
-            check_writable(path, f"--{option}")
-    check_different(output=arguments.output, plot=arguments.plot)
-    if arguments.plot is not None:
-        from odin_lab.report.figures import KINDS
-
-        if arguments.plot.suffix.lower()[1:] not in KINDS:
-            raise ValueError(f"--plot {arguments.plot}: end it in {', '.join(f'.{kind}' for kind in KINDS)}")
+    check_kept(arguments)
     if scenario != "clients":
         check_loadgen()
     clients = arguments.clients or (16 if scenario == "offline" else 1)

@@ -34,7 +34,8 @@ def add_parser(subparsers: Any) -> None:
         nargs="+",
         type=Path,
         metavar="RESULTS",
-        help="files written by odin simulate and odin bench; event logs (FILE.jsonl): expected and actual completion",
+        help="files written by odin simulate and odin bench; event logs (FILE.jsonl): throughput over time, "
+        "decisions, expected and actual completion",
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="HTML file (default: report.html, without the other options)"
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_usage(arguments, output)
     with importing():
         from odin.partitioner.files import write_whole
-        from odin_lab.report.promises import read_log_or_results
+        from odin_lab.report.run_log import read_log_or_results
         from odin_lab.report.sections import make_report
 
     try:

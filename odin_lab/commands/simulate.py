@@ -10,24 +10,27 @@ import importlib.metadata
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from odin.partitioner.files import check_writable
 from odin.stages.device import allowed_core_count, cpu_model, usable_cores
 from odin_lab.report.results import Results, now
+from odin_lab.simulator.batching_table import batching_rows, batching_table
 from odin_lab.simulator.door import DoorName
+from odin_lab.simulator.fleet_table import fleet_rows, fleet_table
 from odin_lab.simulator.metrics import REFERENCES
 from odin_lab.simulator.paper import DEVICES, REQUESTS, gather, paper_notes, paper_study
 from odin_lab.simulator.study import Contestant, Job, Outcome, RunJob, Setup, StudyError, run_jobs
 from odin_lab.simulator.summary import policy_table, render_study, service_table, validation_table
-from odin_lab.simulator.tuning_table import tuning_table
+from odin_lab.simulator.tuning_table import tuning_rows, tuning_table
 from odin_lab.simulator.validate import validate
 from odin_lab.timings import load_timings
 
@@ -43,8 +46,11 @@ _OPTIONS = {
     "paper": ("policy", "requests", "repeats", "scaling_repeats", "model", "scaling", "quick", "jobs", *_COMMON),
     "--like": ("detector", "repeats", "output", "json"),
     "tune": ("repeats", "seed"),
+    "batching": ("repeats", "seed"),
+    "fleet": ("devices", "repeats", "seed"),
 }
 """Which options mean something for what is to be done."""
+_STUDIES = ("paper", "tune", "batching", "fleet")
 _LIKE_SEEDS = 5
 _DEFAULT_POLICIES = ("lls", "odin:alpha=10", "predictive", "relay")
 _DEFAULT_SURVIVORS = ("static", "predictive", "relay")
@@ -57,14 +63,15 @@ def add_parser(subparsers: Any) -> None:
         help="compare policies in simulation, also on the ODIN paper's grid",
         description="Run policies, those that serve live, on the same noise and interference in a simulated pipeline "
         "with measured layer times. odin simulate paper runs the ODIN paper's whole grid; odin simulate tune the "
-        "policies of odin tune.",
+        "policies of odin tune, odin simulate batching dynamic batching, odin simulate fleet a thousand models.",
     )
     parser.add_argument(
         "what",
         nargs="?",
-        metavar="MODEL|TABLE|paper|tune",
-        help="model with shipped timings (default resnet50), a file made by odin record, paper, or tune: batches "
-        "and instances under a latency limit",
+        metavar="MODEL|TABLE|paper|tune|batching|fleet",
+        help="model with shipped timings (default resnet50), a file made by odin record, paper, or one of: tune, batches "
+        "and instances under a latency limit; batching, requests batched dynamically or one by one; fleet, a thousand "
+        "models in little memory",
     )
     parser.add_argument(
         "--like",
@@ -146,16 +153,16 @@ def run(arguments: argparse.Namespace) -> int:
             raise StudyError(f"--like {log}: there is no such file; give event logs of odin run --log")
     if mode == "--like":
         return _like(arguments)
-    if mode == "tune":
-        return _tune(arguments)
+    if mode in _TABLES:
+        return _table(arguments, mode)
     return _paper(arguments) if mode == "paper" else _single(arguments)
 
 
 def _check_usage(arguments: argparse.Namespace) -> str:
     """Return what is to be done, after a look at whether the options fit it."""
-    own = arguments.what if arguments.what in ("paper", "tune") else "a model"
+    own = arguments.what if arguments.what in _STUDIES else "a model"
     mode = "--like" if arguments.like is not None else own
-    if mode == "--like" and arguments.what in ("paper", "tune"):
+    if mode == "--like" and arguments.what in _STUDIES:
         raise StudyError(f"{arguments.what} and --like are two things: leave one of them out")
     for option in sorted({option for options in _OPTIONS.values() for option in options}):
         if getattr(arguments, option) not in (None, False) and option not in _OPTIONS[mode]:
@@ -263,10 +270,23 @@ def _like(arguments: argparse.Namespace) -> int:
     return int(not _tell(arguments, results, validation_table(found)))
 
 
-def _tune(arguments: argparse.Namespace) -> int:
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(tuning_table(seeds=range(arguments.seed or 0, (arguments.seed or 0) + (arguments.repeats or 3))))
+def _table(arguments: argparse.Namespace, mode: str) -> int:
+    """Make one of the tables that are not about plans."""
+    seed = arguments.seed or 0
+    seeds = range(seed, seed + (arguments.repeats or 3))
+    rows, make = _TABLES[mode]
+    options = {} if arguments.devices is None else {"executors": arguments.devices}
+    with _progress(rows(), "rows") as advance:
+        table = make(seeds=seeds, on_row=advance, **options)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
     return 0
+
+
+_TABLES: dict[str, tuple[Callable[[], int], Callable[..., Table]]] = {
+    "tune": (tuning_rows, tuning_table),
+    "batching": (batching_rows, batching_table),
+    "fleet": (fleet_rows, fleet_table),
+}
 
 
 def _speeds(text: str | None) -> tuple[float, ...]:
@@ -295,7 +315,7 @@ def _do(jobs: Sequence[Job], *, processes: int) -> tuple[list[Outcome], BaseExce
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
+def _progress(total: int, what: str = "runs") -> Iterator[Any]:
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -306,7 +326,7 @@ def _progress(total: int) -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("runs", total=total)
+        task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
 
 

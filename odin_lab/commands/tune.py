@@ -12,17 +12,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from odin.cli.arguments import positive, positive_number
 from odin.models.model_names import check_model_name
-from odin.partitioner.files import check_different, check_writable, write_whole
 from odin.process.signals import draining
 from odin.stages.device import parse_devices
 from odin.stages.lease import refuse_taken_devices
@@ -30,6 +27,7 @@ from odin.tuning.choice import Probe
 from odin.tuning.periods import REQUESTS
 from odin.tuning.policy import POLICIES
 from odin.tuning.statistic import STATISTICS
+from odin_lab.commands.kept import add_kept, check_kept, draw, keep
 from odin_lab.inject import Load
 from odin_lab.tuning.campaign import Findings, best_of_sweep, find
 from odin_lab.tuning.measure import Effort
@@ -145,11 +143,11 @@ def add_parser(subparsers: Any) -> None:
         metavar="LOAD",
         help="load in the middle third of the serving time, such as cpu@cpu:1*0.5 (half of the time); may be repeated",
     )
-    kept = parser.add_argument_group("results")
-    kept.add_argument("--log", metavar="FILE", help="event log of serving, for odin replay")
-    kept.add_argument("--output", type=Path, metavar="FILE.json", help="save all results, each request included")
-    kept.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="draw latency, knob and throughput over time (also .svg, .pdf)"
+    add_kept(
+        parser,
+        output="save all results, each request included",
+        plot="draw latency, knob and throughput over time",
+        log="event log of serving, for odin replay and odin report",
     )
 
 
@@ -210,17 +208,7 @@ def _check_usage(arguments: argparse.Namespace) -> list[Load]:
         value = getattr(arguments, option)
         if not 0 <= value < math.inf:
             raise ValueError(f"--{option.replace('_', '-')} {value:g} is not a number of milliseconds or seconds")
-    for option in ("output", "plot", "log"):
-        if (path := getattr(arguments, option)) is not None:
-            check_writable(path, f"--{option}")
-    check_different(
-        output=arguments.output, plot=arguments.plot, log=None if not arguments.log else Path(arguments.log)
-    )
-    if arguments.plot is not None:
-        from odin_lab.report.figures import KINDS
-
-        if arguments.plot.suffix.lower()[1:] not in KINDS:
-            raise ValueError(f"--plot {arguments.plot}: end it in {', '.join(f'.{kind}' for kind in KINDS)}")
+    check_kept(arguments)
     if arguments.seconds == 0:
         for option in ("load", "plot", "log"):
             if getattr(arguments, option):
@@ -246,31 +234,27 @@ def _tell(arguments: argparse.Namespace, console: Console, findings: Findings, s
     console.print(options_text(arguments.model, mode, value, latency_s=limit_s), markup=False)
     console.print("For odin serve, as a file NAME.toml:", style="dim")
     console.print(toml_text(arguments.model, mode, value, latency_s=limit_s), markup=False)
-    if arguments.output is not None:
-        result = Result(
-            shlex.join(["odin", *sys.argv[1:]]),
-            arguments.model,
-            mode.stages,
-            limit_s,
-            statistic,
-            arguments.policy,
-            findings.probes,
-            findings.swept,
-            choice.knob,
-            choice.start,
-            choice.keeps,
-            choice.why,
-            serving,
-            None if found is None else found[1],
-        )
-        write_whole(arguments.output, msgspec.json.encode(result) + b"\n")
-        console.print(f"kept in {arguments.output}", style="dim", markup=False)
+    result = Result(
+        shlex.join(["odin", *sys.argv[1:]]),
+        arguments.model,
+        mode.stages,
+        limit_s,
+        statistic,
+        arguments.policy,
+        findings.probes,
+        findings.swept,
+        choice.knob,
+        choice.start,
+        choice.keeps,
+        choice.why,
+        serving,
+        None if found is None else found[1],
+    )
+    keep(arguments, console, result)
     if arguments.plot is not None and serving is not None:
-        from odin_lab.report.figures import write
         from odin_lab.tuning.plot import tuning_plot
 
-        write(tuning_plot(serving, limit_s=limit_s, statistic=statistic, model=arguments.model), arguments.plot)
-        console.print(f"drawn in {arguments.plot}", style="dim", markup=False)
+        draw(arguments, console, tuning_plot(serving, limit_s=limit_s, statistic=statistic, model=arguments.model))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class Outcome(Struct, frozen=True):
     command
         What was asked.
     how
-        ``"measured"``.
+        ``"measured"``, or ``"simulated"`` from recorded layer times.
     stages
         The devices.
     price_per_hour

@@ -88,7 +88,8 @@ class PeakSearch:
     look
         Called with a title, a trial while it runs, and what tells trials apart; False: the user wants no more.
     run
-        Carries trials out, all at once.
+        Carries trials out, all at once, and leaves nothing of them; default: :func:`run_together`, after which a
+        server may still have requests to answer.
 
     Attributes
     ----------
@@ -110,6 +111,7 @@ class PeakSearch:
         self._tenants, self._seconds, self._seed = tenants, seconds, seed
         self._precision, self._most, self._look = precision, most, look
         self._run = run_together if run is None else run
+        self._settles = run is None
         self.ended = False
 
     def capacity_hz(self, name: str) -> float:
@@ -147,7 +149,8 @@ class PeakSearch:
             search.add(rate_hz, passed=attempt.kept)
             if attempt.kept and (best is None or attempt.rate_hz > best.rate_hz):
                 best = attempt
-            self._settle()
+            if self._settles:
+                self._settle()
         return Peak(best, attempts)
 
     def _try(self, weights: Mapping[str, float], rate_hz: float) -> Attempt:

@@ -72,6 +72,8 @@ class Study:
         Measures the latency of a request alone.
     run
         As of :class:`odin_lab.cost.peak.PeakSearch`.
+    how
+        ``measured`` or ``simulated``.
 
     Attributes
     ----------
@@ -88,7 +90,9 @@ class Study:
         tell: Callable[[str, Part | None, float], None] = lambda name, part, limit_ms: None,
         lone: Callable[[Introduction], float] | None = None,
         run: Together | None = None,
+        how: str = "measured",
     ) -> None:
+        self._how = how
         self._asked, self._serve, self._look, self._tell, self._run = asked, serve, look, tell, run
         self._lone = lone or (lambda known: lone_latency_s(known, images=None, seed=asked.seed))
         self._limits_ms: dict[str, float] = {}
@@ -115,7 +119,7 @@ class Study:
         asked = self._asked
         return Outcome(
             command,
-            "measured",
+            self._how,
             asked.stages,
             asked.price_per_hour,
             dict(self._limits_ms),

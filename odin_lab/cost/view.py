@@ -86,4 +86,6 @@ def _lines(outcome: Outcome) -> list[Text]:
         )
     if outcome.ended:
         lines.append(Text("ended early", "yellow"))
+    if outcome.how == "simulated":
+        lines.append(Text("simulated from recorded layer times: no network, no server, no shared caches", "dim"))
     return lines

@@ -12,7 +12,6 @@ import math
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from odin.stages.device import Device
 from odin_lab.live.machine import Environment
 from odin_lab.live.run_record import RunRecord, Task
 from odin_lab.live.script import describe
+from odin_lab.report.over_time import over_time
 from odin_lab.report.results import QUANTILES, Cell, Results, Timeline, now
 from odin_lab.simulator.metrics import below_peak, paired
 
@@ -30,8 +30,6 @@ __all__ = ["Run", "in_order", "notes", "peak_hz", "results", "to_cell", "to_cell
 FloatArray = NDArray[np.float64]
 
 STUDY = "live"
-_FEWEST, _MOST = 20, 240
-"""Points of a timeline."""
 
 
 class Run(NamedTuple):
@@ -91,23 +89,18 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
 
 
 def to_timeline(run: Run) -> Timeline:
-    """Throughput and mean latency over time, in equal parts of about a second, at least 20 and at most 240."""
+    """Throughput and mean latency over time."""
     task, record = run
-    seconds = task.script.seconds
-    parts = min(_MOST, max(_FEWEST, math.ceil(seconds)))
-    bounds_s = np.linspace(0.0, seconds, parts + 1)
-    finished_s = np.array(record.finished_s)
-    at = np.searchsorted(finished_s, bounds_s)
-    latency_s = finished_s - np.array(record.submitted_s)
-    means = [float(latency_s[a:b].mean()) if b > a else math.nan for a, b in pairwise(at)]
+    latency_s = [end_s - begin_s for begin_s, end_s in zip(record.submitted_s, record.finished_s, strict=True)]
+    told = over_time(record.finished_s, latency_s, seconds=task.script.seconds)
     return Timeline(
         study=STUDY,
         model=task.model,
         policy=task.title,
         title=f"{task.model} live on {len(task.cores)} cores, repeat {task.repeat + 1}",
-        at_s=tuple(((bounds_s[:-1] + bounds_s[1:]) / 2).tolist()),
-        throughput_hz=tuple((np.diff(at) / np.diff(bounds_s)).tolist()),
-        latency_s=tuple(means),
+        at_s=told.at_s,
+        throughput_hz=told.throughput_hz,
+        latency_s=told.latency_s,
         interference=tuple(
             (span.start_s, span.end_s, stage, span.name)
             for span in record.loads

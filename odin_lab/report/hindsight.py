@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from odin.monitor.events import PlanChanged
+from odin.monitor.samples import SampleTimes
 from odin.monitor.timing import RequestTimeline
 from odin.partitioner.balance.costs import stage_times
 from odin.partitioner.plan import Plan
@@ -36,6 +37,7 @@ def gains_in_hindsight(
     *,
     send_s: ArrayLike | None = None,
     receive_s: ArrayLike | None = None,
+    times: SampleTimes | None = None,
 ) -> list[float]:
     """Gain in throughput of each move while its plan was in force; 0.1 is 10%.
 
@@ -52,6 +54,8 @@ def gains_in_hindsight(
     send_s, receive_s
         Seconds to send, to receive, what crosses each cut, shape (layers + 1,), as in
         :class:`odin.partitioner.policies.Setting`; default: transfers cost nothing.
+    times
+        What to expect of micro-batches of fewer samples than ``baseline_s`` is for; default: all are full.
 
     Returns
     -------
@@ -60,7 +64,7 @@ def gains_in_hindsight(
     """
     layers = np.asarray(baseline_s, dtype=np.float64)
     ran: dict[int, list[np.ndarray]] = {move.epoch: [] for move in moves}
-    for timeline in timelines:
+    for timeline in timelines if times is None else map(times.as_full, timelines):
         told = [timing.wall_s for timing in timeline.stages if timing.last > timing.first]
         if timeline.epoch in ran and len(told) == len(layers):
             ran[timeline.epoch].append(np.array(told))

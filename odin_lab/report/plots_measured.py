@@ -94,6 +94,8 @@ def draw_timelines(layout: Layout, timelines: Sequence[Timeline], looks: Mapping
         axes.plot(
             times, [top * 0.96] * len(times), "v", color=INK, markersize=4.0 if len(times) < 60 else 2.5, zorder=4
         )
+        turned = [time_s for time_s, _ in timeline.turns]
+        axes.plot(turned, [top * 0.96] * len(turned), "D", color=INK, markersize=3.0, fillstyle="none", zorder=4)
         if len(times) <= 30:
             axes.vlines(times, 0, top * 0.94, color=INK, linewidth=0.6, alpha=0.6, zorder=2)
         _label_changes(axes, timeline, end_s=end_s, top=top, layout=layout)
@@ -102,6 +104,8 @@ def draw_timelines(layout: Layout, timelines: Sequence[Timeline], looks: Mapping
         axes.set_xlim(0, end_s)
         axes.set_title(timeline.policy, color=look.color, weight="bold" if look.width > 2 else "normal", pad=3)
         changes = f"{len(times)} plan change{'s' if len(times) != 1 else ''}"
+        if turned:
+            changes += f", {len(turned)} other decision{'s' if len(turned) != 1 else ''}"
         rate = f"mean {mean_hz(timeline):.3g}/s, " if y.size else ""
         axes.set_title(f"{rate}{changes}", loc="right", pad=3, size=layout.size_pt - 1)
         axes.tick_params(labelbottom=False, length=2)
@@ -146,17 +150,16 @@ def _finite(values: Sequence[float]) -> list[float]:
 
 
 def _label_changes(axes: Axes, timeline: Timeline, *, end_s: float, top: float, layout: Layout) -> None:
-    """The new plan beside each mark, where there is room for all of them."""
+    """What was decided beside each mark, where there is room for all of them."""
     size = layout.size_pt - 2.5
-    if not timeline.changes or len(timeline.changes) > _LABELLED:
+    marks = sorted((*timeline.changes, *timeline.turns))
+    if not marks or len(marks) > _LABELLED:
         return
-    widths_s = [
-        (len(label) * 0.62 + 1.5) * size / 72 / (layout.width_in * 0.9) * end_s for _, label in timeline.changes
-    ]
-    begins = [time_s for time_s, _ in timeline.changes]
+    widths_s = [(len(label) * 0.62 + 1.5) * size / 72 / (layout.width_in * 0.9) * end_s for _, label in marks]
+    begins = [time_s for time_s, _ in marks]
     if any(b + w > n for b, w, n in zip(begins, widths_s, [*begins[1:], end_s], strict=True)):
         return
-    for (time_s, label), width_s in zip(timeline.changes, widths_s, strict=True):
+    for (time_s, label), width_s in zip(marks, widths_s, strict=True):
         axes.text(time_s + width_s * 0.12, top * 0.955, label, size=size, va="center", zorder=4)
 
 

@@ -13,14 +13,14 @@ from odin.monitor.events import RequestDone, RequestFailed, RequestsRefused, Run
 from odin.monitor.logreader import read_log
 from odin.monitor.window import percentiles_s
 from odin_lab.report.figures import Layout, panels
-from odin_lab.report.results import Promises, Results, now, read_results
+from odin_lab.report.results import Promises
 from odin_lab.report.style import INK
 from odin_lab.report.tables import Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_promises", "from_log", "promises_table", "read_log_or_results"]
+__all__ = ["draw_promises", "from_log", "promises_table"]
 
 _SHOWN = 0.995
 """Part of the points that lie within the axes."""
@@ -71,13 +71,6 @@ def from_log(path: Path) -> Promises:
         late,
         refused,
     )
-
-
-def read_log_or_results(path: Path) -> Results:
-    """Read results, or what an event log, ``*.jsonl``, tells of promises."""
-    if path.suffix != ".jsonl":
-        return read_results(path)
-    return Results(f"odin report {path.name}", now(), promises=(from_log(path),))
 
 
 def promises_table(runs: Sequence[Promises], title: str) -> Table:

@@ -20,6 +20,7 @@ __all__ = [
     "SLO_LEVELS",
     "VERSION",
     "Cell",
+    "Decision",
     "DetectionPoint",
     "Promises",
     "Results",
@@ -142,7 +143,9 @@ class Timeline:
     changes
         (at_s, label) of each plan change; the label is the new plan or the kind of decision.
     peak_hz
-        Throughput of the best plan undisturbed.
+        Throughput of the best plan undisturbed; nan if that is not known.
+    turns
+        (at_s, label) of each other decision: a knob was turned, pipelines were planned together.
     """
 
     study: str
@@ -155,6 +158,7 @@ class Timeline:
     interference: tuple[tuple[float, float, int, str], ...]
     changes: tuple[tuple[float, str], ...]
     peak_hz: float
+    turns: tuple[tuple[float, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.at_s) == len(self.throughput_hz) == len(self.latency_s):
@@ -243,6 +247,38 @@ class Promises:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """One decision of a run.
+
+    Attributes
+    ----------
+    run, at_s
+        Where it was read, and seconds since that run's start.
+    model
+        What it is about: the run's model, or another one on the same devices that was planned with it.
+    what
+        ``plan`` (where requests change hands), ``batch`` or ``instances`` (a knob), ``together`` (a plan made for
+        several pipelines at once).
+    before, after
+        Plan, or value of the knob.
+    why
+        In words.
+    latency_s, limit_s
+        Of a knob: what was held against what; nan if that does not apply.
+    """
+
+    run: str
+    at_s: float
+    model: str
+    what: str
+    before: str
+    after: str
+    why: str
+    latency_s: float = math.nan
+    limit_s: float = math.nan
+
+
+@dataclass(frozen=True)
 class Results:
     """What one command measured or simulated.
 
@@ -250,7 +286,7 @@ class Results:
     ----------
     command, created, environment
         How, when (ISO 8601, UTC: :func:`now`) and on what: ``{"cpu": ..., "python": ...}``.
-    cells, timelines, detections, validations, promises
+    cells, timelines, detections, validations, promises, decisions
         What came out.
     notes
         What a reader must know: reconstructions, what was left out, and why.
@@ -265,6 +301,7 @@ class Results:
     validations: tuple[Validation, ...] = ()
     promises: tuple[Promises, ...] = ()
     notes: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
 
     def to_json(self) -> str:
         """What the file holds, in one line."""
@@ -339,6 +376,7 @@ def merge(*results: Results) -> Results:
         validations=_once(item for part in results for item in part.validations),
         promises=_once(item for part in results for item in part.promises),
         notes=tuple(dict.fromkeys(note for part in results for note in part.notes)),
+        decisions=_once(item for part in results for item in part.decisions),
     )
 
 

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from odin_lab.report.comparison import base_name, is_ours, is_yardstick, order_policies, scores
+from odin_lab.report.decisions import decisions
 from odin_lab.report.figures import Plot
 from odin_lab.report.parts import Data, Report, Section, compare, slug, study_name
 from odin_lab.report.plots import draw_cdfs, draw_heat, draw_scaling, draw_slo
@@ -30,7 +31,8 @@ def make_report(results: Sequence[Results], *, title: str = "Evaluation of ODIN"
         If the results hold nothing, or contradict each other.
     """
     whole = merge(*results)
-    if not (whole.cells or whole.timelines or whole.detections or whole.validations or whole.promises):
+    told = whole.cells, whole.timelines, whole.detections, whole.validations, whole.promises, whole.decisions
+    if not any(told):
         raise ResultsError("the results hold nothing to report; give files with cells, timelines, detections")
     policies = [cell.policy for cell in whole.cells] + [line.policy for line in whole.timelines]
     data = Data(whole, tuple(results), looks(policies))
@@ -48,6 +50,7 @@ def make_report(results: Sequence[Results], *, title: str = "Evaluation of ODIN"
         detection,
         validation,
         promises,
+        decisions,
         _notes,
     )
     sections = tuple(section for make in makers if (section := make(data)) is not None)

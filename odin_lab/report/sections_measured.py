@@ -30,10 +30,12 @@ def timelines(data: Data) -> Section | None:
         lines = [ordered[policy] for policy in order_policies(ordered)]
         sources = tuple(part for part in data.sources if any(line in part.timelines for line in lines))
         means = ", ".join(f"{line.policy} {rate:.3g}/s" for line in lines if not math.isnan(rate := mean_hz(line)))
+        peak = "; dotted: the best plan undisturbed" if any(math.isfinite(line.peak_hz) for line in lines) else ""
         events = max(len(line.interference) for line in lines)
         caption = (
             f"{model}, {title}: {events} interference events. Shaded, and in a lane for each device: interference; "
-            f"triangles: plan changes; dotted: the best plan undisturbed. Mean throughput of the time shown: {means}."
+            f"triangles: plan changes{peak}. Mean throughput of the time shown: {means}."
+            + (" Diamonds: knobs turned, pipelines planned together." if any(line.turns for line in lines) else "")
             + _spikes(lines)
         )
         draw = partial(draw_timelines, timelines=lines, looks=data.looks)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from odin.monitor.eventlog import read_log
 from odin.monitor.events import Event, LoadChanged, PlanChanged, PolicyChanged, RequestDone, RunStarted
+from odin.monitor.samples import SampleTimes
 from odin.monitor.timing import RequestTimeline
 from odin.partitioner.plan import Plan
 
@@ -38,10 +39,15 @@ class LoadSpan(NamedTuple):
 class LiveRun:
     """A live run; times are seconds from the first submission, index 0 is its first request.
 
+    Requests that were joined into one micro-batch are one here, as they are to the stages.
+
     Attributes
     ----------
     started
         What ran.
+    share
+        What its micro-batches take on each stage, on average, over what full ones would, as expected by their numbers
+        of samples, shape (stages,).
     cuts
         Between the stages' layers, of each request, shape (requests, stages + 1).
     submitted_s, finished_s
@@ -49,8 +55,9 @@ class LiveRun:
     begin_s, stage_s
         When each stage began to compute on each request, as well as it can be told, and for how long, shape (requests,
         stages).
-    layer_s
-        Seconds of each layer, shape (requests, layers); ``nan`` where not measured.
+    even_s, layer_s
+        ``stage_s``, and seconds of each layer, shape (requests, layers), as if all micro-batches had had as many
+        samples; ``nan`` where not measured.
     handed_s
         Seconds that each stage needed to hand its result on, waiting included, shape (requests, stages); ``nan`` for
         the last request. Under windows only their distribution means something: ``nan`` where the next request had no
@@ -62,11 +69,13 @@ class LiveRun:
     """
 
     started: RunStarted
+    share: FloatArray
     cuts: IntArray
     submitted_s: FloatArray
     finished_s: FloatArray
     begin_s: FloatArray
     stage_s: FloatArray
+    even_s: FloatArray
     layer_s: FloatArray
     handed_s: FloatArray
     loads: tuple[LoadSpan, ...]
@@ -170,14 +179,23 @@ def _to_run(
     for stage in range(stage_s.shape[1]):
         begin_s[:, stage] = sent_s + queue_s[:, stage]
         sent_s = begin_s[:, stage] + stage_s[:, stage] + np.nan_to_num(handed_s[:, stage])
+    times = SampleTimes.of_run(started)
+    share = np.array(
+        [np.mean([times.share(at, timeline.samples) for timeline in timelines]) for at in range(stage_s.shape[1])]
+    )
+    full = [times.as_full(timeline) for timeline in timelines]
     return LiveRun(
         started,
+        share,
         cuts,
         submitted_s,
         np.array([timeline.completed_s for timeline in timelines]) - origin_s,
         begin_s,
         stage_s,
-        np.array([[s for timing in timeline.stages for s in timing.layer_s] for timeline in timelines]),
+        share * np.array([[timing.wall_s for timing in timeline.stages] for timeline in full]),
+        np.array(
+            [[share[timing.stage] * s for timing in timeline.stages for s in timing.layer_s] for timeline in full]
+        ),
         handed_s,
         _spans(started, loads, origin_s),
         prepare_s,

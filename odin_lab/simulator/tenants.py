@@ -98,6 +98,10 @@ class TenantRun:
         Seconds that each device computed for it, over all its time.
     moves
         When it moved, where to, and why.
+    answers
+        When each request was answered, and how long it took; all of them, in order.
+    unanswered_s
+        When those came that were not answered in the end.
     """
 
     name: str
@@ -105,6 +109,8 @@ class TenantRun:
     latency_s: FloatArray = field(default_factory=lambda: np.zeros(0))
     used_s: FloatArray = field(default_factory=lambda: np.zeros(0))
     moves: list[tuple[float, Plan, str]] = field(default_factory=list)
+    answers: list[tuple[float, float]] = field(default_factory=list)
+    unanswered_s: list[float] = field(default_factory=list)
 
     @property
     def p99_s(self) -> float:
@@ -265,6 +271,10 @@ class _Pipeline:
         latency_s = [took_s for at_s, took_s in self.done if from_s <= at_s <= end_s]
         self.run.latency_s = np.array(latency_s)
         self.run.throughput_hz = len(latency_s) / (end_s - from_s)
+        self.run.answers = self.done
+        waiting = [*self.shared, *(one for server in self.servers for one in server.waiting)]
+        waiting += [server.request for server in self.servers if server.request is not None]
+        self.run.unanswered_s = sorted(request.arrived_s for request in waiting)
         return self.run
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from rich.table import Table
@@ -11,13 +11,20 @@ from rich.table import Table
 from odin.tuning.policy import POLICIES
 from odin_lab.simulator.tuning import TuningOutcome, simulate_tuning, standard_worlds
 
-__all__ = ["tuning_table"]
+__all__ = ["tuning_rows", "tuning_table"]
 
 _SECONDS = 420.0
 
 
-def tuning_table(*, seeds: Sequence[int], seconds: float = _SECONDS) -> Table:
-    """A row for each world and policy: medians over the seeds."""
+def tuning_rows() -> int:
+    """How many rows there are."""
+    return len(standard_worlds()) * len(POLICIES)
+
+
+def tuning_table(
+    *, seeds: Sequence[int], seconds: float = _SECONDS, on_row: Callable[[], object] = lambda: None
+) -> Table:
+    """A row for each world and policy: medians over the seeds; ``on_row`` is called after each."""
     table = Table(
         title=f"a knob turned to keep a latency, {seconds:.0f} s, median of {len(seeds)} seeds; loads of 1.8 and 1.4 "
         "times for a minute each",
@@ -50,6 +57,7 @@ def tuning_table(*, seeds: Sequence[int], seconds: float = _SECONDS) -> Table:
                 f"{median(one.of_best for one in found):.3f}",
                 f"{median(one.turns for one in found):g}",
             )
+            on_row()
     return table
 
 

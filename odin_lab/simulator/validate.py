@@ -151,7 +151,7 @@ def twin_of(live: LiveRun, *, table: TimingTable | None = None) -> Twin:
     stages, layers = len(live.started.stages), len(live.started.layers)
     if table is not None and table.layer_count != layers:
         raise ValueError(f"the table has {table.layer_count} layers, the run {layers}; record the run's model")
-    told_s = np.array([stage.baseline_s for stage in live.started.stages])
+    told_s = live.share[:, None] * np.array([stage.baseline_s for stage in live.started.stages])
     spans, conditions, texts = _conditions(live)
     baseline_s = np.array(
         [_typical_s(live, stage, conditions[:, stage] == 0, told_s[stage]) for stage in range(stages)]
@@ -234,7 +234,7 @@ def _typical_s(live: LiveRun, stage: int, rows: NDArray[np.bool_], expected_s: F
     if rows.sum() < _ENOUGH:
         return expected_s
     prefix_s = np.concatenate([[0.0], np.cumsum(expected_s)])
-    typical_s = expected_s * np.median(live.stage_s[rows, stage] / (prefix_s[last] - prefix_s[first])[rows])
+    typical_s = expected_s * np.median(live.even_s[rows, stage] / (prefix_s[last] - prefix_s[first])[rows])
     for layer in range(len(expected_s)):
         seen = rows & (first <= layer) & (layer < last) & np.isfinite(live.layer_s[:, layer])
         if seen.sum() >= _ENOUGH:
@@ -248,7 +248,7 @@ def _residuals(live: LiveRun, stage: int, rows: NDArray[np.bool_], typical_s: Fl
     first, last = live.cuts[:, stage], live.cuts[:, stage + 1]
     rows = rows & (last > first)
     prefix_s = np.concatenate([[0.0], np.cumsum(typical_s)])
-    residuals: FloatArray = np.log(live.stage_s[rows, stage] / (prefix_s[last] - prefix_s[first])[rows])
+    residuals: FloatArray = np.log(live.even_s[rows, stage] / (prefix_s[last] - prefix_s[first])[rows])
     return residuals
 
 

@@ -96,8 +96,9 @@ def test_what_odin_top_shows_is_there_too():
     assert states == dict.fromkeys(("quiet", "bypassed", "empty", "hung", "lost"), 0.0) | {"disturbed": 1.0}
     assert now["odin_stage_layers", "m", "1", "cpu:1"] == 9
     view = dataplane.repository.served("m").view()
-    assert now["odin_throughput_micro_batches_per_second", "m"] == view.throughput_hz
-    assert now["odin_throughput_bound_micro_batches_per_second", "m"] == view.fluid_bound_hz
+    assert now["odin_throughput_requests_per_second", "m"] == view.throughput_hz
+    assert now["odin_throughput_bound_requests_per_second", "m"] == view.fluid_bound_hz
+    assert now["odin_throughput_samples_per_second", "m"] == view.samples_hz == view.throughput_hz
     assert now["odin_micro_batches_in_flight", "m"] == 3
 
 
@@ -161,7 +162,7 @@ def test_an_unloaded_model_takes_its_series_along():
 
 def test_what_is_no_number_never_enters():
     dataplane, metrics = watched({"m": [run_started()]})
-    assert ("odin_throughput_micro_batches_per_second", "m") not in samples(metrics)  # nan: nothing is known yet
+    assert ("odin_throughput_requests_per_second", "m") not in samples(metrics)  # nan: nothing is known yet
     found = []
     dataplane.observers.add(found.append)
     ask(dataplane, REQUEST)

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from odin.monitor.events import PlanChanged
+from odin.monitor.samples import SampleTimes
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin_lab.report.hindsight import gains_in_hindsight
 
@@ -59,3 +60,14 @@ def test_transfers_were_left_out():
 def test_a_stage_without_layers_tells_nothing():
     move = moved(1, (3, 3), (6, 0))
     assert math.isnan(gains_in_hindsight(BASELINE_S, [move], [ran(1, (6, 0), [1.0, 1.0])])[0])
+
+
+def test_small_micro_batches_count_as_full_ones():
+    """One sample takes a third of a full micro-batch: it looked like stages that had become faster."""
+    times = SampleTimes(BASELINE_S, [[0.01 / 3] * 6] * 2, batch=8)
+    send_s = [0.0, 0.0, 0.0, 0.001, 0.02, 0.0, 0.0]
+    move = moved(1, (3, 3), (4, 2))
+    full = gains_in_hindsight(BASELINE_S, [move], [ran(1, (4, 2), [1.0, 2.0])], send_s=send_s)
+    small = [ran(1, (4, 2), [1 / 3, 2 / 3])._replace(samples=1)]
+    assert gains_in_hindsight(BASELINE_S, [move], small, send_s=send_s, times=times) == pytest.approx(full)
+    assert gains_in_hindsight(BASELINE_S, [move], small, send_s=send_s) != pytest.approx(full)

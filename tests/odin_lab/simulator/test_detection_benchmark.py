@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 from patience import PROMPT_S
@@ -223,6 +224,19 @@ def test_a_trace_is_time_over_baseline(tmp_path):
     assert np.exp(trace.samples[:, 0]) == pytest.approx([1.0, 2.0, 1.0, 2.0])
     assert np.exp(trace.samples[:2, 1]) == pytest.approx([1.0, 1.5])
     assert np.isnan(trace.samples[2:, 1]).all()
+
+
+def test_a_trace_of_small_micro_batches_is_as_of_full_ones(tmp_path):
+    """They looked like stages that had become faster."""
+    run = run_started((0.1, 0.2, 0.3), (0.2, 0.4, 0.6))
+    stages = tuple(
+        msgspec.structs.replace(stage, single_s=tuple(seconds / 2 for seconds in stage.baseline_s))
+        for stage in run.stages
+    )
+    done = request(1, (0, 1, 0.06), (1, 3, 0.5))
+    small = RequestDone(done.at_s, done.timeline._replace(samples=1))
+    trace = read_trace(write(tmp_path / "x.jsonl", msgspec.structs.replace(run, stages=stages, batch=8), small))
+    assert np.exp(trace.samples) == pytest.approx(np.array([[1.2, 1.0]]))
 
 
 def test_a_trace_without_baselines_is_held_against_its_medians(tmp_path):

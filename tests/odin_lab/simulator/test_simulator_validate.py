@@ -130,6 +130,38 @@ def write_relay_run(path, world, *, requests, seed):
     return line
 
 
+def test_micro_batches_of_different_sizes_are_made_even(tmp_path):
+    """A stage's times were compared whatever the number of samples: small micro-batches looked like noise."""
+    random, single = np.random.default_rng(0), 0.25
+    lines = []
+    for index in range(60):
+        samples = int(random.choice((1, 8)))
+        part = 1.0 if samples == 8 else single
+        timings = tuple(
+            StageTiming(stage, 4 * stage, 4 * stage + 4, 0.0, 0.04 * part, 0.0, 0.0, 0.0, (0.01 * part,) * 4)
+            for stage in (0, 1)
+        )
+        at_s = ORIGIN_S + 0.1 * index
+        lines.append(RequestDone(at_s + 0.09, RequestTimeline(index, 0, at_s, at_s + 0.09, timings, samples=samples)))
+    stages = tuple(StageDescription(f"cpu:{at}", "", 0, (0.01,) * 8, (0.01 * single,) * 8) for at in (0, 1))
+    names = tuple(f"layer{at}" for at in range(8))
+    with EventLog(tmp_path / "run.jsonl") as log:
+        log.append(RunStarted(ORIGIN_S - 1, 0.0, "made up", names, stages, (4, 4), "static", 4, batch=8))
+        for line in lines:
+            log.append(line)
+        log.append(RunEnded(lines[-1].at_s + 1, "closed", 60, 0))
+    live = read_live_run(tmp_path / "run.jsonl")
+    share = np.mean([1.0 if line.timeline.samples == 8 else single for line in lines])
+    assert 0.4 < share < 0.9
+    np.testing.assert_allclose(live.share, [share, share])
+    np.testing.assert_allclose(live.even_s, 0.04 * share)
+    np.testing.assert_allclose(live.layer_s, 0.01 * share, rtol=1e-6)
+    assert len(np.unique(live.stage_s)) == 2  # as they were
+    twin = twin_of(live)
+    np.testing.assert_allclose(twin.world.baseline_s, 0.01 * share, rtol=1e-6)
+    np.testing.assert_allclose(twin.told.baseline_s, 0.01 * share)
+
+
 def test_a_replay_is_exact_where_the_stages_behave_as_modelled(tmp_path):
     run = write_run(tmp_path / "run.jsonl", world_of())
     live = read_live_run(tmp_path / "run.jsonl")
