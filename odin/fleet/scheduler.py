@@ -150,7 +150,17 @@ class Measured(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """What was lost with an executor: its requests; that which it was computing, if any; models in memory no more."""
+    """What was lost with an executor.
+
+    Attributes
+    ----------
+    requests
+        That it had: they wait again.
+    suspect
+        What it was computing, or the request for which it was loading a model; None: neither.
+    models
+        That are in memory no more.
+    """
 
     requests: list[Waiting]
     suspect: Waiting | None
@@ -225,6 +235,7 @@ class Scheduler:
         self._executors = [_Executor() for _ in range(executors)]
         self._refuses = refuses
         self._queue: list[tuple[float, int, Waiting]] = []  # by latest start, then as they came
+        self._by_number: dict[int, Waiting] = {}  # what is in the queue
         self._order = itertools.count()
         self._numbers = itertools.count()
         self._wanted: Counter[int] = Counter()  # requests in the queue, by model
@@ -281,6 +292,7 @@ class Scheduler:
 
     def _put(self, request: Waiting) -> None:
         bisect.insort(self._queue, (*request.key, request))
+        self._by_number[request.number] = request
         self._wanted[request.model] += 1
 
     def _is_over(self, request: Waiting) -> None:
@@ -289,13 +301,14 @@ class Scheduler:
 
     def _take_out(self, request: Waiting) -> None:
         del self._queue[bisect.bisect_left(self._queue, request.key)]  # a tuple sorts before what it begins
+        del self._by_number[request.number]
         self._wanted[request.model] -= 1
         if not self._wanted[request.model]:
             del self._wanted[request.model]
 
     def cancel(self, number: int) -> bool:
         """Forget a request, unless it was sent to an executor."""
-        found = next((one for _, _, one in self._queue if one.number == number), None)
+        found = self._by_number.get(number)
         if found is not None:
             self._take_out(found)
             self._is_over(found)
@@ -482,7 +495,10 @@ class Scheduler:
     def lose(self, executor: int) -> Lost:
         """An executor is gone: what it had waits again."""
         state = self._executors[executor]
-        suspect = state.sent[0].action.request if state.sent else None
+        at = state.sent[0].action.model if state.sent and state.sent[0].action.kind != EVICT else None
+        suspect = next(
+            (one.action.request for one in state.sent if one.action.request and one.action.model == at), None
+        )
         requests = [one.action.request for one in state.sent if one.action.request is not None]
         self._executors[executor] = lost = _Executor()
         lost.live = False

@@ -43,15 +43,18 @@ class Findings(NamedTuple):
     swept
         Every value, if it was asked for; the probes' among them.
     choice
-        What was decided by the probes.
+        What was decided by the probes; None: it was ended before all of them were.
     mode
         The chosen one.
+    ended
+        Whether it was ended before all was measured.
     """
 
     probes: tuple[Probe, ...]
     swept: tuple[Probe, ...]
-    choice: Choice
-    mode: Mode
+    choice: Choice | None
+    mode: Mode | None
+    ended: bool = False
 
 
 def first_values(mode: Mode) -> tuple[int, ...]:
@@ -64,6 +67,10 @@ def first_values(mode: Mode) -> tuple[int, ...]:
     """
     many = min(mode.largest, _BATCH_PROBE if mode.knob == "batch" else mode.largest)
     return (1, many) if many > 1 else (1,)
+
+
+class _EndedError(Exception):
+    """The user wants no more."""
 
 
 class _Meter:
@@ -82,7 +89,7 @@ class _Meter:
         return [self._known[value] for value in sorted(self._known)]
 
     def measure(self, value: int) -> Probe:
-        """Measure a value, or tell what is known of it."""
+        """Measure a value, or tell what is known of it; raises :class:`_EndedError` if the user wants no more."""
         if value not in self._known:
             mode, effort = self._mode, self._effort
             self._served.value = value
@@ -93,7 +100,7 @@ class _Meter:
                 nonlocal answered
                 answered = count
 
-            self._known[value] = probe(
+            found = probe(
                 mode,
                 value,
                 self._served.submit,
@@ -101,7 +108,10 @@ class _Meter:
                 stop=lambda: self._look(title, answered, total),
                 look=note,
             )
-            self._on_probe(self._known[value])
+            if found is None:
+                raise _EndedError
+            self._known[value] = found
+            self._on_probe(found)
         return self._known[value]
 
 
@@ -118,7 +128,8 @@ def find(
 ) -> Findings:
     """Measure each mode in turn, and choose.
 
-    The third value of each is the largest that keeps the limit as the first two predict it.
+    The third value of each is the largest that keeps the limit as the first two predict it. If the user wants no more,
+    what is known until then, without a choice.
 
     Parameters
     ----------
@@ -142,16 +153,20 @@ def find(
     for mode in modes:
         with open_mode(mode) as served:
             meter = _Meter(mode, served, effort, look, on_probe)
-            for value in first_values(mode):
-                meter.measure(value)
-            meter.measure(largest_within(meter.known, limit_s=limit_s, largest=mode.largest, statistic=statistic))
-            probes += meter.known
-            if sweep:
+            try:
+                for value in first_values(mode):
+                    meter.measure(value)
+                meter.measure(largest_within(meter.known, limit_s=limit_s, largest=mode.largest, statistic=statistic))
+                probes += meter.known
                 over = 0
-                for value in range(1, mode.largest + 1):
+                for value in range(1, mode.largest + 1) if sweep else ():
                     over = over + 1 if meter.measure(value).latency_s(statistic) > limit_s else 0
                     if over == _FAR_OVER:
                         break
+            except _EndedError:
+                known = [one for one in probes if one.knob != mode.knob] + meter.known
+                return Findings(tuple(known), (*swept, *meter.known) if sweep else (), None, None, True)
+            if sweep:
                 swept += meter.known
     choice = choose(probes, limit_s=limit_s, statistic=statistic)
     return Findings(tuple(probes), tuple(swept), choice, next(mode for mode in modes if mode.knob == choice.knob))
@@ -161,6 +176,8 @@ def best_of_sweep(
     findings: Findings, value: int, *, limit_s: float, statistic: str = "p95"
 ) -> tuple[Probe, float] | None:
     """The best of a sweep, and the throughput with a value of the chosen knob as a part of its; None without one."""
+    if findings.choice is None:
+        return None
     best = best_within(findings.swept, limit_s=limit_s, statistic=statistic)
     own = [one for one in findings.swept if (one.knob, one.value) == (findings.choice.knob, value)]
     return None if best is None or not own else (best, own[0].throughput_hz / best.throughput_hz)

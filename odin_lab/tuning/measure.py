@@ -42,8 +42,8 @@ def probe(
     stop: Callable[[], bool] = lambda: False,
     look: Callable[[int], None] = lambda answered: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> Probe:
-    """Keep as many requests under way as are computed at a time, and measure.
+) -> Probe | None:
+    """Keep as many requests under way as are computed at a time, and measure; None if it was ended before all were.
 
     Parameters
     ----------
@@ -82,6 +82,8 @@ def probe(
     if failures:
         raise failures[0]
     counted = answers[warm:]
+    if stop() and len(counted) < effort.requests:
+        return None
     if not counted:
         raise ValueError(f"{mode.title}, {value}: no request was answered within {effort.limit_s:g} s; allow more")
     latencies_s = [finished_s - submitted_s for submitted_s, finished_s in counted]
