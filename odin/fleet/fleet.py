@@ -389,7 +389,7 @@ class Fleet:
             self._read(self._folder.names() if names is None else names)
             found = self._heads[before:]
             if found:
-                self._processes.know(self._files())
+                self._processes.know(self._files(), self._dispatcher.look(_live))
                 self._dispatcher.know([head.name for head in self._heads], [head.facts for head in found])
                 self._numbers = self._by_name()  # from now on they are asked for
             return tuple(head.name for head in found)
@@ -489,7 +489,9 @@ class Fleet:
         assert self._dispatcher is not None
         self._processes.start_again(executor)
         sender, receiver = self._processes.join(executor, self._pool)
-        self._dispatcher.regain(executor, sender, receiver, [code for code, _ in self._warm])
+        with self._lock:
+            self._processes.know(self._files(), [executor])  # what was found while it started
+            self._dispatcher.regain(executor, sender, receiver, [code for code, _ in self._warm])
         now_s = time.perf_counter()
         away_s = now_s - self._lost_s.get(executor, now_s)
         self._emit(StageBack(now_s, executor, self._processes.infos[executor].pid, away_s, True))
@@ -509,10 +511,7 @@ class Fleet:
     def _give_up(self, executor: int, error: Exception) -> None:
         assert self._dispatcher is not None
 
-        def live(scheduler: Scheduler, now_s: float) -> bool:
-            return any(scheduler.is_live(other) for other in range(len(self.devices)))
-
-        if not self._dispatcher.look(live):
+        if not self._dispatcher.look(_live):
             self._dispatcher.fail(StageLostError(f"all executors are lost and cannot be replaced: {error}"))
 
     # -- end -----------------------------------------------------------------------------------------------------------
@@ -558,6 +557,11 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close(drain=kind is None)
+
+
+def _live(scheduler: Scheduler, now_s: float) -> list[int]:
+    """Executors that are there."""
+    return scheduler.live
 
 
 def _check_devices(devices: Sequence[Device], *, share: bool) -> None:

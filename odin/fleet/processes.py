@@ -97,11 +97,11 @@ class ExecutorProcesses:
             )
         self.infos = [_checked(answer) for answer in ray_calls.get(calls, timeout_s=_START_S)]
 
-    def know(self, files: Sequence[PackedFile]) -> None:
-        """Tell executors of more models; those that do not hear it are told when they are replaced."""
+    def know(self, files: Sequence[PackedFile], executors: Sequence[int]) -> None:
+        """Tell some executors of more models; others, and those that do not hear it, when they are replaced."""
         self._files = list(files)
         with calling():
-            calls = [actor.know.remote(self._files) for actor in self._actors]
+            calls = [self._actors[index].know.remote(self._files) for index in executors]
         ray_calls.wait(calls, timeout_s=_CONNECT_S)
 
     def connect(self, pool: SlotPool, *, answer_nbytes: int) -> tuple[dict[int, Sender], Inbox]:

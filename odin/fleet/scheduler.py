@@ -27,7 +27,7 @@ import itertools
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from odin.fleet.estimates import Estimates, ModelFacts
@@ -52,6 +52,8 @@ AHEAD_S = 0.010
 """An executor has no more work sent ahead to it than this, beside what it is at."""
 MOST_SENT = 16
 """Nor more actions than these, however short: inputs of runs wait in slots, of which there are so many."""
+_LOOKED = 100
+"""So many requests of the queue are placed one by one; those behind count by their seconds, spread over executors."""
 _FAR_S = 1.0
 """More time left than this makes a demand no smaller."""
 
@@ -72,6 +74,8 @@ class Waiting:
         Whether its model was not in memory then.
     key
         Its place in the queue: latest start, and the order of coming.
+    work_s
+        Seconds that it was predicted to take when it was submitted, its load included.
     """
 
     number: int
@@ -81,6 +85,7 @@ class Waiting:
     expected_s: float = math.nan
     cold: bool = False
     key: tuple[float, int] = (math.inf, 0)
+    work_s: float = 0.0
 
 
 class Action(NamedTuple):
@@ -256,25 +261,28 @@ class Scheduler:
             On the clock of ``now_s``; infinite for none.
         """
         facts = self.models[model]
-        latest_s = deadline_s - self.estimates.run_s(model, facts, samples, now_s)
+        work_s = self.estimates.run_s(model, facts, samples, now_s)
+        latest_s = deadline_s - work_s
         order = next(self._order)
         at = bisect.bisect(self._queue, (latest_s, order))
         cold = model not in self.residency
-        request = Waiting(number, model, samples, deadline_s, cold=cold, key=(latest_s, order))
+        if cold and model not in self._wanted:
+            work_s += self.estimates.load_s(facts.nbytes, now_s)
+        request = Waiting(number, model, samples, deadline_s, cold=cold, key=(latest_s, order), work_s=work_s)
         verdict = Verdict(False, math.nan, 0.0, at) if deadline_s == math.inf else self._judge(request, at, now_s)
         if not verdict.late:
-            request = Waiting(number, model, samples, deadline_s, now_s + verdict.predicted_s, cold, request.key)
+            request = replace(request, expected_s=now_s + verdict.predicted_s)
             self._put(request)
             if verdict.trial:
                 self._trial = request.key
         return verdict
 
     def _judge(self, request: Waiting, at: int, now_s: float) -> Verdict:
-        before = [one for _, _, one in self._queue[:at]]
-        behind = [one for _, _, one in self._queue[at:] if one.deadline_s < math.inf]
         course = _Course(self, now_s)
-        for one in before:
+        for _, _, one in self._queue[: min(at, _LOOKED)]:
             course.take(one)
+        course.wait(sum(one.work_s for _, _, one in self._queue[_LOOKED:at]))
+        behind = [one for _, _, one in self._queue[at : at + _LOOKED] if one.deadline_s < math.inf]
         usual = course.copy() if behind and self._refuses else course
         typical_s = course.typical_end_s(request)
         place = course.take(request)
@@ -333,7 +341,7 @@ class Scheduler:
         """Go through the queue once while executors may be sent more; whether to begin anew."""
         ready = {number for number in range(len(self._executors)) if self._is_ready(number, now_s)}
         course, now = _Course(self, now_s), _Course(self, now_s)
-        for _, _, request in tuple(self._queue) if ready else ():
+        for _, _, request in self._queue[:_LOOKED] if ready else ():
             typical_s = now.typical_end_s(request)
             if typical_s > request.deadline_s:
                 self._take_out(request)
@@ -366,7 +374,7 @@ class Scheduler:
         """Whose model is loaded next: that with the largest unserved demand, if accepted requests are in time still."""
         demand: defaultdict[int, float] = defaultdict(float)
         heads: dict[int, Waiting] = {}
-        for _, _, one in self._queue:
+        for _, _, one in self._queue[:_LOOKED]:
             if one.model not in self.residency:
                 heads.setdefault(one.model, one)
                 facts = self.models[one.model]
@@ -383,7 +391,7 @@ class Scheduler:
         if place.end_s > best.deadline_s:
             return planned
         changed.follow(best, place)
-        for _, _, one in self._queue:
+        for _, _, one in self._queue[:_LOOKED]:
             if one.deadline_s == math.inf:
                 break
             before_s = usual.take(one).end_s
@@ -512,6 +520,11 @@ class Scheduler:
         self._executors[executor].live = True
         self._executors[executor].codes.update(codes)
 
+    @property
+    def live(self) -> list[int]:
+        """Executors that are there."""
+        return [number for number, one in enumerate(self._executors) if one.live]
+
     def is_live(self, executor: int) -> bool:
         """Whether an executor is there."""
         return self._executors[executor].live
@@ -540,6 +553,11 @@ class _Course:
         other._free_s = dict(self._free_s)
         other._opened, other._loaded = set(self._opened), set(self._loaded)
         return other
+
+    def wait(self, work_s: float) -> None:
+        """Go on as if so many seconds of work were done, spread over the executors that are there."""
+        each_s = work_s * sum(self._slowdown.values()) / max(1, len(self._slowdown)) ** 2
+        self._free_s = {number: free_s + each_s for number, free_s in self._free_s.items()}
 
     def _run_s(self, request: Waiting) -> float:
         key = request.model, request.samples

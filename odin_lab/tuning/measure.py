@@ -58,8 +58,6 @@ def probe(
     ------
     Exception
         What a request failed with; the first one.
-    ValueError
-        If none was answered in time.
     """
     clients, samples = mode.clients(value), mode.samples(value)
     warm = effort.warm * clients
@@ -84,8 +82,6 @@ def probe(
     counted = answers[warm:]
     if stop() and len(counted) < effort.requests:
         return None
-    if not counted:
-        raise ValueError(f"{mode.title}, {value}: no request was answered within {effort.limit_s:g} s; allow more")
     latencies_s = [finished_s - submitted_s for submitted_s, finished_s in counted]
     span_s = counted[-1][1] - (answers[warm - 1][1] if warm else begin_s)
     return Probe(
