@@ -64,6 +64,8 @@ class Counts(NamedTuple):
         Actions that have ended: a model may be opened by several executors.
     load_predicted_s, load_actual_s
         Seconds of all loads.
+    in_time
+        Of the completed ones: those with a deadline.
     """
 
     completed: int = 0
@@ -77,6 +79,7 @@ class Counts(NamedTuple):
     evictions: int = 0
     load_predicted_s: float = 0.0
     load_actual_s: float = 0.0
+    in_time: int = 0
 
     @property
     def hit_rate(self) -> float:
@@ -375,7 +378,7 @@ class Dispatcher:
         if isinstance(outcome, Exception):
             self._count(failed=1, late=int(isinstance(outcome, DeadlineExceededError)))
         else:
-            self._count(completed=1)
+            self._count(completed=1, in_time=int(request.deadline_s < math.inf))
         return request
 
     def _fail_waiting(self, model: int) -> list[_Request]:

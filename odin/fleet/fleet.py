@@ -31,7 +31,7 @@ from odin.fleet.processes import ExecutorProcesses
 from odin.fleet.replacement import Replacement
 from odin.fleet.scheduler import LOAD, MOST_SENT, RUN, Measured, Scheduler
 from odin.fleet.structure import ModelCall
-from odin.fleet.view import ExecutorView, FleetView, predictions_of
+from odin.fleet.view import ExecutorView, FleetView, predictions_of, state_of
 from odin.monitor.eventlog import EventLog
 from odin.monitor.events import (
     Event,
@@ -43,6 +43,7 @@ from odin.monitor.events import (
     StageDescription,
     StageLost,
 )
+from odin.monitor.view.fleet_view import FleetState
 from odin.options import check_count, check_on_this_machine, check_timeout, refuse_twice
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.process.phases import phase
@@ -52,6 +53,7 @@ from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.slots import slot_nbytes_for
 from odin.stages.device import Device, DeviceError, parse_devices
 from odin.stages.lease import refuse_taken_devices
+from odin.status.server import StatusServer
 
 __all__ = ["SCHEDULERS", "Fleet"]
 
@@ -140,6 +142,7 @@ class Fleet:
         self._dispatcher: Dispatcher | None = None
         self._replacement: Replacement | None = None
         self._recorder: EventRecorder | None = None
+        self._status: StatusServer | None = None
         self._lost_s: dict[int, float] = {}
         check_ray_is_ours()
         keep_from_children(self)
@@ -248,6 +251,7 @@ class Fleet:
             self._output_nbytes = max(slot_nbytes_for(outputs) for _, outputs in nbytes)
             self._pool = SlotPool(MOST_SENT * len(placed), self._input_nbytes)
             senders, inbox = self._processes.connect(self._pool, answer_nbytes=self._output_nbytes)
+        self._policy = scheduler
         self._tell_start(scheduler)
         make = Scheduler if scheduler == "predictive" else OnDemand
         decides = make(
@@ -270,6 +274,16 @@ class Fleet:
             on_deadly=self._not_served,
         )
         self._replacement.start()
+        self._status = StatusServer(self._answer)
+
+    def _answer(self) -> str:
+        """The state for ``odin top``; if it cannot be had, who asks is hung up on."""
+        assert self._recorder is not None
+        try:
+            return self.state().to_json()
+        except Exception as error:
+            self._recorder.faults.tell("the status for odin top", error, "who asks is hung up on")
+            raise ConnectionError("there is no view at this moment") from error
 
     def _emit(self, event: Event) -> None:
         if self._recorder is not None:
@@ -445,6 +459,12 @@ class Fleet:
         view: FleetView = self._dispatcher.look(read)
         return view._replace(counts=self.counts(), predictions=predictions_of(self.measured()))
 
+    def state(self) -> FleetState:
+        """What ``odin top`` shows at this moment."""
+        assert self._recorder is not None
+        told = self._recorder.view(time.perf_counter())
+        return state_of(self.view(), name=self._folder.path.name, policy=self._policy, told=told)
+
     def _note(self, measured: Measured, resident: int, resident_nbytes: int) -> None:
         self._measured.append(measured)
         if measured.kind != RUN:
@@ -526,6 +546,8 @@ class Fleet:
             return
         atexit.unregister(self._at_exit)
         with contextlib.ExitStack() as last:
+            if self._status is not None:
+                last.callback(self._status.close)
             if self._recorder is not None:
                 last.callback(self._end_record)
             if self._runtime is not None:
@@ -548,7 +570,9 @@ class Fleet:
         self._recorder.close()
 
     def abandon(self) -> None:
-        """Nothing to close in a forked child; for :mod:`odin.process.forks`."""
+        """In a forked child: close what keeps the parent's resources alive; for :mod:`odin.process.forks`."""
+        if self._status is not None:
+            self._status.abandon()
 
     def __enter__(self) -> Self:
         return self
