@@ -1,18 +1,23 @@
-"""How long an action will take: the 99th percentile of the last ten measurements, at an executor's present slowdown.
+"""How long an action will take: typically, and hardly ever longer, at an executor's present slowdown.
 
-As in Clockwork (Gujarati et al., OSDI 2020), where durations are stored at a nominal clock rate and used at the present
-one. Here they are stored as without interference, divided by the executor's slowdown when they were measured, and used
-times its slowdown now: so an estimate holds beside a program that shares the core, from the first runs on that it slows
-down.
+As in Clockwork (Gujarati et al., OSDI 2020), durations are stored as without interference, divided by the executor's
+slowdown when they were measured (there: by the clock rate), and used times its slowdown now: so an estimate holds
+beside a program that shares the core, from the first runs on that it slows down.
 
 ::
 
     slowdown of an executor   median of its last runs: measured / baseline
-    a run                     p99 of the model's last ten, or its baseline     x slowdown
-    a load                    constant + bytes / rate                          x slowdown   (bytes: 0 if in memory)
+    a run, typically          median of the model's last ten, or its baseline  x slowdown
+    a load, typically         constant + bytes / rate, by medians              x slowdown   (bytes: 0 if in memory)
+    hardly ever longer        typically x the 99th percentile of actual / typical of the last 200 runs (or loads)
 
-The median of the same is what an action *typically* takes. What is older than some seconds counts by its median, and
-after a minute not at all: an outlier must not keep a model out for ever, whose requests are refused because of it.
+Clockwork takes the 99th percentile of each model's last ten runs, which is their largest: the next one exceeds that
+once in eleven times if they are alike. Of many models most have fewer measurements, and one exceeds its only one every
+second time. By how much actions exceed what is typical is much the same for all models, so that it is measured of all
+together.
+
+What is older than a minute is not known any more, and by how much actions exceed only for ten seconds: an outlier must
+not keep out for long what is refused because of it.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ __all__ = ["Estimates", "ModelFacts", "percentile_99"]
 
 _WINDOW = 10
 _ACTIONS = 200
-_KNOWN_S = 60.0
+_RECENT_S, _KNOWN_S = 10.0, 60.0
 _SLOWDOWN_RUNS, _SLOWDOWN_AGE_S = 5, 5.0
 _CONSTANT_S, _RATE_NBYTES_S = 0.005, 400e6
 """Until loads were measured."""
@@ -99,21 +104,29 @@ class _Window:
 class _Spread:
     """Actual / typical of the last actions of a kind, whatever their models: what is hardly ever exceeded."""
 
-    __slots__ = ("_ordered", "_ratios")
+    __slots__ = ("_factor", "_ordered", "_ratios")
 
     def __init__(self) -> None:
         self._ratios: deque[tuple[float, float]] = deque()
         self._ordered: list[float] = []
+        self._factor = 1.0
 
     def add(self, ratio: float, now_s: float) -> None:
         self._ratios.append((now_s, ratio))
         bisect.insort(self._ordered, ratio)
-        while len(self._ratios) > _ACTIONS or now_s - self._ratios[0][0] > _KNOWN_S:
+        self._forget(now_s)
+        self._factor = max(1.0, percentile_99(self._ordered))
+
+    def factor(self, now_s: float) -> float:
+        if self._ratios and now_s - self._ratios[0][0] > _RECENT_S:
+            self._forget(now_s)
+            self._factor = max(1.0, percentile_99(self._ordered)) if self._ordered else 1.0
+        return self._factor
+
+    def _forget(self, now_s: float) -> None:
+        while self._ratios and (len(self._ratios) > _ACTIONS or now_s - self._ratios[0][0] > _RECENT_S):
             _, old = self._ratios.popleft()
             del self._ordered[bisect.bisect_left(self._ordered, old)]
-
-    def factor(self) -> float:
-        return percentile_99(self._ordered) if self._ordered else 1.0
 
 
 class Estimates:
@@ -153,12 +166,12 @@ class Estimates:
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
-    def run_s(self, model: int, facts: ModelFacts, samples: int, now_s: float) -> float:
-        """Seconds of a run without interference, which it hardly ever exceeds."""
-        return self.typical_run_s(model, facts, samples, now_s) * self._run_spread.factor()
+    def run_factor(self, now_s: float) -> float:
+        """So many times its typical seconds a run hardly ever exceeds."""
+        return self._run_spread.factor(now_s)
 
     def typical_run_s(self, model: int, facts: ModelFacts, samples: int, now_s: float) -> float:
-        """The median of the model's last ones, or its baseline."""
+        """Without interference: the median of the model's last ones, or its baseline."""
         window = self._runs.get((model, samples))
         baseline_s = facts.baseline_of(samples)
         return baseline_s if window is None else window.typical(now_s, baseline_s)
@@ -173,12 +186,12 @@ class Estimates:
 
     # -- loads and evictions ------------------------------------------------------------------------------------------
 
-    def load_s(self, nbytes: int, now_s: float, *, first: bool = False) -> float:
-        """Seconds of a load of so many bytes from disk without interference, which it hardly ever exceeds."""
-        return self.typical_load_s(nbytes, now_s, first=first) * self._load_spread.factor()
+    def load_factor(self, now_s: float) -> float:
+        """So many times its typical seconds a load hardly ever exceeds."""
+        return self._load_spread.factor(now_s)
 
     def typical_load_s(self, nbytes: int, now_s: float, *, first: bool = False) -> float:
-        """The median; ``first`` of its architecture there."""
+        """Of so many bytes from disk without interference, by medians; ``first`` of its architecture there."""
         constant_s = self._constant_s.typical(now_s, _CONSTANT_S)
         if first:
             constant_s = max(constant_s, self._first_s.typical(now_s, constant_s))
@@ -197,8 +210,9 @@ class Estimates:
             Whether it was the first of its architecture there.
         """
         slowdown = self.slowdown(executor, now_s)
-        typical_s = self.typical_load_s(nbytes, now_s, first=first) * slowdown
-        self._load_spread.add((read_s + bind_s) / typical_s, now_s)
+        typical_s = self.typical_load_s(nbytes, now_s) * slowdown
+        if not first:  # which are few, and unlike the others
+            self._load_spread.add((read_s + bind_s) / typical_s, now_s)
         (self._first_s if first else self._constant_s).add(bind_s / slowdown, now_s)
         if nbytes > 0:
             self._s_per_byte.add(read_s / slowdown / nbytes, now_s)

@@ -174,6 +174,7 @@ class Lost(NamedTuple):
 
 class _Sent(NamedTuple):
     action: Action
+    typical_s: float
     sent_s: float
     read_nbytes: int = 0
     first: bool = False
@@ -187,12 +188,17 @@ class _Executor:
         self.codes: set[str] = set()
 
     def free_s(self, now_s: float) -> float:
-        """When it will have done all that was sent to it."""
+        """When it will typically have done all that was sent to it."""
         if not self.sent:
             return now_s
         first, *others = self.sent
-        free_s = max(now_s, max(self.last_end_s, first.sent_s) + first.action.expected_s)
-        return free_s + sum(one.action.expected_s for one in others)
+        free_s = max(now_s, max(self.last_end_s, first.sent_s) + first.typical_s)
+        return free_s + sum(one.typical_s for one in others)
+
+    @property
+    def margin2(self) -> float:
+        """Square of the seconds by which all that may take longer, which it hardly ever does."""
+        return sum((one.action.expected_s - one.typical_s) ** 2 for one in self.sent)
 
     def overdue_s(self, now_s: float) -> float:
         """Seconds by which what it is at takes longer than predicted; 0.0 if it does not."""
@@ -203,10 +209,14 @@ class _Executor:
 
 
 class _Place(NamedTuple):
+    """Where a request would be done: by ``end_s`` at the latest, hardly ever later; typically by ``typical_end_s``."""
+
     end_s: float
     executor: int
-    load_s: float
+    load_s: float  # typical seconds
     run_s: float
+    typical_end_s: float
+    margin2: float
 
 
 class Scheduler:
@@ -261,13 +271,13 @@ class Scheduler:
             On the clock of ``now_s``; infinite for none.
         """
         facts = self.models[model]
-        work_s = self.estimates.run_s(model, facts, samples, now_s)
-        latest_s = deadline_s - work_s
+        work_s = self.estimates.typical_run_s(model, facts, samples, now_s)
+        latest_s = deadline_s - work_s * self.estimates.run_factor(now_s)
         order = next(self._order)
         at = bisect.bisect(self._queue, (latest_s, order))
         cold = model not in self.residency
         if cold and model not in self._wanted:
-            work_s += self.estimates.load_s(facts.nbytes, now_s)
+            work_s += self.estimates.typical_load_s(facts.nbytes, now_s)
         request = Waiting(number, model, samples, deadline_s, cold=cold, key=(latest_s, order), work_s=work_s)
         verdict = Verdict(False, math.nan, 0.0, at) if deadline_s == math.inf else self._judge(request, at, now_s)
         if not verdict.late:
@@ -378,8 +388,8 @@ class Scheduler:
             if one.model not in self.residency:
                 heads.setdefault(one.model, one)
                 facts = self.models[one.model]
-                run_s = self.estimates.run_s(one.model, facts, one.samples, now_s)
-                load_s = self.estimates.load_s(facts.nbytes, now_s)
+                run_s = self.estimates.typical_run_s(one.model, facts, one.samples, now_s)
+                load_s = self.estimates.typical_load_s(facts.nbytes, now_s)
                 demand[one.model] += run_s / min(_FAR_S, max(AHEAD_S, one.deadline_s - now_s - load_s))
         if planned.model not in demand or len(demand) < 2:
             return planned
@@ -405,7 +415,8 @@ class Scheduler:
             return False
         self._take_out(request)
         self.residency.use(model)
-        self._add(executor, RUN, model, place.run_s, now_s, actions, request)
+        factor = self.estimates.run_factor(now_s)
+        self._add(executor, RUN, model, place.run_s, now_s, actions, request, factor=factor)
         return True
 
     def _load(self, model: int, executor: int, load_s: float, now_s: float, actions: list[Action]) -> bool:
@@ -422,7 +433,8 @@ class Scheduler:
         first = facts.code not in state.codes
         state.codes.add(facts.code)
         residency.add(model, executor, facts.nbytes)
-        self._add(executor, LOAD, model, load_s, now_s, actions, read_nbytes=read_nbytes, first=first)
+        factor = self.estimates.load_factor(now_s)
+        self._add(executor, LOAD, model, load_s, now_s, actions, factor=factor, read_nbytes=read_nbytes, first=first)
         return True
 
     def _in_use(self) -> set[int]:
@@ -430,8 +442,8 @@ class Scheduler:
 
     def _evict(self, model: int, now_s: float, actions: list[Action]) -> None:
         for executor in self.residency.executors(model):
-            expected_s = self.estimates.evict_s(now_s) * self.estimates.slowdown(executor, now_s)
-            self._add(executor, EVICT, model, expected_s, now_s, actions)
+            typical_s = self.estimates.evict_s(now_s) * self.estimates.slowdown(executor, now_s)
+            self._add(executor, EVICT, model, typical_s, now_s, actions)
         self.residency.remove(model)
 
     def _add(
@@ -439,16 +451,17 @@ class Scheduler:
         executor: int,
         kind: str,
         model: int,
-        expected_s: float,
+        typical_s: float,
         now_s: float,
         actions: list[Action],
         request: Waiting | None = None,
         *,
+        factor: float = 1.0,
         read_nbytes: int = 0,
         first: bool = False,
     ) -> None:
-        action = Action(next(self._numbers), executor, kind, model, expected_s, request)
-        self._executors[executor].sent.append(_Sent(action, now_s, read_nbytes, first))
+        action = Action(next(self._numbers), executor, kind, model, typical_s * factor, request)
+        self._executors[executor].sent.append(_Sent(action, typical_s, now_s, read_nbytes, first))
         actions.append(action)
 
     def wake_s(self, now_s: float) -> float:
@@ -535,12 +548,20 @@ class Scheduler:
 
 
 class _Course:
-    """How executors would go on from now: requests placed one after the other."""
+    """How executors would go on from now: requests placed one after the other.
+
+    A request ends after the typical seconds of all that goes before it there, and its own, and a margin that is hardly
+    ever exceeded. Actions take longer independently of each other, so that the margin is the root of the sum of the
+    squares of theirs: all of them together hardly ever take as long as each hardly ever does.
+    """
 
     def __init__(self, scheduler: Scheduler, now_s: float) -> None:
         self._scheduler, self._now_s = scheduler, now_s
         executors = scheduler._executors
         self._free_s = {number: one.free_s(now_s) for number, one in enumerate(executors) if one.live}
+        self._margin2 = {number: executors[number].margin2 for number in self._free_s}
+        self._more_run = scheduler.estimates.run_factor(now_s) - 1
+        self._more_load = scheduler.estimates.load_factor(now_s) - 1
         self._slowdown = {number: scheduler.estimates.slowdown(number, now_s) for number in self._free_s}
         self._opened: set[tuple[int, int]] = set()
         self._loaded: set[int] = set()
@@ -550,7 +571,7 @@ class _Course:
         """One that goes on by itself."""
         other = _Course.__new__(_Course)
         vars(other).update(vars(self))
-        other._free_s = dict(self._free_s)
+        other._free_s, other._margin2 = dict(self._free_s), dict(self._margin2)
         other._opened, other._loaded = set(self._opened), set(self._loaded)
         return other
 
@@ -565,7 +586,7 @@ class _Course:
         if known_s is None:
             scheduler, model = self._scheduler, request.model
             facts = scheduler.models[model]
-            known_s = scheduler.estimates.run_s(model, facts, request.samples, self._now_s)
+            known_s = scheduler.estimates.typical_run_s(model, facts, request.samples, self._now_s)
             self._known_s[key] = known_s
         return known_s
 
@@ -576,13 +597,15 @@ class _Course:
         facts = scheduler.models[model]
         nbytes = 0 if model in scheduler.residency or model in self._loaded else facts.nbytes
         first = facts.code not in scheduler._executors[executor].codes
-        return scheduler.estimates.load_s(nbytes, self._now_s, first=first)
+        return scheduler.estimates.typical_load_s(nbytes, self._now_s, first=first)
 
     def place_on(self, request: Waiting, executor: int) -> _Place:
         """When a request would be done on an executor."""
         slowdown = self._slowdown[executor]
         load_s, run_s = self._load_s(request.model, executor) * slowdown, self._run_s(request) * slowdown
-        return _Place(self._free_s[executor] + load_s + run_s, executor, load_s, run_s)
+        margin2 = self._margin2[executor] + (load_s * self._more_load) ** 2 + (run_s * self._more_run) ** 2
+        typical_end_s = self._free_s[executor] + load_s + run_s
+        return _Place(typical_end_s + math.sqrt(margin2), executor, load_s, run_s, typical_end_s, margin2)
 
     def place(self, request: Waiting) -> _Place:
         """Where a request would be done first; infinitely late on none if there is no executor."""
@@ -590,21 +613,12 @@ class _Course:
 
     def typical_end_s(self, request: Waiting) -> float:
         """When a request would be done first if it, and its load, took what they typically take."""
-        scheduler, now_s, model = self._scheduler, self._now_s, request.model
-        facts, estimates = scheduler.models[model], scheduler.estimates
-        run_s = estimates.typical_run_s(model, facts, request.samples, now_s)
-        ends_s = []
-        for executor, free_s in self._free_s.items():
-            load_s = 0.0
-            if not scheduler.residency.is_open(model, executor) and (model, executor) not in self._opened:
-                in_memory = model in scheduler.residency or model in self._loaded
-                load_s = estimates.typical_load_s(0 if in_memory else facts.nbytes, now_s)
-            ends_s.append(free_s + (load_s + run_s) * self._slowdown[executor])
+        ends_s = [self.place_on(request, executor).typical_end_s for executor in self._free_s]
         return min(ends_s, default=math.inf)
 
     def follow(self, request: Waiting, place: _Place) -> None:
         """Go on as if a request were done there."""
-        self._free_s[place.executor] = place.end_s
+        self._free_s[place.executor], self._margin2[place.executor] = place.typical_end_s, place.margin2
         if place.load_s:
             self._opened.add((request.model, place.executor))
             self._loaded.add(request.model)
@@ -617,4 +631,4 @@ class _Course:
         return place
 
 
-_NOWHERE = _Place(math.inf, -1, 0.0, 0.0)
+_NOWHERE = _Place(math.inf, -1, 0.0, 0.0, math.inf, 0.0)
