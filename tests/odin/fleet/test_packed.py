@@ -321,6 +321,15 @@ def test_models_with_inputs_that_are_no_images(folder: Path, model: nn.Module, x
     models.close()
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x)
+
+
 class Cholesky(nn.Module):
     def forward(self, x):
         return torch.cholesky(x)
@@ -330,7 +339,7 @@ class Cholesky(nn.Module):
     ("model", "x", "problem"),
     [
         (nn.Linear(4, 4), torch.zeros(0, 4), "the example input of one has no samples"),
-        (nn.LSTM(4, 4, batch_first=True), torch.rand(1, 3, 4), r"calls modules as a whole \(LSTM\)"),
+        (Recurrent(), torch.rand(1, 3, 4), r"calls modules as a whole \(LSTM\)"),
         (Cholesky(), torch.eye(3)[None], r"one cannot be timed: with 1 random samples it raises _LinAlgError"),
     ],
     ids=["no samples", "a module", "it fails"],
