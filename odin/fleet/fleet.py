@@ -158,12 +158,13 @@ class Fleet:
                 raise ValueError(f"{option}={told!r} cannot be called; give a function")
         if not isinstance(devices, str):
             _check_devices(devices, share=share_devices)
-        self.batch = int(batch)
-        self._memory_nbytes = int(memory_mib * 2**20)
+        self.batch: int = int(batch)
+        self._memory_nbytes: int = int(memory_mib * 2**20)
         self._on_measured = on_measured
         self._measured: deque[Measured] = deque(maxlen=_MEASURED)
-        self._folder = PackedFolder(folder)
-        self._input_nbytes = self._output_nbytes = sys.maxsize  # of slots, which are made for what is there
+        self._folder: PackedFolder = PackedFolder(folder)
+        self._input_nbytes: int = sys.maxsize  # of slots, which are made for what is there
+        self._output_nbytes: int = sys.maxsize
         self._heads: list[Head] = []
         self._calls: list[ModelCall] = []
         self._numbers: dict[str, int] = {}  # of files that were packed anew the last
