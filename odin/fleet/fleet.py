@@ -160,7 +160,7 @@ class Fleet:
             _check_devices(devices, share=share_devices)
         self.batch: int = int(batch)
         self._memory_nbytes: int = int(memory_mib * 2**20)
-        self._on_measured = on_measured
+        self._on_measured: Callable[[str, Measured], None] | None = on_measured
         self._measured: deque[Measured] = deque(maxlen=_MEASURED)
         self._folder: PackedFolder = PackedFolder(folder)
         self._input_nbytes: int = sys.maxsize  # of slots, which are made for what is there
@@ -178,7 +178,7 @@ class Fleet:
         if not self._heads:
             raise ValueError(f"there is no packed model in {folder}: make one with odin pack MODEL --into {folder}")
         self._numbers = self._by_name()
-        self._at_exit = _close_at_exit(self)
+        self._at_exit: Callable[[], None] = _close_at_exit(self)
         try:
             self._recorder = EventRecorder(log, on_event)
             self._start(devices, admission=admission, scheduler=scheduler, share_devices=share_devices)
