@@ -223,12 +223,14 @@ class Repository:
             self._retire(before)
 
     def _config_now(self, name: str) -> ModelConfig:
-        path = None if self._folder is None else self._folder / f"{name}.toml"
+        folder = self._folder
         try:  # without looking through the folder for each of many models
-            if path is not None and is_model_file(path, self._folder):
-                if name in self._packed_names:
-                    raise _twice(name)
-                return read_model(path)
+            if folder is not None:
+                folder.stat()  # raises if it is gone
+                if is_model_file(path := folder / f"{name}.toml", folder):
+                    if name in self._packed_names:
+                        raise _twice(name)
+                    return read_model(path)
             if name not in self._packed_names:
                 self._find_packed()
         except (ValueError, OSError) as error:
