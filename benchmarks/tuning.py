@@ -105,11 +105,15 @@ def measure(
     """Everything for one model."""
     if limit_ms is None:
         with Served(model, modes[0]._replace(largest=1)) as served:
-            alone_s = probe(modes[0], 1, served.submit, effort=effort).mean_s
+            alone = probe(modes[0], 1, served.submit, effort=effort)
+        assert alone is not None  # nobody ends it early
+        alone_s = alone.mean_s
         limit_s = times * alone_s
     else:
         limit_s, alone_s = limit_ms / 1e3, float("nan")
     findings = find(modes, lambda mode: Served(model, mode), limit_s=limit_s, effort=effort, sweep=True)
+    assert findings.choice is not None
+    assert findings.mode is not None
     if limit_ms is not None:
         alone_s = next(one.mean_s for one in findings.probes if one.value == 1)
     runs = []

@@ -38,6 +38,7 @@ __all__ = [
     "BatchSizeError",
     "check_batch",
     "check_calibration",
+    "check_count",
     "check_joins",
     "check_on_this_machine",
     "check_options",
@@ -111,9 +112,9 @@ def check_options(
         check_installed(engine)
     if transport not in _TRANSPORTS:
         raise ValueError(f"transport {transport!r} is unknown; choose one of {', '.join(_TRANSPORTS)}")
-    _check_count("batch", batch)
-    _check_count("max_in_flight", max_in_flight)
-    _check_count("max_waiting", max_waiting)
+    check_count("batch", batch)
+    check_count("max_in_flight", max_in_flight)
+    check_count("max_waiting", max_waiting)
     check_admission(admission)
     _check_wait(batch_wait_ms, dynamic_batching=dynamic_batching)
     if dynamic_batching and batch == 1:
@@ -180,7 +181,8 @@ def check_calibration(precision: str, calibration: Any) -> None:
         raise ValueError(f"calibration goes with precision 'int8' or 'bfloat16', not with {precision!r}: leave it out")
 
 
-def _check_count(name: str, value: Any) -> None:
+def check_count(name: str, value: Any) -> None:
+    """Raise ``ValueError`` if an option is neither None nor a whole number of at least 1."""
     if value is None:
         return
     try:

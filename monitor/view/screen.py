@@ -20,6 +20,8 @@ from rich.text import Text
 
 from odin.monitor.view.colors import DISTURBED, LATENCY, LOAD, LOST, QUIET, THROUGHPUT
 from odin.monitor.view.event_text import figure, plan_text, seconds, tenants_text, tuned_text
+from odin.monitor.view.fleet_table import fleet_lines
+from odin.monitor.view.fleet_view import FleetState, View
 from odin.monitor.view.pipeline_view import EventLine, PipelineView
 from odin.monitor.view.sparkline import ASCII, UNICODE, Glyphs, calm_top, chart, per_cell, sparkline, thin_out
 from odin.monitor.view.stage_table import stage_lines
@@ -75,7 +77,7 @@ class Picture:
         Lines; default: those of the terminal.
     """
 
-    view: PipelineView
+    view: View
     keys: str = ""
     status: str = ""
     height: int | None = None
@@ -92,7 +94,13 @@ class Picture:
 
 
 def render(
-    view: PipelineView, *, width: int, height: int, ascii_only: bool = False, keys: str = "", status: str = ""
+    view: View,
+    *,
+    width: int,
+    height: int,
+    ascii_only: bool = False,
+    keys: str = "",
+    status: str = "",
 ) -> Text:
     """Draw a view.
 
@@ -116,6 +124,14 @@ def render(
     tall = height >= _TALL
     blank = [Text()] if height >= 20 else []
     footer = [*blank, _both_ends(Text(f" {keys}", style="dim"), Text(f"{status} "), width, glyphs)] if tall else []
+    if isinstance(view, FleetState):
+        heading = [_fleet_header(view, width, glyphs), *blank]
+        room = height - len(heading) - len(footer) - len(blank)
+        own = fleet_lines(view, width=width, height=max(1, room - min(6, room // 4)), glyphs=glyphs)
+        lines = [*heading, *own, *blank]
+        lines += _events(view.events, width, height - len(lines) - len(footer), glyphs, heading=tall)
+        lines += [Text()] * (height - len(lines) - len(footer))
+        return _join([*lines[: max(0, height - len(footer))], *footer][:height])
     promises = [*_promises(view, width, glyphs), *_tuned(view, width, glyphs)] if tall else []
     top = [_header(view, width, glyphs), *blank, *_measures(view, width, height, glyphs), *promises, *blank]
     loads = [*_tenants(view, width, glyphs), *_loads(view, width, glyphs)] if tall else []
@@ -128,7 +144,7 @@ def render(
     return _join([*lines[: max(0, height - len(footer))], *footer][:height])
 
 
-def plain(view: PipelineView, *, width: int = 100, ascii_only: bool = False) -> str:
+def plain(view: View, *, width: int = 100, ascii_only: bool = False) -> str:
     """Draw a view as plain text without escape codes: every stage, and the last events.
 
     Parameters
@@ -141,10 +157,15 @@ def plain(view: PipelineView, *, width: int = 100, ascii_only: bool = False) -> 
         Draw with ASCII characters.
     """
     glyphs = ASCII if ascii_only else UNICODE
-    lines = [_header(view, width, glyphs), Text(), *_measures(view, width, 24, glyphs)]
-    lines += [*_promises(view, width, glyphs), *_tuned(view, width, glyphs), Text()]
-    lines += stage_lines(view, width=width, height=2 * len(view.stages) + 1 + 2 * bool(view.windows), glyphs=glyphs)
-    lines += [*_tenants(view, width, glyphs), *_loads(view, width, glyphs), Text()]
+    if isinstance(view, FleetState):
+        lines = [_fleet_header(view, width, glyphs), Text()]
+        lines += [*fleet_lines(view, width=width, height=len(view.executors) + 20, glyphs=glyphs), Text()]
+    else:
+        lines = [_header(view, width, glyphs), Text(), *_measures(view, width, 24, glyphs)]
+        lines += [*_promises(view, width, glyphs), *_tuned(view, width, glyphs), Text()]
+        height = 2 * len(view.stages) + 1 + 2 * bool(view.windows)
+        lines += stage_lines(view, width=width, height=height, glyphs=glyphs)
+        lines += [*_tenants(view, width, glyphs), *_loads(view, width, glyphs), Text()]
     lines += _events(view.events[-_PLAIN_EVENTS:], width, _PLAIN_EVENTS + 1, glyphs, heading=True)
     file = io.StringIO()
     console = Console(file=file, width=width, color_system=None, force_terminal=False, legacy_windows=False)
@@ -176,6 +197,16 @@ def _header(view: PipelineView, width: int, glyphs: Glyphs) -> Text:
         left.append(f" {clean(view.engine, glyphs)}")
     left.append(f"  {_layers_per_stage(view)}", style=f"bold {THROUGHPUT}")
     left.append(f"  {clean(view.policy, glyphs)}")
+    return _with_counts(left, view, width, glyphs)
+
+
+def _fleet_header(view: FleetState, width: int, glyphs: Glyphs) -> Text:
+    left = Text(" ").append(f"fleet {clean(view.name, glyphs)}", style="bold").append(f"  {clean(view.policy, glyphs)}")
+    return _with_counts(left, view, width, glyphs)
+
+
+def _with_counts(left: Text, view: View, width: int, glyphs: Glyphs) -> Text:
+    """The first line: what runs, and at the right how many requests it has done, and for how long it runs."""
     right = Text()
     if view.ended is not None:
         right.append("ended", style="bold")

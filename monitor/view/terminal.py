@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from odin.monitor.view.pipeline_view import PipelineView
+from odin.monitor.view.fleet_view import View
 from odin.monitor.view.screen import Picture, plain
 
 __all__ = ["Controls", "Keyboard", "keyboard", "live_panel", "watch"]
@@ -59,12 +59,12 @@ class Freeze:
 
     keys = "q quit   p pause"
 
-    def __init__(self, next_view: Callable[[], PipelineView]) -> None:
+    def __init__(self, next_view: Callable[[], View]) -> None:
         self._next_view = next_view
-        self._held: PipelineView | None = None
+        self._held: View | None = None
         self._paused = False
 
-    def __call__(self) -> PipelineView:
+    def __call__(self) -> View:
         """Return the present view, or the one held."""
         if not self._paused or self._held is None:
             self._held = self._next_view()
@@ -151,7 +151,7 @@ def keyboard(descriptor: int | None = None) -> Iterator[Keyboard]:
 
 
 def watch(
-    next_view: Callable[[], PipelineView],
+    next_view: Callable[[], View],
     console: Console,
     *,
     refresh_hz: float = 4.0,
@@ -198,7 +198,7 @@ def watch(
     return "quit"
 
 
-def _screen(source: Callable[[], PipelineView], console: Console, controls: Controls, period_s: float) -> str:
+def _screen(source: Callable[[], View], console: Console, controls: Controls, period_s: float) -> str:
     """Draw on the alternate screen until something ends it."""
     with keyboard() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
         while (view := source()).ended is None:
@@ -208,7 +208,7 @@ def _screen(source: Callable[[], PipelineView], console: Console, controls: Cont
     return "ended"
 
 
-def _lines(source: Callable[[], PipelineView], console: Console, controls: Controls, period_s: float) -> str:
+def _lines(source: Callable[[], View], console: Console, controls: Controls, period_s: float) -> str:
     """Print each new event on a line of its own until something ends it."""
     told = 0
     with keyboard() as keys:
@@ -258,7 +258,7 @@ def _ascii_only(console: Console) -> bool:
 
 @contextmanager
 def live_panel(
-    next_view: Callable[[], PipelineView],
+    next_view: Callable[[], View],
     console: Console,
     *,
     refresh_hz: float = 2.0,

@@ -11,7 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from odin.cli.arguments import positive
+from odin.fleet.packed import PackedFolder, PackedModelError, check_folder_owner, check_name
 from odin.models.model_names import check_model_name, check_weights_file
+from odin.partitioner.files import check_folder
 from odin.process.signals import importing
 
 __all__ = ["add_parser", "run"]
@@ -57,10 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         raise ValueError("name the MODEL to be packed, or check what is there (--verify)")
     check_model_name(arguments.model)
+    into = Path(arguments.into)
+    check_folder(into, "--into")
+    check_folder_owner(into)
+    if arguments.name is not None:
+        check_name(arguments.name)
     if arguments.weights is not None:
         check_weights_file(arguments.weights)
     with importing():
-        from odin.fleet.packed import PackedFolder
         from odin.fleet.packing import pack_source
         from odin.models.sources import load_source
 
@@ -68,8 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     with console.status(f"packing {arguments.model}"):
         source = load_source(arguments.model, weights=arguments.weights, image_size=arguments.image_size)
         name = arguments.name or source.name
-        path = pack_source(source, arguments.into, name=name, portable=arguments.portable)
-        folder = PackedFolder(arguments.into)
+        path = pack_source(source, into, name=name, portable=arguments.portable)
+        folder = PackedFolder(into)
         head = folder.head(name)
         folder.close()
     if source.random_weights:
@@ -86,14 +92,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _verify(path: Path, model: str | None) -> int:
     if model is not None:
         raise ValueError(f"--verify checks all models of the folder: leave out {model!r}")
-    from odin.fleet.packed import PackedFolder, PackedModelError
-
     folder, wrong = PackedFolder(path), 0
-    for name in folder.names():
+    names = folder.names()
+    for name in names:
         try:
             folder.verify(name)
         except (PackedModelError, OSError) as error:
             wrong += 1
             print(error, file=sys.stderr)
-    print(f"{len(folder.names()) - wrong} packed models are as they were packed, {wrong} are not")
+    print(f"{len(names) - wrong} packed models are as they were packed, {wrong} are not")
     return 1 if wrong else 0

@@ -15,7 +15,7 @@ import msgspec
 from rich.console import Console
 
 from odin.cluster.reachable import check_address
-from odin.monitor.view.builder import PipelineView
+from odin.monitor.view.fleet_view import FleetState, View, view_from_json
 from odin.monitor.view.screen import plain, plain_width
 from odin.monitor.view.terminal import watch
 from odin.process.signals import importing
@@ -28,12 +28,13 @@ def add_parser(subparsers: Any) -> None:
     """Add ``odin top`` and its options."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "top",
-        help="watch a running pipeline",
-        description="Watch a running pipeline: stages, slowdowns and their causes, throughput, moves. q quits.",
+        help="watch a running pipeline, or a fleet",
+        description="Watch a running pipeline: stages, slowdowns and their causes, throughput, moves; or a fleet: "
+        "models in memory, requests, executors. q quits.",
         epilog="Exit status: 0 after q or the pipeline's end, 1 if there is none to watch, 2 for wrong usage.",
     )
     parser.add_argument(
-        "pid", nargs="?", type=int, metavar="PID", help="process of the pipeline, needed if several run here"
+        "pid", nargs="?", type=int, metavar="PID", help="process of the pipeline or fleet, needed if several run here"
     )
     parser.add_argument("--model", metavar="NAME", help="model of the pipeline, needed if a server has several")
     parser.add_argument("--address", metavar="HOST:PORT", help="watch a pipeline on any node of this Ray cluster")
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 print(client.ask())
             elif arguments.once:
-                print(plain(PipelineView.from_json(client.ask()), width=plain_width()))
+                print(plain(view_from_json(client.ask()), width=plain_width()))
             else:
                 _watch(client)
     except ConnectionError as error:
@@ -59,11 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _watch(client: StatusClient) -> None:
-    last: list[PipelineView] = []
+    last: list[View] = []
 
-    def next_view() -> PipelineView:
+    def next_view() -> View:
         try:
-            last[:] = [PipelineView.from_json(client.ask())]
+            last[:] = [view_from_json(client.ask())]
         except ConnectionError as error:
             if not last:
                 raise
@@ -97,12 +98,13 @@ def _find_here(pid: int | None, model: str | None) -> LocalStatus:
 
 
 def _model_of(where: LocalStatus | RemoteStatus) -> str:
-    """The model of a pipeline; empty if it does not answer, or to another user only."""
+    """The model of a pipeline, or a fleet's name; empty if it does not answer, or to another user only."""
     try:
         with closing(StatusClient(where)) as client:
-            return PipelineView.from_json(client.ask()).model
+            view = view_from_json(client.ask())
     except ConnectionError:
         return ""
+    return view.name if isinstance(view, FleetState) else view.model
 
 
 def _find_in_cluster(arguments: argparse.Namespace) -> RemoteStatus:

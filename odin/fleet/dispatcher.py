@@ -16,6 +16,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ import torch
 from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PipelineClosedError, PoisonRequestError
 from odin.fleet.actions import kind_of_action, timing_of, to_header
 from odin.fleet.estimates import ModelFacts
-from odin.fleet.scheduler import EVICT, LOAD, Action, Dropped, Measured, Scheduler, Verdict
+from odin.fleet.packed import PackedModelError
+from odin.fleet.scheduler import EVICT, LOAD, RUN, Action, Dropped, Measured, Scheduler, Verdict
 from odin.partitioner.code.single import copied
 from odin.process.timers import Timer, Timers
 from odin.requests.replies import Callbacks, Reply
@@ -39,8 +41,8 @@ __all__ = ["Counts", "Dispatcher", "refusal"]
 
 Values = tuple[torch.Tensor, ...]
 _log = logging.getLogger(__name__)
-_DEADLY = 2
-"""So many executors must have died on a request before it is held to be the cause."""
+_DEADLY, _DEADLY_MODEL = 2, 4
+"""So many executors must have died on a request before it is held to be the cause; on a model, without an answer."""
 _GOODBYE_S = 5.0
 
 
@@ -62,6 +64,8 @@ class Counts(NamedTuple):
         Actions that have ended: a model may be opened by several executors.
     load_predicted_s, load_actual_s
         Seconds of all loads.
+    in_time
+        Of the completed ones: those with a deadline.
     """
 
     completed: int = 0
@@ -75,6 +79,7 @@ class Counts(NamedTuple):
     evictions: int = 0
     load_predicted_s: float = 0.0
     load_actual_s: float = 0.0
+    in_time: int = 0
 
     @property
     def hit_rate(self) -> float:
@@ -125,10 +130,13 @@ class Dispatcher:
         Slots of inputs, and the channels to and from the executors; closed with this.
     on_measured
         Called with each action that has ended, how many models are in memory then, and their bytes, in the receiving
-        thread; it must not wait.
+        thread; what it waits for, all answers wait for.
     on_gone
         Called with the index of an executor that is lost, after its requests went to others, with the models that are
         in memory no more, and how many requests it had.
+    on_deadly
+        Called with the number of a model on which executors die again and again, and with that with which what waits
+        for it fails then.
     clock
         Monotonic seconds, on which deadlines are; that of ``time.perf_counter``.
     """
@@ -143,12 +151,13 @@ class Dispatcher:
         inbox: Inbox,
         on_measured: Callable[[Measured, int, int], None] = lambda measured, resident, nbytes: None,
         on_gone: Callable[[int, Sequence[int], int], None] = lambda executor, models, requests: None,
+        on_deadly: Callable[[int, PackedModelError], None] = lambda model, error: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._scheduler, self._names = scheduler, list(names)
         self._pool, self._inbox, self._clock = pool, inbox, clock
         self._senders = dict(senders)
-        self._on_measured, self._on_gone = on_measured, on_gone
+        self._on_measured, self._on_gone, self._on_deadly = on_measured, on_gone, on_deadly
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._next = 0
@@ -156,6 +165,8 @@ class Dispatcher:
         self._running: dict[int, _Running] = {}  # by the action's number
         self._executor_of: dict[int, int] = {}  # of each action that is not answered
         self._counts = Counts()
+        self._in_flight = 0
+        self._deaths: Counter[int] = Counter()  # of executors at a model, since it was run last
         self._error: OdinError | None = None
         self._timers = Timers(clock)
         self._wake: tuple[float, Timer] | None = None
@@ -200,6 +211,7 @@ class Dispatcher:
                 request = _Request(number, model, samples, values, deadline_s, reply)
                 reply.on_cancel = partial(self._withdraw, request)
                 self._pending[number] = request
+                self._in_flight += 1
                 self._count(hits=int(not cold), cold=int(cold))
                 if deadline_s < math.inf:
                     request.timer = self._timers.add(deadline_s, partial(self._expire, request))
@@ -216,8 +228,14 @@ class Dispatcher:
     def counts(self) -> Counts:
         """Counts of this moment."""
         with self._lock:
-            in_flight = sum(not request.over for request in self._pending.values())
-            return self._counts._replace(in_flight=in_flight)
+            return self._counts._replace(in_flight=self._in_flight)
+
+    def _end(self, request: _Request) -> None:
+        """Nobody waits for a request any more. The lock is held."""
+        request.over = True
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.notify_all()
 
     def look(self, reader: Callable[[Scheduler, float], Any]) -> Any:
         """What ``reader`` finds in the scheduler at this moment."""
@@ -308,7 +326,7 @@ class Dispatcher:
             outcome = LayerFailedError(*failure)
         message.release()
         with self._lock:
-            self._note(header, ok=failure is None)
+            noted = self._note(header, ok=failure is None)
             running = self._running.pop(header.request, None)
             settled = None
             failed: list[_Request] = []
@@ -320,19 +338,22 @@ class Dispatcher:
             for sender in self._senders.values():
                 sender.push()
             dropped = self._pump()
-            self._idle.notify_all()
         if settled is not None:
             self._settle(settled, outcome)
         for request in failed:
             assert isinstance(outcome, Exception)
             self._settle(request, outcome)
         self._fail_dropped(dropped)
+        if noted is not None:
+            self._on_measured(*noted)
 
-    def _note(self, header: Header, *, ok: bool) -> None:
-        """Tell the scheduler how long an action took."""
+    def _note(self, header: Header, *, ok: bool) -> tuple[Measured, int, int] | None:
+        """Tell the scheduler how long an action took; returns what is to be told of it. The lock is held."""
         found = self._executor_of.pop(header.request, None)
         if found is None:
-            return
+            return None
+        if kind_of_action(header) == RUN:
+            self._deaths.pop(header.epoch, None)
         took_s = bind_s = 0.0
         if ok:
             timing = timing_of(header)
@@ -340,24 +361,24 @@ class Dispatcher:
             bind_s = timing.layer_s[1] if kind_of_action(header) == LOAD else 0.0
         measured = self._scheduler.answered(found, header.request, self._clock(), took_s=took_s, bind_s=bind_s, ok=ok)
         if measured is None:
-            return
+            return None
         if measured.kind == LOAD:
             self._count(loads=1, load_predicted_s=measured.expected_s, load_actual_s=measured.took_s)
         elif measured.kind == EVICT:
             self._count(evictions=1)
         residency = self._scheduler.residency
-        self._on_measured(measured, len(residency), residency.used_nbytes)
+        return measured, len(residency), residency.used_nbytes
 
     def _finish(self, request: _Request, outcome: Values | Exception) -> _Request | None:
         """A request was answered; None if nobody waits for it. The lock is held."""
         self._pending.pop(request.number, None)
         if request.over:
             return None
-        request.over = True
+        self._end(request)
         if isinstance(outcome, Exception):
             self._count(failed=1, late=int(isinstance(outcome, DeadlineExceededError)))
         else:
-            self._count(completed=1)
+            self._count(completed=1, in_time=int(request.deadline_s < math.inf))
         return request
 
     def _fail_waiting(self, model: int) -> list[_Request]:
@@ -379,7 +400,6 @@ class Dispatcher:
                     "not computed"
                 )
                 settled = None if request is None else self._finish(request, error)
-                self._idle.notify_all()
             if settled is not None:
                 self._settle(settled, error)
 
@@ -395,11 +415,10 @@ class Dispatcher:
         with self._lock:
             if request.over:
                 return
-            request.over = True
+            self._end(request)
             self._count(failed=1, late=1)
             if self._scheduler.cancel(request.number):
                 self._pending.pop(request.number, None)
-            self._idle.notify_all()
         self._settle(request, DeadlineExceededError("its deadline passed before it was done"))
 
     def _withdraw(self, request: _Request) -> None:
@@ -410,17 +429,17 @@ class Dispatcher:
         with self._lock:
             if request.over:
                 return
-            request.over = True
+            self._end(request)
             if self._scheduler.cancel(request.number):
                 self._pending.pop(request.number, None)
             if request.timer is not None:
                 request.timer.cancel()
-            self._idle.notify_all()
 
     # -- executors that are lost ------------------------------------------------------------------------------------
 
     def _lose(self, executor: int) -> None:
-        deadly: list[_Request] = []
+        deadly: list[tuple[_Request, Exception]] = []
+        model: int | None = None
         with self._lock:
             sender = self._senders.pop(executor, None)
             lost = self._scheduler.lose(executor)
@@ -432,27 +451,42 @@ class Dispatcher:
                     if running.request.over:
                         self._scheduler.cancel(running.request.number)
                         self._pending.pop(running.request.number, None)
+            if lost.suspect is not None:
+                self._deaths[lost.suspect.model] += 1
+                if self._deaths[lost.suspect.model] >= _DEADLY_MODEL:
+                    model = lost.suspect.model
             if lost.suspect is not None and (suspect := self._pending.get(lost.suspect.number)) is not None:
                 suspect.deaths.append(f"executor {executor}")
                 if len(suspect.deaths) >= _DEADLY and self._scheduler.cancel(suspect.number):
-                    deadly.append(suspect)
-                    self._finish(suspect, PoisonRequestError(suspect.number, suspect.deaths))
+                    poison = PoisonRequestError(suspect.number, suspect.deaths)
+                    if self._finish(suspect, poison) is not None:
+                        deadly.append((suspect, poison))
+        if model is not None:
+            error = PackedModelError(
+                f"model {self._names[model]!r} is not served: executors died {_DEADLY_MODEL} times while they loaded "
+                "or ran it, without an answer in between; see what it calls, pack it anew, and have it looked at again "
+                "(fleet.refresh())"
+            )
+            self._on_deadly(model, error)  # from now on nobody asks for it
+        with self._lock:
+            if model is not None:
+                self._deaths.pop(model, None)
+                deadly += [(one, error) for one in self._fail_waiting(model)]
             dropped = self._pump()
-            self._idle.notify_all()
         if sender is not None:
             sender.close(graceful=False)
-        for request in deadly:
-            self._settle(request, PoisonRequestError(request.number, request.deaths))
+        for request, cause in deadly:
+            self._settle(request, cause)
         self._fail_dropped(dropped)
         if not self._closing:
             self._on_gone(executor, lost.models, len(lost.requests))
 
     def regain(self, executor: int, sender: Sender, receiver: Receiver, codes: Sequence[str]) -> None:
         """Another process has taken an executor's place."""
-        self._inbox.add(receiver)
         with self._lock:
             self._senders[executor] = sender
             self._scheduler.regain(executor, codes)
+            self._inbox.add(receiver)  # so that its end, if it dies at once, is heard after this
             dropped = self._pump()
         self._fail_dropped(dropped)
 
@@ -463,11 +497,10 @@ class Dispatcher:
             self._broken = True
             failed = [request for request in self._pending.values() if not request.over]
             for request in failed:
-                request.over = True
+                self._end(request)
                 self._scheduler.cancel(request.number)
             self._count(failed=len(failed))
             self._pending = {}
-            self._idle.notify_all()
         for request in failed:
             self._settle(request, error)
 
@@ -479,7 +512,7 @@ class Dispatcher:
         with self._lock:
             self._error = self._error or closed
             if drain and not self._broken:
-                self._idle.wait_for(lambda: all(one.over for one in self._pending.values()), timeout_s)
+                self._idle.wait_for(lambda: not self._in_flight, timeout_s)
             graceful = not self._executor_of and not self._broken
         self._closing = True
         self.fail(closed)

@@ -5,13 +5,14 @@ It chooses nothing. Actions come by a channel in their order, and each is answer
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Sequence
 
 from odin.fleet.actions import kind_of_action, with_timing
 from odin.fleet.opened import OpenModel
-from odin.fleet.packed import PackedFolder
+from odin.fleet.packed import PackedFile, PackedFolder
 from odin.fleet.scheduler import LOAD, RUN
 from odin.monitor.timing import StageTiming
 from odin.stages.channel.inbox import Inbox
@@ -33,13 +34,13 @@ class Models:
     ----------
     folder
         Of the packed models.
-    names
-        Of all of them, by number.
+    files
+        All of them, by number.
     """
 
-    def __init__(self, folder: PackedFolder, names: Sequence[str]) -> None:
+    def __init__(self, folder: PackedFolder, files: Sequence[PackedFile]) -> None:
         self.folder = folder
-        self.names = list(names)
+        self.files = list(files)
         self._open: dict[int, OpenModel] = {}
         self._warm: set[str] = set()
         self._why_not: dict[int, Exception] = {}
@@ -47,22 +48,25 @@ class Models:
     def load(self, number: int) -> tuple[float, float]:
         """Open a model; seconds of reading it, and of all else.
 
-        The first of an architecture is run once as well: what PyTorch makes then, the others share.
+        The first of an architecture is run once as well: what PyTorch makes then, the others share. Whether it can be
+        run on zeros says nothing of requests.
         """
         begin_s = time.perf_counter()
         model = self._open.get(number)
         if model is None:
             try:
-                model = self._open[number] = OpenModel(self.folder, self.names[number])
+                name, code = self.files[number]
+                model = self._open[number] = OpenModel(self.folder, name, code=code)
             except Exception as error:
                 self._why_not[number] = error.with_traceback(None)
                 raise
             self._why_not.pop(number, None)
         read_s = model.read_s
         if model.head.code not in self._warm:
-            for samples in _WARM_SAMPLES if model.call.dynamic_batch else (1,):
-                for _ in range(2):
-                    model.run(model.call.zeros(samples))
+            with contextlib.suppress(Exception):
+                for samples in _WARM_SAMPLES if model.call.dynamic_batch else (1,):
+                    for _ in range(2):
+                        model.run(model.call.zeros(samples))
             self._warm.add(model.head.code)
         return read_s, max(0.0, time.perf_counter() - begin_s - read_s)
 
@@ -70,7 +74,7 @@ class Models:
         """Run a model; the outputs, and seconds."""
         model = self._open.get(number)
         if model is None:
-            raise self._why_not.get(number) or RuntimeError(f"model {self.names[number]} is not open here")
+            raise self._why_not.get(number) or RuntimeError(f"model {self.files[number].name} is not open here")
         return model.run(values)
 
     def evict(self, number: int) -> None:
@@ -78,12 +82,13 @@ class Models:
         model = self._open.pop(number, None)
         if model is not None:
             model.close()
-        self.folder.drop(self.names[number])
+        self.folder.drop(self.files[number].name)
 
     def warm(self, numbers: Sequence[int]) -> None:
-        """Run these once, one of each architecture, and close them again."""
+        """Run these once, one of each architecture, and close them again; one that fails is no concern of others."""
         for number in numbers:
-            self.load(number)
+            with contextlib.suppress(Exception):
+                self.load(number)
             self.evict(number)
 
     def close(self) -> None:
@@ -178,7 +183,7 @@ class ExecutorLoop:
         return (), ()
 
     def _failed(self, header: Header, error: Exception) -> Header:
-        name = self._models.names[header.epoch]
+        name = self._models.files[header.epoch].name
         text = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:]
         kind = DEADLINE if isinstance(error, _LateError) else type(error).__qualname__
         return header._replace(kind=Kind.ERROR, tensors=(), failure=Failure(f"model {name}", kind, str(error), text))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from odin.fleet.executor import ExecutorLoop, Models
-from odin.fleet.packed import PackedFolder
+from odin.fleet.packed import PackedFile, PackedFolder
 from odin.stages.actor import StageActor, StageInfo, StageProblem
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.opening import Address, connect, open_ends
@@ -31,31 +31,31 @@ class ExecutorActor(StageActor):
     _models: Models | None = None
     _executor_loop: ExecutorLoop | None = None
 
-    def open_folder(self, folder: str, names: Sequence[str], warm: Sequence[int]) -> StageInfo | StageProblem:
+    def open_folder(self, folder: str, files: Sequence[PackedFile], warm: Sequence[int]) -> StageInfo | StageProblem:
         """Take the device, and run one model of each architecture once.
 
         Parameters
         ----------
         folder
             Where the packed models lie.
-        names
-            Of all of them, by number.
+        files
+            All of them, by number.
         warm
             Numbers of one model of each architecture.
         """
         try:
             device_type = self._take_device()
             niceness = run_at_normal_priority()
-            self._models = Models(PackedFolder(folder), names)
+            self._models = Models(PackedFolder(folder), files)
             self._models.warm(warm)
         except (DeviceError, ValueError, OSError, ImportError) as error:
             return StageProblem(type(error).__name__, str(error))
         return self._info(device_type, niceness)
 
-    def know(self, names: Sequence[str]) -> None:
-        """There are more models: all names, by number."""
+    def know(self, files: Sequence[PackedFile]) -> None:
+        """There are more models: all, by number."""
         assert self._models is not None, "open_folder comes first"
-        self._models.names = list(names)
+        self._models.files = list(files)
 
     def serve(self, answers: Address, slot_nbytes: int) -> None:
         """Connect to who listens for answers, accept who sends actions, and serve in a thread of this process."""

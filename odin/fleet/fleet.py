@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,12 +26,12 @@ from odin.errors import ForkedProcessError, StageLostError
 from odin.fleet.dispatcher import Counts, Dispatcher
 from odin.fleet.on_demand import OnDemand
 from odin.fleet.opened import check_processor
-from odin.fleet.packed import Head, PackedFolder, PackedModelError
+from odin.fleet.packed import Head, PackedFile, PackedFolder, PackedModelError
 from odin.fleet.processes import ExecutorProcesses
 from odin.fleet.replacement import Replacement
 from odin.fleet.scheduler import LOAD, MOST_SENT, RUN, Measured, Scheduler
 from odin.fleet.structure import ModelCall
-from odin.fleet.view import ExecutorView, FleetView, predictions_of
+from odin.fleet.view import ExecutorView, FleetView, predictions_of, state_of
 from odin.monitor.eventlog import EventLog
 from odin.monitor.events import (
     Event,
@@ -42,14 +43,17 @@ from odin.monitor.events import (
     StageDescription,
     StageLost,
 )
-from odin.options import check_timeout
+from odin.monitor.view.fleet_view import FleetState
+from odin.options import check_count, check_on_this_machine, check_timeout, refuse_twice
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.process.phases import phase
 from odin.requests.admission import PREDICT, check_admission
 from odin.requests.replies import Reply, outcome_of
 from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.slots import slot_nbytes_for
-from odin.stages.device import Device, parse_devices
+from odin.stages.device import Device, DeviceError, parse_devices
+from odin.stages.lease import refuse_taken_devices
+from odin.status.server import StatusServer
 
 __all__ = ["SCHEDULERS", "Fleet"]
 
@@ -138,6 +142,7 @@ class Fleet:
         self._dispatcher: Dispatcher | None = None
         self._replacement: Replacement | None = None
         self._recorder: EventRecorder | None = None
+        self._status: StatusServer | None = None
         self._lost_s: dict[int, float] = {}
         check_ray_is_ours()
         keep_from_children(self)
@@ -145,19 +150,25 @@ class Fleet:
         check_admission(admission)
         if scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler={scheduler!r}; choose one of {', '.join(map(repr, SCHEDULERS))}")
-        if batch < 1:
-            raise ValueError(f"batch={batch}; a request has at least one sample")
-        if not 0 < memory_mib < math.inf:
-            raise ValueError(f"memory_mib={memory_mib}; give the MiB that models may take, such as 2048")
-        self.batch = batch
-        self._memory_nbytes = int(memory_mib * 2**20)
-        self._on_measured = on_measured
+        check_count("batch", batch)
+        if isinstance(memory_mib, bool) or not isinstance(memory_mib, Real) or not 0 < memory_mib < math.inf:
+            raise ValueError(f"memory_mib={memory_mib!r}; give the MiB that models may take, such as 2048")
+        for option, told in (("on_event", on_event), ("on_measured", on_measured)):
+            if told is not None and not callable(told):
+                raise ValueError(f"{option}={told!r} cannot be called; give a function")
+        if not isinstance(devices, str):
+            _check_devices(devices, share=share_devices)
+        self.batch: int = int(batch)
+        self._memory_nbytes: int = int(memory_mib * 2**20)
+        self._on_measured: Callable[[str, Measured], None] | None = on_measured
         self._measured: deque[Measured] = deque(maxlen=_MEASURED)
-        self._folder = PackedFolder(folder)
-        self._input_nbytes = self._output_nbytes = sys.maxsize  # of slots, which are made for what is there
+        self._folder: PackedFolder = PackedFolder(folder)
+        self._input_nbytes: int = sys.maxsize  # of slots, which are made for what is there
+        self._output_nbytes: int = sys.maxsize
         self._heads: list[Head] = []
         self._calls: list[ModelCall] = []
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}  # of files that were packed anew the last
+        self._stamps: dict[str, tuple[int, int, int]] = {}
         self.unusable: dict[str, str] = {}
         with phase("packed models read"):
             self._read(self._folder.names())
@@ -166,8 +177,8 @@ class Fleet:
             raise ValueError(f"no packed model in {folder} can be served: {why}")
         if not self._heads:
             raise ValueError(f"there is no packed model in {folder}: make one with odin pack MODEL --into {folder}")
-        self._numbers = {head.name: number for number, head in enumerate(self._heads)}
-        self._at_exit = _close_at_exit(self)
+        self._numbers = self._by_name()
+        self._at_exit: Callable[[], None] = _close_at_exit(self)
         try:
             self._recorder = EventRecorder(log, on_event)
             self._start(devices, admission=admission, scheduler=scheduler, share_devices=share_devices)
@@ -176,20 +187,29 @@ class Fleet:
             raise
 
     def _read(self, names: Sequence[str]) -> None:
-        """Read what files say, of models that are not known yet."""
-        known = {head.name for head in self._heads}
+        """Read what files say, of those that are new, others than before, or could not be served."""
         for name in names:
-            if name in known:
-                continue
             try:
+                stamp = self._folder.stamp(name)
+                if self._stamps.get(name) == stamp and name not in self.unusable:
+                    continue
                 head, call = self._look_at(name)
             except (ValueError, OSError) as error:
                 _log.warning("model %s cannot be served: %s", name, error)
                 self.unusable[name] = str(error)
                 continue
+            self._stamps[name] = stamp
             self.unusable.pop(name, None)
-            self._calls.append(call)
-            self._heads.append(head)
+            before = self._numbers.get(name)
+            if before is None or self._heads[before].digest != head.digest:
+                self._calls.append(call)
+                self._heads.append(head)
+
+    def _by_name(self) -> dict[str, int]:
+        return {head.name: number for number, head in enumerate(self._heads)}
+
+    def _files(self) -> list[PackedFile]:
+        return [PackedFile(head.name, head.code) for head in self._heads]
 
     def _look_at(self, name: str) -> tuple[Head, ModelCall]:
         """Read what a file says, and raise if its model cannot be served here."""
@@ -224,7 +244,7 @@ class Fleet:
             for number, head in enumerate(self._heads):
                 warm.setdefault(head.code, number)
             self._warm = list(warm.items())[:_MOST_WARM]
-            self._processes.open([head.name for head in self._heads], [number for _, number in self._warm])
+            self._processes.open(self._files(), [number for _, number in self._warm])
         with phase("channels opened"):
             nbytes = [call.nbytes(self.batch) for call in self._calls]
             # Models that are found later may be larger, within what slots have.
@@ -232,6 +252,7 @@ class Fleet:
             self._output_nbytes = max(slot_nbytes_for(outputs) for _, outputs in nbytes)
             self._pool = SlotPool(MOST_SENT * len(placed), self._input_nbytes)
             senders, inbox = self._processes.connect(self._pool, answer_nbytes=self._output_nbytes)
+        self._policy = scheduler
         self._tell_start(scheduler)
         make = Scheduler if scheduler == "predictive" else OnDemand
         decides = make(
@@ -251,8 +272,19 @@ class Fleet:
             inbox=inbox,
             on_measured=self._note,
             on_gone=self._gone,
+            on_deadly=self._not_served,
         )
         self._replacement.start()
+        self._status = StatusServer(self._answer)
+
+    def _answer(self) -> str:
+        """The state for ``odin top``; if it cannot be had, who asks is hung up on."""
+        assert self._recorder is not None
+        try:
+            return self.state().to_json()
+        except Exception as error:
+            self._recorder.faults.tell("the status for odin top", error, "who asks is hung up on")
+            raise ConnectionError("there is no view at this moment") from error
 
     def _emit(self, event: Event) -> None:
         if self._recorder is not None:
@@ -336,9 +368,11 @@ class Fleet:
         return self._dispatcher.submit(number, values, samples, deadline_s=deadline_s, finish=call.unpack)
 
     def _number(self, name: str) -> int:
+        if not isinstance(name, str):
+            raise ValueError(f"{name!r} is no packed model's name; give one of odin.Fleet.models")
+        if (why := self.unusable.get(name)) is not None:
+            raise PackedModelError(why)
         number = self._numbers.get(name)
-        if number is None and name in self.unusable:
-            raise PackedModelError(self.unusable[name])
         if number is None:
             some = ", ".join(map(repr, sorted(self._numbers)[:8])) + (", ..." if len(self._numbers) > 8 else "")
             raise ValueError(f"there is no packed model {name!r} in {self._folder.path}; there are {some}")
@@ -351,24 +385,28 @@ class Fleet:
         """Names of all models."""
         return tuple(self._numbers)
 
-    def refresh(self) -> tuple[str, ...]:
-        """Look for packed models that have come into the folder; returns their names.
+    def refresh(self, names: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Look for models that were packed into the folder, or packed anew; returns their names.
 
-        A file that is packed anew by the same name counts from the next time that an executor loads it; its inputs and
-        outputs must be as before.
+        From then on requests go to the new file; those that came before to the one that is in memory still. Without
+        this, a file that is packed anew with other weights counts from the next time that an executor loads it, and one
+        with other code is not loaded. Those that cannot be served are in ``unusable`` then, with the reason.
 
-        Those that cannot be served are in ``unusable`` then, with the reason.
+        Parameters
+        ----------
+        names
+            Look at these alone.
         """
         assert self._dispatcher is not None
         assert self._processes is not None
         with self._lock:
             before = len(self._heads)
-            self._read(self._folder.names())
-            found, names = self._heads[before:], [head.name for head in self._heads]
+            self._read(self._folder.names() if names is None else names)
+            found = self._heads[before:]
             if found:
-                self._processes.know(names)
-                self._dispatcher.know(names, [head.facts for head in found])
-                self._numbers = {name: number for number, name in enumerate(names)}  # from now on they are asked for
+                self._processes.know(self._files(), self._dispatcher.look(_live))
+                self._dispatcher.know([head.name for head in self._heads], [head.facts for head in found])
+                self._numbers = self._by_name()  # from now on they are asked for
             return tuple(head.name for head in found)
 
     def head(self, name: str) -> Head:
@@ -409,7 +447,7 @@ class Fleet:
                 for number, (device, info) in enumerate(zip(self.devices, infos, strict=True))
             )
             return FleetView(
-                len(self._heads),
+                len(self._numbers),
                 tuple(self._heads[model].name for model in residency),
                 residency.used_nbytes / 2**20,
                 residency.memory_nbytes / 2**20,
@@ -421,6 +459,12 @@ class Fleet:
 
         view: FleetView = self._dispatcher.look(read)
         return view._replace(counts=self.counts(), predictions=predictions_of(self.measured()))
+
+    def state(self) -> FleetState:
+        """What ``odin top`` shows at this moment."""
+        assert self._recorder is not None
+        told = self._recorder.view(time.perf_counter())
+        return state_of(self.view(), name=self._folder.path.name, policy=self._policy, told=told)
 
     def _note(self, measured: Measured, resident: int, resident_nbytes: int) -> None:
         self._measured.append(measured)
@@ -438,7 +482,11 @@ class Fleet:
                 )
             )
         if self._on_measured is not None:
-            self._on_measured(self._heads[measured.model].name, measured)
+            try:
+                self._on_measured(self._heads[measured.model].name, measured)
+            except Exception as error:
+                assert self._recorder is not None
+                self._recorder.faults.tell("on_measured", error, "it goes on being told")
 
     # -- executors that are lost ---------------------------------------------------------------------------------------
 
@@ -451,12 +499,20 @@ class Fleet:
         if self._replacement is not None:
             self._replacement.lost(executor)
 
+    def _not_served(self, model: int, error: PackedModelError) -> None:
+        name = self._heads[model].name
+        self.unusable[name] = str(error)
+        assert self._recorder is not None
+        self._recorder.faults.tell(f"model {name}", str(error), "other models are served")
+
     def _replace(self, executor: int) -> None:
         assert self._processes is not None
         assert self._dispatcher is not None
         self._processes.start_again(executor)
         sender, receiver = self._processes.join(executor, self._pool)
-        self._dispatcher.regain(executor, sender, receiver, [code for code, _ in self._warm])
+        with self._lock:
+            self._processes.know(self._files(), [executor])  # what was found while it started
+            self._dispatcher.regain(executor, sender, receiver, [code for code, _ in self._warm])
         now_s = time.perf_counter()
         away_s = now_s - self._lost_s.get(executor, now_s)
         self._emit(StageBack(now_s, executor, self._processes.infos[executor].pid, away_s, True))
@@ -476,10 +532,7 @@ class Fleet:
     def _give_up(self, executor: int, error: Exception) -> None:
         assert self._dispatcher is not None
 
-        def live(scheduler: Scheduler, now_s: float) -> bool:
-            return any(scheduler.is_live(other) for other in range(len(self.devices)))
-
-        if not self._dispatcher.look(live):
+        if not self._dispatcher.look(_live):
             self._dispatcher.fail(StageLostError(f"all executors are lost and cannot be replaced: {error}"))
 
     # -- end -----------------------------------------------------------------------------------------------------------
@@ -494,6 +547,8 @@ class Fleet:
             return
         atexit.unregister(self._at_exit)
         with contextlib.ExitStack() as last:
+            if self._status is not None:
+                last.callback(self._status.close)
             if self._recorder is not None:
                 last.callback(self._end_record)
             if self._runtime is not None:
@@ -516,7 +571,9 @@ class Fleet:
         self._recorder.close()
 
     def abandon(self) -> None:
-        """Nothing to close in a forked child; for :mod:`odin.process.forks`."""
+        """In a forked child: close what keeps the parent's resources alive; for :mod:`odin.process.forks`."""
+        if self._status is not None:
+            self._status.abandon()
 
     def __enter__(self) -> Self:
         return self
@@ -525,6 +582,22 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close(drain=kind is None)
+
+
+def _live(scheduler: Scheduler, now_s: float) -> list[int]:
+    """Executors that are there."""
+    return scheduler.live
+
+
+def _check_devices(devices: Sequence[Device], *, share: bool) -> None:
+    """Raise :class:`DeviceError` for what no executor can have, before anything is started."""
+    refuse_twice(((device, device.node) for device in devices), share=share)
+    for device in devices:
+        if device.kind != "cpu":
+            raise DeviceError(f"a fleet's executors are CPU cores of this machine, which {device} is not: name cores")
+        if not device.node:
+            check_on_this_machine(device)
+    refuse_taken_devices([device for device in devices if not device.node], share=share)
 
 
 def _close_at_exit(fleet: Fleet) -> Callable[[], None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from odin.fleet.packed import Head, Mapped, PackedFolder, PackedModelError
+from odin.fleet.packed import SUFFIX, Head, Mapped, PackedFolder, PackedModelError
 from odin.fleet.program_data import layer_from_data
 from odin.fleet.structure import ModelCall
 from odin.partitioner.code.program import LayerProgram, Program
@@ -60,6 +60,8 @@ class OpenModel:
         Where it lies.
     name
         The model's.
+    code
+        Digest of the code that it must have; None: any.
 
     Attributes
     ----------
@@ -73,12 +75,12 @@ class OpenModel:
     Raises
     ------
     PackedModelError
-        If it is no packed model, was packed for another processor, or others can write it.
+        If it is no packed model, or another one by now, was packed for another processor, or others can write it.
     OSError
         If it cannot be read.
     """
 
-    def __init__(self, folder: PackedFolder, name: str) -> None:
+    def __init__(self, folder: PackedFolder, name: str, *, code: str | None = None) -> None:
         begin_s = time.perf_counter()
         self._mapped: Mapped | None = folder.map(name)
         self.read_s = time.perf_counter() - begin_s
@@ -87,6 +89,11 @@ class OpenModel:
         self._state: Mapping[str, torch.Tensor] = {}
         self.head = head = self._mapped.head
         try:
+            if code not in (None, head.code):
+                raise PackedModelError(
+                    f"{folder.path / name}{SUFFIX} was packed anew as another model: it is served after "
+                    "fleet.refresh() (over the network: when it is loaded again)"
+                )
             check_processor(head, folder.path / name)
             self.call = ModelCall(head)
             self._layers = [

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -39,9 +40,12 @@ __all__ = [
     "SUFFIX",
     "Head",
     "Mapped",
+    "PackedFile",
     "PackedFolder",
     "PackedModelError",
     "TensorSpec",
+    "check_folder_owner",
+    "check_name",
     "write_packed",
 ]
 
@@ -97,6 +101,8 @@ class Head(NamedTuple):
         Whether nobody gave weights.
     weights_sha256, weights_at, weights_nbytes
         Checksum and place of the weights.
+    digest
+        Checksum of all that stands before the weights, theirs among it: two files with the same are the same.
     """
 
     name: str
@@ -117,11 +123,27 @@ class Head(NamedTuple):
     weights_sha256: str
     weights_at: int
     weights_nbytes: int
+    digest: str
 
     @property
     def facts(self) -> ModelFacts:
         """What the scheduler needs to know."""
         return ModelFacts(self.nbytes, self.baseline_s, self.code)
+
+
+def check_name(name: str) -> None:
+    """Raise ``ValueError`` if a packed model cannot have this name."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot be a packed model's name: take letters, digits, '_', '.' and '-', at most 128; it begins "
+            "with none of the last two"
+        )
+
+
+def check_folder_owner(path: Path) -> None:
+    """Raise :class:`PackedModelError` if others could write models into a folder; not if it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        _check_owner(path.stat(), path)
 
 
 def write_packed(
@@ -155,10 +177,7 @@ def write_packed(
     OSError
         If it cannot be written.
     """
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{name!r} cannot be a packed model's name: take letters, digits, '_', '.' and '-', at most 128"
-        )
+    check_name(name)
     tensors, at = [], 0
     for tensor_name, one in stored.items():
         form = base64.b64encode(one.form).decode()
@@ -193,8 +212,10 @@ def write_packed(
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # it is not in memory until it is loaded
         path = folder / f"{name}{SUFFIX}"
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(folder / f"{name}{SUFFIX}")  # of which it is not said otherwise
         raise
     return path
 
@@ -226,6 +247,13 @@ class Mapped:
         """
         self.stored.clear()
         self._mapping.close()
+
+
+class PackedFile(NamedTuple):
+    """A packed model as whoever loads it expects it: the digest of the code that its file had."""
+
+    name: str
+    code: str
 
 
 class PackedFolder:
@@ -321,6 +349,17 @@ class PackedFolder:
         if digest.hexdigest() != head.weights_sha256:
             raise PackedModelError(f"{self._path(name)}: its weights do not have their checksum: pack it again")
 
+    def stamp(self, name: str) -> tuple[int, int, int]:
+        """What another file by the same name, or one that was written to, has differently.
+
+        Raises
+        ------
+        OSError
+            If it is not there.
+        """
+        about = os.stat(f"{name}{SUFFIX}", dir_fd=self._descriptor, follow_symlinks=False)
+        return about.st_ino, about.st_size, about.st_mtime_ns
+
     def drop(self, name: str) -> None:
         """Let the kernel forget a file's pages, unless some process still maps them."""
         with contextlib.suppress(OSError, PackedModelError), self._open(name) as file:
@@ -334,7 +373,14 @@ class PackedFolder:
         if not _NAME.fullmatch(name):
             raise PackedModelError(f"{name!r} is no packed model's name")
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe there must not make us wait
-        descriptor = os.open(f"{name}{SUFFIX}", flags, dir_fd=self._descriptor)
+        try:
+            descriptor = os.open(f"{name}{SUFFIX}", flags, dir_fd=self._descriptor)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                path = self._path(name)
+                raise PackedModelError(f"{path} is a link, which is not followed: put the file there") from None
+            error.filename = str(self._path(name))
+            raise
         try:
             about = os.fstat(descriptor)
             if not stat.S_ISREG(about.st_mode):
@@ -367,7 +413,7 @@ class PackedFolder:
         try:
             own = json.loads(header)
             code = self._code(own["code"], code_text)
-            head = _head(own, code, nbytes=size, weights_at=_aligned(end, mmap.PAGESIZE))
+            head = _head(own, code, nbytes=size, weights_at=_aligned(end, mmap.PAGESIZE), digest=digest.hex())
             _check_places(code["tensors"], head.weights_nbytes)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise PackedModelError(f"{path} is no packed model of this format ({error}): pack it again") from error
@@ -386,7 +432,7 @@ class PackedFolder:
         return known
 
 
-def _head(own: Mapping[str, Any], code: Mapping[str, Any], *, nbytes: int, weights_at: int) -> Head:
+def _head(own: Mapping[str, Any], code: Mapping[str, Any], *, nbytes: int, weights_at: int, digest: str) -> Head:
     labels = own.get("labels")
     baseline_s = tuple(sorted((int(samples), float(seconds)) for samples, seconds in own["baseline_s"]))
     if not baseline_s or not all(samples > 0 and 0 < seconds < math.inf for samples, seconds in baseline_s):
@@ -413,6 +459,7 @@ def _head(own: Mapping[str, Any], code: Mapping[str, Any], *, nbytes: int, weigh
         weights_sha256=str(own["weights_sha256"]),
         weights_at=weights_at,
         weights_nbytes=int(own["weights_nbytes"]),
+        digest=digest,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from odin.fleet.opened import processor_form
-from odin.fleet.packed import write_packed
+from odin.fleet.packed import check_name, write_packed
 from odin.fleet.program_data import NotPackableError, layer_to_data
 from odin.fleet.structure import structure_to_data
 from odin.models.sources import Source
@@ -85,11 +85,15 @@ def pack_chain(
             f"{name} takes other arguments than tensors, or tensors in a structure, which a packed model cannot; wrap "
             "it in a module that takes tensors"
         )
+    check_name(name)
+    example = chain.inputs[0].shape[0] if chain.inputs[0].shape else 1
+    if example < 1:
+        raise NotPackableError(f"the example input of {name} has no samples: give one with a leading size of 1 or more")
     data = [layer_to_data(layer) for layer in layers]
     used = {state: chain.state[state] for layer in layers for state in layer.state_names}
     packs = opaque.supported() and not portable
     with compute_threads(1):
-        stored = store(chain.program.pack(used, batch=chain.inputs[0].shape[0]) if packs else used)
+        stored = store(chain.program.pack(used, batch=example) if packs else used)
     if baseline_s is None:
         baseline_s = time_alone(chain)
     return write_packed(
@@ -117,14 +121,21 @@ def pack_chain(
 
 
 def time_alone(chain: Chain) -> dict[int, float]:
-    """Least seconds of a run on one thread, by samples; of the example's alone if others do not work."""
+    """Least seconds of a run on one thread, by samples; of the example's alone if others do not work.
+
+    Raises
+    ------
+    NotPackableError
+        If the model fails on its inputs, which are random.
+    """
     found: dict[int, float] = {}
     example = chain.inputs[0].shape[0] if chain.inputs[0].shape else 1
     with compute_threads(1):
         for samples in _SAMPLES if chain.dynamic_batch else (example,):
             shapes = [(samples, *spec.shape[1:]) if chain.dynamic_batch else spec.shape for spec in chain.inputs]
+            generator = torch.Generator().manual_seed(0)
             inputs = tuple(
-                torch.ones(shape, dtype=getattr(torch, spec.dtype))
+                torch.rand(shape, generator=generator).to(getattr(torch, spec.dtype))
                 for shape, spec in zip(shapes, chain.inputs, strict=True)
             )
             values = chain.layout(inputs)
@@ -132,7 +143,13 @@ def time_alone(chain: Chain) -> dict[int, float]:
             end_s = time.perf_counter() + _LONGEST_S
             while len(took_s) < 1 + _RUNS and (len(took_s) < 2 or time.perf_counter() < end_s):
                 begin_s = time.perf_counter()
-                chain.run(values)
+                try:
+                    chain.run(values)
+                except Exception as error:
+                    raise NotPackableError(
+                        f"{chain.name} cannot be timed: with {samples} random samples it raises "
+                        f"{type(error).__name__}: {error}; give its times (baseline_s=), or serve it by a pipeline"
+                    ) from error
                 took_s.append(time.perf_counter() - begin_s)
             found[samples] = min(took_s[1:])  # the first one loads and compiles
     return found

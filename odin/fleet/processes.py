@@ -15,6 +15,7 @@ from odin.cluster import ray_calls
 from odin.cluster.actors import create_actor, kill_actor, kill_process, wait_until_ended
 from odin.cluster.ray_calls import calling
 from odin.fleet.executor_actor import ExecutorActor
+from odin.fleet.packed import PackedFile
 from odin.stages.actor import Addresses, StageInfo, StageProblem
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import Receiver, Sender
@@ -58,7 +59,7 @@ class ExecutorProcesses:
                 )
         self._placed, self._folder, self._label, self._share = list(placed), folder, label, share
         self._actors: list[Any] = []
-        self._names: list[str] = []
+        self._files: list[PackedFile] = []
         self._warm: list[int] = []
         self._answer_nbytes = 0
         self.infos: list[StageInfo] = []
@@ -73,7 +74,7 @@ class ExecutorProcesses:
         device, node = self._placed[index]
         return create_actor(index, device, node, self._label, share=self._share, kind=ExecutorActor)
 
-    def open(self, names: Sequence[str], warm: Sequence[int]) -> None:
+    def open(self, files: Sequence[PackedFile], warm: Sequence[int]) -> None:
         """Give every executor its device and the models' folder; see :meth:`ExecutorActor.open_folder`.
 
         Raises
@@ -85,9 +86,9 @@ class ExecutorProcesses:
         TimeoutError
             If Ray does not start an executor in time.
         """
-        self._names, self._warm = list(names), list(warm)
+        self._files, self._warm = list(files), list(warm)
         with calling():
-            calls = [actor.open_folder.remote(self._folder, self._names, self._warm) for actor in self._actors]
+            calls = [actor.open_folder.remote(self._folder, self._files, self._warm) for actor in self._actors]
         _, late = ray_calls.wait(calls, timeout_s=_START_S)
         if late:
             raise TimeoutError(
@@ -96,11 +97,11 @@ class ExecutorProcesses:
             )
         self.infos = [_checked(answer) for answer in ray_calls.get(calls, timeout_s=_START_S)]
 
-    def know(self, names: Sequence[str]) -> None:
-        """Tell executors of more models; those that do not hear it are told when they are replaced."""
-        self._names = list(names)
+    def know(self, files: Sequence[PackedFile], executors: Sequence[int]) -> None:
+        """Tell some executors of more models; others, and those that do not hear it, when they are replaced."""
+        self._files = list(files)
         with calling():
-            calls = [actor.know.remote(self._names) for actor in self._actors]
+            calls = [self._actors[index].know.remote(self._files) for index in executors]
         ray_calls.wait(calls, timeout_s=_CONNECT_S)
 
     def connect(self, pool: SlotPool, *, answer_nbytes: int) -> tuple[dict[int, Sender], Inbox]:
@@ -185,7 +186,7 @@ class ExecutorProcesses:
         self.end(index)
         self._actors[index] = self._create(index)
         with calling():
-            call = self._actors[index].open_folder.remote(self._folder, self._names, self._warm)
+            call = self._actors[index].open_folder.remote(self._folder, self._files, self._warm)
         self.infos[index] = _checked(ray_calls.get(call, timeout_s=_START_S))
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ _OWN_FUNCTIONS = frozenset(
         "odin.partitioner.code.rows.convolve_row",
         "odin.partitioner.code.rows.convolve_row_add",
         "odin.partitioner.graph.observe.as_dense",
+        "odin.partitioner.graph.prepare._dense_copy",
         *(
             f"odin.partitioner.graph.values.{way}_{kind}"
             for way in ("encode", "decode")
@@ -74,10 +75,16 @@ def layer_to_data(layer: LayerProgram) -> dict[str, Any]:
     NotPackableError
         If the layer calls what is not PyTorch's own.
     """
-    if layer.modules or layer.imports:
+    if layer.modules:
+        kinds = ", ".join(sorted({type(module.skeleton).__name__ for module in layer.modules}))
         raise NotPackableError(
-            f"layer {layer.name} calls modules or operators that are not PyTorch's own, which a packed model cannot "
-            "name; serve it by a pipeline (odin.Pipeline)"
+            f"layer {layer.name} calls modules as a whole ({kinds}), which a packed model cannot; serve it by a "
+            "pipeline (odin.Pipeline)"
+        )
+    if layer.imports:
+        raise NotPackableError(
+            f"layer {layer.name} calls operators that are not PyTorch's own, which a packed model cannot name; serve "
+            "it by a pipeline (odin.Pipeline)"
         )
     for function in layer.functions:
         if not isinstance(function, str):

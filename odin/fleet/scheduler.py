@@ -27,7 +27,7 @@ import itertools
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from odin.fleet.estimates import Estimates, ModelFacts
@@ -52,6 +52,8 @@ AHEAD_S = 0.010
 """An executor has no more work sent ahead to it than this, beside what it is at."""
 MOST_SENT = 16
 """Nor more actions than these, however short: inputs of runs wait in slots, of which there are so many."""
+_LOOKED = 100
+"""So many requests of the queue are placed one by one; those behind count by their seconds, spread over executors."""
 _FAR_S = 1.0
 """More time left than this makes a demand no smaller."""
 
@@ -72,6 +74,8 @@ class Waiting:
         Whether its model was not in memory then.
     key
         Its place in the queue: latest start, and the order of coming.
+    work_s
+        Seconds that it was predicted to take when it was submitted, its load included.
     """
 
     number: int
@@ -81,6 +85,7 @@ class Waiting:
     expected_s: float = math.nan
     cold: bool = False
     key: tuple[float, int] = (math.inf, 0)
+    work_s: float = 0.0
 
 
 class Action(NamedTuple):
@@ -150,7 +155,17 @@ class Measured(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """What was lost with an executor: its requests; that which it was computing, if any; models in memory no more."""
+    """What was lost with an executor.
+
+    Attributes
+    ----------
+    requests
+        That it had: they wait again.
+    suspect
+        What it was computing, or the request for which it was loading a model; None: neither.
+    models
+        That are in memory no more.
+    """
 
     requests: list[Waiting]
     suspect: Waiting | None
@@ -159,6 +174,7 @@ class Lost(NamedTuple):
 
 class _Sent(NamedTuple):
     action: Action
+    typical_s: float
     sent_s: float
     read_nbytes: int = 0
     first: bool = False
@@ -172,12 +188,17 @@ class _Executor:
         self.codes: set[str] = set()
 
     def free_s(self, now_s: float) -> float:
-        """When it will have done all that was sent to it."""
+        """When it will typically have done all that was sent to it."""
         if not self.sent:
             return now_s
         first, *others = self.sent
-        free_s = max(now_s, max(self.last_end_s, first.sent_s) + first.action.expected_s)
-        return free_s + sum(one.action.expected_s for one in others)
+        free_s = max(now_s, max(self.last_end_s, first.sent_s) + first.typical_s)
+        return free_s + sum(one.typical_s for one in others)
+
+    @property
+    def margin2(self) -> float:
+        """Square of the seconds by which all that may take longer, which it hardly ever does."""
+        return sum((one.action.expected_s - one.typical_s) ** 2 for one in self.sent)
 
     def overdue_s(self, now_s: float) -> float:
         """Seconds by which what it is at takes longer than predicted; 0.0 if it does not."""
@@ -188,10 +209,14 @@ class _Executor:
 
 
 class _Place(NamedTuple):
+    """Where a request would be done: by ``end_s`` at the latest, hardly ever later; typically by ``typical_end_s``."""
+
     end_s: float
     executor: int
-    load_s: float
+    load_s: float  # typical seconds
     run_s: float
+    typical_end_s: float
+    margin2: float
 
 
 class Scheduler:
@@ -225,6 +250,7 @@ class Scheduler:
         self._executors = [_Executor() for _ in range(executors)]
         self._refuses = refuses
         self._queue: list[tuple[float, int, Waiting]] = []  # by latest start, then as they came
+        self._by_number: dict[int, Waiting] = {}  # what is in the queue
         self._order = itertools.count()
         self._numbers = itertools.count()
         self._wanted: Counter[int] = Counter()  # requests in the queue, by model
@@ -245,25 +271,28 @@ class Scheduler:
             On the clock of ``now_s``; infinite for none.
         """
         facts = self.models[model]
-        latest_s = deadline_s - self.estimates.run_s(model, facts, samples, now_s)
+        work_s = self.estimates.typical_run_s(model, facts, samples, now_s)
+        latest_s = deadline_s - work_s * self.estimates.run_factor(now_s)
         order = next(self._order)
         at = bisect.bisect(self._queue, (latest_s, order))
         cold = model not in self.residency
-        request = Waiting(number, model, samples, deadline_s, cold=cold, key=(latest_s, order))
+        if cold and model not in self._wanted:
+            work_s += self.estimates.typical_load_s(facts.nbytes, now_s)
+        request = Waiting(number, model, samples, deadline_s, cold=cold, key=(latest_s, order), work_s=work_s)
         verdict = Verdict(False, math.nan, 0.0, at) if deadline_s == math.inf else self._judge(request, at, now_s)
         if not verdict.late:
-            request = Waiting(number, model, samples, deadline_s, now_s + verdict.predicted_s, cold, request.key)
+            request = replace(request, expected_s=now_s + verdict.predicted_s)
             self._put(request)
             if verdict.trial:
                 self._trial = request.key
         return verdict
 
     def _judge(self, request: Waiting, at: int, now_s: float) -> Verdict:
-        before = [one for _, _, one in self._queue[:at]]
-        behind = [one for _, _, one in self._queue[at:] if one.deadline_s < math.inf]
         course = _Course(self, now_s)
-        for one in before:
+        for _, _, one in self._queue[: min(at, _LOOKED)]:
             course.take(one)
+        course.wait(sum(one.work_s for _, _, one in self._queue[_LOOKED:at]))
+        behind = [one for _, _, one in self._queue[at : at + _LOOKED] if one.deadline_s < math.inf]
         usual = course.copy() if behind and self._refuses else course
         typical_s = course.typical_end_s(request)
         place = course.take(request)
@@ -281,6 +310,7 @@ class Scheduler:
 
     def _put(self, request: Waiting) -> None:
         bisect.insort(self._queue, (*request.key, request))
+        self._by_number[request.number] = request
         self._wanted[request.model] += 1
 
     def _is_over(self, request: Waiting) -> None:
@@ -289,13 +319,14 @@ class Scheduler:
 
     def _take_out(self, request: Waiting) -> None:
         del self._queue[bisect.bisect_left(self._queue, request.key)]  # a tuple sorts before what it begins
+        del self._by_number[request.number]
         self._wanted[request.model] -= 1
         if not self._wanted[request.model]:
             del self._wanted[request.model]
 
     def cancel(self, number: int) -> bool:
         """Forget a request, unless it was sent to an executor."""
-        found = next((one for _, _, one in self._queue if one.number == number), None)
+        found = self._by_number.get(number)
         if found is not None:
             self._take_out(found)
             self._is_over(found)
@@ -320,7 +351,7 @@ class Scheduler:
         """Go through the queue once while executors may be sent more; whether to begin anew."""
         ready = {number for number in range(len(self._executors)) if self._is_ready(number, now_s)}
         course, now = _Course(self, now_s), _Course(self, now_s)
-        for _, _, request in tuple(self._queue) if ready else ():
+        for _, _, request in self._queue[:_LOOKED] if ready else ():
             typical_s = now.typical_end_s(request)
             if typical_s > request.deadline_s:
                 self._take_out(request)
@@ -353,12 +384,12 @@ class Scheduler:
         """Whose model is loaded next: that with the largest unserved demand, if accepted requests are in time still."""
         demand: defaultdict[int, float] = defaultdict(float)
         heads: dict[int, Waiting] = {}
-        for _, _, one in self._queue:
+        for _, _, one in self._queue[:_LOOKED]:
             if one.model not in self.residency:
                 heads.setdefault(one.model, one)
                 facts = self.models[one.model]
-                run_s = self.estimates.run_s(one.model, facts, one.samples, now_s)
-                load_s = self.estimates.load_s(facts.nbytes, now_s)
+                run_s = self.estimates.typical_run_s(one.model, facts, one.samples, now_s)
+                load_s = self.estimates.typical_load_s(facts.nbytes, now_s)
                 demand[one.model] += run_s / min(_FAR_S, max(AHEAD_S, one.deadline_s - now_s - load_s))
         if planned.model not in demand or len(demand) < 2:
             return planned
@@ -370,7 +401,7 @@ class Scheduler:
         if place.end_s > best.deadline_s:
             return planned
         changed.follow(best, place)
-        for _, _, one in self._queue:
+        for _, _, one in self._queue[:_LOOKED]:
             if one.deadline_s == math.inf:
                 break
             before_s = usual.take(one).end_s
@@ -384,7 +415,8 @@ class Scheduler:
             return False
         self._take_out(request)
         self.residency.use(model)
-        self._add(executor, RUN, model, place.run_s, now_s, actions, request)
+        factor = self.estimates.run_factor(now_s)
+        self._add(executor, RUN, model, place.run_s, now_s, actions, request, factor=factor)
         return True
 
     def _load(self, model: int, executor: int, load_s: float, now_s: float, actions: list[Action]) -> bool:
@@ -401,7 +433,8 @@ class Scheduler:
         first = facts.code not in state.codes
         state.codes.add(facts.code)
         residency.add(model, executor, facts.nbytes)
-        self._add(executor, LOAD, model, load_s, now_s, actions, read_nbytes=read_nbytes, first=first)
+        factor = self.estimates.load_factor(now_s)
+        self._add(executor, LOAD, model, load_s, now_s, actions, factor=factor, read_nbytes=read_nbytes, first=first)
         return True
 
     def _in_use(self) -> set[int]:
@@ -409,8 +442,8 @@ class Scheduler:
 
     def _evict(self, model: int, now_s: float, actions: list[Action]) -> None:
         for executor in self.residency.executors(model):
-            expected_s = self.estimates.evict_s(now_s) * self.estimates.slowdown(executor, now_s)
-            self._add(executor, EVICT, model, expected_s, now_s, actions)
+            typical_s = self.estimates.evict_s(now_s) * self.estimates.slowdown(executor, now_s)
+            self._add(executor, EVICT, model, typical_s, now_s, actions)
         self.residency.remove(model)
 
     def _add(
@@ -418,16 +451,17 @@ class Scheduler:
         executor: int,
         kind: str,
         model: int,
-        expected_s: float,
+        typical_s: float,
         now_s: float,
         actions: list[Action],
         request: Waiting | None = None,
         *,
+        factor: float = 1.0,
         read_nbytes: int = 0,
         first: bool = False,
     ) -> None:
-        action = Action(next(self._numbers), executor, kind, model, expected_s, request)
-        self._executors[executor].sent.append(_Sent(action, now_s, read_nbytes, first))
+        action = Action(next(self._numbers), executor, kind, model, typical_s * factor, request)
+        self._executors[executor].sent.append(_Sent(action, typical_s, now_s, read_nbytes, first))
         actions.append(action)
 
     def wake_s(self, now_s: float) -> float:
@@ -482,7 +516,10 @@ class Scheduler:
     def lose(self, executor: int) -> Lost:
         """An executor is gone: what it had waits again."""
         state = self._executors[executor]
-        suspect = state.sent[0].action.request if state.sent else None
+        at = state.sent[0].action.model if state.sent and state.sent[0].action.kind != EVICT else None
+        suspect = next(
+            (one.action.request for one in state.sent if one.action.request and one.action.model == at), None
+        )
         requests = [one.action.request for one in state.sent if one.action.request is not None]
         self._executors[executor] = lost = _Executor()
         lost.live = False
@@ -496,6 +533,11 @@ class Scheduler:
         self._executors[executor].live = True
         self._executors[executor].codes.update(codes)
 
+    @property
+    def live(self) -> list[int]:
+        """Executors that are there."""
+        return [number for number, one in enumerate(self._executors) if one.live]
+
     def is_live(self, executor: int) -> bool:
         """Whether an executor is there."""
         return self._executors[executor].live
@@ -506,12 +548,20 @@ class Scheduler:
 
 
 class _Course:
-    """How executors would go on from now: requests placed one after the other."""
+    """How executors would go on from now: requests placed one after the other.
+
+    A request ends after the typical seconds of all that goes before it there, and its own, and a margin that is hardly
+    ever exceeded. Actions take longer independently of each other, so that the margin is the root of the sum of the
+    squares of theirs: all of them together hardly ever take as long as each hardly ever does.
+    """
 
     def __init__(self, scheduler: Scheduler, now_s: float) -> None:
         self._scheduler, self._now_s = scheduler, now_s
         executors = scheduler._executors
         self._free_s = {number: one.free_s(now_s) for number, one in enumerate(executors) if one.live}
+        self._margin2 = {number: executors[number].margin2 for number in self._free_s}
+        self._more_run = scheduler.estimates.run_factor(now_s) - 1
+        self._more_load = scheduler.estimates.load_factor(now_s) - 1
         self._slowdown = {number: scheduler.estimates.slowdown(number, now_s) for number in self._free_s}
         self._opened: set[tuple[int, int]] = set()
         self._loaded: set[int] = set()
@@ -521,9 +571,14 @@ class _Course:
         """One that goes on by itself."""
         other = _Course.__new__(_Course)
         vars(other).update(vars(self))
-        other._free_s = dict(self._free_s)
+        other._free_s, other._margin2 = dict(self._free_s), dict(self._margin2)
         other._opened, other._loaded = set(self._opened), set(self._loaded)
         return other
+
+    def wait(self, work_s: float) -> None:
+        """Go on as if so many seconds of work were done, spread over the executors that are there."""
+        each_s = work_s * sum(self._slowdown.values()) / max(1, len(self._slowdown)) ** 2
+        self._free_s = {number: free_s + each_s for number, free_s in self._free_s.items()}
 
     def _run_s(self, request: Waiting) -> float:
         key = request.model, request.samples
@@ -531,7 +586,7 @@ class _Course:
         if known_s is None:
             scheduler, model = self._scheduler, request.model
             facts = scheduler.models[model]
-            known_s = scheduler.estimates.run_s(model, facts, request.samples, self._now_s)
+            known_s = scheduler.estimates.typical_run_s(model, facts, request.samples, self._now_s)
             self._known_s[key] = known_s
         return known_s
 
@@ -542,13 +597,15 @@ class _Course:
         facts = scheduler.models[model]
         nbytes = 0 if model in scheduler.residency or model in self._loaded else facts.nbytes
         first = facts.code not in scheduler._executors[executor].codes
-        return scheduler.estimates.load_s(nbytes, self._now_s, first=first)
+        return scheduler.estimates.typical_load_s(nbytes, self._now_s, first=first)
 
     def place_on(self, request: Waiting, executor: int) -> _Place:
         """When a request would be done on an executor."""
         slowdown = self._slowdown[executor]
         load_s, run_s = self._load_s(request.model, executor) * slowdown, self._run_s(request) * slowdown
-        return _Place(self._free_s[executor] + load_s + run_s, executor, load_s, run_s)
+        margin2 = self._margin2[executor] + (load_s * self._more_load) ** 2 + (run_s * self._more_run) ** 2
+        typical_end_s = self._free_s[executor] + load_s + run_s
+        return _Place(typical_end_s + math.sqrt(margin2), executor, load_s, run_s, typical_end_s, margin2)
 
     def place(self, request: Waiting) -> _Place:
         """Where a request would be done first; infinitely late on none if there is no executor."""
@@ -556,21 +613,12 @@ class _Course:
 
     def typical_end_s(self, request: Waiting) -> float:
         """When a request would be done first if it, and its load, took what they typically take."""
-        scheduler, now_s, model = self._scheduler, self._now_s, request.model
-        facts, estimates = scheduler.models[model], scheduler.estimates
-        run_s = estimates.typical_run_s(model, facts, request.samples, now_s)
-        ends_s = []
-        for executor, free_s in self._free_s.items():
-            load_s = 0.0
-            if not scheduler.residency.is_open(model, executor) and (model, executor) not in self._opened:
-                in_memory = model in scheduler.residency or model in self._loaded
-                load_s = estimates.typical_load_s(0 if in_memory else facts.nbytes, now_s)
-            ends_s.append(free_s + (load_s + run_s) * self._slowdown[executor])
+        ends_s = [self.place_on(request, executor).typical_end_s for executor in self._free_s]
         return min(ends_s, default=math.inf)
 
     def follow(self, request: Waiting, place: _Place) -> None:
         """Go on as if a request were done there."""
-        self._free_s[place.executor] = place.end_s
+        self._free_s[place.executor], self._margin2[place.executor] = place.typical_end_s, place.margin2
         if place.load_s:
             self._opened.add((request.model, place.executor))
             self._loaded.add(request.model)
@@ -583,4 +631,4 @@ class _Course:
         return place
 
 
-_NOWHERE = _Place(math.inf, -1, 0.0, 0.0)
+_NOWHERE = _Place(math.inf, -1, 0.0, 0.0, math.inf, 0.0)

@@ -8,8 +8,12 @@ from typing import NamedTuple
 
 from odin.fleet.dispatcher import Counts
 from odin.fleet.scheduler import EVICT, LOAD, RUN, Measured
+from odin.monitor.view.fleet_view import ExecutorState, FleetState, Guessed
+from odin.monitor.view.pipeline_view import PipelineView
 
-__all__ = ["ExecutorView", "FleetView", "Prediction", "predictions_of"]
+__all__ = ["ExecutorView", "FleetView", "Prediction", "predictions_of", "state_of"]
+
+_LAST_USED = 8
 
 
 class ExecutorView(NamedTuple):
@@ -85,6 +89,47 @@ class FleetView(NamedTuple):
     counts: Counts
     executors: tuple[ExecutorView, ...]
     predictions: tuple[Prediction, ...]
+
+
+def state_of(view: FleetView, *, name: str, policy: str, told: PipelineView) -> FleetState:
+    """What another terminal sees of a fleet.
+
+    Parameters
+    ----------
+    view
+        Its state.
+    name, policy
+        Of the folder, and of the scheduler.
+    told
+        What its events make of a pipeline: how long it runs, and what happened.
+    """
+    counts = view.counts
+    return FleetState(
+        name=name,
+        policy=policy,
+        uptime_s=told.uptime_s,
+        models=view.models,
+        resident=len(view.resident),
+        last_used=view.resident[: -1 - _LAST_USED : -1],
+        resident_mib=view.resident_mib,
+        memory_mib=view.memory_mib,
+        waiting=view.waiting,
+        completed=counts.completed,
+        failed=counts.failed,
+        in_flight=counts.in_flight,
+        in_time=counts.in_time,
+        late=counts.late,
+        refused=counts.refused,
+        hits=counts.hits,
+        cold=counts.cold,
+        loads=counts.loads,
+        evictions=counts.evictions,
+        executors=tuple(ExecutorState(*one) for one in view.executors),
+        predictions=tuple(Guessed(*one) for one in view.predictions),
+        events=told.events,
+        event_count=told.event_count,
+        ended=told.ended,
+    )
 
 
 def predictions_of(measured: Sequence[Measured]) -> tuple[Prediction, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from odin.stages.pacer import LEAST_SHARE
 
-__all__ = ["Limits", "ModelConfig", "find_models", "parse_model", "read_model"]
+__all__ = ["Limits", "ModelConfig", "find_models", "is_model_file", "parse_model", "read_model"]
 
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$"
 _Milliseconds = Annotated[float, Field(gt=0)]
@@ -174,5 +175,10 @@ def read_model(path: Path) -> ModelConfig:
 
 def find_models(folder: Path) -> Sequence[Path]:
     """Files of the models in a folder, by name."""
-    files = (path for path in folder.iterdir() if path.suffix == ".toml" and not path.name.startswith("."))
-    return sorted(path for path in files if not path.is_dir())
+    return sorted(path for path in folder.iterdir() if is_model_file(path, folder))
+
+
+def is_model_file(path: Path, folder: Path) -> bool:
+    """Whether a path is that of a model's file in a folder, and there."""
+    named = path.suffix == ".toml" and not path.name.startswith(".") and path.parent == folder
+    return named and os.path.lexists(path) and not path.is_dir()

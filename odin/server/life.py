@@ -138,6 +138,7 @@ async def _load(dataplane: DataPlane, names: Sequence[str], telling: Telling) ->
     """Load models one after the other; whether one of them is served then, or none was asked for."""
     repository = dataplane.repository
     packed = [name for name in names if repository.is_packed(name)]
+    others = [name for name in names if not repository.is_packed(name)]
     for name in packed:
         if name == packed[0]:  # the others are ready at once
             telling.loading(f"{len(packed)} packed models")
@@ -147,9 +148,7 @@ async def _load(dataplane: DataPlane, names: Sequence[str], telling: Telling) ->
             telling.loaded(name, str(error))
     if packed:
         telling.loaded(packed[-1], "")
-    for name in names:
-        if name in packed:
-            continue
+    for name in others:
         telling.loading(name)
         try:
             await dataplane.load(name, log=False)  # who is told says so

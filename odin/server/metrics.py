@@ -22,7 +22,7 @@ from odin.server.answered import Answered, BackgroundObserver
 from odin.server.dataplane import DataPlane
 from odin.server.metric_families import ModelCounts, PipelineFamilies, RequestFamilies
 from odin.server.served import ServedModel
-from odin.server.served_fleet import FleetFamilies, views_of
+from odin.server.served_fleet import FleetFamilies, FleetModel, views_of
 
 __all__ = ["Metrics", "metrics_route"]
 
@@ -110,7 +110,8 @@ class Metrics:
             for name in [name for name in self._models if name not in served and name != _UNKNOWN]:
                 del self._models[name]
             for name in (*served, _UNKNOWN):
-                if name in served or name in self._models:
+                # of packed models, which may be thousands, those that were asked for
+                if name in self._models or (name in served and not isinstance(served[name], FleetModel)):
                     requests.add(name, self._counts(name), served.get(name))
             for name, view in views.items():
                 pipelines.add(name, view, self._counts(name))

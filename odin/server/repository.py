@@ -20,7 +20,7 @@ from odin.errors import OdinError
 from odin.fleet.fleet import Fleet
 from odin.fleet.packed import SUFFIX
 from odin.monitor.events import Event
-from odin.server.config import ModelConfig, find_models, read_model
+from odin.server.config import ModelConfig, find_models, is_model_file, read_model
 from odin.server.failures import FailureKind, RequestError
 from odin.server.messages import ModelState
 from odin.server.served import ServedModel
@@ -29,6 +29,8 @@ from odin.server.served_fleet import ServedFleet
 __all__ = ["Repository"]
 
 _log = logging.getLogger(__name__)
+_NAMED = 20
+"""So many models are named in an error."""
 _SPEAKING = (ValueError, OSError, OdinError, ImportError, MemoryError, RuntimeError)
 """Errors whose message is enough; of others the log tells where they come from."""
 
@@ -96,7 +98,7 @@ class Repository:
                 self._packed_names.add(name)
                 self._entries[name] = _Entry(ModelConfig(name=name, source=f"{name}{SUFFIX}"))
             elif name not in self._packed_names:
-                raise ValueError(f"model {name!r} has a file {name}.toml and is packed as {name}{SUFFIX}: remove one")
+                raise _twice(name)
 
     def is_packed(self, name: str) -> bool:
         """Whether a model is a packed one, which is loaded into memory by demand."""
@@ -164,7 +166,8 @@ class Repository:
     def _entry(self, name: str, version: str) -> _Entry:
         entry = self._entries.get(name)
         if entry is None:
-            known = ", ".join(map(repr, sorted(self._entries))) or "none"
+            names = sorted(self._entries)
+            known = ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "") or "none"
             raise RequestError(FailureKind.NOT_FOUND, f"there is no model {name!r}; there are {known}")
         served = entry.config.version if entry.served is None else entry.served.config.version
         if version not in ("", served):
@@ -220,11 +223,16 @@ class Repository:
             self._retire(before)
 
     def _config_now(self, name: str) -> ModelConfig:
-        path = None if self._folder is None else self._folder / f"{name}.toml"
-        try:
-            if path is not None and path in find_models(path.parent):
-                return read_model(path)
-            self._find_packed()
+        folder = self._folder
+        try:  # without looking through the folder for each of many models
+            if folder is not None:
+                folder.stat()  # raises if it is gone
+                if is_model_file(path := folder / f"{name}.toml", folder):
+                    if name in self._packed_names:
+                        raise _twice(name)
+                    return read_model(path)
+            if name not in self._packed_names:
+                self._find_packed()
         except (ValueError, OSError) as error:
             raise RequestError(FailureKind.INVALID, str(error)) from error
         return self._entry(name, "").config
@@ -276,6 +284,10 @@ def _make(
         return ServedModel(config, on_event=on_event) if packed is None else packed.model(config)
     except BaseException as error:
         return error
+
+
+def _twice(name: str) -> ValueError:
+    return ValueError(f"model {name!r} has a file {name}.toml and is packed as {name}{SUFFIX}: remove one")
 
 
 def _told(error: BaseException) -> str:

@@ -64,8 +64,8 @@ class ServedFleet:
         with self._lock:
             if self.fleet is None:
                 self.fleet = Fleet(self._folder, stages=self._stages, memory_mib=self._memory_mib, share_devices=True)
-            elif config.name not in self.fleet.models:
-                self.fleet.refresh()
+            else:
+                self.fleet.refresh([config.name])  # it is new, or may have been packed anew
         return FleetModel(config, self.fleet)
 
     def close(self, *, drain: bool = True) -> None:

@@ -70,8 +70,8 @@ def add_parser(subparsers: Any) -> None:
         nargs="?",
         metavar="MODEL|TABLE|paper|tune|batching|fleet",
         help="model with shipped timings (default resnet50), a file made by odin record, paper, or one of: tune, "
-        "batches and instances under a latency limit; batching, requests batched dynamically or one by one; fleet, a thousand "
-        "models in little memory",
+        "batches and instances under a latency limit; batching, requests batched dynamically or one by one; fleet, a "
+        "thousand models in little memory",
     )
     parser.add_argument(
         "--like",

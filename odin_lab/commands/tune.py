@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from odin.cli.arguments import positive, positive_number
 from odin.models.model_names import check_model_name
+from odin.options import check_on_this_machine
 from odin.process.signals import draining
 from odin.stages.device import parse_devices
 from odin.stages.lease import refuse_taken_devices
@@ -50,7 +51,7 @@ class Result(Struct, frozen=True):
     probes, swept
         What was measured first; every value, if it was asked for.
     knob, start, keeps, why
-        The choice.
+        The choice; no knob, and 0: it was ended before.
     serving
         What came of it; null with ``--seconds 0``.
     of_best
@@ -181,7 +182,7 @@ def run(arguments: argparse.Namespace) -> int:
             look=look,
         )
         choice, mode = findings.choice, findings.mode
-        if arguments.seconds > 0 and not drain.is_set():
+        if arguments.seconds > 0 and choice is not None and mode is not None and not drain.is_set():
             with starting(mode, arguments.log) as served:
                 serving = serve(
                     served,
@@ -198,7 +199,7 @@ def run(arguments: argparse.Namespace) -> int:
                     look=lambda at_s, value: show(f"serving, {mode.knob} {value}", at_s, arguments.seconds),
                 )
     _tell(arguments, console, findings, serving)
-    return 0 if choice.keeps else 1
+    return 0 if choice is not None and choice.keeps else 1
 
 
 def _check_usage(arguments: argparse.Namespace) -> list[Load]:
@@ -213,7 +214,10 @@ def _check_usage(arguments: argparse.Namespace) -> list[Load]:
         for option in ("load", "plot", "log"):
             if getattr(arguments, option):
                 raise ValueError(f"--{option} means nothing with --seconds 0, which serves nothing; leave one out")
-    return [Load.parse(text) for text in arguments.load]
+    loads = [Load.parse(text) for text in arguments.load]
+    for load in loads:
+        check_on_this_machine(load.on)
+    return loads
 
 
 def _tell(arguments: argparse.Namespace, console: Console, findings: Findings, serving: Serving | None) -> None:
@@ -222,31 +226,34 @@ def _tell(arguments: argparse.Namespace, console: Console, findings: Findings, s
     choice, mode = findings.choice, findings.mode
     title = f"{arguments.model} on {arguments.stages}: {statistic} limit {arguments.latency_ms:g} ms"
     shown = findings.swept or findings.probes
-    console.print(probe_table(shown, limit_s=limit_s, statistic=statistic, choice=choice, title=title))
-    console.print(choice.why, markup=False, style="bold")
-    value = choice.start if serving is None else serving.value
+    if shown or choice is not None:
+        console.print(probe_table(shown, limit_s=limit_s, statistic=statistic, choice=choice, title=title))
+    why = "ended before all was measured: nothing is chosen" if choice is None else choice.why
+    console.print(why, markup=False, style="bold" if choice is not None else "yellow")
+    value = 0 if choice is None else choice.start if serving is None else serving.value
     if serving is not None:
         console.print(served_lines(serving, limit_s=limit_s, statistic=statistic))
     found = best_of_sweep(findings, value, limit_s=limit_s, statistic=statistic)
     if found is not None:
         console.print(sweep_line(*found, value), markup=False)
-    console.print("In Python:", style="dim")
-    console.print(options_text(arguments.model, mode, value, latency_s=limit_s), markup=False)
-    console.print("For odin serve, as a file NAME.toml:", style="dim")
-    console.print(toml_text(arguments.model, mode, value, latency_s=limit_s), markup=False)
+    if mode is not None:
+        console.print("In Python:", style="dim")
+        console.print(options_text(arguments.model, mode, value, latency_s=limit_s), markup=False)
+        console.print("For odin serve, as a file NAME.toml:", style="dim")
+        console.print(toml_text(arguments.model, mode, value, latency_s=limit_s), markup=False)
     result = Result(
         shlex.join(["odin", *sys.argv[1:]]),
         arguments.model,
-        mode.stages,
+        tuple(arguments.stages.split(",")) if mode is None else mode.stages,
         limit_s,
         statistic,
         arguments.policy,
         findings.probes,
         findings.swept,
-        choice.knob,
-        choice.start,
-        choice.keeps,
-        choice.why,
+        "" if choice is None else choice.knob,
+        0 if choice is None else choice.start,
+        choice is not None and choice.keeps,
+        why,
         serving,
         None if found is None else found[1],
     )

@@ -43,24 +43,29 @@ class Findings(NamedTuple):
     swept
         Every value, if it was asked for; the probes' among them.
     choice
-        What was decided by the probes.
+        What was decided by the probes; None: it was ended before all of them were.
     mode
         The chosen one.
+    ended
+        Whether it was ended before all was measured.
     """
 
     probes: tuple[Probe, ...]
     swept: tuple[Probe, ...]
-    choice: Choice
-    mode: Mode
+    choice: Choice | None
+    mode: Mode | None
+    ended: bool = False
 
     @property
     def largest(self) -> int:
         """Largest value that is worth going to: not beyond the chosen number of instances if more were measured with
         less throughput.
         """
-        choice = self.choice
+        choice, mode = self.choice, self.mode
+        if choice is None or mode is None:
+            return 1
         more = [one for one in self.probes if one.knob == choice.knob == "instances" and one.value > choice.start]
-        return choice.start if choice.keeps and more else self.mode.largest
+        return choice.start if choice.keeps and more else mode.largest
 
 
 def first_values(mode: Mode) -> tuple[int, ...]:
@@ -80,6 +85,10 @@ def first_values(mode: Mode) -> tuple[int, ...]:
     return tuple(sorted(values))
 
 
+class _EndedError(Exception):
+    """The user wants no more."""
+
+
 class _Meter:
     """Measures values of a mode, each once."""
 
@@ -96,7 +105,7 @@ class _Meter:
         return [self._known[value] for value in sorted(self._known)]
 
     def measure(self, value: int) -> Probe:
-        """Measure a value, or tell what is known of it."""
+        """Measure a value, or tell what is known of it; raises :class:`_EndedError` if the user wants no more."""
         if value not in self._known:
             mode, effort = self._mode, self._effort
             self._served.value = value
@@ -107,7 +116,7 @@ class _Meter:
                 nonlocal answered
                 answered = count
 
-            self._known[value] = probe(
+            found = probe(
                 mode,
                 value,
                 self._served.submit,
@@ -115,7 +124,10 @@ class _Meter:
                 stop=lambda: self._look(title, answered, total),
                 look=note,
             )
-            self._on_probe(self._known[value])
+            if found is None:
+                raise _EndedError
+            self._known[value] = found
+            self._on_probe(found)
         return self._known[value]
 
 
@@ -132,7 +144,8 @@ def find(
 ) -> Findings:
     """Measure each mode in turn, and choose.
 
-    The last value of each is the largest that keeps the limit as the first ones predict it.
+    The last value of each is the largest that keeps the limit as the first ones predict it. If the user wants no more,
+    what is known until then, without a choice.
 
     Parameters
     ----------
@@ -156,16 +169,20 @@ def find(
     for mode in modes:
         with open_mode(mode) as served:
             meter = _Meter(mode, served, effort, look, on_probe)
-            for value in first_values(mode):
-                meter.measure(value)
-            meter.measure(largest_within(meter.known, limit_s=limit_s, largest=mode.largest, statistic=statistic))
-            probes += meter.known
-            if sweep:
+            try:
+                for value in first_values(mode):
+                    meter.measure(value)
+                meter.measure(largest_within(meter.known, limit_s=limit_s, largest=mode.largest, statistic=statistic))
+                probes += meter.known
                 over = 0
-                for value in range(1, mode.largest + 1):
+                for value in range(1, mode.largest + 1) if sweep else ():
                     over = over + 1 if meter.measure(value).latency_s(statistic) > limit_s else 0
                     if over == _FAR_OVER:
                         break
+            except _EndedError:
+                known = [one for one in probes if one.knob != mode.knob] + meter.known
+                return Findings(tuple(known), (*swept, *meter.known) if sweep else (), None, None, True)
+            if sweep:
                 swept += meter.known
     choice = choose(probes, limit_s=limit_s, statistic=statistic)
     return Findings(tuple(probes), tuple(swept), choice, next(mode for mode in modes if mode.knob == choice.knob))
@@ -175,6 +192,8 @@ def best_of_sweep(
     findings: Findings, value: int, *, limit_s: float, statistic: str = "p95"
 ) -> tuple[Probe, float] | None:
     """The best of a sweep, and the throughput with a value of the chosen knob as a part of its; None without one."""
+    if findings.choice is None:
+        return None
     best = best_within(findings.swept, limit_s=limit_s, statistic=statistic)
     own = [one for one in findings.swept if (one.knob, one.value) == (findings.choice.knob, value)]
     return None if best is None or not own else (best, own[0].throughput_hz / best.throughput_hz)

@@ -42,8 +42,8 @@ def probe(
     stop: Callable[[], bool] = lambda: False,
     look: Callable[[int], None] = lambda answered: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> Probe:
-    """Keep as many requests under way as are computed at a time, and measure.
+) -> Probe | None:
+    """Keep as many requests under way as are computed at a time, and measure; None if it was ended before all were.
 
     Parameters
     ----------
@@ -58,8 +58,6 @@ def probe(
     ------
     Exception
         What a request failed with; the first one.
-    ValueError
-        If none was answered in time.
     """
     clients, samples = mode.clients(value), mode.samples(value)
     warm = effort.warm * clients
@@ -82,8 +80,8 @@ def probe(
     if failures:
         raise failures[0]
     counted = answers[warm:]
-    if not counted:
-        raise ValueError(f"{mode.title}, {value}: no request was answered within {effort.limit_s:g} s; allow more")
+    if stop() and len(counted) < effort.requests:
+        return None
     latencies_s = [finished_s - submitted_s for submitted_s, finished_s in counted]
     span_s = counted[-1][1] - (answers[warm - 1][1] if warm else begin_s)
     return Probe(

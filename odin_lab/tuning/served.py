@@ -39,6 +39,11 @@ class Served:
     def __init__(self, model: str | Source, mode: Mode, *, log: str | None = None, **options: Any) -> None:
         self.mode = mode
         source = load_source(model) if isinstance(model, str) else model
+        if len(source.example_args) != 1 or not isinstance(source.example_args[0], torch.Tensor):
+            raise ValueError(
+                f"{source.name} takes {len(source.example_args)} arguments, and what is tuned is the number of samples "
+                "in one tensor: wrap it in a module that takes one"
+            )
         (example,) = source.example_args
         self._inputs = example[:1].repeat(mode.batch, *[1] * (example.ndim - 1))
         self.pipeline = odin.Pipeline(

@@ -15,14 +15,14 @@ from odin_lab.tuning.serving import Serving
 __all__ = ["probe_table", "served_lines", "sweep_line"]
 
 
-def probe_table(probes: Sequence[Probe], *, limit_s: float, statistic: str, choice: Choice, title: str) -> Table:
-    """What was measured: a row for each value."""
+def probe_table(probes: Sequence[Probe], *, limit_s: float, statistic: str, choice: Choice | None, title: str) -> Table:
+    """What was measured: a row for each value; none is marked without a choice."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("mode", "batch / instances", "samples/s", "p95 ms", "mean ms", "requests", "keeps the limit"):
         table.add_column(name, justify="left" if name in ("mode", "keeps the limit") else "right")
     for probe in probes:
         keeps = probe.latency_s(statistic) <= limit_s
-        chosen = (probe.knob, probe.value) == (choice.knob, choice.start)
+        chosen = choice is not None and (probe.knob, probe.value) == (choice.knob, choice.start)
         table.add_row(
             "batching" if probe.knob == "batch" else "instances",
             str(probe.value),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -43,3 +44,36 @@ def test_wrong_usage(words, problem, tmp_path, capsys):
     assert main(["pack", *words, "--into", str(tmp_path / "models")]) == 2
     assert problem in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
+
+
+def test_what_cannot_be_written_is_said_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("odin.models.sources.load_source", lambda *args, **options: pytest.fail("it was loaded"))
+    file, shared = tmp_path / "file", tmp_path / "shared"
+    file.write_text("")
+    shared.mkdir()
+    shared.chmod(0o777)
+    for words, problem in (
+        (["--into", str(file)], "is a file; name a folder"),
+        (["--into", str(file / "in")], "is a file; name a folder"),
+        (["--into", str(shared)], "can be written by others"),
+        (["--into", str(tmp_path / "new"), "--name", "../up"], "'../up' cannot be a packed model's name"),
+    ):
+        assert main(["pack", "resnet18", *words]) == 2
+        assert problem in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "models"
+    words = ["pack", "mobilenet_v2", "--image-size", "32", "--into", str(folder), "--name", "small"]
+    assert main(words) == 0
+    before = (folder / "small.packed").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fdatasync", full)
+    assert main(words) == 1
+    assert "small.packed: No space left on device" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["small.packed"]
+    assert (folder / "small.packed").read_bytes() == before

@@ -30,6 +30,7 @@ from odin.monitor.events import (
     StageLost,
     from_json,
 )
+from odin.monitor.view.fleet_view import view_from_json
 from odin.partitioner.chain import build_chain
 
 pytestmark = pytest.mark.ray
@@ -186,6 +187,20 @@ def test_a_model_that_cannot_be_opened_fails_its_requests_alone(two_cores, folde
             fleet("m1", X)
         assert torch.equal(fleet("m0", X), expected["m0"])
         assert fleet.view().resident == ("m0",)
+        # Packed anew: with other weights, and as another model.
+        pack_chain(build_chain(net(1), (X[:1],), name="m0"), made, name="m0", baseline_s={1: 0.0002})
+        assert torch.equal(fleet("m0", X), expected["m0"])  # it is in memory still
+        assert fleet.refresh(["m0"]) == ("m0",)
+        assert torch.equal(fleet("m0", X), expected["m1"])
+        other = build_chain(nn.Linear(4, 3).eval(), (torch.ones(1, 4),), name="m0")
+        pack_chain(other, made, name="m0", baseline_s={1: 0.0002})
+        assert fleet.refresh() == ("m0",)
+        assert torch.equal(fleet("m0", torch.ones(1, 4)), other(torch.ones(1, 4)))
+        with pytest.raises(ValueError, match="expected shape"):
+            fleet.submit("m0", X)
+        assert fleet.refresh() == ()
+        assert fleet.models == ("m0", "m1")
+        assert fleet.view().models == 2
 
 
 def test_what_a_fleet_refuses_to_start_with(folder, tmp_path):
@@ -199,3 +214,68 @@ def test_what_a_fleet_refuses_to_start_with(folder, tmp_path):
         odin.Fleet(folder, stages=["cpu:0"], scheduler="best")
     with pytest.raises(ValueError, match="admission="):
         odin.Fleet(folder, stages=["cpu:0"], admission="maybe")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"memory_mib": "64"}, "memory_mib='64'; give the MiB"),
+        ({"memory_mib": float("nan")}, "memory_mib=nan; give the MiB"),
+        ({"batch": 2.5}, r"batch=2\.5 is no whole number"),
+        ({"batch": 0}, "batch=0; it must be at least 1"),
+        ({"on_measured": 5}, "on_measured=5 cannot be called"),
+        ({"stages": ["gpu:0"]}, "CPU cores of this machine, which gpu:0 is not"),
+        ({"stages": ["cpu:4999"]}, "4999"),
+        ({"stages": ["cpu:0", "cpu:0"]}, "two stages are on cpu:0"),
+    ],
+)
+def test_nonsense_is_said_before_anything_is_started(folder, options, problem, monkeypatch):
+    monkeypatch.setattr("odin.fleet.fleet.RayRuntime", lambda *args: pytest.fail("Ray was started"))
+    with pytest.raises(ValueError, match=problem):
+        odin.Fleet(folder, **{"stages": ["cpu:0"], **options})
+
+
+@pytest.mark.filterwarnings("ignore:.*on_measured")
+def test_who_is_told_of_actions_may_fail_and_ask(two_cores, folder, expected, capsys):
+    fleets: list[odin.Fleet] = []
+    asked: list[int] = []
+
+    def told(name: str, one: Measured) -> None:
+        asked.append(fleets[0].counts().loads)
+        raise RuntimeError("mine")
+
+    events: list[object] = []
+    options = {"memory_mib": 64, "on_measured": told, "on_event": events.append}
+    with odin.Fleet(folder, stages=two_cores[:1], **options) as fleet:
+        fleets.append(fleet)
+        for name in expected:
+            assert torch.equal(fleet.submit(name, X).result(PROMPT_S), expected[name])
+        assert len(asked) >= 2 * len(expected) - 1  # of the last one perhaps a moment later
+        with pytest.raises(odin.DeadlineExceededError):
+            fleet("m0", X, timeout_s=0)
+        fleet("m0", X, timeout_s=60)
+        state = fleet.state()
+        assert (state.models, state.resident, state.completed, state.in_time, state.refused) == (6, 6, 7, 1, 1)
+        assert state.last_used[:2] == ("m0", "m5")
+        capsys.readouterr()
+        assert main(["top", str(os.getpid()), "--json"]) == 0
+        assert view_from_json(capsys.readouterr().out).models == 6
+        assert main(["top", str(os.getpid()), "--once"]) == 0
+        shown = capsys.readouterr().out
+        assert " in memory 6 of 6 models" in shown
+        assert " deadlines 1 in time  1 refused  0 late" in shown
+        assert "m0, m5" in shown
+    assert "on_measured" in {event.part for event in events if isinstance(event, Fault)}
+
+
+def test_thousands_at_once_cancelled_and_closed_in_the_middle(two_cores, folder, expected):
+    with odin.Fleet(folder, stages=two_cores[:1], memory_mib=64) as fleet:
+        futures = [fleet.submit(f"m{number % MODELS}", X) for number in range(3000)]
+        cancelled = [future for future in futures[::2] if future.cancel()]
+        answered = [future for future in futures if future not in set(cancelled)]
+        assert len(cancelled) > 1000
+        assert torch.equal(answered[0].result(PROMPT_S), expected["m0"])
+        fleet.close(drain=False)
+        kinds = {type(future.exception(PROMPT_S)) for future in answered}
+        assert kinds == {type(None), odin.PipelineClosedError}
+        assert fleet.counts().in_flight == 0

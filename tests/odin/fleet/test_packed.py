@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import odin
+from odin.fleet.executor import Models
 from odin.fleet.opened import OpenModel, processor_form
-from odin.fleet.packed import PackedFolder, PackedModelError
+from odin.fleet.packed import PackedFile, PackedFolder, PackedModelError
 from odin.fleet.packing import pack_chain, pack_source, time_alone
 from odin.fleet.program_data import NotPackableError, layer_from_data, layer_to_data
 from odin.partitioner.chain import Chain, build_chain
@@ -174,7 +175,7 @@ def test_files_and_folders_that_others_can_write(folder: Path):
     folder.chmod(0o700)
     path.rename(folder / "elsewhere")
     path.symlink_to(folder / "elsewhere")
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(PackedModelError, match=r"one.packed is a link, which is not followed"):
         PackedFolder(folder).head("one")
     path.unlink()
     os.mkfifo(path)
@@ -283,3 +284,100 @@ def test_times_alone():
     found = time_alone(build_chain(net(0), (X[:1],)))
     assert list(found) == [1, 2, 4, 8]
     assert all(seconds > 0 for seconds in found.values())
+
+
+class Scaled(nn.Module):
+    """Takes a number, and returns its weight as well, which is no view of what was computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2.0, 3.0]))
+
+    def forward(self, x):
+        return x * self.weight, self.weight
+
+
+class Inverse(nn.Module):
+    """Fails on zeros, and on ones."""
+
+    def forward(self, x):
+        return torch.inverse(x)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize(
+    ("model", "x"), [(Scaled(), torch.tensor(3.0)), (Inverse(), torch.eye(3)[None] * 2)], ids=["a number", "an inverse"]
+)
+def test_models_with_inputs_that_are_no_images(folder: Path, model: nn.Module, x: torch.Tensor, portable: bool):
+    chain = build_chain(model, (x,), name="one")
+    pack_chain(chain, folder, name="one", portable=portable)
+    models = Models(PackedFolder(folder), [PackedFile("one", PackedFolder(folder).head("one").code)])
+    models.load(0)  # though it fails on the zeros that it is run on once
+    outputs, _ = models.run(0, (x,))
+    result = OpenModel(PackedFolder(folder), "one").call.unpack(outputs)
+    expected = chain(x)
+    pairs = zip(result, expected, strict=True) if isinstance(expected, tuple) else [(result, expected)]
+    assert all(torch.equal(own, other) for own, other in pairs)
+    models.close()
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x)
+
+
+class Cholesky(nn.Module):
+    def forward(self, x):
+        return torch.cholesky(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "problem"),
+    [
+        (nn.Linear(4, 4), torch.zeros(0, 4), "the example input of one has no samples"),
+        (Recurrent(), torch.rand(1, 3, 4), r"calls modules as a whole \(LSTM\)"),
+        (Cholesky(), torch.eye(3)[None], r"one cannot be timed: with 1 random samples it raises _LinAlgError"),
+    ],
+    ids=["no samples", "a module", "it fails"],
+)
+def test_what_cannot_be_packed_is_said(folder: Path, model: nn.Module, x: torch.Tensor, problem: str):
+    with pytest.raises(NotPackableError, match=problem):
+        pack_chain(build_chain(model.eval(), (x,), name="one"), folder, name="one")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_packed_anew_as_another_model_is_not_run(folder: Path):
+    packed(folder, net(0))
+    files = PackedFolder(folder)
+    code = files.head("one").code
+    packed(folder, net(1))  # other weights alone
+    OpenModel(files, "one", code=code).close()
+    packed(folder, net(0, outputs=7))
+    with pytest.raises(PackedModelError, match=r"one.packed was packed anew as another model: .*fleet.refresh\(\)"):
+        OpenModel(files, "one", code=code)
+
+
+def test_two_files_with_the_same_digest_are_the_same(folder: Path):
+    packed(folder, net(0))
+    digests = [PackedFolder(folder).head("one").digest]
+    for seed in (0, 1):
+        packed(folder, net(seed))
+        digests.append(PackedFolder(folder).head("one").digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_model_that_cannot_be_opened_at_the_start_stops_no_other(folder: Path):
+    chain = packed(folder, net(0), name="good")
+    (folder / "bad.packed").write_bytes(b"not a model")
+    (folder / "bad.packed").chmod(0o600)
+    files = PackedFolder(folder)
+    models = Models(files, [PackedFile("bad", ""), PackedFile("gone", ""), PackedFile("good", files.head("good").code)])
+    models.warm([0, 1, 2])
+    models.load(2)
+    values, _ = models.run(2, (X[:1].contiguous(memory_format=torch.channels_last),))
+    assert torch.equal(values[0], chain(X[:1]))
+    models.close()

@@ -21,7 +21,7 @@ from odin.server.failures import FailureKind, RequestError
 from odin.server.messages import InferRequest, Tensor
 from odin.server.metrics import Metrics
 from odin.server.repository import Repository
-from odin.server.served_fleet import ServedFleet
+from odin.server.served_fleet import FleetModel, ServedFleet
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -75,15 +75,21 @@ def test_packed_models_have_the_face_of_others(two_cores, tmp_path):
             await dataplane.load("three")
             answer = await dataplane.infer(request("three", X.numpy()))
             assert np.array_equal(answer.outputs[0].array, chains["three"](X).numpy())
+            pack(folder, "idle")
+            dataplane.index()
+            await dataplane.load("idle")
             await dataplane.unload("two")
             with pytest.raises(RequestError, match="'two' is UNAVAILABLE"):
                 await dataplane.infer(request("two", X.numpy()))
             assert dict(dataplane.views()) == {}
             text = generate_latest(metrics.registry).decode()
+            assert 'model="three"' in text
+            assert "idle" in [state.name for state in dataplane.index()]
+            assert 'model="idle"' not in text  # nobody has asked for it
             for line in (
                 'odin_fleet_requests_total{memory="cold"} 3.0',
                 "odin_fleet_loads_total 3.0",
-                'odin_fleet_models{state="all"} 3.0',
+                'odin_fleet_models{state="all"} 4.0',
                 'odin_requests_total{model="one",outcome="answered"} 1.0',
             ):
                 assert line in text
@@ -104,3 +110,33 @@ def test_one_name_for_two_models(tmp_path):
     repository = Repository(folder, packed=ServedFleet(folder, memory_mib=64))
     with pytest.raises(ValueError, match=r"'one' has a file one.toml and is packed as one.packed: remove one"):
         repository.find()
+
+
+def test_loading_many_packed_models_looks_through_the_folder_once(tmp_path, monkeypatch):
+    folder = tmp_path / "models"
+    folder.mkdir(mode=0o700)
+    pack(folder, "one")
+    for number in range(20):
+        (folder / f"m{number}.packed").write_bytes(b"not looked at")
+
+    async def main() -> None:
+        packed = ServedFleet(folder, memory_mib=64)
+        monkeypatch.setattr(packed, "model", lambda config: FleetModel.__new__(FleetModel))
+        monkeypatch.setattr(FleetModel, "random_weights", False, raising=False)
+        repository = Repository(folder, packed=packed)
+        looks: list[None] = []
+        look = packed.names
+        monkeypatch.setattr(packed, "names", lambda: looks.append(None) or look())
+        names = repository.find()
+        assert len(names) == 21
+        for name in names:
+            await repository.load(name)
+        assert len(looks) == 1
+        (folder / "one.toml").write_text('source = "resnet18"\n')
+        with pytest.raises(RequestError, match=r"'one' has a file one.toml and is packed as one.packed: remove one"):
+            await repository.load("one")
+        for name in ("../models/one", "m\0", ""):
+            with pytest.raises(RequestError):
+                await repository.load(name)
+
+    asyncio.run(main())

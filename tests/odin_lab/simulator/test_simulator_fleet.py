@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from odin.fleet.scheduler import RUN
+from odin.fleet.scheduler import LOAD, RUN
 from odin_lab.simulator.fleet import run_fleet, small_models, zipf_trace
 
 MODELS = small_models(300)
@@ -63,3 +63,16 @@ def test_promises_hold_beside_a_co_located_load():
     on_slowed = sum(one.executor == 0 for one in runs)
     assert 0.15 < on_slowed / len(runs) < 0.42  # about what it can: 1 / 2.5 of the other's, 0.29
     assert sum(one.took_s <= one.expected_s * 1.2 for one in runs) > 0.8 * len(runs)
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.4])
+def test_predictions_are_kept_by_nearly_all_loads_and_runs(noise):
+    models = small_models(400)
+    result = run_fleet(models, zipf_trace(400, rate_hz=150, duration_s=15), memory_mib=800, noise=noise)
+    for kind in (RUN, LOAD):
+        measured = [one for one in result.measured if one.kind == kind]
+        first = set()  # of each model, of which nothing but its baseline is known
+        firsts = [one for one in measured if one.model not in first and not first.add(one.model)]
+        for some in (measured, firsts):
+            assert len(some) > 200
+            assert 0.96 < sum(one.took_s <= one.expected_s for one in some) / len(some) < 1.0

@@ -121,9 +121,44 @@ def test_a_failure_ends_a_probe():
         probe(INSTANCES, 2, fail, effort=Effort())
 
 
-def test_a_probe_without_an_answer_in_time_says_so():
-    with pytest.raises(ValueError, match=r"batching, 4: no request was answered within 30 s"):
-        probe(BATCH, 4, answered, effort=Effort(requests=4), stop=lambda: True, clock=lambda: 0.0)
+def test_a_probe_that_is_ended_has_no_figure():
+    for answers in (0, 5):
+        count = iter(range(1000))
+        found = probe(
+            BATCH,
+            4,
+            answered,
+            effort=Effort(requests=10),
+            stop=lambda count=count, answers=answers: next(count) >= answers,
+        )
+        assert found is None
+
+
+@pytest.mark.parametrize(
+    ("after", "known_then"),
+    [(0, []), (2, [("batch", 1), ("batch", 8)]), (4, [*(("batch", value) for value in (1, 8, 12)), ("instances", 1)])],
+)
+def test_what_is_known_when_the_user_wants_no_more_is_kept(monkeypatch, after, known_then):
+    count = iter(range(after))
+
+    def fake(mode: Mode, value: int, submit: object, **options: object) -> Probe | None:
+        return None if next(count, None) is None else known(mode, value)
+
+    monkeypatch.setattr(campaign, "probe", fake)
+    findings = find((BATCH, INSTANCES), opened, limit_s=0.070, effort=Effort())
+    assert (findings.choice, findings.mode, findings.ended) == (None, None, True)
+    assert [(one.knob, one.value) for one in findings.probes] == known_then
+    assert best_of_sweep(findings, 1, limit_s=0.070) is None
+
+
+def test_a_sweep_that_is_ended_keeps_what_it_has(monkeypatch):
+    count = iter(range(5))
+    monkeypatch.setattr(
+        campaign, "probe", lambda mode, value, submit, **_: None if next(count, None) is None else known(mode, value)
+    )
+    findings = find((BATCH, INSTANCES), opened, limit_s=0.070, effort=Effort(), sweep=True)
+    assert (findings.choice, findings.ended) == (None, True)
+    assert [one.value for one in findings.swept] == [1, 2, 3, 8, 12]
 
 
 class Instant:
