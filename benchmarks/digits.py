@@ -34,9 +34,7 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     most = size // 8
     padded = functional.pad(images, (most, most, most, most), value=-1.0)
     places = torch.randint(0, 2 * most + 1, (len(images), 2), generator=generator).tolist()
-    return torch.stack(
-        [image[:, y : y + size, x : x + size] for image, (y, x) in zip(padded, places, strict=True)]
-    )
+    return torch.stack([image[:, y : y + size, x : x + size] for image, (y, x) in zip(padded, places, strict=True)])
 
 
 class Block(nn.Module):
