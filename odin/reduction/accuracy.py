@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 __all__ = ["Answers", "Interval", "Judgement", "calibration_error", "judge", "paired_loss", "wilson"]
 
 _Z = 1.959963984540054
@@ -35,7 +37,7 @@ class Answers(NamedTuple):
     confidences: Sequence[float]
 
 
-class Judgement(NamedTuple):
+class Judgement(msgspec.Struct, frozen=True):
     """A reduced model beside the full one.
 
     Attributes

@@ -149,6 +149,7 @@ class _Walk(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
+        self.extra_traceback = False  # of what is told of a refusal
         self.groups = ChannelGroups()
         self._axes: dict[fx.Node, _Axis] = {}
         self._values: dict[fx.Node, tuple[int, ...]] = {}
@@ -265,6 +266,7 @@ class _Walk(fx.Interpreter):
 
     def _refuse(self, n: fx.Node) -> ReductionError:
         return ReductionError(
-            f"{self._place(n)} is no operation whose channels can be followed (convolutions, linear layers, batch norm, "
-            "activations, pooling, additions, products): this model cannot be narrowed; put early exits into it instead"
+            f"{self._place(n)} is no operation whose channels can be followed (convolutions, linear layers, batch "
+            "norm, activations, pooling, additions, products): this model cannot be narrowed; put early exits into it "
+            "instead"
         )

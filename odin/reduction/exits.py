@@ -182,9 +182,11 @@ class _Seen(fx.Interpreter):
     def __init__(self, root: nn.Module, graph: fx.Graph, wanted: dict[int, Tensor]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an exported program's names of buffers
-            super().__init__(fx.GraphModule(root, graph))
+            module = fx.GraphModule(root, graph)
+        super().__init__(module)
+        self.extra_traceback = False
         self._wanted = wanted
-        self._original = {copy.name: node for copy, node in zip(self.module.graph.nodes, graph.nodes, strict=True)}
+        self._original = {copy.name: node for copy, node in zip(module.graph.nodes, graph.nodes, strict=True)}
         self.found: dict[int, fx.Node] = {}
 
     def run_node(self, n: fx.Node) -> Any:

@@ -10,8 +10,8 @@ from odin.reduction.labelled import Labelled, ReductionError
 
 __all__ = ["Head", "pooled_side", "train_head"]
 
-_MOST_FEATURES = 1024
-_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+_MOST_FEATURES = 512
+_PENALTIES = (1e-1, 1e-2, 1e-3)
 """Weights of the squared norm that are tried; which is best, images say that the weights were not fitted to."""
 _VALIDATION = 0.25
 
@@ -112,16 +112,16 @@ def _fit(data: Labelled, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
     inputs = (inputs - mean) / deviation  # a feature that never varies is nought
     weight = torch.zeros(classes, inputs.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         found = functional.cross_entropy(inputs @ weight.T + bias, data.labels) + penalty * weight.square().sum() / 2
-        found.backward()  # type: ignore[no-untyped-call]  # torch's
+        found.backward()
         return found
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]  # torch's
+        optimizer.step(loss)
     scaled = weight.detach() / deviation
     return scaled, bias.detach() - scaled @ mean
 

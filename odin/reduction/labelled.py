@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -76,16 +76,14 @@ class Labelled(NamedTuple):
         return Labelled(self.images[one], self.labels[one]), Labelled(self.images[two], self.labels[two])
 
 
-def through(module: nn.Module | Any, images: Tensor, *, batch: int = BATCH) -> Iterator[Tensor]:
-    """Run images through a module in eval mode, so many at a time, without gradients."""
-    if isinstance(module, nn.Module):
-        module.eval()
+def through(module: nn.Module, images: Tensor, *, batch: int = BATCH) -> Iterator[Tensor]:
+    """Run images through a module as it is, so many at a time, without gradients."""
     with torch.no_grad():
         for part in images.split(batch):
             yield module(part)
 
 
-def scores(model: nn.Module | Any, images: Tensor, *, batch: int = BATCH) -> Tensor:
+def scores(model: nn.Module, images: Tensor, *, batch: int = BATCH) -> Tensor:
     """Return a classifier's scores ``(count, classes)``, as float32.
 
     Raises
@@ -102,7 +100,7 @@ def scores(model: nn.Module | Any, images: Tensor, *, batch: int = BATCH) -> Ten
     return torch.cat(found)
 
 
-def answers(model: nn.Module | Any, images: Tensor, *, batch: int = BATCH) -> Answers:
-    """Return the class of each image and the confidence in it."""
-    confidences, classes = scores(model, images, batch=batch).softmax(1).max(1)
+def answers(told: Tensor) -> Answers:
+    """Return the class of each image and the confidence in it, from scores ``(count, classes)``."""
+    confidences, classes = told.softmax(1).max(1)
     return Answers(classes.tolist(), confidences.tolist())

@@ -110,11 +110,11 @@ def train_slimmable(
                 optimizer.zero_grad()
                 found = full(images)
                 loss = functional.cross_entropy(found, labels)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch's
+                loss.backward()
                 aims = found.detach().softmax(1)
                 for width, names in shared.items():
                     narrow = functional_call(networks[width], _cut(full, names), (images,))
-                    functional.cross_entropy(narrow, aims).backward()  # type: ignore[no-untyped-call]  # torch's
+                    functional.cross_entropy(narrow, aims).backward()
                 optimizer.step()
                 schedule.step()
             total += float(loss.detach()) * len(labels)
