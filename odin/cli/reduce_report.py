@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.table import Table
 
-from odin.reduction.accuracy import Interval
 from odin.reduction.manifest import Manifest
 from odin.reduction.selection import within_budget
 
@@ -22,30 +21,27 @@ def render_manifest(manifest: Manifest) -> RenderableType:
     chosen = {option.name for option in within_budget([form.option for form in manifest.forms], manifest.budget)}
     full = manifest.forms[0]
     table = Table(
-        title=f"{manifest.model}: forms that lose at most {manifest.budget:.2%} of accuracy, and are the faster for "
-        f"what they lose, are marked *; times are of one core of {manifest.processor}",
+        title=f"{manifest.model} on one core ({manifest.processor}); * may be chosen: loses at most "
+        f"{manifest.budget:.2%}, and no form loses less and is as fast",
         title_justify="left",
+        pad_edge=False,
     )
-    for name in ("form", "layers", "operations", "time", "ms", "accuracy, %", "lost, %", "agrees", "confidence off by"):
+    for name in ("form", "layers", "ms", "speed-up", "accuracy %", "95% interval", "lost %", "agrees %", "off by %"):
         table.add_column(name, justify="left" if name == "form" else "right")
     for form in manifest.forms:
         one = form.judgement
         table.add_row(
             f"{form.name}{' *' if form.name in chosen else ''}",
             str(form.layers),
-            f"{form.flops_share:.0%}",
-            f"{form.seconds / full.seconds:.0%}",
             f"{form.seconds * 1e3:.3g}",
-            _percent(one.accuracy),
-            "-" if form is full else _percent(one.lost),
-            f"{one.agreement:.1%}",
-            f"{one.calibration_error:.1%}",
+            f"{full.seconds / form.seconds:.2f}",
+            f"{one.accuracy.value * 100:.2f}",
+            f"{one.accuracy.low * 100:.1f}..{one.accuracy.high * 100:.1f}",
+            "-" if form is full else f"{one.lost.value * 100:.2f}",
+            f"{one.agreement * 100:.1f}",
+            f"{one.calibration_error * 100:.1f}",
         )
     return table
-
-
-def _percent(found: Interval) -> str:
-    return f"{found.value * 100:.2f} ({found.low * 100:.1f}..{found.high * 100:.1f})"
 
 
 def plot_manifest(manifest: Manifest, folder: Path) -> str:

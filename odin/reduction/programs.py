@@ -28,7 +28,7 @@ def save_program(form: ReducedForm, path: Path, example: torch.Tensor) -> None:
     OSError
         If it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".writing-{path.name}")
     try:
         torch.export.save(_program(form, example), temporary)
         temporary.replace(path)

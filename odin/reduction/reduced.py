@@ -28,7 +28,8 @@ class ReducedForm:
     Attributes
     ----------
     name
-        ``"full"``, ``"exit-7"`` (after 7 layers of the chain), ``"width-0.5"``.
+        ``"full"``, ``"exit-7"`` (after 7 layers of the chain), ``"width-0.5"`` (narrowed without training),
+        ``"slim-0.5"`` (trained to be narrow).
     kind
         ``"full"``, ``"exit"`` or ``"width"``.
     model
@@ -147,7 +148,7 @@ def reduce_model(
         add(f"width-{width:g}", "width", thin)
     for width, network in sorted((trained_widths or {}).items(), reverse=True):
         if width < 1.0:
-            add(f"width-{width:g}", "width", network)
+            add(f"slim-{width:g}", "width", network)
     return Reduced(tuple(forms), tuple(notes))
 
 

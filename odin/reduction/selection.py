@@ -52,9 +52,10 @@ def check_budget(budget: float) -> None:
 
 
 def within_budget(options: Iterable[Option], budget: float) -> list[Option]:
-    """Return the options that lose no more than the budget, the most accurate first and of equals the fastest.
+    """Return the options that lose no more than the budget, the most accurate first, each faster than those before it.
 
-    An option that is no faster than one that loses as little is left out.
+    One that seems to gain accuracy counts as losing none, as that is chance; of those that lose as much the slowest,
+    such as the full model, comes first. An option that is no faster than one that loses less is left out.
 
     Examples
     --------
@@ -64,7 +65,7 @@ def within_budget(options: Iterable[Option], budget: float) -> list[Option]:
     """
     check_budget(budget)
     kept: list[Option] = []
-    for option in sorted(options, key=lambda one: (one.lost, one.seconds, one.name)):
+    for option in sorted(options, key=lambda one: (max(0.0, one.lost), -one.seconds, one.name)):
         if option.lost <= budget and (not kept or option.seconds < kept[-1].seconds):
             kept.append(option)
     return kept
