@@ -102,7 +102,7 @@ def test_narrowing_changes_nothing_of_the_model(chain):
 )
 def test_exits_that_cannot_be_trained(chain, change, told):
     training = digit_images()[0]
-    options = {"classes": 10, "cuts": (2,), **change}
+    options = {"classes": 10, "cuts": (3,), **change}
     count = options.pop("training", len(training.labels))
     with pytest.raises(ReductionError, match=told):
         early_exits(trained_digits()[1.0], chain, Labelled(training.images[:count], training.labels[:count]), **options)
