@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.size, arguments.channels, arguments.depth, arguments.epochs = 8, 16, 1, 8
-        arguments.rounds, arguments.requests = 5, 200
+        arguments.rounds, arguments.requests = 5, 600
     console = Console(stderr=True, highlight=False)
     torch.set_num_threads(1)
     training, held_out = digits(size=arguments.size, seed=arguments.seed)

@@ -48,12 +48,16 @@ def _arrays(source: Source, place: str, count: int) -> Labelled:
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{place}: {error}; it is to hold the arrays images and labels (numpy.savez)") from error
     example = source.example_args[0]
-    if images.shape[1:] != tuple(example.shape[1:]):
+    if not images.ndim or images.shape[1:] != tuple(example.shape[1:]):
         raise ValueError(
             f"{place}: images of shape {images.shape[1:]}, and {source.name} takes {tuple(example.shape[1:])}"
         )
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"{place}: labels of type {labels.dtype}; give the numbers of classes, integers from 0")
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise ValueError(
+            f"{place}: labels of type {labels.dtype}, shape {labels.shape}; give the number of each image's class, from 0"
+        )
+    if len(labels) != len(images):
+        raise ValueError(f"{place}: {len(images)} images and {len(labels)} labels; give one class for each image")
     chosen = [int(index * max(1.0, len(images) / count)) for index in range(min(count, len(images)))]
     made = torch.from_numpy(np.ascontiguousarray(images[chosen])).to(example.dtype)
     return Labelled(made, torch.from_numpy(labels[chosen].astype(np.int64))).check()

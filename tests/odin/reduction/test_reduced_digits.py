@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from digits_model import digit_images, trained_digits
@@ -77,6 +79,13 @@ def test_an_exported_program_has_the_same_exits(chain):
         for one in (model, program)
     )
     torch.testing.assert_close(plain(held_out.images[:9]), exported(held_out.images[:9]), rtol=1e-3, atol=1e-3)
+
+
+def test_forms_can_be_pickled(reduced):
+    images = digit_images()[1].images[:3]
+    for form in reduced.values():
+        again = pickle.loads(pickle.dumps(form.model))
+        assert torch.equal(again(images), form.model(images))
 
 
 def test_narrowing_changes_nothing_of_the_model(chain):
