@@ -54,7 +54,7 @@ def _arrays(source: Source, place: str, count: int) -> Labelled:
         )
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise ValueError(
-            f"{place}: labels of type {labels.dtype}, shape {labels.shape}; give the number of each image's class, from 0"
+            f"{place}: labels of type {labels.dtype}, shape {labels.shape}; give each image's class as a number from 0"
         )
     if len(labels) != len(images):
         raise ValueError(f"{place}: {len(images)} images and {len(labels)} labels; give one class for each image")
