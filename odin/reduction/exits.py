@@ -212,6 +212,7 @@ def _until(root: nn.Module, graph: fx.Graph, last: fx.Node) -> fx.GraphModule:
         if node.op == "call_module" and node.target == "_guards_fn":
             continue  # an exported program's checks of shapes
         copies[node] = part.node_copy(node, lambda operand: copies[operand])
+        copies[node].type = None  # an annotation that is a text keeps the module from being pickled
         if node is last:
             break
     part.output(copies[last])
