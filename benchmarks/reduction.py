@@ -251,9 +251,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser, rounds=50)
     parser.add_argument("--stages", default="cpu:0,cpu:1", help="devices of the pipelines (default %(default)s)")
     parser.add_argument("--size", type=int, default=32, help="height and width of the images (default %(default)s)")
-    parser.add_argument("--channels", type=int, default=24, help="of the first blocks (default %(default)s)")
+    parser.add_argument("--channels", type=int, default=16, help="of the first blocks (default %(default)s)")
     parser.add_argument("--depth", type=int, default=2, help="blocks of each resolution (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=30, help="of training (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=25, help="of training (default %(default)s)")
     parser.add_argument("--budget", type=float, default=0.003, help="accuracy that may be lost (default %(default)s)")
     parser.add_argument("--rate", type=float, default=0.7, help="arrivals / capacity (default %(default)s)")
     parser.add_argument(
