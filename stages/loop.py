@@ -5,9 +5,9 @@ one if that is better (:mod:`odin.stages.hand_over`), to whichever later stage. 
 fails, the request goes to the gateway.
 
 Only the gateway's goodbye or loss ends the loop. A later stage may die, hang and be replaced meanwhile: what cannot be
-handed over to it goes back to the gateway, which has kept the request's input and sends it again. If the connection to a
-stage on another machine breaks, what was on that way is lost, though both live: the gateway is told. While a stage has a
-request it is noted beside that input, if it can see the gateway's memory::
+handed over to it goes back to the gateway, which has kept the request's input and sends it again. If the connection to
+a stage on another machine breaks, what was on that way is lost, though both live: the gateway is told. While a stage
+has a request it is noted beside that input, if it can see the gateway's memory::
 
     begin with it     holder: this stage
     hand over to 2    holder: this stage, or 2 already    (before it is sent: wherever it is lost, one of them has died)
