@@ -16,6 +16,7 @@ takes no privileges, and a pause uses no CPU.
 from __future__ import annotations
 
 import threading
+from numbers import Real
 
 __all__ = ["LEAST_SHARE", "Pacer", "check_share"]
 
@@ -32,7 +33,7 @@ def check_share(share: object) -> float:
     ValueError
         If it is none.
     """
-    if isinstance(share, bool) or not isinstance(share, int | float) or not LEAST_SHARE <= share <= 1:
+    if isinstance(share, bool) or not isinstance(share, Real) or not LEAST_SHARE <= share <= 1:
         raise ValueError(
             f"share={share!r}; it is the largest part of each device's time that the pipeline uses: give a number from "
             f"{LEAST_SHARE} to 1, such as 0.5"

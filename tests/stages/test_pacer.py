@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import random
 import threading
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from channels import one_thread_and_no_way_out_by_time_limit, open_ring, received
@@ -104,3 +106,7 @@ def test_until_its_pause_ends_a_stage_says_that_it_is_busy_and_when_it_will_be_f
     for pause_s, idle_since_s, working, free_in_s in pacer.said:
         assert (pause_s, idle_since_s, working) == (0.25, math.inf, -1.0)
         assert free_in_s == pytest.approx(0.25, abs=1e-6)
+
+
+def test_any_real_number_is_a_share():
+    assert check_share(np.float32(0.5)) == check_share(Fraction(1, 2)) == 0.5
