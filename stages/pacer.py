@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 from numbers import Real
+from typing import Any
 
 __all__ = ["LEAST_SHARE", "Pacer", "check_share"]
 
@@ -25,7 +26,7 @@ LEAST_SHARE = 0.01
 _WINDOW_S = 0.1
 
 
-def check_share(share: object) -> float:
+def check_share(share: Any) -> float:
     """Return a share of a device's time as a number.
 
     Raises
