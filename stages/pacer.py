@@ -15,6 +15,7 @@ takes no privileges, and a pause uses no CPU.
 
 from __future__ import annotations
 
+import math
 import threading
 from numbers import Real
 from typing import Any
@@ -34,12 +35,13 @@ def check_share(share: Any) -> float:
     ValueError
         If it is none.
     """
-    if isinstance(share, bool) or not isinstance(share, Real) or not LEAST_SHARE <= share <= 1:
+    part = float(share) if isinstance(share, Real) and not isinstance(share, bool) else math.nan
+    if not LEAST_SHARE <= part <= 1:
         raise ValueError(
             f"share={share!r}; it is the largest part of each device's time that the pipeline uses: give a number from "
             f"{LEAST_SHARE} to 1, such as 0.5"
         )
-    return float(share)
+    return part
 
 
 class Pacer:

@@ -1039,10 +1039,7 @@ class Gateway:
     # -- end --------------------------------------------------------------------------------------------------------
 
     def _has_drained(self) -> bool:
-        if not self._draining:
-            return True
-        # In line are those that were joined, and are sent again one by one.
-        return not self._line and all(request.over for request in self._pending.values())
+        return not self._draining or all(request.over for request in self._pending.values())
 
     def close(self, *, drain: bool = True, timeout_s: float = 60.0) -> None:
         """Refuse new requests, let those under way finish (if ``drain``), and close both channels. Idempotent.
