@@ -15,7 +15,6 @@ takes no privileges, and a pause uses no CPU.
 
 from __future__ import annotations
 
-import math
 import threading
 from numbers import Real
 from typing import Any
@@ -35,13 +34,13 @@ def check_share(share: Any) -> float:
     ValueError
         If it is none.
     """
-    part = float(share) if isinstance(share, Real) and not isinstance(share, bool) else math.nan
-    if not LEAST_SHARE <= part <= 1:
+    known = isinstance(share, Real) and not isinstance(share, bool)
+    if not known or not LEAST_SHARE <= share <= 1:
         raise ValueError(
             f"share={share!r}; it is the largest part of each device's time that the pipeline uses: give a number from "
             f"{LEAST_SHARE} to 1, such as 0.5"
         )
-    return part
+    return float(share)
 
 
 class Pacer:
