@@ -57,6 +57,8 @@ _GPU_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """At least one of these exists wherever torch can use a GPU: NVIDIA's driver, AMD's, and that of WSL."""
 
 
+_LONGEST_WAIT_MS = 3_600_000
+
 _ONE_SAMPLE = (
     "dynamic_batching=True joins requests up to batch samples, and batch is 1: give a larger one (batch=8, --batch 8)"
 )
@@ -116,6 +118,8 @@ def check_options(
     check_count("max_in_flight", max_in_flight)
     check_count("max_waiting", max_waiting)
     check_admission(admission)
+    if dynamic_batching not in (True, False):
+        raise ValueError(f"dynamic_batching={dynamic_batching!r} is neither True nor False; give one of them")
     _check_wait(batch_wait_ms, dynamic_batching=dynamic_batching)
     if dynamic_batching and batch == 1:
         raise ValueError(_ONE_SAMPLE)
@@ -195,8 +199,10 @@ def check_count(name: str, value: Any) -> None:
 
 def _check_wait(batch_wait_ms: Any, *, dynamic_batching: bool) -> None:
     known = isinstance(batch_wait_ms, Real) and not isinstance(batch_wait_ms, bool)
-    if not known or not 0 <= float(batch_wait_ms) < math.inf:
-        raise ValueError(f"batch_wait_ms={batch_wait_ms!r}; give milliseconds, 0 or more")
+    if not known or not 0 <= batch_wait_ms <= _LONGEST_WAIT_MS:
+        raise ValueError(
+            f"batch_wait_ms={batch_wait_ms!r}; give milliseconds, 0 or more, up to {_LONGEST_WAIT_MS} (an hour)"
+        )
     if batch_wait_ms and not dynamic_batching:
         raise ValueError(
             f"batch_wait_ms={batch_wait_ms} is how long requests wait to be joined, and they are not: set "

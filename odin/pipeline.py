@@ -540,7 +540,8 @@ class Pipeline:
     def submit(self, *inputs: Any, timeout_s: float | None = None, wait: bool = True) -> Future[Any]:
         """Send one request; waits while ``max_in_flight`` micro-batches are under way.
 
-        Who waits is let in by the earliest deadline first, and in the order of coming without deadlines.
+        Who waits is let in by the earliest deadline first, and in the order of coming without deadlines. A request that
+        is held back to be joined although there is a place (``batch_wait_ms``) does not make the caller wait.
 
         Parameters
         ----------
@@ -569,11 +570,16 @@ class Pipeline:
         QueueFullError
             If there is no place at once for all its micro-batches, with ``wait=False``.
         """
+        return self._submit(inputs, timeout_s, wait=wait)
+
+    def _submit(
+        self, inputs: tuple[Any, ...], timeout_s: float | None, *, wait: bool = True, many: bool = False
+    ) -> Future[Any]:
         deadline_s = self._deadline_s(timeout_s)
         gateway, values = self._pack(inputs)
         if (refused := self._refuse_if_late(values, deadline_s)) is not None:
             return refused
-        return self._whole(gateway.submit_all(self._parts(values), deadline_s=deadline_s, wait=wait))
+        return self._whole(gateway.submit_all(self._parts(values), deadline_s=deadline_s, wait=wait, many=many))
 
     async def asubmit(
         self,
@@ -608,8 +614,9 @@ class Pipeline:
         """Serve many requests; results in the order of the inputs.
 
         Lazy: an input is read from the iterable when the pipeline has room for it, so that streams of any length need
-        bounded memory. An item is one tensor, or a tuple of tensors for several inputs. The first failure is raised
-        where its result would be, and ends the iteration; results of requests still in flight are dropped.
+        bounded memory. With ``dynamic_batching`` inputs are read ahead, copied and joined. An item is one tensor, or a
+        tuple of tensors for several inputs. The first failure is raised where its result would be, and ends the
+        iteration; results of requests still in flight are dropped.
         ``timeout_s`` counts for each request from the moment it is submitted.
         """
         self._deadline_s(timeout_s)  # now, and not with the first result
@@ -617,12 +624,14 @@ class Pipeline:
 
     def _map(self, inputs: Iterable[Any], timeout_s: float | None) -> Iterator[Any]:
         under_way: deque[Future[Any]] = deque()
-        most = 2 * self.max_in_flight  # those that wait for one that they have overtaken must not hold others up
         for item in inputs:
             arguments = item if isinstance(item, tuple) else (item,)
+            most = 2 * self.max_in_flight  # those that wait for one that they have overtaken must not hold others up
+            if self.dynamic_batching:
+                most *= self.largest_batch  # and so many are joined
             while len(under_way) >= most or (under_way and under_way[0].done()):
                 yield under_way.popleft().result()
-            under_way.append(self.submit(*arguments, timeout_s=timeout_s))
+            under_way.append(self._submit(arguments, timeout_s, many=self.dynamic_batching))
         while under_way:
             yield under_way.popleft().result()
 
@@ -664,7 +673,7 @@ class Pipeline:
         """Most samples that are joined from now on with ``dynamic_batching``, from 1 to ``batch``.
 
         Requests that are larger by themselves stay as they are. Setting it raises ``ValueError`` for any other value,
-        and without ``dynamic_batching``.
+        and without ``dynamic_batching``; :class:`~odin.PipelineClosedError` once the pipeline is closed.
         """
         self._check_process()
         assert self._gateway is not None
@@ -677,6 +686,7 @@ class Pipeline:
         joining = self._gateway.joining
         if not joining.joins:
             raise ValueError(f"largest_batch={samples}, but no requests are joined: start with dynamic_batching=True")
+        self._gateway.check_open()
         joining.largest = samples
 
     # -- plans ------------------------------------------------------------------------------------------------------

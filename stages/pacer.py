@@ -16,6 +16,8 @@ takes no privileges, and a pause uses no CPU.
 from __future__ import annotations
 
 import threading
+from numbers import Real
+from typing import Any
 
 __all__ = ["LEAST_SHARE", "Pacer", "check_share"]
 
@@ -24,7 +26,7 @@ LEAST_SHARE = 0.01
 _WINDOW_S = 0.1
 
 
-def check_share(share: object) -> float:
+def check_share(share: Any) -> float:
     """Return a share of a device's time as a number.
 
     Raises
@@ -32,7 +34,8 @@ def check_share(share: object) -> float:
     ValueError
         If it is none.
     """
-    if isinstance(share, bool) or not isinstance(share, int | float) or not LEAST_SHARE <= share <= 1:
+    known = isinstance(share, Real) and not isinstance(share, bool)
+    if not known or not LEAST_SHARE <= share <= 1:
         raise ValueError(
             f"share={share!r}; it is the largest part of each device's time that the pipeline uses: give a number from "
             f"{LEAST_SHARE} to 1, such as 0.5"

@@ -51,6 +51,7 @@ from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.monitor.watch import SlowdownChange, StageWatch
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Decision, Policy, Setting
+from odin.partitioner.policies.paced import share_of
 from odin.partitioner.relay import Windows
 from odin.process.worker_thread import Worker
 
@@ -331,7 +332,7 @@ class Controller:
     def _look(self, number: int, timeline: RequestTimeline) -> None:
         stages = timeline.stages
         stage_s = np.array([timing.wall_s for timing in stages])
-        delay_s = np.array([max(timing.run_delay_s, timing.wall_s - timing.cpu_s) for timing in stages])
+        delay_s = np.array([_delay_s(timing) for timing in stages])
         layer_s = np.fromiter(itertools.chain.from_iterable(timing.layer_s for timing in stages), np.float64)
         if len(stages) != self._setting.stage_count or len(layer_s) != self._setting.layer_count:
             return  # a stage did not tell: an older record, or one cut short
@@ -483,7 +484,7 @@ class Controller:
         verification = self._verification
         if verification is None or epoch != verification.epoch:
             return
-        verification.stage_s.append([timing.wall_s + timing.transfer_s for timing in stages])
+        verification.stage_s.append([self._turn_s(timing) for timing in stages])
         if len(verification.stage_s) < _VERIFY_REQUESTS:
             return
         self._verification = None
@@ -492,6 +493,11 @@ class Controller:
         self._emit(
             PlanVerified(self._clock(), epoch, verification.plan, verification.predicted_hz, 1 / max(slowest_s, 1e-9))
         )
+
+    def _turn_s(self, timing: StageTiming) -> float:
+        """Seconds from one request to the next on a stage: with the pauses of one that is held to a share."""
+        own_s = timing.wall_s - _delay_s(timing)
+        return max(timing.wall_s + timing.transfer_s, own_s / share_of(self._setting))
 
     def _send_investigator(self, change: SlowdownChange, timeline: RequestTimeline) -> None:
         assert self._investigate is not None
@@ -508,6 +514,11 @@ class Controller:
             return _worked(kept[kept.index(since) :] if since in kept else kept)
 
         self._investigate(stage, before, now)
+
+
+def _delay_s(timing: StageTiming) -> float:
+    """Seconds for which a stage was ready to compute but did not have its core."""
+    return max(timing.run_delay_s, timing.wall_s - timing.cpu_s)
 
 
 def _worked(timings: Sequence[StageTiming]) -> tuple[StageTiming, ...]:

@@ -38,6 +38,7 @@ from odin.errors import (
 from odin.monitor.timing import RequestTimeline, StageTiming, unpack_timings
 from odin.monitor.view.builder import Serving
 from odin.monitor.window import TimelineWindow
+from odin.partitioner.code.single import copied
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
 from odin.process.timers import Timer, Timers
@@ -290,9 +291,13 @@ class Gateway:
         return self.submit_all([values], deadline_s=deadline_s, wait=wait)[0]
 
     def submit_all(
-        self, parts: Sequence[Values], *, deadline_s: float = _NEVER, wait: bool = True
+        self, parts: Sequence[Values], *, deadline_s: float = _NEVER, wait: bool = True, many: bool = False
     ) -> list[Reply[Values]]:
-        """As :meth:`submit`, for all parts of a request: with a deadline, or without waiting, all or none are taken."""
+        """As :meth:`submit`, for all parts of a request: with a deadline, or without waiting, all or none are taken.
+
+        Who is held back although there is a place, to be joined, stands in line as a copy: the caller may be who comes
+        with the others. With ``many`` that is so for all who stand in line: the caller says how many may.
+        """
         if wait and deadline_s == _NEVER:  # one after the other: those of other callers go in between
             groups: Iterable[Sequence[Values]] = ([part] for part in parts)
         else:
@@ -300,7 +305,7 @@ class Gateway:
         replies: list[Reply[Values]] = []
         try:
             for group in groups:
-                requests = self._enter(group, deadline_s, may_stand=_NEVER if wait else 0)
+                requests = self._enter(group, deadline_s, may_stand=_NEVER if wait else 0, copies=True, many=many)
                 replies += [request.reply for request in requests]
                 for request in requests:
                     if request.sent is not None:
@@ -330,8 +335,19 @@ class Gateway:
         requests = self._enter(parts, deadline_s, may_stand=self._max_waiting if wait else 0)
         return [request.reply for request in requests]
 
-    def _enter(self, parts: Sequence[Values], deadline_s: float, *, may_stand: float) -> list[Request]:
-        """Take a request in, part by part, or refuse it as a whole; its first part then has the error."""
+    def _enter(
+        self,
+        parts: Sequence[Values],
+        deadline_s: float,
+        *,
+        may_stand: float,
+        copies: bool = False,
+        many: bool = False,
+    ) -> list[Request]:
+        """Take a request in, part by part, or refuse it as a whole; its first part then has the error.
+
+        ``copies`` are made of those who stand in line and whose caller is not to wait (:meth:`submit_all`).
+        """
         urgent = self.callbacks.is_current()
         requests = [Request(values, deadline_s, Reply(self.callbacks), urgent) for values in parts]
         if self.joining.joins:
@@ -357,6 +373,9 @@ class Gateway:
                     self._take_in(request, late=late)
                 if self.joining.wait_s:  # what came last may be what was waited for
                     unsent = self._advance()
+                if copies and (many or (self.joining.wait_s and self._free > 0 and not self.callbacks.behind)):
+                    for request in requests:
+                        self._let_go(request)
         except BaseException:  # all or none
             for request in requests:
                 request.reply.cancel()
@@ -456,6 +475,12 @@ class Gateway:
         if not request.urgent and self._free > 0 and (self.callbacks.behind or not self.joining.wait_s):
             self._trickle()
 
+    def _let_go(self, request: Request) -> None:
+        """Let the caller of one who stands in line not wait for it; the lock is held."""
+        if request.sent is not None and request.slot < 0 and request.carrier is None and not request.over:
+            request.values = tuple(copied(tensor) for tensor in request.values)
+            request.sent = None
+
     def _send(self, request: Request) -> None:
         """Take a free slot and send; the lock is held."""
         used = {other.slot for other in self._pending.values()}
@@ -540,10 +565,14 @@ class Gateway:
                 continue
             count, until_s = self.joining.decide(self._line, now_s=time.perf_counter(), predict=self._predict)
             if not count:
+                for one in self._line:
+                    one.held_back = True
                 self._look_again = self._timers.add(until_s, self._let_in)
                 break
             members = [self._take() for _ in range(count)]
             carrier = request if count == 1 else self._carrier(members)
+            if any(one.held_back for one in members):
+                self._foresee_anew(members, samples=carrier.samples)
             try:
                 self._send(carrier)
             except BaseException as error:
@@ -584,6 +613,13 @@ class Gateway:
             now_s = time.perf_counter()
             return Forecast(now_s, 0.0, now_s, now_s)
         return self._foresight.of_next(self._in_force.windows, self._sent(), shared=self._shares, samples=samples)
+
+    def _foresee_anew(self, members: Sequence[Request], *, samples: int) -> None:
+        """Predict for those who were held back and are sent now: that they waited for others was no error of ours."""
+        forecast = self._predict(samples)
+        for one in members:
+            if one.forecast is not None:
+                one.forecast, one.was_overtaken = forecast, False
 
     def _check_hope(self, request: Request) -> None:
         """Raise :class:`DeadlineExceededError` for a request that was accepted, and would be late by now."""
@@ -1033,7 +1069,11 @@ class Gateway:
         with self._lock:
             broken = self._error is not None
             self._error = self._error or closed
-            refused = self._close_line(self._error)
+            refused = []
+            if drain and not broken and self.joining.wait_s:  # nobody comes any more who is worth waiting for
+                self.joining.wait_s = 0.0
+                refused = self._advance()
+            refused += self._close_line(self._error)
         self._refuse(refused)
         with self._lock:
             if not broken and drain:

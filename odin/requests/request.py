@@ -34,9 +34,9 @@ class Request:
     """One request from ``submit`` until the stages have answered, or what carries several of them."""
 
     __slots__ = (
-        "attempt", "carrier", "deadline_s", "entered_s", "epoch", "fatal_to", "forecast", "form", "members", "metas",
-        "number", "over", "overtakings", "refusal", "reply", "samples", "sent", "slot", "submitted_s", "timer",
-        "urgent", "values", "was_overtaken", "way",
+        "attempt", "carrier", "deadline_s", "entered_s", "epoch", "fatal_to", "forecast", "form", "held_back",
+        "members", "metas", "number", "over", "overtakings", "refusal", "reply", "samples", "sent", "slot",
+        "submitted_s", "timer", "urgent", "values", "was_overtaken", "way",
     )  # fmt: skip
 
     def __init__(self, values: Values, deadline_s: float, reply: Reply[Values], urgent: bool) -> None:
@@ -47,6 +47,7 @@ class Request:
         self.samples = samples_of(values)
         self.form: Hashable = None  # equal for those that can be joined; None: it stays alone
         self.entered_s = 0.0  # on the clock of deadlines
+        self.held_back = False  # though there was a place, for others to come
         self.members: tuple[Request, ...] = ()  # of a carrier, in the order of their rows
         self.carrier: Request | None = None  # which this one is a member of
         self.number = self.slot = -1

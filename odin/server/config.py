@@ -16,7 +16,7 @@ from odin.stages.pacer import LEAST_SHARE
 __all__ = ["Limits", "ModelConfig", "find_models", "is_model_file", "parse_model", "read_model"]
 
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$"
-_Milliseconds = Annotated[float, Field(gt=0)]
+_Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ModelConfig(BaseModel):

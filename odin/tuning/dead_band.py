@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from numbers import Real
+from typing import Any, Literal, NamedTuple
 
-__all__ = ["BAND", "DeadBand", "Verdict"]
+__all__ = ["BAND", "DeadBand", "Verdict", "check_limit"]
 
 BAND = 0.85
 """DNNScaler's: a latency from 0.85 times the limit to the limit is near enough."""
 
 Verdict = Literal["under", "within", "over"]
+
+
+def check_limit(limit_s: Any) -> float:
+    """Return a latency limit as a number; ``ValueError`` if it is no positive number of seconds."""
+    known = isinstance(limit_s, Real) and not isinstance(limit_s, bool)
+    if not known or not 0 < limit_s < math.inf:
+        told = f"{limit_s:g}" if known else repr(limit_s)
+        raise ValueError(f"a latency limit of {told} s is no positive number of seconds; give such as 0.05")
+    return float(limit_s)
 
 
 class DeadBand(NamedTuple):
@@ -44,8 +54,7 @@ class DeadBand(NamedTuple):
         ValueError
             If the limit is no positive number of seconds, or the band does not lie within 0 to 1.
         """
-        if not 0 < limit_s < math.inf:
-            raise ValueError(f"a latency limit of {limit_s:g} s is no positive number of seconds; give such as 0.05")
+        limit_s = check_limit(limit_s)
         if not 0 < low <= 1:
             raise ValueError(f"a dead band from {low:g} of the limit on is not within 0 to 1; DNNScaler's is {BAND}")
         return cls(limit_s, low)

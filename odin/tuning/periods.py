@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+import operator
+from numbers import Real
+from typing import Any, NamedTuple
 
 from odin.tuning.policy import KnobPolicy
 from odin.tuning.statistic import check_statistic, late_allowed, statistic_of
@@ -41,7 +43,8 @@ class Periods:
 
     A period counts only requests that were sent after the knob was turned last: those before ran under another value.
     It ends after so many requests and so many seconds; with the p95 at once when so many were late that its p95 breaks
-    the limit whatever comes.
+    the limit whatever comes. One in which most requests did not use what the knob allows, as micro-batches that are not
+    full, says nothing of larger values: then the policy is asked only if the limit was broken.
 
     Parameters
     ----------
@@ -77,20 +80,17 @@ class Periods:
         seconds: float = 0.0,
     ) -> None:
         check_statistic(statistic)
-        if requests < 1:
-            raise ValueError(f"a period of {requests} requests has no latency; give at least 1, better 20 or more")
-        if not 0 <= seconds < math.inf:
-            raise ValueError(f"a period of {seconds:g} s is no number of seconds; give 0 to count requests alone")
+        requests, seconds = _checked(requests, seconds)
         self.policy = policy
         self._limit_s, self._statistic = limit_s, statistic
         self._requests, self._seconds = requests, seconds
         self._since_s = -math.inf
         self._began_s: float | None = None
         self._latencies_s: list[float] = []
-        self._late = 0
+        self._late = self._full = 0
 
-    def take(self, *, submitted_s: float, completed_s: float) -> Period | None:
-        """Take a finished request; returns the period that ends with it.
+    def take(self, *, submitted_s: float, completed_s: float, full: bool = True) -> Period | None:
+        """Take a finished request, and whether it used what the knob allows; returns the period that ends with it.
 
         The knob is to be turned to ``after`` then, and :meth:`turned` to be called.
         """
@@ -101,13 +101,15 @@ class Periods:
         latency_s = completed_s - submitted_s
         self._latencies_s.append(latency_s)
         self._late += latency_s > self._limit_s
+        self._full += full
         count = len(self._latencies_s)
         whole = count >= self._requests and completed_s - self._began_s >= self._seconds
         lost = self._statistic == "p95" and self._late > late_allowed(max(count, self._requests))
         if not (whole or lost):
             return None
         before, value_s = self.policy.value, statistic_of(self._latencies_s, self._statistic)
-        period = Period(completed_s, before, self.policy.update(value_s), value_s, count)
+        tells = 2 * self._full >= count or value_s > self._limit_s
+        period = Period(completed_s, before, self.policy.update(value_s) if tells else before, value_s, count)
         self._begin_anew()
         return period
 
@@ -117,5 +119,20 @@ class Periods:
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._began_s, self._late = None, 0
+        self._began_s, self._late, self._full = None, 0, 0
         self._latencies_s.clear()
+
+
+def _checked(requests: Any, seconds: Any) -> tuple[int, float]:
+    """The least length of a period; ``ValueError`` if it is none."""
+    try:
+        count = operator.index(requests)
+    except TypeError:
+        raise ValueError(f"a period of requests={requests!r}: give a whole number, better 20 or more") from None
+    if count < 1:
+        raise ValueError(f"a period of {count} requests has no latency; give at least 1, better 20 or more")
+    known = isinstance(seconds, Real) and not isinstance(seconds, bool)
+    if not known or not 0 <= seconds < math.inf:
+        told = f"{seconds:g}" if known else repr(seconds)
+        raise ValueError(f"a period of {told} s is no number of seconds; give 0 to count requests alone")
+    return count, float(seconds)

@@ -22,6 +22,9 @@ of the conditions, changes included.
 Detectors take some requests to settle after a change. Until then another change is found by two requests that are off
 by 20% and by five standard errors. What each part of this is worth: docs/measurements.md.
 
+Where the pipeline may use only a share of its devices, times are those from one request to the next, pauses included
+(``paced.py``): a program that takes what a stage leaves slows nothing down.
+
 A stage without layers is not measured. If it would be useful when undisturbed, it gets a layer for a single request at
 times, a probe; half as often each time.
 """
@@ -37,6 +40,7 @@ from odin.partitioner.policies.base import Decision, Observation, Setting
 from odin.partitioner.policies.forecast import Estimate, Forecast
 from odin.partitioner.policies.in_flight import PlansInFlight
 from odin.partitioner.policies.move_checks import Check, MoveChecks
+from odin.partitioner.policies.paced import in_turns, share_of, turns_of
 from odin.partitioner.policies.pending_change import PendingChange
 from odin.partitioner.policies.plan_arrays import PlanArraysCache
 from odin.partitioner.policies.planner import Planner
@@ -105,6 +109,7 @@ class PredictivePolicy:
     def start(self, setting: Setting) -> None:
         """Forget everything and get ready for a pipeline."""
         setting.plan.check_fits(layer_count=setting.layer_count, stage_count=setting.stage_count)
+        self._share, setting = share_of(setting), turns_of(setting)
         self._setting = setting
         self._plan_arrays = PlanArraysCache(setting)
         self._model = SlowdownModel(setting, self._plan_arrays)
@@ -132,6 +137,7 @@ class PredictivePolicy:
             raise ValueError(f"policy {self.name} was not started; call start(setting) before decide")
         if len(observation.plan) == 1:
             return None
+        observation = in_turns(observation, self._share)
         self._request = observation.request
         self._disturbed = observation.disturbed is not None and bool(observation.disturbed.any())
         self._follow(observation.plan)

@@ -72,7 +72,19 @@ class TogetherPolicy:
         return () if self._member is None else self._member.together
 
     def start(self, setting: Setting) -> None:
-        """Forget everything and get ready for a pipeline."""
+        """Forget everything and get ready for a pipeline.
+
+        Raises
+        ------
+        ValueError
+            If this object plans for another pipeline, which has not left.
+        """
+        known = None if self._member is None else self._member.measures
+        if known is not None and known.setting.baseline_s is not setting.baseline_s:
+            raise ValueError(
+                f"this object of policy {self.name} plans for another pipeline, {known.tenant.name}: give each its "
+                f"own, or the text {self.name!r}"
+            )
         setting.plan.check_fits(layer_count=setting.layer_count, stage_count=setting.stage_count)
         self.leave()
         alone = JointPlanner() if setting.tenant is None else _OF_THIS_PROCESS

@@ -35,11 +35,16 @@ def test_each_sample_is_what_the_chain_makes_of_the_joined_batch():
         pipe.largest_batch = 1
         again = asyncio.run(ask(pipe))
         assert {timeline.samples for timeline in pipe.timelines()[-20:]} == {1}
+        pipe.largest_batch, before = 4, len(pipe.timelines())
+        mapped = list(pipe.map(inputs))  # one thread, which reads ahead as many as are joined
+        assert max(timeline.samples for timeline in pipe.timelines()[before:]) == 4
+    with pytest.raises(odin.PipelineClosedError):
+        pipe.largest_batch = 2
     with torch.inference_mode():
         by_size = [
             [chain.run(chain.layout((torch.cat([image] * size),)))[0][:1] for size in (1, 2, 3, 4)] for image in inputs
         ]
-    for output, known in zip(outputs, by_size, strict=True):
+    for output, known in zip((*outputs, *mapped), (*by_size, *by_size), strict=True):
         assert any(torch.equal(output, one) for one in known)
     for output, known in zip((*alone, *again), (*by_size[:2], *by_size), strict=True):
         assert torch.equal(output, known[0])
@@ -59,7 +64,7 @@ def test_what_cannot_be_joined_is_refused():
         check_options(dynamic_batching=True, batch=1)
 
 
-@pytest.mark.parametrize("wait_ms", [-1.0, float("nan"), float("inf"), "5", True])
+@pytest.mark.parametrize("wait_ms", [-1.0, float("nan"), float("inf"), "5", True, 10**400])
 def test_a_wait_is_a_time(wait_ms: object):
     with pytest.raises(ValueError, match="give milliseconds, 0 or more"):
         check_options(dynamic_batching=True, batch=4, batch_wait_ms=wait_ms)  # type: ignore[arg-type]
@@ -68,3 +73,9 @@ def test_a_wait_is_a_time(wait_ms: object):
 def test_a_wait_without_joining_is_refused():
     with pytest.raises(ValueError, match="set dynamic_batching=True as well"):
         check_options(batch_wait_ms=5.0)
+
+
+@pytest.mark.parametrize("given", ["false", None, 2, []])
+def test_joining_is_on_or_off(given: object):
+    with pytest.raises(ValueError, match=r"dynamic_batching=.* is neither True nor False"):
+        check_options(dynamic_batching=given, batch=4)  # type: ignore[arg-type]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import random
 import threading
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from channels import one_thread_and_no_way_out_by_time_limit, open_ring, received
@@ -61,7 +63,7 @@ def test_all_of_the_device_never_pauses():
     assert (pacer.limits, pacer.done(1.0, 50.0), pacer.owed_s(1.0, 50.0)) == (False, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("share", [0, -0.5, 1.5, 0.001, math.nan, "half", True, None])
+@pytest.mark.parametrize("share", [0, -0.5, 1.5, 0.001, math.nan, "half", True, None, 10**400])
 def test_a_share_that_is_none_is_refused_with_what_to_give(share):
     with pytest.raises(ValueError, match=r"share=.*give a number from 0.01 to 1, such as 0.5"):
         check_share(share)
@@ -104,3 +106,7 @@ def test_until_its_pause_ends_a_stage_says_that_it_is_busy_and_when_it_will_be_f
     for pause_s, idle_since_s, working, free_in_s in pacer.said:
         assert (pause_s, idle_since_s, working) == (0.25, math.inf, -1.0)
         assert free_in_s == pytest.approx(0.25, abs=1e-6)
+
+
+def test_any_real_number_is_a_share():
+    assert check_share(np.float32(0.5)) == check_share(Fraction(1, 2)) == 0.5

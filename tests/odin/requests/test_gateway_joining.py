@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -14,7 +15,14 @@ import torch
 from channels import open_pair
 from patience import PROMPT_S
 
-from odin.errors import DeadlineExceededError, LayerFailedError, OdinError, PoisonRequestError, QueueFullError
+from odin.errors import (
+    DeadlineExceededError,
+    LayerFailedError,
+    OdinError,
+    PipelineClosedError,
+    PoisonRequestError,
+    QueueFullError,
+)
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.partitioner.plan import Plan
 from odin.requests.admission import Admission
@@ -306,6 +314,95 @@ def test_it_is_held_back_no_longer_than_told():
         future = stage.enqueue(1.0)
         assert stage.pass_all(1) == [1]
         check(future, 1)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_who_is_held_back_does_not_make_its_caller_wait(wait):
+    """One thread would wait for itself: it is who comes with the others."""
+    with gateway_and_stage(wait_s=HOUR_S) as stage:
+        inputs = [image(number) for number in range(BATCH)]
+        futures = [stage.gateway.submit((x,), wait=wait) for x in inputs]
+        for x in inputs:
+            x.zero_()  # the caller may change it at once; the last one was copied as it was sent
+        assert stage.pass_all(1) == [BATCH]
+        for number, future in enumerate(futures):
+            check(future, number)
+
+
+def test_who_submits_many_has_them_joined_and_does_not_wait():
+    with gateway_and_stage() as stage:
+        futures = []
+        for number in range(1 + BATCH):
+            x = image(number)
+            futures += stage.gateway.submit_all([(x,)], many=True)
+            x.zero_()
+        assert stage.pass_all(2) == [1, BATCH]
+        for number, future in enumerate(futures):
+            check(future, number)
+
+
+def test_closing_sends_those_who_are_held_back():
+    with gateway_and_stage(wait_s=HOUR_S) as stage:
+        futures = [stage.enqueue(number) for number in range(3)]
+        closing = threading.Thread(target=stage.gateway.close)
+        closing.start()
+        assert stage.pass_all(1) == [3]
+        for number, future in enumerate(futures):
+            check(future, number)
+        stage.receiver.close()
+        stage.sender.close(graceful=False)
+        closing.join(PROMPT_S)
+        assert not closing.is_alive()
+
+
+def test_closing_without_drain_fails_those_who_are_held_back():
+    with gateway_and_stage(wait_s=HOUR_S) as stage:
+        future = stage.enqueue(0)
+        stage.gateway.close(drain=False)
+        assert isinstance(future.exception(PROMPT_S), PipelineClosedError)
+
+
+def test_closing_waits_for_those_who_are_sent_again_one_by_one():
+    with gateway_and_stage(slots=2) as stage:
+        stage.enqueue(9.0)
+        gone = stage.enqueue(8.0)  # has a place until it is answered, though nobody waits for it
+        futures = [stage.enqueue(number) for number in range(2)]
+        first, second = stage.take(), stage.take()
+        stage.answer(first)
+        joined = stage.take()
+        gone.cancel()
+        closing = threading.Thread(target=stage.gateway.close)
+        closing.start()
+        while not stage.gateway._draining:
+            time.sleep(0.001)
+        stage.fail(joined)  # one has its place, the other waits for that
+        assert stage.pass_all(2) == [1, 1]
+        for number, future in enumerate(futures):
+            check(future, number)
+        second.release()
+        stage.receiver.close()
+        stage.sender.close(graceful=False)
+        closing.join(PROMPT_S)
+        assert not closing.is_alive()
+
+
+def test_being_held_back_is_no_error_of_predictions():
+    """Else what a stage takes would seem longer by the wait, and requests would be refused that are in time."""
+    with gateway_and_stage(wait_s=2 * HOUR_S, foresees=True) as stage:
+        futures = [stage.enqueue(number) for number in range(2)]
+        (first, second) = stage.gateway._line
+        for one in (first, second):  # as an hour ago
+            forecast = one.forecast
+            one.forecast = forecast._replace(made_s=forecast.made_s - HOUR_S, expected_s=forecast.expected_s - HOUR_S)
+        stage.gateway.joining.largest = 2
+        stage.gateway._let_in()
+        sent_s = time.perf_counter()
+        assert first.forecast.made_s == pytest.approx(sent_s, abs=PROMPT_S)
+        assert first.forecast == second.forecast
+        assert first.forecast.predicted_s == pytest.approx(2 / 3 * HOUR_S)
+        stage.pass_all(1)
+        for number, future in enumerate(futures):
+            check(future, number)
 
 
 def test_there_is_room_among_those_who_are_held_back():

@@ -91,6 +91,8 @@ def test_a_latency_to_keep_is_a_positive_number(tmp_path: Path):
     assert read_model(write(tmp_path, "m", 'source = "resnet18"\nlatency_ms = 250')).latency_ms == 250.0
     with pytest.raises(ValueError, match=r"latency_ms = 0: input should be greater than 0"):
         read_model(write(tmp_path, "n", 'source = "resnet18"\nlatency_ms = 0'))
+    with pytest.raises(ValueError, match=r"latency_ms = inf: input should be a finite number"):
+        read_model(write(tmp_path, "o", 'source = "resnet18"\nlatency_ms = inf'))
 
 
 def test_a_model_may_be_planned_with_others_and_held_to_a_share(tmp_path: Path):

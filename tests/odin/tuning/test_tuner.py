@@ -43,12 +43,12 @@ class FakePipeline:
     def note_turn(self, event: KnobTurned) -> None:
         self.events.append(event)
 
-    def serve(self, tuner: Tuner, latency_s: float, requests: int) -> None:
+    def serve(self, tuner: Tuner, latency_s: float, requests: int, samples: int = 0) -> None:
         """One after the other; the tuner has seen each before the next one is sent."""
         for number in range(requests):
             begin_s, self.now_s = self.now_s, self.now_s + latency_s
             for follower in self.followers:
-                follower(RequestTimeline(number, 0, begin_s, self.now_s, ()))
+                follower(RequestTimeline(number, 0, begin_s, self.now_s, (), samples=samples))
             assert tuner._worker.settle()
 
 
@@ -167,3 +167,83 @@ def test_one_stage_alone_has_nothing_to_turn():
 def test_errors_name_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         tuned(FakePipeline(stages=2), **options)
+
+
+def test_a_batch_that_nobody_fills_does_not_grow():
+    """Few requests are quick whatever the batch: that says nothing of many."""
+    pipe = FakePipeline(batch=16)
+    pipe.largest_batch = 4
+    with tuned(pipe) as tuner:
+        pipe.serve(tuner, 0.01, 20, samples=1)
+        assert tuner.value == 4
+        pipe.serve(tuner, 0.01, 5, samples=4)
+        assert tuner.value == 10
+        pipe.serve(tuner, 0.2, 1, samples=1)  # what breaks the limit counts in any case
+        assert tuner.value < 10
+
+
+def test_it_goes_on_from_what_somebody_else_has_set():
+    pipe = FakePipeline(stages=4)
+    with tuned(pipe) as tuner:
+        pipe.instances = 2
+        pipe.serve(tuner, 0.2, 2)
+        assert tuner.value == 1
+        assert turns(pipe) == [(4, 4), (4, 2), (2, 1)]
+
+
+def test_the_same_failure_is_logged_once(caplog):
+    pipe = FakePipeline(stages=2)
+    with tuned(pipe) as tuner:
+        pipe.refusal = ValueError("instances=1 means nothing under policy 'static'")
+        pipe.serve(tuner, 0.2, 4)
+        assert caplog.text.count("means nothing") == 1
+        pipe.refusal = None
+        pipe.serve(tuner, 0.2, 1)
+        assert tuner.value == 1
+
+
+def test_a_pipeline_has_one_tuner_at_a_time():
+    pipe = FakePipeline(stages=2)
+    first, second = tuned(pipe), tuned(pipe)
+    with first, pytest.raises(ValueError, match="instances is turned by another tuner; close that one first"):
+        second.start()
+    with second:
+        pass
+    with pytest.raises(RuntimeError, match="started before; make another one"):
+        first.start()
+
+
+def test_one_that_cannot_begin_leaves_the_pipeline_to_others():
+    pipe = FakePipeline(stages=2)
+    tuner = tuned(pipe)
+    pipe.refusal = PipelineClosedError("closed")
+    with pytest.raises(PipelineClosedError):
+        tuner.start()
+    pipe.refusal = None
+    with tuner:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"latency_s": "1"}, "a latency limit of '1' s is no positive number"),
+        ({"latency_s": None}, "a latency limit of None s"),
+        ({"latency_s": True}, "a latency limit of True s"),
+        ({"requests": "4"}, "requests='4': give a whole number"),
+        ({"requests": 2.5}, r"requests=2\.5: give a whole number"),
+        ({"seconds": "4"}, "a period of '4' s is no number of seconds"),
+        ({"seconds": None}, "a period of None s"),
+        ({"policy": 3}, "policy=3 has no update"),
+        ({"policy": None}, "policy=None has no update"),
+        ({"on_period": "x"}, "on_period='x' cannot be called"),
+    ],
+)
+def test_what_is_no_option_is_named_with_its_remedy(options, told):
+    with pytest.raises(ValueError, match=told):
+        tuned(FakePipeline(stages=2), **options)
+
+
+def test_what_is_no_pipeline_is_refused():
+    with pytest.raises(ValueError, match=r"None is no pipeline \(it has no batch\); give an odin.Pipeline"):
+        Tuner(None, latency_s=1.0)  # type: ignore[arg-type]

@@ -258,3 +258,15 @@ def test_its_name_makes_it_again():
     assert make_policy("together:weight=2").name == "together:weight=2.0"
     with pytest.raises(ValueError, match="was not started"):
         TogetherPolicy().decide(None)  # type: ignore[arg-type]
+
+
+def test_one_object_plans_for_one_pipeline_at_a_time():
+    planner = JointPlanner()
+    cats = Feed(planner, setting("cats", "3|3"))
+    with pytest.raises(
+        ValueError, match=r"plans for another pipeline, cats: give each its own, or the text 'together'"
+    ):
+        cats.policy.start(setting("dogs", "3|3"))
+    cats.policy.start(cats.setting._replace(plan=Plan((4, 2))))  # the same pipeline, anew
+    cats.policy.leave()
+    cats.policy.start(setting("dogs", "3|3"))
