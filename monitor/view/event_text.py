@@ -159,7 +159,7 @@ def event_text(event: Event, devices: Sequence[str], *, batch: int = 1) -> str:
             where = windows_text(event.windows) if event.windows else plan_text(event.plan)
             engine = f" with {event.engine}" if event.engine != "torch" else ""
             share = f", {event.share:.0%} of each device" if event.share < 1 else ""
-            return f"started: {event.model}{engine} on {len(event.stages)} stages, {where}{most}{share}"
+            return f"started: {event.model}{engine} on {_stages(len(event.stages))}, {where}{most}{share}"
         case SlowdownChanged():
             text = f"{_CHANGES.get(event.state, event.state)}: stage {event.stage} {_device(event.stage, devices)}"
             return text if event.state == "end" else f"{text} {factor(event.slowdown)}"
@@ -219,6 +219,10 @@ def event_text(event: Event, devices: Sequence[str], *, batch: int = 1) -> str:
             there = f"{event.resident} models in memory, {event.resident_nbytes / 2**20:,.0f} MiB"
             return f"{what}: model {event.model} on {_device(event.stage, devices)} {times}; {there}"
     return ""
+
+
+def _stages(count: int) -> str:
+    return "1 stage" if count == 1 else f"{count} stages"
 
 
 def _requests(count: int) -> str:

@@ -66,7 +66,6 @@ class Kind(enum.IntEnum):
     ERROR = 1  #: the request failed in a stage
     CLOSE = 2  #: the sender is done; nothing follows
     RETURNED = 3  #: the request could not be handed on: it has to be sent again
-    UNREACHED = 4  #: the sender's connection to another stage is broken; which one, ``cut`` says
 
 
 _KINDS = frozenset(Kind)
