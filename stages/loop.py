@@ -5,8 +5,9 @@ one if that is better (:mod:`odin.stages.hand_over`), to whichever later stage. 
 fails, the request goes to the gateway.
 
 Only the gateway's goodbye or loss ends the loop. A later stage may die, hang and be replaced meanwhile: what cannot be
-handed over to it goes back to the gateway, which has kept the request's input and sends it again. While a stage has a
-request it is noted beside that input, if it can see the gateway's memory::
+handed over to it goes back to the gateway, which has kept the request's input and sends it again. If the connection to
+a stage on another machine breaks, what was on that way is lost, though both live: the gateway is told. While a stage
+has a request it is noted beside that input, if it can see the gateway's memory::
 
     begin with it     holder: this stage
     hand over to 2    holder: this stage, or 2 already    (before it is sent: wherever it is lost, one of them has died)
@@ -33,6 +34,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from odin.monitor.timing import StageTiming
@@ -41,6 +43,7 @@ from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError, Message, Receiver, Sender
 from odin.stages.channel.readiness import BEGUN, FINISHING, WORKING, Readiness
 from odin.stages.channel.shared_queue import NewRequest
+from odin.stages.channel.tcp import TcpSender
 from odin.stages.channel.wire import GATEWAY, NO_STAGE, Failure, Header, Kind
 from odin.stages.compute.executor import Executor, LayerError, Result, Values
 from odin.stages.hand_over import HandOver, Reach, Takers
@@ -145,10 +148,13 @@ class StageLoop:
         self._transfer_s = self._cpu_s = 0.0
         self._stopped = self._ended = False
         self._live: Sequence[int] = ()
+        self._unreached: dict[int, Sender] = {}  # of which the gateway is to be told
         memories = [*(receiver.memory for receiver in inbox.receivers), *(one.memory for one in senders.values())]
         for memory in {id(memory): memory for memory in memories}.values():
             executor.adopt(memory)
         self.prepare(epoch, windows, stages)
+        for stage, sender in self._senders.items():
+            self._follow(stage, sender)
 
     # -- from other threads -------------------------------------------------------------------------------------------
 
@@ -211,8 +217,21 @@ class StageLoop:
             }
             if self._ended:
                 before = sender
+        self._follow(stage, sender)
         if before is not None:
             before.close(graceful=False)
+
+    def _follow(self, stage: int, sender: Sender) -> None:
+        """Have the gateway told when the connection to a stage on another machine breaks.
+
+        Within this machine that happens only if the stage ends, which the gateway sees itself.
+        """
+        if stage != GATEWAY and isinstance(sender, TcpSender):
+            sender.when_broken(partial(self._note_unreached, stage, sender))
+
+    def _note_unreached(self, stage: int, sender: Sender) -> None:
+        self._unreached[stage] = sender
+        self._inbox.bring(Message(Header(Kind.UNREACHED, self._index, cut=stage), sender.memory, lambda slot: None))
 
     def add_receiver(self, receiver: Receiver) -> None:
         """Receive from one more stage."""
@@ -380,7 +399,7 @@ class StageLoop:
         header, used_s = message.header, 0.0
         try:
             if header.kind is not Kind.REQUEST:
-                self._send(GATEWAY, header)
+                self._tell_unreached(header)
             elif isinstance(ticket, Failure):
                 self._send(GATEWAY, header._replace(kind=Kind.ERROR, tensors=(), failure=ticket))
             elif isinstance(ticket, _Skipped):
@@ -398,6 +417,11 @@ class StageLoop:
             message.release()
         if self._pacer.limits:
             self._pause(used_s)
+
+    def _tell_unreached(self, header: Header) -> None:
+        """Tell the gateway, unless another stage has taken the place meanwhile."""
+        if self._unreached.pop(header.cut, None) is self._senders.get(header.cut):
+            self._send(GATEWAY, header)
 
     def _used_s(self, result: Result) -> float:
         """Seconds for which the device was used since the last request, receiving and handing on included if it can be

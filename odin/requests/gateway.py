@@ -146,6 +146,7 @@ class Gateway:
         self._in_force = InForce(0, tuple(range(len(plan))), windows or Windows.of_plan(plan))
         self._foresight = foresight
         self._lost: dict[int, str] = {}  # stages that are gone or hang, and what they are called
+        self._gone: set[int] = set()  # those that are gone, until others have taken their places
         self._way: Way | None = None
         self._find_way()
         self._held: dict[int, Request] = {}  # under way, and with no stage: to be sent when there is one
@@ -667,6 +668,10 @@ class Gateway:
                     continue
                 if message.header.kind is Kind.CLOSE:
                     break
+                if message.header.kind is Kind.UNREACHED:
+                    message.release()
+                    self._note_unreached(message.header.cut, by=message.header.request)
+                    continue
                 self._resolve(message)
             self._fail_all(PipelineClosedError("the pipeline was closed"))
         except BaseException as error:  # a defect of ours must not leave callers waiting
@@ -806,13 +811,16 @@ class Gateway:
             How many requests it had, and how many of them fail, since other stages were lost with them before.
         """
         with self._lock:
-            known, self._lost[stage] = stage in self._lost, name
+            # A stage that others cannot reach is given up first, and its channels end then.
+            known = stage in self._lost and not (dead and stage not in self._gone)
+            self._lost[stage] = name
             suspects = self._computed_by(stage)
             self._inlet.silence(stage)
             if dead:
+                self._gone.add(stage)
                 self._inlet.disconnect(stage)
             self._find_way()
-            has = [] if known and not dead else [one for one in self._pending.values() if self._is_with(one, stage)]
+            has = [] if known else [one for one in self._pending.values() if self._is_with(one, stage)]
             deadly, again = [], []
             for request in has:
                 if request.number in suspects:
@@ -874,6 +882,7 @@ class Gateway:
         """Count on a stage again, which answers again, or has been ``replaced``."""
         with self._lock:
             name = self._lost.pop(stage, None)
+            self._gone.discard(stage)
             if name is not None and not replaced:
                 for request in [*self._pending.values(), *self._line]:
                     request.fatal_to.pop(name, None)  # it was not the request's doing
@@ -917,6 +926,14 @@ class Gateway:
         self._refuse(refused)
         if header.attempt >= _BOUNCES and header.cut < len(self._plan) and header.cut not in self._lost:
             self._on_gone(header.cut)  # it cannot be reached from where it should be
+
+    def _note_unreached(self, stage: int, *, by: int) -> None:
+        """The connection to a stage from one before it is broken: what was on that way is lost, though both live.
+
+        It is not connected again, so the stage has to be replaced. What is heard of or from one that is gone is old.
+        """
+        if self._gone.isdisjoint((stage, by)) and (self._error is None or self._draining):
+            self._on_gone(stage)
 
     def _try_held(self) -> None:
         with self._lock:

@@ -51,6 +51,7 @@ class Inbox:
         for poll in (self._poll, self._channels):
             poll.register(self._wake, select.POLLIN)
         self._changes: deque[Callable[[], None]] = deque()
+        self._own: deque[Message] = deque()
         self._is_closed = False
         self.queue: QueueEnd | None = None
         self.home: SlotMemory | None = None
@@ -88,6 +89,10 @@ class Inbox:
                     self._forget(descriptor)
 
         self._change(forget)
+
+    def bring(self, message: Message) -> None:
+        """Have a message of this stage's own received, before those that wait."""
+        self._change(lambda: self._own.append(message))
 
     def tell_to(self, stages: Collection[int]) -> None:
         """Tell these stages, if they are on other machines, and the gateway, of this stage's readiness; first all."""
@@ -175,6 +180,8 @@ class Inbox:
             if self._goodbye is not None and taken_all and (self._has_gateway or not self._open):
                 return self._goodbye
             ready = self._ready(0)
+            if self._own:
+                return self._own.popleft()
             if not ready:
                 if rest is not None:
                     rest()

@@ -26,7 +26,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from odin.stages.channel.link import HELLO_NBYTES, ChannelClosedError, Hello, Message
@@ -118,7 +118,8 @@ class TcpSender:
         self._changed = threading.Condition()  # what is free, broken or abandoned
         self._outgoing: queue.SimpleQueue[Header | None] = queue.SimpleQueue()
         self._broken: str | None = None
-        self._abandoned = False
+        self._abandoned = self._is_closed = False
+        self._on_broken: Callable[[], None] = lambda: None
         self.usable = True
         self._thread = threading.Thread(target=self._transmit, name="odin-tcp-send", daemon=True)
         self._thread.start()
@@ -243,13 +244,31 @@ class TcpSender:
         if count is not None and self._silence.look(count, time.monotonic()):
             raise TimeoutError(f"nothing was heard of its machine for {KEEPALIVE.silence_s} s")
 
+    def when_broken(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called, from any thread, when what was sent may be lost; not if this end is closed.
+
+        It must not wait.
+        """
+        with self._changed:
+            self._on_broken = call
+            tells = self._broken is not None and not self._is_closed
+        if tells:
+            call()
+
     def _break(self, reason: str) -> None:
         with self._changed:
+            tells = self._broken is None and not self._is_closed
             self._broken, self.usable = self._broken or reason, False
             self._changed.notify_all()
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # or the receiver would wait for more
+        if tells:
+            self._on_broken()
 
     def close(self, *, graceful: bool = True) -> None:
         """See :meth:`odin.stages.channel.link.Sender.close`."""
+        with self._changed:
+            self._is_closed = True
         if graceful and self._broken is None:
             self._outgoing.put(Header(Kind.CLOSE, 0))
             self._outgoing.put(None)

@@ -66,6 +66,7 @@ class Kind(enum.IntEnum):
     ERROR = 1  #: the request failed in a stage
     CLOSE = 2  #: the sender is done; nothing follows
     RETURNED = 3  #: the request could not be handed on: it has to be sent again
+    UNREACHED = 4  #: the connection from stage ``request`` to stage ``cut`` is broken
 
 
 _KINDS = frozenset(Kind)

@@ -71,3 +71,43 @@ def test_results_are_right_and_a_lost_stage_is_replaced(cluster: TwoNodes, place
         assert [first for first, _ in stages] == [0, *(last for _, last in stages[:-1])]
         assert stages[-1][1] == seen["layers"]
     assert seen["survived"] == [True] * 400
+
+
+CUT = """
+import json, sys
+import torch
+import odin
+from broken_connections import cut_connections_to
+from losses import Losses
+from small_pipelines import images, small_chain
+
+if __name__ == "__main__":
+    address, stages, far = sys.argv[1], sys.argv[2].split(","), sys.argv[3]
+    chain, losses = small_chain(), Losses()
+    options = {"address": address, "policy": "static", "share_devices": True, "on_event": losses}
+    with odin.Pipeline(chain, stages=stages, **options) as pipe:
+        inputs = images(200)
+        expected = [chain(x) for x in inputs]
+        first, victim = (info.pid for info in pipe.snapshot().stages)
+        cuts, equal = 0, []
+        for number, y in enumerate(pipe.map(inputs)):
+            if number == 50:  # with requests on the way, and nothing submitted after those
+                cuts = cut_connections_to(far, pid=first)
+            equal.append(torch.equal(y, expected[number]))
+        back = losses.replaced(1, victim)
+        equal += [torch.equal(y, after) for y, after in zip(pipe.map(inputs), expected)]
+        view = pipe.snapshot()
+    print(json.dumps({"cuts": cuts, "equal": equal, "failed": view.failed, "completed": view.completed,
+                      "first": view.stages[0].pid == first, "second": view.stages[1].pid == back.pid != victim}))
+"""
+
+
+def test_what_is_lost_with_a_connection_between_two_stages_is_sent_again(cluster: TwoNodes):
+    cores = usable_cores()
+    places = f"{cluster.head.ip}/cpu:{cores[0]},{cluster.member.ip}/cpu:{cores[1]}"
+    done = cluster.python(CUT, cluster.address, places, cluster.member.ip)
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen == {
+        "cuts": 1, "equal": [True] * 400, "failed": 0, "completed": 400, "first": True, "second": True
+    }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.link import ChannelClosedError
 from odin.stages.channel.pool import SlotPool
 from odin.stages.channel.readiness import BEGUN, FINISHING, IDLE_SINCE_S, WORKING, Readiness, waiting
+from odin.stages.channel.tcp import TcpSender
 from odin.stages.channel.wire import GATEWAY, Header, Kind
 from odin.stages.compute.torch_cpu import CpuExecutor
 from odin.stages.hand_over import HandOver
@@ -43,7 +45,15 @@ def between_stages(kind: str) -> Callable[[int, int], str]:
 
 
 def losing(run: Running) -> Iterator[Header]:
-    """Headers that the gateway gets, and whom it loses; those as headers of a kind of their own."""
+    """Headers that the gateway gets, and whom it loses; those as headers of a kind of their own.
+
+    What it is told of broken connections is left out: it sees itself who is gone.
+    """
+    return (header for header in heard(run) if header.kind is not Kind.UNREACHED)
+
+
+def heard(run: Running) -> Iterator[Header]:
+    """As :func:`losing`, with nothing left out."""
     while True:
         try:
             message = run.ring.inbox.receive()
@@ -286,6 +296,64 @@ def test_a_hand_over_that_is_not_wanted_any_more_is_dropped():
         wait_for(lambda: all(waiting(one.words) == 0 for one in run.ring.readiness), what="all were taken")
 
 
+# -- the connection between two that live ----------------------------------------------------------------------------
+
+
+def cut(run: Running, sender: int, receiver: int) -> None:
+    """Break a connection as the network would, with whatever is on the way."""
+    way = run.ring.loops[sender]._senders[receiver]
+    assert isinstance(way, TcpSender)
+    way._connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("make", [CpuExecutor, OverlapExecutor])
+@pytest.mark.parametrize("windows", [PLAN, WHOLE])
+def test_the_gateway_is_told_of_a_broken_connection_with_nothing_sent_after_it(make: type[CpuExecutor], windows: str):
+    executors = [make([FakeLayer(f"l{layer}", lambda x: x + 1) for layer in range(LAYERS)], {}) for _ in range(3)]
+    with running(executors, windows, kind=between_stages("tcp")) as run:
+        run.send(0)
+        assert run.result()[0].request == 0
+        cut(run, 0, 1)
+        assert next(heard(run))._replace(sent_s=0.0) == Header(Kind.UNREACHED, 0, cut=1)
+        for stage, end in enumerate(run.ends):
+            assert not end.done(), f"stage {stage} serves on"
+        for stage in (0, 2):
+            run.ring.loops[stage].prepare(1, Windows.parse("@2|@6"), (0, 2))
+        run.send(1, epoch=1)
+        assert next(heard(run))[:2] == (Kind.REQUEST, 1)  # told once
+
+
+def test_both_ends_learn_of_a_break_that_one_of_them_sees():
+    with running(Gates(), PLAN, kind=between_stages("tcp")) as run:
+        way = run.ring.loops[0]._senders[1]
+        assert isinstance(way, TcpSender)
+        way._break("nothing was heard of its machine")
+        assert next(heard(run))._replace(sent_s=0.0) == Header(Kind.UNREACHED, 0, cut=1)
+        wait_for(lambda: [one.sender for one in run.ring.loops[1]._inbox.receivers] == [GATEWAY], what="1 drops it")
+
+
+@pytest.mark.parametrize("closed", ["by the stage", "and replaced"])
+def test_a_connection_that_is_closed_or_replaced_is_not_told_of(closed: str):
+    gates = Gates((0, 0))
+    with running(gates, PLAN, kind=between_stages("tcp")) as run:
+        loop = run.ring.loops[0]
+        if closed == "by the stage":
+            gates.go_on[0, 0].set()
+            loop.drop(1)
+        else:  # while stage 0 is busy
+            run.send(0)
+            assert gates.reached[0, 0].wait(PROMPT_S)
+            cut(run, 0, 1)
+            wait_for(lambda: bool(loop._unreached), what="it is noted")
+            way, receiver = open_pair("tcp", slot_nbytes=32 * 2**10, sender=0, receiver=1)
+            loop.add_sender(1, way)
+            run.ring.loops[1].add_receiver(receiver)
+            gates.go_on[0, 0].set()
+            assert next(heard(run))[:2] == (Kind.RETURNED, 0)  # it was to go by the old one
+        run.send(1)
+        assert next(heard(run))[:2] == (Kind.RETURNED if closed == "by the stage" else Kind.REQUEST, 1)
+
+
 # -- deadlines --------------------------------------------------------------------------------------------------------
 
 
@@ -389,7 +457,8 @@ def test_another_stage_takes_the_place_of_a_lost_one_while_requests_flow(lost: i
                     other.prepare(epoch, Windows.parse(PLAN), (0, 1, 2))
             for number in range(10):
                 run.send(100 * epoch + number, epoch=epoch, oldest=epoch)
-                assert run.ranges() == {0: (0, 2), 1: (2, 4), 2: (4, 6)}
+                timings = unpack_timings(next(losing(run)).timings)
+                assert [timing[:3] for timing in timings] == [(0, 0, 2), (1, 2, 4), (2, 4, 6)]
         for readiness in run.ring.readiness:
             wait_for(lambda one=readiness: waiting(one.words) == 0, what="nothing is counted that was never sent")
             assert readiness.words[BEGUN] > 0

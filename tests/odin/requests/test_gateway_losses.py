@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -220,6 +221,59 @@ def test_what_went_to_another_machine_after_the_loss_is_sent_again(monkeypatch: 
             stages.gateway.switch(1, Plan((6, 0)), Windows.parse("@6"), stages=(0,))
             again = stages.gateway._pending[0].attempt
             assert again == (attempt + 1 if far == 1 else attempt)
+
+
+# -- a connection between two stages that breaks -----------------------------------------------------------------------
+
+
+def told_unreached(stages: Stages, by: int, stage: int) -> None:
+    """As a stage tells it; with a request answered after it, so that it has been heard."""
+    stages.senders[by].send(Header(Kind.UNREACHED, by, cut=stage))
+    future = stages.gateway.submit((numbers(9),))
+    assert len(answered(stages, by, 1)) == 1
+    assert future.exception(PROMPT_S) is None
+
+
+def test_one_that_another_stage_cannot_reach_is_gone():
+    with gateway_and_stages() as stages:
+        told_unreached(stages, 0, 1)
+        assert stages.gone == [1]
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_what_is_told_of_or_by_one_that_is_gone_is_old(dead: int):
+    with gateway_and_stages() as stages:
+        lose(stages, dead)
+        stages.senders[0].send(Header(Kind.UNREACHED, 0, cut=1))
+        stages.senders[0].send(Header(Kind.UNREACHED, 1, cut=0))
+        future = stages.gateway.submit((numbers(9),))
+        assert answered(stages, 1 - dead, 1) == [0]
+        assert future.exception(PROMPT_S) is None
+        assert stages.gone == []
+
+
+def test_one_that_hangs_and_cannot_be_reached_is_gone_and_its_requests_are_sent_again_once():
+    with gateway_and_stages() as stages:
+        stages.gateway.submit((numbers(0),))
+        stages.take(1)
+        assert lose(stages, 1, dead=False) == (1, 0)
+        assert answered(stages, 0, 1) == [0]
+        told_unreached(stages, 0, 1)
+        assert stages.gone == [1]
+        stages.gateway.submit((numbers(1),))
+        stages.take(0)
+        assert lose(stages, 1) == (0, 0)
+        assert lose(stages, 1) == (0, 0)  # its channels end because they were closed here
+
+
+def test_connections_that_end_with_the_pipeline_are_nobodys_loss():
+    with gateway_and_stages() as stages, ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(stages.gateway.close)
+        assert stages.end(1) == []
+        stages.senders[0].send(Header(Kind.UNREACHED, 0, cut=1))
+        assert stages.end(0) == []
+        closing.result(PROMPT_S)
+        assert stages.gone == []
 
 
 # -- requests that kill ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import configparser
 import json
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from odin.cli.serve import add_parser
 from odin.server.config import parse_model
 from odin.server.metrics import Metrics
 
@@ -119,6 +121,17 @@ def unit():
 def options_of(words):
     """Options and their values of a command line."""
     return {word: value for word, value in zip(words, [*words[1:], ""], strict=True) if word.startswith("--")}
+
+
+def test_the_command_lines_are_valid():
+    (container,) = pod()["containers"]
+    image = json.loads(re.search(r"^CMD (\[.*\])$", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)[1])
+    words = shlex.split(unit()["Service"]["ExecStart"])
+    assert Path(words[0]).name == "odin"
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    for command in (words[1:], ["serve", *container["args"]], ["serve", *image]):
+        parser.parse_args(command)  # which ends the process with a message if one of them is unknown
 
 
 def test_the_unit_waits_for_the_drain_and_signals_the_server_alone():

@@ -153,7 +153,7 @@ FAILURE = len(pack(FULL._replace(failure=None)))
     [
         (garbled(0, "<H", 0x0D15), "begins with 0x0d15 version 5, expected 0x0d14 version 5"),
         (garbled(2, "<B", 9), "begins with 0x0d14 version 9"),
-        (garbled(3, "<B", 4), "unknown kind 4"),
+        (garbled(3, "<B", len(Kind)), f"unknown kind {len(Kind)}"),
         (garbled(FIRST_TENSOR, "<B", len(DTYPES)), f"dtype code {len(DTYPES)}"),
         (garbled(FIRST_TENSOR + 18, "<q", -2), r"sizes and strides \(-2, 3, 4"),
         (garbled(FAILURE, "<I", 1), r"failure texts of \(1, "),
