@@ -1,0 +1,73 @@
+"""What variants on the same devices mean for each other: pure arithmetic.
+
+A pipeline predicts from its own queue and its own stages' slowdown. It does not see what other variants have been given
+for the same cores a moment ago, and an idle one knows nothing of a load that has come since. Both are known here::
+
+    shared      own work + what others have there, of each at most as much as the own: processor sharing
+    disturbed   own work x slowdown that any variant saw last on these devices
+
+The prediction is the largest of the pipeline's own and these two; they describe the same things, so they are not added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+__all__ = ["SharedDevices"]
+
+_FORGETS_S = 30.0
+"""A slowdown that nobody has seen for so long counts a third."""
+
+
+class SharedDevices:
+    """The devices of a family.
+
+    Parameters
+    ----------
+    devices
+        Of each variant, in any text form.
+    """
+
+    def __init__(self, devices: Sequence[Sequence[str]]) -> None:
+        self._devices = [tuple(own) for own in devices]
+        self._work_s = [0.0] * len(devices)
+        self._told: dict[str, tuple[float, float]] = {}
+        self._parts = [
+            [(other, len(set(own) & set(others)) / len(others)) for other, others in enumerate(self._devices)]
+            for own in self._devices
+        ]
+        for one, parts in enumerate(self._parts):
+            self._parts[one] = [(other, part) for other, part in parts if other != one and part]
+
+    def begun(self, variant: int, work_s: float) -> None:
+        """A variant was given a request that takes so many seconds of a device."""
+        self._work_s[variant] += work_s
+
+    def ended(self, variant: int, work_s: float) -> None:
+        """It is done with it."""
+        self._work_s[variant] = max(0.0, self._work_s[variant] - work_s)
+
+    def told(self, variant: int, slowdowns: Sequence[tuple[float, float]]) -> None:
+        """A variant's stages have told how slow they are, and when; what other variants' work explains is taken out."""
+        rivals = 1 + sum(self._work_s[other] > 0 for other, _ in self._parts[variant])
+        for device, (slowdown, seen_s) in zip(self._devices[variant], slowdowns, strict=False):
+            if seen_s > self._told.get(device, (1.0, -math.inf))[1]:
+                self._told[device] = (max(1.0, slowdown / rivals), seen_s)
+
+    def slowdown(self, variant: int, now_s: float) -> float:
+        """Of a variant that divides its work among its devices by their speed; 1.0 if nothing is known."""
+        speeds = []
+        for device in self._devices[variant]:
+            slowdown, seen_s = self._told.get(device, (1.0, now_s))
+            speeds.append(1.0 / (1.0 + (slowdown - 1.0) * math.exp(min(0.0, seen_s - now_s) / _FORGETS_S)))
+        return len(speeds) / math.fsum(speeds)
+
+    def predict_s(self, variant: int, own_s: float, now_s: float) -> float:
+        """Seconds until a variant would be done with a request that takes ``own_s`` with nothing else running."""
+        own_s += self._work_s[variant] / len(self._devices[variant])
+        shared_s = own_s
+        for other, part in self._parts[variant]:
+            work_s = part * self._work_s[other] / len(self._devices[variant])
+            shared_s += min(work_s, own_s)
+        return max(shared_s, own_s * self.slowdown(variant, now_s))
