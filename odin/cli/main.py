@@ -34,6 +34,7 @@ COMMANDS = (
         "tune",
         "cluster",
         "pack",
+        "profile",
     ),
     "completion",
 )

@@ -175,14 +175,14 @@ class Step(NamedTuple):
         Which.
     why
         In a few words.
-    count
+    instances
         Stages that are to take requests, of ``instances``.
     """
 
     action: str
     variant: int
     why: str
-    count: int = 0
+    instances: int = 0
 
 
 class VariantPolicy(Protocol):

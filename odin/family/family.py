@@ -279,7 +279,7 @@ class Family:
             raise ValueError(f"latency_s={latency_s!r}; give seconds as a number, or None for any time") from None
         if not isinstance(accuracy, int | float) or isinstance(accuracy, bool) or not 0 <= accuracy <= 1:
             raise ValueError(f"accuracy={accuracy!r}; it is a share of right answers, from 0 to 1")
-        shape = getattr(inputs[0], "shape", ()) if inputs else ()
+        shape: Sequence[int] = getattr(inputs[0], "shape", ()) if len(inputs) else ()
         samples = max(1, int(shape[0])) if len(shape) else 1
         return _Asked(inputs, Want(float(accuracy), seconds, bool(reduced), samples), time.perf_counter())
 
@@ -309,7 +309,7 @@ class Family:
                 self._end(choice, request, work_s, error_at_once)
                 continue
             request.inputs = ()
-            reply.on_cancel = inner.cancel
+            reply.on_cancel = partial(_cancel, inner)
             when_done(inner, partial(self._settle, choice=choice, request=request, work_s=work_s, reply=reply))
             if reply.cancelled():
                 inner.cancel()
@@ -491,7 +491,7 @@ class Family:
             elif step.action == "unload":
                 loading.unload(step.variant)
             elif (pipeline := loading.pipeline(step.variant)) is not None:
-                pipeline.instances = step.count
+                pipeline.instances = step.instances
 
     # -- state, and the end --------------------------------------------------------------------------------------------
 
@@ -577,6 +577,10 @@ class _Asked:
         if math.isinf(self.want.latency_s):
             return None
         return self.want.latency_s - (time.perf_counter() - self.begin_s)
+
+
+def _cancel(future: Future[Any]) -> None:
+    future.cancel()
 
 
 def _check(variants: Sequence[Variant], memory_mib: float) -> None:

@@ -212,9 +212,7 @@ class Loading:
         with contextlib.ExitStack() as last:
             for pipeline in pipelines:
                 if pipeline is not None:
-                    last.callback(
-                        lambda one=pipeline: one.close(drain=drain, timeout_s=max(0.0, end_s - time.monotonic()))
-                    )
+                    last.callback(_close, pipeline, drain, end_s)
 
     # -- helpers -------------------------------------------------------------------------------------------------------
 
@@ -241,3 +239,7 @@ class Loading:
         nbytes = int(sum(self._memory_mib[one] for one in loaded) * 2**20)
         name = self._variants[number].name
         self._emit(kind(time.perf_counter(), name, 0, expected_s, took_s, len(loaded), nbytes))
+
+
+def _close(pipeline: Pipeline, drain: bool, end_s: float) -> None:
+    pipeline.close(drain=drain, timeout_s=max(0.0, end_s - time.monotonic()))

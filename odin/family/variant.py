@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,17 @@ class Variant:
     layers: str = "auto"
     accuracy: float | None = None
     reduced: bool = False
+    max_waiting: int | None = None
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > 128 or not self.name.isprintable():
             raise ValueError(f"a variant's name is {self.name!r}; give it a word, such as 'resnet18-int8'")
         if self.accuracy is not None and not 0 <= self.accuracy <= 1:
             raise ValueError(f"variant {self.name!r}: accuracy={self.accuracy}; it is a share, from 0 to 1")
+
+    def with_calibration(self, calibration: Any) -> Variant:
+        """The same, quantised by these examples."""
+        return replace(self, calibration=calibration)
 
     def load(self) -> Source | Chain:
         """The model itself; takes as long as reading its weights."""
@@ -94,6 +99,7 @@ class Variant:
             "dynamic_batching": self.dynamic_batching,
             "share": self.share,
             "policy": self.layers,
+            "max_waiting": self.max_waiting,
             "share_devices": True,
         }
 
