@@ -70,7 +70,7 @@ class OdinPolicy:
                     expected_s, latest_s = predict(one)
                     if latest_s <= want.latency_s:
                         missed = _missed(kind[: kind.index(one)], loaded, want, predict, missed) if is_loaded else one
-                        step = "reduced" if reduced else "first" if one == able[0] else "variant"
+                        step = "reduced" if reduced else "first" if one == _home(facts, kind, want) else "variant"
                         if not is_loaded:
                             step = "reduced-load" if reduced else "load"
                         return Choice(one, expected_s, latest_s, step, missed)
@@ -128,6 +128,11 @@ def refusal(facts: Sequence[Facts], want: Want, predict: Predict, *, missed: int
     known = [index for index in allowed if not math.isnan(facts[index].accuracy)]
     most_accurate = max(known, key=lambda index: facts[index].accuracy, default=-1)
     return Refusal(soonest, latest.get(soonest, math.inf), most_accurate, missed)
+
+
+def _home(facts: Sequence[Facts], kind: Sequence[int], want: Want) -> int:
+    """The variant that would be taken with nothing else running, if all were loaded."""
+    return next((one for one in kind if facts[one].latency_s(want.samples) <= want.latency_s), kind[0])
 
 
 def _missed(preferred: Sequence[int], loaded: Collection[int], want: Want, predict: Predict, before: int = -1) -> int:

@@ -78,9 +78,9 @@ class Loading:
         used_mib = 0.0
         for number, variant in enumerate(self._variants):
             data = labelled if variant.accuracy is None else None
-            key = variant.key(self._stages, "" if data is None else data.digest)
+            key = variant.key(self._stages)
             profile = None if refresh else kept.load(key)
-            if profile is None:
+            if profile is None or (data is not None and profile.data != data.digest):
                 profile = self._measure(number, data, on_progress, room_mib=memory_mib - used_mib)
                 kept.store(key, profile)
             used_mib += profile.memory_mib if self._pipelines[number] is not None else 0.0

@@ -27,6 +27,8 @@ class VariantProfile(NamedTuple):
         See :class:`odin.family.facts.Facts`.
     accuracy
         Share of ``labelled`` samples that it was right about; None if there were none.
+    data
+        Digest of these samples.
     """
 
     slope_s: float
@@ -37,6 +39,7 @@ class VariantProfile(NamedTuple):
     capacity_hz: float
     accuracy: float | None = None
     labelled: int = 0
+    data: str = ""
 
     def facts(self, name: str, *, accuracy: float | None, reduced: bool) -> Facts:
         """As policies see it; an ``accuracy`` that the user gives counts more than the measured one."""

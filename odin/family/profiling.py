@@ -114,6 +114,7 @@ def profile_variant(
             sum(rates_hz),
             accuracy,
             0 if labelled is None else len(labelled.classes),
+            "" if labelled is None else labelled.digest,
         )
     except BaseException:
         pipeline.close(drain=False)

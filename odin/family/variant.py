@@ -108,8 +108,8 @@ class Variant:
         own = self.stages if self.stages is not None else stages
         return ("auto",) if own == "auto" else tuple(str(device) for device in parse_devices(own))
 
-    def key(self, stages: str | Sequence[str], data: str = "") -> str:
-        """By which its profile is kept: changes with the model, how it is served, the processor and the data."""
+    def key(self, stages: str | Sequence[str]) -> str:
+        """By which its profile is kept: changes with the model, how it is served, and the processor."""
         told = [
             _digest(self.model),
             _digest(None if self.weights is None else str(self.weights)),
@@ -125,7 +125,6 @@ class Variant:
             self.layers,
             cpu_model(),
             torch.__version__,
-            data,
         ]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 

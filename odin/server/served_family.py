@@ -112,8 +112,8 @@ class ServedFamily(ServedModel):
             for name, signature in others:
                 if (signature.inputs, signature.outputs) != (self.signature.inputs, self.signature.outputs):
                     raise ValueError(
-                        f"variant {name!r} takes or returns other tensors than {first!r}: all variants of a family have "
-                        "the same inputs and outputs; give them the same names by inputs = [...], outputs = [...]"
+                        f"variant {name!r} takes or returns other tensors than {first!r}: all variants of a family "
+                        "have the same inputs and outputs; give them the same names by inputs = [...], outputs = [...]"
                     )
         except BaseException:
             self.family.close(drain=False)
