@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -268,7 +268,14 @@ class Family:
                 raise
             return self._answer(choice, request, work_s, value)
 
-    def _request(self, inputs: tuple[Any, ...], accuracy: float, latency_s: float | None, reduced: bool) -> _Asked:
+    def ask(
+        self, *, accuracy: float = 0.0, latency_s: float | None = None, reduced: bool = False, samples: int = 1
+    ) -> Choice | Refusal:
+        """What a request would get now; nothing is sent, counted or loaded."""
+        want = self._want(accuracy, latency_s, reduced, samples)
+        return self._decide(want, time.perf_counter(), frozenset())
+
+    def _want(self, accuracy: float, latency_s: float | None, reduced: bool, samples: int) -> Want:
         if os.getpid() != self._pid:
             raise ForkedProcessError(self._pid)
         if self._closed:
@@ -279,9 +286,12 @@ class Family:
             raise ValueError(f"latency_s={latency_s!r}; give seconds as a number, or None for any time") from None
         if not isinstance(accuracy, int | float) or isinstance(accuracy, bool) or not 0 <= accuracy <= 1:
             raise ValueError(f"accuracy={accuracy!r}; it is a share of right answers, from 0 to 1")
+        return Want(float(accuracy), seconds, bool(reduced), samples)
+
+    def _request(self, inputs: tuple[Any, ...], accuracy: float, latency_s: float | None, reduced: bool) -> _Asked:
         shape: Sequence[int] = getattr(inputs[0], "shape", ()) if len(inputs) else ()
         samples = max(1, int(shape[0])) if len(shape) else 1
-        return _Asked(inputs, Want(float(accuracy), seconds, bool(reduced), samples), time.perf_counter())
+        return _Asked(inputs, self._want(accuracy, latency_s, reduced, samples), time.perf_counter())
 
     def _go(self, request: _Asked, reply: Reply[Answer]) -> None:
         """Give a request to a variant, or to the next one if that turns it away."""
@@ -341,15 +351,9 @@ class Family:
 
     def _choose(self, request: _Asked) -> Choice | DeadlineExceededError:
         """The variant for a request, or why there is none."""
-        assert self._loading is not None
         now_s = time.perf_counter()
         want = request.want._replace(latency_s=request.want.latency_s - (now_s - request.begin_s))
-
-        def predict(variant: int, *, loaded: bool = False) -> Prediction:
-            return self._predict(variant, want, now_s, loaded=loaded)
-
-        # Without the lock: predictions take those of pipelines.
-        chosen = self.policy.choose(self.facts, self._loading.loaded, want, predict, request.tried)
+        chosen = self._decide(want, now_s, request.tried)
         with self._lock:
             if chosen.missed >= 0 and not request.tried:
                 self._counts.missed(chosen.missed)
@@ -360,6 +364,15 @@ class Family:
             return refused(self.facts, request.want, chosen)
         before = request.loaded_for  # what was promised counts, loading included
         return before if before is not None and before.variant == chosen.variant else chosen
+
+    def _decide(self, want: Want, now_s: float, tried: Collection[int]) -> Choice | Refusal:
+        """Ask the policy; without the lock, since predictions take those of pipelines."""
+        assert self._loading is not None
+
+        def predict(variant: int, *, loaded: bool = False) -> Prediction:
+            return self._predict(variant, want, now_s, loaded=loaded)
+
+        return self.policy.choose(self.facts, self._loading.loaded, want, predict, tried)
 
     def _predict(self, variant: int, want: Want, now_s: float, *, loaded: bool) -> Prediction:
         """See :class:`odin.family.facts.Predict`."""

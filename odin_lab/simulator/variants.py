@@ -197,8 +197,8 @@ class _Simulation:
         """A request comes: it gets a variant, or is refused."""
         loaded = {number for number, variant in enumerate(self.variants) if variant.loaded}
 
-        def predict(number: int, *, loaded: bool = False) -> Prediction:
-            return self._predict(number, want, loaded=loaded)
+        def predict(variant: int, *, loaded: bool = False) -> Prediction:
+            return self._predict(variant, want, loaded=loaded)
 
         chosen = self.policy.choose(self.facts, loaded, want, predict)
         if chosen.missed >= 0:
