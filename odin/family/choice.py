@@ -68,7 +68,7 @@ class OdinPolicy:
                     if one in tried or (one in loaded) != is_loaded:
                         continue
                     expected_s, latest_s = predict(one)
-                    if latest_s <= want.latency_s:
+                    if latest_s <= want.latency_s and latest_s < math.inf:  # infinite: it cannot be loaded at present
                         missed = _missed(kind[: kind.index(one)], loaded, want, predict, missed) if is_loaded else one
                         step = "reduced" if reduced else "first" if one == _home(facts, kind, want) else "variant"
                         if not is_loaded:

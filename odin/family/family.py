@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import math
 import os
 import threading
@@ -17,7 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from odin.control.supervision import EventRecorder
-from odin.errors import DeadlineExceededError, ForkedProcessError, OdinError, PipelineClosedError
+from odin.errors import DeadlineExceededError, ForkedProcessError, OdinError, PipelineClosedError, StageLostError
 from odin.family.counts import FamilyCounts, VariantCounts
 from odin.family.devices import SharedDevices
 from odin.family.errors import refused
@@ -258,10 +259,11 @@ class Family:
             work_s = self._begin(choice.variant, request)
             try:
                 value = await pipeline.asubmit(*inputs, timeout_s=request.left_s(), timelines=timelines)
-            except (DeadlineExceededError, PipelineClosedError) as error:
-                self._end(choice, request, work_s, error)
+            except (DeadlineExceededError, PipelineClosedError, StageLostError) as error:
                 if self._again(choice.variant, request, error):
+                    self._end(choice, request, work_s, None)
                     continue
+                self._end(choice, request, work_s, error)
                 raise
             except BaseException as error:
                 self._end(choice, request, work_s, error)
@@ -310,13 +312,14 @@ class Family:
             try:
                 inner = pipeline.submit(*request.inputs, timeout_s=request.left_s())
             except BaseException as error:
-                self._end(choice, request, work_s, error)
                 if self._again(choice.variant, request, error):
+                    self._end(choice, request, work_s, None)
                     continue
+                self._end(choice, request, work_s, error)
                 raise
             error_at_once = inner.exception() if inner.done() and not inner.cancelled() else None
             if error_at_once is not None and self._again(choice.variant, request, error_at_once):
-                self._end(choice, request, work_s, error_at_once)
+                self._end(choice, request, work_s, None)
                 continue
             request.inputs = ()
             reply.on_cancel = partial(_cancel, inner)
@@ -361,7 +364,7 @@ class Family:
                 self._counts.refused()
         self._told.chosen(request.want, chosen, now_s)
         if isinstance(chosen, Refusal):
-            return refused(self.facts, request.want, chosen)
+            return request.turned_away or refused(self.facts, request.want, chosen)
         before = request.loaded_for  # what was promised counts, loading included
         return before if before is not None and before.variant == chosen.variant else chosen
 
@@ -423,8 +426,10 @@ class Family:
 
     def _again(self, variant: int, request: _Asked, error: BaseException) -> bool:
         """Whether to try another variant after this one turned a request away."""
-        closed = isinstance(error, PipelineClosedError) and not self._closed
-        if not (closed or (isinstance(error, DeadlineExceededError) and error.refused)):
+        gone = isinstance(error, PipelineClosedError | StageLostError) and not self._closed
+        if isinstance(error, DeadlineExceededError) and error.refused:
+            request.turned_away = error
+        elif not gone:
             return False
         request.tried.add(variant)
         return True
@@ -480,6 +485,7 @@ class Family:
         """Let the policy decide what is to be loaded; called once a second."""
         assert self._loading is not None
         loading = self._loading
+        loading.drop_broken()
         with self._lock:
             taken = self._counts.take()
         seen = []
@@ -499,12 +505,13 @@ class Family:
                 )
             )
         for step in self.policy.look(self.facts, seen, memory_mib=self.memory_mib):
-            if step.action == "load":
+            if step.action == "load" and not loading.has_failed(step.variant):
                 loading.load(step.variant)
             elif step.action == "unload":
                 loading.unload(step.variant)
-            elif (pipeline := loading.pipeline(step.variant)) is not None:
-                pipeline.instances = step.instances
+            elif step.action == "instances" and (pipeline := loading.pipeline(step.variant)) is not None:
+                with contextlib.suppress(ValueError):  # its layers are where a plan has them
+                    pipeline.instances = step.instances
 
     # -- state, and the end --------------------------------------------------------------------------------------------
 
@@ -562,6 +569,7 @@ class Family:
             self._callbacks.close(timeout_s if drain else 1.0)
             if self._recorder is not None:
                 counts = self._counts
+                self._recorder.sum_up()
                 self._recorder.emit(RunEnded(time.perf_counter(), "closed", counts.completed, counts.failures))
                 self._recorder.close()
 
@@ -584,6 +592,7 @@ class _Asked:
         self.inputs, self.want, self.begin_s = inputs, want, begin_s
         self.tried: set[int] = set()
         self.loaded_for: Choice | None = None
+        self.turned_away: DeadlineExceededError | None = None
 
     def left_s(self) -> float | None:
         """Seconds that it may still take."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from odin.errors import OdinError
 from odin.family.facts import Facts, VariantPolicy
 from odin.family.profile import VariantProfile, VariantProfiles
 from odin.family.profiling import Labelled, profile_variant
 from odin.family.variant import Variant
 from odin.models.sources import Source
-from odin.monitor.events import Event, ModelEvicted, ModelLoaded
+from odin.monitor.events import Event, Fault, ModelEvicted, ModelLoaded
 from odin.pipeline import Pipeline
 from odin.requests.admission import NONE, PREDICT
 
@@ -22,6 +24,8 @@ __all__ = ["Loading"]
 
 _WEIGHT = 0.5
 """Of the last load in the time that the next one is expected to take."""
+_AGAIN_S = 60.0
+"""A variant that could not be loaded is not tried again before."""
 
 
 class Loading:
@@ -57,6 +61,7 @@ class Loading:
         self._pipelines: list[Pipeline | None] = [None] * len(variants)
         self._loads: dict[int, tuple[Future[Pipeline], float]] = {}
         self._expected_s: dict[int, float] = {}
+        self._failed_s: dict[int, float] = {}
         self._memory_mib = [0.0] * len(variants)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="odin-variants")
         self._closed = False
@@ -152,6 +157,12 @@ class Loading:
             pipeline = self._open(number)
             took_s = time.perf_counter() - begin_s
             self._take(number, pipeline)
+            self._failed_s.pop(number, None)
+        except Exception as error:
+            self._failed_s[number] = time.perf_counter()
+            told = f"{type(error).__name__}: {error}"
+            self._emit(Fault(time.perf_counter(), f"loading variant {self._variants[number].name}", told))
+            raise
         finally:
             with self._lock:
                 self._loads.pop(number, None)
@@ -190,8 +201,27 @@ class Loading:
             return "loaded"
         return "loading" if number in self._loads else "unloaded"
 
+    def has_failed(self, number: int) -> bool:
+        """Whether it could not be loaded, not long ago."""
+        failed_s = self._failed_s.get(number)
+        return failed_s is not None and time.perf_counter() - failed_s < _AGAIN_S
+
+    def drop_broken(self) -> None:
+        """Unload the variants whose stages are all lost; they are loaded again by demand."""
+        for number in self.loaded:
+            pipeline = self._pipelines[number]
+            try:
+                if pipeline is not None:
+                    pipeline.forecast()
+            except OdinError as error:
+                told = f"{type(error).__name__}: {error}"
+                self._emit(Fault(time.perf_counter(), f"variant {self._variants[number].name}", told))
+                self.unload(number)
+
     def left_s(self, number: int, load_s: float, now_s: float) -> float:
         """Seconds until a variant that is not loaded would serve, if it were asked for now; loads go one by one."""
+        if self.has_failed(number):
+            return math.inf
         ahead = list(self._loads.items())
         left_s = 0.0
         for other, (_, since_s) in ahead:

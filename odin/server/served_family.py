@@ -173,8 +173,10 @@ async def _refusals_told(work: Any) -> Answer:
     except DeadlineExceededError as error:
         if not error.refused:
             raise
-        told = str(error).replace("reduced=True", "parameter 'reduced'")
-        if math.isinf(error.predicted_s):  # no variant is as accurate, or none can be loaded
+        told = error.reason.replace("reduced=True", "parameter 'reduced'")
+        if math.isnan(error.predicted_s):
+            raise RequestError(FailureKind.NOT_READY, told) from error
+        if math.isinf(error.predicted_s):  # no variant is as accurate
             raise RequestError(FailureKind.INVALID, told) from error
         raise RequestError(FailureKind.REFUSED, told, retry_after_s=error.predicted_s) from error
     except PipelineClosedError as error:
