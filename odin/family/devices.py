@@ -7,6 +7,8 @@ for the same cores a moment ago, and an idle one knows nothing of a load that ha
     disturbed   own work x slowdown that any variant saw last on these devices
 
 The prediction is the largest of the pipeline's own and these two; they describe the same things, so they are not added.
+A slowdown that is not seen any more is forgotten as fast as a pipeline forgets its own: if it kept all requests out,
+nobody would learn that it has gone.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from odin.partitioner.relay import idle_slowdown
+
 __all__ = ["SharedDevices"]
 
-_FORGETS_S = 30.0
-"""A slowdown that nobody has seen for so long counts a third."""
+_FORGETS = 10.0
+"""Half of a slowdown is forgotten in so many times what a request takes, as by :mod:`odin.requests.conditions`."""
 
 
 class SharedDevices:
@@ -55,19 +59,24 @@ class SharedDevices:
             if seen_s > self._told.get(device, (1.0, -math.inf))[1]:
                 self._told[device] = (max(1.0, slowdown / rivals), seen_s)
 
-    def slowdown(self, variant: int, now_s: float) -> float:
-        """Of a variant that divides its work among its devices by their speed; 1.0 if nothing is known."""
+    def slowdown(self, variant: int, now_s: float, *, request_s: float) -> float:
+        """Of a variant that divides its work among its devices by their speed; 1.0 if nothing is known.
+
+        ``request_s``: what a request takes, by which time is measured.
+        """
         speeds = []
         for device in self._devices[variant]:
             slowdown, seen_s = self._told.get(device, (1.0, now_s))
-            speeds.append(1.0 / (1.0 + (slowdown - 1.0) * math.exp(min(0.0, seen_s - now_s) / _FORGETS_S)))
+            idle_s = max(0.0, now_s - seen_s) / _FORGETS
+            speeds.append(1.0 / idle_slowdown(slowdown, idle_s=idle_s, chain_s=request_s))
         return len(speeds) / math.fsum(speeds)
 
     def predict_s(self, variant: int, own_s: float, now_s: float) -> float:
         """Seconds until a variant would be done with a request that takes ``own_s`` with nothing else running."""
+        request_s = own_s
         own_s += self._work_s[variant] / len(self._devices[variant])
         shared_s = own_s
         for other, part in self._parts[variant]:
             work_s = part * self._work_s[other] / len(self._devices[variant])
             shared_s += min(work_s, own_s)
-        return max(shared_s, own_s * self.slowdown(variant, now_s))
+        return max(shared_s, own_s * self.slowdown(variant, now_s, request_s=request_s))

@@ -27,8 +27,8 @@ def refused(facts: Sequence[Facts], want: Want, refusal: Refusal) -> DeadlineExc
     one = facts[refusal.soonest]
     if math.isinf(refusal.soonest_s):
         message = (
-            f"refused: no variant with an accuracy of {want.accuracy:.4g} serves at present, and {one.name!r} could not "
-            "be loaded a short while ago (an event says why): try again later, or ask for less accuracy"
+            f"refused: no variant with an accuracy of {want.accuracy:.4g} serves at present: {one.name!r} could not be "
+            "loaded a short while ago (an event says why); try again later, or ask for less accuracy"
         )
         return DeadlineExceededError(message, refused=True)
     known = "unknown accuracy" if math.isnan(one.accuracy) else f"accuracy {one.accuracy:.4g}"

@@ -4,7 +4,8 @@ Policies (:mod:`odin.family`), admission and its margins are those that serve; o
 Each loaded variant has a stage on each of its devices, and each stage takes whole requests from the variant's queue,
 earliest deadline first. That requests change hands between layers is left out. A device gives each that computes there
 the same part of its time, be it a variant's stage, a program from outside (:class:`~odin_lab.simulator.tenants.
-Outsider`), or a variant that is being loaded, which computes on the first of its devices::
+Outsider`), or a variant that is being loaded, which computes on the first of its devices. What a request takes by the
+profile beyond its device seconds (``cost_s``) passes after them, on no device::
 
     trace --choose--> variant A   queue -> stage on device 0, stage on device 1
                       variant B   queue -> stage on device 0, stage on device 1    turns with A's
@@ -210,7 +211,7 @@ class _Simulation:
         if not variant.loaded:
             self._load(chosen.variant)
         facts = self.facts[chosen.variant]
-        forecast = variant.forecast(facts.latency_s(want.samples), self.now_s)
+        forecast = variant.forecast(facts.cost_s * want.samples, self.now_s)
         self.number += 1
         insort(variant.queue, _Request(self.number, want, self.now_s, chosen, forecast))
         self.shared.begun(chosen.variant, facts.cost_s * want.samples)
@@ -222,7 +223,7 @@ class _Simulation:
             ready_s = variant.ready_s if variant.ready_s < math.inf else self.now_s + self.facts[number].load_s
             load_s = 0.0 if loaded else ready_s - self.now_s
             return Prediction(load_s + shared_s, load_s + shared_s)
-        forecast = variant.forecast(own_s, self.now_s)
+        forecast = variant.forecast(self.facts[number].cost_s * want.samples, self.now_s)
         return Prediction(
             max(forecast.expected_s - self.now_s, shared_s), max(forecast.latest_s - self.now_s, shared_s)
         )
@@ -238,7 +239,7 @@ class _Simulation:
                         self.counts["late"] += 1
                         continue
                     stage.request, stage.began_s, stage.own_s = request, self.now_s, 0.0
-                    stage.took_s = self.facts[number].latency_s(request.want.samples)
+                    stage.took_s = self.facts[number].cost_s * request.want.samples
                     stage.left_s = stage.took_s * float(self.random.lognormal(0.0, self.noise))
             if variant.closing and not variant.under_way:
                 variant.closing = False
@@ -253,13 +254,15 @@ class _Simulation:
         variant, facts = self.variants[number], self.facts[number]
         stage.slowdown += _WEIGHT * ((self.now_s - stage.began_s) / stage.took_s - stage.slowdown)
         stage.seen_s = self.now_s
-        variant.admission.learn(request.forecast, self.now_s)
-        in_time = self.now_s <= request.deadline_s
+        samples = request.want.samples
+        done_s = self.now_s + max(0.0, facts.latency_s(samples) - facts.cost_s * samples)
+        variant.admission.learn(request.forecast, done_s)
+        in_time = done_s <= request.deadline_s
         variant.admission.ended(request.forecast, request.deadline_s, in_time=in_time)
         self._over(number, request)
         self.shared.told(number, [(one.slowdown, one.seen_s) for one in variant.stages])
         self.used_s += stage.own_s
-        latency_s = self.now_s - request.at_s
+        latency_s = done_s - request.at_s
         self.latency_s.append(latency_s)
         self.by_variant[facts.name] += 1
         self.sums_s[number] += latency_s

@@ -270,20 +270,21 @@ def test_what_others_have_on_the_same_devices_counts():
 def test_a_slowdown_that_one_has_seen_holds_for_all_on_the_device_and_fades():
     devices = SharedDevices([("cpu:0", "cpu:1"), ("cpu:0",), ("cpu:1",)])
     devices.told(0, [(3.0, 10.0), (1.0, 10.0)])
-    assert devices.slowdown(1, 10.0) == pytest.approx(3.0)
-    assert devices.slowdown(2, 10.0) == 1.0
-    assert devices.slowdown(0, 10.0) == pytest.approx(2 / (1 + 1 / 3))
+    assert devices.slowdown(1, 10.0, request_s=0.01) == pytest.approx(3.0)
+    assert devices.slowdown(2, 10.0, request_s=0.01) == 1.0
+    assert devices.slowdown(0, 10.0, request_s=0.01) == pytest.approx(2 / (1 + 1 / 3))
     assert devices.predict_s(1, 0.01, 10.0) == pytest.approx(0.03)
-    assert 1.5 < devices.slowdown(1, 40.0) < 1.8
-    devices.told(1, [(1.0, 41.0)])
-    assert devices.slowdown(1, 41.0) == 1.0
+    assert devices.slowdown(1, 10.1, request_s=0.01) == pytest.approx(2.0)  # half in ten requests' time
+    assert devices.slowdown(1, 11.0, request_s=0.01) < 1.01  # else it could keep all out for ever
+    devices.told(1, [(1.0, 10.5)])
+    assert devices.slowdown(1, 10.5, request_s=0.01) == 1.0
 
 
 def test_what_others_work_explains_is_no_interference():
     devices = SharedDevices([("cpu:0",), ("cpu:0",)])
     devices.begun(1, 1.0)
     devices.told(0, [(2.0, 10.0)])
-    assert devices.slowdown(0, 10.0) == 1.0
+    assert devices.slowdown(0, 10.0, request_s=0.01) == 1.0
 
 
 # -- telling -----------------------------------------------------------------------------------------------------------
