@@ -4,7 +4,7 @@ A pipeline predicts from its own queue and its own stages' slowdown. It does not
 for the same cores a moment ago, and an idle one knows nothing of a load that has come since. Both are known here::
 
     shared      own work + what others have there, of each at most as much as the own: processor sharing
-    disturbed   own work x slowdown that any variant saw last on these devices
+    disturbed   own work x slowdown that another variant saw last on these devices, if the own is half forgotten
 
 The prediction is the largest of the pipeline's own and these two; they describe the same things, so they are not added.
 A slowdown that is not seen any more is forgotten as fast as a pipeline forgets its own: if it kept all requests out,
@@ -36,6 +36,7 @@ class SharedDevices:
     def __init__(self, devices: Sequence[Sequence[str]]) -> None:
         self._devices = [tuple(own) for own in devices]
         self._work_s = [0.0] * len(devices)
+        self._seen_s = [-math.inf] * len(devices)
         self._told: dict[str, tuple[float, float]] = {}
         self._parts = [
             [(other, len(set(own) & set(others)) / len(others)) for other, others in enumerate(self._devices)]
@@ -56,6 +57,7 @@ class SharedDevices:
         """A variant's stages have told how slow they are, and when; what other variants' work explains is taken out."""
         rivals = 1 + sum(self._work_s[other] > 0 for other, _ in self._parts[variant])
         for device, (slowdown, seen_s) in zip(self._devices[variant], slowdowns, strict=False):
+            self._seen_s[variant] = max(self._seen_s[variant], seen_s)
             if seen_s > self._told.get(device, (1.0, -math.inf))[1]:
                 self._told[device] = (max(1.0, slowdown / rivals), seen_s)
 
@@ -79,4 +81,6 @@ class SharedDevices:
         for other, part in self._parts[variant]:
             work_s = part * self._work_s[other] / len(self._devices[variant])
             shared_s += min(work_s, own_s)
+        if now_s - self._seen_s[variant] < _FORGETS * request_s:  # the pipeline knows better
+            return shared_s
         return max(shared_s, own_s * self.slowdown(variant, now_s, request_s=request_s))

@@ -276,6 +276,8 @@ def test_a_slowdown_that_one_has_seen_holds_for_all_on_the_device_and_fades():
     assert devices.predict_s(1, 0.01, 10.0) == pytest.approx(0.03)
     assert devices.slowdown(1, 10.1, request_s=0.01) == pytest.approx(2.0)  # half in ten requests' time
     assert devices.slowdown(1, 11.0, request_s=0.01) < 1.01  # else it could keep all out for ever
+    assert devices.predict_s(0, 0.01, 10.09) == 0.01  # its pipeline knows that itself
+    assert devices.predict_s(0, 0.01, 10.11) > 0.01
     devices.told(1, [(1.0, 10.5)])
     assert devices.slowdown(1, 10.5, request_s=0.01) == 1.0
 
