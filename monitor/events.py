@@ -39,6 +39,7 @@ __all__ = [
     "StageDescription",
     "StageLost",
     "TenantShare",
+    "VariantChosen",
     "from_json",
     "to_json",
 ]
@@ -456,6 +457,30 @@ class PlannedTogether(_Event, frozen=True, tag="together"):
     tenants: tuple[TenantShare, ...]
 
 
+class VariantChosen(_Event, frozen=True, tag="variant"):
+    """Requests that ask a family for this get another variant than before; told at most once a second for each.
+
+    Attributes
+    ----------
+    accuracy, latency_s, reduced
+        What is asked for: least accuracy, seconds (``nan``: any time), whether less computation is allowed.
+    before, variant
+        The variant that they got, empty at first, and that they get now; empty: they are refused.
+    step
+        See :class:`odin.family.facts.Choice`; ``refused``.
+    expected_s
+        Seconds in which it is expected to be done; of a refusal, the soonest that another one would be.
+    """
+
+    accuracy: float
+    latency_s: float
+    reduced: bool
+    before: str
+    variant: str
+    step: str
+    expected_s: float
+
+
 Event = (
     RunStarted
     | RequestDone
@@ -477,6 +502,7 @@ Event = (
     | ModelLoaded
     | ModelEvicted
     | PlannedTogether
+    | VariantChosen
 )
 """Any event of a run."""
 

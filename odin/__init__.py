@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         QueueFullError,
         StageLostError,
     )
+    from odin.family.family import Answer, Family
+    from odin.family.variant import Variant
     from odin.fleet.fleet import Fleet
     from odin.models.sources import Source, load_source
     from odin.monitor.events import Event
@@ -40,12 +42,14 @@ if TYPE_CHECKING:
     from odin.version import __version__
 
 __all__ = [
+    "Answer",
     "Chain",
     "DeadlineExceededError",
     "Decision",
     "Device",
     "DeviceError",
     "Event",
+    "Family",
     "Fleet",
     "ForkedProcessError",
     "LayerFailedError",
@@ -63,6 +67,7 @@ __all__ = [
     "StageLostError",
     "TraceError",
     "Tuner",
+    "Variant",
     "Windows",
     "__version__",
     "build_chain",
@@ -84,6 +89,8 @@ _HOMES = {
         "StageLostError",
     ),
     "odin.pipeline": ("Pipeline",),
+    "odin.family.family": ("Answer", "Family"),
+    "odin.family.variant": ("Variant",),
     "odin.fleet.fleet": ("Fleet",),
     "odin.models.sources": ("Source", "load_source"),
     "odin.version": ("__version__",),

@@ -63,7 +63,7 @@ from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
 from odin.partitioner.relay import Windows
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.process.phases import phase
-from odin.requests.admission import PREDICT, Admission
+from odin.requests.admission import PREDICT, Admission, Forecast
 from odin.requests.conditions import Conditions
 from odin.requests.foresight import Foresight
 from odin.requests.gateway import Gateway
@@ -664,6 +664,24 @@ class Pipeline:
             return None
         parts = split_inputs(values, batch=self.batch)
         return self._gateway.refuse_if_late(len(parts), deadline_s, samples=samples_of(parts[0]))
+
+    def forecast(self, samples: int = 1, *, timeout_s: float | None = None) -> Forecast:
+        """When a request of so many samples would be done if it were submitted now; changes nothing.
+
+        Its moments are on ``time.perf_counter``: ``expected_s``, and ``latest_s``, which :meth:`submit` holds against
+        the deadline with ``admission="predict"``. (Requests that it would delay may still keep it out.)
+        """
+        deadline_s = self._deadline_s(timeout_s)
+        assert self._gateway is not None
+        forecast = self._gateway.ask(-(-samples // self.batch), deadline_s, samples=min(samples, self.batch))
+        assert forecast is not None
+        return forecast
+
+    def slowdowns(self) -> Sequence[tuple[float, float]]:
+        """Of each stage its time now / baseline as its last micro-batch told it, and when that was (-inf: never)."""
+        self._check_process()
+        assert self._gateway is not None
+        return self._gateway.slowdowns()
 
     def _parts(self, values: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
         return split_inputs(self._form.layout(values), batch=self.batch)

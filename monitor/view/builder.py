@@ -41,6 +41,7 @@ from odin.monitor.events import (
     StageBack,
     StageLost,
     TenantShare,
+    VariantChosen,
 )
 from odin.monitor.samples import SampleTimes
 from odin.monitor.view.event_text import event_text
@@ -181,6 +182,7 @@ class ViewBuilder:
             KnobTurned: self._knob,
             ModelLoaded: self._tell,
             ModelEvicted: self._tell,
+            VariantChosen: self._tell,
         }
 
     def apply(self, event: Event) -> None:

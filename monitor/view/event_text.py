@@ -28,6 +28,7 @@ from odin.monitor.events import (
     StageBack,
     StageLost,
     TenantShare,
+    VariantChosen,
 )
 from odin.monitor.view.pipeline_view import StageView, TunedKnob
 from odin.monitor.view.windows_text import windows_text
@@ -218,11 +219,26 @@ def event_text(event: Event, devices: Sequence[str], *, batch: int = 1) -> str:
             times = f"in {seconds(event.took_s)} (predicted {seconds(event.predicted_s)})"
             there = f"{event.resident} models in memory, {event.resident_nbytes / 2**20:,.0f} MiB"
             return f"{what}: model {event.model} on {_device(event.stage, devices)} {times}; {there}"
+        case VariantChosen():
+            return _variant_text(event)
     return ""
 
 
 def _stages(count: int) -> str:
     return "1 stage" if count == 1 else f"{count} stages"
+
+
+def _variant_text(event: VariantChosen) -> str:
+    wanted = f"accuracy >= {event.accuracy:.3g}" if event.accuracy > 0 else "any accuracy"
+    wanted += f" within {seconds(event.latency_s)}" if event.latency_s >= 0 else ""
+    wanted += ", reduced allowed" if event.reduced else ""
+    if not event.variant:
+        soonest = f"; the soonest would take {seconds(event.expected_s)}" if math.isfinite(event.expected_s) else ""
+        return f"refused: requests for {wanted}{soonest}"
+    instead = f" instead of {event.before}" if event.before else ""
+    how = {"load": ", to be loaded", "reduced": ", reduced", "reduced-load": ", reduced, to be loaded"}
+    text = f"variant: {event.variant}{instead}{how.get(event.step, '')} for {wanted}"
+    return f"{text}, expected in {seconds(event.expected_s)}"
 
 
 def _requests(count: int) -> str:

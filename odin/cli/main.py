@@ -35,6 +35,7 @@ COMMANDS = (
         "cluster",
         "pack",
         "reduce",
+        "profile",
     ),
     "completion",
 )

@@ -175,11 +175,16 @@ class Admission:
         """Whether to refuse a request, those behind it aside."""
         last = forecasts[-1]
         if alone:
-            return Verdict(forecasts, min(last.latest_s, _alone_s(last)) > deadline_s)
+            return Verdict(forecasts, self.lenient(last).latest_s > deadline_s)
         if last.latest_s > deadline_s:
             return Verdict(forecasts, late=True)
         crowded = last.safest_s > deadline_s and self.crowd.fills(now_s, exits.begin_s(ahead) - now_s)
         return Verdict(forecasts, late=crowded, crowded=crowded)
+
+    def lenient(self, forecast: Forecast) -> Forecast:
+        """The forecast that counts for a request with nothing at all ahead of it."""
+        alone_s = forecast.made_s + _ALONE * (forecast.expected_s - forecast.made_s)
+        return forecast._replace(latest_s=min(forecast.latest_s, alone_s))
 
     def is_hopeless(self, exits: Exits, now_s: float, deadline_s: float) -> bool:
         """Whether the next one to be sent would usually be late by now, although it was accepted."""
@@ -198,7 +203,3 @@ class Admission:
             self.margin.broken()
         elif in_time and forecast.safest_s > deadline_s:
             self.margin.kept()
-
-
-def _alone_s(forecast: Forecast) -> float:
-    return forecast.made_s + _ALONE * (forecast.expected_s - forecast.made_s)

@@ -104,6 +104,29 @@ class Foresight:
             )
         return verdict.forecasts, refusal
 
+    def ask(
+        self,
+        windows: Windows,
+        sent: Sequence[Sent],
+        *,
+        shared: bool,
+        line: Line[R],
+        joining: Joining,
+        deadline_s: float,
+        parts: int,
+        samples: int,
+        alone: bool,
+    ) -> Forecast:
+        """As :meth:`judge`, for a request that is not submitted: what it would be given; nothing changes by asking."""
+        now_s = self._clock()
+        mean_samples = line.mean_samples
+        before = line.ahead(deadline_s)
+        ahead = joining.ahead(before, mean_samples=mean_samples)
+        size = joining.size(samples, before, mean_samples=mean_samples)
+        exits = self._exits(now_s, windows, sent, shared=shared, samples=size)
+        forecast = self.admission.forecast(exits, now_s, ahead + parts - 1)
+        return self.admission.lenient(forecast) if alone else forecast
+
     def is_hopeless(
         self, windows: Windows, sent: Sequence[Sent], *, shared: bool, deadline_s: float, samples: int
     ) -> bool:

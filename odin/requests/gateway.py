@@ -405,6 +405,35 @@ class Gateway:
         reply.settle(refusal)
         return reply
 
+    def ask(self, parts: int, deadline_s: float, *, samples: int = 0) -> Forecast | None:
+        """When a request of so many parts, the first with so many samples, would be done if it were submitted now.
+
+        None if nothing is predicted here. Nothing changes by asking.
+        """
+        if self._foresight is None:
+            return None
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            return self._foresight.ask(
+                self._in_force.windows,
+                self._sent(),
+                shared=self._shares,
+                line=self._line,
+                joining=self.joining,
+                deadline_s=deadline_s,
+                parts=parts,
+                samples=samples,
+                alone=not (self._pending or self._line),
+            )
+
+    def slowdowns(self) -> Sequence[tuple[float, float]]:
+        """Slowdown of each stage, and when its last request told it; nothing if nothing is predicted here."""
+        if self._foresight is None:
+            return ()
+        with self._lock:
+            return self._foresight.conditions.slowdowns()
+
     def _take_in(self, request: Request, *, late: bool) -> None:
         """Send a request, or let it stand in line; the lock is held."""
         request.number = self._next_request

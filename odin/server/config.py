@@ -13,10 +13,57 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from odin.stages.pacer import LEAST_SHARE
 
-__all__ = ["Limits", "ModelConfig", "find_models", "is_model_file", "parse_model", "read_model"]
+__all__ = ["Limits", "ModelConfig", "VariantConfig", "find_models", "is_model_file", "parse_model", "read_model"]
 
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$"
 _Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class VariantConfig(BaseModel):
+    """One variant of a family: a table ``[[variants]]`` of its file.
+
+    Attributes
+    ----------
+    name
+        By which answers and metrics tell of it.
+    source, weights, image_size, stages, plan, batch, engine, precision, calibration, share
+        As of a model; ``stages``, ``batch``, ``engine``, ``precision`` and ``image_size`` are the family's by default.
+    layers
+        Where requests change hands: ``policy`` of a model.
+    accuracy
+        Share of right answers, if it is known; else what ``odin profile`` has measured.
+    reduced
+        Whether it computes less than the model that it stands for: only for requests that allow that.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    name: str = Field(pattern=_NAME)
+    source: str
+    weights: Path | None = None
+    image_size: int | None = Field(default=None, gt=0)
+    stages: tuple[str, ...] | str | None = None
+    plan: str | None = None
+    batch: int | None = Field(default=None, gt=0)
+    engine: str | None = None
+    precision: str | None = None
+    calibration: Path | None = None
+    share: float = Field(default=1.0, ge=LEAST_SHARE, le=1)
+    layers: str = "auto"
+    accuracy: float | None = Field(default=None, ge=0, le=1)
+    reduced: bool = False
+
+    @field_validator("stages")
+    @classmethod
+    def _split_stages(cls, stages: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        return tuple(stages.split(",")) if isinstance(stages, str) and stages != "auto" else stages
+
+
+_OF_FAMILY = (
+    "version", "image_size", "stages", "batch", "engine", "precision", "deadline_ms", "priority_deadlines_ms",
+    "inputs", "outputs", "labels", "log", "max_waiting", "variants", "memory_mib", "choice", "labelled",
+)  # fmt: skip
+"""Fields that a family has; others are its variants'."""
 
 
 class ModelConfig(BaseModel):
@@ -50,6 +97,14 @@ class ModelConfig(BaseModel):
     latency_ms
         Milliseconds that the p95 of its micro-batches' latencies is to keep: its knob is turned for that by
         :class:`odin.Tuner`, the batch if samples are joined, otherwise the number of stages that take requests.
+    variants
+        With these it is no model but a family, and has no ``source``; see ``docs/variants.md``.
+    memory_mib
+        What the variants that are loaded may take together.
+    choice
+        Which variant a request gets: ``policy`` of :class:`odin.Family`.
+    labelled
+        Folder with a folder of images for each class, or ``.npz`` file, by which ``odin profile`` measures accuracy.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -79,6 +134,10 @@ class ModelConfig(BaseModel):
     batch_wait_ms: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     latency_ms: _Milliseconds | None = None
     share: float = Field(default=1.0, ge=LEAST_SHARE, le=1)
+    variants: tuple[VariantConfig, ...] = ()
+    memory_mib: float | None = Field(default=None, gt=0)
+    choice: str = "odin"
+    labelled: Path | None = None
 
     @field_validator("stages")
     @classmethod
@@ -127,32 +186,63 @@ def parse_model(fields: dict[str, Any], *, name: str, folder: Path, where: str) 
     """
     if "name" in fields:
         raise ValueError(f"{where}: name = {fields['name']!r}: clients ask for it as {name!r}, by the file's name")
+    if "variants" in fields:
+        fields = _of_family(fields, where)
     try:
         config = ModelConfig(name=name, **fields)
     except ValidationError as error:
         raise ValueError(f"{where}: {_problems(error)}") from None
     beside = {
         field: folder / path
-        for field in ("weights", "calibration", "labels", "log")
+        for field in ("weights", "calibration", "labels", "log", "labelled")
         if (path := getattr(config, field)) is not None
     }
-    if config.source.endswith((".pt2", ".onnx")) and not Path(config.source).is_absolute():
-        beside["source"] = str(folder / config.source)
+    beside |= _source_beside(config.source, folder)
+    if config.variants:
+        beside["variants"] = tuple(_variant_beside(variant, folder) for variant in config.variants)
     return config.model_copy(update=beside)
+
+
+def _source_beside(source: str, folder: Path) -> dict[str, Any]:
+    is_file = source.endswith((".pt2", ".onnx")) and not Path(source).is_absolute()
+    return {"source": str(folder / source)} if is_file else {}
+
+
+def _variant_beside(variant: VariantConfig, folder: Path) -> VariantConfig:
+    files = {
+        field: folder / path for field in ("weights", "calibration") if (path := getattr(variant, field)) is not None
+    }
+    return variant.model_copy(update={**files, **_source_beside(variant.source, folder)})
+
+
+def _of_family(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a family, which has no source of its own."""
+    wrong = [field for field in fields if field in ModelConfig.model_fields and field not in _OF_FAMILY]
+    if wrong:
+        raise ValueError(
+            f"{where}: {', '.join(wrong)} beside [[variants]]: a family has no such fields; give them to the variants "
+            f"(the policy of a variant's layers is layers = ...)"
+        )
+    if not fields["variants"]:
+        raise ValueError(f"{where}: variants = {fields['variants']!r}: a family has at least one")
+    return {**fields, "source": ""}
 
 
 def _problems(error: ValidationError) -> str:
     told = []
     for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"][:1])
+        place = problem["loc"]
+        in_variant = len(place) > 2 and place[0] == "variants"
+        field = str(place[2] if in_variant else place[0])
+        of, model = (f"variant {place[1]}: ", VariantConfig) if in_variant else ("", ModelConfig)
         if problem["type"] == "extra_forbidden":
-            known = [name for name in ModelConfig.model_fields if name != "name"]
+            known = [name for name in model.model_fields if name != "name" or in_variant]
             near = "".join(f" (did you mean {name}?)" for name in get_close_matches(field, known, n=1))
-            told.append(f"there is no field {field!r}{near}; there are {', '.join(known)}")
+            told.append(f"{of}there is no field {field!r}{near}; there are {', '.join(known)}")
         elif problem["type"] == "missing":
-            told.append(f"{field!r} is missing")
+            told.append(f"{of}{field!r} is missing")
         else:
-            told.append(f"{field} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}")
+            told.append(f"{of}{field} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}")
     return "; ".join(dict.fromkeys(told))
 
 

@@ -24,8 +24,8 @@ from odin.server.messages import (
 )
 from odin.server.repository import Repository
 from odin.server.served import ServedModel
-from odin.server.served_fleet import views_of
 from odin.server.statistics import Totals
+from odin.server.views import views_of
 from odin.version import __version__
 
 _log = logging.getLogger(__name__)

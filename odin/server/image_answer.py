@@ -60,4 +60,5 @@ def write_classes(answer: InferResponse, labels: Sequence[str] | None, *, count:
         else {"index": one.index, "label": one.label, "probability": one.probability}
         for one in best
     ]
-    return {"model_name": answer.model, "model_version": answer.version, "classes": classes}
+    told = {"parameters": dict(answer.parameters)} if answer.parameters else {}
+    return {"model_name": answer.model, "model_version": answer.version, "classes": classes, **told}

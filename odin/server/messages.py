@@ -89,7 +89,8 @@ class InferRequest(NamedTuple):
     id
         Given by the client, and given back.
     parameters
-        ``timeout`` (microseconds) and ``priority`` count; others are accepted and change nothing.
+        ``timeout`` (microseconds) and ``priority`` count, of families ``accuracy``, ``latency`` (microseconds) and
+        ``reduced`` as well; others are accepted and change nothing.
     inputs
         Tensors, in any order.
     outputs

@@ -22,7 +22,9 @@ from odin.server.answered import Answered, BackgroundObserver
 from odin.server.dataplane import DataPlane
 from odin.server.metric_families import ModelCounts, PipelineFamilies, RequestFamilies
 from odin.server.served import ServedModel
-from odin.server.served_fleet import FleetFamilies, FleetModel, views_of
+from odin.server.served_family import ServedFamily, VariantFamilies
+from odin.server.served_fleet import FleetFamilies, FleetModel
+from odin.server.views import views_of
 
 __all__ = ["Metrics", "metrics_route"]
 
@@ -98,7 +100,9 @@ class Metrics:
     def describe(self) -> Iterable[Metric]:
         """Without samples: a registry checks names by it."""
         return [
-            family for part in (RequestFamilies(), PipelineFamilies(), FleetFamilies()) for family in part.families()
+            family
+            for part in (RequestFamilies(), PipelineFamilies(), FleetFamilies(), VariantFamilies())
+            for family in part.families()
         ] + self._of_server()
 
     def collect(self) -> Iterator[Metric]:
@@ -122,6 +126,12 @@ class Metrics:
             families = FleetFamilies()
             families.add(fleet)
             yield from families.families()
+        variants = VariantFamilies()
+        for name, model in served.items():
+            if isinstance(model, ServedFamily):
+                variants.add(name, model.family.view())
+        if any(isinstance(model, ServedFamily) for model in served.values()):
+            yield from variants.families()
         yield from self._of_server()
 
     def _of_server(self) -> list[Metric]:

@@ -146,6 +146,24 @@ def _infer(always: tuple[int, ...]) -> dict[str, Any]:
             "description": "Priority of a request whose body is an image: it chooses the model's deadline for it",
             "schema": {"type": "integer", "minimum": 0},
         },
+        {
+            "name": "accuracy",
+            "in": "query",
+            "description": "Of a family: least accuracy of the variant that is to answer for an image",
+            "schema": {"type": "number", "minimum": 0, "maximum": 1},
+        },
+        {
+            "name": "latency",
+            "in": "query",
+            "description": "Of a family: within how many microseconds it is to answer for an image; 0: any time",
+            "schema": {"type": "integer", "minimum": 0},
+        },
+        {
+            "name": "reduced",
+            "in": "query",
+            "description": "Of a family: whether less computation is allowed for an image",
+            "schema": {"type": "boolean"},
+        },
     ]
     operation["requestBody"] = {
         "required": True,

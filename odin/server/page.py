@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from odin.monitor.json_text import json_text
 from odin.server.dataplane import DataPlane
 from odin.server.page_view import page_view
-from odin.server.served_fleet import views_of
+from odin.server.views import views_of
 from odin.version import __version__
 
 __all__ = ["Feed", "page_routes"]

@@ -24,6 +24,7 @@ from odin.server.config import ModelConfig, find_models, is_model_file, read_mod
 from odin.server.failures import FailureKind, RequestError
 from odin.server.messages import ModelState
 from odin.server.served import ServedModel
+from odin.server.served_family import ServedFamily
 from odin.server.served_fleet import ServedFleet
 
 __all__ = ["Repository"]
@@ -281,6 +282,8 @@ def _make(
 ) -> ServedModel | BaseException:
     """Make a model, or return why not: a model's own code may raise anything, SystemExit too."""
     try:
+        if config.variants:
+            return ServedFamily(config, on_event=on_event)
         return ServedModel(config, on_event=on_event) if packed is None else packed.model(config)
     except BaseException as error:
         return error

@@ -7,9 +7,9 @@ import dataclasses
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
@@ -31,12 +31,14 @@ from odin.pipeline import Pipeline
 from odin.server.classification import classified
 from odin.server.config import ModelConfig
 from odin.server.failures import FailureKind, RequestError
-from odin.server.messages import InferRequest, InferResponse, ModelMetadata, RequestedOutput, Tensor
+from odin.server.messages import InferRequest, InferResponse, ModelMetadata, Parameter, RequestedOutput, Tensor
 from odin.server.signature import Signature
 from odin.server.statistics import Statistics
 from odin.tuning.tuner import Tuner
 
-__all__ = ["ServedModel"]
+__all__ = ["ServedModel", "outcome", "read_labels", "whole_number"]
+
+_Result = TypeVar("_Result")
 
 _MICROSECONDS = 1e-6
 
@@ -71,7 +73,7 @@ class ServedModel:
         self.under_way = 0
         source = load_source(config.source, weights=config.weights, image_size=config.image_size)
         source = dataclasses.replace(source, name=config.name)  # as clients, and other models' views, know it
-        self.labels = source.labels if config.labels is None else _read_labels(config.labels)
+        self.labels = source.labels if config.labels is None else read_labels(config.labels)
         self.preprocess, self.random_weights = source.preprocess, source.random_weights
         example = source.example_args
         self.pipeline = Pipeline(source, on_event=on_event, **_options(config, source))
@@ -125,7 +127,7 @@ class ServedModel:
             timeout_s = self._timeout_s(request, begin_s)
             asked_s, before = time.perf_counter(), 0 if timelines is None else len(timelines)
             timelines = [] if timelines is None else timelines
-            result = await _outcome(self.pipeline, arguments, timeout_s, timelines)
+            result, told = await self._compute(request, arguments, timeout_s, timelines)
             answered_s = time.perf_counter()
             outputs = self._outputs(self.signature.name_outputs(result), wanted)
         except RequestError as error:
@@ -141,7 +143,17 @@ class ServedModel:
             output_s=time.perf_counter() - answered_s,
             timelines=timelines[before:],
         )
-        return InferResponse(self.config.name, self.config.version, request.id, outputs)
+        return InferResponse(self.config.name, self.config.version, request.id, outputs, told)
+
+    async def _compute(
+        self,
+        request: InferRequest,
+        arguments: tuple[Any, ...],
+        timeout_s: float | None,
+        timelines: list[RequestTimeline],
+    ) -> tuple[Any, Mapping[str, Parameter]]:
+        """The result of a request, and what its answer says besides."""
+        return await outcome(self.pipeline.asubmit(*arguments, timeout_s=timeout_s, timelines=timelines)), {}
 
     def to_input(self, data: bytes) -> Tensor:
         """Turn an image file into the model's input; takes milliseconds.
@@ -218,12 +230,12 @@ class ServedModel:
         """Seconds from now that a request may take: the least of what its client says, or else what the model has."""
         config = self.config
         given = [request.timeout_s]
-        timeout = _whole(request.parameters, "timeout")
+        timeout = whole_number(request.parameters, "timeout")
         if timeout:
             given.append(timeout * _MICROSECONDS)
         limits = [limit_s for limit_s in given if limit_s is not None]
         if not limits:
-            priority = _whole(request.parameters, "priority")
+            priority = whole_number(request.parameters, "priority")
             by_priority = config.priority_deadlines_ms
             if priority and by_priority:
                 limits.append(by_priority[min(priority, len(by_priority)) - 1] / 1e3)
@@ -266,11 +278,11 @@ def _tuner(config: ModelConfig, pipeline: Pipeline) -> Tuner | None:
     return tuner
 
 
-def _read_labels(path: Path) -> tuple[str, ...]:
+def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(path.read_text("utf-8").splitlines())
 
 
-def _whole(parameters: Any, name: str) -> int:
+def whole_number(parameters: Any, name: str) -> int:
     """A parameter that is a whole number >= 0; 0 if it is not given."""
     value = parameters.get(name, 0)
     if isinstance(value, str) and value.isascii() and value.isdecimal():  # as some clients send it
@@ -280,12 +292,10 @@ def _whole(parameters: Any, name: str) -> int:
     return value
 
 
-async def _outcome(
-    pipeline: Pipeline, arguments: tuple[Any, ...], timeout_s: float | None, timelines: list[RequestTimeline] | None
-) -> Any:
-    """Serve a request by a pipeline; what it raises becomes the protocol's failure."""
+async def outcome(work: Awaitable[_Result]) -> _Result:
+    """Wait for what a pipeline makes of a request; what it raises becomes the protocol's failure."""
     try:
-        return await pipeline.asubmit(*arguments, timeout_s=timeout_s, timelines=timelines)
+        return await work
     except DeadlineExceededError as error:
         if error.refused:
             after_s = error.predicted_s if math.isfinite(error.predicted_s) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ from odin.fleet.fleet import Fleet
 from odin.fleet.packed import SUFFIX, Head, PackedFolder
 from odin.models.images import Preprocess
 from odin.monitor.timing import RequestTimeline
-from odin.monitor.view.pipeline_view import PipelineView
 from odin.server.config import ModelConfig
 from odin.server.served import ServedModel
 from odin.server.signature import Signature
 from odin.server.statistics import Statistics
 from odin.stages.device import allowed_core_count, usable_cores
 
-__all__ = ["FleetFamilies", "FleetModel", "ServedFleet", "views_of"]
+__all__ = ["FleetFamilies", "FleetModel", "ServedFleet"]
 
 
 class ServedFleet:
@@ -122,11 +120,6 @@ def _preprocess(head: Head) -> Preprocess | None:
         name: tuple(value) if isinstance(value, list) else value for name, value in head.preprocess.items()
     }
     return Preprocess(**fields)
-
-
-def views_of(served: Mapping[str, ServedModel]) -> dict[str, PipelineView]:
-    """What ``odin top`` shows of each model that has a pipeline of its own."""
-    return {name: model.pipeline.view() for name, model in served.items() if not isinstance(model, FleetModel)}
 
 
 class FleetFamilies:

@@ -1,0 +1,149 @@
+"""ODIN's choice of a variant, and the two that always take the same.
+
+::
+
+    of the variants that are accurate enough, the least dear first:
+      1. whole and loaded        its layers move as conditions change, so only if it would be late nevertheless
+      2. whole, to be loaded     if loading it and computing is in time
+      3. reduced and loaded      if the request allows less computation
+      4. reduced, to be loaded
+      5. refused, naming what could be done
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+from odin.family.demand import Demand
+from odin.family.facts import Choice, Facts, Predict, Refusal, Seen, Step, Want
+
+__all__ = ["AlwaysPolicy", "OdinPolicy", "refusal"]
+
+PREFERENCES = ("cost", "accuracy")
+
+
+class OdinPolicy:
+    """Asks each variant when it would be done under present conditions, the preferred one first.
+
+    Parameters
+    ----------
+    prefer
+        ``"cost"``: of the variants that do what is asked the one with the least seconds of a device, of equal ones the
+        more accurate; ``"accuracy"``: the most accurate, of equal ones the less dear.
+
+    Examples
+    --------
+    >>> from odin.family.facts import Facts, Prediction, Want
+    >>> facts = [Facts("small", 0, 0.01, accuracy=0.9, cost_s=1), Facts("large", 0, 0.04, accuracy=0.97, cost_s=4)]
+    >>> def predict(variant, *, loaded=False):
+    ...     return Prediction(facts[variant].latency_s(), facts[variant].latency_s())
+    >>> policy = OdinPolicy()
+    >>> policy.choose(facts, {0, 1}, Want(accuracy=0.9, latency_s=0.05), predict).variant
+    0
+    >>> policy.choose(facts, {0, 1}, Want(accuracy=0.95, latency_s=0.03), predict).soonest_s
+    0.04
+    """
+
+    refuses = True
+    starts_with_one = False
+
+    def __init__(self, *, prefer: str = "cost") -> None:
+        if prefer not in PREFERENCES:
+            raise ValueError(f"prefer={prefer!r}; choose one of {', '.join(map(repr, PREFERENCES))}")
+        self.prefer = prefer
+        self.name = "odin" if prefer == "cost" else f"odin:prefer={prefer}"
+        self._demand = Demand()
+
+    def choose(
+        self, facts: Sequence[Facts], loaded: Collection[int], want: Want, predict: Predict, tried: Collection[int] = ()
+    ) -> Choice | Refusal:
+        """See :class:`odin.family.facts.VariantPolicy`."""
+        able = self._in_order(facts, want)
+        missed = -1
+        for reduced in (False, True) if want.reduced else (False,):
+            kind = [one for one in able if facts[one].reduced == reduced]
+            for is_loaded in (True, False):
+                for one in kind:
+                    if one in tried or (one in loaded) != is_loaded:
+                        continue
+                    expected_s, latest_s = predict(one)
+                    if latest_s <= want.latency_s and latest_s < math.inf:  # infinite: it cannot be loaded at present
+                        missed = _missed(kind[: kind.index(one)], loaded, want, predict, missed) if is_loaded else one
+                        step = "reduced" if reduced else "first" if one == _home(facts, kind, want) else "variant"
+                        if not is_loaded:
+                            step = "reduced-load" if reduced else "load"
+                        return Choice(one, expected_s, latest_s, step, missed)
+            missed = _missed(kind, loaded, want, predict, missed)
+        return refusal(facts, want, predict, missed=missed)
+
+    def _in_order(self, facts: Sequence[Facts], want: Want) -> list[int]:
+        """Indices of the variants that are accurate enough, in the order of preference."""
+        able = [index for index, one in enumerate(facts) if one.is_accurate(want.accuracy)]
+        if self.prefer == "cost":
+            return sorted(able, key=lambda index: (facts[index].cost_s, -_known(facts[index].accuracy), index))
+        return sorted(able, key=lambda index: (-_known(facts[index].accuracy), facts[index].cost_s, index))
+
+    def look(self, facts: Sequence[Facts], seen: Sequence[Seen], *, memory_mib: float) -> Sequence[Step]:
+        """See :class:`odin.family.facts.VariantPolicy`."""
+        return self._demand.look(facts, seen, memory_mib=memory_mib)
+
+
+class AlwaysPolicy:
+    """Gives every request the same variant, whatever it asks for: the best, or the cheapest, of the loaded ones."""
+
+    refuses = False
+    starts_with_one = False
+
+    def __init__(self, which: str) -> None:
+        if which not in ("best", "cheapest"):
+            raise ValueError(f"{which!r}: choose 'best' or 'cheapest'")
+        self.name = which
+
+    def choose(
+        self, facts: Sequence[Facts], loaded: Collection[int], want: Want, predict: Predict, tried: Collection[int] = ()
+    ) -> Choice | Refusal:
+        """See :class:`odin.family.facts.VariantPolicy`; reduced variants are never taken."""
+        whole = [index for index, one in enumerate(facts) if not one.reduced and index not in tried]
+        among = [index for index in whole if index in loaded] or whole
+        if not among:
+            return refusal(facts, want, predict)
+        if self.name == "best":
+            one = min(among, key=lambda index: (-_known(facts[index].accuracy), facts[index].cost_s, index))
+        else:
+            one = min(among, key=lambda index: (facts[index].cost_s, -_known(facts[index].accuracy), index))
+        return Choice(one, *predict(one), "first" if one in loaded else "load")
+
+    def look(self, facts: Sequence[Facts], seen: Sequence[Seen], *, memory_mib: float) -> Sequence[Step]:
+        """Nothing is loaded or unloaded."""
+        return ()
+
+
+def refusal(facts: Sequence[Facts], want: Want, predict: Predict, *, missed: int = -1) -> Refusal:
+    """What to tell a request that no variant serves as it wants."""
+    allowed = [index for index, one in enumerate(facts) if want.reduced or not one.reduced]
+    able = [index for index in allowed if facts[index].is_accurate(want.accuracy)]
+    latest = {index: predict(index).latest_s for index in able}
+    soonest = min(able, key=lambda index: latest[index], default=-1)
+    known = [index for index in allowed if not math.isnan(facts[index].accuracy)]
+    most_accurate = max(known, key=lambda index: facts[index].accuracy, default=-1)
+    return Refusal(soonest, latest.get(soonest, math.inf), most_accurate, missed)
+
+
+def _home(facts: Sequence[Facts], kind: Sequence[int], want: Want) -> int:
+    """The variant that would be taken with nothing else running, if all were loaded."""
+    return next((one for one in kind if facts[one].latency_s(want.samples) <= want.latency_s), kind[0])
+
+
+def _missed(preferred: Sequence[int], loaded: Collection[int], want: Want, predict: Predict, before: int = -1) -> int:
+    """The first of these that is not loaded, and would be in time if it were."""
+    if before >= 0:
+        return before
+    for one in preferred:
+        if one not in loaded and predict(one, loaded=True).latest_s <= want.latency_s:
+            return one
+    return -1
+
+
+def _known(accuracy: float) -> float:
+    return -1.0 if math.isnan(accuracy) else accuracy

@@ -1,0 +1,41 @@
+"""What a request is told that no variant serves as it wants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from odin.errors import DeadlineExceededError
+from odin.family.facts import Facts, Refusal, Want
+
+__all__ = ["refused"]
+
+
+def refused(facts: Sequence[Facts], want: Want, refusal: Refusal) -> DeadlineExceededError:
+    """The error, whose message names the best that could be done."""
+    if refusal.soonest < 0:
+        allowed = "" if want.reduced else " (reduced ones are not allowed)"
+        best = "the accuracy of none is known"
+        if refusal.most_accurate >= 0:
+            one = facts[refusal.most_accurate]
+            best = f"the best is {one.name!r} with {one.accuracy:.4g}"
+        message = (
+            f"refused: no variant has an accuracy of {want.accuracy:.4g}{allowed}; {best}: ask for less, or have the "
+            "variants' accuracy measured (odin profile)"
+        )
+        return DeadlineExceededError(message, refused=True, predicted_s=math.inf)
+    one = facts[refusal.soonest]
+    if math.isinf(refusal.soonest_s):
+        message = (
+            f"refused: no variant with an accuracy of {want.accuracy:.4g} serves at present: {one.name!r} could not be "
+            "loaded a short while ago (an event says why); try again later, or ask for less accuracy"
+        )
+        return DeadlineExceededError(message, refused=True)
+    known = "unknown accuracy" if math.isnan(one.accuracy) else f"accuracy {one.accuracy:.4g}"
+    more = "" if want.reduced else ", or allow less computation (reduced=True)"
+    message = (
+        f"refused: no variant with an accuracy of {want.accuracy:.4g} would be done in {want.latency_s * 1e3:.1f} ms; "
+        f"the soonest is {one.name!r} ({known}) in {refusal.soonest_s * 1e3:.1f} ms: allow longer, ask for less "
+        f"accuracy{more}"
+    )
+    return DeadlineExceededError(message, refused=True, predicted_s=refusal.soonest_s)

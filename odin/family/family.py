@@ -1,0 +1,627 @@
+"""``odin.Family``: a task that several variants of a model do; each request gets the one that does what it asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from odin.control.supervision import EventRecorder
+from odin.errors import DeadlineExceededError, ForkedProcessError, OdinError, PipelineClosedError, StageLostError
+from odin.family.counts import FamilyCounts, VariantCounts
+from odin.family.devices import SharedDevices
+from odin.family.errors import refused
+from odin.family.facts import Choice, Facts, Prediction, Refusal, Seen, VariantPolicy, Want
+from odin.family.loading import Loading
+from odin.family.policies import make_variant_policy
+from odin.family.profile import VariantProfile, VariantProfiles
+from odin.family.profiling import Labelled
+from odin.family.told import Told
+from odin.family.variant import Variant
+from odin.monitor.eventlog import EventLog
+from odin.monitor.events import Event, RunEnded, RunStarted, StageDescription
+from odin.monitor.timing import RequestTimeline
+from odin.options import check_timeout
+from odin.pipeline import Pipeline
+from odin.process.forks import check_ray_is_ours, keep_from_children
+from odin.requests.replies import Callbacks, Reply, when_done
+
+__all__ = ["Answer", "Family", "FamilyView", "VariantView"]
+
+_LOOK_S = 1.0
+
+
+class Answer(NamedTuple):
+    """What a request got.
+
+    Attributes
+    ----------
+    value
+        The model's output.
+    variant, accuracy, reduced
+        Which variant; ``nan`` if its accuracy is not known; whether it computes less.
+    predicted_s, actual_s
+        Seconds from the submission: as expected when the variant was chosen, and as they were.
+    step
+        How far it was necessary to go, see :class:`odin.family.facts.Choice`.
+    """
+
+    value: Any
+    variant: str
+    accuracy: float
+    reduced: bool
+    predicted_s: float
+    actual_s: float
+    step: str
+
+
+class VariantView(NamedTuple):
+    """A variant at one moment; its state is ``loaded``, ``loading`` or ``unloaded``."""
+
+    facts: Facts
+    state: str
+    under_way: int
+    counts: VariantCounts
+
+
+class FamilyView(NamedTuple):
+    """A family at one moment."""
+
+    policy: str
+    memory_mib: float
+    loaded_mib: float
+    refused: int
+    variants: tuple[VariantView, ...]
+
+
+class Family:
+    """Variants of a model behind one name; each request says how accurate and how soon, and gets one of them.
+
+    Each variant that is loaded is an :class:`odin.Pipeline`, whose layers move as conditions change. Only where that
+    does not keep the latency a request gets another variant, and only if it allows that one that computes less.
+
+    Use it as a context manager; leaving it ends all. All methods may be called from any thread.
+
+    Parameters
+    ----------
+    variants
+        At least one; each has a name of its own.
+    name
+        Of the family, for events.
+    stages
+        Devices of the variants that have none of their own, see :class:`odin.Pipeline`.
+    memory_mib
+        What the variants that are loaded may take together. Those of ``variants`` that fit are loaded at the start, in
+        their order; others by demand.
+    policy
+        ``"odin"``: the least dear variant that is accurate enough and will be in time; ``"odin:prefer=accuracy"``: the
+        most accurate one. To compare with: ``"infaas"``, ``"best"``, ``"cheapest"``.
+    labelled
+        Inputs and the class of each, by which variants whose accuracy is not given are measured.
+    refresh_profile
+        Profile the variants again even if their profiles are on disk.
+    log, on_event
+        As of :class:`odin.Pipeline`: told are loads, unloads, and changes of what requests get.
+    on_progress
+        Called with a variant's name, what is being done, and which part of it is, while profiles are made.
+
+    Attributes
+    ----------
+    facts
+        What is known of each variant.
+
+    Raises
+    ------
+    ValueError
+        If there is no variant, two have one name, none fits into the memory, or an option is not valid.
+
+    Examples
+    --------
+    >>> import odin
+    >>> with odin.Family(
+    ...     [odin.Variant("small", "mobilenet_v2", accuracy=0.72), odin.Variant("large", "resnet50", accuracy=0.80)],
+    ...     stages=["cpu:0", "cpu:1"],
+    ... ) as family:  # doctest: +SKIP
+    ...     answer = family(x, accuracy=0.7, latency_s=0.1)
+    """
+
+    def __init__(
+        self,
+        variants: Sequence[Variant],
+        *,
+        name: str = "family",
+        stages: str | Sequence[str] = "auto",
+        memory_mib: float = math.inf,
+        policy: str | VariantPolicy = "odin",
+        labelled: Labelled | tuple[Any, Any] | None = None,
+        refresh_profile: bool = False,
+        log: str | Path | EventLog | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        on_progress: Callable[[str, str, float], None] = lambda name, what, part: None,
+    ) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # a future may be cancelled by the garbage collector, anywhere
+        self._closed = False
+        self._recorder: EventRecorder | None = None
+        self._loading: Loading | None = None
+        self._ticker: threading.Thread | None = None
+        self._ended = threading.Event()
+        check_ray_is_ours()
+        keep_from_children(self)
+        self.name, self.variants = name, tuple(variants)
+        _check(self.variants, memory_mib)
+        self.policy = make_variant_policy(policy) if isinstance(policy, str) else policy
+        self.memory_mib = memory_mib
+        stages = stages if isinstance(stages, str) else tuple(map(str, stages))
+        known = None if labelled is None else Labelled.of(*labelled)
+        self._under_way = [0] * len(self.variants)
+        self._counts = FamilyCounts(len(self.variants))
+        self._callbacks = Callbacks()
+        self._at_exit = _close_at_exit(self)
+        try:
+            self._recorder = EventRecorder(log, on_event)
+            self._devices = SharedDevices([variant.devices(stages) for variant in self.variants])
+            self._loading = Loading(self.variants, stages, policy=self.policy, emit=self._recorder.emit)
+            profiles = self._loading.profiles(
+                VariantProfiles(), known, refresh=refresh_profile, memory_mib=memory_mib, on_progress=on_progress
+            )
+            self.profiles: tuple[VariantProfile, ...] = tuple(profiles)
+            self.facts = tuple(
+                profile.facts(variant.name, accuracy=variant.accuracy, reduced=variant.reduced)
+                for variant, profile in zip(self.variants, profiles, strict=True)
+            )
+            self._told = Told([facts.name for facts in self.facts], self._recorder.emit)
+            self._loading.begin(self.facts, memory_mib=memory_mib)
+            self._tell_start()
+            self._ticker = threading.Thread(target=self._tick, name="odin-family", daemon=True)
+            self._ticker.start()
+        except BaseException:
+            self.close(drain=False)
+            raise
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self, *inputs: Any, accuracy: float = 0.0, latency_s: float | None = None, reduced: bool = False
+    ) -> Answer:
+        """As :meth:`submit`, and wait for the answer."""
+        future = self.submit(*inputs, accuracy=accuracy, latency_s=latency_s, reduced=reduced)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def submit(
+        self, *inputs: Any, accuracy: float = 0.0, latency_s: float | None = None, reduced: bool = False
+    ) -> Future[Answer]:
+        """Send one request to the variant that does what it asks for.
+
+        Parameters
+        ----------
+        inputs
+            The model's arguments, as of :meth:`odin.Pipeline.submit`.
+        accuracy
+            The least share of right answers that the variant has on labelled data, from 0 to 1.
+        latency_s
+            Seconds from now within which it is to be done; it fails then, and at once if no variant would be in time.
+            None: any time.
+        reduced
+            Whether less computation is allowed if nothing else is in time. Outputs are then not those of the model.
+
+        Returns
+        -------
+        Future
+            Of an :class:`Answer`; fails with :class:`~odin.DeadlineExceededError`, and with ``refused`` if it was not
+            taken, whose message names the best that could be done.
+
+        Raises
+        ------
+        ValueError
+            If an input does not fit, or what is asked for is no accuracy or latency.
+        PipelineClosedError
+            If the family is closed.
+        """
+        request = self._request(inputs, accuracy, latency_s, reduced)
+        reply: Reply[Answer] = Reply(self._callbacks)
+        self._go(request, reply)
+        return reply
+
+    async def asubmit(
+        self,
+        *inputs: Any,
+        accuracy: float = 0.0,
+        latency_s: float | None = None,
+        reduced: bool = False,
+        timelines: list[RequestTimeline] | None = None,
+    ) -> Answer:
+        """As :meth:`submit`, for ``async`` code; do not change the inputs until it is done."""
+        request = self._request(inputs, accuracy, latency_s, reduced)
+        while True:
+            choice = self._choose(request)
+            if isinstance(choice, DeadlineExceededError):
+                raise choice
+            pipeline = self._pipeline(choice.variant)
+            if pipeline is None:
+                request.loaded_for = choice
+                pipeline = await asyncio.wrap_future(self._load(choice.variant))
+            work_s = self._begin(choice.variant, request)
+            try:
+                value = await pipeline.asubmit(*inputs, timeout_s=request.left_s(), timelines=timelines)
+            except (DeadlineExceededError, PipelineClosedError, StageLostError) as error:
+                if self._again(choice.variant, request, error):
+                    self._end(choice, request, work_s, None)
+                    continue
+                self._end(choice, request, work_s, error)
+                raise
+            except BaseException as error:
+                self._end(choice, request, work_s, error)
+                raise
+            return self._answer(choice, request, work_s, value)
+
+    def ask(
+        self, *, accuracy: float = 0.0, latency_s: float | None = None, reduced: bool = False, samples: int = 1
+    ) -> Choice | Refusal:
+        """What a request would get now; nothing is sent, counted or loaded."""
+        want = self._want(accuracy, latency_s, reduced, samples)
+        return self._decide(want, time.perf_counter(), frozenset())
+
+    def _want(self, accuracy: float, latency_s: float | None, reduced: bool, samples: int) -> Want:
+        if os.getpid() != self._pid:
+            raise ForkedProcessError(self._pid)
+        if self._closed:
+            raise PipelineClosedError("the family is closed; start a new one to submit requests")
+        try:
+            seconds = check_timeout(latency_s)
+        except ValueError:
+            raise ValueError(f"latency_s={latency_s!r}; give seconds as a number, or None for any time") from None
+        if not isinstance(accuracy, int | float) or isinstance(accuracy, bool) or not 0 <= accuracy <= 1:
+            raise ValueError(f"accuracy={accuracy!r}; it is a share of right answers, from 0 to 1")
+        return Want(float(accuracy), seconds, bool(reduced), samples)
+
+    def _request(self, inputs: tuple[Any, ...], accuracy: float, latency_s: float | None, reduced: bool) -> _Asked:
+        shape: Sequence[int] = getattr(inputs[0], "shape", ()) if len(inputs) else ()
+        samples = max(1, int(shape[0])) if len(shape) else 1
+        return _Asked(inputs, self._want(accuracy, latency_s, reduced, samples), time.perf_counter())
+
+    def _go(self, request: _Asked, reply: Reply[Answer]) -> None:
+        """Give a request to a variant, or to the next one if that turns it away."""
+        while not reply.done():
+            choice = self._choose(request)
+            if isinstance(choice, DeadlineExceededError):
+                reply.settle(choice)
+                return
+            pipeline = self._pipeline(choice.variant)
+            if pipeline is None:
+                request.loaded_for = choice
+                loaded = self._load(choice.variant)
+                loaded.add_done_callback(lambda done: self._go_on(done, request, reply))
+                return
+            work_s = self._begin(choice.variant, request)
+            try:
+                inner = pipeline.submit(*request.inputs, timeout_s=request.left_s())
+            except BaseException as error:
+                if self._again(choice.variant, request, error):
+                    self._end(choice, request, work_s, None)
+                    continue
+                self._end(choice, request, work_s, error)
+                raise
+            error_at_once = inner.exception() if inner.done() and not inner.cancelled() else None
+            if error_at_once is not None and self._again(choice.variant, request, error_at_once):
+                self._end(choice, request, work_s, None)
+                continue
+            request.inputs = ()
+            reply.on_cancel = partial(_cancel, inner)
+            when_done(inner, partial(self._settle, choice=choice, request=request, work_s=work_s, reply=reply))
+            if reply.cancelled():
+                inner.cancel()
+            return
+
+    def _go_on(self, loaded: Future[Pipeline], request: _Asked, reply: Reply[Answer]) -> None:
+        """A variant has been loaded for a request, or could not be."""
+        error = loaded.exception()
+        if error is not None:
+            reply.settle(error)
+            return
+        try:
+            self._go(request, reply)
+        except BaseException as defect:
+            reply.settle(defect)
+
+    def _settle(
+        self, done: Future[Any], *, choice: Choice, request: _Asked, work_s: float, reply: Reply[Answer]
+    ) -> None:
+        if done.cancelled():
+            self._end(choice, request, work_s, None)
+            return
+        error = done.exception()
+        if error is not None:
+            self._end(choice, request, work_s, error)
+            reply.settle(error)
+        else:
+            reply.settle(self._answer(choice, request, work_s, done.result()))
+
+    def _choose(self, request: _Asked) -> Choice | DeadlineExceededError:
+        """The variant for a request, or why there is none."""
+        now_s = time.perf_counter()
+        want = request.want._replace(latency_s=request.want.latency_s - (now_s - request.begin_s))
+        chosen = self._decide(want, now_s, request.tried)
+        with self._lock:
+            if chosen.missed >= 0 and not request.tried:
+                self._counts.missed(chosen.missed)
+            if isinstance(chosen, Refusal):
+                self._counts.refused()
+        self._told.chosen(request.want, chosen, now_s)
+        if isinstance(chosen, Refusal):
+            return request.turned_away or refused(self.facts, request.want, chosen)
+        before = request.loaded_for  # what was promised counts, loading included
+        return before if before is not None and before.variant == chosen.variant else chosen
+
+    def _decide(self, want: Want, now_s: float, tried: Collection[int]) -> Choice | Refusal:
+        """Ask the policy; without the lock, since predictions take those of pipelines."""
+        assert self._loading is not None
+
+        def predict(variant: int, *, loaded: bool = False) -> Prediction:
+            return self._predict(variant, want, now_s, loaded=loaded)
+
+        return self.policy.choose(self.facts, self._loading.loaded, want, predict, tried)
+
+    def _predict(self, variant: int, want: Want, now_s: float, *, loaded: bool) -> Prediction:
+        """See :class:`odin.family.facts.Predict`."""
+        assert self._loading is not None
+        facts = self.facts[variant]
+        shared_s = self._devices.predict_s(variant, facts.latency_s(want.samples), now_s)
+        pipeline = self._loading.pipeline(variant)
+        if pipeline is None:
+            load_s = 0.0 if loaded else self._loading.left_s(variant, facts.load_s, now_s)
+            return Prediction(load_s + shared_s, load_s + shared_s)
+        try:
+            timeout_s = None if math.isinf(want.latency_s) else want.latency_s
+            forecast = pipeline.forecast(want.samples, timeout_s=timeout_s)
+        except OdinError:
+            return Prediction(math.inf, math.inf)
+        made_s = forecast.made_s
+        return Prediction(max(forecast.expected_s - made_s, shared_s), max(forecast.latest_s - made_s, shared_s))
+
+    def _begin(self, variant: int, request: _Asked) -> float:
+        work_s = self.facts[variant].cost_s * request.want.samples
+        with self._lock:
+            self._under_way[variant] += 1
+            self._devices.begun(variant, work_s)
+        return work_s
+
+    def _end(self, choice: Choice, request: _Asked, work_s: float, error: BaseException | None) -> None:
+        """A request that a variant has not answered is no longer with it."""
+        with self._lock:
+            self._under_way[choice.variant] -= 1
+            self._devices.ended(choice.variant, work_s)
+            if error is not None:
+                self._counts.failed(choice.variant, late=isinstance(error, DeadlineExceededError))
+
+    def _answer(self, choice: Choice, request: _Asked, work_s: float, value: Any) -> Answer:
+        assert self._loading is not None
+        variant, facts = choice.variant, self.facts[choice.variant]
+        actual_s = time.perf_counter() - request.begin_s
+        pipeline = self._loading.pipeline(variant)
+        slowdowns = () if pipeline is None else pipeline.slowdowns()
+        with self._lock:
+            self._under_way[variant] -= 1
+            self._devices.ended(variant, work_s)
+            self._devices.told(variant, slowdowns)
+            self._counts.answered(
+                variant, request.want.samples, predicted_s=choice.expected_s, actual_s=actual_s, step=choice.step
+            )
+        return Answer(value, facts.name, facts.accuracy, facts.reduced, choice.expected_s, actual_s, choice.step)
+
+    def _again(self, variant: int, request: _Asked, error: BaseException) -> bool:
+        """Whether to try another variant after this one turned a request away."""
+        gone = isinstance(error, PipelineClosedError | StageLostError) and not self._closed
+        if isinstance(error, DeadlineExceededError) and error.refused:
+            request.turned_away = error
+        elif not gone:
+            return False
+        request.tried.add(variant)
+        return True
+
+    # -- what is loaded ------------------------------------------------------------------------------------------------
+
+    def _pipeline(self, variant: int) -> Pipeline | None:
+        assert self._loading is not None
+        return self._loading.pipeline(variant)
+
+    def _load(self, variant: int) -> Future[Pipeline]:
+        """Load a variant, and unload what has to go for it."""
+        assert self._loading is not None
+        loading = self._loading
+        need_mib = self.facts[variant].memory_mib + sum(self.facts[one].memory_mib for one in loading.loaded)
+        with self._lock:
+            idle = sorted(loading.loaded - {variant}, key=lambda one: (self._under_way[one], self._counts.last_s(one)))
+        for one in idle:
+            if need_mib <= self.memory_mib:
+                break
+            need_mib -= self.facts[one].memory_mib
+            loading.unload(one)
+        return loading.load(variant)
+
+    def load(self, name: str) -> None:
+        """Load a variant now, and wait until it serves; unloads what has to go for it."""
+        self._load(self._number(name)).result()
+
+    def unload(self, name: str) -> None:
+        """Take no more requests with a variant; those under way are finished. It is loaded again when it is needed."""
+        assert self._loading is not None
+        self._loading.unload(self._number(name)).result()
+
+    def pipeline(self, name: str) -> Pipeline | None:
+        """The pipeline of a variant, which is there for as long as it is loaded; None if it is not."""
+        return self._pipeline(self._number(name))
+
+    def _number(self, name: str) -> int:
+        for number, variant in enumerate(self.variants):
+            if variant.name == name:
+                return number
+        raise ValueError(f"there is no variant {name!r}; there are {', '.join(one.name for one in self.variants)}")
+
+    def _tick(self) -> None:
+        assert self._recorder is not None
+        while not self._ended.wait(_LOOK_S):
+            try:
+                self.look()
+            except Exception as error:  # of a policy of the user's own, or of a load
+                self._recorder.faults.tell("the choice of what is loaded", error, "what is loaded goes on serving")
+
+    def look(self) -> None:
+        """Let the policy decide what is to be loaded; called once a second."""
+        assert self._loading is not None
+        loading = self._loading
+        loading.drop_broken()
+        with self._lock:
+            taken = self._counts.take()
+        seen = []
+        for number, (one, under_way) in enumerate(zip(taken, self._under_way, strict=True)):
+            pipeline = loading.pipeline(number)
+            seen.append(
+                Seen(
+                    pipeline is not None,
+                    loading.is_loading(number),
+                    one.answered,
+                    one.missed,
+                    one.latency_s,
+                    one.samples,
+                    under_way,
+                    1 if pipeline is None else pipeline.instances,
+                    1 if pipeline is None else len(pipeline.devices),
+                )
+            )
+        for step in self.policy.look(self.facts, seen, memory_mib=self.memory_mib):
+            if step.action == "load" and not loading.has_failed(step.variant):
+                loading.load(step.variant)
+            elif step.action == "unload":
+                loading.unload(step.variant)
+            elif step.action == "instances" and (pipeline := loading.pipeline(step.variant)) is not None:
+                with contextlib.suppress(ValueError):  # its layers are where a plan has them
+                    pipeline.instances = step.instances
+
+    # -- state, and the end --------------------------------------------------------------------------------------------
+
+    def view(self) -> FamilyView:
+        """The state at this moment."""
+        assert self._loading is not None
+        loading = self._loading
+        with self._lock:
+            variants = tuple(
+                VariantView(facts, loading.state(number), self._under_way[number], self._counts.of(number))
+                for number, facts in enumerate(self.facts)
+            )
+            refused_count = self._counts.refusals
+        loaded_mib = sum(one.facts.memory_mib for one in variants if one.state == "loaded")
+        return FamilyView(self.policy.name, self.memory_mib, loaded_mib, refused_count, variants)
+
+    def _tell_start(self) -> None:
+        assert self._recorder is not None
+        assert self._loading is not None
+        first = self._loading.pipeline(min(self._loading.loaded))
+        assert first is not None
+        facts = self.facts[min(self._loading.loaded)]
+        stages = tuple(StageDescription(str(device), "", 0, (max(facts.cost_s, 1e-9),)) for device in first.devices)
+        self._recorder.emit(
+            RunStarted(
+                at_s=time.perf_counter(),
+                unix_s=time.time(),
+                model=f"{self.name}, a family of {len(self.facts)} variants",
+                layers=("a whole model",),
+                stages=stages,
+                plan=(1, *(0 for _ in stages[1:])),
+                policy=self.policy.name,
+                max_in_flight=first.max_in_flight,
+            )
+        )
+        self._loading.started()
+
+    def close(self, *, drain: bool = True, timeout_s: float = 60.0) -> None:
+        """Finish the requests under way (if ``drain``), and end every variant's stages. Idempotent."""
+        if os.getpid() != self._pid:
+            return
+        check_timeout(timeout_s)
+        with self._lock:
+            first, self._closed = not self._closed, True
+        if not first:
+            return
+        atexit.unregister(self._at_exit)
+        self._ended.set()
+        if self._ticker is not None and self._ticker is not threading.current_thread():
+            self._ticker.join()
+        try:
+            if self._loading is not None:
+                self._loading.close(drain=drain, timeout_s=timeout_s)
+        finally:
+            self._callbacks.close(timeout_s if drain else 1.0)
+            if self._recorder is not None:
+                counts = self._counts
+                self._recorder.sum_up()
+                self._recorder.emit(RunEnded(time.perf_counter(), "closed", counts.completed, counts.failures))
+                self._recorder.close()
+
+    def abandon(self) -> None:
+        """Nothing to close in a forked child; for :mod:`odin.process.forks`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(drain=kind is None)
+
+
+class _Asked:
+    """A request that is being placed."""
+
+    def __init__(self, inputs: tuple[Any, ...], want: Want, begin_s: float) -> None:
+        self.inputs, self.want, self.begin_s = inputs, want, begin_s
+        self.tried: set[int] = set()
+        self.loaded_for: Choice | None = None
+        self.turned_away: DeadlineExceededError | None = None
+
+    def left_s(self) -> float | None:
+        """Seconds that it may still take."""
+        if math.isinf(self.want.latency_s):
+            return None
+        return self.want.latency_s - (time.perf_counter() - self.begin_s)
+
+
+def _cancel(future: Future[Any]) -> None:
+    future.cancel()
+
+
+def _check(variants: Sequence[Variant], memory_mib: float) -> None:
+    if not variants:
+        raise ValueError("a family has no variants: give at least one odin.Variant")
+    names = [variant.name for variant in variants]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two variants are called {name!r}: give each a name of its own")
+    if not memory_mib > 0:
+        raise ValueError(f"memory_mib={memory_mib}; give the MiB that variants may take, such as 2048")
+
+
+def _close_at_exit(family: Family) -> Callable[[], None]:
+    reference = weakref.ref(family)
+
+    def close() -> None:
+        if (forgotten := reference()) is not None:
+            forgotten.close(drain=False)
+
+    atexit.register(close)
+    return close

@@ -1,0 +1,185 @@
+"""Measures a variant: opened twice, timed alone, and asked about labelled data."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from odin.family.profile import VariantProfile, line_through
+from odin.options import leading_size
+from odin.pipeline import Pipeline
+
+__all__ = ["Labelled", "profile_variant"]
+
+_MANY = 4
+"""Samples of the larger requests that are timed."""
+_WARM, _TIMED, _BUDGET_S = 3, 15, 2.0
+_ASKED = 32
+"""Labelled samples in one request."""
+
+
+class Labelled(NamedTuple):
+    """Samples whose classes are known.
+
+    Attributes
+    ----------
+    inputs
+        Along the first axis.
+    classes
+        Of each, as the index of the model's output.
+    """
+
+    inputs: torch.Tensor
+    classes: torch.Tensor
+
+    @classmethod
+    def of(cls, inputs: Any, classes: Any) -> Labelled:
+        """Check and convert; arrays and sequences will do.
+
+        Raises
+        ------
+        ValueError
+            If there are none, or not one class for each input.
+        """
+        inputs, classes = torch.as_tensor(inputs), torch.as_tensor(classes)
+        if classes.dim() != 1 or not len(classes) or inputs.dim() < 1 or len(inputs) != len(classes):
+            raise ValueError(
+                f"labelled data of {tuple(inputs.shape)} inputs and {tuple(classes.shape)} classes: give one class for "
+                "each input, and at least one"
+            )
+        return cls(inputs, classes.long())
+
+    @property
+    def digest(self) -> str:
+        """Changes with the data."""
+        whole = hashlib.sha256()
+        for tensor in self:
+            whole.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            whole.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return whole.hexdigest()[:16]
+
+
+def profile_variant(
+    open_pipeline: Callable[[], Pipeline],
+    labelled: Labelled | None = None,
+    *,
+    example: Sequence[torch.Tensor] | None = None,
+    on_progress: Callable[[str, float], None] = lambda what, part: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[VariantProfile, Pipeline]:
+    """Measure a variant; returns the profile, and the pipeline, which is open.
+
+    Parameters
+    ----------
+    open_pipeline
+        Called twice: the first time the layers may have to be timed, the second one tells how long loading takes.
+    labelled
+        By which its accuracy is measured.
+    example
+        One call's arguments, by which it is timed; default: zeros.
+    on_progress
+        Called with what is being done, and which part of all is done.
+    """
+    on_progress("opened, its layers timed", 0.0)
+    open_pipeline().close()
+    on_progress("loaded again", 0.3)
+    begin_s = clock()
+    pipeline = open_pipeline()
+    load_s = clock() - begin_s
+    try:
+        on_progress("timed", 0.5)
+        slope_s, intercept_s = _latency_line(pipeline, example, clock)
+        accuracy = None
+        if labelled is not None:
+            right = 0
+            for done, count in _right(pipeline, labelled):
+                right += count
+                on_progress("asked about labelled data", 0.6 + 0.4 * done)
+            accuracy = right / len(labelled.classes)
+        on_progress("done", 1.0)
+        rates_hz = [pipeline.batch / profile.total_s for profile in pipeline.profiles]
+        profile = VariantProfile(
+            slope_s,
+            intercept_s,
+            load_s,
+            _memory_mib(pipeline),
+            len(rates_hz) / sum(rates_hz),
+            sum(rates_hz),
+            accuracy,
+            0 if labelled is None else len(labelled.classes),
+            "" if labelled is None else labelled.digest,
+        )
+    except BaseException:
+        pipeline.close(drain=False)
+        raise
+    return profile, pipeline
+
+
+def _latency_line(
+    pipeline: Pipeline, example: Sequence[torch.Tensor] | None, clock: Callable[[], float]
+) -> tuple[float, float]:
+    whole = leading_size(pipeline.chain)
+    if example is None:
+        example = [torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in pipeline.chain.inputs]
+    sizes = (1, _MANY) if pipeline.chain.dynamic_batch else (whole,)
+    points = []
+    for size in sizes:
+        repeated = tuple(torch.cat([tensor] * size)[:size] if tensor.dim() else tensor for tensor in example)
+        points.append((size, _median_s(pipeline, repeated, clock)))
+    return line_through(points[0], points[-1])
+
+
+def _median_s(pipeline: Pipeline, arguments: Sequence[torch.Tensor], clock: Callable[[], float]) -> float:
+    for _ in range(_WARM):
+        pipeline(*arguments)
+    took_s: list[float] = []
+    while len(took_s) < _TIMED and (sum(took_s) < _BUDGET_S or len(took_s) < 3):
+        begin_s = clock()
+        pipeline(*arguments)
+        took_s.append(clock() - begin_s)
+    return statistics.median(took_s)
+
+
+def _right(pipeline: Pipeline, labelled: Labelled) -> Iterator[tuple[float, int]]:
+    """Part of the data that is done, and how many answers were right, request by request."""
+    size = _ASKED if pipeline.chain.dynamic_batch else leading_size(pipeline.chain)
+    inputs, classes = labelled.inputs.split(size), labelled.classes.split(size)
+    if not pipeline.chain.dynamic_batch and len(inputs[-1]) != size:
+        raise ValueError(
+            f"{len(labelled.classes)} labelled samples, and the model takes {size} at a time: give a multiple of that"
+        )
+    for number, (scores, true) in enumerate(zip(pipeline.map(inputs), classes, strict=True)):
+        scores = _scores(scores)
+        if scores.dim() != 2 or len(scores) != len(true):
+            raise ValueError(
+                f"outputs of shape {tuple(scores.shape)} for {len(true)} samples: accuracy is that of classifiers, "
+                "whose output is one score for each class; give the accuracy yourself (accuracy=)"
+            )
+        yield (number + 1) / len(classes), int((scores.argmax(dim=1) == true).sum())
+
+
+def _scores(output: Any) -> torch.Tensor:
+    """The first tensor of an output."""
+    while not isinstance(output, torch.Tensor):
+        output = next(iter(output.values() if isinstance(output, dict) else output))
+    return output
+
+
+def _memory_mib(pipeline: Pipeline) -> float:
+    """Of the stages' processes, what they share divided among who shares it."""
+    nbytes = 0
+    for _, pid in pipeline.stage_names():
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            try:
+                nbytes += process.memory_full_info().pss
+            except psutil.AccessDenied:
+                nbytes += process.memory_info().rss
+    return nbytes / 2**20

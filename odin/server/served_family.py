@@ -1,0 +1,253 @@
+"""A family of variants that is served under one name: requests say in their parameters what they ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from odin.errors import DeadlineExceededError, PipelineClosedError
+from odin.family.family import Answer, Family, FamilyView
+from odin.family.variant import Variant
+from odin.models.calibration import load_examples
+from odin.models.sources import Source
+from odin.monitor.events import Event
+from odin.monitor.timing import RequestTimeline
+from odin.monitor.view.pipeline_view import PipelineView
+from odin.pipeline import Pipeline
+from odin.server.config import ModelConfig
+from odin.server.failures import FailureKind, RequestError
+from odin.server.messages import InferRequest, Parameter
+from odin.server.served import ServedModel, outcome, read_labels, whole_number
+from odin.server.signature import Signature
+from odin.server.statistics import Statistics
+
+__all__ = ["ServedFamily", "VariantFamilies", "variants_of"]
+
+_MICROSECONDS = 1e-6
+_WORDS = {"true": True, "false": False}
+
+
+def variants_of(config: ModelConfig) -> list[Variant]:
+    """The variants that a family's file names."""
+    made = []
+    for one in config.variants:
+        precision = one.precision or config.precision
+        stages = one.stages if one.stages is None or isinstance(one.stages, str) else list(one.stages)
+        variant = Variant(
+            one.name,
+            one.source,
+            weights=one.weights,
+            image_size=one.image_size or config.image_size,
+            stages=stages,
+            plan=one.plan,
+            batch=one.batch or config.batch,
+            engine=one.engine or config.engine,
+            precision=precision,
+            share=one.share,
+            layers=one.layers,
+            accuracy=one.accuracy,
+            reduced=one.reduced,
+            max_waiting=config.max_waiting,
+        )
+        made.append(variant if one.calibration is None else _calibrated(variant, str(one.calibration)))
+    return made
+
+
+def _calibrated(variant: Variant, folder: str) -> Variant:
+    source = variant.load()
+    assert isinstance(source, Source)
+    return variant.with_calibration(load_examples(folder, source))
+
+
+class ServedFamily(ServedModel):
+    """A family; ready once those of its variants that fit into the memory are loaded.
+
+    Variants whose profiles are not kept are profiled first, without labelled data: ``odin profile`` does it with such.
+
+    Parameters
+    ----------
+    config
+        With variants.
+    on_event
+        Called with every event of the family.
+
+    Raises
+    ------
+    ValueError, OSError, OdinError
+        If it cannot be served; the message says why.
+    """
+
+    def __init__(self, config: ModelConfig, *, on_event: Callable[[Event], None] | None = None) -> None:
+        self.config, self.statistics = config, Statistics()
+        self.under_way = 0
+        variants = variants_of(config)
+        source = variants[0].load()
+        assert isinstance(source, Source)  # which a name gives
+        self.labels = source.labels if config.labels is None else read_labels(config.labels)
+        self.preprocess, self.random_weights = source.preprocess, source.random_weights
+        example = source.example_args
+        del source
+        self.family = Family(
+            variants,
+            name=config.name,
+            stages=config.stages,
+            memory_mib=config.memory_mib or math.inf,
+            policy=config.choice,
+            log=config.log,
+            on_event=on_event,
+        )
+        self.pipeline: Any = _OfFamily(self.family)
+        try:
+            signatures = {}
+            for name, pipeline in self._loaded().items():
+                result = pipeline(*example)
+                signatures[name] = Signature.of(
+                    pipeline.chain, example, result, inputs=config.inputs, outputs=config.outputs
+                )
+                self.devices = tuple(map(str, pipeline.devices))
+            (first, self.signature), *others = signatures.items()
+            for name, signature in others:
+                if (signature.inputs, signature.outputs) != (self.signature.inputs, self.signature.outputs):
+                    raise ValueError(
+                        f"variant {name!r} takes or returns other tensors than {first!r}: all variants of a family "
+                        "have the same inputs and outputs; give them the same names by inputs = [...], outputs = [...]"
+                    )
+        except BaseException:
+            self.family.close(drain=False)
+            raise
+
+    def _loaded(self) -> dict[str, Pipeline]:
+        found = {variant.name: self.family.pipeline(variant.name) for variant in self.family.variants}
+        return {name: pipeline for name, pipeline in found.items() if pipeline is not None}
+
+    def views(self) -> dict[str, PipelineView]:
+        """Of each variant that is loaded."""
+        return {name: pipeline.view() for name, pipeline in self._loaded().items()}
+
+    async def _compute(
+        self,
+        request: InferRequest,
+        arguments: tuple[Any, ...],
+        timeout_s: float | None,
+        timelines: list[RequestTimeline],
+    ) -> tuple[Any, Mapping[str, Parameter]]:
+        latency_us = whole_number(request.parameters, "latency")
+        limits_s = [limit_s for limit_s in (timeout_s, latency_us * _MICROSECONDS or None) if limit_s is not None]
+        work = self.family.asubmit(
+            *arguments,
+            accuracy=_share(request.parameters, "accuracy"),
+            latency_s=min(limits_s, default=None),
+            reduced=_flag(request.parameters, "reduced"),
+            timelines=timelines,
+        )
+        answer = await outcome(_refusals_told(work))
+        return answer.value, {
+            "variant": answer.variant,
+            "reduced": answer.reduced,
+            "predicted_us": round(answer.predicted_s / _MICROSECONDS),
+            "actual_us": round(answer.actual_s / _MICROSECONDS),
+            **({} if math.isnan(answer.accuracy) else {"accuracy": answer.accuracy}),
+        }
+
+    def close(self, *, drain: bool = True, timeout_s: float = 60.0) -> None:
+        """End the variants' stages."""
+        self.family.close(drain=drain, timeout_s=timeout_s)
+
+
+class _OfFamily:
+    """What the rest of a server asks of a model's pipeline."""
+
+    engine = "family"
+
+    def __init__(self, family: Family) -> None:
+        self.policy = family.policy.name
+
+
+async def _refusals_told(work: Any) -> Answer:
+    """Why a family refuses, told as it is: what is to be done is part of it."""
+    try:
+        answer: Answer = await work
+    except DeadlineExceededError as error:
+        if not error.refused:
+            raise
+        told = error.reason.replace("reduced=True", "parameter 'reduced'")
+        if math.isnan(error.predicted_s):
+            raise RequestError(FailureKind.NOT_READY, told) from error
+        if math.isinf(error.predicted_s):  # no variant is as accurate
+            raise RequestError(FailureKind.INVALID, told) from error
+        raise RequestError(FailureKind.REFUSED, told, retry_after_s=error.predicted_s) from error
+    except PipelineClosedError as error:
+        raise RequestError(FailureKind.NOT_READY, str(error)) from error
+    return answer
+
+
+def _share(parameters: Mapping[str, Parameter], name: str) -> float:
+    """A parameter that is a number from 0 to 1; 0 if it is not given."""
+    value = parameters.get(name, 0.0)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise RequestError(FailureKind.INVALID, f"parameter {name!r} is {value!r}, and no share from 0 to 1")
+    return number
+
+
+def _flag(parameters: Mapping[str, Parameter], name: str) -> bool:
+    value = parameters.get(name, False)
+    if isinstance(value, str):
+        value = _WORDS.get(value.lower(), value)
+    if not isinstance(value, bool):
+        raise RequestError(FailureKind.INVALID, f"parameter {name!r} is {value!r}; it takes true or false")
+    return value
+
+
+class VariantFamilies:
+    """Metrics of families; labels are what their files name."""
+
+    def __init__(self) -> None:
+        both = ["model", "variant"]
+        self.requests = CounterMetricFamily(
+            "odin_variant_requests",
+            "Requests that a variant was given; outcome is answered, late or failed; reduced is true or false.",
+            labels=[*both, "reduced", "outcome"],
+        )
+        self.refused = CounterMetricFamily(
+            "odin_family_refusals", "Requests that no variant of a family would have done as asked.", labels=["model"]
+        )
+        self.instead = CounterMetricFamily(
+            "odin_variant_instead",
+            "Answered requests that would have got another variant under undisturbed conditions.",
+            labels=both,
+        )
+        self.seconds = CounterMetricFamily(
+            "odin_variant_seconds",
+            "Seconds of answered requests, as predicted when the variant was chosen and as they were.",
+            labels=[*both, "time"],
+        )
+        self.loaded = GaugeMetricFamily("odin_variant_loaded", "1 for a variant that is loaded, else 0.", labels=both)
+        self.memory = GaugeMetricFamily(
+            "odin_family_memory_bytes", "Memory of the variants that are loaded.", labels=["model"]
+        )
+
+    def add(self, name: str, view: FamilyView) -> None:
+        """Add a family's samples."""
+        self.refused.add_metric([name], view.refused)
+        self.memory.add_metric([name], view.loaded_mib * 2**20)
+        for one in view.variants:
+            both, counts = [name, one.facts.name], one.counts
+            reduced = str(one.facts.reduced).lower()
+            self.requests.add_metric([*both, reduced, "answered"], counts.answered)
+            self.requests.add_metric([*both, reduced, "late"], counts.late)
+            self.requests.add_metric([*both, reduced, "failed"], counts.failed)
+            self.instead.add_metric(both, counts.instead)
+            self.seconds.add_metric([*both, "predicted"], counts.predicted_s)
+            self.seconds.add_metric([*both, "actual"], counts.actual_s)
+            self.loaded.add_metric(both, float(one.state == "loaded"))
+
+    def families(self) -> list[Metric]:
+        """All, with the samples that were added."""
+        return list(vars(self).values())

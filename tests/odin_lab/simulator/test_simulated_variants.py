@@ -1,0 +1,84 @@
+"""A family's policies in simulated time."""
+
+from __future__ import annotations
+
+import pytest
+
+from odin.family.facts import Facts, Want
+from odin.family.policies import make_variant_policy
+from odin_lab.simulator.tenants import Outsider
+from odin_lab.simulator.variants import Asked, FamilyResult, WantClass, mixed_trace, run_family
+
+FACTS = [
+    Facts("small", 0.008, 0.002, load_s=1.0, memory_mib=100, accuracy=0.90, cost_s=0.010, capacity_hz=200),
+    Facts("middle", 0.018, 0.002, load_s=1.5, memory_mib=200, accuracy=0.95, cost_s=0.020, capacity_hz=100),
+    Facts("large", 0.038, 0.002, load_s=2.0, memory_mib=400, accuracy=0.98, cost_s=0.040, capacity_hz=50),
+    Facts("exit", 0.006, 0.002, load_s=1.0, memory_mib=100, accuracy=0.97, cost_s=0.008, capacity_hz=250, reduced=True),
+]
+CLASSES = [WantClass(0.90, 0.08, 1), WantClass(0.95, 0.12, 1), WantClass(0.98, 0.2, 1)]
+
+
+def run(policy: str, *, rate_hz: float = 30.0, facts: list[Facts] = FACTS, **options: object) -> FamilyResult:
+    classes = options.pop("classes", CLASSES)
+    trace = mixed_trace(classes, rate_hz=rate_hz, seconds=20.0, seed=3)
+    return run_family(facts, make_variant_policy(policy), trace, devices=2, seed=3, **options)
+
+
+def test_one_request_alone_takes_what_its_profile_says():
+    result = run_family(FACTS, make_variant_policy("odin"), [Asked(0.5, Want(0.95, 0.1))], devices=2, noise=0.0)
+    assert result.latency_s == pytest.approx((0.02,))
+    assert result.by_variant == {"middle": 1}
+    assert (result.kept, result.violations, result.used_s) == (1, 0.0, pytest.approx(0.02))
+
+
+def test_beside_another_program_it_takes_twice_as_long():
+    result = run_family(
+        FACTS,
+        make_variant_policy("best"),
+        [Asked(0.5, Want(latency_s=1.0))],
+        devices=1,
+        outsiders=[Outsider(0)],
+        noise=0.0,
+    )
+    assert result.latency_s == pytest.approx((0.08,))
+    assert result.used_s == pytest.approx(0.04)
+
+
+def test_every_request_has_one_outcome_and_a_seed_decides_all():
+    for policy in ("odin", "infaas", "best", "cheapest"):
+        result = run(policy)
+        assert result.requests == result.kept + result.late + result.refused + result.inaccurate
+        assert run(policy) == result
+
+
+def test_with_little_to_do_each_gets_what_it_asks_for_and_the_cheapest_is_not_accurate_enough():
+    odin, best, cheapest = run("odin", rate_hz=10), run("best", rate_hz=10), run("cheapest", rate_hz=10)
+    assert odin.violations < 0.02
+    assert odin.cost_s < 0.75 * best.cost_s
+    assert cheapest.inaccurate > 0.5 * cheapest.requests
+    assert set(odin.by_variant) == {"small", "middle", "large"}
+
+
+def test_under_interference_the_present_speed_counts():
+    beside = [Outsider(0, 5.0, 15.0), Outsider(1, 5.0, 15.0)]
+    odin, infaas, best = (run(name, rate_hz=45, outsiders=beside) for name in ("odin", "infaas", "best"))
+    assert odin.violations < infaas.violations
+    assert odin.violations < best.violations
+
+
+def test_reduced_variants_keep_what_is_allowed_to_be_reduced():
+    beside = [Outsider(0, 2.0, 18.0), Outsider(1, 2.0, 18.0)]
+    allowed = [one._replace(accuracy=0.95, reduced=True) for one in CLASSES]
+    without = [one._replace(reduced=False) for one in allowed]
+    reduced = run("odin", rate_hz=60, outsiders=beside, classes=allowed)
+    whole = run("odin", rate_hz=60, outsiders=beside, classes=without)
+    assert reduced.reduced > 0
+    assert whole.reduced == 0
+    assert reduced.violations < whole.violations
+
+
+def test_what_is_missed_is_loaded_within_the_memory():
+    facts = [FACTS[2], FACTS[1], FACTS[0]]
+    result = run("odin", facts=facts, memory_mib=620, classes=[WantClass(0.90, 0.03, 1)], rate_hz=40)
+    assert result.loads >= 1
+    assert result.by_variant["small"] > 0
