@@ -76,15 +76,14 @@ def _watch(client: StatusClient) -> None:
 
 
 def _find_here(pid: int | None, model: str | None) -> LocalStatus:
-    found = local_statuses()
+    found = tuple(status for status in local_statuses() if pid in (None, status.pid))
+    if not found and pid is not None:
+        raise ConnectionError(f"process {pid} serves no pipeline here")
     if not found:
         raise ConnectionError(
             "no pipeline runs on this machine; start one with odin run or odin.Pipeline, or give --address HOST:PORT "
             "of its Ray cluster"
         )
-    found = tuple(status for status in found if pid in (None, status.pid))
-    if not found:
-        raise ConnectionError(f"process {pid} serves no pipeline here")
     if len(found) == 1 and model is None:
         return found[0]
     models = {status: name for status in found if (name := _model_of(status))}

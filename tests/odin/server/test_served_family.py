@@ -124,7 +124,10 @@ def test_a_familys_file_is_checked(tmp_path):
     for fields, message in (
         ({"variants": []}, "at least one"),
         ({"variants": [{"name": "a"}]}, "variant 0: 'source' is missing"),
-        ({"variants": [{"name": "a", "source": "m", "wieghts": "x"}]}, "variant 0: there is no 'wieghts'"),
+        (
+            {"variants": [{"name": "a", "source": "m", "wieghts": "x"}]},
+            "variant 0: there is no field 'wieghts' \\(did you mean weights\\?\\)",
+        ),
         ({"variants": [{"name": "a", "source": "m"}], "policy": "relay"}, "policy beside"),
         ({"variants": [{"name": "a", "source": "m"}], "source": "m"}, "source beside"),
         ({"variants": [{"name": "a", "source": "m", "accuracy": 3}]}, "accuracy = 3"),
