@@ -3,6 +3,7 @@
 # second join() returns at once, is_alive() is False, and the program's end does not wait for it (Python 3.11).
 # Wait for an Event that the thread sets instead. Needs nothing but python3.11. Exits non-zero if it is no longer so.
 set -euo pipefail
+version=3.11
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cat >"$folder/seen.py" <<'END'
@@ -41,4 +42,4 @@ seen = waited < 2 and not thread.is_alive() and not ended.is_set()
 may_end.set()
 sys.exit(0 if seen else 1)
 END
-timeout 60 "${PYTHON:-python3.11}" "$folder/seen.py"
+timeout 60 "${PYTHON:-python$version}" "$folder/seen.py"

@@ -11,7 +11,6 @@ import operator
 import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -61,6 +60,7 @@ from odin.partitioner.plan import Plan
 from odin.partitioner.policies import Policy, Setting, StaticPolicy, TenantSetting, windows_of
 from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
 from odin.partitioner.relay import Windows
+from odin.process.at_exit import close_at_exit
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.process.phases import phase
 from odin.requests.admission import PREDICT, Admission, Forecast
@@ -237,7 +237,7 @@ class Pipeline:
         self._deployment: Deployment | None = None
         self._followers: tuple[Callable[[RequestTimeline], None], ...] = ()
         self._runtime: RayRuntime | None = None
-        self._at_exit = _close_at_exit(self)
+        self._at_exit = close_at_exit(self)
         keep_from_children(self)
         check_ray_is_ours()  # first: in a forked child all else would be refused for a wrong reason
         devices = None if isinstance(stages, str) and stages == "auto" else parse_devices(stages)
@@ -974,15 +974,3 @@ class Pipeline:
 
 def _rows(seconds: NDArray[np.float64] | None) -> list[list[float]]:
     return [] if seconds is None else [[float(layer_s) for layer_s in row] for row in seconds]
-
-
-def _close_at_exit(pipeline: Pipeline) -> Callable[[], None]:
-    """Close a forgotten pipeline when the program ends, before Ray, which its stages need, is shut down."""
-    reference = weakref.ref(pipeline)
-
-    def close() -> None:
-        if (forgotten := reference()) is not None:
-            forgotten.close(drain=False)
-
-    atexit.register(close)
-    return close

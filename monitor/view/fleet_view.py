@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
-import msgspec
 from msgspec import Struct
 
-from odin.monitor.json_text import json_text, plain_json, with_nan
 from odin.monitor.view.pipeline_view import EventLine, PipelineView
+from odin.monitor.view.view_json import read_view, view_text
 
-__all__ = ["ExecutorState", "FleetState", "Guessed", "View", "view_from_json"]
+__all__ = ["ExecutorState", "FleetState", "PredictionSummary", "View", "view_from_json"]
 
 FORMAT = "odin-fleet-view"
 VERSION = 1
@@ -21,6 +20,8 @@ class ExecutorState(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes
     ----------
+    device, pid
+        Where it runs.
     state
         ``serving`` or ``lost``.
     slowdown
@@ -36,8 +37,20 @@ class ExecutorState(Struct, frozen=True, forbid_unknown_fields=True):
     models: int
 
 
-class Guessed(Struct, frozen=True, forbid_unknown_fields=True):
-    """Predictions of late of one kind of action: how many, medians in seconds, and the share that was kept."""
+class PredictionSummary(Struct, frozen=True, forbid_unknown_fields=True):
+    """How good predictions were of late, for one kind of action.
+
+    Attributes
+    ----------
+    kind
+        ``run``, ``load`` or ``evict``.
+    actions
+        How many were looked at.
+    predicted_s, actual_s
+        Medians.
+    within
+        Share of the actions that took no longer than predicted.
+    """
 
     kind: str
     actions: int
@@ -96,14 +109,14 @@ class FleetState(Struct, frozen=True, forbid_unknown_fields=True):
     loads: int
     evictions: int
     executors: tuple[ExecutorState, ...]
-    predictions: tuple[Guessed, ...] = ()
+    predictions: tuple[PredictionSummary, ...] = ()
     events: tuple[EventLine, ...] = ()
     event_count: int = 0
     ended: str | None = None
 
     def to_json(self) -> str:
         """Write as one line of JSON; nan and infinity are ``null``."""
-        return json_text({"format": FORMAT, "version": VERSION, **msgspec.structs.asdict(self)})
+        return view_text(self, (FORMAT, VERSION))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -114,14 +127,7 @@ class FleetState(Struct, frozen=True, forbid_unknown_fields=True):
         ValueError
             If it is no view of this version.
         """
-        try:
-            values: dict[str, Any] = msgspec.convert(plain_json(text), dict[str, Any])
-            made = values.pop("format"), values.pop("version")
-            if made != (FORMAT, VERSION):
-                raise ValueError(f"format {made[0]!r} version {made[1]!r}, not {FORMAT} {VERSION}")
-            return msgspec.convert({**with_nan(values), "ended": values["ended"]}, cls)
-        except (ValueError, LookupError) as error:
-            raise ValueError(f"not a view of an ODIN fleet: {text[:80]!r} ({error!r})") from error
+        return read_view(text, cls, (FORMAT, VERSION), what="fleet", null=("ended",))
 
 
 View = PipelineView | FleetState

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import msgspec
 from msgspec import Struct
 
 from odin.monitor.events import Culprit, TenantShare
-from odin.monitor.json_text import json_text, plain_json, with_nan
+from odin.monitor.view.view_json import read_view, view_text
 
 __all__ = ["EventLine", "History", "InjectedLoad", "PipelineView", "StageState", "StageView", "TunedKnob"]
 
@@ -218,7 +217,7 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
 
     def to_json(self) -> str:
         """Write as one line of JSON; nan and infinity are ``null``."""
-        return json_text({"format": FORMAT, "version": VERSION, **msgspec.structs.asdict(self)})
+        return view_text(self, (FORMAT, VERSION))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -229,12 +228,4 @@ class PipelineView(Struct, frozen=True, forbid_unknown_fields=True):
         ValueError
             If it is no view of this version.
         """
-        try:
-            values: dict[str, Any] = msgspec.convert(plain_json(text), dict[str, Any])
-            made = values.pop("format"), values.pop("version")
-            if made != (FORMAT, VERSION):
-                raise ValueError(f"format {made[0]!r} version {made[1]!r}, not {FORMAT} {VERSION}")
-            unknown = {name: values[name] for name in ("in_flight", "ended", "tuned")}  # null, as in the view
-            return msgspec.convert({**with_nan(values), **unknown}, cls)
-        except (ValueError, LookupError) as error:
-            raise ValueError(f"not a view of an ODIN pipeline: {text[:80]!r} ({error!r})") from error
+        return read_view(text, cls, (FORMAT, VERSION), what="pipeline", null=("in_flight", "ended", "tuned"))

@@ -9,7 +9,6 @@ import math
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -34,6 +33,7 @@ from odin.monitor.events import Event, RunEnded, RunStarted, StageDescription
 from odin.monitor.timing import RequestTimeline
 from odin.options import check_timeout
 from odin.pipeline import Pipeline
+from odin.process.at_exit import close_at_exit
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.requests.replies import Callbacks, Reply, when_done
 
@@ -168,7 +168,7 @@ class Family:
         self._under_way = [0] * len(self.variants)
         self._counts = FamilyCounts(len(self.variants))
         self._callbacks = Callbacks()
-        self._at_exit = _close_at_exit(self)
+        self._at_exit = close_at_exit(self)
         try:
             self._recorder = EventRecorder(log, on_event)
             self._devices = SharedDevices([variant.devices(stages) for variant in self.variants])
@@ -614,14 +614,3 @@ def _check(variants: Sequence[Variant], memory_mib: float) -> None:
             raise ValueError(f"two variants are called {name!r}: give each a name of its own")
     if not memory_mib > 0:
         raise ValueError(f"memory_mib={memory_mib}; give the MiB that variants may take, such as 2048")
-
-
-def _close_at_exit(family: Family) -> Callable[[], None]:
-    reference = weakref.ref(family)
-
-    def close() -> None:
-        if (forgotten := reference()) is not None:
-            forgotten.close(drain=False)
-
-    atexit.register(close)
-    return close

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -31,7 +30,7 @@ from odin.fleet.processes import ExecutorProcesses
 from odin.fleet.replacement import Replacement
 from odin.fleet.scheduler import LOAD, MOST_SENT, RUN, Measured, Scheduler
 from odin.fleet.structure import ModelCall
-from odin.fleet.view import ExecutorView, FleetView, predictions_of, state_of
+from odin.fleet.view import FleetView, predictions_of, state_of
 from odin.monitor.eventlog import EventLog
 from odin.monitor.events import (
     Event,
@@ -43,8 +42,9 @@ from odin.monitor.events import (
     StageDescription,
     StageLost,
 )
-from odin.monitor.view.fleet_view import FleetState
+from odin.monitor.view.fleet_view import ExecutorState, FleetState
 from odin.options import check_count, check_on_this_machine, check_timeout, refuse_twice
+from odin.process.at_exit import close_at_exit
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.process.phases import phase
 from odin.requests.admission import PREDICT, check_admission
@@ -178,7 +178,7 @@ class Fleet:
         if not self._heads:
             raise ValueError(f"there is no packed model in {folder}: make one with odin pack MODEL --into {folder}")
         self._numbers = self._by_name()
-        self._at_exit: Callable[[], None] = _close_at_exit(self)
+        self._at_exit: Callable[[], None] = close_at_exit(self)
         try:
             self._recorder = EventRecorder(log, on_event)
             self._start(devices, admission=admission, scheduler=scheduler, share_devices=share_devices)
@@ -437,7 +437,7 @@ class Fleet:
         def read(scheduler: Scheduler, now_s: float) -> FleetView:
             residency = scheduler.residency
             executors = tuple(
-                ExecutorView(
+                ExecutorState(
                     str(device),
                     info.pid,
                     "serving" if scheduler.is_live(number) else "lost",
@@ -598,14 +598,3 @@ def _check_devices(devices: Sequence[Device], *, share: bool) -> None:
         if not device.node:
             check_on_this_machine(device)
     refuse_taken_devices([device for device in devices if not device.node], share=share)
-
-
-def _close_at_exit(fleet: Fleet) -> Callable[[], None]:
-    reference = weakref.ref(fleet)
-
-    def close() -> None:
-        if (forgotten := reference()) is not None:
-            forgotten.close(drain=False)
-
-    atexit.register(close)
-    return close

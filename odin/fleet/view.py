@@ -8,56 +8,12 @@ from typing import NamedTuple
 
 from odin.fleet.dispatcher import Counts
 from odin.fleet.scheduler import EVICT, LOAD, RUN, Measured
-from odin.monitor.view.fleet_view import ExecutorState, FleetState, Guessed
+from odin.monitor.view.fleet_view import ExecutorState, FleetState, PredictionSummary
 from odin.monitor.view.pipeline_view import PipelineView
 
-__all__ = ["ExecutorView", "FleetView", "Prediction", "predictions_of", "state_of"]
+__all__ = ["FleetView", "predictions_of", "state_of"]
 
 _LAST_USED = 8
-
-
-class ExecutorView(NamedTuple):
-    """One executor.
-
-    Attributes
-    ----------
-    device, pid
-        Where it runs.
-    state
-        ``serving`` or ``lost``.
-    slowdown
-        Its time now / baseline.
-    models
-        That it has open.
-    """
-
-    device: str
-    pid: int
-    state: str
-    slowdown: float
-    models: int
-
-
-class Prediction(NamedTuple):
-    """How good predictions were of late, for one kind of action.
-
-    Attributes
-    ----------
-    kind
-        ``run``, ``load`` or ``evict``.
-    actions
-        How many were looked at.
-    predicted_s, actual_s
-        Medians.
-    within
-        Share of the actions that took no longer than predicted.
-    """
-
-    kind: str
-    actions: int
-    predicted_s: float
-    actual_s: float
-    within: float
 
 
 class FleetView(NamedTuple):
@@ -87,8 +43,8 @@ class FleetView(NamedTuple):
     memory_mib: float
     waiting: int
     counts: Counts
-    executors: tuple[ExecutorView, ...]
-    predictions: tuple[Prediction, ...]
+    executors: tuple[ExecutorState, ...]
+    predictions: tuple[PredictionSummary, ...]
 
 
 def state_of(view: FleetView, *, name: str, policy: str, told: PipelineView) -> FleetState:
@@ -124,22 +80,22 @@ def state_of(view: FleetView, *, name: str, policy: str, told: PipelineView) -> 
         cold=counts.cold,
         loads=counts.loads,
         evictions=counts.evictions,
-        executors=tuple(ExecutorState(*one) for one in view.executors),
-        predictions=tuple(Guessed(*one) for one in view.predictions),
+        executors=view.executors,
+        predictions=view.predictions,
         events=told.events,
         event_count=told.event_count,
         ended=told.ended,
     )
 
 
-def predictions_of(measured: Sequence[Measured]) -> tuple[Prediction, ...]:
+def predictions_of(measured: Sequence[Measured]) -> tuple[PredictionSummary, ...]:
     """Sum up what was predicted and measured."""
     found = []
     for kind in (RUN, LOAD, EVICT):
         of_kind = [one for one in measured if one.kind == kind]
         if of_kind:
             found.append(
-                Prediction(
+                PredictionSummary(
                     kind,
                     len(of_kind),
                     statistics.median(one.expected_s for one in of_kind),

@@ -44,7 +44,7 @@ from odin.partitioner.relay import Windows
 from odin.process.timers import Timer, Timers
 from odin.requests.admission import Forecast
 from odin.requests.conditions import Sent
-from odin.requests.foresight import Foresight
+from odin.requests.foresight import Foresight, Present
 from odin.requests.joining import Joining
 from odin.requests.line import Line
 from odin.requests.replies import Callbacks, Reply
@@ -415,17 +415,7 @@ class Gateway:
         with self._lock:
             if self._error is not None:
                 raise self._error
-            return self._foresight.ask(
-                self._in_force.windows,
-                self._sent(),
-                shared=self._shares,
-                line=self._line,
-                joining=self.joining,
-                deadline_s=deadline_s,
-                parts=parts,
-                samples=samples,
-                alone=not (self._pending or self._line),
-            )
+            return self._foresight.ask(self._present(), deadline_s=deadline_s, parts=parts, samples=samples)
 
     def slowdowns(self) -> Sequence[tuple[float, float]]:
         """Slowdown of each stage, and when its last request told it; nothing if nothing is predicted here."""
@@ -475,16 +465,7 @@ class Gateway:
         if self._foresight is None:
             return (), None
         forecasts, refusal = self._foresight.judge(
-            self._in_force.windows,
-            self._sent(),
-            shared=self._shares,
-            line=self._line,
-            joining=self.joining,
-            deadline_s=deadline_s,
-            parts=parts,
-            samples=samples,
-            urgent=urgent,
-            alone=not (self._pending or self._line),
+            self._present(), deadline_s=deadline_s, parts=parts, samples=samples, urgent=urgent
         )
         if refusal is not None:
             self._refused += parts
@@ -492,9 +473,10 @@ class Gateway:
                 self._on_refusal(parts)
         return forecasts, refusal
 
-    def _sent(self) -> list[Sent]:
-        """What is with the stages, oldest first; the lock is held."""
-        return [Sent(request.submitted_s, request.samples) for request in self._pending.values()]
+    def _present(self) -> Present:
+        """What there is; the lock is held."""
+        sent = [Sent(request.submitted_s, request.samples) for request in self._pending.values()]
+        return Present(self._in_force.windows, sent, self._shares, self._line, self.joining)
 
     def _stand_in_line(self, request: Request) -> None:
         request.sent = threading.Lock()
@@ -641,7 +623,7 @@ class Gateway:
         if self._foresight is None:
             now_s = time.perf_counter()
             return Forecast(now_s, 0.0, now_s, now_s)
-        return self._foresight.of_next(self._in_force.windows, self._sent(), shared=self._shares, samples=samples)
+        return self._foresight.of_next(self._present(), samples=samples)
 
     def _foresee_anew(self, members: Sequence[Request], *, samples: int) -> None:
         """Predict for those who were held back and are sent now: that they waited for others was no error of ours."""
@@ -654,13 +636,7 @@ class Gateway:
         """Raise :class:`DeadlineExceededError` for a request that was accepted, and would be late by now."""
         if self._foresight is None or request.deadline_s == _NEVER:
             return
-        if self._foresight.is_hopeless(
-            self._in_force.windows,
-            self._sent(),
-            shared=self._shares,
-            deadline_s=request.deadline_s,
-            samples=request.samples,
-        ):
+        if self._foresight.is_hopeless(self._present(), deadline_s=request.deadline_s, samples=request.samples):
             self._failed += 1
             self._foresight.ended(request, in_time=False)
             raise DeadlineExceededError("it was dropped in line for a place: it would be done after its deadline")

@@ -69,13 +69,9 @@ class ServedModel:
     """
 
     def __init__(self, config: ModelConfig, *, on_event: Callable[[Event], None] | None = None) -> None:
-        self.config, self.statistics = config, Statistics()
-        self.under_way = 0
         source = load_source(config.source, weights=config.weights, image_size=config.image_size)
         source = dataclasses.replace(source, name=config.name)  # as clients, and other models' views, know it
-        self.labels = source.labels if config.labels is None else read_labels(config.labels)
-        self.preprocess, self.random_weights = source.preprocess, source.random_weights
-        example = source.example_args
+        example = self._describe(config, source)
         self.pipeline = Pipeline(source, on_event=on_event, **_options(config, source))
         del source
         try:
@@ -92,6 +88,14 @@ class ServedModel:
         except BaseException:
             self.pipeline.close(drain=False)
             raise
+
+    def _describe(self, config: ModelConfig, source: Source) -> tuple[Any, ...]:
+        """Keep what is known of a model before it is served; returns an example of its inputs."""
+        self.config, self.statistics = config, Statistics()
+        self.under_way = 0
+        self.labels = source.labels if config.labels is None else read_labels(config.labels)
+        self.preprocess, self.random_weights = source.preprocess, source.random_weights
+        return source.example_args
 
     @property
     def metadata(self) -> ModelMetadata:

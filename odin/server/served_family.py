@@ -20,9 +20,8 @@ from odin.pipeline import Pipeline
 from odin.server.config import ModelConfig
 from odin.server.failures import FailureKind, RequestError
 from odin.server.messages import InferRequest, Parameter
-from odin.server.served import ServedModel, outcome, read_labels, whole_number
+from odin.server.served import ServedModel, outcome, whole_number
 from odin.server.signature import Signature
-from odin.server.statistics import Statistics
 
 __all__ = ["ServedFamily", "VariantFamilies", "variants_of"]
 
@@ -81,14 +80,10 @@ class ServedFamily(ServedModel):
     """
 
     def __init__(self, config: ModelConfig, *, on_event: Callable[[Event], None] | None = None) -> None:
-        self.config, self.statistics = config, Statistics()
-        self.under_way = 0
         variants = variants_of(config)
         source = variants[0].load()
         assert isinstance(source, Source)  # which a name gives
-        self.labels = source.labels if config.labels is None else read_labels(config.labels)
-        self.preprocess, self.random_weights = source.preprocess, source.random_weights
-        example = source.example_args
+        example = self._describe(config, source)
         del source
         self.family = Family(
             variants,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from odin.monitor.view.fleet_view import ExecutorState, FleetState, Guessed, view_from_json
+from odin.monitor.view.fleet_view import ExecutorState, FleetState, PredictionSummary, view_from_json
 from odin.monitor.view.pipeline_view import EventLine
 from odin.monitor.view.screen import plain, render
 
@@ -35,7 +35,10 @@ STATE = FleetState(
         ExecutorState("cpu:1", 124, "serving", 1.8, 162),
         ExecutorState("cpu:2", 125, "lost", 1.0, 0),
     ),
-    predictions=(Guessed("run", 400, 0.0072, 0.0051, 0.98), Guessed("load", 40, math.nan, 0.0041, math.nan)),
+    predictions=(
+        PredictionSummary("run", 400, 0.0072, 0.0051, 0.98),
+        PredictionSummary("load", 40, math.nan, 0.0041, math.nan),
+    ),
     events=(EventLine(3.2, "model-loaded", "loaded: model cats"),),
     event_count=1,
 )
