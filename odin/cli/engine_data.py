@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from odin.models.calibration import load_examples, spread
-from odin.models.image_files import find_images
-from odin.models.images import load_image
+from odin.cli.labelled_images import labelled_images
+from odin.models.calibration import load_examples
 from odin.models.sources import Source
 
-__all__ = ["EngineData", "engine_data", "true_classes"]
+__all__ = ["EngineData", "engine_data"]
 
 _NOISE = 32
 
@@ -67,12 +65,8 @@ def engine_data(
         notes.append("Outputs were compared on noise: give images by --data FOLDER.")
         known = None
     else:
-        if source.preprocess is None:
-            raise ValueError(f"{source.name}: how to turn image files into its input is not known; leave --data out")
-        names = source.labels if labels is None else tuple(Path(labels).read_text(encoding="utf-8").splitlines())
-        paths = spread(find_images([data]), count)
-        known = true_classes(paths, Path(data), names)
-        inputs = (torch.cat([load_image(path, source.preprocess) for path in paths]),)
+        images, known = labelled_images(source, data, labels=labels, count=count, instead="leave --data out")
+        inputs = (images,)
         notes.append(f"Outputs were compared on images of {data}.")
     if calibration is not None:
         return EngineData(inputs, known, load_examples(calibration, source, count=count), tuple(notes))
@@ -80,28 +74,3 @@ def engine_data(
     examples = [tuple(tensor[index : index + 1] for tensor in inputs) for index in range(len(inputs[0]))]
     whole = examples if source.example_args[0].shape[0] == 1 else [inputs]
     return EngineData(inputs, known, whole, tuple(notes))
-
-
-def true_classes(paths: Sequence[Path], folder: Path, names: Sequence[str] | None) -> tuple[int, ...] | None:
-    """The number of each image's class, which the folder that it is in says; None if they are in no such folders.
-
-    Folders are named like the model's classes, where upper case and ``_`` do not matter, or numbered.
-    """
-    own = [path.relative_to(folder).parts[0] if len(path.relative_to(folder).parts) > 1 else "" for path in paths]
-    if "" in own:
-        return None
-    numbers = {_plain(name): number for number, name in enumerate(names or ())}
-    classes = []
-    for name in own:
-        number = numbers.get(_plain(name), int(name) if name.isdecimal() else None)
-        if number is None:
-            raise ValueError(
-                f"{folder / name} is no class of the model: name folders like its classes, give their names by "
-                "--labels FILE, or put all images into one folder"
-            )
-        classes.append(number)
-    return tuple(classes)
-
-
-def _plain(name: str) -> str:
-    return name.strip().lower().replace("_", " ")

@@ -115,27 +115,18 @@ def _labelled(path: Path, source: Source, *, labels: str | Path | None, count: i
     import numpy as np
     import torch
 
-    from odin.cli.engine_data import true_classes
+    from odin.cli.labelled_images import labelled_images
     from odin.family.profiling import Labelled
-    from odin.models.calibration import spread
-    from odin.models.image_files import find_images
-    from odin.models.images import load_image
 
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             if missing := {"inputs", "classes"} - set(arrays.files):
                 raise ValueError(f"{path} has no array {min(missing)!r}; it has {', '.join(arrays.files) or 'none'}")
             return Labelled.of(torch.from_numpy(arrays["inputs"]), torch.from_numpy(arrays["classes"]))
-    if source.preprocess is None:
-        raise ValueError(
-            f"{source.name}: how to turn image files into its input is not known; give arrays in a .npz file"
-        )
-    names = source.labels if labels is None else tuple(Path(labels).read_text(encoding="utf-8").splitlines())
-    paths = spread(find_images([path]), count)
-    classes = true_classes(paths, path, names)
+    images, classes = labelled_images(source, path, labels=labels, count=count, instead="give arrays in a .npz file")
     if classes is None:
         raise ValueError(f"images lie in {path} itself: put those of each class into a folder of its own")
-    return Labelled.of(torch.cat([load_image(one, source.preprocess) for one in paths]), torch.tensor(classes))
+    return Labelled.of(images, torch.tensor(classes))
 
 
 def _progress(console: Console) -> Progress:

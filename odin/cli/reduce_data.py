@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from odin.cli.engine_data import true_classes
-from odin.models.calibration import spread
-from odin.models.image_files import find_images
-from odin.models.images import load_image
+from odin.cli.labelled_images import labelled_images
 from odin.models.sources import Source
 from odin.reduction.labelled import Labelled
 
@@ -28,17 +24,11 @@ def load_labelled(source: Source, place: str, *, labels: str | None, count: int)
     """
     if place.endswith(".npz"):
         return _arrays(source, place, count)
-    if source.preprocess is None:
-        raise ValueError(
-            f"{source.name}: how to turn image files into its input is not known; give --labelled FILE.npz with the "
-            "arrays images, as the model takes them, and labels"
-        )
-    names = source.labels if labels is None else tuple(Path(labels).read_text(encoding="utf-8").splitlines())
-    paths = spread(find_images([place]), count)
-    classes = true_classes(paths, Path(place), names)
+    instead = "give --labelled FILE.npz with the arrays images, as the model takes them, and labels"
+    images, classes = labelled_images(source, place, labels=labels, count=count, instead=instead)
     if classes is None:
         raise ValueError(f"{place}: images lie in no folders that say their classes; make one folder for each class")
-    return Labelled(torch.cat([load_image(path, source.preprocess) for path in paths]), torch.tensor(classes)).check()
+    return Labelled(images, torch.tensor(classes)).check()
 
 
 def _arrays(source: Source, place: str, count: int) -> Labelled:

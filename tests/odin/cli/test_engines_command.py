@@ -15,9 +15,10 @@ from rich.console import Console
 from small_pipelines import images, small_chain
 
 from odin.cli import engine_rows
-from odin.cli.engine_data import engine_data, true_classes
+from odin.cli.engine_data import engine_data
 from odin.cli.engine_report import EngineReport, EngineRow, Measured, render_engines
 from odin.cli.engine_rows import Opened, measure_rounds, measure_rows, open_all
+from odin.cli.labelled_images import true_classes
 from odin.cli.main import main
 from odin.models.sources import load_source
 from odin.stages.device import Device, usable_cores
