@@ -28,6 +28,7 @@ from odin.monitor.events import (
 )
 from odin.monitor.timing import RequestTimeline
 from odin.monitor.view.builder import PipelineView, Serving, ViewBuilder
+from odin.monitor.view.fleet_view import View
 from odin.monitor.watch import StageWatch
 from odin.options import refuse_simulation_only
 from odin.partitioner.plan import Plan
@@ -108,6 +109,14 @@ class EventRecorder:
             on_left_out=left_out,
             linger_s=_LINGER_S,
         )
+
+    def answer(self, view: Callable[[], View]) -> str:
+        """What a status client is told; if the view cannot be computed, the client's connection is closed."""
+        try:
+            return view().to_json()
+        except Exception as error:
+            self.faults.tell("the status for odin top", error, "who asks is hung up on")
+            raise ConnectionError("there is no view at this moment") from error
 
     def view(self, now_s: float, serving: Serving | None = None) -> PipelineView:
         """Return the state as of ``now_s`` on the events' clock."""
@@ -276,12 +285,8 @@ class Supervision:
         return self._recorder.view(self._clock(), self._serving())
 
     def _answer(self) -> str:
-        """The state for a status client; if it cannot be computed, the client's connection is closed."""
-        try:
-            return self.view().to_json()
-        except Exception as error:
-            self._recorder.faults.tell("the status for odin top", error, "who asks is hung up on")
-            raise ConnectionError("there is no view at this moment") from error
+        """The state for a status client."""
+        return self._recorder.answer(self.view)
 
     def abandon(self) -> None:
         """In a forked child: close what keeps the parent's resources alive."""

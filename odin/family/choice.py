@@ -80,9 +80,7 @@ class OdinPolicy:
     def _in_order(self, facts: Sequence[Facts], want: Want) -> list[int]:
         """Indices of the variants that are accurate enough, in the order of preference."""
         able = [index for index, one in enumerate(facts) if one.is_accurate(want.accuracy)]
-        if self.prefer == "cost":
-            return sorted(able, key=lambda index: (facts[index].cost_s, -_known(facts[index].accuracy), index))
-        return sorted(able, key=lambda index: (-_known(facts[index].accuracy), facts[index].cost_s, index))
+        return sorted(able, key=lambda index: _rank(facts, index, cheapest_first=self.prefer == "cost"))
 
     def look(self, facts: Sequence[Facts], seen: Sequence[Seen], *, memory_mib: float) -> Sequence[Step]:
         """See :class:`odin.family.facts.VariantPolicy`."""
@@ -108,10 +106,7 @@ class AlwaysPolicy:
         among = [index for index in whole if index in loaded] or whole
         if not among:
             return refusal(facts, want, predict)
-        if self.name == "best":
-            one = min(among, key=lambda index: (-_known(facts[index].accuracy), facts[index].cost_s, index))
-        else:
-            one = min(among, key=lambda index: (facts[index].cost_s, -_known(facts[index].accuracy), index))
+        one = min(among, key=lambda index: _rank(facts, index, cheapest_first=self.name == "cheapest"))
         return Choice(one, *predict(one), "first" if one in loaded else "load")
 
     def look(self, facts: Sequence[Facts], seen: Sequence[Seen], *, memory_mib: float) -> Sequence[Step]:
@@ -145,5 +140,8 @@ def _missed(preferred: Sequence[int], loaded: Collection[int], want: Want, predi
     return -1
 
 
-def _known(accuracy: float) -> float:
-    return -1.0 if math.isnan(accuracy) else accuracy
+def _rank(facts: Sequence[Facts], index: int, *, cheapest_first: bool) -> tuple[float, float, int]:
+    """Sorts variants by cost or by accuracy, equal ones by the other; an unknown accuracy is the lowest."""
+    one = facts[index]
+    inaccuracy = 1.0 if math.isnan(one.accuracy) else -one.accuracy
+    return (one.cost_s, inaccuracy, index) if cheapest_first else (inaccuracy, one.cost_s, index)

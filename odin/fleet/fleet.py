@@ -278,13 +278,9 @@ class Fleet:
         self._status = StatusServer(self._answer)
 
     def _answer(self) -> str:
-        """The state for ``odin top``; if it cannot be had, who asks is hung up on."""
+        """The state for ``odin top``."""
         assert self._recorder is not None
-        try:
-            return self.state().to_json()
-        except Exception as error:
-            self._recorder.faults.tell("the status for odin top", error, "who asks is hung up on")
-            raise ConnectionError("there is no view at this moment") from error
+        return self._recorder.answer(self.state)
 
     def _emit(self, event: Event) -> None:
         if self._recorder is not None:
