@@ -35,7 +35,7 @@ from odin.stages.device import (
 )
 from odin.stages.gpus import gpu_names
 from odin.stages.hand_over import HandOver
-from odin.stages.host import keep_freed_memory, release_freed_memory, run_at_normal_priority
+from odin.stages.host import ignore_hangup, keep_freed_memory, release_freed_memory, run_at_normal_priority
 from odin.stages.lease import Lease, free_indices
 from odin.stages.loop import StageLoop
 from odin.stages.pacer import Pacer
@@ -224,6 +224,7 @@ class StageActor:
         engine: str = "torch",
         largest_share: float = 1.0,
     ) -> None:
+        ignore_hangup()
         self._index = index
         self._pacer = Pacer(largest_share)
         self._engine = engine

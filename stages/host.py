@@ -1,4 +1,4 @@
-"""Settings of a stage's process on its host: memory, allocator, priority.
+"""Settings of a stage's process on its host: memory, allocator, priority, signals.
 
 Ray starts workers at niceness 15 unless ``RAY_worker_niceness`` says otherwise: beside a program of normal priority a
 stage would get 3% of its core.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ import psutil
 from odin.monitor.machine.cgroups import available_memory_nbytes
 from odin.stages.device import for_every_thread
 
-__all__ = ["available_nbytes", "keep_freed_memory", "release_freed_memory", "run_at_normal_priority"]
+__all__ = ["available_nbytes", "ignore_hangup", "keep_freed_memory", "release_freed_memory", "run_at_normal_priority"]
 
 
 def available_nbytes(*, proc: str | Path = "/proc") -> int:
@@ -83,3 +84,14 @@ def run_at_normal_priority() -> int:
 
     for_every_thread(undo)
     return max(left, default=0)
+
+
+def ignore_hangup() -> None:
+    """Ignore SIGHUP, in any thread of this process.
+
+    The kernel sends it to a process that is stopped when its parent ends, and so its process group has nobody left who
+    could let it go on (POSIX, exit). The parent of a stage is Ray's raylet; a stage outlives that, stopped or not.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    libc.signal(int(signal.SIGHUP), int(signal.SIG_IGN))

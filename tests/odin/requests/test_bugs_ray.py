@@ -58,6 +58,9 @@ with pipeline() as pipe:
     future = pipe.submit(x)
     [process] = [process for process in ray_processes() if process.name() == victim]
     process.kill()
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    time.sleep(0.1)  # a stopped process whose parent has ended gets SIGHUP from the kernel
     stage.resume()
     said["served"] = [torch.equal(future.result(600), first), torch.equal(pipe(x), first)]
     while not said.setdefault("told", ""):
