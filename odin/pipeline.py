@@ -876,6 +876,8 @@ class Pipeline:
         return {(info.node_id, info.pid): f"{self.chain.name}, stage {info.stage}" for info in infos}
 
     def _on_ray_trouble(self, why: str) -> None:
+        if self._deployment is not None and self._runtime is not None and self._runtime.lost is not None:
+            self._deployment.release_objects()
         if self._recorder is not None:
             then = "what lives goes on serving; no stage is replaced meanwhile"
             self._recorder.faults.tell("the connection to Ray", why, then, kind="lost", repeat="both")

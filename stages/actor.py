@@ -149,6 +149,8 @@ _SHARED_SLOTS = 4
 """Most slots that the channels of a stage within a machine share."""
 _ADMISSION_S = 60.0
 """How long a stage that was replaced may take to connect."""
+_PARENT_LOOK_S = 1.0
+"""How often a stage that has no gateway yet looks whether its parent, Ray's raylet, lives."""
 _GRACE_S = 3.0
 """How long a stage without its gateway waits to be ended, before it ends by itself."""
 
@@ -243,9 +245,21 @@ class StageActor:
         self._slot_nbytes = 0
         self._loop: StageLoop | None = None
         self._thread: threading.Thread | None = None
+        threading.Thread(target=self._end_with_parent, name="odin-parent-watch", daemon=True).start()
         with contextlib.suppress(ImportError):  # which open reports
             if engine:
                 load_engine(engine)  # now: it may take seconds, and the model is not there yet
+
+    def _end_with_parent(self) -> None:
+        """Until a gateway is connected, whose end is noticed: end this process if the raylet that started it has died.
+
+        Ray would do that itself, but is told not to, since a stage that serves goes on.
+        """
+        parent = os.getppid()
+        while self._thread is None:
+            if os.getppid() != parent:
+                end_process()
+            time.sleep(_PARENT_LOOK_S)
 
     def threads(self) -> int:
         """Compute threads of this stage."""
@@ -484,8 +498,8 @@ class StageActor:
         """The loop has ended: so does this process if that is because the gateway is gone."""
         self._readiness.close_descriptor()
         if gateway_gone:
-            # Whoever has closed the pipeline ends this process at once. If its process has died instead, so may
-            # have Ray's, and nobody else gives back the device.
+            # Whoever has closed the pipeline has Ray end this process at once. If its own process has died instead, or
+            # Ray's have, nobody else gives back the device.
             time.sleep(_GRACE_S)
             end_process()
 

@@ -111,7 +111,7 @@ class StageLoop:
     Attributes
     ----------
     gateway_gone
-        Whether the loop has ended because the gateway is gone without a goodbye.
+        Whether the loop has ended because the gateway has closed, or is gone without a goodbye.
     """
 
     def __init__(
@@ -267,8 +267,9 @@ class StageLoop:
                     self._finish_and_send(launched)
             graceful = True
         except ChannelClosedError:
-            self.gateway_gone = not self._stopped
+            pass
         finally:
+            self.gateway_gone = not self._stopped
             with self._under_lock:
                 self._ended = True
             # The receivers first: the goodbye to the gateway waits until it has heard it, and nobody who says goodbye

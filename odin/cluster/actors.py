@@ -88,7 +88,8 @@ def kill_process(pid: int) -> None:
 def wait_until_ended(pids: Iterable[int]) -> None:
     """Wait until processes of actors on this machine that were asked to end have given back their devices.
 
-    Those that are stopped, as by SIGSTOP, cannot follow Ray's request to end, and are killed.
+    Those that are stopped, as by SIGSTOP, cannot follow Ray's request to end, and are killed. So are, after a while,
+    others: if Ray is gone, nobody has asked them.
     """
     processes = []
     for pid in pids:
@@ -98,7 +99,11 @@ def wait_until_ended(pids: Iterable[int]) -> None:
                 processes.append(process)
                 if process.status() == psutil.STATUS_STOPPED:
                     process.kill()
-    psutil.wait_procs(processes, timeout=_END_S)
+    _, left = psutil.wait_procs(processes, timeout=_END_S)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=_END_S)
 
 
 def _is_actor(process: psutil.Process) -> bool:

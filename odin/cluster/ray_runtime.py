@@ -15,7 +15,7 @@ from odin.cluster.ray_folder import EmbeddedFolder
 from odin.cluster.ray_helpers import without_helpers
 from odin.cluster.ray_loopback import LOOPBACK, loopback_kept
 from odin.cluster.ray_messages import log_messages
-from odin.cluster.ray_patience import PATIENCE, PATIENCE_S
+from odin.cluster.ray_patience import be_patient
 from odin.cluster.ray_processes import LongLivedThread, RayProcesses
 from odin.cluster.ray_random import own_random_numbers
 from odin.cluster.ray_signals import kept
@@ -85,6 +85,11 @@ class RayRuntime:
         return self._connection.embedded
 
     @property
+    def lost(self) -> str | None:
+        """How Ray has failed for good; None if it is alive."""
+        return self._connection.watch.lost
+
+    @property
     def cannot_start(self) -> str | None:
         """Why Ray can start no process now, if it cannot; looked up at once."""
         return self._connection.watch.cannot_start
@@ -125,7 +130,7 @@ class _Connection:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray runs workers at nice 15 unless told otherwise: a program beside a stage would take nearly all of its core.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault(PATIENCE, str(PATIENCE_S))
+        be_patient()
         log_messages()
         common: dict[str, Any] = {"namespace": "odin", "log_to_driver": False, "logging_level": "ERROR"}
         if address is not None:

@@ -7,7 +7,8 @@ machine ends; a GCS that is not this program's own is asked for over TCP, and ma
 restart theirs.
 
 Ray ends a process, and a raylet ends itself, when the GCS has been away for ``RAY_gcs_rpc_server_reconnect_timeout_s``.
-ODIN sets that to days where it starts Ray. Where it does not, the connection has to be given up before.
+ODIN sets that to days where it starts Ray. Where it does not, the connection has to be given up before. Likewise it has
+workers go on without their raylet (:mod:`odin.cluster.ray_patience`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from contextlib import ExitStack
 import psutil
 import ray
 
-from odin.cluster.ray_patience import PATIENCE
+from odin.cluster.ray_patience import GCS_PATIENCE
 from odin.stages.channel.peer import peer_process
 
 __all__ = ["RayWatch"]
@@ -55,7 +56,7 @@ class RayWatch:
         self._open = ExitStack()
         self._gcs: tuple[str, int] | None = None
         self._gcs_seen_s = time.monotonic()
-        self._leave_after_s = 0.5 * float(os.environ.get(PATIENCE) or _DEFAULT_PATIENCE_S)
+        self._leave_after_s = 0.5 * float(os.environ.get(GCS_PATIENCE) or _DEFAULT_PATIENCE_S)
         context = ray.get_runtime_context()
         for node in ray.nodes():
             if node["NodeID"] == context.get_node_id():

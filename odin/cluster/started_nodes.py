@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from odin.cluster.ray_folder import make_ray_folder, remove_folder
-from odin.cluster.ray_patience import PATIENCE, PATIENCE_S
+from odin.cluster.ray_patience import be_patient
 from odin.cluster.ray_token import ensure_token, token_enabled, token_path
 from odin.partitioner.files import write_whole
 from odin.process.groups import ProcessGroup, start_group
@@ -215,14 +215,9 @@ def _start(
     command.append(f"--temp-dir={folder}")
     command += [f"--node-ip-address={node_ip_address}"] if node_ip_address else []
     command += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
-    # Ray runs workers at niceness 15 unless told otherwise, and a stage may not be allowed to undo it. Without its
-    # control process a node of Ray ends itself after a minute, unless told otherwise, and with it stages that serve.
-    environment = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_worker_niceness": "0",
-        PATIENCE: str(PATIENCE_S),
-        **os.environ,
-    }
+    # Ray runs workers at niceness 15 unless told otherwise, and a stage may not be allowed to undo it.
+    environment = {"RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0", **os.environ}
+    be_patient(environment)  # with a node of Ray that ends itself end the stages that serve
     log = folder / f"ray_start_{name}.log"
     node: Node | None = None
     try:

@@ -112,7 +112,7 @@ class ExecutorLoop:
     Attributes
     ----------
     gateway_gone
-        Whether it has ended because the other end is gone without a goodbye.
+        Whether it has ended because the other end has closed, or is gone without a goodbye.
     """
 
     def __init__(self, index: int, models: Models, inbox: Inbox, sender: Sender) -> None:
@@ -129,8 +129,9 @@ class ExecutorLoop:
                 self._serve(message)
             graceful = True
         except ChannelClosedError:
-            self.gateway_gone = not self._stopped
+            pass
         finally:
+            self.gateway_gone = not self._stopped
             self._inbox.close()
             self._sender.close(graceful=graceful)
             self._models.close()

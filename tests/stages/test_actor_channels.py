@@ -129,7 +129,9 @@ def test_an_earlier_stage_is_admitted_while_requests_flow_and_who_does_not_come_
 
 
 @pytest.mark.parametrize("graceful", [True, False])
-def test_a_process_ends_by_itself_only_if_its_gateway_is_gone(graceful: bool, monkeypatch: pytest.MonkeyPatch):
+def test_a_process_ends_by_itself_once_its_gateway_has_closed_or_is_gone(
+    graceful: bool, monkeypatch: pytest.MonkeyPatch
+):
     ended = threading.Event()
     monkeypatch.setattr(actor, "end_process", ended.set)
     monkeypatch.setattr(actor, "time", SimpleNamespace(sleep=lambda seconds: None))
@@ -144,8 +146,33 @@ def test_a_process_ends_by_itself_only_if_its_gateway_is_gone(graceful: bool, mo
         closing.result(PROMPT_S)
         assert stage._thread is not None
         stage._thread.join(PROMPT_S)
-        assert ended.is_set() is not graceful
+        assert ended.is_set()
         gateway.inbox.close()
+
+
+def test_a_stage_without_a_gateway_ends_with_the_process_that_started_it(monkeypatch: pytest.MonkeyPatch):
+    parent, alone, ended = [1], [], threading.Event()
+
+    def end_process() -> None:
+        alone[0]._thread = threading.current_thread()  # which ends then
+        ended.set()
+
+    monkeypatch.setattr(actor, "end_process", end_process)
+    monkeypatch.setattr(actor, "_PARENT_LOOK_S", 0.01)
+    monkeypatch.setattr(actor.os, "getppid", lambda: parent[0])
+    with ThreadPoolExecutor(4) as executor:
+        before = set(threading.enumerate())
+        stage, gateway = make(0), Gateway(executor)
+        [watch] = [thread for thread in set(threading.enumerate()) - before if thread.name == "odin-parent-watch"]
+        gateway.start(stage, 0, 0, windows="@2", stages=(0,))
+        gateway.starting.result(PROMPT_S)
+        watch.join(PROMPT_S)
+        assert not watch.is_alive()  # since it serves
+        alone.append(make(1))
+        assert not ended.is_set()
+        parent[0] = 2
+        assert ended.wait(PROMPT_S)
+        stage.stop()
 
 
 def test_connecting_to_nobody_changes_nothing(monkeypatch: pytest.MonkeyPatch):
