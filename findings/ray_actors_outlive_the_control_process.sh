@@ -36,7 +36,8 @@ try:
     starts = bool(ray.get(Actor.remote().pid.remote(), timeout=10))
 except ray.exceptions.GetTimeoutError:
     starts = False
-raylet = [p for p in psutil.Process().children(recursive=True) if p.name() == "raylet"]
+started = psutil.Process().children(recursive=True)
+raylet = [p for p in started if p.name() == "raylet"]
 for process in raylet:
     process.kill()
     process.wait()  # a zombie would count as alive
@@ -47,8 +48,9 @@ end_s = time.monotonic() + 20
 while psutil.pid_exists(pid) and time.monotonic() < end_s:
     time.sleep(0.5)
 ended = not psutil.pid_exists(pid)
-if not ended:
-    psutil.Process(pid).kill()
+for process in started:
+    if process.is_running():
+        process.kill()
 print(f"ray {ray.__version__}: 75 s after its GCS was killed the actor answers: {answers}, a new one starts: {starts}; "
       f"10 s after its raylet was killed as well it lives: {lives}; 20 s after ray.shutdown() it has ended: {ended}", flush=True)
 os._exit(0 if (answers, starts, lives, ended) == (True, False, True, False) else 1)
