@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names: list[str] = arguments.contenders
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_images(settings, folder)
+        write_images(settings.model, settings.weights, folder)
         if runtimes:
             export_apart(settings.model, folder, runtimes)
         if not settings.plan and {"odin", "torch-pipelining"} <= set(names):
@@ -180,7 +180,7 @@ def run_alternative(name: str, folder: Path, settings: Settings, timeout_s: floa
     return Figures(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
 
 
-def write_images(settings: Settings, folder: Path) -> None:
+def write_images(model: str, weights: str, folder: Path) -> None:
     """Write the photographs as the model wants them, and what the model as it comes makes of them."""
     import sklearn
     import torch
@@ -189,9 +189,9 @@ def write_images(settings: Settings, folder: Path) -> None:
     from odin.models.images import load_image
     from odin.models.sources import load_source
 
-    source = load_source(settings.model, weights=settings.weights or None)
+    source = load_source(model, weights=weights or None)
     if source.preprocess is None or not isinstance(source.model, torch.nn.Module):
-        raise ValueError(f"{settings.model} takes no images: choose a model for them, such as resnet50")
+        raise ValueError(f"{model} takes no images: choose a model for them, such as resnet50")
     photographs = find_images([Path(sklearn.__file__).parent / "datasets" / "images"])
     images = [load_image(path, source.preprocess) for path in photographs]
     batch = torch.stack([image.reshape(image.shape[-3:]) for image in images])
