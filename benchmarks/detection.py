@@ -1,4 +1,4 @@
-"""How soon detectors see a slowdown, and how often they see one that is not there, against Lorden's bound.
+"""How soon detectors see a slowdown, and how often they see one that is not there, against the least there is.
 
 Delay: requests from the onset to the one that detects it, that one included; 1 is the least there is. Missed: not seen
 within 100 requests. False alarms: changes reported in undisturbed streams, per 10,000 requests of a stream; the return
@@ -8,6 +8,10 @@ of ARL = 10,000 requests between false alarms (Lorden 1971), KL being ln(slowdow
 Every round draws new streams from the seed and the round's number; all detectors see the same ones (those of ``river``,
 which take a sample at a time, the first few of them), calibrate on 500 undisturbed requests, then get 100 slowed down
 and 100 as before. Times of recorded traces (event logs of undisturbed runs) are slowed down in the same way.
+
+That bound is for independent noise. On recorded noise, of the timing tables (drawn as the simulator does) and of
+traces, delays are held against those of :mod:`benchmarks.known_shift` on the same noise, at as many false alarms as the
+detector makes there, at least one per 10,000.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import Environment, add_arguments, report, write_result
+from benchmarks.known_shift import Draw, known_shift_delays
 from odin.monitor.detectors import CusumDetector, ThresholdDetector
 from odin.monitor.detectors.adwin import AdwinDetector
 from odin.monitor.detectors.page_hinkley import PageHinkleyDetector
@@ -41,17 +46,22 @@ from odin_lab.simulator.detection import (
     Noise,
     drifting,
     false_alarms,
-    least_delay,
     log_normal,
     measure_detector,
     sightings,
     to_delay,
     with_hiccups,
 )
+from odin_lab.simulator.noise import MeasuredNoise
+from odin_lab.timings import load_timings
+from odin_lab.timings.table import ALONE
 
 FloatArray = NDArray[np.float64]
 
 TARGET = 1.5
+RECORDED = ("resnet50", "vgg16", "mobilenet_v2")
+_YARDSTICK_STREAMS = 2000
+_DEVICES = 2
 
 
 class Row(NamedTuple):
@@ -142,6 +152,16 @@ def cuttings(trace: Trace, *, count: int, length: int, random: np.random.Generat
     return np.concatenate(pieces, axis=1)
 
 
+def drawn_from(trace: Trace) -> Draw:
+    """Pieces of a trace, of all its stages, as noise."""
+
+    def draw(random: np.random.Generator, requests: int, streams: int) -> FloatArray:
+        count = math.ceil(streams / trace.samples.shape[1])
+        return cuttings(trace, count=count, length=requests, random=random)
+
+    return draw
+
+
 # ---------------------------------------------------------------- measuring
 def measure(
     name: str, candidate: Candidate, kind: str, noise: Noise, *, rounds: int, seed: int, quiet: int, slow: bool
@@ -152,14 +172,46 @@ def measure(
     return Row(name, kind, found.false_alarms / found.undisturbed * 10_000, found.undisturbed, found.delays)
 
 
+def recorded_noise(model: str) -> Noise:
+    """Noise of a model's timing table, alone on its core, at the pace of a pipeline of two stages."""
+    table = load_timings(model)
+    measured = MeasuredNoise.of_table(table, interval_s=float(table.baseline_s().sum()) / _DEVICES)
+
+    def draw(random: np.random.Generator, requests: int, streams: int) -> FloatArray:
+        drawn = next(measured.blocks(random, requests=requests, devices=streams))
+        return np.asarray(np.log(measured.factors(drawn, ALONE)))
+
+    samples = draw(np.random.default_rng(0), QUIET, 100)
+    return Noise(draw, deviation(samples))
+
+
+def deviation(samples: FloatArray) -> float:
+    """Standard deviation about each stream's median, by the median absolute deviation."""
+    return 1.4826 * float(np.nanmedian(np.abs(samples - np.nanmedian(samples, axis=0))))
+
+
+def beside_yardstick(rows: Sequence[Row], draw: Draw, *, seed: int, streams: int) -> list[Row]:
+    """Rows of one recorded noise, the yardstick's delays as bounds; and its own, at 1 and as the first row does."""
+
+    def delays(per_10_000: float) -> tuple[Delay, ...]:
+        return known_shift_delays(draw, SLOWDOWNS, per_10_000=per_10_000, streams=streams, seed=seed)
+
+    found = []
+    for row in rows:
+        bounds = {delay.slowdown: delay.onset for delay in delays(max(1.0, row.false_alarms))}
+        found.append(row._replace(delays=tuple(d._replace(bound=bounds[d.slowdown]) for d in row.delays)))
+    for per_10_000 in (1.0, max(1.0, rows[0].false_alarms)):
+        found.append(Row("CUSUM told the shift", rows[0].noise, per_10_000, 0, delays(per_10_000)))
+    return found
+
+
 def measure_trace(name: str, candidate: Candidate, trace: Trace, *, rounds: int, seed: int) -> Row:
-    """One detector on one recorded trace; the bound takes the noise for normal, by its median absolute deviation."""
+    """One detector on one recorded trace."""
     skip = min(CALIBRATION, len(trace.samples) // 4)
     stages = trace.samples.shape[1]
     alarms = false_alarms(candidate.make(stages), trace.samples, skip=skip, moves=trace.moves)
     undisturbed = int((~np.isnan(trace.samples[skip:])).sum())
-    middle = np.nanmedian(trace.samples, axis=0)
-    sigma = 1.4826 * float(np.nanmedian(np.abs(trace.samples - middle)))
+    sigma = deviation(trace.samples)
     count = max(1, candidate.streams // stages)
     delays = []
     for slowdown in SLOWDOWNS:
@@ -169,22 +221,24 @@ def measure_trace(name: str, candidate: Candidate, trace: Trace, *, rounds: int,
             samples = cuttings(trace, count=count, length=CALIBRATION + 2 * LIMIT, random=random)
             detector = candidate.make(samples.shape[1])
             seen.append(sightings(detector, samples, slowdown, calibration=CALIBRATION, limit=LIMIT))
-        delays.append(to_delay(slowdown, seen, least_delay(slowdown, sigma)))
+        delays.append(to_delay(slowdown, seen, math.nan))
     kind = f"{trace.name} (sigma {sigma:.3f})"
     return Row(name, kind, alarms / max(1, undisturbed) * 10_000, undisturbed, tuple(delays))
 
 
 # ---------------------------------------------------------------- showing
-def show(kind: str, rows: Sequence[Row], environment: Environment) -> None:
-    """Print one kind of noise: a table of onsets, one of ends."""
+def show(kind: str, rows: Sequence[Row], environment: Environment, *, recorded: bool = False) -> None:
+    """Print one kind of noise: a table of onsets, one of ends; of recorded noise onsets alone."""
     for title, end in (("onset", False), ("end", True)):
-        if not rows[0].delays and end:
+        if end and (recorded or not rows[0].delays):
             continue
         columns = ["detector", "false/10,000", *(f"x{delay.slowdown:g}" for delay in rows[0].delays)]
         cells = [
             [row.detector, f"{row.false_alarms:.2f}", *(cell(delay, end=end) for delay in row.delays)] for row in rows
         ]
-        if rows[0].delays:
+        if recorded:
+            title = "mean delay of the onset in requests, over that of a CUSUM told the shift, calibrated on this noise"
+        elif rows[0].delays:
             cells.append(["ln(ARL) / KL", f"{10_000 / ARL:.2f}", *(f"{delay.bound:.2f}" for delay in rows[0].delays)])
             title = f"mean delay of the {title} in requests, over max(1, bound); median where some were missed"
         else:
@@ -203,7 +257,7 @@ def cell(delay: Delay, *, end: bool) -> str:
     if math.isnan(missed):
         return "-"
     if missed == 0:
-        return f"{mean:.2f} {mean / max(1.0, delay.bound):.2f}x"
+        return f"{mean:.2f}" + ("" if math.isnan(delay.bound) else f" {mean / max(1.0, delay.bound):.2f}x")
     told = f"median > {LIMIT}" if math.isinf(median) else f"median {median:.0f}"
     return f"{told}, {missed:{'.1%' if missed < 0.1 else '.0%'}} > {LIMIT}"
 
@@ -225,6 +279,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, rounds=4)
     parser.add_argument("--traces", nargs="+", type=Path, default=[], metavar="FILE", help="logs of undisturbed runs")
+    parser.add_argument("--only-recorded", action="store_true", help="leave out noise that is made up")
     arguments = parser.parse_args()
     rounds, quiet = (1, 1000) if arguments.quick else (arguments.rounds, QUIET)
     if rounds < 1:
@@ -247,6 +302,9 @@ def main() -> int:
     kinds["CV 5%, 0.5% hiccups of x1.4 to x3"] = (with_hiccups(0.05), True)
     for cv in (0.05, 0.1):
         kinds[f"CV {cv:.0%}, drift of 20% each way in 1,000 requests"] = (drifting(cv), False)
+    if arguments.only_recorded:
+        kinds = {}
+    yardstick = {"seed": arguments.seed, "streams": 100 if arguments.quick else _YARDSTICK_STREAMS}
 
     environment = Environment.collect(("numpy", "river"))
     results: list[Row] = []
@@ -257,17 +315,29 @@ def main() -> int:
         ]
         show(kind, rows, environment)
         results += rows
+    for model in RECORDED[: 1 if arguments.quick else None]:
+        noise = recorded_noise(model)
+        kind = f"recorded with {model} (standard deviation {noise.sigma:.1%})"
+        rows = [
+            measure(name, candidate, kind, noise, rounds=rounds, seed=arguments.seed, quiet=quiet, slow=True)
+            for name, candidate in candidates.items()
+        ]
+        rows = beside_yardstick(rows, noise.draw, **yardstick)
+        show(kind, rows, environment, recorded=True)
+        results += rows
     for trace in traces:
         try:
             rows = [
                 measure_trace(name, candidate, trace, rounds=rounds, seed=arguments.seed)
                 for name, candidate in candidates.items()
             ]
+            rows = beside_yardstick(rows, drawn_from(trace), **yardstick)
         except ValueError as error:
             parser.error(str(error))
-        show(rows[0].noise, rows, environment)
+        show(rows[0].noise, rows, environment, recorded=True)
         results += rows
-    print(target_text(results, noise="CV 10%", detector="CUSUM"))
+    if kinds:
+        print(target_text(results, noise="CV 10%", detector="CUSUM"))
     write_result(arguments.output, environment=environment, parameters=vars(arguments), results=results)
     return 0
 

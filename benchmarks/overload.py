@@ -27,7 +27,6 @@ import psutil
 from msgspec.structs import replace
 
 from benchmarks.alternatives.__main__ import write_images
-from benchmarks.alternatives.run_process import Settings as ImageSettings
 from benchmarks.common import (
     Environment,
     add_arguments,
@@ -101,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write_images(ImageSettings(model, "", (cores[0], cores[-1]), "", 4, 1, 1, 0), folder)
+            write_images(model, "", folder)
             first = run_trial(settings, folder, arguments.timeout_s)
             reference = Reference(first.alone_s, first.capacity_hz[""][0])
             settings = replace(settings, reference=reference)

@@ -1,4 +1,8 @@
-"""Measure all alternatives in turns and print one table."""
+"""Measure ODIN and what one would use instead in turns, undisturbed and beside a load, and print one table.
+
+Everybody as good as we know how. ODIN's row with ONNX Runtime's kernels is what the others are compared with, within
+each round: ahead or behind only where the interval of the rounds says so (:mod:`odin_lab.report.medians`).
+"""
 
 from __future__ import annotations
 
@@ -15,49 +19,66 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.alternatives.run_process import ALTERNATIVES, Figures, Settings
+from benchmarks.alternatives.run_process import ALTERNATIVES, REPLICAS, Figures, Settings
 from benchmarks.common import (
     Environment,
     add_arguments,
     interleave,
     mib,
     milliseconds,
-    paired_ratio,
     report,
     summarize,
-    with_quartiles,
     write_result,
 )
+from benchmarks.exported import export_apart
+from benchmarks.runtimes import check_runtimes
 from odin.process.groups import start_group
+from odin_lab.inject.load import Load
+from odin_lab.report.medians import interval_text, median_of, verdict
 
 TITLES = {
-    "odin": "ODIN, two stages",
+    "odin": "ODIN, two stages, torch",
+    "odin-onnxruntime": "ODIN, two stages, ONNX Runtime",
+    "replicas-onnxruntime": "two pinned ONNX Runtime processes, one queue",
+    "replicas-openvino": "two pinned OpenVINO processes, one queue",
     "torch-eager": "torch, 2 threads, eager",
     "torch-folded": "torch, 2 threads, folded, NHWC",
-    "ray-serve": "Ray Serve, two replicas",
+    "ray-serve": "Ray Serve, two replicas, throughput settings",
     "torch-pipelining": "torch pipelining, gloo",
 }
+
+REFERENCE = "odin-onnxruntime"
+DEFAULT = tuple(name for name in ALTERNATIVES if name != "torch-eager")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, and write the file if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser, rounds=5)
+    add_arguments(parser, rounds=6)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--weights", type=Path, metavar="FILE")
-    parser.add_argument("--contenders", nargs="+", choices=ALTERNATIVES, default=list(ALTERNATIVES), metavar="NAME")
+    parser.add_argument("--contenders", nargs="+", choices=ALTERNATIVES, default=list(DEFAULT), metavar="NAME")
     parser.add_argument("--cores", type=int, nargs=2, default=sorted(os.sched_getaffinity(0))[:2], metavar="CORE")
     parser.add_argument("--plan", default="", help="the cut (default: the one ODIN finds in the warm-up round)")
     parser.add_argument("--in-flight", type=int, default=6, help="requests under way, loaded (default %(default)s)")
-    parser.add_argument("--count", type=int, default=200, help="images a round, loaded (default %(default)s)")
-    parser.add_argument("--alone-count", type=int, default=100, help="images a round, one at a time")
+    parser.add_argument("--count", type=int, default=60, help="images a round, loaded (default %(default)s)")
+    parser.add_argument("--alone-count", type=int, default=10, help="images a round, one at a time")
+    parser.add_argument("--load", help="what is put beside them (default: a busy program on the second core)")
     parser.add_argument("--timeout-s", type=float, default=600.0, help="of one trial (default %(default)s)")
     arguments = parser.parse_args(argv)
     if len(set(arguments.cores)) != 2:
         parser.error("two different cores are needed: --cores A B")
     if arguments.in_flight < 4:
         parser.error("--in-flight must be at least 4, or the pipelines run dry")
-    environment = Environment.collect()
+    runtimes = [REPLICAS[name] for name in arguments.contenders if name in REPLICAS]
+    if runtimes and arguments.weights:
+        parser.error("the processes of ONNX Runtime and OpenVINO take no weights here: leave out --weights, or them")
+    try:
+        check_runtimes(runtimes)
+        load = str(Load.parse(arguments.load or f"cpu@cpu:{arguments.cores[1]}"))
+    except ValueError as error:
+        parser.error(str(error))
+    environment = Environment.collect(("torch", "ray", "onnxruntime", "openvino"))
     settings = Settings(
         model=arguments.model,
         weights=str(arguments.weights.absolute()) if arguments.weights else "",
@@ -67,14 +88,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         count=12 if arguments.quick else arguments.count,
         alone_count=4 if arguments.quick else arguments.alone_count,
         warmup=2 if arguments.quick else 10,
+        load=load,
     )
     rounds = 1 if arguments.quick else arguments.rounds
     names: list[str] = arguments.contenders
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_images(settings, folder)
-        if not settings.plan and "odin" in names:
-            # One cut for all rounds, and for the static pipeline as well.
+        write_images(settings.model, settings.weights, folder)
+        if runtimes:
+            export_apart(settings.model, folder, runtimes)
+        if not settings.plan and {"odin", "torch-pipelining"} <= set(names):
+            # The static pipeline's cut, for all rounds.
             settings = replace(settings, plan=run_alternative("odin", folder, settings, arguments.timeout_s).plan)
         candidates: dict[str, Callable[[], Figures]] = {
             name: partial(run_alternative, name, folder, settings, arguments.timeout_s) for name in names
@@ -82,9 +106,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         trials = interleave(candidates, rounds=rounds, warmup=0, seed=arguments.seed)
     report(
         f"{settings.model} on cores {settings.cores[0]} and {settings.cores[1]}, {settings.in_flight} in flight; "
-        f"median of {rounds} interleaved rounds (quartiles)",
-        ["", "images/s", "of ODIN's", "p50 ms", "p99 ms", "alone p50", "alone p99", "MiB", "without Ray's", "cut"],
-        [row(name, trials) for name in names],
+        f"medians; in parentheses the {interval_text(rounds)}; load: {load}; ODIN / it: {TITLES[REFERENCE]}",
+        ["", "images/s", "ODIN / it", "ODIN is", "p50 ms", "p99 ms", "alone p50", "MiB", "without Ray's"],
+        [row(name, trials, lambda figures: figures.throughput_hz, costs) for name in names],
+        environment,
+    )
+    report(
+        f"the same beside {load}",
+        ["", "images/s", "ODIN / it", "ODIN is", "p99 ms"],
+        [row(name, trials, lambda figures: figures.disturbed_hz, disturbed_costs) for name in names],
         environment,
     )
     parameters = {"task": settings, "rounds": rounds, "seed": arguments.seed}
@@ -92,26 +122,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def row(name: str, trials: dict[str, list[Figures]]) -> tuple[str, ...]:
-    """One alternative's line of the table."""
+def row(
+    name: str,
+    trials: dict[str, list[Figures]],
+    rate_hz: Callable[[Figures], float],
+    more: Callable[[list[Figures]], tuple[str, ...]],
+) -> tuple[str, ...]:
+    """One alternative's line of a table; ratios are within each round."""
+    rates_hz = [rate_hz(figures) for figures in trials[name]]
+    ours_hz = [] if name == REFERENCE else [rate_hz(figures) for figures in trials.get(REFERENCE, ())]
+    ratios = [ours / its for ours, its in zip(ours_hz, rates_hz, strict=False)]
+    told = median_of(rates_hz).told("{:.2f}".format)
+    return (TITLES[name], told, median_of(ratios).told("{:.2f}".format), verdict(ratios) or "-", *more(trials[name]))
+
+
+def costs(own: list[Figures]) -> tuple[str, ...]:
+    """Latencies and memory, medians of the rounds."""
 
     def median(value: Callable[[Figures], float]) -> float:
-        return summarize([value(figures) for figures in trials[name]]).median
+        return summarize([value(figures) for figures in own]).median
 
-    throughput_hz = [figures.throughput_hz for figures in trials[name]]
-    reference_hz = [figures.throughput_hz for figures in trials.get("odin", ())]
     return (
-        TITLES[name],
-        with_quartiles(summarize(throughput_hz), "{:.2f}".format),
-        f"{paired_ratio(throughput_hz, reference_hz).median:.2f}" if reference_hz else "-",
         milliseconds(median(lambda figures: figures.loaded_p50_s)),
         milliseconds(median(lambda figures: figures.loaded_p99_s)),
         milliseconds(median(lambda figures: figures.alone_p50_s)),
-        milliseconds(median(lambda figures: figures.alone_p99_s)),
         mib(median(lambda figures: figures.memory_nbytes)),
         mib(median(lambda figures: figures.model_nbytes)),
-        trials[name][0].plan or "-",
     )
+
+
+def disturbed_costs(own: list[Figures]) -> tuple[str, ...]:
+    """Latency beside the load, median of the rounds."""
+    return (milliseconds(summarize([figures.disturbed_p99_s for figures in own]).median),)
 
 
 def run_alternative(name: str, folder: Path, settings: Settings, timeout_s: float) -> Figures:
@@ -138,7 +180,7 @@ def run_alternative(name: str, folder: Path, settings: Settings, timeout_s: floa
     return Figures(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
 
 
-def write_images(settings: Settings, folder: Path) -> None:
+def write_images(model: str, weights: str, folder: Path) -> None:
     """Write the photographs as the model wants them, and what the model as it comes makes of them."""
     import sklearn
     import torch
@@ -147,9 +189,9 @@ def write_images(settings: Settings, folder: Path) -> None:
     from odin.models.images import load_image
     from odin.models.sources import load_source
 
-    source = load_source(settings.model, weights=settings.weights or None)
+    source = load_source(model, weights=weights or None)
     if source.preprocess is None or not isinstance(source.model, torch.nn.Module):
-        raise ValueError(f"{settings.model} takes no images: choose a model for them, such as resnet50")
+        raise ValueError(f"{model} takes no images: choose a model for them, such as resnet50")
     photographs = find_images([Path(sklearn.__file__).parent / "datasets" / "images"])
     images = [load_image(path, source.preprocess) for path in photographs]
     batch = torch.stack([image.reshape(image.shape[-3:]) for image in images])

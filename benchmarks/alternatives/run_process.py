@@ -19,23 +19,32 @@ import numpy as np
 
 from benchmarks.alternatives.alternative import Alternative, Setup, serving
 from benchmarks.common import process_tree, pss_nbytes, release_memory
+from odin_lab.inject.injector import Injector
+from odin_lab.inject.load import Load
 
-__all__ = ["ALTERNATIVES", "Figures", "Settings", "main"]
+__all__ = ["ALTERNATIVES", "REPLICAS", "Figures", "Settings", "main"]
 
 # Name -> module and function: each run imports its own alternative only, so that memory is compared fairly.
 ALTERNATIVES = {
     "odin": ("odin_lab.live.pipeline_server", "default_pipeline"),
+    "odin-onnxruntime": ("odin_lab.live.pipeline_server", "onnxruntime_pipeline"),
+    "replicas-onnxruntime": ("benchmarks.alternatives.replica_pair", "replica_pair"),
+    "replicas-openvino": ("benchmarks.alternatives.replica_pair", "replica_pair"),
     "torch-eager": ("odin_lab.live.torch_process", "torch_eager"),
     "torch-folded": ("odin_lab.live.torch_process", "torch_folded"),
     "ray-serve": ("odin_lab.live.ray_serve", "ray_serve"),
     "torch-pipelining": ("benchmarks.alternatives.torch_pipelining", "torch_pipelining"),
 }
+REPLICAS = {"replicas-onnxruntime": "onnxruntime", "replicas-openvino": "openvino"}
+"""Of those, which runtime: it is given the model as the benchmark has exported it."""
 TOLERANCE = 1e-3  # of the largest output
+_REACTION = 10
+"""Requests after the load's arrival that are not measured."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure: the model, the cores, and how many images at what load."""
+    """What to measure: the model, the cores, how many images at a time, and what is put beside them in the end."""
 
     model: str
     weights: str
@@ -45,6 +54,7 @@ class Settings:
     count: int
     alone_count: int
     warmup: int
+    load: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,8 @@ class Figures:
         Latency at that load.
     alone_p50_s, alone_p99_s
         Latency of one image at a time.
+    disturbed_hz, disturbed_p99_s
+        Images per second and latency, ``in_flight`` at a time, beside the load; from the 10th image after its arrival.
     memory_nbytes
         PSS of this process and everything it started, Ray's own processes included.
     model_nbytes
@@ -72,16 +84,20 @@ class Figures:
     loaded_p99_s: float
     alone_p50_s: float
     alone_p99_s: float
+    disturbed_hz: float
+    disturbed_p99_s: float
     memory_nbytes: int
     model_nbytes: int
     plan: str
 
 
-def load_alternative(name: str) -> Callable[[Setup], AbstractContextManager[Alternative]]:
+def load_alternative(name: str, folder: Path) -> Callable[[Setup], AbstractContextManager[Alternative]]:
     """The function that starts an alternative."""
     module, function = ALTERNATIVES[name]
     start = getattr(importlib.import_module(module), function)
-    return start if module.startswith("benchmarks.") else partial(serving, start)
+    if name in REPLICAS:
+        start = partial(start, runtime=REPLICAS[name], folder=folder)
+    return start if name == "torch-pipelining" else partial(serving, start)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cores = (settings.cores[0], settings.cores[1])
     weights = Path(settings.weights) if settings.weights else None
     setup = Setup(settings.model, weights, cores, images, settings.plan, settings.in_flight)
-    with load_alternative(name)(setup) as alternative:
+    with load_alternative(name, directory)(setup) as alternative:
         for row in range(len(images)):
             error = np.abs(alternative.infer(images[row : row + 1]) - expected[row]).max() / np.abs(expected[row]).max()
             if not error <= TOLERANCE:  # NaN is wrong as well
@@ -104,14 +120,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         alone = alternative.loop(count=settings.alone_count, in_flight=1, warmup=settings.warmup)
         release_memory()
         here = process_tree()
+        memory = pss_nbytes({*here, *alternative.worker_pids}), pss_nbytes({here[0], *alternative.worker_pids})
+        with Injector() as injector:
+            injector.start(Load.parse(settings.load))
+            disturbed = alternative.loop(
+                count=settings.count, in_flight=settings.in_flight, warmup=max(_REACTION, settings.in_flight)
+            )
         figures = Figures(
             throughput_hz=loaded.throughput_hz,
             loaded_p50_s=loaded.p50_s,
             loaded_p99_s=loaded.p99_s,
             alone_p50_s=alone.p50_s,
             alone_p99_s=alone.p99_s,
-            memory_nbytes=pss_nbytes({*here, *alternative.worker_pids}),
-            model_nbytes=pss_nbytes({here[0], *alternative.worker_pids}),
+            disturbed_hz=disturbed.throughput_hz,
+            disturbed_p99_s=disturbed.p99_s,
+            memory_nbytes=memory[0],
+            model_nbytes=memory[1],
             plan=alternative.plan,
         )
     (directory / f"{name}.json").write_text(json.dumps(asdict(figures)), encoding="utf-8")

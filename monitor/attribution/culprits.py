@@ -55,11 +55,15 @@ class CulpritReport(NamedTuple):
         What else took the cores, or cannot be seen; empty if there is nothing to add.
     suspects
         The biggest users of other cores, siblings first, then the biggest. They may have nothing to do with it.
+    others_share
+        Part of the time in which a core ran anything but the stage, 0 to 1, of the core where it is most; 1 where that
+        cannot be told.
     """
 
     culprits: tuple[Culprit, ...]
     note: str = ""
     suspects: tuple[Suspect, ...] = ()
+    others_share: float = 1.0
 
     def blame(self, interference: str) -> tuple[tuple[Culprit, ...], str]:
         """Culprits and note for a kind of interference as :mod:`odin.monitor.attribution.kind` names it.
@@ -149,6 +153,7 @@ class CoreWatcher:
             culprits,
             self._note(self._start, now, usages, usages.keys() - foreign.keys()),
             self._suspects(others, now, span_s),
+            self._others_share(self._start, now, usages.get(self._stage, {}) if self._stage is not None else None),
         )
 
     def _is_own(self, pid: int, process: ProcessTimes) -> bool:
@@ -184,6 +189,17 @@ class CoreWatcher:
 
     def _culprit(self, pid: int, now: Snapshot, share: float) -> Culprit:
         return Culprit(pid, process_name(now.processes[pid].name, self._proc.command(pid)), share)
+
+    def _others_share(self, start: Snapshot, now: Snapshot, stage: Mapping[int, float] | None) -> float:
+        """Of the core where it is most; ``stage`` is what the stage used of each core, seconds."""
+        if stage is None:
+            return 1.0
+        share = 0.0
+        for core in self._cores & start.cores.keys():
+            spent = CoreTimes(*(b - a for a, b in zip(start.cores[core], now.cores[core], strict=True)))
+            others_s = spent.processes_s - stage.get(core, 0.0) + spent.interrupts_s + spent.steal_s
+            share = max(share, others_s / spent.total_s if spent.total_s > 0 else 1.0)
+        return min(share, 1.0)
 
     def _note(
         self, start: Snapshot, now: Snapshot, usages: Mapping[int, Mapping[int, float]], own: Collection[int]

@@ -5,8 +5,8 @@ Added time is what a request takes now beyond an undisturbed one of the same lay
 ===========  =================================================================  =======================
 part         added seconds                                                      called
 ===========  =================================================================  =======================
-throttled    min(cgroup's throttled time, added run-queue delay)                ``throttling``
-waiting      added run-queue delay - throttled                                  ``CPU share``
+throttled    the part of the added run-queue delay that a CPU quota explains    ``throttling``
+waiting      the rest of the added run-queue delay                              ``CPU share``
 computing    added CPU time                                                     ``memory`` ..., see below
 elsewhere    added (wall - CPU time - run-queue delay)                          ``unknown``
 ===========  =================================================================  =======================
@@ -20,7 +20,11 @@ The largest part is named, and others from a quarter of the added time
 that is also 15% of the undisturbed time (CPU time drifts that much on shared machines, and a CPU stressor's cache
 misses alone add a tenth). If ``elsewhere`` is the largest the kind is ``unknown``. Below 5% added time nothing is said.
 
-A thread that a CPU quota stops counts as runnable, so throttling shows as run-queue delay (measured: 348 of 354 ms).
+A thread that a CPU quota stops counts as runnable, so throttling shows as run-queue delay, and as pressure (PSI),
+though nobody competes (measured: 3.89 of 3.92 s of the delay were throttled time). If the quota was used up it explains
+as much as the kernel counted for it, and at least what the use of the stage's core by others leaves of the delay: a
+thread that no quota stops waits only while something else runs. While both happen the parts are an estimate.
+
 Being off the core *without* queueing for it is waiting for a disk or for swapped-out memory, or the virtual machine's
 host running something else ("steal").
 
@@ -116,7 +120,8 @@ def classify(
     threads: int = 1,
     baseline_s: Sequence[float] | None = None,
     intensity: Sequence[float] | None = None,
-    throttled_s: float | None = None,
+    throttled_share: float | None = None,
+    others_share: float = 1.0,
     on_gpu: bool = False,
     gpu_share: float | None = None,
 ) -> Interference:
@@ -135,9 +140,11 @@ def classify(
         different plans can be compared; without it only those count that ran the layers of the last of ``now``.
     intensity
         Arithmetic intensity of each layer of the chain, floating-point operations per byte; ``nan`` where unknown.
-    throttled_s
-        Seconds for which the cgroup was throttled while ``now`` was measured, see
-        :mod:`odin.monitor.machine.throttling`; None where the system does not tell.
+    throttled_share
+        Part of the time in which a CPU quota stopped the stage's core, see :mod:`odin.monitor.machine.throttling`; None
+        where the system does not tell.
+    others_share
+        Part of the time in which the core ran anything but the stage, 0 to 1; 1 where that is not known.
     on_gpu
         Whether the stage computes on a GPU.
     gpu_share
@@ -168,7 +175,6 @@ def classify(
         return Interference(UNKNOWN, math.nan, note=f"no request is known {missing}")
 
     undisturbed = _mean_per_work(before, baseline_s)
-    work = _work(now, baseline_s)
     wall, cpu, delay = _mean_per_work(now, baseline_s) / undisturbed[0]
     wall_before, cpu_before, delay_before = undisturbed / undisturbed[0]
     added = wall - wall_before
@@ -188,8 +194,8 @@ def classify(
         waiting = min(max(off - off_before * wall, delay - delay_before, 0.0), added)
         computing, elsewhere = added - waiting, 0.0
     throttled = 0.0
-    if throttled_s is not None and throttled_s > 0:
-        throttled = min(throttled_s / float(work.sum() * undisturbed[0]), waiting)
+    if throttled_share is not None and throttled_share > 0:
+        throttled = min(max(throttled_share * wall, waiting - others_share * wall), waiting)
     slower = _contrast(before, now, intensity) if computing else MEMORY_OR_CORE_SPEED
     return _name(
         float(wall), {CPU_SHARE: waiting - throttled, THROTTLING: throttled, slower: computing, UNKNOWN: elsewhere}

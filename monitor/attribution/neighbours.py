@@ -24,18 +24,15 @@ class Neighbours(NamedTuple):
     ----------
     report
         Other processes on the device.
-    throttled_s
-        Seconds for which a CPU quota held the stage's control group back, and of how many; ``None`` where it cannot be
-        told.
-    interval_s
-        For how long it was watched.
+    stopped_cores
+        On how many cores a CPU quota stopped the stage's control group, in the mean over the time in which it had
+        something to run; ``None`` where it cannot be told.
     gpu_share
         Part of the GPU that others used; ``None`` on a CPU or if nobody did, ``nan`` if it cannot be told.
     """
 
     report: CulpritReport
-    throttled_s: float | None = None
-    interval_s: float = _INTERVAL_S
+    stopped_cores: float | None = None
     gpu_share: float | None = None
 
 
@@ -48,7 +45,7 @@ def find_neighbours(
     interval_s: float = _INTERVAL_S,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Neighbours:
-    """Find the neighbours on a device of this machine; takes ``interval_s``.
+    """Find the neighbours on a device of this machine; takes ``interval_s``, or two periods of a CPU quota if longer.
 
     Parameters
     ----------
@@ -61,8 +58,9 @@ def find_neighbours(
     """
     if kind == "gpu":
         found = gpu_processes(indices[0], own_pids=own_pids, wait_s=_GPU_SAMPLE_S, sleep=sleep)
-        return Neighbours(CulpritReport(found.culprits, found.note), gpu_share=found.share, interval_s=0.0)
+        return Neighbours(CulpritReport(found.culprits, found.note), gpu_share=found.share)
     throttling = ThrottleCounter(stage_pid)
+    interval_s = max(interval_s, 2 * throttling.period_s)
     cores = [int(core) for core in indices]
     report = find_culprits(cores, own_pids=own_pids, stage_pid=stage_pid, interval_s=interval_s, sleep=sleep)
-    return Neighbours(report, throttling.delta_s(), interval_s)
+    return Neighbours(report, throttling.stopped_cores())

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-__all__ = ["available_memory_nbytes", "cpu_quota_cores", "group_folders"]
+__all__ = ["available_memory_nbytes", "cpu_period_s", "cpu_quota_cores", "group_folders"]
 
 _USAGE_FILES = ("memory.current", "memory.usage_in_bytes")
 _LIMIT_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
@@ -60,6 +60,12 @@ def cpu_quota_cores(*, proc: str | Path = "/proc") -> float | None:
     return min(quotas, default=None)
 
 
+def cpu_period_s(folder: Path) -> float | None:
+    """Period of a group's CPU quota in seconds, whether or not there is a quota; None where the group has none."""
+    period_us = _quota_and_period_us(folder)[1]
+    return period_us / 1e6 if period_us > 0 else None
+
+
 def available_memory_nbytes(*, proc: str | Path = "/proc") -> int | None:
     """Bytes that this process's groups may still take; None without a limit.
 
@@ -100,15 +106,17 @@ def _upwards(mounts: Sequence[Mount], group: PurePosixPath) -> Iterator[Path]:
 
 
 def _cpu_quota(folder: Path) -> float | None:
+    quota_us, period_us = _quota_and_period_us(folder)
+    return quota_us / period_us if quota_us > 0 and period_us > 0 else None
+
+
+def _quota_and_period_us(folder: Path) -> tuple[int, int]:
+    """A CPU quota and its period; 0 for what there is none of."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
     except (OSError, ValueError):
         quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-    try:
-        quota_us, period_us = float(quota), float(period)
-    except ValueError:  # "max", or nothing to read
-        return None
-    return quota_us / period_us if quota_us > 0 and period_us > 0 else None  # version 1 writes -1 for none
+    return _number(quota) or 0, _number(period) or 0  # no quota: version 2 writes "max", version 1 -1
 
 
 def _memory_left(folder: Path) -> int | None:

@@ -1,9 +1,13 @@
-"""How long a CPU quota stopped a process: its cgroup's ``cpu.stat``, version 2 or 1.
+"""How much a CPU quota stops a process: its cgroup's ``cpu.stat``, version 2 or 1.
 
 Version 2 writes ``throttled_usec`` (microseconds), version 1 ``throttled_time`` (nanoseconds); both only where a quota
-can be set. A quota of an outer group (the pod around a container, a systemd slice) stops the process as well and is
-counted there only, so every group from the process's own up to the root is read, and the one that throttled longest
-counts. The seconds are summed over the cores on which the group had something to run.
+can be set. Both move at the end of a period of the quota, as ``nr_periods`` does: seconds per second of the clock would
+be off by a period at each end. So they are told per second of the periods that ended meanwhile, which are those in
+which the group had something to run.
+
+A quota of an outer group (the pod around a container, a systemd slice) stops the process as well and is counted there
+only, so every group from the process's own up to the root is read, and the one that was stopped most counts. The
+kernel sums the seconds over the cores on which the group had something to run.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from odin.monitor.machine.cgroups import group_folders
+from odin.monitor.machine.cgroups import cpu_period_s, group_folders
 
 __all__ = ["ThrottleCounter", "Throttling", "cpu_stat_files"]
 
@@ -25,7 +29,7 @@ class Throttling(NamedTuple):
 
 
 class ThrottleCounter:
-    """Counts throttled seconds from one question to the next.
+    """Tells how much a process's quotas stop it from one question to the next.
 
     Parameters
     ----------
@@ -33,29 +37,36 @@ class ThrottleCounter:
         The process; None is this one.
     proc
         Where the process file system is mounted.
+
+    Attributes
+    ----------
+    period_s
+        The longest period of the quotas, seconds; 0 without any. Shorter than that nothing can be told.
     """
 
     def __init__(self, pid: int | None = None, *, proc: str | Path = "/proc") -> None:
-        self._files = cpu_stat_files(pid, proc=proc)
-        self._before = self._read_s()
+        periods_s = {file: cpu_period_s(file.parent) for file in cpu_stat_files(pid, proc=proc)}
+        self._periods_s = {file: period_s for file, period_s in periods_s.items() if period_s is not None}
+        self.period_s = max(self._periods_s.values(), default=0.0)
+        self._before = self._read()
 
-    def read(self) -> Throttling | None:
-        """The group that was throttled longest since it was made; None where the system does not tell."""
-        known = [throttling for file in self._files if (throttling := _read(file)) is not None]
-        return max(known, key=lambda throttling: throttling.throttled_s, default=None)
+    def stopped_cores(self) -> float | None:
+        """On how many cores the quota stopped the group in the mean, since the last call or since this was made.
 
-    def delta_s(self) -> float | None:
-        """Throttled seconds since the last call, or since this counter was made; None where the system does not tell.
-
-        Of nested groups it is the longest, not the sum: while an outer one is stopped, an inner one may be too.
+        Of nested groups it is the most, not the sum: while an outer one is stopped, an inner one may be too. 0 if no
+        period of a quota ended in the meantime, None where the system does not tell.
         """
-        before, now = self._before, self._read_s()
+        before, now = self._before, self._read()
         self._before = now
-        deltas_s = [value - before[file] for file, value in now.items() if file in before]
-        return max(0.0, *deltas_s) if deltas_s else None
+        stopped = [
+            (after.throttled_s - before[file].throttled_s) / (max(after.periods - before[file].periods, 1) * period_s)
+            for file, period_s in self._periods_s.items()
+            if file in before and (after := now.get(file)) is not None
+        ]
+        return max(0.0, *stopped) if stopped else None
 
-    def _read_s(self) -> dict[Path, float]:
-        return {file: known.throttled_s for file in self._files if (known := _read(file)) is not None}
+    def _read(self) -> dict[Path, Throttling]:
+        return {file: known for file in self._periods_s if (known := _read(file)) is not None}
 
 
 def cpu_stat_files(pid: int | None = None, *, proc: str | Path = "/proc") -> tuple[Path, ...]:

@@ -128,17 +128,18 @@ class Investigator:
         timings = now()
         if len(before) < _ENOUGH_REQUESTS and timings:
             before = [self._as_profiled(stage, timings[-1])]
-        throttled_s = None
-        if seen.throttled_s is not None and seen.interval_s > 0:
-            # The quota was watched for a part of these requests only.
-            throttled_s = seen.throttled_s / seen.interval_s * sum(timing.wall_s for timing in timings)
+        throttled_share = None
+        if seen.stopped_cores is not None:  # a quota is for the group, in which all stages of the machine are
+            cores = sum(each.threads for each in self._devices if (each.kind, each.node) == (device.kind, device.node))
+            throttled_share = seen.stopped_cores / cores
         found = classify(
             before,
             timings,
             threads=device.threads,
             baseline_s=self._setting.baseline_s[stage].tolist(),
             intensity=self._setting.intensity.tolist(),
-            throttled_s=throttled_s,
+            throttled_share=throttled_share,
+            others_share=seen.report.others_share,
             on_gpu=device.kind == "gpu",
             gpu_share=seen.gpu_share,
         )

@@ -52,7 +52,8 @@ def add_parser(subparsers: Any) -> None:
         help="measure policies on the real pipeline under the same interference",
         description="Run the same interference beside the real pipeline under each policy in turn, and beside the "
         "alternatives: Ray Serve replicas, and one torch process. Nothing else should run on the machine.",
-        epilog="Repeat R uses the events of seed SEED + R - 1; the order of the runs is random in each repeat.",
+        epilog="Repeat R uses the events of seed SEED + R - 1; the order of the runs is random in each repeat. Who is "
+        "compared is compared within each repeat: many short ones tell more than a few long ones.",
     )
     parser.add_argument("what", choices=("live",), metavar="live", help="the only choice: measure on the real pipeline")
     parser.add_argument("model", nargs="?", default="resnet50", metavar="MODEL", help="default: %(default)s")
@@ -75,9 +76,9 @@ def add_parser(subparsers: Any) -> None:
     )
     pipeline.add_argument("--in-flight", type=int, metavar="N", help="requests in flight (default: 2 per core)")
     load = parser.add_argument_group("interference, all times in seconds")
-    load.add_argument("--seconds", type=float, default=60.0, metavar="S", help="measured time (default %(default)g)")
-    load.add_argument("--period", type=float, metavar="S", help="one load begins every S seconds (default 20)")
-    load.add_argument("--duration", type=float, metavar="S", help="seconds that each lasts (default 10)")
+    load.add_argument("--seconds", type=float, default=20.0, metavar="S", help="measured time (default %(default)g)")
+    load.add_argument("--period", type=float, metavar="S", help="one load begins every S seconds (default 8)")
+    load.add_argument("--duration", type=float, metavar="S", help="seconds that each lasts (default 6)")
     load.add_argument(
         "--load",
         action="append",
@@ -88,7 +89,13 @@ def add_parser(subparsers: Any) -> None:
         "--scenario", type=Path, metavar="FILE.toml", help="a scenario file, instead of the three options before"
     )
     how = parser.add_argument_group("runs and results")
-    how.add_argument("--repeats", type=int, default=3, metavar="N", help="default %(default)s")
+    how.add_argument(
+        "--repeats",
+        type=int,
+        default=20,
+        metavar="N",
+        help="default %(default)s; below 6 no difference can be told with 95%%",
+    )
     how.add_argument("--seed", type=int, default=0, metavar="N", help="seed of events and order (default %(default)s)")
     how.add_argument("--output", type=Path, metavar="FILE.json", help="keep the results, for odin report")
     how.add_argument(
@@ -207,8 +214,8 @@ def _scripts(arguments: argparse.Namespace, devices: tuple[Device, ...]) -> tupl
                 devices,
                 tuple(arguments.load or NAMED),
                 seconds=arguments.seconds,
-                period_s=20.0 if arguments.period is None else arguments.period,
-                duration_s=10.0 if arguments.duration is None else arguments.duration,
+                period_s=8.0 if arguments.period is None else arguments.period,
+                duration_s=6.0 if arguments.duration is None else arguments.duration,
                 seed=arguments.seed + repeat,
             )
             for repeat in range(arguments.repeats)

@@ -13,12 +13,17 @@ import torch
 from odin.monitor.events import Event
 from odin_lab.live.server import Array, Server, Setup
 
-__all__ = ["default_pipeline", "pipeline"]
+__all__ = ["default_pipeline", "onnxruntime_pipeline", "pipeline"]
 
 
 @contextmanager
 def pipeline(
-    setup: Setup, *, policy: str, log: Path | None = None, on_event: Callable[[Event], None] | None = None
+    setup: Setup,
+    *,
+    policy: str,
+    engine: str = "torch",
+    log: Path | None = None,
+    on_event: Callable[[Event], None] | None = None,
 ) -> Iterator[Server]:
     """A pipeline with an embedded Ray, at the plan it finds or is given, under a policy."""
     import odin
@@ -30,6 +35,7 @@ def pipeline(
         weights=setup.weights,
         plan=setup.plan or None,
         policy=policy,
+        engine=engine,
         log=log,
         on_event=on_event,
         max_in_flight=setup.in_flight,
@@ -47,6 +53,13 @@ def pipeline(
 
 @contextmanager
 def default_pipeline(setup: Setup) -> Iterator[Server]:
-    """The pipeline as it comes."""
-    with pipeline(setup, policy="predictive") as server:
+    """The pipeline as it comes; the relay needs no cut."""
+    with pipeline(setup._replace(plan=""), policy="relay") as server:
+        yield server
+
+
+@contextmanager
+def onnxruntime_pipeline(setup: Setup) -> Iterator[Server]:
+    """The same with ONNX Runtime's kernels."""
+    with pipeline(setup._replace(plan=""), policy="relay", engine="onnxruntime") as server:
         yield server

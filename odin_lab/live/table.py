@@ -12,7 +12,7 @@ from rich.text import Text
 
 from odin.monitor.view.event_text import figure, seconds
 from odin_lab.live.outcome import Run, peak_hz, to_cells
-from odin_lab.report.medians import interval_text, median_of
+from odin_lab.report.medians import interval_text, median_of, verdict
 from odin_lab.report.narrow import NarrowTable
 from odin_lab.report.results import SLO_LEVELS, Cell
 
@@ -24,6 +24,7 @@ _MUCH_STEAL = 0.05
 _SERVED: dict[str, Callable[[Sequence[Cell]], str]] = {
     "images/s": lambda cells: _told([cell.throughput_hz for cell in cells], figure),
     "of static": lambda cells: _told([cell.of_static for cell in cells], "{:.2f}".format),
+    "beside static": lambda cells: "" if cells[0].policy == "static" else verdict(cell.of_static for cell in cells),
     "undisturbed": lambda cells: _told([cell.peak_hz for cell in cells], figure),
     "p50": lambda cells: _told([cell.latency_p50_s for cell in cells], seconds),
     "p99": lambda cells: _told([cell.latency_p99_s for cell in cells], seconds),
@@ -74,6 +75,7 @@ def live_table(runs: Sequence[Run]) -> RenderableType:
         ),
     )
     lines = Text(
+        "of static: throughput / static's in the same repeat; ahead, behind: an interval of at least 95% leaves out 1\n"
         "undisturbed: images/s before the first load; <: share of requests while throughput was below so much of that\n"
     )
     if (worst := max(run.record.steal for run in runs)) > _MUCH_STEAL:

@@ -54,6 +54,7 @@ class Score(NamedTuple):
 
     repeats: int
     throughput_hz: float
+    of_fluid: float
     of_oracle: float
     of_delayed: float
     of_static: float
@@ -135,6 +136,7 @@ def _score(own: Mapping[int, Cell], policies: Mapping[str, Mapping[int, Cell]]) 
     return Score(
         repeats=len(cells),
         throughput_hz=middle(cell.throughput_hz for cell in cells),
+        of_fluid=middle(cell.throughput_hz / cell.fluid_bound_hz for cell in cells),
         of_oracle=ratio(lambda cell: cell.of_oracle, "oracle"),
         of_delayed=ratio(lambda cell: cell.of_delayed, "delayed-oracle"),
         of_static=ratio(lambda cell: cell.of_static, "static"),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from odin_lab.report.comparison import SLO, order_policies
-from odin_lab.report.medians import interval_text, median_of
+from odin_lab.report.medians import interval_text, median_of, verdict
 from odin_lab.report.results import SLO_LEVELS, Cell, DetectionPoint, Validation
 from odin_lab.report.summary import yardsticks
 from odin_lab.report.tables import Better, Row, Table, Value
@@ -15,6 +15,7 @@ __all__ = ["LIVE_VALUES", "detection_table", "live_table", "order_table", "valid
 
 _AT = SLO_LEVELS.index(SLO)
 LIVE_VALUES: tuple[tuple[str, Callable[[Cell], float], Better, str], ...] = (
+    ("throughput / static", lambda cell: cell.of_static, "high", ".3f"),
     ("throughput, /s", lambda cell: cell.throughput_hz, "high", ".2f"),
     ("p50 latency, ms", lambda cell: cell.latency_p50_s * 1e3, "low", ".0f"),
     ("p99 latency, ms", lambda cell: cell.latency_p99_s * 1e3, "low", ".0f"),
@@ -31,12 +32,19 @@ def live_table(cells: Iterable[Cell], title: str) -> Table:
     policies = order_policies(cell.policy for cell in cells)
 
     def interval(policy: str, value: Callable[[Cell], float], form: str) -> Value:
-        middle, low, high, *_ = median_of(value(cell) for cell in cells if cell.policy == policy)
-        return Value.of(middle, form, extra="" if math.isnan(low) else f"[{low:{form}}, {high:{form}}]")
+        by_repeat = {cell.repeat: value(cell) for cell in cells if cell.policy == policy}
+        middle, low, high, *_ = median_of(by_repeat.values())
+        extra = "" if math.isnan(low) else f"[{low:{form}}, {high:{form}}]"
+        return Value.of(middle, form, extra=extra, by_repeat=by_repeat)
+
+    beside = {policy: verdict(cell.of_static for cell in cells if cell.policy == policy) for policy in policies}
+    beside["static"] = ""
+    told = any(beside.values())
 
     rows: tuple[Row, ...] = tuple(
         (
             policy,
+            *((beside[policy],) if told else ()),
             *(interval(policy, value, form) for _, value, _, form in LIVE_VALUES),
             Value.of(sum(cell.lost for cell in cells if cell.policy == policy), ".0f"),
         )
@@ -44,9 +52,10 @@ def live_table(cells: Iterable[Cell], title: str) -> Table:
     )
     repeats = max(sum(cell.policy == policy for cell in cells) for policy in policies)
     caption = f"Median, and the {interval_text(repeats)}." if repeats > 1 else "One repeat: no interval."
-    columns = ("policy", *(name for name, *_ in LIVE_VALUES), "lost in all")
-    better = (*(better for _, _, better, _ in LIVE_VALUES), "low")
-    return Table(title, caption, columns, rows, better, yardsticks(policies)).without_empty()
+    beside_name = ("throughput beside static's",) if told else ()
+    columns = ("policy", *beside_name, *(name for name, *_ in LIVE_VALUES), "lost in all")
+    better = (*(better for _, _, better, _ in LIVE_VALUES), "")
+    return Table(title, caption, columns, rows, better, yardsticks(policies), labels=1 + told).without_empty()
 
 
 def detection_table(points: Iterable[DetectionPoint], title: str) -> Table:

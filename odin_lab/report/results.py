@@ -116,6 +116,7 @@ class Cell:
     sent_again: float = math.nan
     recovery_s: float = math.nan
     worst_recovery_s: float = math.nan
+    fluid_bound_hz: float = math.nan
 
     def __post_init__(self) -> None:
         for name, least in (("latency_quantiles_s", len(QUANTILES)), ("below_peak", len(SLO_LEVELS))):

@@ -71,7 +71,7 @@ def _misses(data: Data) -> Section | None:
         here = {place: group for place, group in found.items() if place.study == study}
         ours = [p for p in order_policies(p for group in here.values() for p in group) if is_ours(p)]
         texts += [f"In the {study_name(study)}: {misses_text(here, policy)}" for policy in ours]
-    return Section("misses", "Wins and misses", tuple(texts), (misses_table(found, "Wins and misses of all policies"),))
+    return Section("misses", "Misses", tuple(texts), (misses_table(found, "Misses of all policies"),))
 
 
 def _heat(data: Data) -> Section | None:

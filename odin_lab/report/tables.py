@@ -1,14 +1,15 @@
-"""Tables of numbers, as Markdown and as HTML; the best of each column, or row, is bold."""
+"""Tables of numbers, as Markdown and as HTML; what is ahead of all others in a column, or row, is bold."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Literal
 
 from odin_lab.report.comparison import is_ours
+from odin_lab.report.medians import leader
 
 __all__ = ["Better", "Row", "Table", "Value", "code", "html_table", "markdown_table"]
 
@@ -17,16 +18,22 @@ Better = Literal["high", "low", ""]
 
 @dataclass(frozen=True)
 class Value:
-    """A number, how it is printed, and what stands behind it; nan prints as a dash."""
+    """A number, how it is printed, and what stands behind it; nan prints as a dash.
+
+    ``by_repeat`` is what it was in each repeat: by these it is compared with others.
+    """
 
     number: float
     text: str
     extra: str = ""
+    by_repeat: Mapping[int, float] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, number: float, form: str = ".3f", *, extra: str = "") -> Value:
+    def of(
+        cls, number: float, form: str = ".3f", *, extra: str = "", by_repeat: Mapping[int, float] | None = None
+    ) -> Value:
         """Print by a format."""
-        return cls(number, "-") if math.isnan(number) else cls(number, f"{number:{form}}", extra)
+        return cls(number, "-") if math.isnan(number) else cls(number, f"{number:{form}}", extra, by_repeat or {})
 
 
 Row = tuple[str | Value, ...]
@@ -49,7 +56,7 @@ class Table:
     yardsticks
         Rows (columns where ``best_by`` is row) out of competition.
     best_by
-        Whether the best of each column or of each row is bold.
+        Whether what is compared stands in a column or in a row.
     folded
         Shown on demand only, in HTML.
     """
@@ -81,7 +88,7 @@ class Table:
         return replace(self, columns=columns, rows=rows, better=better, yardsticks=yardsticks)
 
     def best(self) -> frozenset[tuple[int, int]]:
-        """Row and column of what is bold: those that print like the best. Nothing where all print alike."""
+        """Row and column of what is bold: what is ahead of all others, see :mod:`odin_lab.report.medians`."""
         lines: list[list[tuple[int, int]]]
         if not self.better:
             return frozenset()
@@ -95,13 +102,27 @@ class Table:
             wanted = self.better[:1] * len(lines)
         found: set[tuple[int, int]] = set()
         for line, better in zip(lines, wanted, strict=True):
-            values = [(place, value) for place in line if isinstance(value := self.rows[place[0]][place[1]], Value)]
-            values = [(place, value) for place, value in values if math.isfinite(value.number)]
-            if better and values:
-                first = (max if better == "high" else min)(values, key=lambda item: item[1].number)[1].text
-                best = {place for place, value in values if value.text == first}
-                found |= best if len(best) < len(values) else set()
+            values = {
+                place: value.by_repeat
+                for place in line
+                if isinstance(value := self.rows[place[0]][place[1]], Value) and math.isfinite(value.number)
+            }
+            if better and (first := leader(values, lower_is_better=better == "low")) is not None:
+                found.add(first)
         return frozenset(found)
+
+    @property
+    def whole_caption(self) -> str:
+        """The caption, with what is bold and why."""
+        if not any(self.better):
+            return self.caption
+        bold = (
+            "Bold is what is ahead of each of the others in the same repeats (95% interval of the median difference)."
+            if self.best()
+            else "No difference seen that holds for one against each of the others in the same repeats, by an interval "
+            "of 95%, which takes six repeats: so nothing is bold."
+        )
+        return f"{self.caption} {bold}"
 
 
 def _number(cell: str | Value) -> bool:
@@ -126,7 +147,7 @@ def markdown_table(table: Table) -> str:
         if table.best_by == "column" and at in table.yardsticks:
             texts[0] = f"*{texts[0]}*"
         lines.append(_line([f"**{text}**" if (at, column) in best else text for column, text in enumerate(texts)]))
-    return "\n".join([*lines, "", table.caption, ""])
+    return "\n".join([*lines, "", table.whole_caption, ""])
 
 
 def _line(texts: Sequence[str]) -> str:
@@ -156,7 +177,7 @@ def html_table(table: Table) -> str:
                 lines.append(f"<td>{text}{f' <small{below}>{extra}</small>' if extra else ''}</td>")
         lines.append("</tr>")
     lines.append("</tbody></table>")
-    caption = f"<figcaption><b>{escape(table.title)}.</b> {code(table.caption)}</figcaption>"
+    caption = f"<figcaption><b>{escape(table.title)}.</b> {code(table.whole_caption)}</figcaption>"
     whole = f'<figure class="table"><div class="scroll">{"".join(lines)}</div>{caption}</figure>'
     return f"<details><summary>{escape(table.title)}</summary>{whole}</details>" if table.folded else whole
 

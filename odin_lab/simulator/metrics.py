@@ -13,6 +13,7 @@ Formulas, for requests finished at f_1 <= f_2 <= ..:
 - *changes*: decisions that moved layers, trials and probes included: each of them was a plan change to the pipeline.
   *Trials*: those of kind ``trial`` or ``probe``, but for the way back to the plan before.
 - *exploring*: share of requests that ran under a plan on trial.
+- *fluid_bound_hz*: see :mod:`odin_lab.simulator.fluid`; nothing can beat it, as it can the oracles.
 - *of_oracle*, *of_delayed*, *of_static*: throughput over that policy's, with the same noise and events.
 """
 

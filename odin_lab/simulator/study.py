@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from typing import NamedTuple, Self, get_args
 
@@ -25,6 +25,7 @@ from odin_lab.report.results import Cell, DetectionPoint, Timeline
 from odin_lab.simulator.arrivals import Arrivals
 from odin_lab.simulator.detection import Candidate, detection_points
 from odin_lab.simulator.door import Deadline, DoorName
+from odin_lab.simulator.fluid import run_fluid_bound_hz
 from odin_lab.simulator.interference import Interference
 from odin_lab.simulator.losses import Losses
 from odin_lab.simulator.metrics import to_cell, to_timeline, with_service
@@ -293,6 +294,15 @@ def make_run(
         raise StudyError(f"{job.contestant} on {setup}, seed {job.seed}: {error}") from error
 
 
+def _fluid_bound_hz(job: RunJob, run: Run) -> float:
+    """Of the conditions that a run had."""
+    setup = job.setup
+    world = World.from_timings(
+        _table(setup.table), devices=setup.devices, speeds=setup.speeds or None, noise=setup.noise
+    )
+    return run_fluid_bound_hz(world, run.interference, run.finished_s, seed=job.seed)
+
+
 def run_job(job: Job) -> Outcome:
     """Do one job."""
     if isinstance(job, DetectionJob):
@@ -312,7 +322,9 @@ def run_job(job: Job) -> Outcome:
         duration=setup.duration,
         repeat=job.repeat,
     )
-    if run.outcome is not None:
+    if run.outcome is None:
+        cell = replace(cell, fluid_bound_hz=_fluid_bound_hz(job, run))
+    else:
 
         def again(requests: int, losses: Losses | None, *, arrivals: str = "", quiet: bool = False) -> Run:
             return make_run(job, requests=requests, arrivals=arrivals, losses=losses, quiet=quiet)

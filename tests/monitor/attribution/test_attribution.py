@@ -160,16 +160,28 @@ def test_a_quota_that_stops_the_stage_is_no_other_program():
     # Measured: throttled time shows up as run-queue delay, nearly all of it.
     now = [timing(0.472, 0.100, 0.354)] * 2
     before = [timing(0.101, 0.100)] * 5
-    found = classify(before, now, throttled_s=0.70)
+    found = classify(before, now, throttled_share=0.74)
     assert found.kind == "throttling"
     assert "quota" in found.note
-    assert classify(before, now, throttled_s=0.0).kind == "CPU share"
-    assert classify(before, now, throttled_s=None).kind == "CPU share"
-    assert classify(before, now, throttled_s=0.35).kind == "CPU share + throttling"
+    assert classify(before, now, throttled_share=0.0).kind == "CPU share"
+    assert classify(before, now, throttled_share=None).kind == "CPU share"
+    assert classify(before, now, throttled_share=0.37).kind == "CPU share + throttling"
+
+
+def test_delay_that_nobody_elses_use_of_the_core_explains_is_the_quotas():
+    # The other stages of the group were idle, so that the kernel's sum over cores says little of this one.
+    before, now = [timing(0.101, 0.100)] * 5, [timing(0.472, 0.100, 0.354)] * 2
+    found = classify(before, now, throttled_share=0.37, others_share=0.02)
+    assert found.kind == "throttling"
+    assert dict(found.parts)["throttling"] > 0.9
+    # Somebody had the core for half of the time, which may be the other half of the delay.
+    assert classify(before, now, throttled_share=0.37, others_share=0.5).kind == "CPU share + throttling"
+    # Nobody was seen on the core, but no quota was used up either: whoever it was could not be seen.
+    assert classify(before, now, throttled_share=0.0, others_share=0.02).kind == "CPU share"
 
 
 def test_throttled_time_of_others_in_the_group_is_not_more_than_the_delay():
-    found = classify(QUIET, [timing(0.105, 0.104, 0.0)] * 4, throttled_s=100.0)
+    found = classify(QUIET, [timing(0.105, 0.104, 0.0)] * 4, throttled_share=2.0)
     assert found.kind == "memory or core speed"
 
 

@@ -91,9 +91,9 @@ def test_where_one_cannot_look_it_says_so():
     bench.investigator.close()
 
 
-def test_a_quota_is_scaled_to_the_requests_it_was_watched_beside():
-    # Throttled for half of the 0.4 s that were watched: half of the disturbed requests' 2 s, all of their added time.
-    bench = Bench(lambda stage: Neighbours(CulpritReport(()), throttled_s=0.2, interval_s=0.4))
+def test_a_quota_stops_all_stages_of_the_machine():
+    # One core in the mean, and so half of the time of each of the two: all of what is added to these requests.
+    bench = Bench(lambda stage: Neighbours(CulpritReport(()), stopped_cores=1.0))
     found = bench.investigator.solve(1, QUIET, lambda: PREEMPTED)
     assert found.interference == "throttling"
     bench.investigator.close()

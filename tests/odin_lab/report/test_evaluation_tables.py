@@ -18,6 +18,11 @@ from odin_lab.report.tables import Table, Value, html_table, markdown_table
 NAN = math.nan
 
 
+def repeated(number, form=".3f"):
+    """The same in each of six repeats."""
+    return Value.of(number, form, by_repeat=dict.fromkeys(range(6), number))
+
+
 def cell(policy, quality, **options):
     return synthetic_cell("grid", "m", policy, quality=quality, **options)
 
@@ -79,12 +84,13 @@ def test_a_told_ratio_is_believed_and_live_studies_take_medians() -> None:
 
 def test_headline_tells_mean_and_worst() -> None:
     cells = []
-    for period, ours, lls in ((2.0, 0.9, 0.9), (10.0, 0.8, 0.4)):
-        cells += [
-            cell("predictive", ours, period=period),
-            cell("lls", lls, period=period),
-            cell("oracle", 1.0, period=period),
-        ]
+    for repeat in range(6):
+        for period, ours, lls in ((2.0, 0.9, 0.9), (10.0, 0.8, 0.4)):
+            cells += [
+                cell("predictive", ours, period=period, repeat=repeat),
+                cell("lls", lls, period=period, repeat=repeat),
+                cell("oracle", 1.0, period=period, repeat=repeat),
+            ]
     table = headline_table(cells, "t")
     assert table.columns[:2] == ("policy", "throughput / oracle")
     rows = {row[0]: row[1:] for row in table.rows}
@@ -138,16 +144,34 @@ def test_long_lists_of_misses_are_cut() -> None:
     assert "; and 9 more." in misses_text(scores(cells), "predictive")
 
 
-def test_cells_table_has_the_best_of_each_row_bold() -> None:
-    cells = [cell("predictive", 0.9), cell("lls", 0.95), cell("oracle", 1.0)]
+def test_cells_table_has_who_is_ahead_of_all_others_in_each_row_bold() -> None:
+    cells = [cell(p, q, repeat=at) for at in range(6) for p, q in (("predictive", 0.9), ("lls", 0.95), ("oracle", 1.0))]
     table = cells_table(cells, "of_oracle", "t")
     assert table.columns == ("model", "devices", "period", "duration", "predictive", "lls", "oracle")
     assert table.best() == {(0, 5)}
+    assert cells_table([cell for cell in cells if cell.repeat < 5], "of_oracle", "t").best() == frozenset()
+
+
+def test_a_median_above_1_is_not_bold_where_static_is_ahead_in_as_many_repeats() -> None:
+    """The live table had 1.07 of static in bold, of three repeats, in one of which static was ahead."""
+    cells = [
+        synthetic_cell("live", "m", policy, quality=quality, repeat=at)
+        for at, ratio in enumerate((0.94, 1.07, 1.09))
+        for policy, quality in (("predictive", 0.6 * ratio), ("static", 0.6))
+    ]
+    cells = [replace(c, of_static=c.throughput_hz / cells[2 * c.repeat + 1].throughput_hz) for c in cells]
+    table = live_table(cells, "t")
+    assert table.best() == frozenset()
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert row["throughput / static"].text == "1.070"
+    assert row["throughput beside static's"] == "no difference seen"
+    assert "nothing is bold" in markdown_table(table)
 
 
 def test_scaling_table_has_a_row_for_each_number_of_devices() -> None:
     cells = [
-        synthetic_cell("scaling", "m", p, quality=q, devices=n)
+        synthetic_cell("scaling", "m", p, quality=q, devices=n, repeat=at)
+        for at in range(6)
         for n in (52, 4)
         for p, q in (("lls", 0.5), ("static", 0.6))
     ]
@@ -157,28 +181,29 @@ def test_scaling_table_has_a_row_for_each_number_of_devices() -> None:
 
 
 def test_yardsticks_stay_yardsticks_when_columns_are_left_out() -> None:
-    table = Table("t", "", ("r", "gone", "a", "b", "oracle"), (("1", *map(Value.of, (NAN, 0.1, 0.2, 0.9))),), ("high",))
+    table = Table("t", "", ("r", "gone", "a", "b", "oracle"), (("1", *map(repeated, (NAN, 0.1, 0.2, 0.9))),), ("high",))
     table = replace(table, best_by="row", yardsticks=frozenset({4})).without_empty()
     assert table.columns == ("r", "a", "b", "oracle")
     assert table.best() == {(0, 2)}
 
 
 @pytest.mark.parametrize("better", ["high", "low"])
-def test_equal_prints_are_equally_bold_and_all_equal_is_not(better) -> None:
-    rows = tuple((str(at), Value.of(value)) for at, value in enumerate((0.50004, 0.49996, 0.4, 0.6, NAN, math.inf)))
+def test_bold_is_ahead_of_all_others_and_equals_are_not(better) -> None:
+    rows = tuple((str(at), repeated(value)) for at, value in enumerate((0.5, 0.5, 0.4, 0.6, NAN)))
     wanted = {"high": {(3, 1)}, "low": {(2, 1)}}[better]
     assert Table("t", "", ("p", "v"), rows, (better,)).best() == wanted
-    assert Table("t", "", ("p", "v"), (*rows[:2], rows[2]), ("high",)).best() == {(0, 1), (1, 1)}
-    assert Table("t", "", ("p", "v"), rows[:2], (better,)).best() == frozenset()
+    assert Table("t", "", ("p", "v"), rows[:3], ("high",)).best() == frozenset()
+    assert Table("t", "", ("p", "v"), rows[:1], (better,)).best() == frozenset()
+    once = tuple((str(at), Value.of(value, by_repeat={0: value})) for at, value in enumerate((0.5, 0.4)))
+    assert Table("t", "", ("p", "v"), once, (better,)).best() == frozenset()
 
 
 def test_markdown_escapes_and_marks() -> None:
-    table = Table(
-        "t", "read it", ("p", "v"), (("7|11", Value.of(1.0, ".1f", extra="(0.5)")), ("b", Value.of(NAN))), ("high",)
-    )
+    ours = replace(repeated(1.0, ".1f"), extra="(0.5)")
+    table = Table("t", "read it.", ("p", "v"), (("7|11", ours), ("b", Value.of(NAN))), ("high",))
     table = replace(
         table,
-        rows=(*table.rows, ("oracle", Value.of(2.0, ".1f")), ("c", Value.of(0.5, ".1f"))),
+        rows=(*table.rows, ("oracle", repeated(2.0, ".1f")), ("c", repeated(0.5, ".1f"))),
         yardsticks=frozenset({2}),
     )
     assert markdown_table(table).splitlines() == [
@@ -191,7 +216,8 @@ def test_markdown_escapes_and_marks() -> None:
         "| *oracle* | 2.0 |",
         "| c | 0.5 |",
         "",
-        "read it",
+        "read it. Bold is what is ahead of each of the others in the same repeats (95% interval of the median "
+        "difference).",
     ]
 
 
@@ -200,7 +226,7 @@ def test_html_escapes_and_marks() -> None:
         "a<b",
         "see `x<y`",
         ("p", "v"),
-        (("<i>", Value.of(1.0)), ("predictive", Value.of(2.0, extra="[1, 3]"))),
+        (("<i>", repeated(1.0)), ("predictive", replace(repeated(2.0), extra="[1, 3]"))),
         ("high",),
     )
     text = html_table(table)
@@ -239,7 +265,8 @@ def test_live_table_tells_median_interval_and_all_that_was_lost() -> None:
         "[10.00, 12.00]",
     )
     assert row["lost in all"].text == "3"
-    assert table.rows[1][1].extra == ""  # static ran once
+    of_static = dict(zip(table.columns, table.rows[1], strict=True))
+    assert of_static["throughput, /s"].extra == ""  # it ran once
     assert table.caption == "Median, and the range of 3 repeats, which holds the true median with 75%."
 
 

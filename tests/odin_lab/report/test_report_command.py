@@ -93,7 +93,7 @@ def test_page_has_every_section_and_says_how_it_was_made(full) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", full)
     assert titles == [
         "Summary",
-        "Wins and misses",
+        "Misses",
         "Throughput over time",
         "Live runs",
         "Every period and duration",
@@ -117,7 +117,7 @@ def test_what_there_is_no_data_for_is_left_out() -> None:
     page = html(make_report([replace(SMALL, cells=tuple(replace(c, study="single") for c in SMALL.cells))]))
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
-        "Summary", "Wins and misses", "Latency distributions", "Service levels", "What finding plans costs", "Notes",
+        "Summary", "Misses", "Latency distributions", "Service levels", "What finding plans costs", "Notes",
         "How it was made",
     ]  # fmt: skip
     check(page)
