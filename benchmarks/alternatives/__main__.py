@@ -34,6 +34,7 @@ from benchmarks.exported import export_apart
 from benchmarks.runtimes import check_runtimes
 from odin.process.groups import start_group
 from odin_lab.inject.load import Load
+from odin_lab.live.benchmark import serve_problem
 from odin_lab.report.medians import interval_text, median_of, verdict
 
 TITLES = {
@@ -78,6 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         load = str(Load.parse(arguments.load or f"cpu@cpu:{arguments.cores[1]}"))
     except ValueError as error:
         parser.error(str(error))
+    names: list[str] = arguments.contenders
+    if "ray-serve" in names and (problem := serve_problem()):
+        print(f"without Ray Serve, which cannot be imported ({problem}): pip install 'ray[serve]'")
+        names = [name for name in names if name != "ray-serve"]
     environment = Environment.collect(("torch", "ray", "onnxruntime", "openvino"))
     settings = Settings(
         model=arguments.model,
@@ -91,7 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         load=load,
     )
     rounds = 1 if arguments.quick else arguments.rounds
-    names: list[str] = arguments.contenders
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(settings.model, settings.weights, folder)
@@ -106,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trials = interleave(candidates, rounds=rounds, warmup=0, seed=arguments.seed)
     report(
         f"{settings.model} on cores {settings.cores[0]} and {settings.cores[1]}, {settings.in_flight} in flight; "
-        f"medians; in parentheses the {interval_text(rounds)}; load: {load}; ODIN / it: {TITLES[REFERENCE]}",
+        f"medians ({interval_text(rounds)}); ODIN: {TITLES[REFERENCE]}",
         ["", "images/s", "ODIN / it", "ODIN is", "p50 ms", "p99 ms", "alone p50", "MiB", "without Ray's"],
         [row(name, trials, lambda figures: figures.throughput_hz, costs) for name in names],
         environment,

@@ -76,9 +76,9 @@ def add_parser(subparsers: Any) -> None:
     )
     pipeline.add_argument("--in-flight", type=int, metavar="N", help="requests in flight (default: 2 per core)")
     load = parser.add_argument_group("interference, all times in seconds")
-    load.add_argument("--seconds", type=float, default=20.0, metavar="S", help="measured time (default %(default)g)")
-    load.add_argument("--period", type=float, metavar="S", help="one load begins every S seconds (default 8)")
-    load.add_argument("--duration", type=float, metavar="S", help="seconds that each lasts (default 6)")
+    load.add_argument("--seconds", type=float, default=18.0, metavar="S", help="measured time (default %(default)g)")
+    load.add_argument("--period", type=float, metavar="S", help="one load begins every S seconds (default 6)")
+    load.add_argument("--duration", type=float, metavar="S", help="seconds that each lasts (default 5)")
     load.add_argument(
         "--load",
         action="append",
@@ -214,8 +214,8 @@ def _scripts(arguments: argparse.Namespace, devices: tuple[Device, ...]) -> tupl
                 devices,
                 tuple(arguments.load or NAMED),
                 seconds=arguments.seconds,
-                period_s=8.0 if arguments.period is None else arguments.period,
-                duration_s=6.0 if arguments.duration is None else arguments.duration,
+                period_s=6.0 if arguments.period is None else arguments.period,
+                duration_s=5.0 if arguments.duration is None else arguments.duration,
                 seed=arguments.seed + repeat,
             )
             for repeat in range(arguments.repeats)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,10 +56,24 @@ def claim(cores: tuple[int, ...], folder: Path) -> int:
 
 
 @contextmanager
+def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="ray-serve", daemon=True)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@contextmanager
 def ray_serve(setup: Setup) -> Iterator[Server]:
     """Start Ray and Serve with one replica per core; two requests may be with a replica, one computing, one waiting.
 
-    With the settings that Serve's documentation advises for throughput.
+    With the settings that Serve's documentation advises for throughput. With these a handle lives in an event loop.
     """
     # Read by Serve when it is imported, here and in all of its processes.
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
@@ -71,7 +87,7 @@ def ray_serve(setup: Setup) -> Iterator[Server]:
     with kept(starting=True):
         ray.init(num_cpus=len(setup.cores) + 1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")  # type: ignore[arg-type]
     try:
-        with tempfile.TemporaryDirectory() as claims, ThreadPoolExecutor(setup.in_flight) as executor:
+        with tempfile.TemporaryDirectory() as claims, running_loop() as loop:
             quiet = {"log_level": "ERROR", "enable_access_log": False}
             serve.start(proxy_location="Disabled", logging_config=quiet)
             deployment = serve.deployment(
@@ -84,18 +100,25 @@ def ray_serve(setup: Setup) -> Iterator[Server]:
             application = deployment.bind(setup.model, setup.weights, setup.cores, claims)
             handle: Any = serve.run(application, name="benchmark", route_prefix=None)
 
+            async def ask(image: Array) -> object:
+                return await handle.remote(image)
+
+            async def whoami() -> tuple[int, int]:
+                pid, core = await handle.whoami.remote()
+                return pid, core
+
             def infer(image: Array) -> Array:
-                return np.asarray(handle.remote(image).result(), dtype=np.float32)
+                return np.asarray(asyncio.run_coroutine_threadsafe(ask(image), loop).result(), dtype=np.float32)
 
             def submit(index: int) -> Future[object]:
                 row = index % len(setup.images)
-                return executor.submit(infer, setup.images[row : row + 1])
+                return asyncio.run_coroutine_threadsafe(ask(setup.images[row : row + 1]), loop)
 
             replicas: set[tuple[int, int]] = set()
             while len(replicas) < len(setup.cores):  # the router chooses, so ask until each has answered
-                replicas.add(tuple(handle.whoami.remote().result()))
+                replicas.add(asyncio.run_coroutine_threadsafe(whoami(), loop).result())
             yield Server(infer, submit, tuple(pid for pid, _ in sorted(replicas)))
-            serve.shutdown()
+            asyncio.run_coroutine_threadsafe(serve.shutdown_async(), loop).result()
     finally:
         with kept():
             ray.shutdown()

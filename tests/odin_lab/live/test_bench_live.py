@@ -145,7 +145,7 @@ def test_the_first_two_cores_or_those_named(monkeypatch):
         (["--policy", "foolish"], "foolish"),
         (["--also", "tensorrt"], "--also tensorrt: 'tensorrt' is unknown; there is serve, torch, or none"),
         (["--also", "none,torch"], "none goes with no others"),
-        (["--seconds", "15"], "no event begins within 15 s"),
+        (["--seconds", "5"], "no event begins within 5 s"),
         (["--seconds", "nan"], "--seconds nan is not a positive number"),
         (["--load", "cpu-101"], "did you mean 'cpu-100'"),
         (["--scenario", "x.toml", "--period", "3"], "--period means nothing with --scenario"),
