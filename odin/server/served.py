@@ -159,6 +159,11 @@ class ServedModel:
         """The result of a request, and what its answer says besides."""
         return await outcome(self.pipeline.asubmit(*arguments, timeout_s=timeout_s, timelines=timelines)), {}
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether it is known how an image becomes its only input."""
+        return self.preprocess is not None and len(self.signature.inputs) == 1
+
     def to_input(self, data: bytes) -> Tensor:
         """Turn an image file into the model's input; takes milliseconds.
 
@@ -167,7 +172,7 @@ class ServedModel:
         RequestError
             If it is no image, or how images become the model's input is not known.
         """
-        if self.preprocess is None or len(self.signature.inputs) != 1:
+        if self.preprocess is None or not self.takes_images:
             raise RequestError(
                 FailureKind.UNKNOWN_MEDIA,
                 f"model {self.config.name!r} takes tensors: how an image becomes its input is not known",

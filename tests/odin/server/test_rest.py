@@ -6,7 +6,9 @@ import asyncio
 import gzip
 import io
 import json
+import math
 import re
+import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -229,6 +231,14 @@ def test_every_datatype_in_json_and_in_binary(datatype: str) -> None:
         dataplane, path, **framed({**described, "parameters": {"binary_data_output": True}}, bits.tobytes())
     )
     assert response.content.endswith(bits.tobytes())
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "BF16"])
+@pytest.mark.parametrize("written", ["NaN, Infinity, -Infinity, 1", 'null, "Infinity", "-Infinity", 1'])
+def test_nan_and_infinities_come_back_as_they_went(datatype: str, written: str) -> None:
+    text = f'{{"inputs": [{{"name": "x", "shape": [4], "datatype": "{datatype}", "data": [{written}]}}]}}'
+    answer = post(dataplane_of(echo(datatype)), f"/v2/models/echo_{datatype}/infer", content=text.encode())
+    assert answer.json()["outputs"][0]["data"] == [None, "Infinity", "-Infinity", 1]
 
 
 def test_tensors_lie_in_the_body_that_was_received_and_are_aligned() -> None:
@@ -604,6 +614,49 @@ def test_an_image_within_json_as_base64() -> None:
     outputs = [{"name": "scores", "parameters": {"classification": 1}}]
     response = post(dataplane_of(colours()), "/v2/models/colours/infer", json={"inputs": [one], "outputs": outputs})
     assert response.json()["outputs"][0]["data"] == ["10.000000:0:red"]
+
+
+@pytest.mark.parametrize(("shape", "count"), [([1], 1), ([2], 2), ([2, 1], 2), ([], 1)])
+def test_images_as_elements_of_a_tensor(shape: list[int], count: int) -> None:
+    files = [picture("png", "red"), picture("jpeg", "blue")][:count]
+    raw = b"".join(struct.pack("<I", len(file)) + file for file in files)
+    size = {"binary_data_size": len(raw)}
+    one = {"name": "image", "shape": shape, "datatype": "BYTES", "parameters": size}
+    answer = post(dataplane_of(colours()), "/v2/models/colours/infer", **framed({"inputs": [one]}, raw))
+    output = answer.json()["outputs"][0]
+    assert output["shape"] == [count, 3]
+    assert np.reshape(output["data"], (count, 3)).argmax(1).tolist() == [0, 2][:count]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize(
+    ("model", "name", "shape"),
+    [
+        (double(), "x", [1, 3]),
+        (double(), "x", [1]),
+        (pair(), "a", [1]),
+        (echo("INT64"), "x", [0]),
+        (double(), "z", [1]),
+    ],
+)
+def test_bytes_are_another_datatype_to_a_model_of_tensors(
+    model: UnrealModel, name: str, shape: list[int], binary: bool
+) -> None:
+    count = math.prod(shape)
+    one: dict[str, Any] = {"name": name, "shape": shape, "datatype": "BYTES"}
+    raw = b""
+    if binary:
+        raw = struct.pack("<I1s", 1, b"a") * count
+        one["parameters"] = {"binary_data_size": len(raw)}
+    else:
+        one["data"] = ["a"] * count
+    path = f"/v2/models/{model.config.name}/infer"
+    told = error_of(post(dataplane_of(model), path, **framed({"inputs": [one]}, raw)), 400)
+    known = model.signature.inputs[0]
+    if name == "z":
+        assert told == "there is no input 'z'; there are 'x'"
+    else:
+        assert told == f"input {name!r} is of datatype BYTES, the model takes {known.datatype.name}"
 
 
 # -- repository --------------------------------------------------------------------------------------------------------
