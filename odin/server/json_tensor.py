@@ -2,9 +2,9 @@
 
 Numbers are never wrapped or cut to fit a datatype: what a datatype cannot hold is an error that names it. FP16 and BF16
 are JSON numbers, rounded to the nearest value. JSON has neither NaN nor infinities: NaN is ``null``, infinities are the
-strings ``"Infinity"`` and ``"-Infinity"``, as in protobuf's JSON; NumPy makes numbers of both. Elements of BYTES are JSON
-strings, which stand for their UTF-8; with the parameter ``content_type: base64`` they are base64, which answers use if an
-element is not UTF-8.
+strings ``"Infinity"`` and ``"-Infinity"``, as in protobuf's JSON; NumPy makes numbers of both. Elements of BYTES are
+JSON strings, which stand for their UTF-8; with the parameter ``content_type: base64`` they are base64, which answers
+use if an element is not UTF-8.
 """
 
 from __future__ import annotations
