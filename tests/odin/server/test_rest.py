@@ -586,9 +586,9 @@ def test_an_images_deadline_and_priority_stand_in_its_url() -> None:
         ("tpo=3", "there is no parameter 'tpo' of an image; there are top, timeout, priority"),
         ("timeout=5&deadline=3", "there is no parameter 'deadline' of an image"),
         ("timeout=1&timeout=2", "timeout is given twice in the URL"),
-        ("timeout=5ms", "parameter 'timeout' is '5ms', and no whole number from 0 on"),
-        ("priority=-1", "parameter 'priority' is '-1', and no whole number from 0 on"),
-        ("timeout=", "parameter 'timeout' is '', and no whole number from 0 on"),
+        ("timeout=5ms", "parameter 'timeout' is '5ms', and no whole number from 0 to 2^63 - 1"),
+        ("priority=-1", "parameter 'priority' is '-1', and no whole number from 0 to 2^63 - 1"),
+        ("timeout=", "parameter 'timeout' is '', and no whole number from 0 to 2^63 - 1"),
     ],
 )
 def test_what_may_not_stand_in_an_images_url(asked: str, says: str) -> None:
@@ -599,6 +599,50 @@ def test_what_may_not_stand_in_an_images_url(asked: str, says: str) -> None:
         headers={"Content-Type": "image/png"},
     )
     assert says in error_of(answer, 400)
+
+
+NO_COUNTS: list[Any] = [
+    -1,
+    0.5,
+    True,
+    2**63,
+    10**400,
+    "",
+    "-1",
+    "0.5",
+    "9" * 20,
+    "1" * 400,
+    "1" * 5000,
+    "\u0663",
+    1e300,
+]
+"""Values of a parameter that are no whole numbers from 0 to 2^63 - 1."""
+
+
+@pytest.mark.parametrize("name", ["timeout", "priority"])
+@pytest.mark.parametrize("value", NO_COUNTS)
+def test_parameters_that_are_no_counts(name: str, value: Any) -> None:
+    told = error_of(
+        post(dataplane_of(double()), "/v2/models/double/infer", json=rows([1, 2, 3], parameters={name: value})), 400
+    )
+    assert told == f"parameter {name!r} is {repr(value)[:40]}, and no whole number from 0 to 2^63 - 1"
+
+
+@pytest.mark.parametrize("name", ["timeout", "priority"])
+@pytest.mark.parametrize("value", [0, 2**63 - 1, "0", "9" * 18, "0" * 19])
+def test_parameters_that_are_counts(name: str, value: Any) -> None:
+    content = rows([1, 2, 3], parameters={name: value})
+    assert post(dataplane_of(double()), "/v2/models/double/infer", json=content).status_code == 200
+
+
+@pytest.mark.parametrize("value", NO_COUNTS)
+def test_a_classification_is_a_count(value: Any) -> None:
+    content = rows([1, 2, 3], outputs=[{"name": "y", "parameters": {"classification": value}}])
+    answer = post(dataplane_of(double()), "/v2/models/double/infer", json=content)
+    if isinstance(value, int) and value > 1:
+        assert len(answer.json()["outputs"][0]["data"]) == 3  # all that there are
+    else:
+        error_of(answer, 400)
 
 
 def test_an_image_within_json_as_base64() -> None:
