@@ -1,9 +1,10 @@
 """The same requests of the Open Inference Protocol to ``odin serve`` and to MLServer: do they give the same answers?
 
-Both serve the same model, MLServer by a few lines in benchmarks/serving_mlserver.py. Compared are the HTTP status or
+Both serve the same models, MLServer by a few lines in benchmarks/serving_mlserver.py. Compared are the HTTP status or
 the gRPC code, and of an inference the id, the names of models, shapes, and values within 1e-4; output names are each
-server's own. No timing: what differs is listed with both answers, and is not always a fault of either.
-``python -m benchmarks.conformance --python FILE``, where FILE is a Python that has MLServer.
+server's own. With ``--kserve`` KServe's own client asks both, too, see benchmarks/serving_kserve.py, and what it makes
+of the answers is compared. No timing: what differs is listed with both answers, and is not always a fault of either.
+``python -m benchmarks.conformance --python FILE --kserve FILE``: a Python that has MLServer, one that has kserve.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
+import torch
+from PIL import Image
 
 from benchmarks.common import Environment, pinned, report, write_result
-from benchmarks.serving_servers import Served, odin_server, rival_server
+from benchmarks.serving_servers import Served, rival_server, start
 from odin.server.grpc_messages import inference
 from odin.stages.device import usable_cores
 from odin_lab.load.client import Input
@@ -29,7 +34,7 @@ from odin_lab.load.client import Input
 __all__ = ["main"]
 
 _SIZE, _TOLERANCE = 64, 1e-4
-_MOST_TEXT = 70
+_MOST_TEXT, _FEW = 90, 4
 
 
 class Answer(NamedTuple):
@@ -45,15 +50,29 @@ class Answer(NamedTuple):
             return True
         if self.values is None or other.values is None:
             return (self.values is None) != (other.values is None)
-        return self.values.shape != other.values.shape or not np.allclose(self.values, other.values, atol=_TOLERANCE)
+        return self.values.shape != other.values.shape or not np.allclose(
+            self.values, other.values, atol=_TOLERANCE, equal_nan=True
+        )
 
     def text(self) -> str:
         """For the table."""
-        shape = "" if self.values is None else f" {list(self.values.shape)}"
-        return f"{self.status} {dict(self.about) or ''}{shape}"[:_MOST_TEXT]
+        told = "" if self.values is None else f" {list(self.values.shape)}"
+        if self.values is not None and self.values.size <= _FEW:
+            told = f": {str(self.values.ravel().tolist())[1:-1]}"
+        return f"{self.status} {dict(self.about) or ''}{told}"[:_MOST_TEXT]
 
 
 Ask = Callable[[Served, str], Answer]
+
+
+class _Reciprocal(torch.nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.reciprocal(values)
+
+
+def reciprocal() -> tuple[torch.nn.Module, tuple[torch.Tensor]]:
+    """1 / x of each of four numbers: a model whose answers have infinities."""
+    return _Reciprocal(), (torch.ones(1, 4),)
 
 
 def main() -> int:
@@ -61,29 +80,52 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mobilenet_v2")
     parser.add_argument("--python", default=sys.executable, metavar="FILE", help="which has MLServer")
+    parser.add_argument("--kserve", metavar="FILE", help="a Python that has kserve, whose client then asks both, too")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     arguments = parser.parse_args()
     environment = Environment.collect(("torch", "uvicorn", "grpcio", "mlserver"))
     cores, inputs = usable_cores()[:2], (Input("input", "FP32", (1, 3, _SIZE, _SIZE)),)
-    size = ("--image-size", str(_SIZE))
-    found: dict[str, dict[str, Answer]] = {}
-    with pinned(cores):
-        with odin_server(arguments.model, cores, inputs, more=size) as served:
-            name = json.loads(_http(served, "GET", "/v2/models/net")[2])["inputs"][0]["name"]
-            found["odin"] = {title: ask(served, name) for title, ask in REQUESTS.items()}
+    with pinned(cores), tempfile.TemporaryDirectory() as scratch:
+        folder, image = Path(scratch) / "models", Path(scratch) / "image.png"
+        Image.fromarray((255 * _image()[0].transpose(1, 2, 0)).astype(np.uint8)).save(image)
+        with start(_odin(folder, arguments.model, cores), inputs) as served:
+            ours = _ask(served, arguments.kserve, image)
         with rival_server("mlserver", arguments.model, cores, inputs, python=arguments.python) as served:
-            found["mlserver"] = {title: ask(served, name) for title, ask in REQUESTS.items()}
-    ours, theirs = found["odin"], found["mlserver"]
+            theirs = _ask(served, arguments.kserve, image)
     rows = [
-        [title, ours[title].text(), theirs[title].text() if ours[title].differs(theirs[title]) else "the same"]
-        for title in REQUESTS
+        [title, answer.text(), theirs[title].text() if answer.differs(theirs[title]) else "the same"]
+        for title, answer in ours.items()
     ]
     report("The same requests", ["request", "odin serve", "MLServer"], rows, environment)
-    same = sum(not ours[title].differs(theirs[title]) for title in REQUESTS)
-    print(f"{same} of {len(REQUESTS)} the same")
-    results = {title: [ours[title].text(), theirs[title].text()] for title in REQUESTS}
+    print(f"{sum(row[-1] == 'the same' for row in rows)} of {len(rows)} the same")
+    results = {title: [answer.text(), theirs[title].text()] for title, answer in ours.items()}
     write_result(arguments.output, environment=environment, parameters=vars(arguments), results=results)
     return 0
+
+
+def _odin(folder: Path, model: str, cores: Sequence[int]) -> list[str]:
+    """How ``odin serve`` is told of both models."""
+    folder.mkdir(mode=0o700)
+    stages = json.dumps([f"cpu:{core}" for core in cores])
+    (folder / "net.toml").write_text(f'source = "{model}"\nimage_size = {_SIZE}\nstages = {stages}\n')
+    (folder / "reciprocal.toml").write_text(
+        f'source = "benchmarks.conformance:reciprocal"\nstages = ["cpu:{cores[0]}"]\n'
+    )
+    return [sys.executable, "-m", "odin", "serve", str(folder), "--http-port", "0", "--grpc-port", "0"]
+
+
+def _ask(served: Served, kserve: str | None, image: Path) -> dict[str, Answer]:
+    """Send one server all requests."""
+    found = {title: ask(served, "input") for title, ask in REQUESTS.items()}
+    if kserve is None:
+        return found
+    script = Path(__file__).with_name("serving_kserve.py")
+    command = [kserve, str(script), served.ways["rest"].url, urlsplit(served.ways["grpc"].url).netloc, str(image)]
+    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=600).stdout)
+    for title, one in told.items():
+        values = np.array([float(value) for value in one["values"]]).reshape(one["shape"]) if "values" in one else None
+        found[f"kserve, {title}"] = Answer(one["status"], one.get("about", {}), values)
+    return found
 
 
 def _http(

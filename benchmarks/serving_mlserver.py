@@ -9,6 +9,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 from mlserver import MLModel, ModelSettings
 from mlserver.codecs import NumpyCodec
 from mlserver.settings import ModelParameters
@@ -16,13 +17,28 @@ from mlserver.types import InferenceRequest, InferenceResponse
 
 from benchmarks.serving_rival import Array, pinned_model
 
-__all__ = ["TorchModel", "settings"]
+__all__ = ["Reciprocal", "TorchModel", "reciprocal_settings", "settings"]
 
 
 def settings(model: str, cores: tuple[int, ...], claims: str) -> Any:
     """How MLServer is told of it."""
     extra = {"model": model, "cores": list(cores), "claims": claims}
     return ModelSettings(name="net", implementation=TorchModel, parameters=ModelParameters(extra=extra))
+
+
+def reciprocal_settings() -> Any:
+    """The same of :class:`Reciprocal`."""
+    return ModelSettings(name="reciprocal", implementation=Reciprocal)
+
+
+class Reciprocal(MLModel):  # type: ignore[misc]  # MLServer is not installed everywhere
+    """1 / x of each element, for benchmarks/conformance.py: its answers have infinities."""
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """Answer a request."""
+        with np.errstate(divide="ignore"):
+            output = np.float32(1) / NumpyCodec.decode_input(payload.inputs[0])
+        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("output", output)])
 
 
 class TorchModel(MLModel):  # type: ignore[misc]  # MLServer is not installed everywhere

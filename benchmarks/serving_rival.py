@@ -147,7 +147,8 @@ def mlserver(model: str, cores: tuple[int, ...], ready: Path, claims: str) -> No
 
     async def serve() -> None:
         server = MLServer(settings)
-        loading = asyncio.create_task(server.start([serving_mlserver.settings(model, cores, claims)]))
+        models = [serving_mlserver.settings(model, cores, claims), serving_mlserver.reciprocal_settings()]
+        loading = asyncio.create_task(server.start(models))
         await asyncio.to_thread(write_ready, ready, http=http_port, grpc=grpc_port)
         await loading
 

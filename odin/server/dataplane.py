@@ -156,8 +156,8 @@ class DataPlane:
                 self.under_way -= 1
 
     async def _decoded(self, model: ServedModel, request: InferRequest) -> InferRequest:
-        """The request with image files, which are elements of a BYTES tensor, as the model's input."""
-        if len(request.inputs) != 1 or request.inputs[0].datatype.name != "BYTES":
+        """The request with image files, which are elements of a BYTES tensor, as the input of a model of images."""
+        if not model.takes_images or len(request.inputs) != 1 or request.inputs[0].datatype.name != "BYTES":
             return request
         files = request.inputs[0].array.ravel()
         if len(files) == 0:

@@ -1,9 +1,10 @@
 """Tensors as JSON arrays, flat or nested, and back.
 
 Numbers are never wrapped or cut to fit a datatype: what a datatype cannot hold is an error that names it. FP16 and BF16
-are JSON numbers, rounded to the nearest value. ``null`` is NaN in a request, and NaN and infinities are ``null`` in an
-answer, since JSON has neither. Elements of BYTES are JSON strings, which stand for their UTF-8; with the parameter
-``content_type: base64`` they are base64, which answers use if an element is not UTF-8.
+are JSON numbers, rounded to the nearest value. JSON has neither NaN nor infinities: NaN is ``null``, infinities are the
+strings ``"Infinity"`` and ``"-Infinity"``, as in protobuf's JSON; NumPy makes numbers of both. Elements of BYTES are
+JSON strings, which stand for their UTF-8; with the parameter ``content_type: base64`` they are base64, which answers
+use if an element is not UTF-8.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _ARRAYS_ONLY = (
 )
 _SPACE = b" \t\r\n"
 _FLOATS = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "BF16": np.float32}
+_NAMED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _BF16_SHIFT, _BF16_LEAST, _BF16_INFINITY = np.uint32(16), np.uint32(0x7FFF), np.uint32(0x7F80)
 
 
@@ -72,9 +74,12 @@ def from_json(
 
 
 def to_json(datatype: Datatype, array: npt.NDArray[Any]) -> list[Any]:
-    """Return a tensor's elements, none of BYTES, flat, row by row, as what becomes JSON."""
+    """Return a tensor's elements, none of BYTES, flat, row by row, as what becomes JSON: NaN becomes ``null``."""
     values = _from_bf16(array) if datatype.name == "BF16" else array
     elements: list[Any] = values.ravel().tolist()
+    if datatype.name in _FLOATS:
+        for index in np.flatnonzero(np.isinf(values)):
+            elements[index] = "Infinity" if elements[index] > 0 else "-Infinity"
     return elements
 
 
@@ -185,6 +190,8 @@ def _element_of(datatype: Datatype) -> Callable[[Any], Any]:
     name = datatype.name
 
     def number(value: Any) -> float:
+        if isinstance(value, str) and value in _NAMED:
+            return _NAMED[value]
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise TypeError
         return math.nan if value is None else float(value)

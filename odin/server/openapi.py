@@ -278,8 +278,8 @@ def _schemas() -> dict[str, Any]:
         "Loaded": _object({"name": text}),
         "TensorData": {
             "type": "array",
-            "description": "Flat or nested, row by row; null is NaN. BYTES are strings, or base64 with the parameter "
-            "content_type: base64",
+            "description": "Flat or nested, row by row; null is NaN, and infinities are the strings Infinity and "
+            "-Infinity. BYTES are strings, or base64 with the parameter content_type: base64",
             "items": {"anyOf": [scalar, _ref("TensorData")]},
         },
         "InferRequest": _object(

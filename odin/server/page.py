@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from odin.monitor.json_text import json_text
 from odin.server.dataplane import DataPlane
-from odin.server.page_view import page_view
+from odin.server.page_view import page_models
 from odin.server.views import views_of
 from odin.version import __version__
 
@@ -111,9 +111,9 @@ class Feed:
         await asyncio.sleep(max(0.0, self._next_s - self._clock()))
         self._next_s = self._clock() + self._every_s
         dataplane = self.dataplane
-        models = dataplane.index()
+        states = dataplane.index()
         served = dict(dataplane.repository.all_served())
-        views = await asyncio.to_thread(lambda: {name: page_view(view) for name, view in views_of(served).items()})
+        models = await asyncio.to_thread(lambda: page_models(states, served, views_of(served)))
         return json_text(
             {
                 "server": {
@@ -122,7 +122,7 @@ class Feed:
                     "draining": dataplane.draining,
                     "under_way": dataplane.under_way,
                 },
-                "models": [{**model._asdict(), "view": views.get(model.name)} for model in models],
+                "models": models,
             }
         )
 

@@ -1,9 +1,9 @@
-"""A pipeline's view as the page shows it: small enough to be sent each second."""
+"""Models and their pipelines as the page shows them: small enough to be sent each second."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,8 +11,12 @@ import msgspec
 from odin.monitor.view.event_text import plan_text, stage_cause, tenants_text, tuned_text
 from odin.monitor.view.pipeline_view import PipelineView, StageView
 from odin.monitor.view.windows_text import windows_text
+from odin.server.messages import ModelState
+from odin.server.served import ServedModel
+from odin.server.served_family import ServedFamily
+from odin.server.served_fleet import FleetModel
 
-__all__ = ["page_view"]
+__all__ = ["page_models", "page_view"]
 
 _MOST_EVENTS = 40
 _MOST_CELLS = 64
@@ -25,6 +29,33 @@ _KEPT = (
 _KEPT_OF_STAGE = (
     "stage", "device", "first", "last", "state", "time_s", "reference_s", "slowdown", "queue_s", "utilisation",
 )  # fmt: skip
+
+
+def page_models(
+    states: Sequence[ModelState], served: Mapping[str, ServedModel], views: Mapping[str, PipelineView]
+) -> list[dict[str, Any]]:
+    """What the page shows of all models: those with stages of their own, families and their variants, packed ones."""
+    told: list[tuple[int, dict[str, Any]]] = []
+    for state in states:
+        model, view = served.get(state.name), views.get(state.name)
+        is_family = isinstance(model, ServedFamily)
+        rank = 1 if is_family else 2 if isinstance(model, FleetModel) else 0
+        about = _about(model) if view is None else ""
+        told.append((rank, {**state._asdict(), "about": about, "view": None if view is None else page_view(view)}))
+        variants = [name for name in views if name.startswith(f"{state.name}/")] if is_family else []
+        told += [
+            (rank, {**state._asdict(), "name": name, "about": "", "view": page_view(views[name])}) for name in variants
+        ]
+    return [one for _, one in sorted(told, key=lambda one: one[0])]
+
+
+def _about(model: ServedModel | None) -> str:
+    """What a model is that has no stages of its own to be shown, and how its requests went."""
+    if not isinstance(model, ServedFamily | FleetModel):
+        return ""
+    totals = model.statistics.totals()
+    kind = "a family of variants" if isinstance(model, ServedFamily) else "packed"
+    return f"{kind}, {totals.succeeded:,} requests answered, {totals.failed:,} not"
 
 
 def page_view(view: PipelineView) -> dict[str, Any]:

@@ -41,6 +41,7 @@ __all__ = ["ServedModel", "outcome", "read_labels", "whole_number"]
 _Result = TypeVar("_Result")
 
 _MICROSECONDS = 1e-6
+_MOST_DIGITS, _MOST_TOLD = 19, 40
 
 
 class ServedModel:
@@ -159,6 +160,11 @@ class ServedModel:
         """The result of a request, and what its answer says besides."""
         return await outcome(self.pipeline.asubmit(*arguments, timeout_s=timeout_s, timelines=timelines)), {}
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether it is known how an image becomes its only input."""
+        return self.preprocess is not None and len(self.signature.inputs) == 1
+
     def to_input(self, data: bytes) -> Tensor:
         """Turn an image file into the model's input; takes milliseconds.
 
@@ -167,7 +173,7 @@ class ServedModel:
         RequestError
             If it is no image, or how images become the model's input is not known.
         """
-        if self.preprocess is None or len(self.signature.inputs) != 1:
+        if self.preprocess is None or not self.takes_images:
             raise RequestError(
                 FailureKind.UNKNOWN_MEDIA,
                 f"model {self.config.name!r} takes tensors: how an image becomes its input is not known",
@@ -287,12 +293,13 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def whole_number(parameters: Any, name: str) -> int:
-    """A parameter that is a whole number >= 0; 0 if it is not given."""
+    """A parameter that is a whole number >= 0, and no larger than gRPC's are; 0 if it is not given."""
     value = parameters.get(name, 0)
-    if isinstance(value, str) and value.isascii() and value.isdecimal():  # as some clients send it
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RequestError(FailureKind.INVALID, f"parameter {name!r} is {value!r}, and no whole number from 0 on")
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _MOST_DIGITS:
+        value = int(value)  # as some clients send it
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        told = repr(value)[:_MOST_TOLD]
+        raise RequestError(FailureKind.INVALID, f"parameter {name!r} is {told}, and no whole number from 0 to 2^63 - 1")
     return value
 
 

@@ -184,10 +184,10 @@ def _share(parameters: Mapping[str, Parameter], name: str) -> float:
     value = parameters.get(name, 0.0)
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         number = math.nan
     if not 0 <= number <= 1:
-        raise RequestError(FailureKind.INVALID, f"parameter {name!r} is {value!r}, and no share from 0 to 1")
+        raise RequestError(FailureKind.INVALID, f"parameter {name!r} is {value!r:.40}, and no share from 0 to 1")
     return number
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import socket
 import threading
 from pathlib import Path
@@ -19,6 +20,8 @@ from odin.server.dataplane import DataPlane
 from odin.server.datatypes import DATATYPES
 from odin.server.messages import InferResponse, Tensor
 from odin.server.repository import Repository
+from odin.server.served_family import ServedFamily
+from odin.server.served_fleet import FleetModel
 from odin.server.statistics import Statistics
 from odin.testing import timeline
 
@@ -57,6 +60,30 @@ class FakeModel:
 
     def close(self, **options):
         pass
+
+
+class FakeFamily(ServedFamily):
+    """A family whose variants have gone through these events."""
+
+    def __init__(self, config, stories):
+        self.config, self.statistics, self.under_way = config, Statistics(), 0
+        self.variants = {name: FakeModel(config, events) for name, events in stories.items()}
+
+    def views(self):
+        return {name: model.view() for name, model in self.variants.items()}
+
+
+class FakePacked(FleetModel):
+    """A packed model that is not asked for anything."""
+
+    def __init__(self, config):
+        self.config, self.statistics, self.under_way = config, Statistics(), 0
+
+
+def serve_made_up(repository, model):
+    """Let a model serve a name that the repository has not yet."""
+    repository._entries[model.config.name] = entry = copy.copy(next(iter(repository._entries.values())))
+    entry.config, entry.served = model.config, model
 
 
 def fake_dataplane(stories):

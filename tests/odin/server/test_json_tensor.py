@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any
 
 import msgspec
@@ -94,16 +96,54 @@ def test_whole_numbers_may_be_written_as_floats_and_booleans_as_numbers() -> Non
     assert read("BOOL", [3], [0, 1, True]).tolist() == [False, True, True]
 
 
-def test_null_is_nan() -> None:
-    for name in ("FP16", "FP32", "FP64"):
-        assert np.isnan(read(name, [2], [None, 1.0])).tolist() == [True, False]
-    nan = read("BF16", [2], [None, 1.0])
-    assert np.isnan(to_json(DATATYPES["BF16"], nan)[0])
+FLOATS = ("FP16", "FP32", "FP64", "BF16")
+BEYOND = [math.nan, math.inf, -math.inf, 1.0]
+"""What JSON has no numbers for, and one for which it has."""
 
 
-def test_nan_and_infinities_are_null_in_json() -> None:
-    elements = to_json(DATATYPES["FP32"], np.array([np.nan, np.inf, -np.inf, 1], np.float32))
-    assert msgspec.json.encode(elements) == b"[null,null,null,1.0]"
+def held(name: str, values: list[float]) -> np.ndarray:
+    """As the datatype has it, exact for the values here."""
+    if name == "BF16":
+        return (np.array(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return np.array(values, DATATYPES[name].held_as)
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_nan_and_infinities_of_an_answer(name: str) -> None:
+    text = msgspec.json.encode(to_json(DATATYPES[name], held(name, [*BEYOND, -0.0])))
+    assert text == b'[null,"Infinity","-Infinity",1.0,-0.0]'
+    read_by_clients = np.array(json.loads(text), np.float64)  # as tritonclient and KServe's do
+    np.testing.assert_array_equal(read_by_clients, [*BEYOND, 0.0])
+    square = held(name, BEYOND).reshape(2, 2).T
+    assert json.loads(msgspec.json.encode(to_json(DATATYPES[name], square))) == [None, "-Infinity", "Infinity", 1]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[null, "Infinity", "-Infinity", 1.0]',
+        '["NaN", "Infinity", "-Infinity", 1]',
+        '[[null, "Infinity"], ["-Infinity", 1]]',
+    ],
+)
+def test_nan_and_infinities_of_a_request(name: str, text: str) -> None:
+    array = read(name, [2, 2] if text.startswith("[[") else [4], text)
+    values = np.array([math.nan if one is None else float(one) for one in to_json(DATATYPES[name], array)])
+    np.testing.assert_array_equal(values, BEYOND)
+
+
+@pytest.mark.parametrize("name", [*INTEGERS, "BOOL"])
+@pytest.mark.parametrize("value", [None, "NaN", "Infinity", "-Infinity"])
+def test_only_floats_have_nan_and_infinities(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"element 0 of 'data' is {value!r}; {name} takes"):
+        read(name, [1], [value])
+
+
+@pytest.mark.parametrize("value", ["inf", "Inf", "infinity", "+Infinity", "nan", "1.5", ""])
+def test_other_strings_are_no_numbers(value: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(f"element 0 of 'data' is {value!r}; FP32 takes a number")):
+        read("FP32", [1], [value])
 
 
 def test_data_flat_or_nested_is_the_same() -> None:

@@ -11,10 +11,11 @@ import urllib.error
 import urllib.request
 
 import pytest
-from fake_serving import FakeModel, fake_dataplane, served_http
+from fake_serving import FakeFamily, FakeModel, FakePacked, fake_dataplane, serve_made_up, served_http
 from synthetic_run import interference, many_stages, request, run_started
 
 from odin.server.config import ModelConfig
+from odin.server.failures import FailureKind
 from odin.server.page import Feed, page_routes
 from odin.server.page_view import page_view
 from odin.testing import FakeClock
@@ -143,6 +144,23 @@ def test_the_state_is_made_once_for_all_who_wait(dataplane):
     states, other = asyncio.run(wait())
     assert states == {other}
     assert len(views) == 2
+
+
+def test_families_stand_before_their_variants_and_packed_models_last(dataplane):
+    stories = {"large": [run_started((9, 9))], "small": [run_started((3, 15))]}
+    family = FakeFamily(ModelConfig(name="aa", source="", version="7"), stories)
+    for model in (FakePacked(ModelConfig(name="a0", source="")), family):
+        serve_made_up(dataplane.repository, model)
+    family.statistics.add(samples=3, input_s=0.0, compute_s=0.1, output_s=0.0)
+    family.statistics.add_failure(FailureKind.LATE, request_s=0.1)
+    models = json.loads(asyncio.run(Feed(dataplane, every_s=0.0).next()))["models"]
+    assert [model["name"] for model in models] == ["a", "b", "aa", "aa/large", "aa/small", "a0"]
+    assert [model["view"] is None for model in models] == [False, False, True, False, False, True]
+    assert [model["about"] for model in models] == [
+        "", "", "a family of variants, 1 requests answered, 1 not", "", "", "packed, 0 requests answered, 0 not",
+    ]  # fmt: skip
+    assert [model["version"] for model in models[2:5]] == ["7"] * 3
+    assert models[4]["view"]["plan"] == "3|15"
 
 
 def test_a_view_becomes_plain_values():

@@ -7,12 +7,13 @@ import threading
 
 import pytest
 from chromium import chromium
-from fake_serving import fake_dataplane, serve_fake, served_http
+from fake_serving import FakeFamily, FakePacked, fake_dataplane, serve_fake, serve_made_up, served_http
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from synthetic_run import interference, run_started
 
 from odin.monitor.events import Attributed, Culprit, PlanChanged, SlowdownChanged, StageBack, StageLost
+from odin.server.config import ModelConfig
 from odin.server.page import page_routes
 
 pytestmark = pytest.mark.slow
@@ -127,6 +128,25 @@ def test_models_come_and_go(browser, dataplane):
         browser.wait_for("document.body.innerText.includes('plan 3|15')")
         del dataplane.repository._entries["calm"]
         browser.wait_for("document.querySelectorAll('article').length == 1")
+
+
+def test_a_family_and_a_packed_model_have_a_line_each(browser, dataplane):
+    stories = {"large": [run_started((9, 9))], "small": [run_started((3, 15))]}
+    family = FakeFamily(ModelConfig(name="family", source=""), stories)
+    with shown(browser, dataplane):
+        for model in (family, FakePacked(ModelConfig(name="packed", source=""))):
+            serve_made_up(dataplane.repository, model)
+        browser.wait_for("document.querySelectorAll('article table tbody').length == 4")
+        boxes = browser.script(
+            "return [...document.querySelectorAll('article')].map(a => [a.querySelector('h2').textContent, "
+            "a.getBoundingClientRect().top, a.getBoundingClientRect().width])"
+        )
+        top = {name: top for name, top, _ in boxes}
+        wide = {name for name, _, width in boxes if width > 1000}
+        assert wide == {"family", "packed"}
+        assert top["busy"] == top["calm"] < top["family"] < top["family/large"] == top["family/small"] < top["packed"]
+        assert "a family of variants, 0 requests answered, 0 not" in browser.text()
+        assert browser.complaints() == []
 
 
 def test_a_token_is_asked_for_and_sent(browser, dataplane):

@@ -6,7 +6,9 @@ import asyncio
 import gzip
 import io
 import json
+import math
 import re
+import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -229,6 +231,14 @@ def test_every_datatype_in_json_and_in_binary(datatype: str) -> None:
         dataplane, path, **framed({**described, "parameters": {"binary_data_output": True}}, bits.tobytes())
     )
     assert response.content.endswith(bits.tobytes())
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "BF16"])
+@pytest.mark.parametrize("written", ["NaN, Infinity, -Infinity, 1", 'null, "Infinity", "-Infinity", 1'])
+def test_nan_and_infinities_come_back_as_they_went(datatype: str, written: str) -> None:
+    text = f'{{"inputs": [{{"name": "x", "shape": [4], "datatype": "{datatype}", "data": [{written}]}}]}}'
+    answer = post(dataplane_of(echo(datatype)), f"/v2/models/echo_{datatype}/infer", content=text.encode())
+    assert answer.json()["outputs"][0]["data"] == [None, "Infinity", "-Infinity", 1]
 
 
 def test_tensors_lie_in_the_body_that_was_received_and_are_aligned() -> None:
@@ -576,9 +586,9 @@ def test_an_images_deadline_and_priority_stand_in_its_url() -> None:
         ("tpo=3", "there is no parameter 'tpo' of an image; there are top, timeout, priority"),
         ("timeout=5&deadline=3", "there is no parameter 'deadline' of an image"),
         ("timeout=1&timeout=2", "timeout is given twice in the URL"),
-        ("timeout=5ms", "parameter 'timeout' is '5ms', and no whole number from 0 on"),
-        ("priority=-1", "parameter 'priority' is '-1', and no whole number from 0 on"),
-        ("timeout=", "parameter 'timeout' is '', and no whole number from 0 on"),
+        ("timeout=5ms", "parameter 'timeout' is '5ms', and no whole number from 0 to 2^63 - 1"),
+        ("priority=-1", "parameter 'priority' is '-1', and no whole number from 0 to 2^63 - 1"),
+        ("timeout=", "parameter 'timeout' is '', and no whole number from 0 to 2^63 - 1"),
     ],
 )
 def test_what_may_not_stand_in_an_images_url(asked: str, says: str) -> None:
@@ -589,6 +599,50 @@ def test_what_may_not_stand_in_an_images_url(asked: str, says: str) -> None:
         headers={"Content-Type": "image/png"},
     )
     assert says in error_of(answer, 400)
+
+
+NO_COUNTS: list[Any] = [
+    -1,
+    0.5,
+    True,
+    2**63,
+    10**400,
+    "",
+    "-1",
+    "0.5",
+    "9" * 20,
+    "1" * 400,
+    "1" * 5000,
+    "\u0663",
+    1e300,
+]
+"""Values of a parameter that are no whole numbers from 0 to 2^63 - 1."""
+
+
+@pytest.mark.parametrize("name", ["timeout", "priority"])
+@pytest.mark.parametrize("value", NO_COUNTS)
+def test_parameters_that_are_no_counts(name: str, value: Any) -> None:
+    told = error_of(
+        post(dataplane_of(double()), "/v2/models/double/infer", json=rows([1, 2, 3], parameters={name: value})), 400
+    )
+    assert told == f"parameter {name!r} is {repr(value)[:40]}, and no whole number from 0 to 2^63 - 1"
+
+
+@pytest.mark.parametrize("name", ["timeout", "priority"])
+@pytest.mark.parametrize("value", [0, 2**63 - 1, "0", "9" * 18, "0" * 19])
+def test_parameters_that_are_counts(name: str, value: Any) -> None:
+    content = rows([1, 2, 3], parameters={name: value})
+    assert post(dataplane_of(double()), "/v2/models/double/infer", json=content).status_code == 200
+
+
+@pytest.mark.parametrize("value", NO_COUNTS)
+def test_a_classification_is_a_count(value: Any) -> None:
+    content = rows([1, 2, 3], outputs=[{"name": "y", "parameters": {"classification": value}}])
+    answer = post(dataplane_of(double()), "/v2/models/double/infer", json=content)
+    if isinstance(value, int) and value > 1:
+        assert len(answer.json()["outputs"][0]["data"]) == 3  # all that there are
+    else:
+        error_of(answer, 400)
 
 
 def test_an_image_within_json_as_base64() -> None:
@@ -604,6 +658,49 @@ def test_an_image_within_json_as_base64() -> None:
     outputs = [{"name": "scores", "parameters": {"classification": 1}}]
     response = post(dataplane_of(colours()), "/v2/models/colours/infer", json={"inputs": [one], "outputs": outputs})
     assert response.json()["outputs"][0]["data"] == ["10.000000:0:red"]
+
+
+@pytest.mark.parametrize(("shape", "count"), [([1], 1), ([2], 2), ([2, 1], 2), ([], 1)])
+def test_images_as_elements_of_a_tensor(shape: list[int], count: int) -> None:
+    files = [picture("png", "red"), picture("jpeg", "blue")][:count]
+    raw = b"".join(struct.pack("<I", len(file)) + file for file in files)
+    size = {"binary_data_size": len(raw)}
+    one = {"name": "image", "shape": shape, "datatype": "BYTES", "parameters": size}
+    answer = post(dataplane_of(colours()), "/v2/models/colours/infer", **framed({"inputs": [one]}, raw))
+    output = answer.json()["outputs"][0]
+    assert output["shape"] == [count, 3]
+    assert np.reshape(output["data"], (count, 3)).argmax(1).tolist() == [0, 2][:count]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize(
+    ("model", "name", "shape"),
+    [
+        (double(), "x", [1, 3]),
+        (double(), "x", [1]),
+        (pair(), "a", [1]),
+        (echo("INT64"), "x", [0]),
+        (double(), "z", [1]),
+    ],
+)
+def test_bytes_are_another_datatype_to_a_model_of_tensors(
+    model: UnrealModel, name: str, shape: list[int], binary: bool
+) -> None:
+    count = math.prod(shape)
+    one: dict[str, Any] = {"name": name, "shape": shape, "datatype": "BYTES"}
+    raw = b""
+    if binary:
+        raw = struct.pack("<I1s", 1, b"a") * count
+        one["parameters"] = {"binary_data_size": len(raw)}
+    else:
+        one["data"] = ["a"] * count
+    path = f"/v2/models/{model.config.name}/infer"
+    told = error_of(post(dataplane_of(model), path, **framed({"inputs": [one]}, raw)), 400)
+    known = model.signature.inputs[0]
+    if name == "z":
+        assert told == "there is no input 'z'; there are 'x'"
+    else:
+        assert told == f"input {name!r} is of datatype BYTES, the model takes {known.datatype.name}"
 
 
 # -- repository --------------------------------------------------------------------------------------------------------

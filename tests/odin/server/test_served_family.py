@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,11 @@ def test_profiled_then_served_by_what_requests_ask_for(two_cores, tmp_path, caps
                 await dataplane.infer(request({"latency": 1}))
             assert late.value.kind is FailureKind.REFUSED
             assert "parameter 'reduced'" in str(late.value)
-            for wrong in ({"accuracy": 2}, {"accuracy": True}, {"latency": -1}, {"reduced": 1}):
+            for wrong in (
+                *({"accuracy": value} for value in (2, True, math.nan, "NaN", "x", 10**400, "1" * 5000)),
+                *({"latency": value} for value in (-1, 0.5, 2**63, 10**400, "1" * 400, "1" * 5000)),
+                *({"reduced": value} for value in (1, "yes", "", "1" * 5000)),
+            ):
                 with pytest.raises(RequestError, match=next(iter(wrong))) as caught:
                     await dataplane.infer(request(wrong))
                 assert caught.value.kind is FailureKind.INVALID
