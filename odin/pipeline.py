@@ -677,12 +677,6 @@ class Pipeline:
         assert forecast is not None
         return forecast
 
-    def slowdowns(self) -> Sequence[tuple[float, float]]:
-        """Of each stage its time now / baseline as its last micro-batch told it, and when that was (-inf: never)."""
-        self._check_process()
-        assert self._gateway is not None
-        return self._gateway.slowdowns()
-
     def _parts(self, values: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
         return split_inputs(self._form.layout(values), batch=self.batch)
 

@@ -16,10 +16,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import torch
+from torch.utils._pytree import tree_map_only
+
 from odin.control.supervision import EventRecorder
-from odin.errors import DeadlineExceededError, ForkedProcessError, OdinError, PipelineClosedError, StageLostError
+from odin.errors import (
+    DeadlineExceededError,
+    ForkedProcessError,
+    OdinError,
+    PipelineClosedError,
+    QueueFullError,
+    StageLostError,
+)
 from odin.family.counts import FamilyCounts, VariantCounts
-from odin.family.devices import SharedDevices
+from odin.family.devices import Begun, SharedDevices
 from odin.family.errors import refused
 from odin.family.facts import Choice, Facts, Prediction, Refusal, Seen, VariantPolicy, Want
 from odin.family.loading import Loading
@@ -32,6 +42,7 @@ from odin.monitor.eventlog import EventLog
 from odin.monitor.events import Event, RunEnded, RunStarted, StageDescription
 from odin.monitor.timing import RequestTimeline
 from odin.options import check_timeout
+from odin.partitioner.code.single import copied
 from odin.pipeline import Pipeline
 from odin.process.at_exit import close_at_exit
 from odin.process.forks import check_ray_is_ours, keep_from_children
@@ -165,13 +176,14 @@ class Family:
         self.memory_mib = memory_mib
         stages = stages if isinstance(stages, str) else tuple(map(str, stages))
         known = None if labelled is None else Labelled.of(*labelled)
-        self._under_way = [0] * len(self.variants)
         self._counts = FamilyCounts(len(self.variants))
         self._callbacks = Callbacks()
         self._at_exit = close_at_exit(self)
         try:
             self._recorder = EventRecorder(log, on_event)
-            self._devices = SharedDevices([variant.devices(stages) for variant in self.variants])
+            self._devices = SharedDevices(
+                [variant.devices(stages) for variant in self.variants], refuses=self.policy.refuses
+            )
             self._loading = Loading(self.variants, stages, policy=self.policy, emit=self._recorder.emit)
             profiles = self._loading.profiles(
                 VariantProfiles(), known, refresh=refresh_profile, memory_mib=memory_mib, on_progress=on_progress
@@ -211,7 +223,7 @@ class Family:
         Parameters
         ----------
         inputs
-            The model's arguments, as of :meth:`odin.Pipeline.submit`.
+            The model's arguments, as of :meth:`odin.Pipeline.submit`; the caller may change them afterwards.
         accuracy
             The least share of right answers that the variant has on labelled data, from 0 to 1.
         latency_s
@@ -250,25 +262,22 @@ class Family:
         request = self._request(inputs, accuracy, latency_s, reduced)
         while True:
             choice = self._choose(request)
-            if isinstance(choice, DeadlineExceededError):
+            if isinstance(choice, OdinError):
                 raise choice
             pipeline = self._pipeline(choice.variant)
             if pipeline is None:
                 request.loaded_for = choice
                 pipeline = await asyncio.wrap_future(self._load(choice.variant))
-            work_s = self._begin(choice.variant, request)
+            begun = self._begin(choice.variant, request)
             try:
                 value = await pipeline.asubmit(*inputs, timeout_s=request.left_s(), timelines=timelines)
-            except (DeadlineExceededError, PipelineClosedError, StageLostError) as error:
-                if self._again(choice.variant, request, error):
-                    self._end(choice, request, work_s, None)
-                    continue
-                self._end(choice, request, work_s, error)
-                raise
             except BaseException as error:
-                self._end(choice, request, work_s, error)
+                if self._again(choice.variant, request, error):
+                    self._end(begun, None)
+                    continue
+                self._end(begun, error)
                 raise
-            return self._answer(choice, request, work_s, value)
+            return self._answer(choice, request, begun, value)
 
     def ask(
         self, *, accuracy: float = 0.0, latency_s: float | None = None, reduced: bool = False, samples: int = 1
@@ -299,31 +308,29 @@ class Family:
         """Give a request to a variant, or to the next one if that turns it away."""
         while not reply.done():
             choice = self._choose(request)
-            if isinstance(choice, DeadlineExceededError):
+            if isinstance(choice, OdinError):
                 reply.settle(choice)
                 return
             pipeline = self._pipeline(choice.variant)
             if pipeline is None:
+                if request.loaded_for is None:  # the caller may change them, once this has returned
+                    request.inputs = tree_map_only(torch.Tensor, copied, request.inputs)
                 request.loaded_for = choice
                 loaded = self._load(choice.variant)
                 loaded.add_done_callback(lambda done: self._go_on(done, request, reply))
                 return
-            work_s = self._begin(choice.variant, request)
+            begun = self._begin(choice.variant, request)
             try:
                 inner = pipeline.submit(*request.inputs, timeout_s=request.left_s())
             except BaseException as error:
                 if self._again(choice.variant, request, error):
-                    self._end(choice, request, work_s, None)
+                    self._end(begun, None)
                     continue
-                self._end(choice, request, work_s, error)
+                self._end(begun, error)
                 raise
-            error_at_once = inner.exception() if inner.done() and not inner.cancelled() else None
-            if error_at_once is not None and self._again(choice.variant, request, error_at_once):
-                self._end(choice, request, work_s, None)
-                continue
             request.inputs = ()
             reply.on_cancel = partial(_cancel, inner)
-            when_done(inner, partial(self._settle, choice=choice, request=request, work_s=work_s, reply=reply))
+            when_done(inner, partial(self._settle, choice=choice, request=request, begun=begun, reply=reply))
             if reply.cancelled():
                 inner.cancel()
             return
@@ -340,19 +347,19 @@ class Family:
             reply.settle(defect)
 
     def _settle(
-        self, done: Future[Any], *, choice: Choice, request: _Asked, work_s: float, reply: Reply[Answer]
+        self, done: Future[Any], *, choice: Choice, request: _Asked, begun: Begun, reply: Reply[Answer]
     ) -> None:
         if done.cancelled():
-            self._end(choice, request, work_s, None)
+            self._end(begun, None)
             return
         error = done.exception()
         if error is not None:
-            self._end(choice, request, work_s, error)
+            self._end(begun, error)
             reply.settle(error)
         else:
-            reply.settle(self._answer(choice, request, work_s, done.result()))
+            reply.settle(self._answer(choice, request, begun, done.result()))
 
-    def _choose(self, request: _Asked) -> Choice | DeadlineExceededError:
+    def _choose(self, request: _Asked) -> Choice | OdinError:
         """The variant for a request, or why there is none."""
         now_s = time.perf_counter()
         want = request.want._replace(latency_s=request.want.latency_s - (now_s - request.begin_s))
@@ -369,7 +376,7 @@ class Family:
         return before if before is not None and before.variant == chosen.variant else chosen
 
     def _decide(self, want: Want, now_s: float, tried: Collection[int]) -> Choice | Refusal:
-        """Ask the policy; without the lock, since predictions take those of pipelines."""
+        """Ask the policy."""
         assert self._loading is not None
 
         def predict(variant: int, *, loaded: bool = False) -> Prediction:
@@ -381,44 +388,37 @@ class Family:
         """See :class:`odin.family.facts.Predict`."""
         assert self._loading is not None
         facts = self.facts[variant]
-        shared_s = self._devices.predict_s(variant, facts.latency_s(want.samples), now_s)
-        pipeline = self._loading.pipeline(variant)
-        if pipeline is None:
-            load_s = 0.0 if loaded else self._loading.left_s(variant, facts.load_s, now_s)
-            return Prediction(load_s + shared_s, load_s + shared_s)
-        try:
-            timeout_s = None if math.isinf(want.latency_s) else want.latency_s
-            forecast = pipeline.forecast(want.samples, timeout_s=timeout_s)
-        except OdinError:
-            return Prediction(math.inf, math.inf)
-        made_s = forecast.made_s
-        return Prediction(max(forecast.expected_s - made_s, shared_s), max(forecast.latest_s - made_s, shared_s))
-
-    def _begin(self, variant: int, request: _Asked) -> float:
-        work_s = self.facts[variant].cost_s * request.want.samples
+        load_s = 0.0
+        if not loaded and self._loading.pipeline(variant) is None:
+            load_s = self._loading.left_s(variant, facts.load_s, now_s)
         with self._lock:
-            self._under_way[variant] += 1
-            self._devices.begun(variant, work_s)
-        return work_s
+            forecast = self._devices.predict(variant, facts.latency_s(want.samples), now_s)
+        return Prediction(load_s + forecast.expected_s - now_s, load_s + forecast.latest_s - now_s)
 
-    def _end(self, choice: Choice, request: _Asked, work_s: float, error: BaseException | None) -> None:
+    def _begin(self, variant: int, request: _Asked) -> Begun:
+        facts, samples = self.facts[variant], request.want.samples
+        with self._lock:
+            return self._devices.begun(
+                variant,
+                facts.latency_s(samples),
+                facts.cost_s * samples,
+                time.perf_counter(),
+                deadline_s=request.begin_s + request.want.latency_s,
+            )
+
+    def _end(self, begun: Begun, error: BaseException | None) -> None:
         """A request that a variant has not answered is no longer with it."""
+        late = isinstance(error, DeadlineExceededError)
         with self._lock:
-            self._under_way[choice.variant] -= 1
-            self._devices.ended(choice.variant, work_s)
+            self._devices.ended(begun, time.perf_counter(), late=late)
             if error is not None:
-                self._counts.failed(choice.variant, late=isinstance(error, DeadlineExceededError))
+                self._counts.failed(begun.variant, late=late)
 
-    def _answer(self, choice: Choice, request: _Asked, work_s: float, value: Any) -> Answer:
-        assert self._loading is not None
-        variant, facts = choice.variant, self.facts[choice.variant]
-        actual_s = time.perf_counter() - request.begin_s
-        pipeline = self._loading.pipeline(variant)
-        slowdowns = () if pipeline is None else pipeline.slowdowns()
+    def _answer(self, choice: Choice, request: _Asked, begun: Begun, value: Any) -> Answer:
+        variant, facts, now_s = choice.variant, self.facts[choice.variant], time.perf_counter()
+        actual_s = now_s - request.begin_s
         with self._lock:
-            self._under_way[variant] -= 1
-            self._devices.ended(variant, work_s)
-            self._devices.told(variant, slowdowns)
+            self._devices.answered(begun, now_s)
             self._counts.answered(
                 variant, request.want.samples, predicted_s=choice.expected_s, actual_s=actual_s, step=choice.step
             )
@@ -427,7 +427,7 @@ class Family:
     def _again(self, variant: int, request: _Asked, error: BaseException) -> bool:
         """Whether to try another variant after this one turned a request away."""
         gone = isinstance(error, PipelineClosedError | StageLostError) and not self._closed
-        if isinstance(error, DeadlineExceededError) and error.refused:
+        if isinstance(error, QueueFullError):
             request.turned_away = error
         elif not gone:
             return False
@@ -446,7 +446,8 @@ class Family:
         loading = self._loading
         need_mib = self.facts[variant].memory_mib + sum(self.facts[one].memory_mib for one in loading.loaded)
         with self._lock:
-            idle = sorted(loading.loaded - {variant}, key=lambda one: (self._under_way[one], self._counts.last_s(one)))
+            others = loading.loaded - {variant}
+            idle = sorted(others, key=lambda one: (self._devices.under_way(one), self._counts.last_s(one)))
         for one in idle:
             if need_mib <= self.memory_mib:
                 break
@@ -488,8 +489,9 @@ class Family:
         loading.drop_broken()
         with self._lock:
             taken = self._counts.take()
+            under_way = [self._devices.under_way(number) for number in range(len(self.facts))]
         seen = []
-        for number, (one, under_way) in enumerate(zip(taken, self._under_way, strict=True)):
+        for number, one in enumerate(taken):
             pipeline = loading.pipeline(number)
             seen.append(
                 Seen(
@@ -499,7 +501,7 @@ class Family:
                     one.missed,
                     one.latency_s,
                     one.samples,
-                    under_way,
+                    under_way[number],
                     1 if pipeline is None else pipeline.instances,
                     1 if pipeline is None else len(pipeline.devices),
                 )
@@ -521,7 +523,7 @@ class Family:
         loading = self._loading
         with self._lock:
             variants = tuple(
-                VariantView(facts, loading.state(number), self._under_way[number], self._counts.of(number))
+                VariantView(facts, loading.state(number), self._devices.under_way(number), self._counts.of(number))
                 for number, facts in enumerate(self.facts)
             )
             refused_count = self._counts.refusals
@@ -592,7 +594,7 @@ class _Asked:
         self.inputs, self.want, self.begin_s = inputs, want, begin_s
         self.tried: set[int] = set()
         self.loaded_for: Choice | None = None
-        self.turned_away: DeadlineExceededError | None = None
+        self.turned_away: QueueFullError | None = None
 
     def left_s(self) -> float | None:
         """Seconds that it may still take."""

@@ -18,7 +18,7 @@ from odin.family.variant import Variant
 from odin.models.sources import Source
 from odin.monitor.events import Event, Fault, ModelEvicted, ModelLoaded
 from odin.pipeline import Pipeline
-from odin.requests.admission import NONE, PREDICT
+from odin.requests.admission import NONE
 
 __all__ = ["Loading"]
 
@@ -36,7 +36,7 @@ class Loading:
     variants, stages
         See :class:`odin.Family`.
     policy
-        Says whether pipelines refuse what would be late, and whether all of their stages serve from the beginning.
+        Says whether all stages of a pipeline serve from the beginning.
     emit
         Takes events.
 
@@ -55,7 +55,6 @@ class Loading:
         emit: Callable[[Event], object],
     ) -> None:
         self._variants, self._stages, self._emit = variants, stages, emit
-        self._admission = PREDICT if policy.refuses else NONE
         self._starts_with_one = policy.starts_with_one
         self._lock = threading.Lock()
         self._pipelines: list[Pipeline | None] = [None] * len(variants)
@@ -249,8 +248,12 @@ class Loading:
     def _open(self, number: int) -> Pipeline:
         variant = self._variants[number]
         source = variant.load()
-        options: dict[str, Any] = variant.options(source, self._stages)
-        pipeline = Pipeline(source, admission=self._admission, **options)
+        stages = self._stages
+        if self._starts_with_one and not isinstance(stages, str):  # the first ones of all are not on one device
+            shift = number % len(stages)
+            stages = [*stages[shift:], *stages[:shift]]
+        options: dict[str, Any] = variant.options(source, stages)
+        pipeline = Pipeline(source, admission=NONE, **options)  # the family itself refuses: odin.family.devices
         if self._starts_with_one and len(pipeline.devices) > 1:
             with contextlib.suppress(ValueError):  # its layers are where a plan has them
                 pipeline.instances = 1

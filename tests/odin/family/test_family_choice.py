@@ -8,7 +8,6 @@ import pytest
 
 from odin.family.choice import AlwaysPolicy, OdinPolicy
 from odin.family.demand import Demand
-from odin.family.devices import SharedDevices
 from odin.family.errors import refused
 from odin.family.facts import Choice, Facts, Prediction, Refusal, Seen, Step, Want
 from odin.family.infaas import InfaasPolicy
@@ -248,45 +247,6 @@ def test_what_nobody_uses_is_unloaded_but_for_the_last():
     assert [(step.action, step.variant) for step in steps] == [("unload", LARGE)]
     for _ in range(400):
         assert demand.look(FACTS, states({SMALL}), memory_mib=900) == []
-
-
-# -- devices -----------------------------------------------------------------------------------------------------------
-
-
-def test_what_others_have_on_the_same_devices_counts():
-    devices = SharedDevices([("cpu:0", "cpu:1"), ("cpu:0", "cpu:1"), ("cpu:1",), ("cpu:2",)])
-    assert devices.predict_s(0, 0.01, 0.0) == 0.01
-    devices.begun(1, 0.2)
-    assert devices.predict_s(0, 0.01, 0.0) == 0.02  # turns with one that has more: at most as much again
-    devices.ended(1, 0.2)
-    devices.begun(1, 0.004)
-    assert devices.predict_s(0, 0.01, 0.0) == pytest.approx(0.012)
-    assert devices.predict_s(2, 0.01, 0.0) == pytest.approx(0.012)
-    assert devices.predict_s(3, 0.01, 0.0) == 0.01
-    devices.begun(0, 0.02)
-    assert devices.predict_s(0, 0.01, 0.0) == pytest.approx(0.022)  # its own queue, on two devices
-
-
-def test_a_slowdown_that_one_has_seen_holds_for_all_on_the_device_and_fades():
-    devices = SharedDevices([("cpu:0", "cpu:1"), ("cpu:0",), ("cpu:1",)])
-    devices.told(0, [(3.0, 10.0), (1.0, 10.0)])
-    assert devices.slowdown(1, 10.0, request_s=0.01) == pytest.approx(3.0)
-    assert devices.slowdown(2, 10.0, request_s=0.01) == 1.0
-    assert devices.slowdown(0, 10.0, request_s=0.01) == pytest.approx(2 / (1 + 1 / 3))
-    assert devices.predict_s(1, 0.01, 10.0) == pytest.approx(0.03)
-    assert devices.slowdown(1, 10.1, request_s=0.01) == pytest.approx(2.0)  # half in ten requests' time
-    assert devices.slowdown(1, 11.0, request_s=0.01) < 1.01  # else it could keep all out for ever
-    assert devices.predict_s(0, 0.01, 10.09) == 0.01  # its pipeline knows that itself
-    assert devices.predict_s(0, 0.01, 10.11) > 0.01
-    devices.told(1, [(1.0, 10.5)])
-    assert devices.slowdown(1, 10.5, request_s=0.01) == 1.0
-
-
-def test_what_others_work_explains_is_no_interference():
-    devices = SharedDevices([("cpu:0",), ("cpu:0",)])
-    devices.begun(1, 1.0)
-    devices.told(0, [(2.0, 10.0)])
-    assert devices.slowdown(0, 10.0, request_s=0.01) == 1.0
 
 
 # -- telling -----------------------------------------------------------------------------------------------------------
