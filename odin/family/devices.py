@@ -101,6 +101,8 @@ class SharedDevices:
         self._devices = [tuple(own) for own in devices]
         self._admission = [Admission(refuses=refuses, margin=Margin(broken=_BROKEN)) for _ in devices]
         self._begun: list[list[Begun]] = [[] for _ in devices]
+        self._busy = [0] * len(devices)  # stages of each that have a request
+        self._left: tuple[float, dict[int, float]] = -math.inf, {}
         self._own_s, self._part, self._at_s = [0.0] * len(devices), [1.0] * len(devices), 0.0
         self._told: dict[str, tuple[float, float]] = {}
         # For each variant the others on its devices, and which part of their stages is there.
@@ -122,9 +124,9 @@ class SharedDevices:
         seconds, others = own_s, self._others(variant)
         if busy := math.fsum(others.values()):
             stages = len(self._devices[variant])
-            rivals = (busy + min(self._busy(variant), stages - 1)) // stages  # on the core that has the fewest
-            for other, count in others.items():
-                left_s = self._left_s(other, now_s) / self._busy(other)
+            rivals = (busy + min(self._busy[variant], stages - 1)) // stages  # on the core that has the fewest
+            for other, count in others.items() if rivals else ():
+                left_s = self._left_s(other, now_s) / self._busy[other]
                 seconds += rivals * count / busy * min(left_s, own_s)
         admission = self._admission[variant]
         forecast = admission.forecast(SharedExits([now_s], [max(seconds, _LEAST_S)]), now_s, 0)
@@ -153,20 +155,22 @@ class SharedDevices:
 
     def _others(self, variant: int) -> dict[int, float]:
         """Busy stages of other variants on a variant's devices; of one that has more devices, the part that is here."""
-        return {other: part * busy for other, part in self._beside[variant] if (busy := self._busy(other))}
+        return {other: part * busy for other, part in self._beside[variant] if (busy := self._busy[other])}
 
     def _left_s(self, variant: int, now_s: float) -> float:
-        """Seconds of its own time that a variant's stages have yet to work."""
-        own_s = self._now_s(variant, now_s)
-        return math.fsum(min(one.work_s, abs(one.leaves_s - own_s)) for one in self._begun[variant])
+        """Seconds of its own time that a variant's stages have yet to work; kept while nothing changes."""
+        if self._left[0] != now_s:
+            self._left = now_s, {}
+        left_s = self._left[1].get(variant)
+        if left_s is None:
+            own_s = self._now_s(variant, now_s)
+            left_s = math.fsum([min(one.work_s, abs(one.leaves_s - own_s)) for one in self._begun[variant]])
+            self._left[1][variant] = left_s
+        return left_s
 
     def under_way(self, variant: int) -> int:
         """Requests that a variant has."""
         return len(self._begun[variant])
-
-    def _busy(self, variant: int) -> int:
-        """How many of a variant's stages have one."""
-        return min(len(self._begun[variant]), len(self._devices[variant]))
 
     def _now_s(self, variant: int, now_s: float) -> float:
         """A variant's own time."""
@@ -192,7 +196,7 @@ class SharedDevices:
         alone_s = max(_LEAST_S, wait_s / slowdown + latency_s)
         one = Begun(variant, takes_s, alone_s, now_s, own_s, own_s + wait_s + takes_s, forecast, deadline_s)
         self._begun[variant].append(one)
-        self._changed(now_s)
+        self._changed(variant, now_s)
         return one
 
     def ended(self, one: Begun, now_s: float, *, late: bool = False) -> None:
@@ -221,16 +225,21 @@ class SharedDevices:
 
     def _gone(self, one: Begun, now_s: float) -> None:
         self._begun[one.variant].remove(one)
-        self._changed(now_s)
+        self._changed(one.variant, now_s)
 
-    def _changed(self, now_s: float) -> None:
-        """Who is beside whom has changed: own times go on at another pace."""
+    def _changed(self, variant: int, now_s: float) -> None:
+        """A variant has another number of requests; if who is beside whom changes, own times go on at another pace."""
+        self._left = -math.inf, {}
+        busy = min(len(self._begun[variant]), len(self._devices[variant]))
+        if busy == self._busy[variant]:
+            return
+        self._busy[variant] = busy
         for variant in range(len(self._devices)):
             self._own_s[variant] = self._now_s(variant, now_s)
         self._at_s = max(self._at_s, now_s)
         for variant, own in enumerate(self._devices):
-            busy = self._busy(variant) + math.fsum(self._others(variant).values())
-            self._part[variant] = 1.0 / (1.0 + _rivals(busy, len(own)))
+            here = self._busy[variant] + math.fsum(self._others(variant).values())
+            self._part[variant] = 1.0 / (1.0 + _rivals(here, len(own)))
 
 
 def _rivals(busy: float, devices: int) -> float:

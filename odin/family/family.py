@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -28,18 +28,19 @@ from odin.errors import (
     QueueFullError,
     StageLostError,
 )
-from odin.family.counts import FamilyCounts, VariantCounts
+from odin.family.counts import FamilyCounts
 from odin.family.devices import Begun, SharedDevices
 from odin.family.errors import refused
-from odin.family.facts import Choice, Facts, Prediction, Refusal, Seen, VariantPolicy, Want
+from odin.family.facts import Choice, Prediction, Refusal, Seen, VariantPolicy, Want
 from odin.family.loading import Loading
 from odin.family.policies import make_variant_policy
 from odin.family.profile import VariantProfile, VariantProfiles
 from odin.family.profiling import Labelled
 from odin.family.told import Told
 from odin.family.variant import Variant
+from odin.family.views import Answer, FamilyView, VariantView
 from odin.monitor.eventlog import EventLog
-from odin.monitor.events import Event, RunEnded, RunStarted, StageDescription
+from odin.monitor.events import Event, FamilyCounted, RunEnded, RunStarted, StageDescription
 from odin.monitor.timing import RequestTimeline
 from odin.options import check_timeout
 from odin.partitioner.code.single import copied
@@ -48,52 +49,10 @@ from odin.process.at_exit import close_at_exit
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.requests.replies import Callbacks, Reply, when_done
 
-__all__ = ["Answer", "Family", "FamilyView", "VariantView"]
+__all__ = ["Family"]
 
 _LOOK_S = 1.0
-
-
-class Answer(NamedTuple):
-    """What a request got.
-
-    Attributes
-    ----------
-    value
-        The model's output.
-    variant, accuracy, reduced
-        Which variant; ``nan`` if its accuracy is not known; whether it computes less.
-    predicted_s, actual_s
-        Seconds from the submission: as expected when the variant was chosen, and as they were.
-    step
-        How far it was necessary to go, see :class:`odin.family.facts.Choice`.
-    """
-
-    value: Any
-    variant: str
-    accuracy: float
-    reduced: bool
-    predicted_s: float
-    actual_s: float
-    step: str
-
-
-class VariantView(NamedTuple):
-    """A variant at one moment; its state is ``loaded``, ``loading`` or ``unloaded``."""
-
-    facts: Facts
-    state: str
-    under_way: int
-    counts: VariantCounts
-
-
-class FamilyView(NamedTuple):
-    """A family at one moment."""
-
-    policy: str
-    memory_mib: float
-    loaded_mib: float
-    refused: int
-    variants: tuple[VariantView, ...]
+_COUNTED_S = 60.0
 
 
 class Family:
@@ -123,7 +82,9 @@ class Family:
     refresh_profile
         Profile the variants again even if their profiles are on disk.
     log, on_event
-        As of :class:`odin.Pipeline`: told are loads, unloads, and changes of what requests get.
+        As of :class:`odin.Pipeline`: told are loads, unloads, changes of what requests get, and how many got what.
+    on_variant_event
+        Called with a variant's name and each event of its pipeline, as ``on_event`` of :class:`odin.Pipeline` is.
     on_progress
         Called with a variant's name, what is being done, and which part of it is, while profiles are made.
 
@@ -159,6 +120,7 @@ class Family:
         refresh_profile: bool = False,
         log: str | Path | EventLog | None = None,
         on_event: Callable[[Event], None] | None = None,
+        on_variant_event: Callable[[str, Event], None] | None = None,
         on_progress: Callable[[str, str, float], None] = lambda name, what, part: None,
     ) -> None:
         self._pid = os.getpid()
@@ -177,6 +139,7 @@ class Family:
         stages = stages if isinstance(stages, str) else tuple(map(str, stages))
         known = None if labelled is None else Labelled.of(*labelled)
         self._counts = FamilyCounts(len(self.variants))
+        self._counted = self._count()
         self._callbacks = Callbacks()
         self._at_exit = close_at_exit(self)
         try:
@@ -184,7 +147,14 @@ class Family:
             self._devices = SharedDevices(
                 [variant.devices(stages) for variant in self.variants], refuses=self.policy.refuses
             )
-            self._loading = Loading(self.variants, stages, policy=self.policy, emit=self._recorder.emit)
+            self._loading = Loading(
+                self.variants,
+                stages,
+                family=name,
+                policy=self.policy,
+                emit=self._recorder.emit,
+                on_variant_event=on_variant_event,
+            )
             profiles = self._loading.profiles(
                 VariantProfiles(), known, refresh=refresh_profile, memory_mib=memory_mib, on_progress=on_progress
             )
@@ -205,10 +175,15 @@ class Family:
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def __call__(
-        self, *inputs: Any, accuracy: float = 0.0, latency_s: float | None = None, reduced: bool = False
+        self,
+        *inputs: Any,
+        accuracy: float = 0.0,
+        latency_s: float | None = None,
+        reduced: bool = False,
+        variant: str | None = None,
     ) -> Answer:
         """As :meth:`submit`, and wait for the answer."""
-        future = self.submit(*inputs, accuracy=accuracy, latency_s=latency_s, reduced=reduced)
+        future = self.submit(*inputs, accuracy=accuracy, latency_s=latency_s, reduced=reduced, variant=variant)
         try:
             return future.result()
         except BaseException:
@@ -216,7 +191,12 @@ class Family:
             raise
 
     def submit(
-        self, *inputs: Any, accuracy: float = 0.0, latency_s: float | None = None, reduced: bool = False
+        self,
+        *inputs: Any,
+        accuracy: float = 0.0,
+        latency_s: float | None = None,
+        reduced: bool = False,
+        variant: str | None = None,
     ) -> Future[Answer]:
         """Send one request to the variant that does what it asks for.
 
@@ -231,6 +211,8 @@ class Family:
             None: any time.
         reduced
             Whether less computation is allowed if nothing else is in time. Outputs are then not those of the model.
+        variant
+            The name of the one variant that is wanted, whatever its accuracy: the request gets it, and no other.
 
         Returns
         -------
@@ -245,7 +227,7 @@ class Family:
         PipelineClosedError
             If the family is closed.
         """
-        request = self._request(inputs, accuracy, latency_s, reduced)
+        request = self._request(inputs, accuracy, latency_s, reduced, variant)
         reply: Reply[Answer] = Reply(self._callbacks)
         self._go(request, reply)
         return reply
@@ -256,10 +238,11 @@ class Family:
         accuracy: float = 0.0,
         latency_s: float | None = None,
         reduced: bool = False,
+        variant: str | None = None,
         timelines: list[RequestTimeline] | None = None,
     ) -> Answer:
         """As :meth:`submit`, for ``async`` code; do not change the inputs until it is done."""
-        request = self._request(inputs, accuracy, latency_s, reduced)
+        request = self._request(inputs, accuracy, latency_s, reduced, variant)
         while True:
             choice = self._choose(request)
             if isinstance(choice, OdinError):
@@ -299,10 +282,13 @@ class Family:
             raise ValueError(f"accuracy={accuracy!r}; it is a share of right answers, from 0 to 1")
         return Want(float(accuracy), seconds, bool(reduced), samples)
 
-    def _request(self, inputs: tuple[Any, ...], accuracy: float, latency_s: float | None, reduced: bool) -> _Asked:
+    def _request(
+        self, inputs: tuple[Any, ...], accuracy: float, latency_s: float | None, reduced: bool, variant: str | None
+    ) -> _Asked:
         shape: Sequence[int] = getattr(inputs[0], "shape", ()) if len(inputs) else ()
         samples = max(1, int(shape[0])) if len(shape) else 1
-        return _Asked(inputs, self._want(accuracy, latency_s, reduced, samples), time.perf_counter())
+        named = None if variant is None else self._number(variant)
+        return _Asked(inputs, self._want(accuracy, latency_s, reduced, samples), time.perf_counter(), named)
 
     def _go(self, request: _Asked, reply: Reply[Answer]) -> None:
         """Give a request to a variant, or to the next one if that turns it away."""
@@ -363,15 +349,19 @@ class Family:
         """The variant for a request, or why there is none."""
         now_s = time.perf_counter()
         want = request.want._replace(latency_s=request.want.latency_s - (now_s - request.begin_s))
-        chosen = self._decide(want, now_s, request.tried)
+        if request.named is None:
+            chosen = self._decide(want, now_s, request.tried)
+        else:
+            chosen = self._named(request.named, want, now_s)
         with self._lock:
             if chosen.missed >= 0 and not request.tried:
                 self._counts.missed(chosen.missed)
             if isinstance(chosen, Refusal):
                 self._counts.refused()
-        self._told.chosen(request.want, chosen, now_s)
+        if request.named is None:
+            self._told.chosen(request.want, chosen, now_s)
         if isinstance(chosen, Refusal):
-            return request.turned_away or refused(self.facts, request.want, chosen)
+            return request.turned_away or refused(self.facts, request.want, chosen, named=request.named is not None)
         before = request.loaded_for  # what was promised counts, loading included
         return before if before is not None and before.variant == chosen.variant else chosen
 
@@ -383,6 +373,13 @@ class Family:
             return self._predict(variant, want, now_s, loaded=loaded)
 
         return self.policy.choose(self.facts, self._loading.loaded, want, predict, tried)
+
+    def _named(self, variant: int, want: Want, now_s: float) -> Choice | Refusal:
+        """What a request gets that names a variant."""
+        prediction = self._predict(variant, want, now_s, loaded=False)
+        if self.policy.refuses and prediction.latest_s > want.latency_s:
+            return Refusal(variant, prediction.latest_s, variant)
+        return Choice(variant, *prediction, "first" if self._pipeline(variant) is not None else "load")
 
     def _predict(self, variant: int, want: Want, now_s: float, *, loaded: bool) -> Prediction:
         """See :class:`odin.family.facts.Predict`."""
@@ -415,24 +412,24 @@ class Family:
                 self._counts.failed(begun.variant, late=late)
 
     def _answer(self, choice: Choice, request: _Asked, begun: Begun, value: Any) -> Answer:
-        variant, facts, now_s = choice.variant, self.facts[choice.variant], time.perf_counter()
+        facts, now_s = self.facts[choice.variant], time.perf_counter()
         actual_s = now_s - request.begin_s
         with self._lock:
             self._devices.answered(begun, now_s)
-            self._counts.answered(
-                variant, request.want.samples, predicted_s=choice.expected_s, actual_s=actual_s, step=choice.step
-            )
+            self._counts.answered(choice, request.want.samples, actual_s=actual_s)
         return Answer(value, facts.name, facts.accuracy, facts.reduced, choice.expected_s, actual_s, choice.step)
 
     def _again(self, variant: int, request: _Asked, error: BaseException) -> bool:
         """Whether to try another variant after this one turned a request away."""
         gone = isinstance(error, PipelineClosedError | StageLostError) and not self._closed
-        if isinstance(error, QueueFullError):
+        if request.named is not None:  # loaded anew, once
+            gone = gone and not request.tried
+        elif isinstance(error, QueueFullError):
             request.turned_away = error
-        elif not gone:
-            return False
-        request.tried.add(variant)
-        return True
+            gone = True
+        if gone:
+            request.tried.add(variant)
+        return gone
 
     # -- what is loaded ------------------------------------------------------------------------------------------------
 
@@ -478,6 +475,7 @@ class Family:
         assert self._recorder is not None
         while not self._ended.wait(_LOOK_S):
             try:
+                self._tell_counts(every_s=_COUNTED_S)
                 self.look()
             except Exception as error:  # of a policy of the user's own, or of a load
                 self._recorder.faults.tell("the choice of what is loaded", error, "what is loaded goes on serving")
@@ -530,6 +528,21 @@ class Family:
         loaded_mib = sum(one.facts.memory_mib for one in variants if one.state == "loaded")
         return FamilyView(self.policy.name, self.memory_mib, loaded_mib, refused_count, variants)
 
+    def _tell_counts(self, *, every_s: float = 0.0) -> None:
+        """Tell what variants have done, if that has changed and was not told lately."""
+        if time.perf_counter() < self._counted.at_s + every_s:
+            return
+        counted = self._count()
+        if (counted.refused, counted.variants) != (self._counted.refused, self._counted.variants):
+            self._counted = counted
+            assert self._recorder is not None
+            self._recorder.emit(counted)
+
+    def _count(self) -> FamilyCounted:
+        with self._lock:
+            variants = tuple(self._counts.of(number).told(one.name) for number, one in enumerate(self.variants))
+            return FamilyCounted(time.perf_counter(), self._counts.refusals, variants)
+
     def _tell_start(self) -> None:
         assert self._recorder is not None
         assert self._loading is not None
@@ -571,6 +584,7 @@ class Family:
             self._callbacks.close(timeout_s if drain else 1.0)
             if self._recorder is not None:
                 counts = self._counts
+                self._tell_counts()
                 self._recorder.sum_up()
                 self._recorder.emit(RunEnded(time.perf_counter(), "closed", counts.completed, counts.failures))
                 self._recorder.close()
@@ -590,8 +604,8 @@ class Family:
 class _Asked:
     """A request that is being placed."""
 
-    def __init__(self, inputs: tuple[Any, ...], want: Want, begin_s: float) -> None:
-        self.inputs, self.want, self.begin_s = inputs, want, begin_s
+    def __init__(self, inputs: tuple[Any, ...], want: Want, begin_s: float, named: int | None = None) -> None:
+        self.inputs, self.want, self.begin_s, self.named = inputs, want, begin_s, named
         self.tried: set[int] = set()
         self.loaded_for: Choice | None = None
         self.turned_away: QueueFullError | None = None

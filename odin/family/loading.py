@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from odin.errors import OdinError
@@ -35,10 +36,14 @@ class Loading:
     ----------
     variants, stages
         See :class:`odin.Family`.
+    family
+        Its name.
     policy
         Says whether all stages of a pipeline serve from the beginning.
     emit
         Takes events.
+    on_variant_event
+        See :class:`odin.Family`.
 
     Attributes
     ----------
@@ -51,10 +56,13 @@ class Loading:
         variants: Sequence[Variant],
         stages: str | Sequence[str],
         *,
+        family: str,
         policy: VariantPolicy,
         emit: Callable[[Event], object],
+        on_variant_event: Callable[[str, Event], None] | None = None,
     ) -> None:
         self._variants, self._stages, self._emit = variants, stages, emit
+        self._family, self._on_variant_event = family, on_variant_event
         self._starts_with_one = policy.starts_with_one
         self._lock = threading.Lock()
         self._pipelines: list[Pipeline | None] = [None] * len(variants)
@@ -253,7 +261,14 @@ class Loading:
             shift = number % len(stages)
             stages = [*stages[shift:], *stages[:shift]]
         options: dict[str, Any] = variant.options(source, stages)
-        pipeline = Pipeline(source, admission=NONE, **options)  # the family itself refuses: odin.family.devices
+        told = self._on_variant_event
+        pipeline = Pipeline(
+            source,
+            name=f"{self._family}/{variant.name}",
+            admission=NONE,  # the family itself refuses: odin.family.devices
+            on_event=None if told is None else partial(told, variant.name),
+            **options,
+        )
         if self._starts_with_one and len(pipeline.devices) > 1:
             with contextlib.suppress(ValueError):  # its layers are where a plan has them
                 pipeline.instances = 1

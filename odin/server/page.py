@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -22,8 +22,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from odin.monitor.json_text import json_text
+from odin.monitor.view.event_text import answered_text
 from odin.server.dataplane import DataPlane
+from odin.server.messages import ModelState
 from odin.server.page_view import page_view
+from odin.server.served import ServedModel
+from odin.server.served_family import ServedFamily
 from odin.server.views import views_of
 from odin.version import __version__
 
@@ -122,9 +126,27 @@ class Feed:
                     "draining": dataplane.draining,
                     "under_way": dataplane.under_way,
                 },
-                "models": [{**model._asdict(), "view": views.get(model.name)} for model in models],
+                "models": [entry for model in models for entry in _entries(model, served.get(model.name), views)],
             }
         )
+
+
+def _entries(
+    model: ModelState, served: ServedModel | None, views: Mapping[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """What the page shows of a model: of a family first what its variants did, then each of them as a model."""
+    own = {**model._asdict(), "view": views.get(model.name), "family": ""}
+    if not isinstance(served, ServedFamily):
+        yield own
+        return
+    told = served.family.view()
+    counts = [one.counts.told(one.facts.name) for one in told.variants]
+    yield {**own, "family": f"{told.policy}: {answered_text(counts, told.refused)}"}
+    for one, count in zip(told.variants, counts, strict=True):
+        name = f"{model.name}/{one.facts.name}"
+        state = "READY" if one.state == "loaded" else one.state.upper()
+        text = answered_text([count])
+        yield {**own, "name": name, "state": state, "reason": "", "view": views.get(name), "family": text}
 
 
 class _EventStream(Response):

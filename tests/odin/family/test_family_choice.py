@@ -66,7 +66,7 @@ def test_the_most_accurate_one_if_that_is_preferred():
 
 def test_another_variant_only_when_the_first_would_be_late():
     chosen = choose(Want(0.9, 0.03), Times(ALL, small=4.0))
-    assert chosen == Choice(MIDDLE, 0.02, 0.02, "variant", -1)
+    assert chosen == Choice(MIDDLE, 0.02, 0.02, "variant", -1, "interference")
 
 
 def test_what_is_too_slow_even_alone_is_not_the_first():
@@ -84,7 +84,7 @@ def test_reduced_last_and_only_if_allowed():
 
 def test_what_is_loaded_goes_before_what_is_not_and_what_was_missed_is_told():
     chosen = choose(Want(0.9, 5.0), Times({LARGE}))
-    assert chosen == Choice(LARGE, 0.04, 0.04, "variant", SMALL)
+    assert chosen == Choice(LARGE, 0.04, 0.04, "variant", SMALL, "unloaded")
     chosen = choose(Want(0.9, 1.2), Times({LARGE}, large=99.0))
     assert (chosen.variant, chosen.step, chosen.missed) == (SMALL, "load", SMALL)
 
@@ -139,6 +139,29 @@ def test_policies_by_name(name):
 def test_an_unknown_policy_is_told():
     with pytest.raises(ValueError, match=r"'fastest'.*'infaas'"):
         make_variant_policy("fastest")
+
+
+WHYS = [
+    (Want(0.9, 0.05), Times(ALL), (SMALL, "asked")),
+    (Want(0.9, 0.03), Times(ALL, small=4.0), (MIDDLE, "interference")),
+    (Want(0.9, 0.05), Times({MIDDLE, LARGE}), (MIDDLE, "unloaded")),
+    (Want(0.9, 5.0), Times({EXIT}), (SMALL, "asked")),  # and loaded for it
+    (Want(0.9, 0.05, reduced=True), Times(ALL, small=9.0, middle=9.0, large=9.0), (EXIT, "interference")),
+    (Want(0.9, 0.009, reduced=True), Times(ALL), (EXIT, "deadline")),
+]
+
+
+@pytest.mark.parametrize(("want", "times", "expected"), WHYS)
+def test_why_a_variant_was_taken(want, times, expected):
+    chosen = choose(want, times)
+    assert (chosen.variant, chosen.why) == expected
+
+
+def test_the_deadline_may_ask_for_a_quicker_one_than_the_preferred():
+    chosen = choose(Want(0.9, 0.03), Times(ALL), prefer="accuracy")
+    assert (chosen.variant, chosen.why) == (MIDDLE, "deadline")
+    chosen = choose(Want(0.9, 0.03), Times(ALL, middle=2.0), prefer="accuracy")
+    assert (chosen.variant, chosen.why) == (SMALL, "interference")
 
 
 # -- INFaaS -----------------------------------------------------------------------------------------------------------

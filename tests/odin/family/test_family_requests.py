@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -20,7 +21,8 @@ from odin.family.family import Family
 from odin.family.loading import Loading
 from odin.family.policies import make_variant_policy
 from odin.family.profile import VariantProfile, VariantProfiles, line_through
-from odin.monitor.events import Fault, ModelLoaded
+from odin.monitor.events import FamilyCounted, Fault, ModelLoaded, VariantCount
+from odin.monitor.view.event_text import event_text
 
 X = torch.zeros(1, 3)
 
@@ -223,6 +225,52 @@ def test_what_could_not_be_loaded_is_told_and_not_tried_again_at_once(family):
         asyncio.run(family.asubmit(X, accuracy=0.95))
     family.close()
     assert [event.part for event in family.events if isinstance(event, Fault)] == ["loading variant large"]
+
+
+def test_who_names_a_variant_gets_it_and_no_other(family):
+    small, large = pipelines(family)
+    future = family.submit(X, variant="large", latency_s=1.0)
+    large.futures[0].set_result("value")
+    assert future.result(1.0)[1] == "large"
+    assert asyncio.run(family.asubmit(X, variant="large")).variant == "large"
+    large.raises = full()
+    with pytest.raises(QueueFullError):
+        family.submit(X, variant="large")
+    assert not small.futures
+    with pytest.raises(
+        DeadlineExceededError, match=r"variant 'large' would be done in [\d.]+ ms, and 1\.0 ms"
+    ) as caught:
+        family(X, variant="large", latency_s=0.001)
+    assert caught.value.refused
+    with pytest.raises(ValueError, match="no variant 'huge'; there are small, large"):
+        family.submit(X, variant="huge")
+
+
+def test_who_names_a_variant_that_is_gone_has_it_loaded_once(family):
+    _, large = pipelines(family)
+    large.raises = StageLostError("all lost")
+    with pytest.raises(StageLostError):
+        family.submit(X, variant="large")
+    family.unload("large")
+    future = family.submit(X, variant="large")
+    wait_for_request(family).futures[0].set_result("value")
+    assert (future.result(1.0).variant, future.result(1.0).step) == ("large", "load")
+
+
+def test_what_requests_got_and_why_is_told_at_the_end(family):
+    small, large = pipelines(family)
+    for accuracy, pipeline in ((0.0, small), (0.0, small), (0.95, large)):
+        future = family.submit(X, accuracy=accuracy)
+        pipeline.futures[-1].set_result("value")
+        future.result(1.0)
+    with pytest.raises(DeadlineExceededError):
+        family(X, latency_s=0.001)
+    family.close()
+    told = [event for event in family.events if isinstance(event, FamilyCounted)]
+    assert [one[1:] for one in map(msgspec.structs.astuple, told)] == [
+        (1, (VariantCount("small", 2, asked=2), VariantCount("large", 1, asked=1)))
+    ]
+    assert event_text(told[0], ()) == "answered: small 2, large 1; 1 refused"
 
 
 def test_asking_changes_nothing(family):
