@@ -51,7 +51,7 @@ ACCURACY = {
     "vgg16": 0.7159,
 }
 """Top-1 on ImageNet of torchvision's first weights, as it publishes them."""
-_CHOICES = 2000
+_CHOICES, _UNDER_WAY = 2000, 20
 
 
 class Way(NamedTuple):
@@ -184,16 +184,33 @@ def _quantiles(latency_s: Sequence[float]) -> tuple[float, float]:
     return (percentile(latency_s, 0.5), percentile(latency_s, 0.99)) if latency_s else (math.nan, math.nan)
 
 
-def choosing_s(variants: Sequence[odin.Variant], classes: Sequence[WantClass], *, stages: Sequence[str]) -> float:
-    """Median seconds of a choice among all variants, with nothing under way."""
-    with odin.Family(variants, stages=list(stages)) as family:
+def choosing_s(
+    variants: Sequence[odin.Variant], classes: Sequence[WantClass], *, stages: Sequence[str], pixels: int
+) -> tuple[float, float]:
+    """Median seconds of a choice among all variants: with nothing under way, and with many requests in each of them."""
+
+    def median_s(family: odin.Family) -> float:
         took_s = []
         for number in range(_CHOICES):
             want = classes[number % len(classes)]
             begin_s = time.perf_counter()
             family.ask(accuracy=want.accuracy, latency_s=want.latency_s)
             took_s.append(time.perf_counter() - begin_s)
-    return statistics.median(took_s)
+        return statistics.median(took_s)
+
+    async def busy_s(family: odin.Family) -> float:
+        x = torch.randn(1, 3, pixels, pixels)
+        asked = [family.asubmit(x, variant=variant.name) for _ in range(_UNDER_WAY) for variant in variants]
+        tasks = [asyncio.ensure_future(one) for one in asked]
+        await asyncio.sleep(0)  # all are in line
+        took_s = median_s(family)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return took_s
+
+    with odin.Family(variants, stages=list(stages)) as family:
+        return median_s(family), asyncio.run(busy_s(family))
 
 
 def main() -> int:
@@ -225,7 +242,7 @@ def main() -> int:
         facts = family.facts
     profile_s = time.perf_counter() - begin_s
     classes = [WantClass(one.accuracy, arguments.deadlines * one.latency_s(), 1.0) for one in facts]
-    choice_s = choosing_s(variants, classes, stages=stages)
+    choice_s, busy_choice_s = choosing_s(variants, classes, stages=stages, pixels=arguments.pixels)
     least_s = [min(one.cost_s for one in facts if one.is_accurate(want.accuracy)) for want in classes]
     ways: list[tuple[float, Way]] = []
     for share in arguments.load:
@@ -243,7 +260,8 @@ def main() -> int:
                 print(f"{told}: round {number + 1} of {arguments.rounds} done", file=sys.stderr)
     told = ", ".join(f"{one.name} {one.accuracy:.4g} {milliseconds(one.latency_s())} ms" for one in facts)
     report(
-        f"{told}; latencies asked for {arguments.deadlines:g} x alone; choosing takes {choice_s * 1e6:.0f} us; "
+        f"{told}; latencies asked for {arguments.deadlines:g} x alone; choosing takes {choice_s * 1e6:.0f} us, "
+        f"and {busy_choice_s * 1e6:.0f} us with {_UNDER_WAY} requests in each; "
         f"profiling {len(variants)} variants took {profile_s:.0f} s",
         [
             "", "", "load", "disturbed", "requests", "violated", "late", "refused", "inaccurate", "failed",
@@ -255,6 +273,7 @@ def main() -> int:
     results: dict[str, Any] = {
         "facts": [one._asdict() for one in facts],
         "choosing_s": choice_s,
+        "choosing_under_load_s": busy_choice_s,
         "profiling_s": profile_s,
         "ways": [{"share": share, **way._asdict()} for share, way in ways],
     }

@@ -9,7 +9,10 @@ from typing import NamedTuple
 from odin.family.facts import Choice
 from odin.monitor.events import VariantCount
 
-__all__ = ["FamilyCounts", "Taken", "VariantCounts"]
+__all__ = ["WHYS", "FamilyCounts", "Taken", "VariantCounts"]
+
+WHYS = ("asked", "deadline", "interference", "unloaded")
+"""Why a request had its variant."""
 
 
 class VariantCounts(NamedTuple):
@@ -23,8 +26,6 @@ class VariantCounts(NamedTuple):
         In the answered ones.
     predicted_s, actual_s
         Sums of seconds over the answered ones.
-    instead
-        Of the answered ones, how many would have got another variant under undisturbed conditions.
     asked, deadline, interference, unloaded
         Of the answered ones, why they had it: :class:`odin.monitor.events.VariantCount`.
     """
@@ -35,7 +36,6 @@ class VariantCounts(NamedTuple):
     samples: int = 0
     predicted_s: float = 0.0
     actual_s: float = 0.0
-    instead: int = 0
     asked: int = 0
     deadline: int = 0
     interference: int = 0
@@ -88,7 +88,6 @@ class FamilyCounts:
             samples=was.samples + samples,
             predicted_s=was.predicted_s + choice.expected_s,
             actual_s=was.actual_s + actual_s,
-            instead=was.instead + (choice.step != "first"),
             **{choice.why: getattr(was, choice.why) + 1},
         )
         self._taken[variant] = now._replace(

@@ -9,6 +9,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from odin.errors import DeadlineExceededError, PipelineClosedError
+from odin.family.counts import WHYS
 from odin.family.family import Family
 from odin.family.variant import Variant
 from odin.family.views import Answer, FamilyView
@@ -237,10 +238,10 @@ class VariantFamilies:
         self.refused = CounterMetricFamily(
             "odin_family_refusals", "Requests that no variant of a family would have done as asked.", labels=["model"]
         )
-        self.instead = CounterMetricFamily(
-            "odin_variant_instead",
-            "Answered requests that would have got another variant under undisturbed conditions.",
-            labels=both,
+        self.choices = CounterMetricFamily(
+            "odin_variant_choices",
+            "Answered requests; why they had this variant is asked, deadline, interference or unloaded.",
+            labels=[*both, "why"],
         )
         self.seconds = CounterMetricFamily(
             "odin_variant_seconds",
@@ -262,7 +263,8 @@ class VariantFamilies:
             self.requests.add_metric([*both, reduced, "answered"], counts.answered)
             self.requests.add_metric([*both, reduced, "late"], counts.late)
             self.requests.add_metric([*both, reduced, "failed"], counts.failed)
-            self.instead.add_metric(both, counts.instead)
+            for why in WHYS:
+                self.choices.add_metric([*both, why], getattr(counts, why))
             self.seconds.add_metric([*both, "predicted"], counts.predicted_s)
             self.seconds.add_metric([*both, "actual"], counts.actual_s)
             self.loaded.add_metric(both, float(one.state == "loaded"))

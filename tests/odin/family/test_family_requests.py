@@ -123,7 +123,7 @@ def test_the_answer_is_that_of_the_variant_and_counted(family):
     assert answer[:4] == ("value", "small", 0.9, False)
     assert answer.step == "first"
     view = family.view().variants[0]
-    assert (view.under_way, view.counts.answered, view.counts.samples, view.counts.instead) == (0, 1, 1, 0)
+    assert (view.under_way, view.counts.answered, view.counts.samples, view.counts.asked) == (0, 1, 1, 1)
 
 
 def test_who_is_turned_away_by_all_is_told_so(family):
@@ -185,7 +185,7 @@ def test_a_variant_that_has_much_to_do_is_passed_by_for_one_that_is_in_time(fami
     large.futures[0].set_result("value")
     answer = future.result(1.0)
     assert (answer.variant, answer.step) == ("large", "variant")
-    assert family.view().variants[1].counts.instead == 1
+    assert family.view().variants[1].counts.interference == 1
     for one in small.futures:
         one.set_result("value")
 

@@ -122,6 +122,7 @@ def test_profiled_then_served_by_what_requests_ask_for(two_cores, tmp_path, caps
             text = generate_latest(metrics.registry).decode()
             labels = 'model="digits",outcome="answered",reduced="false"'
             assert f'odin_variant_requests_total{{{labels},variant="large"}} 1.0' in text
+            assert 'odin_variant_choices_total{model="digits",variant="large",why="asked"} 1.0' in text
             assert 'odin_family_refusals_total{model="digits"} 1.0' in text
             assert 'odin_variant_loaded{model="digits",variant="cut"} 1.0' in text
             assert 'odin_model_info{engine="family",model="digits",policy="odin",version="1"} 1.0' in text
