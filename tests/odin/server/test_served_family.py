@@ -144,7 +144,7 @@ def test_profiled_then_served_by_what_requests_ask_for(two_cores, tmp_path, caps
             assert models[0]["view"] is None
             assert models[0]["family"].startswith("odin: answered: small 2, large 2, cut 0; 1 refused")
             assert models[2]["family"] == "answered: large 2"
-            assert [stage["state"] for stage in models[2]["view"]["stages"]] == ["quiet", "quiet"]
+            assert [stage["device"] for stage in models[2]["view"]["stages"]] == two_cores
             assert pipeline.view().model == "digits/large"
 
             (_, pid), *_ = pipeline.stage_names()
