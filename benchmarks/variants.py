@@ -12,14 +12,13 @@ measured. ``python -m benchmarks.variants``
 from __future__ import annotations
 
 import argparse
+import asyncio
 import math
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +35,7 @@ from benchmarks.common import (
     write_result,
 )
 from benchmarks.spells import Spell, coming_and_going, default_load, spells
-from odin.family.facts import Facts
+from odin.family.facts import Facts, Want
 from odin.family.policies import POLICIES, make_variant_policy
 from odin.stages.device import usable_cores
 from odin_lab.inject.load import Load
@@ -52,7 +51,7 @@ ACCURACY = {
     "vgg16": 0.7159,
 }
 """Top-1 on ImageNet of torchvision's first weights, as it publishes them."""
-_CHOICES = 2000
+_CHOICES, _UNDER_WAY = 2000, 20
 
 
 class Way(NamedTuple):
@@ -68,8 +67,8 @@ class Way(NamedTuple):
         Median and 99th percentile of the answered ones.
     by_variant
         Answered requests of each.
-    prediction_error
-        Median of |actual - predicted| / actual; nan where it is not known.
+    off
+        Median and 99th percentile of actual / predicted seconds; nan where it is not known.
     """
 
     policy: str
@@ -84,7 +83,7 @@ class Way(NamedTuple):
     cost_s: float
     latency_s: tuple[float, float]
     by_variant: dict[str, int]
-    prediction_error: float = math.nan
+    off: tuple[float, float] = (math.nan, math.nan)
 
 
 def live(
@@ -102,43 +101,39 @@ def live(
     outcomes: Counter[str] = Counter()
     by_variant: Counter[str] = Counter()
     latency_s: list[float] = []
-    errors: list[float] = []
+    ratios: list[float] = []
 
-    def note(done: Future[odin.Answer], asked: Asked) -> None:
-        error = done.exception()
-        if isinstance(error, odin.DeadlineExceededError):
+    async def ask(family: odin.Family, want: Want) -> None:
+        try:
+            answer = await family.asubmit(x, accuracy=want.accuracy, latency_s=want.latency_s)
+        except odin.DeadlineExceededError as error:
             outcomes["refused" if error.refused else "late"] += 1
-        elif error is not None:
+        except odin.OdinError:
             outcomes["failed"] += 1
         else:
-            answer = done.result()
             by_variant[answer.variant] += 1
             latency_s.append(answer.actual_s)
-            errors.append(abs(answer.actual_s - answer.predicted_s) / answer.actual_s)
-            in_time = answer.actual_s <= asked.want.latency_s
-            right = answer.accuracy >= asked.want.accuracy
+            ratios.append(answer.actual_s / answer.predicted_s)
+            in_time, right = answer.actual_s <= want.latency_s, answer.accuracy >= want.accuracy
             outcomes["kept" if in_time and right else "inaccurate" if in_time else "late"] += 1
+
+    async def send(family: odin.Family) -> None:
+        begin_s = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for asked in track(trace, f"{policy}{', disturbed' if load else ''}", transient=True):
+                await asyncio.sleep(max(0.0, begin_s + asked.at_s - time.perf_counter()))
+                group.create_task(ask(family, asked.want))
 
     with odin.Family(variants, stages=list(stages), policy=policy) as family:
         before = _used_s(family)
-        futures: list[Future[odin.Answer]] = []
         with coming_and_going(Load.parse(load) if load else None, plan):
-            begin_s = time.perf_counter()
-            for asked in track(trace, f"{policy}{', disturbed' if load else ''}", transient=True):
-                if (wait_s := begin_s + asked.at_s - time.perf_counter()) > 0:
-                    time.sleep(wait_s)
-                want = asked.want
-                future = family.submit(x, accuracy=want.accuracy, latency_s=want.latency_s)
-                future.add_done_callback(partial(note, asked=asked))
-                futures.append(future)
-            for future in futures:
-                future.exception()
+            asyncio.run(send(family))
         used_s = _used_s(family) - before
     kept = outcomes["kept"]
     return _way(
         policy, load, "live", outcomes, requests=len(trace), cost_s=used_s / kept if kept else math.inf,
         latency_s=latency_s, by_variant=dict(by_variant),
-        prediction_error=statistics.median(errors) if errors else math.nan,
+        off=_quantiles(ratios),
     )  # fmt: skip
 
 
@@ -159,6 +154,7 @@ def simulated(
     return _way(
         policy, load, "simulated", outcomes, requests=len(trace), cost_s=found.cost_s, latency_s=found.latency_s,
         by_variant=found.by_variant,
+        off=_quantiles([took_s / said_s for took_s, said_s in zip(found.latency_s, found.predicted_s, strict=True)]),
     )  # fmt: skip
 
 
@@ -172,7 +168,7 @@ def _way(
     cost_s: float,
     latency_s: Sequence[float],
     by_variant: dict[str, int],
-    prediction_error: float = math.nan,
+    off: tuple[float, float] = (math.nan, math.nan),
 ) -> Way:
     kept, late, refused, inaccurate, failed = (
         outcomes[kind] / requests for kind in ("kept", "late", "refused", "inaccurate", "failed")
@@ -180,7 +176,7 @@ def _way(
     quantiles = _quantiles(latency_s)
     return Way(
         policy, load, how, requests, kept, late, refused, inaccurate, failed, cost_s, quantiles, by_variant,
-        prediction_error,
+        off,
     )  # fmt: skip
 
 
@@ -188,16 +184,33 @@ def _quantiles(latency_s: Sequence[float]) -> tuple[float, float]:
     return (percentile(latency_s, 0.5), percentile(latency_s, 0.99)) if latency_s else (math.nan, math.nan)
 
 
-def choosing_s(variants: Sequence[odin.Variant], classes: Sequence[WantClass], *, stages: Sequence[str]) -> float:
-    """Median seconds of a choice among all variants, with nothing under way."""
-    with odin.Family(variants, stages=list(stages)) as family:
+def choosing_s(
+    variants: Sequence[odin.Variant], classes: Sequence[WantClass], *, stages: Sequence[str], pixels: int
+) -> tuple[float, float]:
+    """Median seconds of a choice among all variants: with nothing under way, and with many requests in each of them."""
+
+    def median_s(family: odin.Family) -> float:
         took_s = []
         for number in range(_CHOICES):
             want = classes[number % len(classes)]
             begin_s = time.perf_counter()
             family.ask(accuracy=want.accuracy, latency_s=want.latency_s)
             took_s.append(time.perf_counter() - begin_s)
-    return statistics.median(took_s)
+        return statistics.median(took_s)
+
+    async def busy_s(family: odin.Family) -> float:
+        x = torch.randn(1, 3, pixels, pixels)
+        asked = [family.asubmit(x, variant=variant.name) for _ in range(_UNDER_WAY) for variant in variants]
+        tasks = [asyncio.ensure_future(one) for one in asked]
+        await asyncio.sleep(0)  # all are in line
+        took_s = median_s(family)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return took_s
+
+    with odin.Family(variants, stages=list(stages)) as family:
+        return median_s(family), asyncio.run(busy_s(family))
 
 
 def main() -> int:
@@ -229,7 +242,7 @@ def main() -> int:
         facts = family.facts
     profile_s = time.perf_counter() - begin_s
     classes = [WantClass(one.accuracy, arguments.deadlines * one.latency_s(), 1.0) for one in facts]
-    choice_s = choosing_s(variants, classes, stages=stages)
+    choice_s, busy_choice_s = choosing_s(variants, classes, stages=stages, pixels=arguments.pixels)
     least_s = [min(one.cost_s for one in facts if one.is_accurate(want.accuracy)) for want in classes]
     ways: list[tuple[float, Way]] = []
     for share in arguments.load:
@@ -239,17 +252,20 @@ def main() -> int:
         for load in ("", arguments.disturbed_by):
             for policy in arguments.policies:
                 ways.append((share, simulated(facts, policy, trace, plan, load, devices=len(stages))))
-                for _ in range(arguments.rounds):
+            for number in range(arguments.rounds):  # one after the other, so that all get what the machine does besides
+                for policy in arguments.policies:
                     way = live(variants, policy, trace, plan, load, stages=stages, pixels=arguments.pixels)
                     ways.append((share, way))
-                print(f"load {share:g}, {policy}{', disturbed' if load else ''}: done", file=sys.stderr)
+                told = f"load {share:g}{', disturbed' if load else ''}"
+                print(f"{told}: round {number + 1} of {arguments.rounds} done", file=sys.stderr)
     told = ", ".join(f"{one.name} {one.accuracy:.4g} {milliseconds(one.latency_s())} ms" for one in facts)
     report(
-        f"{told}; latencies asked for {arguments.deadlines:g} x alone; choosing takes {choice_s * 1e6:.0f} us; "
+        f"{told}; latencies asked for {arguments.deadlines:g} x alone; choosing takes {choice_s * 1e6:.0f} us, "
+        f"and {busy_choice_s * 1e6:.0f} us with {_UNDER_WAY} requests in each; "
         f"profiling {len(variants)} variants took {profile_s:.0f} s",
         [
             "", "", "load", "disturbed", "requests", "violated", "late", "refused", "inaccurate", "failed",
-            "ms/kept", "p50, p99 ms", "prediction off", "answered by",
+            "ms/kept", "p50, p99 ms", "actual / predicted", "answered by",
         ],
         [_row(share, way) for share, way in ways],
         environment,
@@ -257,6 +273,7 @@ def main() -> int:
     results: dict[str, Any] = {
         "facts": [one._asdict() for one in facts],
         "choosing_s": choice_s,
+        "choosing_under_load_s": busy_choice_s,
         "profiling_s": profile_s,
         "ways": [{"share": share, **way._asdict()} for share, way in ways],
     }
@@ -265,7 +282,6 @@ def main() -> int:
 
 
 def _row(share: float, way: Way) -> list[str]:
-    error = "-" if math.isnan(way.prediction_error) else f"{way.prediction_error:.0%}"
     return [
         way.policy,
         way.how,
@@ -279,7 +295,7 @@ def _row(share: float, way: Way) -> list[str]:
         f"{way.failed:.1%}",
         milliseconds(way.cost_s) if math.isfinite(way.cost_s) else "-",
         ", ".join("-" if math.isnan(one) else milliseconds(one) for one in way.latency_s),
-        error,
+        "-" if math.isnan(way.off[0]) else f"{way.off[0]:.2f}, {way.off[1]:.2f}",
         ", ".join(f"{name} {count}" for name, count in sorted(way.by_variant.items())),
     ]
 

@@ -19,6 +19,7 @@ __all__ = [
     "Culprit",
     "Event",
     "EventsMissing",
+    "FamilyCounted",
     "Fault",
     "KnobTurned",
     "LoadChanged",
@@ -40,6 +41,7 @@ __all__ = [
     "StageLost",
     "TenantShare",
     "VariantChosen",
+    "VariantCount",
     "from_json",
     "to_json",
 ]
@@ -481,6 +483,42 @@ class VariantChosen(_Event, frozen=True, tag="variant"):
     expected_s: float
 
 
+class VariantCount(Struct, frozen=True, forbid_unknown_fields=True):
+    """What became of the requests that a variant was given.
+
+    Attributes
+    ----------
+    answered, late, failed
+        How many.
+    asked, deadline, interference, unloaded
+        Why it had those that it answered: it is what they ask for, the preferred one that is accurate enough; that one
+        takes too long for their latency even with nothing else running; it would have been late under the conditions of
+        the moment; it was not loaded.
+    """
+
+    name: str
+    answered: int = 0
+    late: int = 0
+    failed: int = 0
+    asked: int = 0
+    deadline: int = 0
+    interference: int = 0
+    unloaded: int = 0
+
+
+class FamilyCounted(_Event, frozen=True, tag="family"):
+    """What each variant of a family has done since the start; told once a minute if it has changed, and at the end.
+
+    Attributes
+    ----------
+    refused
+        Requests that no variant was given.
+    """
+
+    refused: int
+    variants: tuple[VariantCount, ...]
+
+
 Event = (
     RunStarted
     | RequestDone
@@ -503,6 +541,7 @@ Event = (
     | ModelEvicted
     | PlannedTogether
     | VariantChosen
+    | FamilyCounted
 )
 """Any event of a run."""
 

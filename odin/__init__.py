@@ -26,8 +26,9 @@ if TYPE_CHECKING:
         QueueFullError,
         StageLostError,
     )
-    from odin.family.family import Answer, Family
+    from odin.family.family import Family
     from odin.family.variant import Variant
+    from odin.family.views import Answer
     from odin.fleet.fleet import Fleet
     from odin.models.sources import Source, load_source
     from odin.monitor.events import Event
@@ -89,8 +90,9 @@ _HOMES = {
         "StageLostError",
     ),
     "odin.pipeline": ("Pipeline",),
-    "odin.family.family": ("Answer", "Family"),
+    "odin.family.family": ("Family",),
     "odin.family.variant": ("Variant",),
+    "odin.family.views": ("Answer",),
     "odin.fleet.fleet": ("Fleet",),
     "odin.models.sources": ("Source", "load_source"),
     "odin.version": ("__version__",),

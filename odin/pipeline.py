@@ -104,6 +104,8 @@ class Pipeline:
         :func:`odin.build_chain`. A given chain keeps its weights in this process; otherwise this process frees them
         once the stages have them. Giving a chain makes starting take longer, since otherwise Ray and the stages start
         while the chain is built.
+    name
+        What ``odin top``, events and other pipelines call it; default: the model's name.
     stages
         One device per stage, in pipeline order: ``["cpu:0", "cpu:1"]``, ``"cpu:0-3,gpu:0"``, ``"NODE/cpu:0"``; or
         ``"auto"``: every free GPU of the cluster; if there is none, every free core, or as many cores as the CPU quota
@@ -201,6 +203,7 @@ class Pipeline:
         self,
         model: str | torch.nn.Module | torch.export.ExportedProgram | Source | Chain,
         *,
+        name: str | None = None,
         stages: str | Sequence[str | Device] = "auto",
         example_input: Any = None,
         plan: Plan | str | None = None,
@@ -276,6 +279,7 @@ class Pipeline:
             )
             self._startup.start()
             self.chain = to_chain(source, engine=engine, stage_count=len(devices or ()))
+            self.name = name or self.chain.name
             del source  # or its weights would stay, which the stages will have
             gc.collect()  # traced graphs are cycles that hold them, too; meanwhile Ray and the stages start
             self.batch = check_batch(self.chain, batch)
@@ -428,7 +432,7 @@ class Pipeline:
                 str(device._replace(node=info.node_id))
                 for device, info in zip(self.devices, self._deployment.infos, strict=True)
             )
-            tenant = TenantSetting(chain.name, devices, self.share)
+            tenant = TenantSetting(self.name, devices, self.share)
             return setting._replace(reach=reach(setting.plan, self.devices), tenant=tenant)
 
     def _policy_for(self, policy: Policy | str) -> Policy:
@@ -470,7 +474,7 @@ class Pipeline:
         assert self._recorder is not None
         single_s = _rows(setting.single_s) or [[] for _ in self.devices]
         return Supervision(
-            model=self.chain.name,
+            model=self.name,
             layers=[layer.name for layer in self.chain.layers],
             stages=[
                 StageDescription(str(device), info.node_id, info.pid, profile.layer_s, tuple(one_s))
@@ -677,12 +681,6 @@ class Pipeline:
         assert forecast is not None
         return forecast
 
-    def slowdowns(self) -> Sequence[tuple[float, float]]:
-        """Of each stage its time now / baseline as its last micro-batch told it, and when that was (-inf: never)."""
-        self._check_process()
-        assert self._gateway is not None
-        return self._gateway.slowdowns()
-
     def _parts(self, values: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
         return split_inputs(self._form.layout(values), batch=self.batch)
 
@@ -873,7 +871,7 @@ class Pipeline:
         """What other pipelines of this process call its stages, by node id and process."""
         deployment = self._deployment
         infos = () if deployment is None else deployment.infos
-        return {(info.node_id, info.pid): f"{self.chain.name}, stage {info.stage}" for info in infos}
+        return {(info.node_id, info.pid): f"{self.name}, stage {info.stage}" for info in infos}
 
     def _on_ray_trouble(self, why: str) -> None:
         if self._deployment is not None and self._runtime is not None and self._runtime.lost is not None:

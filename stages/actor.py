@@ -474,6 +474,7 @@ class StageActor:
                 single_s=links.single_s,
                 batch=links.batch,
                 pacer=self._pacer,
+                company=None if self._lease is None else self._lease.company,
             ),
             epoch=links.epoch,
             windows=links.windows,

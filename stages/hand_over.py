@@ -33,11 +33,15 @@ from odin.partitioner.relay import (
 from odin.stages.channel.link import Sender
 from odin.stages.channel.readiness import FREE_S, IDLE_SINCE_S, SLOWDOWN, Readiness, waiting
 from odin.stages.channel.shared_queue import QueueWords, StageWords
+from odin.stages.company import Company
 from odin.stages.pacer import Pacer
 from odin.stages.takers import Taker, make_taker
 
 __all__ = ["HandOver", "Reach", "Takers"]
 
+_GIVES_WAY_S = 0.0005
+"""So long is a request left to idle stages while another pipeline's stage computes here: who has a core for itself
+takes it at once."""
 _BELIEVED_S = 0.005
 """After so long a stage that was to send to this one, or to take from the queue, may hang."""
 
@@ -104,6 +108,8 @@ class HandOver:
         Seconds as ``baseline_s``, which are of ``batch`` samples, for one sample; empty if those are not known.
     pacer
         Of the stage's loop: pauses are part of when it will be free.
+    company
+        Stages of other pipelines on the same cores.
     """
 
     def __init__(
@@ -118,8 +124,9 @@ class HandOver:
         single_s: Sequence[Sequence[float]] = (),
         batch: int = 1,
         pacer: Pacer | None = None,
+        company: Company | None = None,
     ) -> None:
-        self._pacer = pacer or Pacer()
+        self._pacer, self._company = pacer or Pacer(), company
         self._index, self._words = index, readiness.words
         self._times = SampleTimes(baseline_s, single_s, batch=batch)
         self._rows: Sequence[StageRow] = self._times.full  # of the request that is here
@@ -183,7 +190,8 @@ class HandOver:
                 self.rest(time.perf_counter())
 
     def leaves(self, waited_s: float) -> bool:
-        """Whether to leave what waits in the queue: another request is on its way here, or others are much faster.
+        """Whether to leave what waits in the queue: another request is on its way here, or others are much faster, or
+        have their core for themselves.
 
         After a moment nobody is believed to be about to send or to take any more.
         """
@@ -193,7 +201,7 @@ class HandOver:
         queue = self._queue
         if queue is None:
             return False
-        now_s, others = time.perf_counter(), []
+        now_s, others, idle_count = time.perf_counter(), [], 0
         for stage, (since_s, free_s, slowdown) in enumerate(queue.told()):
             chain_s, idle = self._chain_s[stage], since_s < math.inf
             if idle:
@@ -201,8 +209,14 @@ class HandOver:
             if stage == self._index:
                 own_s = (slowdown if idle else self._slowdown) * chain_s
             elif not idle or believed:
+                idle_count += idle
                 others.append((idle, 0.0 if idle else is_expected_at(free_s, now_s) - now_s, slowdown * chain_s))
-        return is_left_to_others(own_s, others, waiting=queue.waiting)
+        count = queue.waiting
+        if is_left_to_others(own_s, others, waiting=count):
+            return True
+        if self._company is None or waited_s > _GIVES_WAY_S:
+            return False
+        return idle_count >= count > 0 and self._company.beside
 
     def begin(
         self, cut_takers: Takers, first: int, last: int, now_s: float, *, shares: bool = False, samples: int = 0
@@ -215,6 +229,8 @@ class HandOver:
         if since_s < math.inf:
             self._slowdown = idle_slowdown(self._slowdown, idle_s=now_s - since_s, chain_s=self._chain_s[self._index])
             words[IDLE_SINCE_S] = math.inf
+        if self._company is not None:
+            self._company.computes(True)
         self._shares = shares and self._queue is not None
         self._cut_takers, self._first, self._last = cut_takers, first, last
         self._layer_began_s = now_s
@@ -239,6 +255,8 @@ class HandOver:
     def rest(self, now_s: float) -> None:
         """Nothing is to be done."""
         self._words[FREE_S] = self._words[IDLE_SINCE_S] = now_s
+        if self._company is not None:
+            self._company.computes(False)
         if self._queue is not None:
             free_s = math.inf if self._apart else now_s
             self._queue.tell(self._index, StageWords(free_s, free_s, self._slowdown))

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from odin.stages.company import Company
 from odin.stages.device import Device, DeviceError
 from odin.stages.lease_folder import default_folder, open_folder, user_name
 
@@ -92,6 +93,11 @@ class Lease:
     directory
         Folder of the locks; :func:`odin.stages.lease_folder.default_folder` by default.
 
+    Attributes
+    ----------
+    company
+        Others that share the cores; None if they are not shared, and for a GPU.
+
     Raises
     ------
     DeviceError
@@ -101,6 +107,7 @@ class Lease:
 
     def __init__(self, device: Device, *, label: str, share: bool = False, directory: Path | None = None) -> None:
         self._descriptors: list[int] = []
+        self.company = Company(self._descriptors) if share and device.kind == "cpu" else None
         mode = fcntl.LOCK_SH if share else fcntl.LOCK_EX
         try:
             for index in device.indices:

@@ -22,6 +22,7 @@ from odin.monitor.events import (
     Attributed,
     Event,
     EventsMissing,
+    FamilyCounted,
     Fault,
     KnobTurned,
     LoadChanged,
@@ -183,6 +184,7 @@ class ViewBuilder:
             ModelLoaded: self._tell,
             ModelEvicted: self._tell,
             VariantChosen: self._tell,
+            FamilyCounted: self._tell,
         }
 
     def apply(self, event: Event) -> None:

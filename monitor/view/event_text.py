@@ -10,6 +10,7 @@ from odin.monitor.events import (
     Culprit,
     Event,
     EventsMissing,
+    FamilyCounted,
     Fault,
     KnobTurned,
     LoadChanged,
@@ -29,11 +30,13 @@ from odin.monitor.events import (
     StageLost,
     TenantShare,
     VariantChosen,
+    VariantCount,
 )
 from odin.monitor.view.pipeline_view import StageView, TunedKnob
 from odin.monitor.view.windows_text import windows_text
 
 __all__ = [
+    "answered_text",
     "cause",
     "event_text",
     "factor",
@@ -44,6 +47,7 @@ __all__ = [
     "stage_cause",
     "tenants_text",
     "tuned_text",
+    "variant_whys",
 ]
 
 _MOST_STAGES = 8
@@ -221,11 +225,34 @@ def event_text(event: Event, devices: Sequence[str], *, batch: int = 1) -> str:
             return f"{what}: model {event.model} on {_device(event.stage, devices)} {times}; {there}"
         case VariantChosen():
             return _variant_text(event)
+        case FamilyCounted():
+            return answered_text(event.variants, event.refused)
     return ""
 
 
 def _stages(count: int) -> str:
     return "1 stage" if count == 1 else f"{count} stages"
+
+
+def variant_whys(count: VariantCount) -> str:
+    """Why a variant had its requests, such as ``"20 asked, 3 interference"``."""
+    whys = {
+        "asked": count.asked,
+        "deadline": count.deadline,
+        "interference": count.interference,
+        "unloaded": count.unloaded,
+    }
+    return ", ".join(f"{many} {why}" for why, many in whys.items() if many)
+
+
+def answered_text(counts: Sequence[VariantCount], refused: int | None = None) -> str:
+    """What variants have answered, and why they were given that; how many requests none was given, if that is known."""
+    told = [
+        f"{one.name} {one.answered:,}" + (f" ({variant_whys(one)})" if one.answered > one.asked else "")
+        for one in counts
+    ]
+    more = "" if refused is None else f"; {refused:,} refused"
+    return f"answered: {', '.join(told)}{more}"
 
 
 def _variant_text(event: VariantChosen) -> str:

@@ -82,7 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     if labelled is None and any(variant.accuracy is None for variant in variants):
         console.print("[yellow]no labelled data[/]: accuracy is not measured; give such by --labelled")
     recorder = EventRecorder(None)
-    loading = Loading(variants, config.stages, policy=make_variant_policy(config.choice), emit=recorder.emit)
+    policy = make_variant_policy(config.choice)
+    loading = Loading(variants, config.stages, family=path.stem, policy=policy, emit=recorder.emit)
     try:
         with _progress(console) as progress:
             bars = {variant.name: progress.add_task(variant.name, total=1.0, what="") for variant in variants}

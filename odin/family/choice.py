@@ -16,7 +16,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from odin.family.demand import Demand
-from odin.family.facts import Choice, Facts, Predict, Refusal, Seen, Step, Want
+from odin.family.facts import Choice, Facts, Predict, Prediction, Refusal, Seen, Step, Want
 
 __all__ = ["AlwaysPolicy", "OdinPolicy", "refusal"]
 
@@ -59,7 +59,7 @@ class OdinPolicy:
         self, facts: Sequence[Facts], loaded: Collection[int], want: Want, predict: Predict, tried: Collection[int] = ()
     ) -> Choice | Refusal:
         """See :class:`odin.family.facts.VariantPolicy`."""
-        able = self._in_order(facts, want)
+        able, predict = self._in_order(facts, want), _once(predict)
         missed = -1
         for reduced in (False, True) if want.reduced else (False,):
             kind = [one for one in able if facts[one].reduced == reduced]
@@ -73,7 +73,8 @@ class OdinPolicy:
                         step = "reduced" if reduced else "first" if one == _home(facts, kind, want) else "variant"
                         if not is_loaded:
                             step = "reduced-load" if reduced else "load"
-                        return Choice(one, expected_s, latest_s, step, missed)
+                        why = "unloaded" if missed not in (-1, one) else _why(facts, able, one, want)
+                        return Choice(one, expected_s, latest_s, step, missed, why)
             missed = _missed(kind, loaded, want, predict, missed)
         return refusal(facts, want, predict, missed=missed)
 
@@ -114,6 +115,18 @@ class AlwaysPolicy:
         return ()
 
 
+def _once(predict: Predict) -> Predict:
+    """Ask for each variant once at most."""
+    known: dict[tuple[int, bool], Prediction] = {}
+
+    def remembered(variant: int, *, loaded: bool = False) -> Prediction:
+        if (variant, loaded) not in known:
+            known[variant, loaded] = predict(variant, loaded=loaded)
+        return known[variant, loaded]
+
+    return remembered
+
+
 def refusal(facts: Sequence[Facts], want: Want, predict: Predict, *, missed: int = -1) -> Refusal:
     """What to tell a request that no variant serves as it wants."""
     allowed = [index for index, one in enumerate(facts) if want.reduced or not one.reduced]
@@ -123,6 +136,15 @@ def refusal(facts: Sequence[Facts], want: Want, predict: Predict, *, missed: int
     known = [index for index in allowed if not math.isnan(facts[index].accuracy)]
     most_accurate = max(known, key=lambda index: facts[index].accuracy, default=-1)
     return Refusal(soonest, latest.get(soonest, math.inf), most_accurate, missed)
+
+
+def _why(facts: Sequence[Facts], able: Sequence[int], chosen: int, want: Want) -> str:
+    """Why a request gets a variant, if all that are preferred to it are loaded; see :class:`Choice`."""
+    preferred = [one for one in able if not facts[one].reduced] or able
+    if chosen == preferred[0]:
+        return "asked"
+    home = _home(facts, preferred, want)
+    return "deadline" if chosen == home or facts[home].latency_s(want.samples) > want.latency_s else "interference"
 
 
 def _home(facts: Sequence[Facts], kind: Sequence[int], want: Want) -> int:

@@ -6,7 +6,13 @@ import math
 import time
 from typing import NamedTuple
 
-__all__ = ["FamilyCounts", "Taken", "VariantCounts"]
+from odin.family.facts import Choice
+from odin.monitor.events import VariantCount
+
+__all__ = ["WHYS", "FamilyCounts", "Taken", "VariantCounts"]
+
+WHYS = ("asked", "deadline", "interference", "unloaded")
+"""Why a request had its variant."""
 
 
 class VariantCounts(NamedTuple):
@@ -20,8 +26,8 @@ class VariantCounts(NamedTuple):
         In the answered ones.
     predicted_s, actual_s
         Sums of seconds over the answered ones.
-    instead
-        Of the answered ones, how many would have got another variant under undisturbed conditions.
+    asked, deadline, interference, unloaded
+        Of the answered ones, why they had it: :class:`odin.monitor.events.VariantCount`.
     """
 
     answered: int = 0
@@ -30,7 +36,15 @@ class VariantCounts(NamedTuple):
     samples: int = 0
     predicted_s: float = 0.0
     actual_s: float = 0.0
-    instead: int = 0
+    asked: int = 0
+    deadline: int = 0
+    interference: int = 0
+    unloaded: int = 0
+
+    def told(self, name: str) -> VariantCount:
+        """As an event tells it."""
+        numbers = {field: getattr(self, field) for field in VariantCount.__struct_fields__ if field != "name"}
+        return VariantCount(name, **numbers)
 
 
 class Taken(NamedTuple):
@@ -65,15 +79,16 @@ class FamilyCounts:
         now = self._taken[variant]
         self._taken[variant] = now._replace(missed=now.missed + 1)
 
-    def answered(self, variant: int, samples: int, *, predicted_s: float, actual_s: float, step: str) -> None:
-        """It has answered a request."""
+    def answered(self, choice: Choice, samples: int, *, actual_s: float) -> None:
+        """A variant has answered the request that it was chosen for."""
+        variant = choice.variant
         was, now = self._totals[variant], self._taken[variant]
         self._totals[variant] = was._replace(
             answered=was.answered + 1,
             samples=was.samples + samples,
-            predicted_s=was.predicted_s + predicted_s,
+            predicted_s=was.predicted_s + choice.expected_s,
             actual_s=was.actual_s + actual_s,
-            instead=was.instead + (step != "first"),
+            **{choice.why: getattr(was, choice.why) + 1},
         )
         self._taken[variant] = now._replace(
             answered=now.answered + 1, samples=now.samples + samples, latency_sum_s=now.latency_sum_s + actual_s

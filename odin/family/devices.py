@@ -1,86 +1,257 @@
-"""What variants on the same devices mean for each other: pure arithmetic.
+"""What variants on the same devices mean for each other, and how slow these devices are: pure arithmetic.
 
-A pipeline predicts from its own queue and its own stages' slowdown. It does not see what other variants have been given
-for the same cores a moment ago, and an idle one knows nothing of a load that has come since. Both are known here::
+Stages of several variants on one core share it in equal parts (processor sharing), and slow each other down. What they
+do to each other is known here, since all requests of a family come by. A request begins on the core with the fewest
+others (:mod:`odin.stages.company`), so that busy stages are spread evenly::
 
-    shared      own work + what others have there, of each at most as much as the own: processor sharing
-    disturbed   own work x slowdown that another variant saw last on these devices, if the own is half forgotten
+    rivals       busy stages of other variants beside one of its own
+    own time     seconds of a request, each counted as the part 1 / (1 + rivals) that its variant had of a core
+    alone        seconds until a stage of the variant is free, and its latency by the profile: with a core for itself
+    slowdown     own time / alone, averaged over requests: what others than the family's variants do to the devices
 
-The prediction is the largest of the pipeline's own and these two; they describe the same things, so they are not added.
-A slowdown that is not seen any more is forgotten as fast as a pipeline forgets its own: if it kept all requests out,
-nobody would learn that it has gone.
+    prediction   slowdown x alone, and of each rival what it has yet to do, at most as much again
+
+So a slowdown is that of other programs only, and every variant learns of it from each. One that is not seen any more
+is forgotten: if it kept all requests out, nobody would learn that it has gone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from odin.partitioner.exits import SharedExits
 from odin.partitioner.relay import idle_slowdown
+from odin.requests.admission import Admission, Forecast
+from odin.requests.margin import Margin
 
-__all__ = ["SharedDevices"]
+__all__ = ["Begun", "SharedDevices"]
 
+_WEIGHT = 0.3
+"""Of the latest request in a slowdown, as of a stage's (:mod:`odin.requests.conditions`)."""
 _FORGETS = 10.0
-"""Half of a slowdown is forgotten in so many times what a request takes, as by :mod:`odin.requests.conditions`."""
+"""Half of a slowdown is forgotten in so many times what a request takes, as there."""
+_BROKEN = 0.03
+"""Share of promises that may be broken: to be refused costs a request as much as to be late, and a variant that is
+accurate enough often has no other to step in. With a thousandth, as a pipeline has, most that are refused would have
+been in time."""
+_LEAST_S = 1e-6
+
+
+@dataclass(slots=True, eq=False)
+class Begun:
+    """A request that a variant was given.
+
+    Attributes
+    ----------
+    variant
+        Which.
+    work_s
+        Seconds for which it keeps a stage busy, at the slowdown of that moment.
+    alone_s
+        See the module.
+    begun_s, own_s
+        When it began, and its variant's own time then.
+    leaves_s
+        In its variant's own time, when it is expected to leave its stage.
+    forecast, deadline_s
+        When it is to be done; the deadline is infinite if there is none.
+    """
+
+    variant: int
+    work_s: float
+    alone_s: float
+    begun_s: float
+    own_s: float
+    leaves_s: float
+    forecast: Forecast
+    deadline_s: float
 
 
 class SharedDevices:
-    """The devices of a family.
+    """The devices of a family; whoever uses it holds a lock.
 
     Parameters
     ----------
     devices
         Of each variant, in any text form.
+    refuses
+        See :class:`odin.requests.admission.Admission`.
+
+    Examples
+    --------
+    Two variants on one core. The second one's request is expected to take turns with the first one's for as long as
+    itself takes:
+
+    >>> devices = SharedDevices([["cpu:0"], ["cpu:0"]])
+    >>> long = devices.begun(0, 0.1, 0.1, now_s=0.0)
+    >>> round(devices.predict(1, 0.02, now_s=0.0).predicted_s, 6)
+    0.04
+
+    It does, so nothing is learned from it of the core:
+
+    >>> short = devices.begun(1, 0.02, 0.02, now_s=0.0)
+    >>> devices.answered(short, now_s=0.04)
+    >>> round(devices.slowdown(1, 0.04, request_s=0.02), 6)
+    1.0
     """
 
-    def __init__(self, devices: Sequence[Sequence[str]]) -> None:
+    def __init__(self, devices: Sequence[Sequence[str]], *, refuses: bool = True) -> None:
         self._devices = [tuple(own) for own in devices]
-        self._work_s = [0.0] * len(devices)
-        self._seen_s = [-math.inf] * len(devices)
+        self._admission = [Admission(refuses=refuses, margin=Margin(broken=_BROKEN)) for _ in devices]
+        self._begun: list[list[Begun]] = [[] for _ in devices]
+        self._busy = [0] * len(devices)  # stages of each that have a request
+        self._left: tuple[float, dict[int, float]] = -math.inf, {}
+        self._own_s, self._part, self._at_s = [0.0] * len(devices), [1.0] * len(devices), 0.0
         self._told: dict[str, tuple[float, float]] = {}
-        self._parts = [
-            [(other, len(set(own) & set(others)) / len(others)) for other, others in enumerate(self._devices)]
-            for own in self._devices
+        # For each variant the others on its devices, and which part of their stages is there.
+        self._beside = [
+            [
+                (other, len(set(own) & set(others)) / len(set(others)))
+                for other, others in enumerate(self._devices)
+                if other != one and set(own) & set(others)
+            ]
+            for one, own in enumerate(self._devices)
         ]
-        for one, parts in enumerate(self._parts):
-            self._parts[one] = [(other, part) for other, part in parts if other != one and part]
 
-    def begun(self, variant: int, work_s: float) -> None:
-        """A variant was given a request that takes so many seconds of a device."""
-        self._work_s[variant] += work_s
+    # -- predicting ----------------------------------------------------------------------------------------------------
 
-    def ended(self, variant: int, work_s: float) -> None:
-        """It is done with it."""
-        self._work_s[variant] = max(0.0, self._work_s[variant] - work_s)
-
-    def told(self, variant: int, slowdowns: Sequence[tuple[float, float]]) -> None:
-        """A variant's stages have told how slow they are, and when; what other variants' work explains is taken out."""
-        rivals = 1 + sum(self._work_s[other] > 0 for other, _ in self._parts[variant])
-        for device, (slowdown, seen_s) in zip(self._devices[variant], slowdowns, strict=False):
-            self._seen_s[variant] = max(self._seen_s[variant], seen_s)
-            if seen_s > self._told.get(device, (1.0, -math.inf))[1]:
-                self._told[device] = (max(1.0, slowdown / rivals), seen_s)
+    def predict(self, variant: int, latency_s: float, now_s: float) -> Forecast:
+        """When a variant would be done with a request that takes ``latency_s`` with nothing else running."""
+        wait_s, slowdown = self._wait_s(variant, now_s), self.slowdown(variant, now_s, request_s=latency_s)
+        own_s = wait_s + slowdown * latency_s
+        seconds, others = own_s, self._others(variant)
+        if busy := math.fsum(others.values()):
+            stages = len(self._devices[variant])
+            rivals = (busy + min(self._busy[variant], stages - 1)) // stages  # on the core that has the fewest
+            for other, count in others.items() if rivals else ():
+                left_s = self._left_s(other, now_s) / self._busy[other]
+                seconds += rivals * count / busy * min(left_s, own_s)
+        admission = self._admission[variant]
+        forecast = admission.forecast(SharedExits([now_s], [max(seconds, _LEAST_S)]), now_s, 0)
+        return forecast if self._begun[variant] else admission.lenient(forecast)
 
     def slowdown(self, variant: int, now_s: float, *, request_s: float) -> float:
         """Of a variant that divides its work among its devices by their speed; 1.0 if nothing is known.
 
         ``request_s``: what a request takes, by which time is measured.
         """
-        speeds = []
-        for device in self._devices[variant]:
-            slowdown, seen_s = self._told.get(device, (1.0, now_s))
-            idle_s = max(0.0, now_s - seen_s) / _FORGETS
-            speeds.append(1.0 / idle_slowdown(slowdown, idle_s=idle_s, chain_s=request_s))
-        return len(speeds) / math.fsum(speeds)
+        own = self._devices[variant]
+        return len(own) / math.fsum(1.0 / self._slowdown_of(device, now_s, request_s) for device in own)
 
-    def predict_s(self, variant: int, own_s: float, now_s: float) -> float:
-        """Seconds until a variant would be done with a request that takes ``own_s`` with nothing else running."""
-        request_s = own_s
-        own_s += self._work_s[variant] / len(self._devices[variant])
-        shared_s = own_s
-        for other, part in self._parts[variant]:
-            work_s = part * self._work_s[other] / len(self._devices[variant])
-            shared_s += min(work_s, own_s)
-        if now_s - self._seen_s[variant] < _FORGETS * request_s:  # the pipeline knows better
-            return shared_s
-        return max(shared_s, own_s * self.slowdown(variant, now_s, request_s=request_s))
+    def _slowdown_of(self, device: str, now_s: float, request_s: float) -> float:
+        slowdown, seen_s = self._told.get(device, (1.0, now_s))
+        return idle_slowdown(slowdown, idle_s=max(0.0, now_s - seen_s) / _FORGETS, chain_s=request_s)
+
+    def _wait_s(self, variant: int, now_s: float) -> float:
+        """Seconds of its own time until one of a variant's stages is free."""
+        begun = self._begun[variant]
+        stages = len(self._devices[variant])
+        if len(begun) < stages:
+            return 0.0
+        leaves_s = sorted(one.leaves_s for one in begun)[len(begun) - stages]
+        return abs(leaves_s - self._now_s(variant, now_s))  # if it is late, then as much later again
+
+    def _others(self, variant: int) -> dict[int, float]:
+        """Busy stages of other variants on a variant's devices; of one that has more devices, the part that is here."""
+        return {other: part * busy for other, part in self._beside[variant] if (busy := self._busy[other])}
+
+    def _left_s(self, variant: int, now_s: float) -> float:
+        """Seconds of its own time that a variant's stages have yet to work; kept while nothing changes."""
+        if self._left[0] != now_s:
+            self._left = now_s, {}
+        left_s = self._left[1].get(variant)
+        if left_s is None:
+            own_s = self._now_s(variant, now_s)
+            left_s = math.fsum([min(one.work_s, abs(one.leaves_s - own_s)) for one in self._begun[variant]])
+            self._left[1][variant] = left_s
+        return left_s
+
+    def under_way(self, variant: int) -> int:
+        """Requests that a variant has."""
+        return len(self._begun[variant])
+
+    def _now_s(self, variant: int, now_s: float) -> float:
+        """A variant's own time."""
+        return self._own_s[variant] + self._part[variant] * max(0.0, now_s - self._at_s)
+
+    # -- learning ------------------------------------------------------------------------------------------------------
+
+    def begun(
+        self, variant: int, latency_s: float, work_s: float, now_s: float, *, deadline_s: float = math.inf
+    ) -> Begun:
+        """A variant is given a request.
+
+        Parameters
+        ----------
+        latency_s, work_s
+            What it takes, and for how long it keeps a stage busy, with nothing else running.
+        deadline_s
+            On the clock of ``now_s``.
+        """
+        forecast = self.predict(variant, latency_s, now_s)
+        wait_s, slowdown = self._wait_s(variant, now_s), self.slowdown(variant, now_s, request_s=latency_s)
+        own_s, takes_s = self._now_s(variant, now_s), slowdown * work_s
+        alone_s = max(_LEAST_S, wait_s / slowdown + latency_s)
+        one = Begun(variant, takes_s, alone_s, now_s, own_s, own_s + wait_s + takes_s, forecast, deadline_s)
+        self._begun[variant].append(one)
+        self._changed(variant, now_s)
+        return one
+
+    def ended(self, one: Begun, now_s: float, *, late: bool = False) -> None:
+        """A variant has not answered a request, which is no longer with it; ``late``: since its deadline passed."""
+        if late:
+            took_s = self._now_s(one.variant, now_s) - one.own_s
+            if took_s > one.alone_s * self.slowdown(one.variant, now_s, request_s=one.alone_s):
+                self._tell(one, took_s, now_s)  # it would have taken longer still
+            self._admission[one.variant].ended(one.forecast, one.deadline_s, in_time=False)
+        self._gone(one, now_s)
+
+    def answered(self, one: Begun, now_s: float) -> None:
+        """A variant has answered a request."""
+        self._tell(one, self._now_s(one.variant, now_s) - one.own_s, now_s)
+        admission = self._admission[one.variant]
+        admission.learn(one.forecast, now_s)
+        admission.ended(one.forecast, one.deadline_s, in_time=now_s <= one.deadline_s)
+        self._gone(one, now_s)
+
+    def _tell(self, one: Begun, took_s: float, now_s: float) -> None:
+        """A request took so much of its variant's own time."""
+        for device in self._devices[one.variant]:
+            before = self._slowdown_of(device, now_s, one.alone_s)
+            now = before + _WEIGHT * (max(_LEAST_S, took_s) / one.alone_s - before)
+            self._told[device] = now, now_s
+
+    def _gone(self, one: Begun, now_s: float) -> None:
+        self._begun[one.variant].remove(one)
+        self._changed(one.variant, now_s)
+
+    def _changed(self, variant: int, now_s: float) -> None:
+        """A variant has another number of requests; if who is beside whom changes, own times go on at another pace."""
+        self._left = -math.inf, {}
+        busy = min(len(self._begun[variant]), len(self._devices[variant]))
+        if busy == self._busy[variant]:
+            return
+        self._busy[variant] = busy
+        for variant in range(len(self._devices)):
+            self._own_s[variant] = self._now_s(variant, now_s)
+        self._at_s = max(self._at_s, now_s)
+        for variant, own in enumerate(self._devices):
+            here = self._busy[variant] + math.fsum(self._others(variant).values())
+            self._part[variant] = 1.0 / (1.0 + _rivals(here, len(own)))
+
+
+def _rivals(busy: float, devices: int) -> float:
+    """How many others a busy stage has beside it, on average, if so many are spread evenly over devices.
+
+    Examples
+    --------
+    >>> [_rivals(busy, 2) for busy in (1, 2, 4)]
+    [0.0, 0.0, 1.0]
+    """
+    if busy <= devices:
+        return 0.0
+    fewest = busy // devices
+    more = busy - fewest * devices
+    return (more * (fewest + 1) * fewest + (devices - more) * fewest * (fewest - 1)) / busy

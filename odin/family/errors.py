@@ -11,8 +11,20 @@ from odin.family.facts import Facts, Refusal, Want
 __all__ = ["refused"]
 
 
-def refused(facts: Sequence[Facts], want: Want, refusal: Refusal) -> DeadlineExceededError:
-    """The error, whose message names the best that could be done."""
+def refused(facts: Sequence[Facts], want: Want, refusal: Refusal, *, named: bool = False) -> DeadlineExceededError:
+    """The error, whose message names the best that could be done; of a request that ``named`` a variant, when that
+    would be done.
+    """
+    if named:
+        one = facts[refusal.soonest]
+        if math.isinf(refusal.soonest_s):
+            message = f"refused: variant {one.name!r} could not be loaded a short while ago (an event says why)"
+            return DeadlineExceededError(message, refused=True)
+        message = (
+            f"refused: variant {one.name!r} would be done in {refusal.soonest_s * 1e3:.1f} ms, and "
+            f"{want.latency_s * 1e3:.1f} ms are allowed: allow longer, or name none (variant=None)"
+        )
+        return DeadlineExceededError(message, refused=True, predicted_s=refusal.soonest_s)
     if refusal.soonest < 0:
         allowed = "" if want.reduced else " (reduced ones are not allowed)"
         best = "the accuracy of none is known"

@@ -105,6 +105,8 @@ class Choice(NamedTuple):
         ``reduced-load``.
     missed
         A variant that would have been preferred if it were loaded; -1: none.
+    why
+        See :class:`odin.monitor.events.VariantCount`: ``asked``, ``deadline``, ``interference`` or ``unloaded``.
     """
 
     variant: int
@@ -112,6 +114,7 @@ class Choice(NamedTuple):
     latest_s: float
     step: str = "first"
     missed: int = -1
+    why: str = "asked"
 
 
 class Refusal(NamedTuple):

@@ -14,75 +14,45 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
+
+import torch
+from torch.utils._pytree import tree_map_only
 
 from odin.control.supervision import EventRecorder
-from odin.errors import DeadlineExceededError, ForkedProcessError, OdinError, PipelineClosedError, StageLostError
-from odin.family.counts import FamilyCounts, VariantCounts
-from odin.family.devices import SharedDevices
+from odin.errors import (
+    DeadlineExceededError,
+    ForkedProcessError,
+    OdinError,
+    PipelineClosedError,
+    QueueFullError,
+    StageLostError,
+)
+from odin.family.counts import FamilyCounts
+from odin.family.devices import Begun, SharedDevices
 from odin.family.errors import refused
-from odin.family.facts import Choice, Facts, Prediction, Refusal, Seen, VariantPolicy, Want
+from odin.family.facts import Choice, Prediction, Refusal, Seen, VariantPolicy, Want
 from odin.family.loading import Loading
 from odin.family.policies import make_variant_policy
 from odin.family.profile import VariantProfile, VariantProfiles
 from odin.family.profiling import Labelled
 from odin.family.told import Told
 from odin.family.variant import Variant
+from odin.family.views import Answer, FamilyView, VariantView
 from odin.monitor.eventlog import EventLog
-from odin.monitor.events import Event, RunEnded, RunStarted, StageDescription
+from odin.monitor.events import Event, FamilyCounted, RunEnded, RunStarted, StageDescription
 from odin.monitor.timing import RequestTimeline
 from odin.options import check_timeout
+from odin.partitioner.code.single import copied
 from odin.pipeline import Pipeline
 from odin.process.at_exit import close_at_exit
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.requests.replies import Callbacks, Reply, when_done
 
-__all__ = ["Answer", "Family", "FamilyView", "VariantView"]
+__all__ = ["Family"]
 
 _LOOK_S = 1.0
-
-
-class Answer(NamedTuple):
-    """What a request got.
-
-    Attributes
-    ----------
-    value
-        The model's output.
-    variant, accuracy, reduced
-        Which variant; ``nan`` if its accuracy is not known; whether it computes less.
-    predicted_s, actual_s
-        Seconds from the submission: as expected when the variant was chosen, and as they were.
-    step
-        How far it was necessary to go, see :class:`odin.family.facts.Choice`.
-    """
-
-    value: Any
-    variant: str
-    accuracy: float
-    reduced: bool
-    predicted_s: float
-    actual_s: float
-    step: str
-
-
-class VariantView(NamedTuple):
-    """A variant at one moment; its state is ``loaded``, ``loading`` or ``unloaded``."""
-
-    facts: Facts
-    state: str
-    under_way: int
-    counts: VariantCounts
-
-
-class FamilyView(NamedTuple):
-    """A family at one moment."""
-
-    policy: str
-    memory_mib: float
-    loaded_mib: float
-    refused: int
-    variants: tuple[VariantView, ...]
+_COUNTED_S = 60.0
 
 
 class Family:
@@ -112,7 +82,9 @@ class Family:
     refresh_profile
         Profile the variants again even if their profiles are on disk.
     log, on_event
-        As of :class:`odin.Pipeline`: told are loads, unloads, and changes of what requests get.
+        As of :class:`odin.Pipeline`: told are loads, unloads, changes of what requests get, and how many got what.
+    on_variant_event
+        Called with a variant's name and each event of its pipeline, as ``on_event`` of :class:`odin.Pipeline` is.
     on_progress
         Called with a variant's name, what is being done, and which part of it is, while profiles are made.
 
@@ -148,6 +120,7 @@ class Family:
         refresh_profile: bool = False,
         log: str | Path | EventLog | None = None,
         on_event: Callable[[Event], None] | None = None,
+        on_variant_event: Callable[[str, Event], None] | None = None,
         on_progress: Callable[[str, str, float], None] = lambda name, what, part: None,
     ) -> None:
         self._pid = os.getpid()
@@ -165,14 +138,23 @@ class Family:
         self.memory_mib = memory_mib
         stages = stages if isinstance(stages, str) else tuple(map(str, stages))
         known = None if labelled is None else Labelled.of(*labelled)
-        self._under_way = [0] * len(self.variants)
         self._counts = FamilyCounts(len(self.variants))
+        self._counted = self._count()
         self._callbacks = Callbacks()
         self._at_exit = close_at_exit(self)
         try:
             self._recorder = EventRecorder(log, on_event)
-            self._devices = SharedDevices([variant.devices(stages) for variant in self.variants])
-            self._loading = Loading(self.variants, stages, policy=self.policy, emit=self._recorder.emit)
+            self._devices = SharedDevices(
+                [variant.devices(stages) for variant in self.variants], refuses=self.policy.refuses
+            )
+            self._loading = Loading(
+                self.variants,
+                stages,
+                family=name,
+                policy=self.policy,
+                emit=self._recorder.emit,
+                on_variant_event=on_variant_event,
+            )
             profiles = self._loading.profiles(
                 VariantProfiles(), known, refresh=refresh_profile, memory_mib=memory_mib, on_progress=on_progress
             )
@@ -193,10 +175,15 @@ class Family:
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def __call__(
-        self, *inputs: Any, accuracy: float = 0.0, latency_s: float | None = None, reduced: bool = False
+        self,
+        *inputs: Any,
+        accuracy: float = 0.0,
+        latency_s: float | None = None,
+        reduced: bool = False,
+        variant: str | None = None,
     ) -> Answer:
         """As :meth:`submit`, and wait for the answer."""
-        future = self.submit(*inputs, accuracy=accuracy, latency_s=latency_s, reduced=reduced)
+        future = self.submit(*inputs, accuracy=accuracy, latency_s=latency_s, reduced=reduced, variant=variant)
         try:
             return future.result()
         except BaseException:
@@ -204,14 +191,19 @@ class Family:
             raise
 
     def submit(
-        self, *inputs: Any, accuracy: float = 0.0, latency_s: float | None = None, reduced: bool = False
+        self,
+        *inputs: Any,
+        accuracy: float = 0.0,
+        latency_s: float | None = None,
+        reduced: bool = False,
+        variant: str | None = None,
     ) -> Future[Answer]:
         """Send one request to the variant that does what it asks for.
 
         Parameters
         ----------
         inputs
-            The model's arguments, as of :meth:`odin.Pipeline.submit`.
+            The model's arguments, as of :meth:`odin.Pipeline.submit`; the caller may change them afterwards.
         accuracy
             The least share of right answers that the variant has on labelled data, from 0 to 1.
         latency_s
@@ -219,6 +211,8 @@ class Family:
             None: any time.
         reduced
             Whether less computation is allowed if nothing else is in time. Outputs are then not those of the model.
+        variant
+            The name of the one variant that is wanted, whatever its accuracy: the request gets it, and no other.
 
         Returns
         -------
@@ -233,7 +227,7 @@ class Family:
         PipelineClosedError
             If the family is closed.
         """
-        request = self._request(inputs, accuracy, latency_s, reduced)
+        request = self._request(inputs, accuracy, latency_s, reduced, variant)
         reply: Reply[Answer] = Reply(self._callbacks)
         self._go(request, reply)
         return reply
@@ -244,31 +238,29 @@ class Family:
         accuracy: float = 0.0,
         latency_s: float | None = None,
         reduced: bool = False,
+        variant: str | None = None,
         timelines: list[RequestTimeline] | None = None,
     ) -> Answer:
         """As :meth:`submit`, for ``async`` code; do not change the inputs until it is done."""
-        request = self._request(inputs, accuracy, latency_s, reduced)
+        request = self._request(inputs, accuracy, latency_s, reduced, variant)
         while True:
             choice = self._choose(request)
-            if isinstance(choice, DeadlineExceededError):
+            if isinstance(choice, OdinError):
                 raise choice
             pipeline = self._pipeline(choice.variant)
             if pipeline is None:
                 request.loaded_for = choice
                 pipeline = await asyncio.wrap_future(self._load(choice.variant))
-            work_s = self._begin(choice.variant, request)
+            begun = self._begin(choice.variant, request)
             try:
                 value = await pipeline.asubmit(*inputs, timeout_s=request.left_s(), timelines=timelines)
-            except (DeadlineExceededError, PipelineClosedError, StageLostError) as error:
-                if self._again(choice.variant, request, error):
-                    self._end(choice, request, work_s, None)
-                    continue
-                self._end(choice, request, work_s, error)
-                raise
             except BaseException as error:
-                self._end(choice, request, work_s, error)
+                if self._again(choice.variant, request, error):
+                    self._end(begun, None)
+                    continue
+                self._end(begun, error)
                 raise
-            return self._answer(choice, request, work_s, value)
+            return self._answer(choice, request, begun, value)
 
     def ask(
         self, *, accuracy: float = 0.0, latency_s: float | None = None, reduced: bool = False, samples: int = 1
@@ -290,40 +282,41 @@ class Family:
             raise ValueError(f"accuracy={accuracy!r}; it is a share of right answers, from 0 to 1")
         return Want(float(accuracy), seconds, bool(reduced), samples)
 
-    def _request(self, inputs: tuple[Any, ...], accuracy: float, latency_s: float | None, reduced: bool) -> _Asked:
+    def _request(
+        self, inputs: tuple[Any, ...], accuracy: float, latency_s: float | None, reduced: bool, variant: str | None
+    ) -> _Asked:
         shape: Sequence[int] = getattr(inputs[0], "shape", ()) if len(inputs) else ()
         samples = max(1, int(shape[0])) if len(shape) else 1
-        return _Asked(inputs, self._want(accuracy, latency_s, reduced, samples), time.perf_counter())
+        named = None if variant is None else self._number(variant)
+        return _Asked(inputs, self._want(accuracy, latency_s, reduced, samples), time.perf_counter(), named)
 
     def _go(self, request: _Asked, reply: Reply[Answer]) -> None:
         """Give a request to a variant, or to the next one if that turns it away."""
         while not reply.done():
             choice = self._choose(request)
-            if isinstance(choice, DeadlineExceededError):
+            if isinstance(choice, OdinError):
                 reply.settle(choice)
                 return
             pipeline = self._pipeline(choice.variant)
             if pipeline is None:
+                if request.loaded_for is None:  # the caller may change them, once this has returned
+                    request.inputs = tree_map_only(torch.Tensor, copied, request.inputs)
                 request.loaded_for = choice
                 loaded = self._load(choice.variant)
                 loaded.add_done_callback(lambda done: self._go_on(done, request, reply))
                 return
-            work_s = self._begin(choice.variant, request)
+            begun = self._begin(choice.variant, request)
             try:
                 inner = pipeline.submit(*request.inputs, timeout_s=request.left_s())
             except BaseException as error:
                 if self._again(choice.variant, request, error):
-                    self._end(choice, request, work_s, None)
+                    self._end(begun, None)
                     continue
-                self._end(choice, request, work_s, error)
+                self._end(begun, error)
                 raise
-            error_at_once = inner.exception() if inner.done() and not inner.cancelled() else None
-            if error_at_once is not None and self._again(choice.variant, request, error_at_once):
-                self._end(choice, request, work_s, None)
-                continue
             request.inputs = ()
             reply.on_cancel = partial(_cancel, inner)
-            when_done(inner, partial(self._settle, choice=choice, request=request, work_s=work_s, reply=reply))
+            when_done(inner, partial(self._settle, choice=choice, request=request, begun=begun, reply=reply))
             if reply.cancelled():
                 inner.cancel()
             return
@@ -340,36 +333,40 @@ class Family:
             reply.settle(defect)
 
     def _settle(
-        self, done: Future[Any], *, choice: Choice, request: _Asked, work_s: float, reply: Reply[Answer]
+        self, done: Future[Any], *, choice: Choice, request: _Asked, begun: Begun, reply: Reply[Answer]
     ) -> None:
         if done.cancelled():
-            self._end(choice, request, work_s, None)
+            self._end(begun, None)
             return
         error = done.exception()
         if error is not None:
-            self._end(choice, request, work_s, error)
+            self._end(begun, error)
             reply.settle(error)
         else:
-            reply.settle(self._answer(choice, request, work_s, done.result()))
+            reply.settle(self._answer(choice, request, begun, done.result()))
 
-    def _choose(self, request: _Asked) -> Choice | DeadlineExceededError:
+    def _choose(self, request: _Asked) -> Choice | OdinError:
         """The variant for a request, or why there is none."""
         now_s = time.perf_counter()
         want = request.want._replace(latency_s=request.want.latency_s - (now_s - request.begin_s))
-        chosen = self._decide(want, now_s, request.tried)
+        if request.named is None:
+            chosen = self._decide(want, now_s, request.tried)
+        else:
+            chosen = self._named(request.named, want, now_s)
         with self._lock:
             if chosen.missed >= 0 and not request.tried:
                 self._counts.missed(chosen.missed)
             if isinstance(chosen, Refusal):
                 self._counts.refused()
-        self._told.chosen(request.want, chosen, now_s)
+        if request.named is None:
+            self._told.chosen(request.want, chosen, now_s)
         if isinstance(chosen, Refusal):
-            return request.turned_away or refused(self.facts, request.want, chosen)
+            return request.turned_away or refused(self.facts, request.want, chosen, named=request.named is not None)
         before = request.loaded_for  # what was promised counts, loading included
         return before if before is not None and before.variant == chosen.variant else chosen
 
     def _decide(self, want: Want, now_s: float, tried: Collection[int]) -> Choice | Refusal:
-        """Ask the policy; without the lock, since predictions take those of pipelines."""
+        """Ask the policy."""
         assert self._loading is not None
 
         def predict(variant: int, *, loaded: bool = False) -> Prediction:
@@ -377,62 +374,62 @@ class Family:
 
         return self.policy.choose(self.facts, self._loading.loaded, want, predict, tried)
 
+    def _named(self, variant: int, want: Want, now_s: float) -> Choice | Refusal:
+        """What a request gets that names a variant."""
+        prediction = self._predict(variant, want, now_s, loaded=False)
+        if self.policy.refuses and prediction.latest_s > want.latency_s:
+            return Refusal(variant, prediction.latest_s, variant)
+        return Choice(variant, *prediction, "first" if self._pipeline(variant) is not None else "load")
+
     def _predict(self, variant: int, want: Want, now_s: float, *, loaded: bool) -> Prediction:
         """See :class:`odin.family.facts.Predict`."""
         assert self._loading is not None
         facts = self.facts[variant]
-        shared_s = self._devices.predict_s(variant, facts.latency_s(want.samples), now_s)
-        pipeline = self._loading.pipeline(variant)
-        if pipeline is None:
-            load_s = 0.0 if loaded else self._loading.left_s(variant, facts.load_s, now_s)
-            return Prediction(load_s + shared_s, load_s + shared_s)
-        try:
-            timeout_s = None if math.isinf(want.latency_s) else want.latency_s
-            forecast = pipeline.forecast(want.samples, timeout_s=timeout_s)
-        except OdinError:
-            return Prediction(math.inf, math.inf)
-        made_s = forecast.made_s
-        return Prediction(max(forecast.expected_s - made_s, shared_s), max(forecast.latest_s - made_s, shared_s))
-
-    def _begin(self, variant: int, request: _Asked) -> float:
-        work_s = self.facts[variant].cost_s * request.want.samples
+        load_s = 0.0
+        if not loaded and self._loading.pipeline(variant) is None:
+            load_s = self._loading.left_s(variant, facts.load_s, now_s)
         with self._lock:
-            self._under_way[variant] += 1
-            self._devices.begun(variant, work_s)
-        return work_s
+            forecast = self._devices.predict(variant, facts.latency_s(want.samples), now_s)
+        return Prediction(load_s + forecast.expected_s - now_s, load_s + forecast.latest_s - now_s)
 
-    def _end(self, choice: Choice, request: _Asked, work_s: float, error: BaseException | None) -> None:
-        """A request that a variant has not answered is no longer with it."""
+    def _begin(self, variant: int, request: _Asked) -> Begun:
+        facts, samples = self.facts[variant], request.want.samples
         with self._lock:
-            self._under_way[choice.variant] -= 1
-            self._devices.ended(choice.variant, work_s)
-            if error is not None:
-                self._counts.failed(choice.variant, late=isinstance(error, DeadlineExceededError))
-
-    def _answer(self, choice: Choice, request: _Asked, work_s: float, value: Any) -> Answer:
-        assert self._loading is not None
-        variant, facts = choice.variant, self.facts[choice.variant]
-        actual_s = time.perf_counter() - request.begin_s
-        pipeline = self._loading.pipeline(variant)
-        slowdowns = () if pipeline is None else pipeline.slowdowns()
-        with self._lock:
-            self._under_way[variant] -= 1
-            self._devices.ended(variant, work_s)
-            self._devices.told(variant, slowdowns)
-            self._counts.answered(
-                variant, request.want.samples, predicted_s=choice.expected_s, actual_s=actual_s, step=choice.step
+            return self._devices.begun(
+                variant,
+                facts.latency_s(samples),
+                facts.cost_s * samples,
+                time.perf_counter(),
+                deadline_s=request.begin_s + request.want.latency_s,
             )
+
+    def _end(self, begun: Begun, error: BaseException | None) -> None:
+        """A request that a variant has not answered is no longer with it."""
+        late = isinstance(error, DeadlineExceededError)
+        with self._lock:
+            self._devices.ended(begun, time.perf_counter(), late=late)
+            if error is not None:
+                self._counts.failed(begun.variant, late=late)
+
+    def _answer(self, choice: Choice, request: _Asked, begun: Begun, value: Any) -> Answer:
+        facts, now_s = self.facts[choice.variant], time.perf_counter()
+        actual_s = now_s - request.begin_s
+        with self._lock:
+            self._devices.answered(begun, now_s)
+            self._counts.answered(choice, request.want.samples, actual_s=actual_s)
         return Answer(value, facts.name, facts.accuracy, facts.reduced, choice.expected_s, actual_s, choice.step)
 
     def _again(self, variant: int, request: _Asked, error: BaseException) -> bool:
         """Whether to try another variant after this one turned a request away."""
         gone = isinstance(error, PipelineClosedError | StageLostError) and not self._closed
-        if isinstance(error, DeadlineExceededError) and error.refused:
+        if request.named is not None:  # loaded anew, once
+            gone = gone and not request.tried
+        elif isinstance(error, QueueFullError):
             request.turned_away = error
-        elif not gone:
-            return False
-        request.tried.add(variant)
-        return True
+            gone = True
+        if gone:
+            request.tried.add(variant)
+        return gone
 
     # -- what is loaded ------------------------------------------------------------------------------------------------
 
@@ -446,7 +443,8 @@ class Family:
         loading = self._loading
         need_mib = self.facts[variant].memory_mib + sum(self.facts[one].memory_mib for one in loading.loaded)
         with self._lock:
-            idle = sorted(loading.loaded - {variant}, key=lambda one: (self._under_way[one], self._counts.last_s(one)))
+            others = loading.loaded - {variant}
+            idle = sorted(others, key=lambda one: (self._devices.under_way(one), self._counts.last_s(one)))
         for one in idle:
             if need_mib <= self.memory_mib:
                 break
@@ -477,6 +475,7 @@ class Family:
         assert self._recorder is not None
         while not self._ended.wait(_LOOK_S):
             try:
+                self._tell_counts(every_s=_COUNTED_S)
                 self.look()
             except Exception as error:  # of a policy of the user's own, or of a load
                 self._recorder.faults.tell("the choice of what is loaded", error, "what is loaded goes on serving")
@@ -488,8 +487,9 @@ class Family:
         loading.drop_broken()
         with self._lock:
             taken = self._counts.take()
+            under_way = [self._devices.under_way(number) for number in range(len(self.facts))]
         seen = []
-        for number, (one, under_way) in enumerate(zip(taken, self._under_way, strict=True)):
+        for number, one in enumerate(taken):
             pipeline = loading.pipeline(number)
             seen.append(
                 Seen(
@@ -499,7 +499,7 @@ class Family:
                     one.missed,
                     one.latency_s,
                     one.samples,
-                    under_way,
+                    under_way[number],
                     1 if pipeline is None else pipeline.instances,
                     1 if pipeline is None else len(pipeline.devices),
                 )
@@ -521,12 +521,27 @@ class Family:
         loading = self._loading
         with self._lock:
             variants = tuple(
-                VariantView(facts, loading.state(number), self._under_way[number], self._counts.of(number))
+                VariantView(facts, loading.state(number), self._devices.under_way(number), self._counts.of(number))
                 for number, facts in enumerate(self.facts)
             )
             refused_count = self._counts.refusals
         loaded_mib = sum(one.facts.memory_mib for one in variants if one.state == "loaded")
         return FamilyView(self.policy.name, self.memory_mib, loaded_mib, refused_count, variants)
+
+    def _tell_counts(self, *, every_s: float = 0.0) -> None:
+        """Tell what variants have done, if that has changed and was not told lately."""
+        if time.perf_counter() < self._counted.at_s + every_s:
+            return
+        counted = self._count()
+        if (counted.refused, counted.variants) != (self._counted.refused, self._counted.variants):
+            self._counted = counted
+            assert self._recorder is not None
+            self._recorder.emit(counted)
+
+    def _count(self) -> FamilyCounted:
+        with self._lock:
+            variants = tuple(self._counts.of(number).told(one.name) for number, one in enumerate(self.variants))
+            return FamilyCounted(time.perf_counter(), self._counts.refusals, variants)
 
     def _tell_start(self) -> None:
         assert self._recorder is not None
@@ -569,6 +584,7 @@ class Family:
             self._callbacks.close(timeout_s if drain else 1.0)
             if self._recorder is not None:
                 counts = self._counts
+                self._tell_counts()
                 self._recorder.sum_up()
                 self._recorder.emit(RunEnded(time.perf_counter(), "closed", counts.completed, counts.failures))
                 self._recorder.close()
@@ -588,11 +604,11 @@ class Family:
 class _Asked:
     """A request that is being placed."""
 
-    def __init__(self, inputs: tuple[Any, ...], want: Want, begin_s: float) -> None:
-        self.inputs, self.want, self.begin_s = inputs, want, begin_s
+    def __init__(self, inputs: tuple[Any, ...], want: Want, begin_s: float, named: int | None = None) -> None:
+        self.inputs, self.want, self.begin_s, self.named = inputs, want, begin_s, named
         self.tried: set[int] = set()
         self.loaded_for: Choice | None = None
-        self.turned_away: DeadlineExceededError | None = None
+        self.turned_away: QueueFullError | None = None
 
     def left_s(self) -> float | None:
         """Seconds that it may still take."""

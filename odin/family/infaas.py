@@ -84,7 +84,7 @@ class InfaasPolicy:
     def _chosen(self, facts: Sequence[Facts], one: int, want: Want, step: str) -> Choice:
         """It predicts what the profile says."""
         seconds = facts[one].latency_s(want.samples) + (facts[one].load_s if step == "load" else 0.0)
-        return Choice(one, seconds, seconds, step)
+        return Choice(one, seconds, seconds, step, why="interference" if step == "variant" else "asked")
 
     def look(self, facts: Sequence[Facts], seen: Sequence[Seen], *, memory_mib: float) -> Sequence[Step]:
         """See :class:`odin.family.facts.VariantPolicy`."""

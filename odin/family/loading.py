@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from odin.errors import OdinError
@@ -18,7 +19,7 @@ from odin.family.variant import Variant
 from odin.models.sources import Source
 from odin.monitor.events import Event, Fault, ModelEvicted, ModelLoaded
 from odin.pipeline import Pipeline
-from odin.requests.admission import NONE, PREDICT
+from odin.requests.admission import NONE
 
 __all__ = ["Loading"]
 
@@ -35,10 +36,14 @@ class Loading:
     ----------
     variants, stages
         See :class:`odin.Family`.
+    family
+        Its name.
     policy
-        Says whether pipelines refuse what would be late, and whether all of their stages serve from the beginning.
+        Says whether all stages of a pipeline serve from the beginning.
     emit
         Takes events.
+    on_variant_event
+        See :class:`odin.Family`.
 
     Attributes
     ----------
@@ -51,11 +56,13 @@ class Loading:
         variants: Sequence[Variant],
         stages: str | Sequence[str],
         *,
+        family: str,
         policy: VariantPolicy,
         emit: Callable[[Event], object],
+        on_variant_event: Callable[[str, Event], None] | None = None,
     ) -> None:
         self._variants, self._stages, self._emit = variants, stages, emit
-        self._admission = PREDICT if policy.refuses else NONE
+        self._family, self._on_variant_event = family, on_variant_event
         self._starts_with_one = policy.starts_with_one
         self._lock = threading.Lock()
         self._pipelines: list[Pipeline | None] = [None] * len(variants)
@@ -249,8 +256,19 @@ class Loading:
     def _open(self, number: int) -> Pipeline:
         variant = self._variants[number]
         source = variant.load()
-        options: dict[str, Any] = variant.options(source, self._stages)
-        pipeline = Pipeline(source, admission=self._admission, **options)
+        stages = self._stages
+        if self._starts_with_one and not isinstance(stages, str):  # the first ones of all are not on one device
+            shift = number % len(stages)
+            stages = [*stages[shift:], *stages[:shift]]
+        options: dict[str, Any] = variant.options(source, stages)
+        told = self._on_variant_event
+        pipeline = Pipeline(
+            source,
+            name=f"{self._family}/{variant.name}",
+            admission=NONE,  # the family itself refuses: odin.family.devices
+            on_event=None if told is None else partial(told, variant.name),
+            **options,
+        )
         if self._starts_with_one and len(pipeline.devices) > 1:
             with contextlib.suppress(ValueError):  # its layers are where a plan has them
                 pipeline.instances = 1

@@ -110,11 +110,13 @@ class Admission:
     ----------
     refuses
         Whether requests that would be late are refused; otherwise all are only predicted.
+    margin
+        What is learned of errors; default: a new one.
     """
 
-    def __init__(self, *, refuses: bool = True) -> None:
+    def __init__(self, *, refuses: bool = True, margin: Margin | None = None) -> None:
         self.refuses = refuses
-        self.margin, self.crowd = Margin(), Crowd()
+        self.margin, self.crowd = margin or Margin(), Crowd()
 
     def forecast(self, exits: Exits, now_s: float, ahead: int) -> Forecast:
         """Predict the completion of a request with so many others before it in the line."""

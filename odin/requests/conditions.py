@@ -91,10 +91,6 @@ class Conditions:
         known_s = self._part_s or part_s
         self._part_s = [was_s + _WEIGHT * (now_s - was_s) for was_s, now_s in zip(known_s, part_s, strict=True)]
 
-    def slowdowns(self) -> Sequence[tuple[float, float]]:
-        """Slowdown of each stage as its last request told it, and when that was (-inf: nothing yet)."""
-        return list(zip(self._slowdown, self._seen_s, strict=True))
-
     def shared(self, now_s: float, sent: Sequence[Sent] = (), *, samples: int = 0) -> Exits:
         """The stages while all take from one queue; for others of ``samples`` each, with what they were sent."""
         queue, free_s, chain_s = self._queue, [], []

@@ -417,13 +417,6 @@ class Gateway:
                 raise self._error
             return self._foresight.ask(self._present(), deadline_s=deadline_s, parts=parts, samples=samples)
 
-    def slowdowns(self) -> Sequence[tuple[float, float]]:
-        """Slowdown of each stage, and when its last request told it; nothing if nothing is predicted here."""
-        if self._foresight is None:
-            return ()
-        with self._lock:
-            return self._foresight.conditions.slowdowns()
-
     def _take_in(self, request: Request, *, late: bool) -> None:
         """Send a request, or let it stand in line; the lock is held."""
         request.number = self._next_request

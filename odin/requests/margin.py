@@ -5,11 +5,11 @@ Two numbers, each moved a little by every answer::
     usual    seconds taken over seconds predicted, of half of the requests: what predictions leave out
     factor   of that, what is allowed for before a request is taken
 
-A broken promise widens what the factor is above 1 by a fifth, a kept one narrows it by a thousandth of that. So it
-comes to rest where one in a thousand is broken, whatever the errors are like: nothing is assumed of their distribution,
-and how large they were does not matter. (This is stochastic approximation of a quantile, Robbins and Monro 1951; as a
-promise that holds whatever the data do: adaptive conformal inference, Gibbs and Candes 2021.) It stays between 1.1
-and 2.
+A broken promise widens what the factor is above 1 by a fifth, a kept one narrows it by a thousandth of that (or by
+another share, if that is asked for). So it comes to rest where one in a thousand is broken, whatever the errors are
+like: nothing is assumed of their distribution, and how large they were does not matter. (This is stochastic
+approximation of a quantile, Robbins and Monro 1951; as a promise that holds whatever the data do: adaptive conformal
+inference, Gibbs and Candes 2021.) It stays between 1.1 and 2.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ _PACE = 0.005
 class Margin:
     """The allowance of one gateway.
 
+    Parameters
+    ----------
+    broken
+        Share of promises that may be broken.
+
     Attributes
     ----------
     usual, factor
@@ -51,7 +56,8 @@ class Margin:
     1.491
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, broken: float = _BROKEN) -> None:
+        self._narrows = _STEP * broken
         self.usual, self.factor = 1.0, _FIRST
 
     def learn(self, took_s: float, predicted_s: float) -> None:
@@ -62,7 +68,7 @@ class Margin:
 
     def kept(self) -> None:
         """A request that was taken at some risk was answered in time."""
-        self.factor = max(_NARROWEST, self.factor - _STEP * _BROKEN * (self.factor - 1.0))
+        self.factor = max(_NARROWEST, self.factor - self._narrows * (self.factor - 1.0))
 
     def broken(self) -> None:
         """One that was taken was not."""

@@ -54,6 +54,8 @@ class Answered(NamedTuple):
         Bytes of the tensors of its answer.
     samples
         In it, if it was answered.
+    variant
+        Of a family, the one that answered it.
     """
 
     request: InferRequest
@@ -67,6 +69,7 @@ class Answered(NamedTuple):
     devices: Sequence[str] = ()
     response_nbytes: int = 0
     samples: int = 0
+    variant: str = ""
 
     @property
     def outcome(self) -> str:
@@ -147,6 +150,7 @@ class Observers:
             under_way.devices,
             0 if response is None else sum(output.array.nbytes for output in response.outputs),
             0 if response is None else under_way.samples,
+            "" if response is None else str(response.parameters.get("variant", "")),
         )
         for observer in self._observers:
             try:

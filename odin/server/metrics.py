@@ -68,8 +68,9 @@ class Metrics:
             counts.samples += answered.samples
             counts.latency.add(answered.latency_s)
             counts.waiting.add(answered.waiting_s)
+            of_stages = self._counts(f"{name}/{answered.variant}") if answered.variant and name else counts
             for timeline in answered.timelines:
-                counts.add_timeline(timeline)
+                of_stages.add_timeline(timeline)
 
     def on_event(self, name: str, event: Event) -> None:
         """Count what a model's pipeline tells; from any thread, see :class:`odin.server.repository.Repository`."""
@@ -111,7 +112,7 @@ class Metrics:
         views = views_of(served)
         requests, pipelines = RequestFamilies(), PipelineFamilies()
         with self._lock:
-            for name in [name for name in self._models if name not in served and name != _UNKNOWN]:
+            for name in [name for name in self._models if name not in {*served, *views, _UNKNOWN}]:
                 del self._models[name]
             for name in (*served, _UNKNOWN):
                 # of packed models, which may be thousands, those that were asked for

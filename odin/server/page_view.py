@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from odin.monitor.view.event_text import plan_text, stage_cause, tenants_text, tuned_text
+from odin.family.views import FamilyView
+from odin.monitor.view.event_text import answered_text, plan_text, stage_cause, tenants_text, tuned_text
 from odin.monitor.view.pipeline_view import PipelineView, StageView
 from odin.monitor.view.windows_text import windows_text
 from odin.server.messages import ModelState
@@ -38,15 +39,34 @@ def page_models(
     told: list[tuple[int, dict[str, Any]]] = []
     for state in states:
         model, view = served.get(state.name), views.get(state.name)
-        is_family = isinstance(model, ServedFamily)
-        rank = 1 if is_family else 2 if isinstance(model, FleetModel) else 0
+        rank = 1 if isinstance(model, ServedFamily) else 2 if isinstance(model, FleetModel) else 0
         about = _about(model) if view is None else ""
-        told.append((rank, {**state._asdict(), "about": about, "view": None if view is None else page_view(view)}))
-        variants = [name for name in views if name.startswith(f"{state.name}/")] if is_family else []
-        told += [
-            (rank, {**state._asdict(), "name": name, "about": "", "view": page_view(views[name])}) for name in variants
-        ]
+        shown = None if view is None else page_view(view)
+        entries = [{**state._asdict(), "about": about, "answers": "", "view": shown}]
+        if isinstance(model, ServedFamily):
+            entries = _family_entries(entries[0], model.family.view(), views)
+        told += [(rank, entry) for entry in entries]
     return [one for _, one in sorted(told, key=lambda one: one[0])]
+
+
+def _family_entries(own: dict[str, Any], family: FamilyView, views: Mapping[str, PipelineView]) -> list[dict[str, Any]]:
+    """A family with what its variants did, then each of them as a model."""
+    counts = [one.counts.told(one.facts.name) for one in family.variants]
+    entries = [{**own, "answers": f"{family.policy}: {answered_text(counts, family.refused)}"}]
+    for one, count in zip(family.variants, counts, strict=True):
+        name = f"{own['name']}/{one.facts.name}"
+        state = "READY" if one.state == "loaded" else one.state.upper()
+        view = page_view(views[name]) if name in views else None
+        told = {
+            "name": name,
+            "state": state,
+            "reason": "",
+            "about": "",
+            "answers": answered_text([count]),
+            "view": view,
+        }
+        entries.append({**own, **told})
+    return entries
 
 
 def _about(model: ServedModel | None) -> str:

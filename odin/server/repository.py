@@ -14,6 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from odin.errors import OdinError
@@ -199,7 +200,7 @@ class Repository:
             if entry.served is None:
                 entry.state, entry.reason = "LOADING", ""
             packed = self._packed if name in self._packed_names else None
-            making = self._loader.submit(_make, config, lambda event: self._on_event(name, event), packed)
+            making = self._loader.submit(_make, config, self._on_event, packed)
             try:
                 served = await asyncio.wrap_future(making)
             except BaseException:
@@ -278,12 +279,15 @@ class Repository:
 
 
 def _make(
-    config: ModelConfig, on_event: Callable[[Event], None], packed: ServedFleet | None = None
+    config: ModelConfig, tell: Callable[[str, Event], None], packed: ServedFleet | None = None
 ) -> ServedModel | BaseException:
     """Make a model, or return why not: a model's own code may raise anything, SystemExit too."""
+    on_event = partial(tell, config.name)
     try:
         if config.variants:
-            return ServedFamily(config, on_event=on_event)
+            return ServedFamily(
+                config, on_event=on_event, on_variant_event=lambda one, event: tell(f"{config.name}/{one}", event)
+            )
         return ServedModel(config, on_event=on_event) if packed is None else packed.model(config)
     except BaseException as error:
         return error

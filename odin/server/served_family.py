@@ -9,8 +9,10 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from odin.errors import DeadlineExceededError, PipelineClosedError
-from odin.family.family import Answer, Family, FamilyView
+from odin.family.counts import WHYS
+from odin.family.family import Family
 from odin.family.variant import Variant
+from odin.family.views import Answer, FamilyView
 from odin.models.calibration import load_examples
 from odin.models.sources import Source
 from odin.monitor.events import Event
@@ -72,6 +74,8 @@ class ServedFamily(ServedModel):
         With variants.
     on_event
         Called with every event of the family.
+    on_variant_event
+        Called with a variant's name and every event of its pipeline.
 
     Raises
     ------
@@ -79,7 +83,13 @@ class ServedFamily(ServedModel):
         If it cannot be served; the message says why.
     """
 
-    def __init__(self, config: ModelConfig, *, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        on_event: Callable[[Event], None] | None = None,
+        on_variant_event: Callable[[str, Event], None] | None = None,
+    ) -> None:
         variants = variants_of(config)
         source = variants[0].load()
         assert isinstance(source, Source)  # which a name gives
@@ -93,6 +103,7 @@ class ServedFamily(ServedModel):
             policy=config.choice,
             log=config.log,
             on_event=on_event,
+            on_variant_event=on_variant_event,
         )
         self.pipeline: Any = _OfFamily(self.family)
         try:
@@ -136,6 +147,7 @@ class ServedFamily(ServedModel):
             accuracy=_share(request.parameters, "accuracy"),
             latency_s=min(limits_s, default=None),
             reduced=_flag(request.parameters, "reduced"),
+            variant=self._named(request.parameters),
             timelines=timelines,
         )
         answer = await outcome(_refusals_told(work))
@@ -146,6 +158,17 @@ class ServedFamily(ServedModel):
             "actual_us": round(answer.actual_s / _MICROSECONDS),
             **({} if math.isnan(answer.accuracy) else {"accuracy": answer.accuracy}),
         }
+
+    def _named(self, parameters: Mapping[str, Parameter]) -> str | None:
+        """The variant that a request names; None if it names none."""
+        name, names = parameters.get("variant"), [variant.name for variant in self.family.variants]
+        if name is None:
+            return None
+        if name in names:
+            return str(name)
+        raise RequestError(
+            FailureKind.INVALID, f"parameter 'variant' is {name!r}; there are {', '.join(map(repr, names))}"
+        )
 
     def close(self, *, drain: bool = True, timeout_s: float = 60.0) -> None:
         """End the variants' stages."""
@@ -168,7 +191,9 @@ async def _refusals_told(work: Any) -> Answer:
     except DeadlineExceededError as error:
         if not error.refused:
             raise
-        told = error.reason.replace("reduced=True", "parameter 'reduced'")
+        told = error.reason.replace("reduced=True", "parameter 'reduced'").replace(
+            "variant=None", "no parameter 'variant'"
+        )
         if math.isnan(error.predicted_s):
             raise RequestError(FailureKind.NOT_READY, told) from error
         if math.isinf(error.predicted_s):  # no variant is as accurate
@@ -213,10 +238,10 @@ class VariantFamilies:
         self.refused = CounterMetricFamily(
             "odin_family_refusals", "Requests that no variant of a family would have done as asked.", labels=["model"]
         )
-        self.instead = CounterMetricFamily(
-            "odin_variant_instead",
-            "Answered requests that would have got another variant under undisturbed conditions.",
-            labels=both,
+        self.choices = CounterMetricFamily(
+            "odin_variant_choices",
+            "Answered requests; why they had this variant is asked, deadline, interference or unloaded.",
+            labels=[*both, "why"],
         )
         self.seconds = CounterMetricFamily(
             "odin_variant_seconds",
@@ -238,7 +263,8 @@ class VariantFamilies:
             self.requests.add_metric([*both, reduced, "answered"], counts.answered)
             self.requests.add_metric([*both, reduced, "late"], counts.late)
             self.requests.add_metric([*both, reduced, "failed"], counts.failed)
-            self.instead.add_metric(both, counts.instead)
+            for why in WHYS:
+                self.choices.add_metric([*both, why], getattr(counts, why))
             self.seconds.add_metric([*both, "predicted"], counts.predicted_s)
             self.seconds.add_metric([*both, "actual"], counts.actual_s)
             self.loaded.add_metric(both, float(one.state == "loaded"))

@@ -56,7 +56,9 @@ def decisions_table(found: Sequence[Decision], title: str) -> Table:
     left = len(found) - len(kept)
     caption = (
         "`plan`: where requests change hands; `batch`, `instances`: a knob that is turned so that a latency is kept; "
-        "`together`: plans made for several pipelines at once."
+        "`together`: plans made for several pipelines at once; `variant`: how many requests of a family got it until "
+        "the end, and why: `asked` is the preferred one that is accurate enough, which else is too slow for the "
+        "`deadline` even undisturbed, would have been late by `interference`, or was `unloaded`."
         + (f" The first {len(kept)} of {len(found)}." if left else "")
     )
     columns = ("run", "at, s", "model", "what", "before", "after", "why")

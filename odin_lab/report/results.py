@@ -259,7 +259,7 @@ class Decision:
         What it is about: the run's model, or another one on the same devices that was planned with it.
     what
         ``plan`` (where requests change hands), ``batch`` or ``instances`` (a knob), ``together`` (a plan made for
-        several pipelines at once).
+        several pipelines at once), ``variant`` (what requests of a family got).
     before, after
         Plan, or value of the knob.
     why

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from odin.monitor.events import (
     Attributed,
+    FamilyCounted,
     KnobTurned,
     LoadChanged,
     PlanChanged,
@@ -20,7 +21,7 @@ from odin.monitor.events import (
     TenantShare,
 )
 from odin.monitor.logreader import read_log
-from odin.monitor.view.event_text import factor, figure, plan_text, planned_rate, seconds
+from odin.monitor.view.event_text import factor, figure, plan_text, planned_rate, seconds, variant_whys
 from odin_lab.report.over_time import over_time
 from odin_lab.report.promises import from_log
 from odin_lab.report.results import Decision, Results, Timeline, now, read_results
@@ -66,6 +67,7 @@ def read_run(path: Path) -> RunLog:
     loads, slow = _Spans(), _Spans()
     decisions: list[Decision] = []
     tenants: dict[str, TenantShare] = {}
+    counted: list[Decision] = []
     at_s = 0.0
     for event in read_log(path):
         if isinstance(event, RunStarted):
@@ -86,6 +88,8 @@ def read_run(path: Path) -> RunLog:
                 now = {one.name: one for one in event.tenants}
                 decisions += _of_tenants(path.name, at_s, tenants, now)
                 tenants = now
+            case FamilyCounted():
+                counted = _of_variants(path.name, at_s, event)  # since the start: the last one says it all
             case LoadChanged():
                 for stage in _stages(event.on, run):
                     loads.set((stage, event.name, event.pid), at_s, event.name if event.intensity > 0 else "")
@@ -94,6 +98,7 @@ def read_run(path: Path) -> RunLog:
             case Attributed():
                 slow.rename((event.stage,), event.interference)
     assert run is not None
+    decisions += counted
     if not finished_s:
         return RunLog(None, tuple(decisions))
     # Lines of a log are in order of the events' times, and these are not always exactly those of the completions.
@@ -160,6 +165,23 @@ def _of_plan(name: str, at_s: float, run: RunStarted, event: PlanChanged) -> Dec
     expected = f"expecting {planned_rate(event.predicted_hz, batch=run.batch)}" if event.predicted_hz >= 0 else ""
     why = ", ".join(filter(None, (event.decision, event.why, expected)))
     return Decision(name, at_s, run.model, "plan", plan_text(event.before), after, why)
+
+
+def _of_variants(run: str, at_s: float, event: FamilyCounted) -> list[Decision]:
+    """How many requests got which variant, and why."""
+    total = max(1, event.refused + sum(one.answered + one.late + one.failed for one in event.variants))
+    rows = []
+    for one in event.variants:
+        missed = ", ".join(f"{many} {how}" for how, many in (("late", one.late), ("failed", one.failed)) if many)
+        given = one.answered + one.late + one.failed
+        told = f"{given} of {total} ({given / total:.0%})" + (f", {missed}" if missed else "")
+        rows.append(Decision(run, at_s, one.name, "variant", "", told, variant_whys(one)))
+    if event.refused:
+        told = f"{event.refused} of {total} ({event.refused / total:.0%})"
+        rows.append(
+            Decision(run, at_s, "none", "variant", "", told, "refused: no variant would have done what was asked")
+        )
+    return rows
 
 
 def _of_knob(run: str, at_s: float, model: str, event: KnobTurned) -> Decision:

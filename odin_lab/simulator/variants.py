@@ -1,11 +1,12 @@
 """A family of variants in simulated time: the policies that serve, on a trace, with and without interference.
 
-Policies (:mod:`odin.family`), admission and its margins are those that serve; only devices and clock are simulated.
+Policies, predictions and their margins (:mod:`odin.family`) are those that serve; only devices and clock are simulated.
 Each loaded variant has a stage on each of its devices, and each stage takes whole requests from the variant's queue,
-earliest deadline first. That requests change hands between layers is left out. A device gives each that computes there
-the same part of its time, be it a variant's stage, a program from outside (:class:`~odin_lab.simulator.tenants.
-Outsider`), or a variant that is being loaded, which computes on the first of its devices. What a request takes by the
-profile beyond its device seconds (``cost_s``) passes after them, on no device::
+earliest deadline first; of several idle ones the one on whose device the fewest compute. That requests change hands
+between layers is left out. A device gives each that computes there the same part of its time, be it a variant's stage,
+a program from outside (:class:`~odin_lab.simulator.tenants.Outsider`), or a variant that is being loaded, which
+computes on the first of its devices. What a request takes by the profile beyond its device seconds (``cost_s``) passes
+after them, on no device::
 
     trace --choose--> variant A   queue -> stage on device 0, stage on device 1
                       variant B   queue -> stage on device 0, stage on device 1    turns with A's
@@ -22,19 +23,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from odin.family.devices import SharedDevices
+from odin.family.devices import Begun, SharedDevices
 from odin.family.facts import Choice, Facts, Prediction, Seen, VariantPolicy, Want
-from odin.partitioner.exits import SharedExits
-from odin.partitioner.relay import idle_slowdown
-from odin.requests.admission import Admission, Forecast
 from odin_lab.simulator.tenants import Outsider
 
 __all__ = ["Asked", "FamilyResult", "WantClass", "mixed_trace", "run_family"]
 
-_WEIGHT = 0.3
-"""Of the last request in a stage's slowdown, as live."""
 _LOOK_S = 1.0
-_FORGETS = 10.0
 
 
 class WantClass(NamedTuple):
@@ -68,8 +63,8 @@ class FamilyResult(NamedTuple):
         Answered requests of each.
     reduced, loads, unloads
         Answered by reduced variants; variants loaded and unloaded after the start.
-    latency_s
-        Of the answered ones.
+    latency_s, predicted_s
+        Of the answered ones; the latter as expected when they were given to their variants.
     """
 
     requests: int
@@ -83,6 +78,7 @@ class FamilyResult(NamedTuple):
     loads: int
     unloads: int
     latency_s: tuple[float, ...]
+    predicted_s: tuple[float, ...] = ()
 
     @property
     def violations(self) -> float:
@@ -108,8 +104,8 @@ def mixed_trace(classes: Sequence[WantClass], *, rate_hz: float, seconds: float,
 
 
 class _Request:
-    def __init__(self, number: int, want: Want, at_s: float, choice: Choice, forecast: Forecast) -> None:
-        self.number, self.want, self.at_s, self.choice, self.forecast = number, want, at_s, choice, forecast
+    def __init__(self, number: int, want: Want, at_s: float, begun: Begun) -> None:
+        self.number, self.want, self.at_s, self.begun = number, want, at_s, begun
         self.deadline_s = at_s + want.latency_s
 
     def __lt__(self, other: _Request) -> bool:
@@ -117,38 +113,24 @@ class _Request:
 
 
 class _Stage:
-    """Of a variant on a device: what it computes, and how slow it has found itself."""
+    """Of a variant on a device: what it computes."""
 
     def __init__(self, device: int) -> None:
         self.device = device
         self.request: _Request | None = None
-        self.left_s = self.took_s = self.own_s = self.began_s = 0.0
-        self.slowdown, self.seen_s = 1.0, -math.inf
+        self.left_s = self.own_s = 0.0
 
 
 class _Variant:
     """A variant that is loaded, or not."""
 
-    def __init__(self, devices: Sequence[int], *, refuses: bool, instances: int) -> None:
+    def __init__(self, devices: Sequence[int], *, instances: int) -> None:
         self.stages = [_Stage(device) for device in devices]
-        self.admission = Admission(refuses=refuses)
         self.queue: list[_Request] = []
         self.instances = instances
         self.loaded = False
         self.ready_s = math.inf
         self.closing = False
-
-    def forecast(self, own_s: float, now_s: float) -> Forecast:
-        """As a pipeline's, from how slow its stages were and what they have."""
-        free_s, chain_s = [], []
-        for stage in self.stages[: self.instances]:
-            idle_s = max(0.0, now_s - stage.seen_s) / _FORGETS
-            slowdown = idle_slowdown(stage.slowdown, idle_s=idle_s, chain_s=own_s)
-            chain_s.append(max(1e-9, slowdown * own_s))
-            free_s.append(now_s if stage.request is None else max(now_s, stage.began_s + slowdown * stage.took_s))
-        forecast = self.admission.forecast(SharedExits(free_s, chain_s, len(self.queue)), now_s, 0)
-        idle = not self.queue and all(stage.request is None for stage in self.stages)
-        return self.admission.lenient(forecast) if idle else forecast
 
     @property
     def under_way(self) -> int:
@@ -170,11 +152,8 @@ class _Simulation:
     ) -> None:
         self.facts, self.policy, self.outsiders, self.memory_mib = facts, policy, outsiders, memory_mib
         self.noise, self.random = noise, np.random.default_rng([seed, 1])
-        self.variants = [
-            _Variant(own, refuses=policy.refuses, instances=1 if policy.starts_with_one else len(own))
-            for own in devices
-        ]
-        self.shared = SharedDevices([[str(device) for device in own] for own in devices])
+        self.variants = [_Variant(own, instances=1 if policy.starts_with_one else len(own)) for own in devices]
+        self.shared = SharedDevices([[str(device) for device in own] for own in devices], refuses=policy.refuses)
         free_mib = memory_mib
         for one, variant in zip(facts, self.variants, strict=True):
             if one.memory_mib <= free_mib:
@@ -182,6 +161,7 @@ class _Simulation:
                 variant.loaded = True
         self.now_s = 0.0
         self.latency_s: list[float] = []
+        self.predicted_s: list[float] = []
         self.by_variant: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.used_s = 0.0
@@ -211,62 +191,62 @@ class _Simulation:
         if not variant.loaded:
             self._load(chosen.variant)
         facts = self.facts[chosen.variant]
-        forecast = variant.forecast(facts.cost_s * want.samples, self.now_s)
+        begun = self.shared.begun(
+            chosen.variant,
+            facts.latency_s(want.samples),
+            facts.cost_s * want.samples,
+            self.now_s,
+            deadline_s=self.now_s + want.latency_s,
+        )
         self.number += 1
-        insort(variant.queue, _Request(self.number, want, self.now_s, chosen, forecast))
-        self.shared.begun(chosen.variant, facts.cost_s * want.samples)
+        insort(variant.queue, _Request(self.number, want, self.now_s, begun))
 
     def _predict(self, number: int, want: Want, *, loaded: bool) -> Prediction:
-        variant, own_s = self.variants[number], self.facts[number].latency_s(want.samples)
-        shared_s = self.shared.predict_s(number, own_s, self.now_s)
-        if not variant.loaded:
-            ready_s = variant.ready_s if variant.ready_s < math.inf else self.now_s + self.facts[number].load_s
-            load_s = 0.0 if loaded else ready_s - self.now_s
-            return Prediction(load_s + shared_s, load_s + shared_s)
-        forecast = variant.forecast(self.facts[number].cost_s * want.samples, self.now_s)
-        return Prediction(
-            max(forecast.expected_s - self.now_s, shared_s), max(forecast.latest_s - self.now_s, shared_s)
-        )
+        variant = self.variants[number]
+        forecast = self.shared.predict(number, self.facts[number].latency_s(want.samples), self.now_s)
+        load_s = 0.0
+        if not (variant.loaded or loaded):
+            load_s = variant.ready_s - self.now_s if variant.ready_s < math.inf else self.facts[number].load_s
+        return Prediction(load_s + forecast.expected_s - self.now_s, load_s + forecast.latest_s - self.now_s)
 
     def begin(self) -> None:
         """Stages that are free take what waits; what is too late is dropped."""
         for number, variant in enumerate(self.variants):
-            for stage in variant.stages[: variant.instances] if variant.loaded or variant.closing else ():
-                while stage.request is None and variant.queue:
-                    request = variant.queue.pop(0)
-                    if request.deadline_s <= self.now_s:
-                        self._over(number, request)
-                        self.counts["late"] += 1
-                        continue
-                    stage.request, stage.began_s, stage.own_s = request, self.now_s, 0.0
-                    stage.took_s = self.facts[number].cost_s * request.want.samples
-                    stage.left_s = stage.took_s * float(self.random.lognormal(0.0, self.noise))
+            idle = [stage for stage in variant.stages[: variant.instances] if stage.request is None]
+            while idle and variant.queue and (variant.loaded or variant.closing):
+                request = variant.queue.pop(0)
+                if request.deadline_s <= self.now_s:
+                    self.shared.ended(request.begun, self.now_s, late=True)
+                    self.counts["late"] += 1
+                    continue
+                stage = min(idle, key=lambda one: (self._beside(one), self.random.random()))
+                idle.remove(stage)
+                stage.request, stage.own_s = request, 0.0
+                takes_s = self.facts[number].cost_s * request.want.samples
+                stage.left_s = takes_s * float(self.random.lognormal(0.0, self.noise))
             if variant.closing and not variant.under_way:
                 variant.closing = False
 
-    def _over(self, number: int, request: _Request) -> None:
-        self.shared.ended(number, self.facts[number].cost_s * request.want.samples)
+    def _beside(self, stage: _Stage) -> int:
+        """How many stages compute on a stage's device."""
+        all_stages = (other for variant in self.variants for other in variant.stages)
+        return sum(other.request is not None and other.device == stage.device for other in all_stages)
 
     def finish(self, number: int, stage: _Stage) -> None:
         """A stage has done with its request."""
         request, stage.request = stage.request, None
         assert request is not None
-        variant, facts = self.variants[number], self.facts[number]
-        stage.slowdown += _WEIGHT * ((self.now_s - stage.began_s) / stage.took_s - stage.slowdown)
-        stage.seen_s = self.now_s
-        samples = request.want.samples
+        facts, samples = self.facts[number], request.want.samples
         done_s = self.now_s + max(0.0, facts.latency_s(samples) - facts.cost_s * samples)
-        variant.admission.learn(request.forecast, done_s)
         in_time = done_s <= request.deadline_s
-        variant.admission.ended(request.forecast, request.deadline_s, in_time=in_time)
-        self._over(number, request)
-        self.shared.told(number, [(one.slowdown, one.seen_s) for one in variant.stages])
+        self.shared.answered(request.begun, done_s)
         self.used_s += stage.own_s
         latency_s = done_s - request.at_s
         self.latency_s.append(latency_s)
+        self.predicted_s.append(request.begun.forecast.expected_s - request.at_s)
         self.by_variant[facts.name] += 1
         self.sums_s[number] += latency_s
-        self._note(number, answered=1, samples=request.want.samples)
+        self._note(number, answered=1, samples=samples)
         accurate = facts.is_accurate(request.want.accuracy)
         self.counts["kept" if in_time and accurate else "inaccurate" if in_time else "late"] += 1
         self.counts["reduced"] += facts.reduced
@@ -396,8 +376,10 @@ def run_family(
     noise
         Standard deviation of the logarithm of what a request takes.
     """
-    own = [tuple(range(devices))] * len(facts) if isinstance(devices, int) else devices
-    simulation = _Simulation(facts, policy, own, outsiders, memory_mib=memory_mib, noise=noise, seed=seed)
+    if isinstance(devices, int):  # in another order for each, where only the first stage serves at the beginning
+        shifts = [number if policy.starts_with_one else 0 for number in range(len(facts))]
+        devices = [[(shift + device) % devices for device in range(devices)] for shift in shifts]
+    simulation = _Simulation(facts, policy, devices, outsiders, memory_mib=memory_mib, noise=noise, seed=seed)
     coming, look_s = 0, _LOOK_S
     while coming < len(trace) or simulation.under_way:
         now_s = simulation.now_s
@@ -426,4 +408,5 @@ def run_family(
         counts["loads"],
         counts["unloads"],
         tuple(simulation.latency_s),
+        tuple(simulation.predicted_s),
     )

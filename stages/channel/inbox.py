@@ -19,8 +19,8 @@ from odin.stages.channel.wire import GATEWAY, Kind
 
 __all__ = ["Inbox"]
 
-_LEAVE_MS = 5
-"""How often to look whether others have taken what was left to them."""
+_LEAVE_MS, _SOON_MS = 5, 1
+"""How often to look whether others have taken what was left to them; the first time sooner."""
 _SIGN_OF_LIFE_MS = 250
 """How often a stage that waits says so to a gateway on another machine, which learns of a cut wire by that."""
 
@@ -197,7 +197,7 @@ class Inbox:
                 now_s = time.monotonic()
                 left_s = min(left_s, now_s)
                 if not self._queue_first and leaves(now_s - left_s):
-                    self._channels.poll(_LEAVE_MS)
+                    self._channels.poll(_LEAVE_MS if now_s > left_s else _SOON_MS)
                     if all(one != self._queue_descriptor for one, _ in self._poll.poll(0)):
                         left_s = math.inf  # they have
                 elif (taken := self._take(stage)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import math
 import socket
 import threading
 from pathlib import Path
@@ -14,6 +15,9 @@ import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 
+from odin.family.counts import VariantCounts
+from odin.family.facts import Facts
+from odin.family.views import FamilyView, VariantView
 from odin.monitor.view.builder import Serving, ViewBuilder
 from odin.server.config import Limits, parse_model
 from odin.server.dataplane import DataPlane
@@ -68,6 +72,8 @@ class FakeFamily(ServedFamily):
     def __init__(self, config, stories):
         self.config, self.statistics, self.under_way = config, Statistics(), 0
         self.variants = {name: FakeModel(config, events) for name, events in stories.items()}
+        told = tuple(VariantView(Facts(name, 1e-3, 0.0), "loaded", 0, VariantCounts()) for name in stories)
+        self.family = SimpleNamespace(view=lambda: FamilyView("odin", math.inf, 0.0, 0, told))
 
     def views(self):
         return {name: model.view() for name, model in self.variants.items()}

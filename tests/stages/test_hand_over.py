@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from odin.partitioner.relay import Windows
 from odin.stages.channel.readiness import BEGUN, FREE_S, IDLE_SINCE_S, SENT, SLOWDOWN, Readiness
 from odin.stages.channel.shared_queue import QueueWords, StageWords
+from odin.stages.company import Company
+from odin.stages.device import Device
 from odin.stages.hand_over import HandOver, Reach
+from odin.stages.lease import Lease
 
 LAYERS = 6
 NOW_S = 1000.0
@@ -39,7 +44,9 @@ class Channel:
 class Stage:
     """Stage 0 of a relay whose layers take a second each, and twice that on the last stage."""
 
-    def __init__(self, windows: str = "@0-6|@6", *channels: Channel, index: int = 0) -> None:
+    def __init__(
+        self, windows: str = "@0-6|@6", *channels: Channel, index: int = 0, company: Company | None = None
+    ) -> None:
         parsed = Windows.parse(windows)
         self.channels = channels or tuple(Channel() for _ in parsed[index + 1 :])
         self.readiness = Readiness()
@@ -52,6 +59,7 @@ class Stage:
             cut_nbytes=[100] * (LAYERS + 1),
             readiness=self.readiness,
             later={index + 1 + number: channel for number, channel in enumerate(self.channels)},
+            company=company,
         )
         self.reach = Reach.of(parsed, index, [index + 1 + number for number in range(len(self.channels))])
         self.takers = self.hand_over.takers_of(self.reach)
@@ -201,7 +209,7 @@ def test_the_last_stage_has_nobody_to_look_at():
 class SharingStage(Stage):
     """As :class:`Stage`, where all stages take new requests from a queue."""
 
-    def __init__(self, windows: str = "@0-6|@6", **options: int) -> None:
+    def __init__(self, windows: str = "@0-6|@6", **options: Any) -> None:
         super().__init__(windows, **options)
         self.queue = QueueWords(QueueWords.make(len(Windows.parse(windows))))
         self.hand_over.share(self.queue)
@@ -270,3 +278,27 @@ def test_a_stage_that_counts_for_nothing_leaves_all_to_others_that_are_not_late(
     assert stage.hand_over.leaves(1.0)
     stage.queue.tell(0, StageWords(math.inf, time.perf_counter() - 1000.0, 1.0))
     assert not stage.hand_over.leaves(1.0)
+
+
+def test_a_stage_gives_way_to_an_idle_one_while_another_pipelines_stage_computes_beside_it(tmp_path: Path):
+    def lease() -> Lease:
+        return Lease(Device("cpu", (1,)), label="a pipeline", share=True, directory=tmp_path)
+
+    with lease() as own, lease() as other:
+        stage = SharingStage("@0-6|@0-6|@6", index=1, company=own.company)
+        now_s = time.perf_counter()
+        stage.queue.note_sent(1)
+        stage.queue.tell(0, StageWords(now_s, now_s, 1.0))
+        assert not stage.hand_over.leaves(0.0)
+        other.company.computes(True)
+        assert stage.hand_over.leaves(0.0)
+        assert not stage.hand_over.leaves(0.001)  # nobody has a core for itself
+        stage.queue.tell(0, StageWords(math.inf, now_s + 1.0, 1.0))
+        assert not stage.hand_over.leaves(0.0)  # nobody is idle
+        stage.hand_over.begin(stage.takers, 0, 6, now_s)
+        assert other.company.beside
+        assert own.company.beside
+        other.company.computes(False)
+        assert not own.company.beside
+        stage.hand_over.rest(now_s)
+        assert not other.company.beside

@@ -134,3 +134,27 @@ def test_stages_of_a_program_that_was_killed_are_given_time_to_end(tmp_path: Pat
         pytest.raises(DeviceError, match=f"cpu:1 is in use by .* of process {os.getpid()}"),
     ):
         refuse_taken_devices([CORE], directory=tmp_path)
+
+
+def compute(ready: Connection, directory: Path) -> None:
+    lease = Lease(CORE, label="pipeline resnet50", share=True, directory=directory)
+    lease.company.computes(True)
+    ready.send("computes")
+    threading.Event().wait()
+
+
+@pytest.mark.slow
+def test_who_computes_on_a_shared_core_is_seen_until_it_is_killed(tmp_path: Path):
+    ours, theirs = SPAWN.Pipe()
+    with (
+        Lease(CORE, label="mine", share=True, directory=tmp_path) as lease,
+        child(compute, theirs, tmp_path) as process,
+    ):
+        assert ours.recv() == "computes"
+        assert lease.company.beside
+        lease.company.computes(True)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(PROMPT_S)
+        assert not lease.company.beside  # itself is nobody beside it
+    lease.company.computes(False)  # there is nothing left to say
+    assert Lease(CORE, label="mine", directory=tmp_path).company is None

@@ -8,7 +8,6 @@ import pytest
 
 from odin.family.choice import AlwaysPolicy, OdinPolicy
 from odin.family.demand import Demand
-from odin.family.devices import SharedDevices
 from odin.family.errors import refused
 from odin.family.facts import Choice, Facts, Prediction, Refusal, Seen, Step, Want
 from odin.family.infaas import InfaasPolicy
@@ -67,7 +66,7 @@ def test_the_most_accurate_one_if_that_is_preferred():
 
 def test_another_variant_only_when_the_first_would_be_late():
     chosen = choose(Want(0.9, 0.03), Times(ALL, small=4.0))
-    assert chosen == Choice(MIDDLE, 0.02, 0.02, "variant", -1)
+    assert chosen == Choice(MIDDLE, 0.02, 0.02, "variant", -1, "interference")
 
 
 def test_what_is_too_slow_even_alone_is_not_the_first():
@@ -85,7 +84,7 @@ def test_reduced_last_and_only_if_allowed():
 
 def test_what_is_loaded_goes_before_what_is_not_and_what_was_missed_is_told():
     chosen = choose(Want(0.9, 5.0), Times({LARGE}))
-    assert chosen == Choice(LARGE, 0.04, 0.04, "variant", SMALL)
+    assert chosen == Choice(LARGE, 0.04, 0.04, "variant", SMALL, "unloaded")
     chosen = choose(Want(0.9, 1.2), Times({LARGE}, large=99.0))
     assert (chosen.variant, chosen.step, chosen.missed) == (SMALL, "load", SMALL)
 
@@ -140,6 +139,29 @@ def test_policies_by_name(name):
 def test_an_unknown_policy_is_told():
     with pytest.raises(ValueError, match=r"'fastest'.*'infaas'"):
         make_variant_policy("fastest")
+
+
+WHYS = [
+    (Want(0.9, 0.05), Times(ALL), (SMALL, "asked")),
+    (Want(0.9, 0.03), Times(ALL, small=4.0), (MIDDLE, "interference")),
+    (Want(0.9, 0.05), Times({MIDDLE, LARGE}), (MIDDLE, "unloaded")),
+    (Want(0.9, 5.0), Times({EXIT}), (SMALL, "asked")),  # and loaded for it
+    (Want(0.9, 0.05, reduced=True), Times(ALL, small=9.0, middle=9.0, large=9.0), (EXIT, "interference")),
+    (Want(0.9, 0.009, reduced=True), Times(ALL), (EXIT, "deadline")),
+]
+
+
+@pytest.mark.parametrize(("want", "times", "expected"), WHYS)
+def test_why_a_variant_was_taken(want, times, expected):
+    chosen = choose(want, times)
+    assert (chosen.variant, chosen.why) == expected
+
+
+def test_the_deadline_may_ask_for_a_quicker_one_than_the_preferred():
+    chosen = choose(Want(0.9, 0.03), Times(ALL), prefer="accuracy")
+    assert (chosen.variant, chosen.why) == (MIDDLE, "deadline")
+    chosen = choose(Want(0.9, 0.03), Times(ALL, middle=2.0), prefer="accuracy")
+    assert (chosen.variant, chosen.why) == (SMALL, "interference")
 
 
 # -- INFaaS -----------------------------------------------------------------------------------------------------------
@@ -248,45 +270,6 @@ def test_what_nobody_uses_is_unloaded_but_for_the_last():
     assert [(step.action, step.variant) for step in steps] == [("unload", LARGE)]
     for _ in range(400):
         assert demand.look(FACTS, states({SMALL}), memory_mib=900) == []
-
-
-# -- devices -----------------------------------------------------------------------------------------------------------
-
-
-def test_what_others_have_on_the_same_devices_counts():
-    devices = SharedDevices([("cpu:0", "cpu:1"), ("cpu:0", "cpu:1"), ("cpu:1",), ("cpu:2",)])
-    assert devices.predict_s(0, 0.01, 0.0) == 0.01
-    devices.begun(1, 0.2)
-    assert devices.predict_s(0, 0.01, 0.0) == 0.02  # turns with one that has more: at most as much again
-    devices.ended(1, 0.2)
-    devices.begun(1, 0.004)
-    assert devices.predict_s(0, 0.01, 0.0) == pytest.approx(0.012)
-    assert devices.predict_s(2, 0.01, 0.0) == pytest.approx(0.012)
-    assert devices.predict_s(3, 0.01, 0.0) == 0.01
-    devices.begun(0, 0.02)
-    assert devices.predict_s(0, 0.01, 0.0) == pytest.approx(0.022)  # its own queue, on two devices
-
-
-def test_a_slowdown_that_one_has_seen_holds_for_all_on_the_device_and_fades():
-    devices = SharedDevices([("cpu:0", "cpu:1"), ("cpu:0",), ("cpu:1",)])
-    devices.told(0, [(3.0, 10.0), (1.0, 10.0)])
-    assert devices.slowdown(1, 10.0, request_s=0.01) == pytest.approx(3.0)
-    assert devices.slowdown(2, 10.0, request_s=0.01) == 1.0
-    assert devices.slowdown(0, 10.0, request_s=0.01) == pytest.approx(2 / (1 + 1 / 3))
-    assert devices.predict_s(1, 0.01, 10.0) == pytest.approx(0.03)
-    assert devices.slowdown(1, 10.1, request_s=0.01) == pytest.approx(2.0)  # half in ten requests' time
-    assert devices.slowdown(1, 11.0, request_s=0.01) < 1.01  # else it could keep all out for ever
-    assert devices.predict_s(0, 0.01, 10.09) == 0.01  # its pipeline knows that itself
-    assert devices.predict_s(0, 0.01, 10.11) > 0.01
-    devices.told(1, [(1.0, 10.5)])
-    assert devices.slowdown(1, 10.5, request_s=0.01) == 1.0
-
-
-def test_what_others_work_explains_is_no_interference():
-    devices = SharedDevices([("cpu:0",), ("cpu:0",)])
-    devices.begun(1, 1.0)
-    devices.told(0, [(2.0, 10.0)])
-    assert devices.slowdown(0, 10.0, request_s=0.01) == 1.0
 
 
 # -- telling -----------------------------------------------------------------------------------------------------------

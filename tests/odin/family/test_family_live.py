@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import signal
 import statistics
 import time
 from pathlib import Path
@@ -125,6 +127,19 @@ def test_a_variant_computes_bit_for_bit_what_its_pipeline_does(family, data):
     assert torch.equal(family(x, accuracy=family.facts[1].accuracy).value, pipeline(x))
 
 
+def test_a_variant_that_is_named_computes_bit_for_bit_what_a_pipeline_of_its_own_does(family, two_cores, models, data):
+    inputs = [data[0][number : number + 1] for number in range(20)]
+    with odin.Pipeline(
+        models["large"], example_input=torch.zeros(1, 1, 8, 8), stages=two_cores, share_devices=True
+    ) as plain:
+        expected = list(plain.map(inputs))
+    futures = [family.submit(x, variant="large") for x in inputs]
+    for future, value in zip(futures, expected, strict=True):
+        answer = future.result(PROMPT_S)
+        assert (answer.variant, answer.step) == ("large", "first")
+        assert torch.equal(answer.value, value)
+
+
 def test_reduced_ones_only_if_allowed(family, data):
     answer = family(data[0][:1], accuracy=0.0)
     assert answer.variant != "cut"
@@ -178,6 +193,57 @@ def test_an_unloaded_variant_is_loaded_when_a_request_needs_it(family, data):
     assert (answer.variant, answer.step) == ("large", "load")
     assert answer.predicted_s > 0.5 * family.facts[1].load_s
     assert family.view().variants[1].state == "loaded"
+
+
+def test_a_killed_stage_of_a_variant_loses_nothing_under_load(family, models, data):
+    images = data[0]
+    expected = {name: models[name](images).detach() for name in ("small", "large")}
+
+    async def ask(number: int) -> None:
+        name = ("small", "large")[number % 2]
+        x = number % len(images)
+        answer = await family.asubmit(images[x : x + 1], variant=name)
+        assert answer.variant == name
+        assert torch.allclose(answer.value, expected[name][x : x + 1], atol=1e-4)
+
+    pids = [pid for _, pid in family.pipeline("large").stage_names()]
+    kills = {150: pids[0], 350: pids[1]}  # one after the other, whether the first is replaced by then or not
+
+    async def serve() -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(600):
+                group.create_task(ask(number))
+                if number in kills:
+                    os.kill(kills[number], signal.SIGKILL)
+                await asyncio.sleep(0.005)
+
+    before = family.view().variants
+    asyncio.run(asyncio.wait_for(serve(), PROMPT_S))
+    after = family.view().variants
+    assert [new.counts.answered - old.counts.answered for new, old in zip(after, before, strict=True)] == [300, 300, 0]
+    assert [new.counts.failed - old.counts.failed for new, old in zip(after, before, strict=True)] == [0, 0, 0]
+
+
+def test_demand_that_comes_and_goes_loads_and_unloads_within_the_memory(family, two_cores, models, data):
+    """Three rounds of requests for the one and for the other, with room for one: all are answered, one is loaded."""
+    events: list[object] = []
+    x, limit_mib = data[0][:1], 1.5 * max(one.memory_mib for one in family.facts[:2])
+    with odin.Family(
+        variants(models)[:2], stages=two_cores, labelled=data, memory_mib=limit_mib, on_event=events.append
+    ) as narrow:
+        for _ in range(3):
+            for name, accuracy in (("large", family.facts[1].accuracy), ("small", 0.0)):
+                if name == "small":
+                    narrow.load("small")  # a request for any accuracy is content with the large one
+                futures = [narrow.submit(x, accuracy=accuracy) for _ in range(20)]
+                assert {future.result(PROMPT_S).variant for future in futures} == {name}
+                view = narrow.view()
+                assert [one.facts.name for one in view.variants if one.state == "loaded"] == [name]
+                assert view.loaded_mib <= limit_mib
+        assert [one.counts.answered for one in narrow.view().variants] == [60, 60]
+        assert [one.counts.failed + one.counts.late for one in narrow.view().variants] == [0, 0]
+    assert sum(isinstance(event, ModelLoaded) for event in events) == 1 + 6  # the small one at the start
+    assert sum(isinstance(event, ModelEvicted) for event in events) == 6
 
 
 def test_what_is_missed_is_loaded_by_demand(family, data):

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 import odin
-from odin.errors import DeadlineExceededError, PipelineClosedError, StageLostError
+from odin.errors import DeadlineExceededError, PipelineClosedError, QueueFullError, StageLostError
 from odin.family import family as module
 from odin.family.family import Family
 from odin.family.loading import Loading
 from odin.family.policies import make_variant_policy
 from odin.family.profile import VariantProfile, VariantProfiles, line_through
-from odin.monitor.events import Fault, ModelLoaded
-from odin.requests.admission import Forecast
+from odin.monitor.events import FamilyCounted, Fault, ModelLoaded, VariantCount
+from odin.monitor.view.event_text import event_text
 
 X = torch.zeros(1, 3)
 
@@ -35,32 +37,25 @@ class Pretended:
     def __init__(self) -> None:
         self.futures: list[Future[Any]] = []
         self.raises: Exception | None = None
-        self.refuses: DeadlineExceededError | None = None
-        self.takes_s = 0.01
+        self.inputs: list[Any] = []
         self.closed = False
 
-    def forecast(self, samples: int = 1, *, timeout_s: float | None = None) -> Forecast:
+    def forecast(self) -> None:
         if isinstance(self.raises, StageLostError):
             raise self.raises
-        now_s = time.perf_counter()
-        return Forecast(now_s, self.takes_s, now_s + self.takes_s, now_s + self.takes_s)
 
     def submit(self, *inputs: Any, timeout_s: float | None = None) -> Future[Any]:
         if self.raises is not None:
             raise self.raises
         future: Future[Any] = Future()
-        if self.refuses is not None:
-            future.set_exception(self.refuses)
+        self.inputs.append(inputs)
         self.futures.append(future)
         return future
 
     async def asubmit(self, *inputs: Any, timeout_s: float | None = None, timelines: Any = None) -> Any:
-        if self.raises is not None or self.refuses is not None:
-            raise self.raises or self.refuses
+        if self.raises is not None:
+            raise self.raises
         return "answer"
-
-    def slowdowns(self) -> list[tuple[float, float]]:
-        return [(1.0, time.perf_counter())] * 2
 
     def close(self, **options: Any) -> None:
         self.closed = True
@@ -71,6 +66,7 @@ class PretendedLoading(Loading):
 
     made: list[Pretended]
     fails: Exception | None = None
+    hold: threading.Event | None = None
 
     def profiles(self, *arguments: Any, **options: Any) -> list[VariantProfile]:
         self.made = []
@@ -80,6 +76,8 @@ class PretendedLoading(Loading):
         ]
 
     def _open(self, number: int) -> Any:
+        if self.hold is not None:
+            assert self.hold.wait(10.0)
         if self.fails is not None:
             raise self.fails
         self.made.append(Pretended())
@@ -102,8 +100,17 @@ def pipelines(family: Family) -> tuple[Pretended, Pretended]:
     return family.pipeline("small"), family.pipeline("large")
 
 
-def refusal() -> DeadlineExceededError:
-    return DeadlineExceededError("refused: crowded", refused=True, predicted_s=0.01)
+def full() -> QueueFullError:
+    return QueueFullError(in_flight=4, waiting=8, limit=8, option="max_waiting")
+
+
+def wait_for_request(family: Family) -> Pretended:
+    """The large variant, once it is loaded and has a request."""
+    deadline = time.monotonic() + 10
+    while family.pipeline("large") is None or not family.pipeline("large").futures:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return family.pipeline("large")
 
 
 def test_the_answer_is_that_of_the_variant_and_counted(family):
@@ -116,30 +123,21 @@ def test_the_answer_is_that_of_the_variant_and_counted(family):
     assert answer[:4] == ("value", "small", 0.9, False)
     assert answer.step == "first"
     view = family.view().variants[0]
-    assert (view.under_way, view.counts.answered, view.counts.samples, view.counts.instead) == (0, 1, 1, 0)
+    assert (view.under_way, view.counts.answered, view.counts.samples, view.counts.asked) == (0, 1, 1, 1)
 
 
-def test_who_is_turned_away_gets_the_next_variant(family):
-    small, large = pipelines(family)
-    small.refuses = refusal()
-    future = family.submit(X, latency_s=1.0)
-    large.futures[0].set_result("value")
-    assert future.result(1.0).variant == "large"
-    assert family.view().variants[0].counts.late == 0
-    assert family.view().variants[0].under_way == 0
-
-
-def test_who_is_turned_away_by_all_is_told_the_reason_of_the_last(family):
+def test_who_is_turned_away_by_all_is_told_so(family):
     for pipeline in pipelines(family):
-        pipeline.refuses = refusal()
-    with pytest.raises(DeadlineExceededError, match="crowded") as caught:
+        pipeline.raises = full()
+    with pytest.raises(QueueFullError, match="8 wait"):
         family(X, latency_s=1.0)
-    assert caught.value.refused
-    assert family.view().refused == 1
+    with pytest.raises(QueueFullError, match="8 wait"):
+        asyncio.run(family.asubmit(X, latency_s=1.0))
+    assert [one.under_way for one in family.view().variants] == [0, 0]
 
 
-@pytest.mark.parametrize("error", [PipelineClosedError("closed"), StageLostError("all lost")])
-def test_a_variant_that_is_gone_is_passed_by(family, error):
+@pytest.mark.parametrize("error", [PipelineClosedError("closed"), StageLostError("all lost"), full()])
+def test_a_variant_that_is_gone_or_full_is_passed_by(family, error):
     small, large = pipelines(family)
     small.raises = error
     future = family.submit(X, latency_s=1.0)
@@ -178,24 +176,38 @@ def test_a_failure_is_the_callers(family):
     assert family.view().variants[0].counts.failed == 1
 
 
-def test_a_slow_variant_is_passed_by_for_one_that_is_in_time(family):
+def test_a_variant_that_has_much_to_do_is_passed_by_for_one_that_is_in_time(family):
     small, large = pipelines(family)
-    small.takes_s = 5.0
-    future = family.submit(X, latency_s=1.0)
+    for _ in range(20):  # 10 ms each, on two stages
+        family.submit(X)
+    assert len(small.futures) == 20
+    future = family.submit(X, latency_s=0.08)
     large.futures[0].set_result("value")
     answer = future.result(1.0)
     assert (answer.variant, answer.step) == ("large", "variant")
-    assert family.view().variants[1].counts.instead == 1
+    assert family.view().variants[1].counts.interference == 1
+    for one in small.futures:
+        one.set_result("value")
+
+
+def test_the_inputs_of_a_request_that_waits_for_a_load_are_copied(family):
+    family.unload("large")
+    hold = threading.Event()
+    family._loading.hold = hold
+    x = torch.zeros(1, 3)
+    future = family.submit(x, accuracy=0.95)
+    x.fill_(7.0)  # the caller has it back
+    hold.set()
+    large = wait_for_request(family)
+    assert torch.equal(large.inputs[0][0], torch.zeros(1, 3))
+    large.futures[0].set_result("value")
+    assert future.result(1.0).variant == "large"
 
 
 def test_a_variant_is_loaded_for_a_request_and_what_was_promised_counts(family):
     family.unload("large")
     future = family.submit(X, accuracy=0.95, latency_s=30.0)
-    deadline = time.monotonic() + 10
-    while family.pipeline("large") is None or not family.pipeline("large").futures:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    family.pipeline("large").futures[0].set_result("value")
+    wait_for_request(family).futures[0].set_result("value")
     answer = future.result(1.0)
     assert (answer.variant, answer.step) == ("large", "load")
     assert answer.predicted_s >= 0.05
@@ -213,6 +225,52 @@ def test_what_could_not_be_loaded_is_told_and_not_tried_again_at_once(family):
         asyncio.run(family.asubmit(X, accuracy=0.95))
     family.close()
     assert [event.part for event in family.events if isinstance(event, Fault)] == ["loading variant large"]
+
+
+def test_who_names_a_variant_gets_it_and_no_other(family):
+    small, large = pipelines(family)
+    future = family.submit(X, variant="large", latency_s=1.0)
+    large.futures[0].set_result("value")
+    assert future.result(1.0)[1] == "large"
+    assert asyncio.run(family.asubmit(X, variant="large")).variant == "large"
+    large.raises = full()
+    with pytest.raises(QueueFullError):
+        family.submit(X, variant="large")
+    assert not small.futures
+    with pytest.raises(
+        DeadlineExceededError, match=r"variant 'large' would be done in [\d.]+ ms, and 1\.0 ms"
+    ) as caught:
+        family(X, variant="large", latency_s=0.001)
+    assert caught.value.refused
+    with pytest.raises(ValueError, match="no variant 'huge'; there are small, large"):
+        family.submit(X, variant="huge")
+
+
+def test_who_names_a_variant_that_is_gone_has_it_loaded_once(family):
+    _, large = pipelines(family)
+    large.raises = StageLostError("all lost")
+    with pytest.raises(StageLostError):
+        family.submit(X, variant="large")
+    family.unload("large")
+    future = family.submit(X, variant="large")
+    wait_for_request(family).futures[0].set_result("value")
+    assert (future.result(1.0).variant, future.result(1.0).step) == ("large", "load")
+
+
+def test_what_requests_got_and_why_is_told_at_the_end(family):
+    small, large = pipelines(family)
+    for accuracy, pipeline in ((0.0, small), (0.0, small), (0.95, large)):
+        future = family.submit(X, accuracy=accuracy)
+        pipeline.futures[-1].set_result("value")
+        future.result(1.0)
+    with pytest.raises(DeadlineExceededError):
+        family(X, latency_s=0.001)
+    family.close()
+    told = [event for event in family.events if isinstance(event, FamilyCounted)]
+    assert [one[1:] for one in map(msgspec.structs.astuple, told)] == [
+        (1, (VariantCount("small", 2, asked=2), VariantCount("large", 1, asked=1)))
+    ]
+    assert event_text(told[0], ()) == "answered: small 2, large 1; 1 refused"
 
 
 def test_asking_changes_nothing(family):

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
+import re
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from patience import PROMPT_S
 from prometheus_client.exposition import generate_latest
 from variant_models import large, small
 
@@ -20,6 +25,7 @@ from odin.server.datatypes import DATATYPES
 from odin.server.failures import FailureKind, RequestError
 from odin.server.messages import InferRequest, Tensor
 from odin.server.metrics import Metrics
+from odin.server.page import Feed
 from odin.server.repository import Repository
 
 X = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -56,6 +62,12 @@ def write_data(folder: Path) -> Path:
     return path
 
 
+def stage_requests(text: str, model: str) -> float:
+    """Micro-batches that the stages of a model have computed."""
+    line = rf'odin_stage_compute_seconds_count{{[^}}]*model="{model}"[^}}]*}} ([0-9.]+)'
+    return sum(float(count) for count in re.findall(line, text))
+
+
 def request(parameters: dict[str, object]) -> InferRequest:
     return InferRequest("digits", "", "", parameters, (Tensor("input", DATATYPES["FP32"], X[:1].numpy()),))
 
@@ -77,10 +89,11 @@ def test_profiled_then_served_by_what_requests_ask_for(two_cores, tmp_path, caps
     assert "yes" in out
 
     async def serve() -> None:
-        repository = Repository(folder)
+        metrics = Metrics()
+        repository = Repository(folder, on_event=metrics.on_event)
         try:
             assert repository.find() == ["digits"]
-            dataplane, metrics = DataPlane(repository, Limits()), Metrics()
+            dataplane = DataPlane(repository, Limits())
             metrics.watch(dataplane)
             await dataplane.load("digits")
             metadata = dataplane.model_metadata("digits")
@@ -114,9 +127,39 @@ def test_profiled_then_served_by_what_requests_ask_for(two_cores, tmp_path, caps
             text = generate_latest(metrics.registry).decode()
             labels = 'model="digits",outcome="answered",reduced="false"'
             assert f'odin_variant_requests_total{{{labels},variant="large"}} 1.0' in text
+            assert 'odin_variant_choices_total{model="digits",variant="large",why="asked"} 1.0' in text
             assert 'odin_family_refusals_total{model="digits"} 1.0' in text
             assert 'odin_variant_loaded{model="digits",variant="cut"} 1.0' in text
             assert 'odin_model_info{engine="family",model="digits",policy="odin",version="1"} 1.0' in text
+            assert stage_requests(text, "digits/large") >= 1
+
+            named = await dataplane.infer(request({"variant": "large"}))
+            pipeline = repository.all_served()["digits"].family.pipeline("large")
+            assert np.array_equal(named.outputs[0].array, pipeline(X[:1]).numpy())
+            with pytest.raises(RequestError, match="'variant' is 'huge'; there are 'small', 'large', 'cut'"):
+                await dataplane.infer(request({"variant": "huge"}))
+
+            models = json.loads(await Feed(dataplane, every_s=0.0).next())["models"]
+            assert [(one["name"], one["state"]) for one in models] == [
+                ("digits", "READY"),
+                ("digits/small", "READY"),
+                ("digits/large", "READY"),
+                ("digits/cut", "READY"),
+            ]
+            assert models[0]["view"] is None
+            assert models[0]["answers"].startswith("odin: answered: small 2, large 2, cut 0; 1 refused")
+            assert models[2]["answers"] == "answered: large 2"
+            assert [stage["device"] for stage in models[2]["view"]["stages"]] == two_cores
+            assert pipeline.view().model == "digits/large"
+
+            (_, pid), *_ = pipeline.stage_names()
+            os.kill(pid, signal.SIGKILL)
+            lost = 'odin_stage_losses_total{how="lost",model="digits/large"} 1.0'
+            deadline_s = time.monotonic() + PROMPT_S
+            while lost not in generate_latest(metrics.registry).decode():
+                assert time.monotonic() < deadline_s
+                assert (await dataplane.infer(request({"variant": "large"}))).parameters["variant"] == "large"
+                await asyncio.sleep(0.05)
         finally:
             await repository.close()
 

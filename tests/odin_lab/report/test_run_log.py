@@ -10,6 +10,7 @@ import pytest
 from odin.monitor.eventlog import EventLog
 from odin.monitor.events import (
     Attributed,
+    FamilyCounted,
     KnobTurned,
     LoadChanged,
     PlanChanged,
@@ -20,6 +21,7 @@ from odin.monitor.events import (
     SlowdownChanged,
     StageDescription,
     TenantShare,
+    VariantCount,
 )
 from odin.monitor.timing import RequestTimeline
 from odin_lab.report.decisions import decisions_table, draw_knob
@@ -160,3 +162,15 @@ def test_they_are_drawn(tmp_path, layout):
     assert figure.axes[0].get_title("right").endswith("0 plan changes, 2 other decisions")
     marks = [line for line in figure.axes[0].lines if line.get_marker() == "D"]
     assert [list(line.get_xdata()) for line in marks] == [[5.0, 12.0]]
+
+
+def test_what_a_familys_requests_got_is_told_once_with_why(tmp_path):
+    early = FamilyCounted(105.0, 0, (VariantCount("good", 5, asked=5), VariantCount("quick")))
+    late = FamilyCounted(120.0, 2, (VariantCount("good", 14, 1, 1, asked=14), VariantCount("quick", 2, interference=2)))
+    _, decisions = read_run(write(tmp_path / "run.jsonl", early, late, requests=0))
+    assert [(one.model, one.what, one.after, one.why) for one in decisions] == [
+        ("good", "variant", "16 of 20 (80%), 1 late, 1 failed", "14 asked"),
+        ("quick", "variant", "2 of 20 (10%)", "2 interference"),
+        ("none", "variant", "2 of 20 (10%)", "refused: no variant would have done what was asked"),
+    ]
+    assert decisions[0].at_s == 20.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from odin.family.facts import Facts, Want
@@ -57,6 +58,28 @@ def test_with_little_to_do_each_gets_what_it_asks_for_and_the_cheapest_is_not_ac
     assert odin.cost_s < 0.75 * best.cost_s
     assert cheapest.inaccurate > 0.5 * cheapest.requests
     assert set(odin.by_variant) == {"small", "middle", "large"}
+
+
+def off(result: FamilyResult, part: float) -> float:
+    """So much of the answered requests took at most this many times what was predicted."""
+    ratios = [took_s / said_s for took_s, said_s in zip(result.latency_s, result.predicted_s, strict=True)]
+    return float(np.quantile(ratios, part))
+
+
+@pytest.mark.parametrize("beside", [[], [Outsider(0, 0.0, 40.0)]])
+def test_siblings_on_the_same_cores_are_predicted_within_a_quarter(beside):
+    """Two variants, as different as one to four, share two cores: the median within 5%, four of five within a quarter.
+
+    Beside a program on one of the cores, which a request may or may not meet, four of five within nine tenths.
+    """
+    trace = mixed_trace([WantClass(0.90, 9.0, 1), WantClass(0.98, 9.0, 1)], rate_hz=36.0, seconds=40.0, seed=5)
+    result = run_family(FACTS[::2], make_variant_policy("odin"), trace, devices=2, outsiders=beside, seed=5)
+    assert result.kept == result.requests > 1000
+    assert min(result.by_variant.values()) > 400
+    most = 0.9 if beside else 0.25
+    assert off(result, 0.5) == pytest.approx(1.0, abs=0.05)
+    assert off(result, 0.1) > 1 / (1 + most)
+    assert off(result, 0.9) < 1 + most
 
 
 def test_under_interference_the_present_speed_counts():
