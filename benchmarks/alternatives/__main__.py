@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cores", type=int, nargs=2, default=sorted(os.sched_getaffinity(0))[:2], metavar="CORE")
     parser.add_argument("--plan", default="", help="the cut (default: the one ODIN finds in the warm-up round)")
     parser.add_argument("--in-flight", type=int, default=6, help="requests under way, loaded (default %(default)s)")
-    parser.add_argument("--count", type=int, default=60, help="images a round, loaded (default %(default)s)")
+    parser.add_argument("--count", type=int, default=50, help="images a round, loaded (default %(default)s)")
     parser.add_argument("--alone-count", type=int, default=10, help="images a round, one at a time")
     parser.add_argument("--load", help="what is put beside them (default: a busy program on the second core)")
     parser.add_argument("--timeout-s", type=float, default=600.0, help="of one trial (default %(default)s)")
