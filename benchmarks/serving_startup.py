@@ -38,7 +38,7 @@ Moments = dict[str, float]
 def run(tree: Tree, model: str, image: Path) -> Moments:
     """``odin run`` until its first line of output."""
     words = ["-m", "odin", "run", model, "--input", str(image)]
-    begin_s, _, first_s, _ = tree.run(words, cache=_cache())
+    begin_s, _, first_s, _ = tree.run(words, cache=_cache(image))
     assert first_s is not None
     return {FIRST: first_s - begin_s}
 
@@ -47,7 +47,7 @@ def serve(tree: Tree, model: str, image: Path, address: str | None) -> Moments:
     """``odin serve`` until it has answered for the image."""
     words = [model, "--name", "net", "--http-port", "0", "--grpc-port", "0"]
     words += [] if address is None else ["--address", address]
-    environment = {**os.environ, "PYTHONPATH": str(tree.folder), "ODIN_CACHE_DIR": str(_cache())}
+    environment = {**os.environ, "PYTHONPATH": str(tree.folder), "ODIN_CACHE_DIR": str(_cache(image))}
     begin_s, moments, url, said = time.monotonic(), Moments(), "", ""
     process = subprocess.Popen(
         [tree.python, "-m", "odin", "serve", *words],
@@ -80,9 +80,9 @@ def serve(tree: Tree, model: str, image: Path, address: str | None) -> Moments:
         process.stderr.close()
 
 
-def _cache() -> Path:
-    """Layers' times of this machine, measured in the round before those that count."""
-    return Path(tempfile.gettempdir()) / "odin-serving-startup"
+def _cache(image: Path) -> Path:
+    """Layers' times of this machine, measured in the round before those that count; beside the image."""
+    return image.parent / "cache"
 
 
 @contextmanager

@@ -206,8 +206,6 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(
             f"[yellow]whoever reaches {escape(arguments.host)} can use the models[/]: no --token-file is given"
         )
-    # Ray starts its processes while gRPC serves already, which gRPC would note: they are programs of their own.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     with importing():
         try:
             import odin.server.grpc_service

@@ -14,9 +14,7 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -72,26 +70,15 @@ class Telling(Protocol):
 def ray_kept(address: str | None) -> Iterator[None]:
     """Stay connected to Ray in this block, so that models can come and go.
 
-    An embedded Ray starts in a thread of its own, while the ports open and the first model is cut into layers: whoever
-    needs it waits for it. If it does not start, the models say why. A cluster is connected to at once, or what is wrong
-    with its address is raised.
-
     An embedded Ray's store is to hold all weights; half of the memory that there is, which nothing takes before it is
     needed.
     """
     room = min(available_nbytes(), shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else 0)
-    connect = partial(
-        RayRuntime, address=address, weight_nbytes=max(_LEAST_STORE_NBYTES, int(_STORE_PART * room / 1.25))
-    )
-    with ThreadPoolExecutor(1, thread_name_prefix="odin-ray") as thread:
-        connecting: Future[RayRuntime] = thread.submit(connect)
-        if address is not None:
-            connecting.result()
-        try:
-            yield
-        finally:
-            if connecting.exception() is None:
-                connecting.result().close()
+    runtime = RayRuntime(address=address, weight_nbytes=max(_LEAST_STORE_NBYTES, int(_STORE_PART * room / 1.25)))
+    try:
+        yield
+    finally:
+        runtime.close()
 
 
 async def serve(
