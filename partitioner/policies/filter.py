@@ -6,8 +6,8 @@
             -> outlook.py   expected bottleneck of a plan then                                  (exact, no samples)
             -> move if      sum over k of (present plan's - other plan's)  >  cost of a move    (in requests)
 
-The sum is over the horizon, or with each k weighed by the probability that nothing has changed until then: the present
-plan can be left again, and so can the other.
+The sum is taken twice, and the larger one counts: over the whole horizon, as if the plan were kept whatever comes; and
+only as far as nothing is likely to have changed until then, as if plans were chosen anew with the next change.
 
 Other plans are the exact balance of the slowdowns that are expected soon, that of those expected in the long run, and
 the home plan (the best one undisturbed). Savings begin after the migration lag, so a disturbance that will be over by
@@ -133,17 +133,17 @@ class FilterPolicy:
         """Learn from a request; return whether that is a reason to weigh plans."""
         plan, request = observation.plan, observation.request
         arrays, regimes = self._arrays.of(plan), self._regimes
+        noise = float(np.fmax(observation.noise, 0.0).max())
         before = self._plans.running
         lag = self._plans.saw(plan, request)
         if plan != before:
-            self._note_plan(before, plan, lag, float(np.fmax(observation.noise, 0.0).max()))
+            self._note_plan(before, plan, lag, noise)
         ratio = observation.stage_s * arrays.per_reference
         measured = ratio > 0
         log_slowdown = np.log(np.where(measured, ratio, 1.0))
         regimes.update(log_slowdown, observation.noise, measured)
         if request % _SOON == 0 or regimes.undisturbed.min() < _CALM:
             self._layers.take(arrays, observation.layer_s, log_slowdown, regimes.renewed)
-        noise = float(np.fmax(observation.noise, 0.0).max())
         busy_s = observation.stage_s + arrays.transfer_s
         wrong = self._errors.take(request, busy_s, regimes.renewed, noise)
         return wrong or bool(np.abs(regimes.expected - self._weighed_at).max() > _NEWS)
@@ -204,7 +204,7 @@ class FilterPolicy:
         return best, most
 
     def _cost(self, plan: Plan) -> float:
-        """Of a move there, in requests."""
+        """What a move to a plan costs, in requests."""
         return self.cost * (_HOME_COST if plan == self._home else 1.0)
 
     def _balanced(self, outlook: Outlook, part: int) -> Plan:
