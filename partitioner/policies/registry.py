@@ -21,6 +21,7 @@ _FAMILY = Family(
         "lls": "odin.partitioner.policies.lls:LlsPolicy",
         "odin": "odin.partitioner.policies.odin:OdinPolicy",
         "predictive": "odin.partitioner.policies.predictive:PredictivePolicy",
+        "filter": "odin.partitioner.policies.filter:FilterPolicy",
         "oracle": "odin.partitioner.policies.oracle:OraclePolicy",
         "delayed-oracle": "odin.partitioner.policies.oracle:DelayedOraclePolicy",
         "together": "odin.partitioner.policies.together:TogetherPolicy",

@@ -29,7 +29,7 @@ from odin.partitioner.policies.forecast import Estimate
 from odin.partitioner.policies.plan_arrays import PlanArraysCache
 from odin.partitioner.policies.segments import LEAST_NOISE, LEAST_S, Segments
 
-__all__ = ["SlowdownModel"]
+__all__ = ["SlowdownModel", "kinds_of_devices", "memory_boundness"]
 
 FloatArray = NDArray[np.float64]
 
@@ -80,8 +80,8 @@ class SlowdownModel:
         self._possible = np.isfinite(baseline_s)
         baseline_s = np.where(self._possible, baseline_s, LEAST_S)
         self._baseline_s, self._log_baseline = baseline_s, np.log(baseline_s)
-        self._boundness = _memory_boundness(setting.intensity)
-        self._kinds = _kinds(self._log_baseline)
+        self._boundness = memory_boundness(setting.intensity)
+        self._kinds = kinds_of_devices(self._log_baseline)
         stages = len(baseline_s)
         self._all = np.arange(stages)
         self.segments = Segments(baseline_s, setting.plan, plan_arrays or PlanArraysCache(setting))
@@ -321,7 +321,7 @@ class _Fit(NamedTuple):
     slope_variance: FloatArray
 
 
-def _memory_boundness(intensity: FloatArray) -> FloatArray:
+def memory_boundness(intensity: FloatArray) -> FloatArray:
     """Minus the logarithm of the arithmetic intensity, centred, with standard deviation 1; 0 where unknown."""
     boundness = np.zeros(len(intensity))
     known = np.isfinite(intensity) & (intensity > 0)
@@ -332,7 +332,7 @@ def _memory_boundness(intensity: FloatArray) -> FloatArray:
     return boundness
 
 
-def _kinds(log_baseline: FloatArray) -> list[NDArray[np.bool_]]:
+def kinds_of_devices(log_baseline: FloatArray) -> list[NDArray[np.bool_]]:
     """Groups of stages whose baselines differ by no more than a factor, each a mask of shape (stages,)."""
     profile = np.round(log_baseline - log_baseline.mean(axis=1, keepdims=True), 6)
     numbers = np.unique(profile, axis=0, return_inverse=True)[1].reshape(-1)

@@ -658,7 +658,10 @@ def test_text_form_reads_and_prints_back(text, name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"there is no policy ''; choose one of relay, static, lls, odin, predictive, oracle, delayed-oracle"),
+        (
+            "",
+            r"there is no policy ''; choose one of relay, static, lls, odin, predictive, filter, oracle",
+        ),
         ("Odin", r"there is no policy 'Odin'"),
         ("alpha=2", r"there is no policy 'alpha=2'"),
         ("odin:", r"'odin:': '' is not parameter=value; it has alpha=10, trial=4"),

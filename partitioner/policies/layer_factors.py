@@ -1,0 +1,112 @@
+"""What layers take beside their stage's slowdown: the kind of layer that a load slows most, and errors of baselines.
+
+Stage i, layer l, at the stage's log slowdown x::
+
+    ln time[i, l] = ln baseline[i, l] + x[i] + slope[i] * (memory_boundness[l] - its mean over the stage) + bias[i, l]
+
+``slope`` belongs to the present load: what was learned of it is worth as much as conditions are likely to have lasted
+since. ``bias`` outlasts loads; for layers that it never ran, a stage has the one that stages of its kind saw.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odin.partitioner.policies.base import Setting
+from odin.partitioner.policies.plan_arrays import PlanArrays
+from odin.partitioner.policies.slowdown import kinds_of_devices, memory_boundness
+
+__all__ = ["LayerFactors"]
+
+FloatArray = NDArray[np.float64]
+
+_LAYER_NOISE = 0.1
+"""Standard deviation of the logarithm of one layer's time in one request, the stage's slowdown taken out."""
+_SLOPE_SD = 0.3
+"""How much more a load slows layers that are one standard deviation more memory-bound, before anything was seen."""
+_BIAS_SD = 0.15
+"""How far a baseline is off, as a standard deviation of the logarithm, before anything was seen."""
+_SLOPE_MEMORY = 50.0
+"""Requests over which a slope is measured at most."""
+_BIAS_MEMORY = 512.0
+"""Requests over which a bias is a mean at most."""
+_LEAST_S = 1e-9
+
+
+class LayerFactors:
+    """Learns from the times of single layers; without these all layers of a stage are slowed alike.
+
+    Parameters
+    ----------
+    setting
+        Baselines, and what kind of layers there are.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self._possible = np.isfinite(setting.baseline_s)
+        self._baseline_s = np.where(self._possible, np.maximum(setting.baseline_s, _LEAST_S), _LEAST_S)
+        self._log_baseline = np.log(self._baseline_s)
+        self._boundness = memory_boundness(setting.intensity)
+        self._kinds = kinds_of_devices(self._log_baseline)
+        stages = setting.stage_count
+        self._information, self._score = np.zeros(stages), np.zeros(stages)
+        self._centre = np.zeros(stages)
+        self._bias, self._seen = np.zeros(self._baseline_s.shape), np.zeros(self._baseline_s.shape)
+
+    def take(self, arrays: PlanArrays, layer_s: FloatArray, log_slowdown: FloatArray, renewed: FloatArray) -> None:
+        """Take one request.
+
+        Parameters
+        ----------
+        arrays
+            The plan that it ran under.
+        layer_s
+            Seconds of each layer, shape (layers,); what is not positive and finite was not measured.
+        log_slowdown
+            Of each stage, shape (stages,).
+        renewed
+            Probability that each stage's conditions changed with it, shape (stages,).
+        """
+        stages, of, at = len(renewed), arrays.stage_of, (arrays.stage_of, arrays.layers)
+        good = (layer_s > 0) & (layer_s < np.inf) & np.isfinite(log_slowdown)[of]
+        if not good.any():
+            return
+        boundness = self._boundness
+        weight = np.where(good, self._baseline_s[at] * arrays.per_reference[of], 0.0)
+        total = np.bincount(of, weight, stages)
+        centre = np.bincount(of, weight * boundness, stages) / np.where(total > 0, total, 1.0)
+        off = boundness - centre[of]
+        ratio = np.where(
+            good, np.log(np.where(good, layer_s, 1.0)) - self._log_baseline[at] - np.nan_to_num(log_slowdown)[of], 0.0
+        )
+        # Long layers count more; on average over the stage a layer counts as one.
+        count = weight * np.bincount(of, good, stages)[of]
+        keep = (1.0 - 1.0 / _SLOPE_MEMORY) * (1.0 - renewed)
+        self._information = self._information * keep + np.bincount(of, count * off * off, stages)
+        self._score = self._score * keep + np.bincount(of, count * off * (ratio - self._bias[at]), stages)
+        self._centre = np.where(total > 0, centre, self._centre)
+        seen = self._seen[at] + good
+        rest = ratio - self._slope()[of] * off
+        self._bias[at] += np.where(good, (rest - self._bias[at]) / np.clip(seen, 1.0, _BIAS_MEMORY), 0.0)
+        self._seen[at] = seen
+
+    def times_s(self, log_slowdown: FloatArray) -> FloatArray:
+        """Seconds of each layer on each stage at log slowdowns, (stages, layers); ``inf`` where it cannot run."""
+        tilt = self._slope()[:, None] * (self._boundness - self._centre[:, None])
+        times_s = self._baseline_s * np.exp(log_slowdown[:, None] + tilt + self._biases())
+        return np.where(self._possible, times_s, np.inf)
+
+    def _slope(self) -> FloatArray:
+        slope: FloatArray = self._score / (self._information + (_LAYER_NOISE / _SLOPE_SD) ** 2)
+        return slope
+
+    def _biases(self) -> FloatArray:
+        """Each layer's bias, drawn to what the same kind of devices saw, and that to 0, by their precisions."""
+        prior = (_LAYER_NOISE / _BIAS_SD) ** 2
+        expected = np.zeros(self._bias.shape)
+        for same in self._kinds:
+            seen = np.minimum(self._seen[same], _BIAS_MEMORY)
+            expected[same] = (seen * self._bias[same]).sum(axis=0) / (seen.sum(axis=0) + prior)
+        biases: FloatArray = (self._seen * self._bias + prior * expected) / (self._seen + prior)
+        return biases
