@@ -117,6 +117,17 @@ class Serving:
             self._upcoming.append((at_s, device))
         self._look_ahead()
 
+    @property
+    def next_upcoming_s(self) -> float:
+        """When a device's conditions change next that is not pending yet."""
+        return self._upcoming[0][0] if self._upcoming else math.inf
+
+    @property
+    def pending(self) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Changes that are over, but not for the device yet: their moments, and the devices."""
+        moments_s, devices = [each[0] for each in self._pending], [each[1] for each in self._pending]
+        return np.array(moments_s, dtype=np.float64), np.array(devices, dtype=np.int64)
+
     def changed(self, left_s: FloatArray) -> set[int]:
         """Devices that a request would leave after a change they have not heard of, given when it leaves each."""
         last_s = left_s.item(-1)

@@ -1,0 +1,66 @@
+"""Loops over numbers, compiled by numba where it is installed (``pip install 'odin-pipeline[simulate]'``).
+
+Without numba simulations take the same steps with numpy and plain Python, and have the same results.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from odin.monitor.detectors import cusum_rows
+from odin.monitor.watch_rows import WatchLoops, learn_rows, sample_rows
+from odin_lab.simulator.passing import pass_requests
+from odin_lab.simulator.relay_loop import HELPERS, run_until_drawn
+
+__all__ = ["Loops", "compiled", "is_available", "loops"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether numba is installed."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def compiled(loop: Callable[P, R], *helpers: Callable[..., object]) -> Callable[P, R]:
+    """A function compiled at its first call, or taken from the cache beside its file; itself where numba is missing.
+
+    Only floating-point operations as written: none is contracted or reordered, so that results are the same to the bit.
+
+    Parameters
+    ----------
+    helpers
+        Functions of the same file that it calls.
+    """
+    if not is_available():
+        return loop
+    import numba
+    from numba.extending import register_jitable
+
+    for helper in helpers:
+        register_jitable(error_model="numpy")(helper)
+    made: Callable[P, R] = numba.njit(loop, cache=True, error_model="numpy", nogil=True)
+    return made
+
+
+class Loops(NamedTuple):
+    """The simulator's loops, compiled."""
+
+    pass_requests: Callable[..., tuple[int, float]]
+    run_events: Callable[..., bool]
+    watch: WatchLoops
+
+
+@functools.cache
+def loops() -> Loops | None:
+    """All of them; None where numba is missing."""
+    if not is_available():
+        return None
+    take = compiled(cusum_rows.take_rows, cusum_rows.add, cusum_rows.add_settled, cusum_rows.is_news)
+    run_events = compiled(run_until_drawn, *HELPERS)
+    return Loops(compiled(pass_requests), run_events, WatchLoops(compiled(sample_rows), take, compiled(learn_rows)))
