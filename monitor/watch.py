@@ -126,8 +126,7 @@ class StageWatch:
         self._since_change = 0
         self._layers = np.arange(layers)
         self._relative = np.ones(layers)
-        self._prefix_s: FloatArray = np.zeros((stages, layers + 1))
-        self._prefix_rows: list[list[float]] | None = None  # the same as plain numbers, where cuts vary
+        self._prefix_s: list[list[float]] | None = None
         self._cuts: tuple[int, ...] = ()
         self._plan_key: Hashable = None
         self._work_s = [0.0] * stages  # by the references, of the layers that each stage ran
@@ -254,7 +253,7 @@ class StageWatch:
                 break  # the next one is not plain
         if self._to_learn == _REFRESH:
             self._learn(loops)
-            self._refresh()
+            self._refresh(loops)
 
     def _watched(self, changes: list[SlowdownChange]) -> Watched:
         detector = self.detector
@@ -294,11 +293,11 @@ class StageWatch:
     def _set_cuts(self, cuts: tuple[int, ...]) -> None:
         """Take other layers for each stage; this may be so with each request."""
         self._cuts = cuts
-        if self._prefix_rows is None:
-            self._prefix_rows = self._prefix_s.tolist()
+        if self._prefix_s is None:
+            self._prefix_s = self._prefixes().tolist()
         self._work_s = [
             before_s[last] - before_s[first]
-            for before_s, (first, last) in zip(self._prefix_rows, pairwise(cuts), strict=True)
+            for before_s, (first, last) in zip(self._prefix_s, pairwise(cuts), strict=True)
         ]
 
     def _gather(self, stage_s: Sequence[float], work_s: Sequence[float]) -> list[float]:
@@ -330,15 +329,24 @@ class StageWatch:
             return int(at[samples - 1]) + 1
         return len(sampled) + samples - len(at)  # requests that are not known had a sample each
 
-    def _refresh(self) -> None:
-        np.cumsum(self._baseline_s * self._relative, axis=1, out=self._prefix_s[:, 1:])
-        self._prefix_rows = None
+    def _refresh(self, loops: WatchLoops | None = None) -> None:
+        """Take references anew, after what has been learned."""
+        self._prefix_s = None
         if self._varies:
             self._set_cuts(self._cuts)
         elif self._cuts:
             cuts, stages = np.array(self._cuts), np.arange(len(self._baseline_s))
-            work_s = self._prefix_s[stages, cuts[1:]] - self._prefix_s[stages, cuts[:-1]]
-            self._work_s = work_s.tolist()
+            if loops is not None:
+                self._work_s = loops.work(self._baseline_s, self._relative, cuts).tolist()
+            else:
+                prefix_s = self._prefixes()
+                self._work_s = (prefix_s[stages, cuts[1:]] - prefix_s[stages, cuts[:-1]]).tolist()
+
+    def _prefixes(self) -> FloatArray:
+        """Seconds of the layers before each cut, (stages, layers + 1)."""
+        prefix_s = np.zeros((len(self._baseline_s), len(self._layers) + 1))
+        np.cumsum(self._baseline_s * self._relative, axis=1, out=prefix_s[:, 1:])
+        return prefix_s
 
     def _learn(self, loops: WatchLoops | None = None) -> None:
         """Bring ``relative`` nearer to what undisturbed stages have shown."""
@@ -370,6 +378,9 @@ class StageWatch:
         """See whether stages are faster than their baselines, by a block of requests, (requests, stages)."""
         if len(ratio) < _REFRESH:
             return  # a move cut it short
+        if ((ratio < _FASTER).sum(axis=0) < _REFRESH // 2).all():  # no median can be below
+            self._faster[...] = 0
+            return
         ratio = np.where(np.isnan(ratio), np.inf, ratio)  # a stage that ran nothing is not below
         ordered = np.sort(ratio, axis=0)
         median = (ordered[_REFRESH // 2 - 1] + ordered[_REFRESH // 2]) / 2

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from odin.monitor.detectors.cusum_rows import take_rows
 
-__all__ = ["LEARNING_RATE", "WatchLoops", "learn_rows", "sample_rows"]
+__all__ = ["LEARNING_RATE", "WatchLoops", "learn_rows", "sample_rows", "work_rows"]
 
 FloatArray = NDArray[np.float64]
 
@@ -62,9 +62,23 @@ def learn_rows(
         relative[layer] += total
 
 
+def work_rows(baseline_s: FloatArray, relative: FloatArray, cuts: NDArray[np.int64]) -> FloatArray:
+    """Seconds of each stage's layers by their references, (stages,)."""
+    work_s = np.empty(len(baseline_s))
+    for k in range(len(work_s)):
+        before_s = until_s = 0.0
+        for layer in range(cuts[k + 1]):
+            if layer == cuts[k]:
+                before_s = until_s
+            until_s += baseline_s[k, layer] * relative[layer]
+        work_s[k] = until_s - before_s if cuts[k] < cuts[k + 1] else 0.0
+    return work_s
+
+
 class WatchLoops(NamedTuple):
     """The loops, compiled or not."""
 
     sample: Callable[..., tuple[FloatArray, FloatArray]] = sample_rows
     take: Callable[..., tuple[int, bool, bool, int]] = take_rows
     learn: Callable[..., None] = learn_rows
+    work: Callable[..., FloatArray] = work_rows

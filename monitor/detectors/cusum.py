@@ -279,8 +279,7 @@ class CusumDetector(Streams):
             for stream in self._bank.alarms():
                 self._examine(int(stream))
         if self._learning:
-            for stream in np.flatnonzero(self._valid & (self._to_learn > 0)):
-                self._learn_level(int(stream))
+            self._learn_levels()
             self._learning = bool(self._to_learn.any())
         if self._beginning:
             self._begin_with_noise()
@@ -555,17 +554,27 @@ class CusumDetector(Streams):
         self._mean[stream] = self._from_mean[stream] = base
         self._count[stream] = self._from_count[stream] = min(known, _AFTER_END)
 
-    def _learn_level(self, stream: int) -> None:
-        """One more sample from which to learn a level, at first or after a rebase."""
-        self._to_learn[stream] -= 1
-        samples = self._samples.of(stream)
-        level = float(np.median(samples))
-        if len(samples) >= 3 and abs(level - self._mean[stream]) > self._surprise:
-            self._to_learn[stream] = 0
-            base = self._base if self._disturbed[stream] else self._mean
-            known = self._base_count if self._disturbed[stream] else np.minimum(self._count, _MEMORY)
-            self._change(stream, samples, float(base[stream]), float(known[stream]))
-        elif not self._to_learn[stream]:
-            self._mean[stream], self._count[stream] = level, len(samples)
-            self._from_mean[stream], self._from_count[stream] = level, 1.0
+    def _learn_levels(self) -> None:
+        """One more sample from which to learn levels after a rebase."""
+        streams = np.flatnonzero(self._valid & (self._to_learn > 0))
+        ordered = np.sort(self._samples.rows[:, streams], axis=0)  # nan last
+        counts = len(ordered) - np.isnan(ordered).sum(axis=0)
+        columns = np.arange(len(streams))
+        medians = (ordered[(counts - 1) // 2, columns] + ordered[counts // 2, columns]) / 2
+        self._to_learn[streams] -= 1
+        learned = False
+        for stream, count, level in zip(streams.tolist(), counts.tolist(), medians.tolist(), strict=True):
+            if count >= 3 and abs(level - self._mean[stream]) > self._surprise:
+                if learned:
+                    self._refresh()
+                    learned = False
+                self._to_learn[stream] = 0
+                base = self._base if self._disturbed[stream] else self._mean
+                known = self._base_count if self._disturbed[stream] else np.minimum(self._count, _MEMORY)
+                self._change(stream, self._samples.of(stream), float(base[stream]), float(known[stream]))
+            elif not self._to_learn[stream]:
+                self._mean[stream], self._count[stream] = level, count
+                self._from_mean[stream], self._from_count[stream] = level, 1.0
+                learned = True
+        if learned:
             self._refresh()

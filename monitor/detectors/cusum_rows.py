@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "MEMORY", "OWN_WEIGHT", "OWN_WINSOR", "BankState", "Look", "PlainState", "add", "add_settled", "is_news",
-    "take_rows",
+    "keep", "take_rows",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.float64]
@@ -97,8 +97,9 @@ def take_rows(
     """
     streams = x.shape[1]
     samples, residuals, mean, variance, count = state.samples, state.residuals, state.mean, state.variance, state.count
-    bank, since_change, ahead = state.bank, look.since_change, state.ahead
+    since_change, ahead = look.since_change, state.ahead
     newest_sample, newest_residual = state.newest_sample, state.newest_residual
+    r, precision = np.empty(streams), np.empty(streams)
     for row in range(first, last):
         for k in range(streams):
             if not -np.inf < x[row, k] < np.inf:
@@ -106,24 +107,25 @@ def take_rows(
         newest_sample = (newest_sample + 1) % samples.shape[0]
         newest_residual = (newest_residual + 1) % residuals.shape[0]
         ahead += state.steady
-        alarm = False
         for k in range(streams):
             samples[newest_sample, k] = x[row, k]
-            residual = r = x[row, k] - mean[k]
-            if state.steady:
-                alarm |= add_settled(bank, k, r)
-                r = max(min(r, state.winsor[k]), state.least[k]) * (1.0 / MEMORY)
-            else:
+            residuals[newest_residual, k] = r[k] = x[row, k] - mean[k]
+            if not state.steady:
                 if state.disturbed[k]:
-                    residual = np.nan
-                    square = min(r * r * (count[k] / (count[k] + 1.0)), OWN_WINSOR**2 * variance[k])
+                    residuals[newest_residual, k] = np.nan
+                    square = min(r[k] * r[k] * (count[k] / (count[k] + 1.0)), OWN_WINSOR**2 * variance[k])
                     variance[k] += (square - variance[k]) / (count[k] + OWN_WEIGHT)
-                alarm |= add(bank, k, r, 1.0 / (variance[k] / count[k] + variance[k]))
+                precision[k] = 1.0 / (variance[k] / count[k] + variance[k])
+        alarm = add_settled(state.bank, r) if state.steady else add(state.bank, r, precision)
+        for k in range(streams):
+            step = max(min(r[k], state.winsor[k]), state.least[k])
+            if state.steady:
+                step *= 1.0 / MEMORY
+            else:
                 state.age[k] += 1
                 count[k] += 1.0
-                r = 1.0 / min(count[k], float(MEMORY)) * max(min(r, state.winsor[k]), state.least[k])
-            mean[k] = min(mean[k] + r, state.bound[k])
-            residuals[newest_residual, k] = residual
+                step *= 1.0 / min(count[k], float(MEMORY))
+            mean[k] = min(mean[k] + step, state.bound[k])
             ages[row, k] = state.age[k] + ahead
         if alarm or newest_residual == residuals.shape[0] - 1:
             return row + 1 - first, alarm, True, since_change
@@ -134,26 +136,36 @@ def take_rows(
     return last - first, False, False, since_change
 
 
-def add(bank: BankState, k: int, r: float, precision: float) -> bool:
-    """Add a residual to the sums of stream ``k``, as ``CusumBank.add``; whether one is above the threshold."""
+def add(bank: BankState, r: FloatArray, precision: FloatArray) -> bool:
+    """Add a residual of each stream, as ``CusumBank.add``; whether a sum is above the threshold."""
     alarm = False
     for j in range(len(bank.gain)):
-        up = bank.evidence[0, j, k] + min((r - bank.half[j, 0]) * bank.gain[j, k] * precision, bank.cap[0, j, k])
-        down = bank.evidence[1, j, k] + min((-r - bank.half[j, 0]) * bank.gain[j, k] * precision, bank.cap[1, j, k])
-        bank.evidence[0, j, k], bank.evidence[1, j, k] = max(up, 0.0), max(down, 0.0)
-        alarm |= up > bank.threshold or down > bank.threshold
+        half = bank.half[j, 0]
+        for k in range(len(r)):
+            up, down = (r[k] - half) * bank.gain[j, k] * precision[k], (-r[k] - half) * bank.gain[j, k] * precision[k]
+            up, down = keep(bank, 0, j, k, up), keep(bank, 1, j, k, down)
+            alarm |= (up > bank.threshold) | (down > bank.threshold)
     return alarm
 
 
-def add_settled(bank: BankState, k: int, r: float) -> bool:
+def add_settled(bank: BankState, r: FloatArray) -> bool:
     """The same with the precision that has been settled, as ``CusumBank.add_settled``."""
     alarm = False
     for j in range(len(bank.gain)):
-        up = bank.evidence[0, j, k] + min(bank.slope[0, j, k] * r - bank.offset[0, j, k], bank.cap[0, j, k])
-        down = bank.evidence[1, j, k] + min(bank.slope[1, j, k] * r - bank.offset[1, j, k], bank.cap[1, j, k])
-        bank.evidence[0, j, k], bank.evidence[1, j, k] = max(up, 0.0), max(down, 0.0)
-        alarm |= up > bank.threshold or down > bank.threshold
+        for k in range(len(r)):
+            up = keep(bank, 0, j, k, bank.slope[0, j, k] * r[k] - bank.offset[0, j, k])
+            down = keep(bank, 1, j, k, bank.slope[1, j, k] * r[k] - bank.offset[1, j, k])
+            alarm |= (up > bank.threshold) | (down > bank.threshold)
     return alarm
+
+
+def keep(bank: BankState, side: int, j: int, k: int, term: float) -> float:
+    """Add to a sum what may be added, and not below 0."""
+    cap = bank.cap[side, j, k]
+    total = bank.evidence[side, j, k] + (cap if cap < term else term)
+    total = total if total > 0.0 else 0.0
+    bank.evidence[side, j, k] = total
+    return total
 
 
 def is_news(state: PlainState, look: Look) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from odin.monitor.detectors import cusum_rows
-from odin.monitor.watch_rows import WatchLoops, learn_rows, sample_rows
+from odin.monitor.watch_rows import WatchLoops, learn_rows, sample_rows, work_rows
 from odin_lab.simulator.passing import pass_requests
 from odin_lab.simulator.relay_loop import HELPERS, run_until_drawn
 
@@ -61,6 +61,8 @@ def loops() -> Loops | None:
     """All of them; None where numba is missing."""
     if not is_available():
         return None
-    take = compiled(cusum_rows.take_rows, cusum_rows.add, cusum_rows.add_settled, cusum_rows.is_news)
+    helpers = cusum_rows.add, cusum_rows.add_settled, cusum_rows.keep, cusum_rows.is_news
+    take = compiled(cusum_rows.take_rows, *helpers)
     run_events = compiled(run_until_drawn, *HELPERS)
-    return Loops(compiled(pass_requests), run_events, WatchLoops(compiled(sample_rows), take, compiled(learn_rows)))
+    watch = WatchLoops(compiled(sample_rows), take, compiled(learn_rows), compiled(work_rows))
+    return Loops(compiled(pass_requests), run_events, watch)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from odin_lab.simulator.conditions import DEAD_S, Conditions
 from odin_lab.simulator.interference import Interference
+from odin_lab.simulator.noise import ALONE
 
 __all__ = ["Serving"]
 
@@ -148,6 +149,10 @@ class Serving:
         """From now on a device begins with requests at this moment or later."""
         times = self._devices[device]
         self.layers_s[device], self.prefix_s[device] = times.layers_at(at_s), times.prefix_at(at_s)
-        self.scenarios[device] = times.scenario_at(at_s)
+        scenario = times.scenario_at(at_s)
+        if scenario == ALONE:
+            self.scenarios.pop(device, None)
+        else:
+            self.scenarios[device] = scenario
         self._pending = [(moment_s, other) for moment_s, other in self._pending if other != device or moment_s > at_s]
         self._look_ahead()

@@ -13,10 +13,27 @@ from odin_lab.simulator.conditions import DEAD_S, Conditions
 from odin_lab.simulator.interference import Interference
 from odin_lab.simulator.noise import ALONE, BLOCK, LogNormalNoise, MeasuredNoise, NoNoise
 from odin_lab.simulator.relay_loop import (
+    ARRIVE_ORDER,
+    ARRIVED_S,
+    AT,
     COMING,
+    CONDITIONS,
     EDGE,
+    ENTERING_ORDER,
+    EVENT,
+    FACTOR,
+    FINISHED_S,
+    FREE_PLACE,
+    ITEM,
+    MOMENT,
+    OPEN,
     PUSHED,
+    ROW,
+    SCENARIO,
+    SLOWDOWN,
+    TAKER,
     UNSETTLED,
+    WAITING,
     Changes,
     Draws,
     Requests,
@@ -64,14 +81,15 @@ class WholeRelay:
         self._begin, self._recordings = -BLOCK, _Recordings(world, conditions)
         self._changes = _changes_of(world, conditions, self._recordings, known=interference.unit == "seconds")
         self._stages = _stages_of(world)
-        self._requests = _requests_of(
-            requests, np.empty(0) if coming_s is None else coming_s, in_flight, stages, self._recordings
-        )
-        self._requests.counts[EDGE] = -1
+        self._requests = _requests_of(requests, np.empty(0) if coming_s is None else coming_s, in_flight)
         if interference.unit == "seconds":
-            self._requests.counts[UNSETTLED] = len(self._changes.edge)
-        self.arrived_s, self.submitted_s = self._requests.arrived_s, self._requests.submitted_s
-        self.finished_s, self.conditions_number = self._requests.finished_s, self._requests.conditions_number
+            self._requests.counts[UNSETTLED] = len(self._changes.real[AT])
+        recorded = in_flight if len(self._recordings.first) else 0
+        self._own = np.ones((in_flight, stages))
+        self._own_place = np.zeros((recorded, stages), dtype=np.int64)
+        self._own_drift = np.ones((recorded, stages))
+        self.arrived_s, self.submitted_s, self.finished_s = self._requests.times_s
+        self.conditions_number = self._requests.numbers[CONDITIONS]
 
     @staticmethod
     def can_run(world: World) -> bool:
@@ -81,13 +99,14 @@ class WholeRelay:
     def run(self) -> None:
         """Serve all requests."""
         requests, changes, counts = self._requests, self._changes, self._requests.counts
-        while counts[UNSETTLED] < len(changes.edge) and changes.edge[counts[UNSETTLED]] <= 0:
-            changes.moment_s[counts[UNSETTLED]] = 0.0
+        at = changes.real[AT]
+        while counts[UNSETTLED] < len(at) and at[counts[UNSETTLED]] <= 0:
+            changes.real[MOMENT, counts[UNSETTLED]] = 0.0
             counts[UNSETTLED] += 1
         change(self._stages, requests, changes, 0.0)
         if len(requests.coming_s):
-            requests.arrived_s[...] = requests.coming_s
-            requests.arrive_order[...] = np.arange(1, self._first + 1)
+            requests.times_s[ARRIVED_S] = requests.coming_s
+            requests.numbers[ARRIVE_ORDER] = np.arange(1, self._first + 1)
             counts[COMING] = counts[PUSHED] = self._first
         else:
             for _ in range(self._first):
@@ -100,11 +119,13 @@ class WholeRelay:
         drawn = next(self._blocks)
         self._begin += BLOCK
         alone = self._world.noise.factors(drawn, ALONE)
-        if not len(self._recordings.first):
-            none = np.empty((0, 0))
-            return Draws(self._begin, alone, none.astype(np.int64), none, np.empty(0), self._recordings.first)
-        place, drift = np.ascontiguousarray(drawn["place"]), np.ascontiguousarray(drawn["drift"])
-        return Draws(self._begin, alone, place, drift, self._recordings.factors, self._recordings.first)
+        place, drift = np.zeros((0, 0), dtype=np.int64), np.zeros((0, 0))
+        if len(self._recordings.first):
+            place, drift = np.ascontiguousarray(drawn["place"]), np.ascontiguousarray(drawn["drift"])
+        own = self._own, self._own_place, self._own_drift
+        return Draws(
+            self._begin, alone, place, drift, *own, self._recordings.factors, self._recordings.first
+        )
 
 
 class _Recordings:
@@ -123,18 +144,15 @@ class _Recordings:
 
 def _changes_of(world: World, conditions: Conditions, recordings: _Recordings, *, known: bool) -> Changes:
     rows: dict[tuple[int, tuple[str, ...]], int] = {(k, ()): k for k in range(world.device_count)}
-    for _, device, active in conditions.changes:
-        rows.setdefault((device, active), len(rows))
-    edge = np.array([edge for edge, _, _ in conditions.changes], dtype=np.float64)
+    real, whole = [], []
+    for at, device, active in conditions.changes:
+        row = rows.setdefault((device, active), len(rows))
+        real.append((at, at if known else math.inf))
+        whole.append((device, row, recordings.numbers[active[-1]] if active else 0))
     return Changes(
         np.array([np.minimum(conditions.row(*row).true_s, DEAD_S) for row in rows]),
-        edge,
-        edge.copy() if known else np.full(len(edge), math.inf),
-        np.array([device for _, device, _ in conditions.changes], dtype=np.int64),
-        np.array([rows[device, active] for _, device, active in conditions.changes], dtype=np.int64),
-        np.array(
-            [recordings.numbers[active[-1]] if active else 0 for _, _, active in conditions.changes], dtype=np.int64
-        ),
+        np.array(real, dtype=np.float64).reshape(-1, 2).T.copy(),
+        np.array(whole, dtype=np.int64).reshape(-1, 3).T.copy(),
     )
 
 
@@ -142,28 +160,16 @@ def _stages_of(world: World) -> Stages:
     stages, usual_s = world.device_count, np.minimum(world.baseline_s, DEAD_S)
     behind_s = np.zeros((stages, world.layer_count + 1))
     behind_s[:, :-1] = np.cumsum(usual_s[:, ::-1], axis=1)[:, ::-1]
-    nobody, never = np.full(stages, -1), np.zeros(stages)
-    return Stages(
-        *(usual_s, behind_s, world.receive_s.copy(), world.send_s.copy()),
-        *(nobody.copy(), nobody.copy(), np.zeros(stages, dtype=np.bool_), nobody.copy()),
-        *(np.ones(stages), np.ones(stages), never.copy(), never.copy(), never.copy()),
-        *(np.zeros(stages, dtype=np.int64), never.copy(), np.zeros(stages, dtype=np.int64)),
-        *(np.arange(stages), np.zeros(stages, dtype=np.int64)),
-    )
+    real, whole = np.zeros((EVENT + 1, stages)), np.zeros((SCENARIO + 1, stages), dtype=np.int64)
+    real[[FACTOR, SLOWDOWN]], real[OPEN], real[EVENT] = 1.0, -math.inf, math.inf
+    whole[[ITEM, WAITING, TAKER]], whole[ROW] = -1, np.arange(stages)
+    return Stages(usual_s, behind_s, np.array([world.receive_s, world.send_s]), real, whole)
 
 
-def _requests_of(
-    requests: int, coming_s: FloatArray, in_flight: int, stages: int, recordings: _Recordings
-) -> Requests:
-    recorded = in_flight if len(recordings.first) else 0
-    return Requests(
-        coming_s,
-        *(np.zeros(requests), np.zeros(requests), np.full(requests, math.inf)),
-        *(np.zeros(requests, dtype=np.int64), np.zeros(requests, dtype=np.int64)),
-        *(np.zeros(in_flight, dtype=np.int64), np.zeros(in_flight, dtype=np.int64), np.zeros(in_flight)),
-        *(np.arange(in_flight), np.zeros(in_flight, dtype=np.int64)),
-        *(np.zeros(in_flight), np.zeros(in_flight, dtype=np.int64)),
-        np.ones((in_flight, stages)),
-        *(np.zeros((recorded, stages), dtype=np.int64), np.ones((recorded, stages))),
-        np.zeros(EDGE + 1, dtype=np.int64),
-    )
+def _requests_of(requests: int, coming_s: FloatArray, in_flight: int) -> Requests:
+    times_s, places = np.zeros((3, requests)), np.zeros((ENTERING_ORDER + 1, in_flight), dtype=np.int64)
+    times_s[FINISHED_S], places[FREE_PLACE] = math.inf, np.arange(in_flight)
+    counts = np.zeros(EDGE + 1, dtype=np.int64)
+    counts[EDGE] = -1
+    numbers = np.zeros((2, requests), dtype=np.int64)
+    return Requests(coming_s, times_s, numbers, np.zeros((2, in_flight)), places, counts)
