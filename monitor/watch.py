@@ -228,9 +228,7 @@ class StageWatch:
             row = len(told)
         return told
 
-    def _update_plain(
-        self, stage_s: FloatArray, layer_s: FloatArray, loops: WatchLoops, told: list[Watched]
-    ) -> None:
+    def _update_plain(self, stage_s: FloatArray, layer_s: FloatArray, loops: WatchLoops, told: list[Watched]) -> None:
         """Take the first requests that are plain, of so many of the present plan; adds what became of them."""
         detector, row = self.detector, 0
         assert isinstance(detector, CusumDetector)

@@ -28,8 +28,9 @@ from typing import NamedTuple, Self
 from odin.partitioner.plan import Plan
 
 __all__ = [
-    "FAR_SOONER", "MUCH_SOONER", "SOONER", "WEIGHT", "Later", "Windows", "free_at", "hand_over", "idle_slowdown", "is_better", "is_done_sooner", "is_expected_at",
-    "is_hopeless", "is_left_to_others", "is_much_sooner", "slowdown_after",
+    "FAR_SOONER", "MUCH_SOONER", "SOONER", "WEIGHT", "Later", "Windows", "free_at", "hand_over", "idle_slowdown",
+    "is_better", "is_done_sooner", "is_expected_at", "is_hopeless", "is_left_to_others", "is_much_sooner",
+    "slowdown_after",
 ]  # fmt: skip
 
 WEIGHT = 0.3

@@ -141,9 +141,7 @@ class CusumBank:
     @property
     def state(self) -> BankState:
         """Its arrays, for :func:`odin.monitor.detectors.cusum_rows.take_rows`."""
-        return BankState(
-            self.evidence, self._cap, self._slope, self._offset, self._gain, self._half, self.threshold
-        )
+        return BankState(self.evidence, self._cap, self._slope, self._offset, self._gain, self._half, self.threshold)
 
     def alarms(self) -> NDArray[np.intp]:
         """Indices of the streams with a sum above the threshold."""

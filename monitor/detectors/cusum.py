@@ -256,10 +256,25 @@ class CusumDetector(Streams):
         if not self._steady:
             self._catch_up()
         state = PlainState(
-            *(self._samples.rows, self._residuals.rows, self._samples.newest, self._residuals.newest),
-            *(self._mean, self._variance, self._count, self._bound, self._winsor, self._least, self._disturbed),
-            *(self._age, self._base, self._noise.variance, self._own_prior, self._bank.state),
-            *(self._steady, self._ahead, self._any_disturbed),
+            samples=self._samples.rows,
+            residuals=self._residuals.rows,
+            newest_sample=self._samples.newest,
+            newest_residual=self._residuals.newest,
+            mean=self._mean,
+            variance=self._variance,
+            samples_known=self._count,
+            bound=self._bound,
+            winsor=self._winsor,
+            least=self._least,
+            disturbed=self._disturbed,
+            age=self._age,
+            base=self._base,
+            usual_variance=self._noise.variance,
+            own_prior=self._own_prior,
+            bank=self._bank.state,
+            steady=self._steady,
+            ahead=self._ahead,
+            any_disturbed=self._any_disturbed,
         )
         taken, alarm, stopped, since_change = take(x, first, last, state, look, ages)
         self._samples.newest = (self._samples.newest + taken) % len(self._samples.rows)

@@ -50,7 +50,8 @@ class PlainState(NamedTuple):
     """Rows of the rings last written."""
     mean: FloatArray
     variance: FloatArray
-    count: FloatArray
+    samples_known: FloatArray
+    """Samples that the mean is of, the prior's among them."""
     bound: FloatArray
     winsor: FloatArray
     least: FloatArray
@@ -96,7 +97,13 @@ def take_rows(
         if it fills the ring of residuals or is to be told; and the watch's ``since_change`` without that sample.
     """
     streams = x.shape[1]
-    samples, residuals, mean, variance, count = state.samples, state.residuals, state.mean, state.variance, state.count
+    samples, residuals, mean, variance, count = (
+        state.samples,
+        state.residuals,
+        state.mean,
+        state.variance,
+        state.samples_known,
+    )
     since_change, ahead = look.since_change, state.ahead
     newest_sample, newest_residual = state.newest_sample, state.newest_residual
     r, precision = np.empty(streams), np.empty(streams)
@@ -175,7 +182,7 @@ def is_news(state: PlainState, look: Look) -> bool:
         now = False
         if state.disturbed[k]:
             added = variance[k] - usual[k]
-            added -= (state.own_prior[k] - usual[k]) * OWN_WEIGHT / (state.count[k] + OWN_WEIGHT - 1)
+            added -= (state.own_prior[k] - usual[k]) * OWN_WEIGHT / (state.samples_known[k] + OWN_WEIGHT - 1)
             level = state.mean[k] - state.base[k] + added / 2
             now = level >= (look.end_level if look.told[k] else look.onset_level)
         if now != look.told[k]:

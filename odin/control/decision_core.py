@@ -152,7 +152,8 @@ class DecisionCore:
 
         What it makes of them does not depend on decisions. Parameters as of ``StageWatch.update_rows``.
         """
-        assert self.watches_ahead and self._watch is not None
+        assert self._watch is not None
+        assert not self._ahead
         self._ahead.extend(self._watch.update_rows(cuts, stage_s, layer_s, loops=loops))
 
     def next_watched(self) -> Watched:

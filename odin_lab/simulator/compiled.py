@@ -28,7 +28,7 @@ def is_available() -> bool:
 
 
 def compiled(loop: Callable[P, R], *helpers: Callable[..., object]) -> Callable[P, R]:
-    """A function compiled at its first call, or taken from the cache beside its file; itself where numba is missing.
+    """A function compiled at its first call, or taken from numba's cache.
 
     Only floating-point operations as written: none is contracted or reordered, so that results are the same to the bit.
 
@@ -37,8 +37,6 @@ def compiled(loop: Callable[P, R], *helpers: Callable[..., object]) -> Callable[
     helpers
         Functions of the same file that it calls.
     """
-    if not is_available():
-        return loop
     import numba
     from numba.extending import register_jitable
 
@@ -49,20 +47,19 @@ def compiled(loop: Callable[P, R], *helpers: Callable[..., object]) -> Callable[
 
 
 class Loops(NamedTuple):
-    """The simulator's loops, compiled."""
+    """The simulator's loops."""
 
-    pass_requests: Callable[..., tuple[int, float]]
-    run_events: Callable[..., bool]
-    watch: WatchLoops
+    pass_requests: Callable[..., tuple[int, float]] = pass_requests
+    run_events: Callable[..., bool] = run_until_drawn
+    watch: WatchLoops = WatchLoops()
 
 
 @functools.cache
 def loops() -> Loops | None:
-    """All of them; None where numba is missing."""
+    """All of them, compiled; None where numba is missing: as they are they are slower than numpy."""
     if not is_available():
         return None
     helpers = cusum_rows.add, cusum_rows.add_settled, cusum_rows.keep, cusum_rows.is_news
     take = compiled(cusum_rows.take_rows, *helpers)
-    run_events = compiled(run_until_drawn, *HELPERS)
     watch = WatchLoops(compiled(sample_rows), take, compiled(learn_rows), compiled(work_rows))
-    return Loops(compiled(pass_requests), run_events, watch)
+    return Loops(compiled(pass_requests), compiled(run_until_drawn, *HELPERS), watch)

@@ -180,10 +180,10 @@ class MeasuredNoise:
         factors: FloatArray = recorded[drawn["place"] % len(recorded)] * drawn["drift"]
         return factors
 
-
     def recording(self, scenario: str) -> FloatArray:
         """Factors as they were recorded under a scenario, in order of time."""
-        return self._factors.get(scenario, self._factors[ALONE])
+        recorded: FloatArray = self._factors.get(scenario, self._factors[ALONE])
+        return recorded
 
 
 def make_noise(text: str, table: NoiseSource | None = None, *, interval_s: float = 0.0) -> Noise:

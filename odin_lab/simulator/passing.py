@@ -1,7 +1,7 @@
 """Many requests through the line at once: the engine's loop over requests, as a loop over numbers.
 
 :func:`pass_requests` does what :class:`odin_lab.simulator.engine.Engine` does with one request after the other, to the
-bit, as long as nothing happens between them: no plan changes, no device is in other conditions than it was prepared for.
+bit, as long as nothing happens between them: the plan stays, and devices are in the conditions they were prepared for.
 """
 
 from __future__ import annotations

@@ -117,11 +117,18 @@ def run_until_drawn(stages: Stages, requests: Requests, changes: Changes, draws:
                 at_s, order, stage = stages.real[EVENT, k], stages.whole[ORDER, k], k
         for k in range(counts[ENTERING]):
             if is_before(requests.entries_s[ENTERING_S, k], requests.places[ENTERING_ORDER, k], at_s, order):
-                at_s, order, stage, entering = requests.entries_s[ENTERING_S, k], requests.places[ENTERING_ORDER, k], -1, k
+                at_s, order, stage, entering = (
+                    requests.entries_s[ENTERING_S, k],
+                    requests.places[ENTERING_ORDER, k],
+                    -1,
+                    k,
+                )
         arrives = counts[ARRIVED] < counts[COMING]
         if arrives:
             number = counts[ARRIVED]
-            arrives = is_before(requests.times_s[ARRIVED_S, number], requests.numbers[ARRIVE_ORDER, number], at_s, order)
+            arrives = is_before(
+                requests.times_s[ARRIVED_S, number], requests.numbers[ARRIVE_ORDER, number], at_s, order
+            )
             if arrives:
                 at_s, order = requests.times_s[ARRIVED_S, number], requests.numbers[ARRIVE_ORDER, number]
         if counts[EDGE] >= 0 and is_before(changes.real[MOMENT, counts[CHANGED]], counts[EDGE], at_s, order):
@@ -143,9 +150,11 @@ def run_until_drawn(stages: Stages, requests: Requests, changes: Changes, draws:
     return True
 
 
-def is_before(at_s: float, order: int, other_s: float, other_order: int) -> bool:
+def is_before(at_s: float, order: int | np.int64, other_s: float, other_order: int | np.int64) -> bool:
     """Whether one event comes before another."""
-    return at_s < other_s or (at_s == other_s < np.inf and order < other_order)
+    if at_s == other_s < np.inf:
+        return bool(order < other_order)
+    return at_s < other_s
 
 
 def foresee(stages: Stages, counts: IntArray, k: int, event: int, at_s: float) -> None:
@@ -167,7 +176,10 @@ def change(stages: Stages, requests: Requests, changes: Changes, now_s: float) -
     counts, before = requests.counts, stages.whole[ROW].copy()
     while counts[CHANGED] < changes.real.shape[1] and changes.real[MOMENT, counts[CHANGED]] <= now_s:
         k = changes.whole[DEVICE, counts[CHANGED]]
-        stages.whole[ROW, k], stages.whole[SCENARIO, k] = changes.whole[TO_ROW, counts[CHANGED]], changes.whole[TO_SCENARIO, counts[CHANGED]]
+        stages.whole[ROW, k], stages.whole[SCENARIO, k] = (
+            changes.whole[TO_ROW, counts[CHANGED]],
+            changes.whole[TO_SCENARIO, counts[CHANGED]],
+        )
         counts[CHANGED] += 1
     for k in range(len(stages.baseline_s)):
         if stages.whole[WHAT, k] != LAYER or before[k] == stages.whole[ROW, k]:
@@ -235,9 +247,10 @@ def answer(stages: Stages, requests: Requests, changes: Changes, draws: Draws, p
 def slowdown_now(stages: Stages, k: int, now_s: float) -> float:
     """What a stage's slowdown is taken for: one that is idle forgets it."""
     slowdown, chain_s = stages.real[SLOWDOWN, k], stages.behind_s[k, 0]
-    if stages.whole[ITEM, k] >= 0 or slowdown == 1.0 or not chain_s > 0:
-        return slowdown
-    return 1.0 + (slowdown - 1.0) * 0.5 ** ((now_s - stages.real[SINCE, k]) / chain_s)
+    if stages.whole[ITEM, k] < 0 and slowdown != 1.0 and chain_s > 0:
+        slowdown = 1.0 + (slowdown - 1.0) * 0.5 ** ((now_s - stages.real[SINCE, k]) / chain_s)
+    known: float = slowdown
+    return known
 
 
 def wait_for(stages: Stages, k: int, now_s: float) -> float:
@@ -245,13 +258,18 @@ def wait_for(stages: Stages, k: int, now_s: float) -> float:
     if stages.whole[ITEM, k] < 0:
         return 0.0
     free_s = stages.real[FREE, k]
-    return (free_s if free_s >= now_s else 2 * now_s - free_s) - now_s
+    wait_s: float = (free_s if free_s >= now_s else 2 * now_s - free_s) - now_s
+    return wait_s
 
 
 def takes_new(stages: Stages, requests: Requests, k: int, now_s: float) -> bool:
     """Whether a stage that is about to begin with a request takes the one that has waited longest."""
     waiting = requests.counts[QUEUED]
-    if waiting == 0 or requests.entries_s[ENTERED, requests.places[QUEUE, requests.counts[FRONT]]] > now_s or stages.whole[TAKEN, k]:
+    if (
+        waiting == 0
+        or requests.entries_s[ENTERED, requests.places[QUEUE, requests.counts[FRONT]]] > now_s
+        or stages.whole[TAKEN, k]
+    ):
         return False
     own_s, done = slowdown_now(stages, k, now_s) * stages.behind_s[k, 0], 0.0
     for other in range(len(stages.baseline_s)):
@@ -322,14 +340,18 @@ def go_on(stages: Stages, requests: Requests, changes: Changes, k: int, now_s: f
             publish(stages, taker)
             return
     stages.real[BEGAN, k] = now_s
-    foresee(stages, requests.counts, k, LAYER, now_s + changes.rows_s[stages.whole[ROW, k], cut] * stages.real[FACTOR, k])
+    foresee(
+        stages, requests.counts, k, LAYER, now_s + changes.rows_s[stages.whole[ROW, k], cut] * stages.real[FACTOR, k]
+    )
     stages.real[FREE, k] = now_s + layer_s + mine * behind_s[k, cut + 1]
     publish(stages, k)
 
 
 def publish(stages: Stages, k: int) -> None:
     """Say when a stage may be handed a request."""
-    stages.real[OPEN, k] = np.inf if stages.whole[TAKEN, k] else -np.inf if stages.whole[ITEM, k] < 0 else stages.real[FREE, k]
+    stages.real[OPEN, k] = (
+        np.inf if stages.whole[TAKEN, k] else -np.inf if stages.whole[ITEM, k] < 0 else stages.real[FREE, k]
+    )
 
 
 def layer_done(stages: Stages, requests: Requests, changes: Changes, k: int, now_s: float) -> None:

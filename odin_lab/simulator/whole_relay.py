@@ -1,4 +1,4 @@
-"""A relay without bounds, its events in :mod:`odin_lab.simulator.relay_loop`: many times as fast if that is compiled."""
+"""A relay without bounds, its events in :mod:`odin_lab.simulator.relay_loop`: many times as fast where compiled."""
 
 from __future__ import annotations
 
@@ -123,9 +123,7 @@ class WholeRelay:
         if len(self._recordings.first):
             place, drift = np.ascontiguousarray(drawn["place"]), np.ascontiguousarray(drawn["drift"])
         own = self._own, self._own_place, self._own_drift
-        return Draws(
-            self._begin, alone, place, drift, *own, self._recordings.factors, self._recordings.first
-        )
+        return Draws(self._begin, alone, place, drift, *own, self._recordings.factors, self._recordings.first)
 
 
 class _Recordings:
