@@ -117,29 +117,32 @@ def cells_table(cells: Iterable[Cell], name: str, title: str) -> Table:
     )
 
 
-def scaling_table(cells: Iterable[Cell], title: str) -> Table:
-    """Throughput ratio to the oracle over devices."""
+def scaling_table(cells: Iterable[Cell], title: str, *, reference: str = "oracle") -> Table:
+    """Throughput of each policy on more and more devices, as share of that of ``oracle`` or ``delayed-oracle``."""
     found = scores(cells)
-    policies = _policies(found)
-    models = {place.model for place in found}
-    devices = sorted({(place.model, place.devices) for place in found})
+    policies, name = _policies(found), "of_delayed" if reference == "delayed-oracle" else "of_oracle"
+    models = sorted({place.model for place in found})
+    sizes = sorted({place.devices for place in found})
     rows: list[Row] = []
-    for model, count in devices:
-        here = {place: found[place] for place in found if (place.model, place.devices) == (model, count)}
-        rows.append(
-            ((model,) if len(models) > 1 else ())
-            + (str(count), *(Value.of(mean(_values(here, policy, "of_oracle"))) for policy in policies))
-        )
+    for model in models:
+        here = [{p: found[p] for p in found if (p.model, p.devices) == (model, size)} for size in sizes]
+        label = (model,) if len(models) > 1 else ()
+        rows.extend((*label, p, *(Value.of(mean(_values(some, p, name))) for some in here)) for p in policies)
+        if reference in policies:
+            told_hz = (mean(_values(some, reference, "throughput_hz")) for some in here)
+            rows.append((*label, f"{reference}, images/s", *(Value.of(value, ".1f") for value in told_hz)))
     labels = 2 if len(models) > 1 else 1
+    out = frozenset(
+        at for at, row in enumerate(rows) if row[labels - 1] not in policies or is_yardstick(str(row[labels - 1]))
+    )
     return Table(
         title,
-        "Mean over the repeats; bold is the best of each row that is no yardstick.",
-        (("model",) if len(models) > 1 else ()) + ("devices", *policies),
+        "Mean over the repeats; bold is the best of each column that is no yardstick.",
+        (("model",) if len(models) > 1 else ()) + ("policy", *(f"{size} devices" for size in sizes)),
         tuple(rows),
-        ("high",),
-        frozenset(labels + at for at in yardsticks(policies)),
+        ("high",) * len(sizes),
+        out,
         labels=labels,
-        best_by="row",
     ).without_empty()
 
 

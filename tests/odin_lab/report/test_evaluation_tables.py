@@ -145,15 +145,16 @@ def test_cells_table_has_the_best_of_each_row_bold() -> None:
     assert table.best() == {(0, 5)}
 
 
-def test_scaling_table_has_a_row_for_each_number_of_devices() -> None:
+def test_scaling_table_has_a_column_for_each_number_of_devices() -> None:
     cells = [
         synthetic_cell("scaling", "m", p, quality=q, devices=n)
         for n in (52, 4)
         for p, q in (("lls", 0.5), ("static", 0.6))
     ]
     table = scaling_table(cells, "t")
-    assert [row[0] for row in table.rows] == ["4", "52"]
-    assert table.best() == {(0, 2), (1, 2)}
+    assert table.columns == ("policy", "4 devices", "52 devices")
+    assert [row[0] for row in table.rows] == ["lls", "static"]
+    assert table.best() == {(1, 1), (1, 2)}
 
 
 def test_yardsticks_stay_yardsticks_when_columns_are_left_out() -> None:
