@@ -132,7 +132,7 @@ def scaling_table(cells: Iterable[Cell], title: str, *, reference: str = "oracle
             told_hz = (mean(_values(some, reference, "throughput_hz")) for some in here)
             rows.append((*label, f"{reference}, images/s", *(Value.of(value, ".1f") for value in told_hz)))
     labels = 2 if len(models) > 1 else 1
-    better: tuple[Better, ...] = ("high",) * len(sizes)
+    better: list[Better] = ["high" for _ in sizes]
     out = frozenset(
         at for at, row in enumerate(rows) if row[labels - 1] not in policies or is_yardstick(str(row[labels - 1]))
     )
@@ -141,7 +141,7 @@ def scaling_table(cells: Iterable[Cell], title: str, *, reference: str = "oracle
         "Mean over the repeats; bold is the best of each column that is no yardstick.",
         (("model",) if len(models) > 1 else ()) + ("policy", *(f"{size} devices" for size in sizes)),
         tuple(rows),
-        better,
+        tuple(better),
         out,
         labels=labels,
     ).without_empty()
