@@ -1,7 +1,8 @@
-"""What a simulated request costs: the simulator's own part, the watch with its detector, the policy.
+"""What a simulated request costs: the line of stages, the watch with its detector, the policy; and the relay.
 
-Three runs of each case, interleaved over rounds, of which each adds a part: no detector and ``static``, the detector
-and ``static``, the detector and the policy. Times are CPU seconds of this process. ``python -m benchmarks.simulator``
+Runs of each case, interleaved over rounds, of which each but the last adds a part: no detector and ``static``, the
+detector and ``static``, the detector and the policy; the relay, which is held against the line, the first of them.
+Times are CPU seconds of this process, compiling left out. ``python -m benchmarks.simulator``
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import NamedTuple
 from benchmarks.common import Environment, add_arguments, interleave, report, summarize, with_quartiles, write_result
 from odin.partitioner.policies import make_policy
 from odin_lab.simulator import Interference, World, simulate
+from odin_lab.simulator.compiled import is_available
 from odin_lab.timings import synthetic_timings
 
-CASES = ((4_000, 4), (1_000_000, 52))
+CASES = ((4_000, 4), (100_000, 52))
 QUICK = ((1_000, 4), (5_000, 52))
-TARGETS_S = {(4_000, 4): 0.5, (1_000_000, 52): 60.0}
+TARGETS_S = {(4_000, 4): 0.5, (100_000, 52): 6.0}
 
 
 class Cost(NamedTuple):
@@ -31,6 +33,8 @@ class Cost(NamedTuple):
     watch_us: float
     policy_us: float
     whole_s: float
+    relay_us: float
+    relay_of_line: float
 
 
 def measure(
@@ -54,15 +58,29 @@ def measure(
         return cpu_s
 
     kept = interleave(
-        {"engine": run("static", "none"), "watch": run("static", "cusum"), "policy": run(policy, "cusum")},
+        {
+            "engine": run("static", "none"),
+            "watch": run("static", "cusum"),
+            "policy": run(policy, "cusum"),
+            "relay": run("relay", "none"),
+        },
         rounds=rounds,
         warmup=1 if requests <= 10_000 else 0,
         seed=seed,
     )
     scale = 1e6 / requests
     return [
-        Cost(requests, devices, engine_s * scale, (watch_s - engine_s) * scale, (whole_s - watch_s) * scale, whole_s)
-        for engine_s, watch_s, whole_s in zip(kept["engine"], kept["watch"], kept["policy"], strict=True)
+        Cost(
+            requests,
+            devices,
+            engine_s * scale,
+            (watch_s - engine_s) * scale,
+            (whole_s - watch_s) * scale,
+            whole_s,
+            relay_s * scale,
+            relay_s / engine_s,
+        )
+        for engine_s, watch_s, whole_s, relay_s in zip(*(kept[name] for name in kept), strict=True)
     ]
 
 
@@ -76,7 +94,9 @@ def main() -> int:
     add_arguments(parser, rounds=3)
     args = parser.parse_args()
     rounds = 1 if args.quick else args.rounds
-    environment = Environment.collect(("numpy",))
+    environment = Environment.collect(("numpy", "numba") if is_available() else ("numpy",))
+    for name in ("static", args.policy, "relay"):  # compiles the loops
+        simulate(World.of([[0.1, 0.1]] * 2), make_policy(name), requests=100)
     costs = {
         case: measure(
             *case,
@@ -97,11 +117,15 @@ def main() -> int:
                 ("watch_us", "{:.1f}"),
                 ("policy_us", "{:.1f}"),
                 ("whole_s", "{:.2f}"),
+                ("relay_us", "{:.1f}"),
+                ("relay_of_line", "{:.1f}"),
             )
         ]
         target_s = TARGETS_S.get(case)
-        rows.append([f"{case[0]:,}", str(case[1]), *figures, "" if target_s is None else f"{target_s:g} s"])
-    columns = ["requests", "devices", "simulator, us", "watch, us", f"{args.policy}, us", "whole run, s", "target"]
+        figures.insert(4, "" if target_s is None else f"{target_s:g} s")
+        rows.append([f"{case[0]:,}", str(case[1]), *figures])
+    costs_us = ["line, us", "watch, us", f"{args.policy}, us"]
+    columns = ["requests", "devices", *costs_us, "whole run, s", "target", "relay, us", "relay / line, at most 3"]
     report(f"A simulated request, events every {args.period} requests", columns, rows, environment)
     results = [cost for measured in costs.values() for cost in measured]
     write_result(args.output, environment=environment, parameters=vars(args), results=results)

@@ -28,15 +28,16 @@ from typing import NamedTuple, Self
 from odin.partitioner.plan import Plan
 
 __all__ = [
-    "Later", "Windows", "free_at", "hand_over", "idle_slowdown", "is_better", "is_done_sooner", "is_expected_at",
-    "is_hopeless", "is_left_to_others", "is_much_sooner", "slowdown_after",
+    "FAR_SOONER", "MUCH_SOONER", "SOONER", "WEIGHT", "Later", "Windows", "free_at", "hand_over", "idle_slowdown",
+    "is_better", "is_done_sooner", "is_expected_at", "is_hopeless", "is_left_to_others", "is_much_sooner",
+    "slowdown_after",
 ]  # fmt: skip
 
-_WEIGHT = 0.3
+WEIGHT = 0.3
 """Of the latest layer in a stage's slowdown: some three layers are remembered."""
 
 
-_SOONER, _MUCH_SOONER, _FAR_SOONER = 0.75, 0.5, 0.1
+SOONER, MUCH_SOONER, FAR_SOONER = 0.75, 0.5, 0.1
 """Of the time here, in which a request must be done elsewhere: what is known of stages' speeds is so to some 20%."""
 
 
@@ -318,13 +319,13 @@ def is_done_sooner(
     wait_s = 0.0 if idle else is_expected_at(free_s, now_s) - now_s
     if wait_s + its_layer_s > layer_s:  # by the next cut this stage does more than the other one would
         return False
-    return wait_s + cost_s + its_rest_s <= rest_s * (_MUCH_SOONER if waiting else _SOONER)
+    return wait_s + cost_s + its_rest_s <= rest_s * (MUCH_SOONER if waiting else SOONER)
 
 
 def is_much_sooner(now_s: float, idle: bool, free_s: float, its_layer_s: float, layer_s: float) -> bool:
     """Whether to pass a request on to a stage with nothing done for it; parameters as of :func:`is_better`."""
     wait_s = 0.0 if idle else is_expected_at(free_s, now_s) - now_s
-    return wait_s + its_layer_s <= layer_s * _MUCH_SOONER
+    return wait_s + its_layer_s <= layer_s * MUCH_SOONER
 
 
 def is_left_to_others(chain_s: float, others: Iterable[tuple[bool, float, float]], *, waiting: int) -> bool:
@@ -352,8 +353,8 @@ def is_left_to_others(chain_s: float, others: Iterable[tuple[bool, float, float]
     """
     done = 0.0
     for idle, wait_s, its_chain_s in others:
-        by_then = max(0.0, _FAR_SOONER * chain_s - wait_s) // its_chain_s if its_chain_s > 0 else waiting
-        done += max(by_then, idle and its_chain_s <= _MUCH_SOONER * chain_s)
+        by_then = max(0.0, FAR_SOONER * chain_s - wait_s) // its_chain_s if its_chain_s > 0 else waiting
+        done += max(by_then, idle and its_chain_s <= MUCH_SOONER * chain_s)
     return done >= waiting > 0
 
 
@@ -409,7 +410,7 @@ def slowdown_after(slowdown: float, layer_s: float, baseline_s: float) -> float:
     """
     if not baseline_s > 0 or math.isinf(baseline_s):
         return slowdown
-    return slowdown + _WEIGHT * (layer_s / baseline_s - slowdown)
+    return slowdown + WEIGHT * (layer_s / baseline_s - slowdown)
 
 
 def idle_slowdown(slowdown: float, *, idle_s: float, chain_s: float) -> float:

@@ -26,6 +26,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from odin.monitor.detectors.cusum_rows import BankState
+
 __all__ = ["CusumBank"]
 
 FloatArray = NDArray[np.float64]
@@ -97,9 +99,13 @@ class CusumBank:
         """f(n) for the n samples that each shift takes, (shifts, streams)."""
         r, per_inflation = persistence, 2 * self.threshold * variance / np.square(self._shift)
         inflation: FloatArray = np.ones_like(per_inflation)
+        most, twice, square = (1 + r) / (1 - r), 2 * r, np.square(1 - r)
+        per_inflation *= _LONGER
         for _ in range(_ITERATIONS):  # f(n) / n falls with n: there is one solution, and this nears it from below
-            n = np.clip(_LONGER * per_inflation * inflation, _LEAST_SAMPLES, _MOST_SAMPLES)
-            inflation = (1 + r) / (1 - r) - 2 * r * (1 - r**n) / (n * np.square(1 - r))
+            n = np.minimum(np.maximum(per_inflation * inflation, _LEAST_SAMPLES), _MOST_SAMPLES)
+            before, inflation = inflation, most - twice * (1 - r**n) / (n * square)
+            if np.array_equal(before, inflation):
+                break
         return inflation
 
     def add(self, residual: FloatArray, precision: FloatArray) -> bool:
@@ -131,6 +137,11 @@ class CusumBank:
         np.add(evidence, terms, out=evidence)
         np.maximum(evidence, 0.0, out=evidence)
         return bool(np.maximum.reduce(evidence, axis=None) > self.threshold)
+
+    @property
+    def state(self) -> BankState:
+        """Its arrays, for :func:`odin.monitor.detectors.cusum_rows.take_rows`."""
+        return BankState(self.evidence, self._cap, self._slope, self._offset, self._gain, self._half, self.threshold)
 
     def alarms(self) -> NDArray[np.intp]:
         """Indices of the streams with a sum above the threshold."""

@@ -31,12 +31,16 @@ reused for a block of samples (``_steady``), so that a request without changes c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from odin.monitor.detectors.bank import CusumBank
+from odin.monitor.detectors.cusum_rows import MEMORY as _MEMORY
+from odin.monitor.detectors.cusum_rows import OWN_WEIGHT as _OWN_WEIGHT
+from odin.monitor.detectors.cusum_rows import OWN_WINSOR as _OWN_WINSOR
+from odin.monitor.detectors.cusum_rows import Look, PlainState, take_rows
 from odin.monitor.detectors.history import History, samples_since_change
 from odin.monitor.detectors.noise import NoiseCalibration
 from odin.monitor.detectors.streams import Streams
@@ -56,15 +60,10 @@ _ERROR = 0.12
 """tau: standard deviation of log(undisturbed time / baseline)."""
 _FILLS, _FILLS_PER_STREAM = 32, 4
 """Samples after which the pipeline counts as filled."""
-_MEMORY = 96
-"""Most samples over which a level is averaged; a drift slower than that is followed without an alarm."""
 _AFTER_END = 64
 """Weight, in samples, of the undisturbed level when a disturbance ends: it may have drifted meanwhile."""
 _OWN_DEVIATION = 0.3
-_OWN_WEIGHT = 2.0
-"""Prior standard deviation of a disturbed segment's noise, and its weight in samples."""
-_OWN_WINSOR = 3.0
-"""Samples of a disturbed segment are clipped to so many standard deviations for its noise estimate."""
+"""Prior standard deviation of a disturbed segment's noise."""
 _OWN_PERSISTENCE = 0.5
 """Largest autocorrelation assumed in a disturbed segment: that of undisturbed noise says little about loads."""
 _DROP = 2.5
@@ -226,13 +225,76 @@ class CusumDetector(Streams):
         else:
             self._catch_up()
             alarm = self._take(sample, residual)
+        self._finish(alarm)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether :meth:`update_rows` may take the next samples: no level and no noise is being learned."""
+        return not (self._learning or self._beginning)
+
+    def update_rows(
+        self,
+        x: FloatArray,
+        first: int,
+        last: int,
+        look: Look,
+        ages: NDArray[np.int64],
+        take: Callable[..., tuple[int, bool, bool, int]] = take_rows,
+    ) -> tuple[int, bool, int]:
+        """Take samples ``x[first:last]``, (samples, streams), until one after which anything but ages has changed.
+
+        Only while :attr:`is_plain`. The parameters are those of :func:`~odin.monitor.detectors.cusum_rows.take_rows`,
+        which may be a compiled one.
+
+        Returns
+        -------
+        tuple
+            How many were taken; whether the last of them is still to be looked at by the watch; its ``since_change``.
+        """
+        if self._any_changed:
+            self._changed[...] = self._any_changed = False
+        if not self._steady:
+            self._catch_up()
+        state = PlainState(
+            samples=self._samples.rows,
+            residuals=self._residuals.rows,
+            newest_sample=self._samples.newest,
+            newest_residual=self._residuals.newest,
+            mean=self._mean,
+            variance=self._variance,
+            samples_known=self._count,
+            bound=self._bound,
+            winsor=self._winsor,
+            least=self._least,
+            disturbed=self._disturbed,
+            age=self._age,
+            base=self._base,
+            usual_variance=self._noise.variance,
+            own_prior=self._own_prior,
+            bank=self._bank.state,
+            steady=self._steady,
+            ahead=self._ahead,
+            any_disturbed=self._any_disturbed,
+        )
+        taken, alarm, stopped, since_change = take(x, first, last, state, look, ages)
+        self._samples.newest = (self._samples.newest + taken) % len(self._samples.rows)
+        self._residuals.newest = (self._residuals.newest + taken) % len(self._residuals.rows)
+        if self._steady:
+            self._ahead += taken
+        else:
+            self._valid[...] = True
+        if stopped:
+            self._finish(alarm)
+        return taken, stopped, since_change
+
+    def _finish(self, alarm: bool) -> None:
+        """What a sample may lead to beyond itself."""
         if alarm:
             self._catch_up()
             for stream in self._bank.alarms():
                 self._examine(int(stream))
         if self._learning:
-            for stream in np.flatnonzero(self._valid & (self._to_learn > 0)):
-                self._learn_level(int(stream))
+            self._learn_levels()
             self._learning = bool(self._to_learn.any())
         if self._beginning:
             self._begin_with_noise()
@@ -507,17 +569,27 @@ class CusumDetector(Streams):
         self._mean[stream] = self._from_mean[stream] = base
         self._count[stream] = self._from_count[stream] = min(known, _AFTER_END)
 
-    def _learn_level(self, stream: int) -> None:
-        """One more sample from which to learn a level, at first or after a rebase."""
-        self._to_learn[stream] -= 1
-        samples = self._samples.of(stream)
-        level = float(np.median(samples))
-        if len(samples) >= 3 and abs(level - self._mean[stream]) > self._surprise:
-            self._to_learn[stream] = 0
-            base = self._base if self._disturbed[stream] else self._mean
-            known = self._base_count if self._disturbed[stream] else np.minimum(self._count, _MEMORY)
-            self._change(stream, samples, float(base[stream]), float(known[stream]))
-        elif not self._to_learn[stream]:
-            self._mean[stream], self._count[stream] = level, len(samples)
-            self._from_mean[stream], self._from_count[stream] = level, 1.0
+    def _learn_levels(self) -> None:
+        """One more sample from which to learn levels after a rebase."""
+        streams = np.flatnonzero(self._valid & (self._to_learn > 0))
+        ordered = np.sort(self._samples.rows[:, streams], axis=0)  # nan last
+        counts = len(ordered) - np.isnan(ordered).sum(axis=0)
+        columns = np.arange(len(streams))
+        medians = (ordered[(counts - 1) // 2, columns] + ordered[counts // 2, columns]) / 2
+        self._to_learn[streams] -= 1
+        learned = False
+        for stream, count, level in zip(streams.tolist(), counts.tolist(), medians.tolist(), strict=True):
+            if count >= 3 and abs(level - self._mean[stream]) > self._surprise:
+                if learned:
+                    self._refresh()
+                    learned = False
+                self._to_learn[stream] = 0
+                base = self._base if self._disturbed[stream] else self._mean
+                known = self._base_count if self._disturbed[stream] else np.minimum(self._count, _MEMORY)
+                self._change(stream, self._samples.of(stream), float(base[stream]), float(known[stream]))
+            elif not self._to_learn[stream]:
+                self._mean[stream], self._count[stream] = level, count
+                self._from_mean[stream], self._from_count[stream] = level, 1.0
+                learned = True
+        if learned:
             self._refresh()

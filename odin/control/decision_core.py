@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 
 from odin.control.users_code import start_policy
 from odin.monitor.detectors.base import Detector
-from odin.monitor.watch import SlowdownChange, StageWatch
+from odin.monitor.watch import SlowdownChange, StageWatch, Watched
+from odin.monitor.watch_rows import WatchLoops
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Decision, Observation, Policy, Setting, checked_decision, windows_of
 from odin.partitioner.policies.relay import RelayPolicy
@@ -114,6 +116,7 @@ class DecisionCore:
         self._shape = (setting.stage_count,)
         self._unchanged: NDArray[np.bool_] = np.zeros(self._shape, dtype=np.bool_)
         self._noise: FloatArray = np.zeros(self._shape)
+        self._ahead: deque[Watched] = deque()
         self._last_completed_s = math.nan
         self._start_anew = False
         start_policy(policy, setting)
@@ -138,6 +141,24 @@ class DecisionCore:
     def moves(self) -> bool:
         """Whether the policy may decide something."""
         return type(self._policy) not in (StaticPolicy, RelayPolicy)
+
+    @property
+    def watches_ahead(self) -> bool:
+        """Whether :meth:`watch_ahead` may be called: all that it was given has been observed, and the watch can."""
+        return not self._ahead and self._watch is not None and self._watch.takes_rows
+
+    def watch_ahead(self, cuts: tuple[int, ...], stage_s: FloatArray, layer_s: FloatArray, loops: WatchLoops) -> None:
+        """Let the watch take the requests that :meth:`observe` will be called for next, of one plan, all at once.
+
+        What it makes of them does not depend on decisions. Parameters as of ``StageWatch.update_rows``.
+        """
+        assert self._watch is not None
+        assert not self._ahead
+        self._ahead.extend(self._watch.update_rows(cuts, stage_s, layer_s, loops=loops))
+
+    def next_watched(self) -> Watched:
+        """What the watch made of the next of these requests."""
+        return self._ahead.popleft()
 
     def set_policy(self, policy: Policy) -> None:
         """Replace the policy from the next request on; if the new one's start raises, the old one stays."""
@@ -174,6 +195,12 @@ class DecisionCore:
             age = np.full(self._shape, number)
             return changes, Observation(
                 *(number, plan, stage_s, layer_s, interval_s, self._unchanged, age, self._noise, true_s, None),
+                *(delay_s, completed_s),
+            )
+        if self._ahead:
+            changes, changed, age, noise, disturbed = self._ahead.popleft()
+            return changes, Observation(
+                *(number, plan, stage_s, layer_s, interval_s, changed, age, noise, true_s, disturbed),
                 *(delay_s, completed_s),
             )
         detector = self._watch.detector

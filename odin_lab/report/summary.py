@@ -129,32 +129,43 @@ def cells_table(cells: Iterable[Cell], name: str, title: str) -> Table:
     )
 
 
-def scaling_table(cells: Iterable[Cell], title: str) -> Table:
-    """Throughput ratio to the oracle over devices."""
+def scaling_table(cells: Iterable[Cell], title: str, *, reference: str = "oracle") -> Table:
+    """Throughput of each policy on more and more devices, as share of that of ``oracle`` or ``delayed-oracle``."""
     cells = list(cells)
     found, repeats = scores(cells), _by_repeat(cells)
-    policies = _policies(found)
-    models = {place.model for place in found}
-    devices = sorted({(place.model, place.devices) for place in found})
+    policies, name = _policies(found), "of_delayed" if reference == "delayed-oracle" else "of_oracle"
+    models = sorted({place.model for place in found})
+    sizes = sorted({place.devices for place in found})
     rows: list[Row] = []
-    for model, count in devices:
+    for model in models:
 
-        def here(found: Scores, at: tuple[str, int] = (model, count)) -> Scores:
-            return {place: found[place] for place in found if (place.model, place.devices) == at}
+        def here(found: Scores, size: int, model: str = model) -> Scores:
+            return {p: found[p] for p in found if (p.model, p.devices) == (model, size)}
 
-        own = {repeat: here(told) for repeat, told in repeats.items()}
-        values = (_summary(here(found), own, policy, "of_oracle", "high", ".3f") for policy in policies)
-        rows.append((*((model,) if len(models) > 1 else ()), str(count), *(replace(v, extra="") for v in values)))
+        label = (model,) if len(models) > 1 else ()
+        for policy in policies:
+            told = (
+                _summary(
+                    here(found, size), {r: here(own, size) for r, own in repeats.items()}, policy, name, "high", ".3f"
+                )
+                for size in sizes
+            )
+            rows.append((*label, policy, *(replace(value, extra="") for value in told)))
+        if reference in policies:
+            told_hz = (mean(_values(here(found, size), reference, "throughput_hz")) for size in sizes)
+            rows.append((*label, f"{reference}, images/s", *(Value.of(value, ".1f") for value in told_hz)))
     labels = 2 if len(models) > 1 else 1
+    out = frozenset(
+        at for at, row in enumerate(rows) if row[labels - 1] not in policies or is_yardstick(str(row[labels - 1]))
+    )
     return Table(
         title,
         "Mean over the repeats.",
-        (("model",) if len(models) > 1 else ()) + ("devices", *policies),
+        (("model",) if len(models) > 1 else ()) + ("policy", *(f"{size} devices" for size in sizes)),
         tuple(rows),
-        ("high",),
-        frozenset(labels + at for at in yardsticks(policies)),
+        tuple("high" for _ in sizes),
+        out,
         labels=labels,
-        best_by="row",
     ).without_empty()
 
 

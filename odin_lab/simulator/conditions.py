@@ -83,6 +83,11 @@ class Conditions:
         self.next_edge = self._moments[0] if self._moments else math.inf
 
     @property
+    def changes(self) -> list[tuple[float, int, tuple[str, ...]]]:
+        """All changes in their order: when, in the interference's unit, on which device, the scenarios from then on."""
+        return list(self._changes)
+
+    @property
     def next_unsettled(self) -> float:
         """Number of requests of which it must be said next when it came; infinite if there is none."""
         return self._changes[self._unsettled][0] if self._unsettled < len(self._changes) else math.inf

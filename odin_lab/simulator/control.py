@@ -12,6 +12,7 @@ from odin.control.decision_core import DecisionCore, Finished, PolicyFault
 from odin.control.users_code import describe, name_of, where_raised
 from odin.monitor.detectors.base import Detector
 from odin.monitor.watch import StageWatch
+from odin.monitor.watch_rows import WatchLoops
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Decision, Policy, Setting
 
@@ -86,6 +87,30 @@ class Control:
         """Whether nobody looks at finished requests."""
         return self._core.idle
 
+    @property
+    def moves(self) -> bool:
+        """Whether the policy may decide something; if not, what is seen of requests leads to :attr:`changes` alone."""
+        return self._core.moves
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether :meth:`look_ahead` may be called now."""
+        return self._core.watches_ahead
+
+    def look_ahead(self, cuts: tuple[int, ...], stage_s: FloatArray, layer_s: FloatArray, loops: WatchLoops) -> None:
+        """Let the watch see the next requests of a plan at once; :meth:`look` is called for each of them all the same.
+
+        ``stage_s`` and ``layer_s`` are of shapes (requests, stages) and (requests, layers).
+        """
+        self._core.watch_ahead(cuts, stage_s, layer_s, loops)
+
+    def look_all(self, cuts: tuple[int, ...], stage_s: FloatArray, layer_s: FloatArray, loops: WatchLoops) -> None:
+        """Take the next requests of a plan that nobody moves: what :meth:`look` makes of each."""
+        self._core.watch_ahead(cuts, stage_s, layer_s, loops)
+        for _ in range(len(stage_s)):
+            self._finished += 1
+            self._note(self._core.next_watched().changed)
+
     def look(
         self,
         plan: Plan,
@@ -99,8 +124,7 @@ class Control:
         """Take one finished request, at the time ``now_s``."""
         self._finished += 1
         _, observation = self._core.observe(Finished(self._finished, plan, cuts, stage_s, layer_s, completed_s, true_s))
-        if np.count_nonzero(observation.changed):
-            self.changes.extend((self._finished, stage) for stage in np.flatnonzero(observation.changed).tolist())
+        self._note(observation.changed)
         decision = self._core.decide(observation)
         if decision is not None:
             self._carry_out(decision, now_s)
@@ -108,6 +132,10 @@ class Control:
             # The plan tried last was the best: it stays without another decision.
             self.exploring, self._steady = False, self._core.plan
             self.switches.append(Switch(now_s, self._core.plan, False))
+
+    def _note(self, changed: NDArray[np.bool_]) -> None:
+        if np.count_nonzero(changed):
+            self.changes.extend((self._finished, stage) for stage in np.flatnonzero(changed).tolist())
 
     def _policy_replaced(self, fault: PolicyFault) -> None:
         if not isinstance(fault.error, Exception):

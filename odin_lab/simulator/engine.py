@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from odin.partitioner.plan import Plan
 from odin_lab.simulator.arrivals import Arrivals
+from odin_lab.simulator.compiled import Loops, loops
 from odin_lab.simulator.conditions import Conditions
 from odin_lab.simulator.control import Control
 from odin_lab.simulator.interference import Interference
 from odin_lab.simulator.noise import ALONE, BLOCK
+from odin_lab.simulator.passing import Gate
 from odin_lab.simulator.queueing import Line
 from odin_lab.simulator.serving import Serving
 from odin_lab.simulator.world import World
@@ -119,9 +121,17 @@ class Engine:
         self._chunks: deque[_Chunk] = deque()  # those with requests that are not looked at yet
         self._latest_s = 0.0
         self._looked = 0
-        self.arrived_s: list[float] = []
-        self.submitted_s: list[float] = []
-        self.finished_s: list[float] = []
+        self._loops = loops()
+        self._passes = self._loops is not None and not control.moves  # many requests at once
+        self._served = 0
+        self.arrived_s: FloatArray = np.empty(requests)
+        self.submitted_s: FloatArray = np.empty(requests)
+        self.finished_s: FloatArray = np.empty(requests)
+        self._gate = Gate(
+            np.empty(0) if self._coming_s is None else self._coming_s,
+            *(self._clients, in_flight, float(world.send_s[0]), float(world.receive_s[-1])),
+            *(self.arrived_s, self.submitted_s, self.finished_s),
+        )
         self.plan_index: IntArray = np.empty(requests, dtype=np.int64)
         self.conditions_number: IntArray = np.empty(requests, dtype=np.int64)
         self.bottleneck_s: FloatArray = np.empty(requests)
@@ -132,9 +142,9 @@ class Engine:
         size = _FIRST_CHUNK
         while self._conditions.next_unsettled <= 0:
             self._settle(0.0)
-        while (request := len(self.finished_s)) < self._requests:
+        while (request := self._served) < self._requests:
             moved = self._serve(request, size)
-            size = _FIRST_CHUNK if moved else min(2 * size, _LARGEST_CHUNK)
+            size = _FIRST_CHUNK if moved else max(_FIRST_CHUNK, min(2 * (self._served - request), _LARGEST_CHUNK))
         self._look_until(math.inf)
 
     # -- requests ---------------------------------------------------------------------------------------------------
@@ -151,15 +161,15 @@ class Engine:
         conditions = self._conditions
         while True:
             if coming_s is not None:
-                arrives_s = float(coming_s[request])
+                arrives_s = coming_s.item(request)
             else:
-                arrives_s = finished_s[request - clients] if request >= clients else 0.0
+                arrives_s = finished_s.item(request - clients) if request >= clients else 0.0
             at_s = arrives_s
-            if request >= in_flight and finished_s[request - in_flight] > at_s:
-                at_s = finished_s[request - in_flight]
+            if request >= in_flight:
+                at_s = max(at_s, finished_s.item(request - in_flight))
             if at_s < self._latest_s:  # behind one that had to wait
                 at_s = self._latest_s
-            if request > self._looked:
+            if request > self._looked and not self._passes:
                 if self._serial:
                     at_s = self._wait_for_trials(request, at_s)
                 else:
@@ -179,21 +189,37 @@ class Engine:
             left_s = line.step(request - begin, at_s + entering_s)
             if left_s > self._serving.next_s and self._correct(chunk, request - begin, at_s + entering_s):
                 left_s, end = line.left_s.item(-1), request + 1
-            arrived_s.append(arrives_s)
-            submitted_s.append(at_s)
-            finished_s.append(left_s + leaving_s)
+            arrived_s[request], submitted_s[request], finished_s[request] = arrives_s, at_s, left_s + leaving_s
             request += 1
+            if self._loops is not None and self._passes and request < end:
+                request = self._pass(chunk, request, end, self._loops)
+            self._served = request
             while request >= conditions.next_unsettled:
-                self._settle(finished_s[-1])
+                self._settle(finished_s.item(request - 1))
             if request == end:
                 break
         assert chunk is not None
         chunk.end = request
+        if self._passes and not control.idle:
+            self._look_all(chunk)
         self.plan_index[begin:request] = chunk.layout.number
         self.trial[begin:request] = chunk.trial
         self.conditions_number[begin:request] = chunk.conditions_number
         self.bottleneck_s[begin:request] = chunk.bottleneck_s
         return moved
+
+    def _pass(self, chunk: _Chunk, request: int, end: int, loops: Loops) -> int:
+        """Let requests pass as long as nothing happens between them; returns the one that is next."""
+        conditions, serving = self._conditions, self._serving
+        end = int(min(end, conditions.next_unsettled))
+        if request >= end:
+            return request
+        now, self._latest_s = loops.pass_requests(
+            *(request, end, self._gate, self._line.prepared(chunk.begin), self._latest_s),
+            *(conditions.next_edge, serving.next_upcoming_s, *serving.pending),
+        )
+        self._line.passed(now - request)
+        return now
 
     def _settle(self, at_s: float) -> None:
         """What was to change when so many requests had been answered as now have been changes at this moment."""
@@ -211,7 +237,7 @@ class Engine:
             if trying or self.control.exploring:
                 later_s = max(at_s, self.control.free_s)
             if self.control.exploring:
-                later_s = max(later_s, self.finished_s[request - 1])
+                later_s = max(later_s, self.finished_s.item(request - 1))
             if later_s == at_s:
                 return at_s
             at_s = later_s
@@ -301,14 +327,24 @@ class Engine:
 
     # -- the controller ---------------------------------------------------------------------------------------------
 
+    def _look_all(self, chunk: _Chunk) -> None:
+        """Let the controller look at the requests of a chunk, which leads to nothing: at any time, then."""
+        rows, layout = slice(0, chunk.end - chunk.begin), chunk.layout
+        if self._loops is not None and self.control.looks_ahead:
+            self.control.look_all(layout.cuts, chunk.stage_s[rows], chunk.layer_s[rows], self._loops.watch)
+            self._looked = chunk.end
+            self._chunks.clear()
+        else:
+            self._look_until(math.inf)
+
     def _look_until(self, at_s: float) -> None:
         """Let the controller look at the requests that are finished, and that it has time for, until ``at_s``."""
         control, finished_s = self.control, self.finished_s
         if control.idle:
-            self._looked = len(finished_s)
+            self._looked = self._served
             return
-        while self._looked < len(finished_s):
-            done_s = finished_s[self._looked]
+        while self._looked < self._served:
+            done_s = finished_s.item(self._looked)
             now_s = done_s if done_s > control.free_s else control.free_s
             if now_s > at_s:
                 return
@@ -324,4 +360,7 @@ class Engine:
             elif self._truth == "finished":
                 true_s = chunk.true_s
             layout = chunk.layout
+            if self._loops is not None and control.looks_ahead:
+                rows = slice(index, min(chunk.end, self._served) - chunk.begin)
+                control.look_ahead(layout.cuts, chunk.stage_s[rows], chunk.layer_s[rows], self._loops.watch)
             control.look(layout.plan, layout.cuts, chunk.stage_s[index], chunk.layer_s[index], true_s, done_s, now_s)

@@ -176,11 +176,14 @@ class MeasuredNoise:
 
     def factors(self, drawn: NDArray[Any], scenario: str) -> FloatArray:
         """Factors at those places and moments."""
-        recorded = self._factors.get(scenario)
-        if recorded is None:
-            recorded = self._factors[ALONE]
+        recorded = self.recording(scenario)
         factors: FloatArray = recorded[drawn["place"] % len(recorded)] * drawn["drift"]
         return factors
+
+    def recording(self, scenario: str) -> FloatArray:
+        """Factors as they were recorded under a scenario, in order of time."""
+        recorded: FloatArray = self._factors.get(scenario, self._factors[ALONE])
+        return recorded
 
 
 def make_noise(text: str, table: NoiseSource | None = None, *, interval_s: float = 0.0) -> Noise:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from odin_lab.simulator.passing import Prepared
+
 __all__ = ["Line"]
 
 FloatArray = NDArray[np.float64]
@@ -92,6 +94,14 @@ class Line:
         _add(start, self._through[index], left)
         left_last_s: float = left.item(-1)
         return left_last_s
+
+    def prepared(self, begin: int) -> Prepared:
+        """What has been loaded, of requests from ``begin`` on, for :func:`odin_lab.simulator.passing.pass_requests`."""
+        return Prepared(begin, self._left_s, self._through, self._before, self._handed)
+
+    def passed(self, requests: int) -> None:
+        """So many of the loaded requests have passed."""
+        self._row += requests
 
     @property
     def left_s(self) -> FloatArray:

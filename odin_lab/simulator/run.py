@@ -16,6 +16,7 @@ from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Decision, Policy, Setting, windows_of
 from odin.partitioner.relay import Windows
 from odin_lab.simulator.arrivals import Arrivals
+from odin_lab.simulator.compiled import loops
 from odin_lab.simulator.conditions import Conditions
 from odin_lab.simulator.control import Control
 from odin_lab.simulator.deadlines import REFUSED
@@ -26,6 +27,7 @@ from odin_lab.simulator.interference import Interference
 from odin_lab.simulator.losses import Losses
 from odin_lab.simulator.relay import RelayLine
 from odin_lab.simulator.steering import Steering
+from odin_lab.simulator.whole_relay import WholeRelay
 from odin_lab.simulator.world import World
 
 __all__ = ["PREPARE_S", "Run", "simulate", "simulate_relay", "undisturbed_s"]
@@ -293,9 +295,9 @@ def simulate(
     )
     engine.run()
     return Run(
-        np.array(engine.arrived_s),
-        np.array(engine.submitted_s),
-        np.array(engine.finished_s),
+        engine.arrived_s,
+        engine.submitted_s,
+        engine.finished_s,
         engine.plan_index,
         tuple(engine.plans),
         engine.bottleneck_s,
@@ -352,15 +354,30 @@ def simulate_relay(
     interference = interference or Interference()
     home = balance(world.baseline_s, send_s=world.send_s, receive_s=world.receive_s)
     arrivals = Arrivals.parse(arrivals) if isinstance(arrivals, str) else arrivals
-    line = RelayLine(
-        world,
-        windows=windows,
-        requests=requests,
-        interference=interference,
-        arrivals=arrivals.at_peak(1 / home.bottleneck_s),
-        in_flight=in_flight or 2 * stages,
-        seed=seed,
-    )
+    fast = loops()
+    whole = windows == Windows.whole(stage_count=stages, layer_count=layers)
+    arrivals, in_flight = arrivals.at_peak(1 / home.bottleneck_s), in_flight or 2 * stages
+    line: RelayLine | WholeRelay
+    if fast is not None and whole and WholeRelay.can_run(world):
+        line = WholeRelay(
+            world,
+            requests=requests,
+            interference=interference,
+            arrivals=arrivals,
+            in_flight=in_flight,
+            seed=seed,
+            run_events=fast.run_events,
+        )
+    else:
+        line = RelayLine(
+            world,
+            windows=windows,
+            requests=requests,
+            interference=interference,
+            arrivals=arrivals,
+            in_flight=in_flight,
+            seed=seed,
+        )
     line.run()
     return Run(
         line.arrived_s,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from odin_lab.simulator.conditions import DEAD_S, Conditions
 from odin_lab.simulator.interference import Interference
+from odin_lab.simulator.noise import ALONE
 
 __all__ = ["Serving"]
 
@@ -117,6 +118,17 @@ class Serving:
             self._upcoming.append((at_s, device))
         self._look_ahead()
 
+    @property
+    def next_upcoming_s(self) -> float:
+        """When a device's conditions change next that is not pending yet."""
+        return self._upcoming[0][0] if self._upcoming else math.inf
+
+    @property
+    def pending(self) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Changes that are over, but not for the device yet: their moments, and the devices."""
+        moments_s, devices = [each[0] for each in self._pending], [each[1] for each in self._pending]
+        return np.array(moments_s, dtype=np.float64), np.array(devices, dtype=np.int64)
+
     def changed(self, left_s: FloatArray) -> set[int]:
         """Devices that a request would leave after a change they have not heard of, given when it leaves each."""
         last_s = left_s.item(-1)
@@ -137,6 +149,10 @@ class Serving:
         """From now on a device begins with requests at this moment or later."""
         times = self._devices[device]
         self.layers_s[device], self.prefix_s[device] = times.layers_at(at_s), times.prefix_at(at_s)
-        self.scenarios[device] = times.scenario_at(at_s)
+        scenario = times.scenario_at(at_s)
+        if scenario == ALONE:
+            self.scenarios.pop(device, None)
+        else:
+            self.scenarios[device] = scenario
         self._pending = [(moment_s, other) for moment_s, other in self._pending if other != device or moment_s > at_s]
         self._look_ahead()

@@ -13,10 +13,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from odin_lab.report import tables
 from odin_lab.report.comparison import order_policies
 from odin_lab.report.goals import GOALS, Goal
 from odin_lab.report.narrow import NarrowTable
 from odin_lab.report.results import SLO_LEVELS, Cell, Validation
+from odin_lab.report.summary import scaling_table
 
 __all__ = [
     "PAPER",
@@ -25,8 +27,8 @@ __all__ = [
     "paper_table",
     "policy_table",
     "render_study",
-    "scaling_table",
     "service_table",
+    "terminal_table",
     "validation_table",
     "worst_cells",
     "worst_table",
@@ -227,21 +229,14 @@ def _paired_mean(cells: Sequence[Cell], policy: str, other: str, figure: Figure)
     return float(np.mean(ratios)) if ratios else math.nan
 
 
-def scaling_table(cells: Sequence[Cell]) -> Table:
-    """Throughput of each policy on more and more devices, as share of the delayed oracle's."""
-    sizes = sorted({cell.devices for cell in cells})
-    model = ", ".join(dict.fromkeys(cell.model for cell in cells))
-    table = Table(title=f"{model} of delayed oracle, by devices", title_justify="left")
-    table.add_column("policy", no_wrap=True)
-    for size in sizes:
-        table.add_column(str(size), justify="right")
-    for policy, own in _by_policy(cells):
-        by_size = ([cell for cell in own if cell.devices == size] for size in sizes)
-        table.add_row(policy, *(_ratio(mean_of(some, _of("of_delayed"))) for some in by_size))
-    best = [[cell for cell in cells if cell.devices == size and cell.policy == "delayed-oracle"] for size in sizes]
-    table.add_section()
-    table.add_row("delayed-oracle, images/s", *(_number(mean_of(some, _of("throughput_hz"))) for some in best))
-    return table
+def terminal_table(table: tables.Table) -> Table:
+    """A report's table for the terminal."""
+    shown = Table(title=table.title, title_justify="left")
+    for at, column in enumerate(table.columns):
+        shown.add_column(column, justify="left" if at < table.labels else "right", no_wrap=at < table.labels)
+    for row in table.rows:
+        shown.add_row(*(cell if isinstance(cell, str) else cell.text for cell in row))
+    return shown
 
 
 def validation_table(validations: Sequence[Validation]) -> Table:
@@ -284,7 +279,9 @@ def render_study(cells: Sequence[Cell], policies: Iterable[str]) -> RenderableTy
         conditions = len({(cell.period, cell.duration) for cell in own})
         parts.append(policy_table(f"{model} on {devices} devices, mean over {conditions} cells", own))
     if scaling:
-        parts.append(scaling_table(scaling))
+        model = ", ".join(dict.fromkeys(cell.model for cell in scaling))
+        title = f"{model} of delayed oracle, by devices"
+        parts.append(terminal_table(scaling_table(scaling, title, reference="delayed-oracle")))
     once = {(cell.model, cell.devices) for cell in grid}
     if worst := worst_cells([*grid, *(c for c in scaling if (c.model, c.devices) not in once)], policies):
         parts.append(worst_table(worst))

@@ -168,7 +168,7 @@ def test_a_median_above_1_is_not_bold_where_static_is_ahead_in_as_many_repeats()
     assert "nothing is bold" in markdown_table(table)
 
 
-def test_scaling_table_has_a_row_for_each_number_of_devices() -> None:
+def test_scaling_table_has_a_column_for_each_number_of_devices() -> None:
     cells = [
         synthetic_cell("scaling", "m", p, quality=q, devices=n, repeat=at)
         for at in range(6)
@@ -176,8 +176,9 @@ def test_scaling_table_has_a_row_for_each_number_of_devices() -> None:
         for p, q in (("lls", 0.5), ("static", 0.6))
     ]
     table = scaling_table(cells, "t")
-    assert [row[0] for row in table.rows] == ["4", "52"]
-    assert table.best() == {(0, 2), (1, 2)}
+    assert table.columns == ("policy", "4 devices", "52 devices")
+    assert [row[0] for row in table.rows] == ["lls", "static"]
+    assert table.best() == {(1, 1), (1, 2)}
 
 
 def test_yardsticks_stay_yardsticks_when_columns_are_left_out() -> None:

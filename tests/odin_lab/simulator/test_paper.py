@@ -13,6 +13,7 @@ from rich.console import Console
 
 from odin.cli.main import main
 from odin_lab.report.results import SLO_LEVELS, Cell, read_results
+from odin_lab.report.summary import scaling_table
 from odin_lab.simulator import paper
 from odin_lab.simulator.paper import POLICIES, PaperStudy, gather, paper_notes, paper_study
 from odin_lab.simulator.study import Contestant, DetectionJob, Outcome, RunJob, StudyError
@@ -21,7 +22,7 @@ from odin_lab.simulator.summary import (
     paper_table,
     policy_table,
     render_study,
-    scaling_table,
+    terminal_table,
     worst_cells,
     worst_table,
 )
@@ -252,10 +253,10 @@ def test_scaling_is_against_the_delayed_oracle():
         cell("delayed-oracle", devices=devices, throughput_hz=10.0 * devices, of_delayed=1.0) for devices in (4, 52)
     ]
     cells.append(cell("lls", devices=4, of_delayed=0.75))
-    assert rows(scaling_table(cells)) == [
+    assert rows(terminal_table(scaling_table(cells, "t", reference="delayed-oracle"))) == [
         ["lls", "0.750", "-"],
         ["delayed-oracle", "1.000", "1.000"],
-        ["delayed-oracle, images/s", "40.0", "520"],
+        ["delayed-oracle, images/s", "40.0", "520.0"],
     ]
 
 
