@@ -174,7 +174,7 @@ class SharedDevices:
 
     def _now_s(self, variant: int, now_s: float) -> float:
         """A variant's own time."""
-        return self._own_s[variant] + self._part[variant] * max(0.0, now_s - self._at_s)
+        return self._own_s[variant] + self._part[variant] * (now_s - self._at_s)
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class SharedDevices:
         self._busy[variant] = busy
         for variant in range(len(self._devices)):
             self._own_s[variant] = self._now_s(variant, now_s)
-        self._at_s = max(self._at_s, now_s)
+        self._at_s = now_s
         for variant, own in enumerate(self._devices):
             here = self._busy[variant] + math.fsum(self._others(variant).values())
             self._part[variant] = 1.0 / (1.0 + _rivals(here, len(own)))
