@@ -13,8 +13,9 @@ __all__ = ["refused"]
 
 def refused(facts: Sequence[Facts], want: Want, refusal: Refusal) -> DeadlineExceededError:
     """The error, whose message names the best that could be done."""
+    has_reduced = any(one.reduced for one in facts)
     if refusal.soonest < 0:
-        allowed = "" if want.reduced else " (reduced ones are not allowed)"
+        allowed = " (reduced forms are not allowed)" if has_reduced and not want.budget else ""
         best = "the accuracy of none is known"
         if refusal.most_accurate >= 0:
             one = facts[refusal.most_accurate]
@@ -32,7 +33,7 @@ def refused(facts: Sequence[Facts], want: Want, refusal: Refusal) -> DeadlineExc
         )
         return DeadlineExceededError(message, refused=True)
     known = "unknown accuracy" if math.isnan(one.accuracy) else f"accuracy {one.accuracy:.4g}"
-    more = "" if want.reduced else ", or allow less computation (reduced=True)"
+    more = ", or allow less computation (accuracy_budget=0.003)" if has_reduced and not want.budget else ""
     message = (
         f"refused: no variant with an accuracy of {want.accuracy:.4g} would be done in {want.latency_s * 1e3:.1f} ms; "
         f"the soonest is {one.name!r} ({known}) in {refusal.soonest_s * 1e3:.1f} ms: allow longer, ask for less "

@@ -2,7 +2,8 @@
 
 Policies (:mod:`odin.family`), admission and its margins are those that serve; only devices and clock are simulated.
 Each loaded variant has a stage on each of its devices, and each stage takes whole requests from the variant's queue,
-earliest deadline first. That requests change hands between layers is left out. A device gives each that computes there
+earliest deadline first: as a relay does, but for the layers at which requests change hands. With fixed layers a
+request passes all stages in order instead, and each does the same part of it. A device gives each that computes there
 the same part of its time, be it a variant's stage, a program from outside (:class:`~odin_lab.simulator.tenants.
 Outsider`), or a variant that is being loaded, which computes on the first of its devices. What a request takes by the
 profile beyond its device seconds (``cost_s``) passes after them, on no device::
@@ -24,7 +25,7 @@ import numpy as np
 
 from odin.family.devices import SharedDevices
 from odin.family.facts import Choice, Facts, Prediction, Seen, VariantPolicy, Want
-from odin.partitioner.exits import SharedExits
+from odin.partitioner.exits import Exits, LineExits, SharedExits
 from odin.partitioner.relay import idle_slowdown
 from odin.requests.admission import Admission, Forecast
 from odin_lab.simulator.tenants import Outsider
@@ -43,7 +44,7 @@ class WantClass(NamedTuple):
     accuracy: float
     latency_s: float
     share: float
-    reduced: bool = False
+    budget: float = 0.0
 
 
 class Asked(NamedTuple):
@@ -67,7 +68,7 @@ class FamilyResult(NamedTuple):
     by_variant
         Answered requests of each.
     reduced, loads, unloads
-        Answered by reduced variants; variants loaded and unloaded after the start.
+        Answered by reduced forms; variants loaded and unloaded after the start.
     latency_s
         Of the answered ones.
     """
@@ -103,7 +104,7 @@ def mixed_trace(classes: Sequence[WantClass], *, rate_hz: float, seconds: float,
     trace, at_s = [], 0.0
     while (at_s := at_s + float(random.exponential(1.0 / rate_hz))) < seconds:
         one = classes[int(random.choice(len(classes), p=shares))]
-        trace.append(Asked(at_s, Want(one.accuracy, one.latency_s, one.reduced)))
+        trace.append(Asked(at_s, Want(one.accuracy, one.latency_s, one.budget)))
     return trace
 
 
@@ -117,10 +118,10 @@ class _Request:
 
 
 class _Stage:
-    """Of a variant on a device: what it computes, and how slow it has found itself."""
+    """Of a variant on a device: what it computes, what waits for it, and how slow it has found itself."""
 
-    def __init__(self, device: int) -> None:
-        self.device = device
+    def __init__(self, device: int, queue: list[_Request]) -> None:
+        self.device, self.queue = device, queue
         self.request: _Request | None = None
         self.left_s = self.took_s = self.own_s = self.began_s = 0.0
         self.slowdown, self.seen_s = 1.0, -math.inf
@@ -129,10 +130,13 @@ class _Stage:
 class _Variant:
     """A variant that is loaded, or not."""
 
-    def __init__(self, devices: Sequence[int], *, refuses: bool, instances: int) -> None:
-        self.stages = [_Stage(device) for device in devices]
-        self.admission = Admission(refuses=refuses)
+    def __init__(self, devices: Sequence[int], *, refuses: bool, instances: int, fixed_layers: bool) -> None:
         self.queue: list[_Request] = []
+        self.stages = [
+            _Stage(device, [] if fixed_layers and place else self.queue) for place, device in enumerate(devices)
+        ]
+        self.admission = Admission(refuses=refuses)
+        self.part = 1.0 / len(devices) if fixed_layers else 1.0  # of a request, that a stage computes
         self.instances = instances
         self.loaded = False
         self.ready_s = math.inf
@@ -140,20 +144,25 @@ class _Variant:
 
     def forecast(self, own_s: float, now_s: float) -> Forecast:
         """As a pipeline's, from how slow its stages were and what they have."""
-        free_s, chain_s = [], []
+        free_s, takes_s = [], []
         for stage in self.stages[: self.instances]:
             idle_s = max(0.0, now_s - stage.seen_s) / _FORGETS
             slowdown = idle_slowdown(stage.slowdown, idle_s=idle_s, chain_s=own_s)
-            chain_s.append(max(1e-9, slowdown * own_s))
+            takes_s.append(max(1e-9, slowdown * own_s * self.part))
             free_s.append(now_s if stage.request is None else max(now_s, stage.began_s + slowdown * stage.took_s))
-        forecast = self.admission.forecast(SharedExits(free_s, chain_s, len(self.queue)), now_s, 0)
-        idle = not self.queue and all(stage.request is None for stage in self.stages)
-        return self.admission.lenient(forecast) if idle else forecast
+        exits: Exits = SharedExits(free_s, takes_s)
+        if self.part < 1.0:
+            between = [0, *(len(stage.queue) for stage in self.stages[1:])]
+            left_s = [at_s + sent * one_s for at_s, sent, one_s in zip(free_s, between, takes_s, strict=True)]
+            exits = LineExits(now_s, left_s, takes_s)
+        forecast = self.admission.forecast(exits, now_s, len(self.queue))
+        return forecast if self.under_way else self.admission.lenient(forecast)
 
     @property
     def under_way(self) -> int:
         """Requests that it has."""
-        return len(self.queue) + sum(stage.request is not None for stage in self.stages)
+        waiting = {id(stage.queue): len(stage.queue) for stage in self.stages}
+        return sum(waiting.values()) + sum(stage.request is not None for stage in self.stages)
 
 
 class _Simulation:
@@ -167,11 +176,17 @@ class _Simulation:
         memory_mib: float,
         noise: float,
         seed: int,
+        fixed_layers: bool,
     ) -> None:
         self.facts, self.policy, self.outsiders, self.memory_mib = facts, policy, outsiders, memory_mib
         self.noise, self.random = noise, np.random.default_rng([seed, 1])
         self.variants = [
-            _Variant(own, refuses=policy.refuses, instances=1 if policy.starts_with_one else len(own))
+            _Variant(
+                own,
+                refuses=policy.refuses,
+                instances=1 if policy.starts_with_one and not fixed_layers else len(own),
+                fixed_layers=fixed_layers,
+            )
             for own in devices
         ]
         self.shared = SharedDevices([[str(device) for device in own] for own in devices])
@@ -232,14 +247,14 @@ class _Simulation:
         """Stages that are free take what waits; what is too late is dropped."""
         for number, variant in enumerate(self.variants):
             for stage in variant.stages[: variant.instances] if variant.loaded or variant.closing else ():
-                while stage.request is None and variant.queue:
-                    request = variant.queue.pop(0)
-                    if request.deadline_s <= self.now_s:
+                while stage.request is None and stage.queue:
+                    request = stage.queue.pop(0)
+                    if request.deadline_s <= self.now_s and stage.queue is variant.queue:
                         self._over(number, request)
                         self.counts["late"] += 1
                         continue
                     stage.request, stage.began_s, stage.own_s = request, self.now_s, 0.0
-                    stage.took_s = self.facts[number].cost_s * request.want.samples
+                    stage.took_s = self.facts[number].cost_s * request.want.samples * variant.part
                     stage.left_s = stage.took_s * float(self.random.lognormal(0.0, self.noise))
             if variant.closing and not variant.under_way:
                 variant.closing = False
@@ -254,6 +269,10 @@ class _Simulation:
         variant, facts = self.variants[number], self.facts[number]
         stage.slowdown += _WEIGHT * ((self.now_s - stage.began_s) / stage.took_s - stage.slowdown)
         stage.seen_s = self.now_s
+        self.used_s += stage.own_s
+        if variant.part < 1.0 and stage is not variant.stages[-1]:
+            insort(variant.stages[variant.stages.index(stage) + 1].queue, request)
+            return
         samples = request.want.samples
         done_s = self.now_s + max(0.0, facts.latency_s(samples) - facts.cost_s * samples)
         variant.admission.learn(request.forecast, done_s)
@@ -261,7 +280,6 @@ class _Simulation:
         variant.admission.ended(request.forecast, request.deadline_s, in_time=in_time)
         self._over(number, request)
         self.shared.told(number, [(one.slowdown, one.seen_s) for one in variant.stages])
-        self.used_s += stage.own_s
         latency_s = done_s - request.at_s
         self.latency_s.append(latency_s)
         self.by_variant[facts.name] += 1
@@ -298,7 +316,7 @@ class _Simulation:
                 self._load(step.variant)
             elif step.action == "unload":
                 self._unload(step.variant)
-            else:
+            elif self.variants[step.variant].part == 1.0:  # with fixed layers each stage is needed
                 self.variants[step.variant].instances = step.instances
 
     def _load(self, number: int) -> None:
@@ -378,6 +396,7 @@ def run_family(
     memory_mib: float = math.inf,
     noise: float = 0.05,
     seed: int = 0,
+    fixed_layers: bool = False,
 ) -> FamilyResult:
     """Serve a trace.
 
@@ -395,9 +414,13 @@ def run_family(
         Programs beside them.
     noise
         Standard deviation of the logarithm of what a request takes.
+    fixed_layers
+        Whether each stage does its own part of every request, rather than all of some.
     """
     own = [tuple(range(devices))] * len(facts) if isinstance(devices, int) else devices
-    simulation = _Simulation(facts, policy, own, outsiders, memory_mib=memory_mib, noise=noise, seed=seed)
+    simulation = _Simulation(
+        facts, policy, own, outsiders, memory_mib=memory_mib, noise=noise, seed=seed, fixed_layers=fixed_layers
+    )
     coming, look_s = 0, _LOOK_S
     while coming < len(trace) or simulation.under_way:
         now_s = simulation.now_s

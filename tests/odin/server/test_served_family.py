@@ -41,7 +41,8 @@ source = "variant_models:large"
 name = "cut"
 source = "variant_models:small"
 accuracy = 0.3
-reduced = true
+form = "exit-1"
+accuracy_lost = 0.002
 """
     )
     return path
@@ -73,7 +74,7 @@ def test_profiled_then_served_by_what_requests_ask_for(two_cores, tmp_path, caps
     assert main(["profile", str(path), "--labelled", str(data)]) == 0  # of what is kept
     out = capsys.readouterr().out
     assert "100.00%" in out
-    assert "yes" in out
+    assert "exit-1" in out
 
     async def serve() -> None:
         repository = Repository(folder)
@@ -88,7 +89,8 @@ def test_profiled_then_served_by_what_requests_ask_for(two_cores, tmp_path, caps
 
             answer = await dataplane.infer(request({"accuracy": 1.0}))
             assert answer.parameters["variant"] == "large"
-            assert answer.parameters["reduced"] is False
+            assert answer.parameters["form"] == "full"
+            assert answer.parameters["accuracy_lost"] == 0.0
             assert answer.parameters["accuracy"] == 1.0
             assert answer.parameters["predicted_us"] > 0
             assert answer.parameters["actual_us"] > 0
@@ -99,8 +101,8 @@ def test_profiled_then_served_by_what_requests_ask_for(two_cores, tmp_path, caps
             with pytest.raises(RequestError, match="the soonest is") as late:
                 await dataplane.infer(request({"latency": 1}))
             assert late.value.kind is FailureKind.REFUSED
-            assert "parameter 'reduced'" in str(late.value)
-            for wrong in ({"accuracy": 2}, {"accuracy": True}, {"latency": -1}, {"reduced": 1}):
+            assert "parameter 'accuracy_budget'" in str(late.value)
+            for wrong in ({"accuracy": 2}, {"accuracy": True}, {"latency": -1}, {"accuracy_budget": 1}):
                 with pytest.raises(RequestError, match=next(iter(wrong))) as caught:
                     await dataplane.infer(request(wrong))
                 assert caught.value.kind is FailureKind.INVALID
