@@ -1,4 +1,4 @@
-"""Requests with deadlines at given moments through a family: how many are answered in time, how rightly, by what."""
+"""Requests with deadlines through a family, live: how many are answered in time, how rightly, and by what."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import odin
 from benchmarks.common import Figure, summarize
+from odin.family.facts import Facts
 from odin.models.labelled import Labelled
+from odin.reduction.manifest import read_manifest
 from odin_lab.inject import Injector, Load
 from odin_lab.simulator.variants import Asked
 
-__all__ = ["Block", "answered_by", "busy", "in_time", "rightly", "serve"]
+__all__ = ["Block", "answered_by", "busy", "facts_of", "in_time", "rightly", "serve"]
 
 
 class Block(NamedTuple):
@@ -90,6 +93,27 @@ def busy(injector: Injector, devices: Sequence[odin.Device]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.stop()
+
+
+def facts_of(name: str, folder: Path) -> list[Facts]:
+    """The variants of a folder of ``odin reduce``, by what each takes on one core alone; for the simulator."""
+    seconds = {form.name: form.seconds for form in read_manifest(folder).forms}
+    facts = []
+    for one in odin.Variant(name, forms=folder).with_forms():
+        took_s, accuracy = seconds[one.form], one.accuracy
+        assert accuracy is not None
+        facts.append(
+            Facts(
+                one.name,
+                took_s,
+                0.0,
+                accuracy=accuracy,
+                cost_s=took_s,
+                form=one.form,
+                lost=one.accuracy_lost or 0.0,
+            )
+        )
+    return facts
 
 
 def in_time(blocks: Sequence[Block]) -> Figure:
