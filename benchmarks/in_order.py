@@ -56,9 +56,9 @@ from odin_lab.inject import Injector
 from odin_lab.simulator.tenants import Outsider
 from odin_lab.simulator.variants import Asked, WantClass, mixed_trace, run_family
 
-NETWORKS = {"large": (16, 2, 2), "middle": (8, 1, 0), "small": (2, 1, 0)}
+NETWORKS = {"large": (24, 2, 2), "middle": (12, 1, 0), "small": (6, 1, 0)}
 """Channels, depth, exits."""
-_SIMULATED_S, _SIMULATED_SEEDS = 60.0, 5
+_SIMULATED_REQUESTS, _SIMULATED_SEEDS = 3000, 3
 
 
 class Contender(NamedTuple):
@@ -167,7 +167,7 @@ def simulated(folder: Path, arguments: argparse.Namespace, *, devices: int) -> l
             runs = []
             for seed in range(arguments.seed, arguments.seed + _SIMULATED_SEEDS):
                 rate_hz = arguments.rate * devices / full.cost_s
-                trace = mixed_trace(classes, rate_hz=rate_hz, seconds=_SIMULATED_S, seed=seed)
+                trace = mixed_trace(classes, rate_hz=rate_hz, seconds=_SIMULATED_REQUESTS / rate_hz, seed=seed)
                 runs.append(
                     run_family(
                         own,
@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, required=True, metavar="FOLDER", help="trained networks are kept there")
     parser.add_argument("--stages", default="cpu:0,cpu:1", help="devices of the pipelines (default %(default)s)")
     parser.add_argument("--size", type=int, default=16, help="height and width of the images (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=10, help="of training (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=6, help="of training (default %(default)s)")
     parser.add_argument("--budget", type=float, default=0.003, help="accuracy that may be lost (default %(default)s)")
     parser.add_argument(
         "--rate", type=float, default=0.7, help="arrivals / what the large network can do (default %(default)s)"

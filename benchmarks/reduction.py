@@ -38,12 +38,12 @@ from benchmarks.common import (
     with_quartiles,
     write_result,
 )
-from benchmarks.in_time import Block, answered_by, busy, in_time, rightly, serve
+from benchmarks.in_time import Block, answered_by, busy, facts_of, in_time, rightly, serve
 from odin.family.facts import Facts
 from odin.family.policies import make_variant_policy
 from odin.models.labelled import Labelled
 from odin.reduction.accuracy import Interval, wilson
-from odin.reduction.manifest import Form, Manifest
+from odin.reduction.manifest import FILE, Form, Manifest, read_manifest
 from odin.reduction.programs import save_forms
 from odin.reduction.reduced import reduce_model
 from odin.reduction.slimmable import train_slimmable
@@ -56,7 +56,9 @@ from odin_lab.simulator.variants import WantClass, mixed_trace, run_family
 NARROWED = (0.75, 0.5)
 ALL, REFUSING, REDUCING = "full model, all taken", "full model, late ones refused", "full model, then reduced forms"
 CONTENDERS = (ALL, REFUSING, REDUCING)
-_SIMULATED_S = 60.0
+_MOST_FORMS = 2
+"""So many of the reduced forms within the budget are served, the fastest."""
+_SIMULATED_REQUESTS = 3000
 
 
 class Kept(NamedTuple):
@@ -91,7 +93,7 @@ class Live:
         self.devices = parse_devices(arguments.stages)
         stages = [str(device) for device in self.devices]
         whole, *reduced = odin.Variant("digits", forms=forms, layers="relay").with_forms()
-        self.family = odin.Family([whole, *reduced], stages=stages)
+        self.family = odin.Family([whole, *reduced[-_MOST_FORMS:]], stages=stages)
         try:
             self.taking = odin.Family([whole], stages=stages, policy="best")
         except BaseException:
@@ -151,9 +153,12 @@ _CELLS = [(contender, loaded) for loaded, contender in product((False, True), CO
 
 
 def simulated(facts: Sequence[Facts], arguments: argparse.Namespace, *, devices: int) -> list[Kept]:
-    """The same in simulated time, by measured profiles: five seeds, a minute each."""
+    """The same in simulated time, by what forms take on one core: five seeds."""
+    full, *reduced = facts
+    facts = [full, *reduced[-_MOST_FORMS:]]
+    rate_hz = arguments.rate * devices / full.cost_s
+    seconds = _SIMULATED_REQUESTS / rate_hz
     kept = []
-    full = facts[0]
     for contender, loaded in _CELLS:
         budget = arguments.budget if contender == REDUCING else 0.0
         want = WantClass(0.0, arguments.deadline * full.latency_s(), 1.0, budget)
@@ -161,7 +166,7 @@ def simulated(facts: Sequence[Facts], arguments: argparse.Namespace, *, devices:
             run_family(
                 facts,
                 make_variant_policy("best" if contender == ALL else "odin"),
-                mixed_trace([want], rate_hz=arguments.rate * devices / full.cost_s, seconds=_SIMULATED_S, seed=seed),
+                mixed_trace([want], rate_hz=rate_hz, seconds=seconds, seed=seed),
                 devices=devices,
                 outsiders=[Outsider(device) for device in range(devices)] if loaded else (),
                 seed=seed,
@@ -175,9 +180,11 @@ def simulated(facts: Sequence[Facts], arguments: argparse.Namespace, *, devices:
     return kept
 
 
-def make_forms(folder: Path, arguments: argparse.Namespace) -> tuple[Manifest, Labelled, tuple[str, ...]]:
-    """Train and reduce; returns what was written, the held-out images, and notes."""
+def make_forms(folder: Path, arguments: argparse.Namespace) -> Labelled:
+    """Train and reduce, unless the folder has forms; returns the held-out images."""
     training, held_out = digits(size=arguments.size, seed=arguments.seed)
+    if (folder / FILE).exists():
+        return held_out
     with Console(stderr=True, highlight=False).status("training") as status:
         networks = train_slimmable(
             lambda width: DigitsNet(width, channels=arguments.channels, depth=arguments.depth),
@@ -200,7 +207,7 @@ def make_forms(folder: Path, arguments: argparse.Namespace) -> tuple[Manifest, L
             tell=status.update,
         )
         example = held_out.inputs[:1]
-        manifest = save_forms(
+        save_forms(
             reduced,
             folder,
             name="digits",
@@ -209,7 +216,9 @@ def make_forms(folder: Path, arguments: argparse.Namespace) -> tuple[Manifest, L
             rounds=arguments.rounds,
             tell=status.update,
         )
-    return manifest, held_out, reduced.notes
+    for note in reduced.notes:
+        print(note, file=sys.stderr)
+    return held_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -231,30 +240,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--blocks", type=int, default=9, help="of each contender and load (default %(default)s)")
     parser.add_argument("--requests", type=int, default=400, help="that count in each block (default %(default)s)")
-    parser.add_argument("--no-live", action="store_true", help="only accuracy against speed-up")
+    parser.add_argument("--forms", type=Path, metavar="FOLDER", help="keep the forms there, and take those that are")
+    parser.add_argument("--no-live", action="store_true", help="only accuracy, speed-up and simulated deadlines")
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.size, arguments.channels, arguments.depth, arguments.epochs = 8, 16, 1, 8
         arguments.rounds, arguments.blocks, arguments.requests = 5, 2, 100
     torch.set_num_threads(1)
     environment = Environment.collect()
-    with TemporaryDirectory(prefix="odin-forms-") as folder:
-        manifest, held_out, notes = make_forms(Path(folder), arguments)
+    with TemporaryDirectory(prefix="odin-forms-") as temporary:
+        folder = arguments.forms or Path(temporary)
+        held_out = make_forms(folder, arguments)
+        manifest = read_manifest(folder)
         _report_forms(manifest, environment)
-        for note in notes:
-            print(note, file=sys.stderr)
         kept: list[Kept] = []
         facts: tuple[Facts, ...] = ()
         if not arguments.no_live:
             with Injector() as injector:
-                serving = Live(Path(folder), held_out, arguments, injector)
+                serving = Live(folder, held_out, arguments, injector)
                 try:
                     facts = serving.family.facts
                     kept = live(serving, blocks=arguments.blocks, seed=arguments.seed)
                 finally:
                     serving.close()
-            kept += simulated(facts, arguments, devices=len(serving.devices))
-            _report_kept(kept, facts[0], arguments, environment)
+        kept += simulated(facts_of("digits", folder), arguments, devices=len(parse_devices(arguments.stages)))
+        _report_kept(kept, arguments, environment)
     write_result(
         arguments.output,
         environment=environment,
@@ -289,10 +299,10 @@ def _report_forms(manifest: Manifest, environment: Environment) -> None:
     )
 
 
-def _report_kept(kept: Sequence[Kept], full: Facts, arguments: argparse.Namespace, environment: Environment) -> None:
+def _report_kept(kept: Sequence[Kept], arguments: argparse.Namespace, environment: Environment) -> None:
     report(
-        f"answered in time at {arguments.rate:g} of the full model's capacity, deadline {arguments.deadline:g} x alone "
-        f"({arguments.deadline * full.latency_s() * 1e3:.1f} ms), budget {arguments.budget:.2%}",
+        f"answered in time at {arguments.rate:g} of the full model's capacity, deadline {arguments.deadline:g} x alone,"
+        f" budget {arguments.budget:.2%}",
         ("contender", "how", "load", "requests", "in time %", "right of these %", "answered by"),
         [
             (
