@@ -56,8 +56,10 @@ from odin_lab.inject import Injector
 from odin_lab.simulator.tenants import Outsider
 from odin_lab.simulator.variants import Asked, WantClass, mixed_trace, run_family
 
-NETWORKS = {"large": (24, 2, 2), "middle": (12, 1, 0), "small": (6, 1, 0)}
+NETWORKS = {"large": (16, 2, 2), "middle": (8, 1, 0), "small": (4, 1, 0)}
 """Channels, depth, exits."""
+_TIMED = 300
+"""Runs of each form, of which the fastest counts: enough for a busy machine."""
 _SIMULATED_REQUESTS, _SIMULATED_SEEDS = 3000, 3
 
 
@@ -139,7 +141,8 @@ def make_networks(folder: Path, arguments: argparse.Namespace) -> Labelled:
                 augment=shifted,
             )[1.0]
             made = reduce_model(network, training, held_out, exits=exits, name="digits", seed=arguments.seed)
-            save_forms(made, folder / name, name="digits", budget=arguments.budget, example=held_out.inputs[:1])
+            example = held_out.inputs[:1]
+            save_forms(made, folder / name, name="digits", budget=arguments.budget, example=example, rounds=_TIMED)
     return held_out
 
 
@@ -264,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, required=True, metavar="FOLDER", help="trained networks are kept there")
     parser.add_argument("--stages", default="cpu:0,cpu:1", help="devices of the pipelines (default %(default)s)")
     parser.add_argument("--size", type=int, default=16, help="height and width of the images (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=6, help="of training (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=10, help="of training (default %(default)s)")
     parser.add_argument("--budget", type=float, default=0.003, help="accuracy that may be lost (default %(default)s)")
     parser.add_argument(
         "--rate", type=float, default=0.7, help="arrivals / what the large network can do (default %(default)s)"

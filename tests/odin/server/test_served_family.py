@@ -102,7 +102,7 @@ def test_profiled_then_served_by_what_requests_ask_for(two_cores, tmp_path, caps
                 await dataplane.infer(request({"latency": 1}))
             assert late.value.kind is FailureKind.REFUSED
             assert "parameter 'accuracy_budget'" in str(late.value)
-            for wrong in ({"accuracy": 2}, {"accuracy": True}, {"latency": -1}, {"accuracy_budget": 1}):
+            for wrong in ({"accuracy": 2}, {"accuracy": True}, {"latency": -1}, {"accuracy_budget": 2}):
                 with pytest.raises(RequestError, match=next(iter(wrong))) as caught:
                     await dataplane.infer(request(wrong))
                 assert caught.value.kind is FailureKind.INVALID
