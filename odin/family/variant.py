@@ -119,7 +119,10 @@ class Variant:
         manifest = read_manifest(folder)
         full = manifest.forms[0]
         accuracy = full.judgement.accuracy.value if self.accuracy is None else self.accuracy
-        whole = replace(self, accuracy=accuracy, forms=None, model=self.model or str(folder / full.file))
+        whole = self
+        if self.model is None:  # a program, which has the image size that it was exported for
+            whole = replace(self, model=str(folder / full.file), image_size=None)
+        whole = replace(whole, accuracy=accuracy, forms=None)
         named = {form.name: form for form in manifest.forms[1:]}
         within = within_budget([form.option for form in manifest.forms], manifest.budget)
         return whole, *(

@@ -69,7 +69,8 @@ def test_a_variant_with_its_forms(forms):
     assert made[0].model == "digits_model:full_digits"
     assert made[1].accuracy == pytest.approx(0.9 - lost["exit-3"])
     assert {one.batch for one in made} == {2}
-    alone = odin.Variant("good", forms=folder).with_forms()
+    alone = odin.Variant("good", forms=folder, image_size=8).with_forms()  # as a family's file says for all
+    assert alone[0].image_size is None
     assert alone[0].model == str(folder / "digits-full.pt2")
     assert alone[0].accuracy == manifest.forms[0].judgement.accuracy.value
     assert alone[0].with_forms() == (alone[0],)
