@@ -37,7 +37,7 @@ _PARTS = (
 )  # fmt: skip
 
 _PARAMETERS: Sequence[Mapping[str, Any]] = (
-    {}, {}, {"timeout": 60_000_000}, {"priority": 1}, {"accuracy": 0.5}, {"latency": 60_000_000}, {"reduced": True},
+    {}, {}, {"timeout": 60_000_000}, {"priority": 1}, {"accuracy": 0.5}, {"latency": 60_000_000}, {"accuracy_budget": 0.5},
 )  # fmt: skip
 _NUMBERS = (0, -1, 1, 7, 2**31, 2**62, -(2**63))
 _TEXTS = ("", "a", "1", "-5", "NaN", "true", "\0", "é" * 40, "1" * 400)
@@ -46,7 +46,7 @@ _KEYS = (
     "priority",
     "accuracy",
     "latency",
-    "reduced",
+    "accuracy_budget",
     "binary_data_output",
     "classification",
     "sequence_id",

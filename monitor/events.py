@@ -464,8 +464,8 @@ class VariantChosen(_Event, frozen=True, tag="variant"):
 
     Attributes
     ----------
-    accuracy, latency_s, reduced
-        What is asked for: least accuracy, seconds (``nan``: any time), whether less computation is allowed.
+    accuracy, latency_s, budget
+        What is asked for: least accuracy, seconds (``nan``: any time), accuracy that less computation may lose.
     before, variant
         The variant that they got, empty at first, and that they get now; empty: they are refused.
     step
@@ -476,7 +476,7 @@ class VariantChosen(_Event, frozen=True, tag="variant"):
 
     accuracy: float
     latency_s: float
-    reduced: bool
+    budget: float
     before: str
     variant: str
     step: str

@@ -258,7 +258,7 @@ def answered_text(counts: Sequence[VariantCount], refused: int | None = None) ->
 def _variant_text(event: VariantChosen) -> str:
     wanted = f"accuracy >= {event.accuracy:.3g}" if event.accuracy > 0 else "any accuracy"
     wanted += f" within {seconds(event.latency_s)}" if event.latency_s >= 0 else ""
-    wanted += ", reduced allowed" if event.reduced else ""
+    wanted += f", losing at most {event.budget:.2%}" if event.budget else ""
     if not event.variant:
         soonest = f"; the soonest would take {seconds(event.expected_s)}" if math.isfinite(event.expected_s) else ""
         return f"refused: requests for {wanted}{soonest}"

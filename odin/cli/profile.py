@@ -19,8 +19,6 @@ from odin.process.signals import importing
 
 if TYPE_CHECKING:
     from odin.family.facts import Facts
-    from odin.family.profiling import Labelled
-    from odin.models.sources import Source
 
 __all__ = ["add_parser", "run"]
 
@@ -38,12 +36,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--labelled",
         metavar="FOLDER",
-        help="images, a folder for each class, named like the model's classes or numbered; or a .npz file with arrays "
-        "'inputs' and 'classes' (default: labelled = ... of the file)",
+        help="images, a folder for each class, named like the model's classes or numbered; or a .npz file with the "
+        "arrays inputs (as the models take them) and classes (default: labelled = ... of the file)",
     )
     parser.add_argument("--labels", metavar="FILE", help="the model's class names, one a line, in its order")
     parser.add_argument(
-        "--images", type=positive, default=1000, metavar="N", help="most images of the folder (default %(default)s)"
+        "--images", type=positive, default=1000, metavar="N", help="most of these images (default %(default)s)"
     )
     parser.add_argument("--refresh", action="store_true", help="measure anew although profiles are kept")
     parser.add_argument("--json", action="store_true", help="print the profiles as JSON")
@@ -60,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"what families' files need is not installed ({error.name}): pip install 'odin-pipeline[serve]'"
             ) from None
+        from odin.cli.labelled_data import load_labelled
         from odin.control.supervision import EventRecorder
         from odin.family.loading import Loading
         from odin.family.policies import make_variant_policy
@@ -76,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     if data is not None:
         source = variants[0].load()
         assert isinstance(source, Source)
-        labelled = _labelled(Path(data), source, labels=labels, count=arguments.images)
+        labelled = load_labelled(source, data, labels=labels, count=arguments.images)
         del source
     console = Console(stderr=True, highlight=False)
     if labelled is None and any(variant.accuracy is None for variant in variants):
@@ -99,35 +98,13 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         loading.close(drain=True, timeout_s=10.0)
         recorder.close()
-    facts = [
-        profile.facts(variant.name, accuracy=variant.accuracy, reduced=variant.reduced)
-        for variant, profile in zip(variants, profiles, strict=True)
-    ]
+    facts = [profile.facts(variant) for variant, profile in zip(variants, profiles, strict=True)]
     if arguments.json:
         told = [{name: _plain(value) for name, value in one._asdict().items()} for one in facts]
         print(json.dumps({"family": path.stem, "variants": told}))
     else:
         Console(width=None if sys.stdout.isatty() else 120).print(_table(path.stem, facts))
     return 0
-
-
-def _labelled(path: Path, source: Source, *, labels: str | Path | None, count: int) -> Labelled:
-    """Inputs and classes of a folder of images, or of a file of arrays."""
-    import numpy as np
-    import torch
-
-    from odin.cli.labelled_images import labelled_images
-    from odin.family.profiling import Labelled
-
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            if missing := {"inputs", "classes"} - set(arrays.files):
-                raise ValueError(f"{path} has no array {min(missing)!r}; it has {', '.join(arrays.files) or 'none'}")
-            return Labelled.of(torch.from_numpy(arrays["inputs"]), torch.from_numpy(arrays["classes"]))
-    images, classes = labelled_images(source, path, labels=labels, count=count, instead="give arrays in a .npz file")
-    if classes is None:
-        raise ValueError(f"images lie in {path} itself: put those of each class into a folder of its own")
-    return Labelled.of(images, torch.tensor(classes))
 
 
 def _progress(console: Console) -> Progress:
@@ -142,7 +119,7 @@ def _table(name: str, facts: Sequence[Facts]) -> Table:
     table = Table(title=f"Family {name}", title_justify="left")
     table.add_column("variant")
     for column in (
-        "accuracy", "ms, 1 sample", "+ ms each more", "device ms/sample", "samples/s", "load s", "MiB", "reduced"
+        "accuracy", "ms, 1 sample", "+ ms each more", "device ms/sample", "samples/s", "load s", "MiB", "form", "lost"
     ):  # fmt: skip
         table.add_column(column, justify="right")
     for one in sorted(facts, key=lambda one: one.cost_s):
@@ -155,7 +132,8 @@ def _table(name: str, facts: Sequence[Facts]) -> Table:
             f"{one.capacity_hz:.3g}",
             f"{one.load_s:.1f}",
             f"{one.memory_mib:,.0f}",
-            "yes" if one.reduced else "",
+            one.form,
+            f"{one.lost:.2%}" if one.reduced else "-",
         )
     return table
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from odin.cli.arguments import positive
 from odin.models.model_names import check_model_name, check_weights_file
 from odin.process.signals import importing
-from odin.reduction.selection import check_budget
+from odin.reduction.budget import check_budget
 
 __all__ = ["add_parser", "run"]
 
@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FOLDER",
         required=True,
         help="images that the model was not trained on, in a folder per class, named like the model's classes or "
-        "numbered; or an .npz file with the arrays images (as the model takes them) and labels",
+        "numbered; or an .npz file with the arrays inputs (as the model takes them) and classes",
     )
     parser.add_argument("--output", metavar="FOLDER", required=True, help="for the models, reduced.json and a figure")
     parser.add_argument(
@@ -72,7 +72,7 @@ def add_parser(subparsers: Any) -> None:
         help="of the images, on which accuracy is measured; the others train exits (default 50%%)",
     )
     parser.add_argument(
-        "--images", type=positive, default=4096, metavar="N", help="most images of the folder (default %(default)s)"
+        "--images", type=positive, default=4096, metavar="N", help="most of these images (default %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the division of the images (default %(default)s)")
     parser.add_argument(
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.exits == 0 and not arguments.widths:
         raise ValueError("--exits 0 without --widths makes nothing: ask for one of them")
     with importing():  # here, so that --help and wrong usage need not wait for torch
-        from odin.cli.reduce_data import load_labelled
+        from odin.cli.labelled_data import load_labelled
         from odin.cli.reduce_work import reduce_and_write
         from odin.models.sources import load_source
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.table import Table
 
+from odin.reduction.budget import within_budget
 from odin.reduction.manifest import Manifest
-from odin.reduction.selection import within_budget
 
 __all__ = ["FIGURE", "plot_manifest", "render_manifest"]
 

@@ -9,12 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from odin.fleet.packing import pack_source
+from odin.models.labelled import Labelled
 from odin.models.sources import Source
-from odin.reduction.labelled import Labelled
-from odin.reduction.manifest import Form, Manifest, write_manifest
-from odin.reduction.programs import save_program, time_forms
+from odin.reduction.manifest import Manifest
+from odin.reduction.programs import save_forms
 from odin.reduction.reduced import reduce_model
-from odin.stages.device import cpu_model
 
 __all__ = ["reduce_and_write"]
 
@@ -53,19 +52,7 @@ def reduce_and_write(
             seed=seed,
             tell=tell,
         )
-        tell("time each form")
-        seconds = time_forms([form.chain for form in reduced.forms])
-        folder.mkdir(parents=True, exist_ok=True)
-        full = reduced.forms[0]
-        forms = []
-        for form, took_s in zip(reduced.forms, seconds, strict=True):
-            tell(f"write {form.name}")
-            file = f"{source.name}-{form.name}.pt2"
-            save_program(form, folder / file, judging.images[:1])
-            share = form.flops / full.flops
-            forms.append(Form(form.name, form.kind, file, len(form.chain.layers), share, took_s, form.judgement))
-        manifest = Manifest(source.name, budget, cpu_model(), tuple(forms))
-        write_manifest(folder, manifest)
+        manifest = save_forms(reduced, folder, name=source.name, budget=budget, example=judging.inputs[:1], tell=tell)
         for form in reduced.forms if packed else ():
             if form.judgement.lost.value <= budget:
                 tell(f"pack {form.name}")
@@ -74,11 +61,11 @@ def reduce_and_write(
                 pack_source(one, folder, name=name)
     notes = [
         *reduced.notes,
-        f"Accuracy is of {len(judging.labels)} images of {len(labelled.labels)}; {folder} has it all.",
+        f"Accuracy is of {len(judging.classes)} images of {len(labelled.classes)}; {folder} has it all.",
     ]
-    if budget * len(judging.labels) < 1:
+    if budget * len(judging.classes) < 1:
         notes.append(
-            f"{len(judging.labels)} images cannot tell a loss of {budget:.2%}: that is less than one of them. Look at "
+            f"{len(judging.classes)} images cannot tell a loss of {budget:.2%}: that is less than one of them. Look at "
             "the intervals, or give more images."
         )
     return manifest, tuple(notes)

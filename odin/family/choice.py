@@ -2,10 +2,11 @@
 
 ::
 
-    of the variants that are accurate enough, the least dear first:
-      1. whole and loaded        its layers move as conditions change, so only if it would be late nevertheless
-      2. whole, to be loaded     if loading it and computing is in time
-      3. reduced and loaded      if the request allows less computation
+    of the variants that are accurate enough:
+      1. full and loaded, the least dear first      its layers move as conditions change, so the next one is asked
+                                                    only if it would be late nevertheless
+      2. full, to be loaded                         if loading it and computing is in time
+      3. reduced and loaded, the least lost first   if the request's budget allows what it loses
       4. reduced, to be loaded
       5. refused, naming what could be done
 """
@@ -61,7 +62,7 @@ class OdinPolicy:
         """See :class:`odin.family.facts.VariantPolicy`."""
         able, predict = self._in_order(facts, want), _once(predict)
         missed = -1
-        for reduced in (False, True) if want.reduced else (False,):
+        for reduced in (False, True) if want.budget > 0 else (False,):
             kind = [one for one in able if facts[one].reduced == reduced]
             for is_loaded in (True, False):
                 for one in kind:
@@ -79,9 +80,13 @@ class OdinPolicy:
         return refusal(facts, want, predict, missed=missed)
 
     def _in_order(self, facts: Sequence[Facts], want: Want) -> list[int]:
-        """Indices of the variants that are accurate enough, in the order of preference."""
-        able = [index for index, one in enumerate(facts) if one.is_accurate(want.accuracy)]
-        return sorted(able, key=lambda index: _rank(facts, index, cheapest_first=self.prefer == "cost"))
+        """Indices of the variants that do what is asked for, in the order of preference.
+
+        Of reduced forms the one that loses least comes first; what seems to gain loses nothing, as that is chance.
+        """
+        able = [index for index, one in enumerate(facts) if one.does(want)]
+        able.sort(key=lambda index: _rank(facts, index, cheapest_first=self.prefer == "cost"))
+        return sorted(able, key=lambda index: max(0.0, facts[index].lost))
 
     def look(self, facts: Sequence[Facts], seen: Sequence[Seen], *, memory_mib: float) -> Sequence[Step]:
         """See :class:`odin.family.facts.VariantPolicy`."""
@@ -102,7 +107,7 @@ class AlwaysPolicy:
     def choose(
         self, facts: Sequence[Facts], loaded: Collection[int], want: Want, predict: Predict, tried: Collection[int] = ()
     ) -> Choice | Refusal:
-        """See :class:`odin.family.facts.VariantPolicy`; reduced variants are never taken."""
+        """See :class:`odin.family.facts.VariantPolicy`; reduced forms are never taken."""
         whole = [index for index, one in enumerate(facts) if not one.reduced and index not in tried]
         among = [index for index in whole if index in loaded] or whole
         if not among:
@@ -129,7 +134,7 @@ def _once(predict: Predict) -> Predict:
 
 def refusal(facts: Sequence[Facts], want: Want, predict: Predict, *, missed: int = -1) -> Refusal:
     """What to tell a request that no variant serves as it wants."""
-    allowed = [index for index, one in enumerate(facts) if want.reduced or not one.reduced]
+    allowed = [index for index, one in enumerate(facts) if one.does(want._replace(accuracy=0.0))]
     able = [index for index in allowed if facts[index].is_accurate(want.accuracy)]
     latest = {index: predict(index).latest_s for index in able}
     soonest = min(able, key=lambda index: latest[index], default=-1)

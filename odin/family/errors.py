@@ -25,8 +25,9 @@ def refused(facts: Sequence[Facts], want: Want, refusal: Refusal, *, named: bool
             f"{want.latency_s * 1e3:.1f} ms are allowed: allow longer, or name none (variant=None)"
         )
         return DeadlineExceededError(message, refused=True, predicted_s=refusal.soonest_s)
+    has_reduced = any(one.reduced for one in facts)
     if refusal.soonest < 0:
-        allowed = "" if want.reduced else " (reduced ones are not allowed)"
+        allowed = " (reduced forms are not allowed)" if has_reduced and not want.budget else ""
         best = "the accuracy of none is known"
         if refusal.most_accurate >= 0:
             one = facts[refusal.most_accurate]
@@ -44,7 +45,7 @@ def refused(facts: Sequence[Facts], want: Want, refusal: Refusal, *, named: bool
         )
         return DeadlineExceededError(message, refused=True)
     known = "unknown accuracy" if math.isnan(one.accuracy) else f"accuracy {one.accuracy:.4g}"
-    more = "" if want.reduced else ", or allow less computation (reduced=True)"
+    more = ", or allow less computation (accuracy_budget=0.003)" if has_reduced and not want.budget else ""
     message = (
         f"refused: no variant with an accuracy of {want.accuracy:.4g} would be done in {want.latency_s * 1e3:.1f} ms; "
         f"the soonest is {one.name!r} ({known}) in {refusal.soonest_s * 1e3:.1f} ms: allow longer, ask for less "

@@ -6,6 +6,8 @@ import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
+from odin.reduction.budget import FULL
+
 __all__ = [
     "Choice",
     "Facts",
@@ -36,8 +38,10 @@ class Facts(NamedTuple):
         Seconds of a device for one sample.
     capacity_hz
         Samples per second of all its devices together.
-    reduced
-        Whether it computes less than the model that it stands for, so that it is only for who allows that.
+    form
+        Which form of its model it is: the full one, or a reduced one, which computes less, such as ``"exit-8"``.
+    lost
+        Share of accuracy that a reduced form loses against the full one.
     """
 
     name: str
@@ -48,7 +52,13 @@ class Facts(NamedTuple):
     accuracy: float = math.nan
     cost_s: float = 0.0
     capacity_hz: float = math.inf
-    reduced: bool = False
+    form: str = FULL
+    lost: float = 0.0
+
+    @property
+    def reduced(self) -> bool:
+        """Whether it computes less than its model does."""
+        return self.form != FULL
 
     def latency_s(self, samples: int = 1) -> float:
         """Seconds of a request with nothing else running."""
@@ -58,6 +68,11 @@ class Facts(NamedTuple):
         """Whether it is known to be at least as accurate; each is at least as accurate as 0."""
         return accuracy <= 0 or self.accuracy >= accuracy
 
+    def does(self, want: Want) -> bool:
+        """Whether it is accurate enough for a request, and within its budget if it is a reduced form."""
+        allowed = not self.reduced or (want.budget > 0 and self.lost <= want.budget)
+        return allowed and self.is_accurate(want.accuracy)
+
 
 class Want(NamedTuple):
     """What a request asks for.
@@ -65,18 +80,18 @@ class Want(NamedTuple):
     Attributes
     ----------
     accuracy
-        The least; 0: any.
+        The least; 0: any. It holds for reduced forms too.
     latency_s
         Seconds from now within which it is to be done; infinite: any time.
-    reduced
-        Whether less computation is allowed.
+    budget
+        Share of accuracy that a reduced form may lose; 0: none may be used.
     samples
         How many it has.
     """
 
     accuracy: float = 0.0
     latency_s: float = math.inf
-    reduced: bool = False
+    budget: float = 0.0
     samples: int = 1
 
 
@@ -101,8 +116,8 @@ class Choice(NamedTuple):
     ----------
     step
         How far it was necessary to go: ``first``, the one that would be taken with nothing else running;
-        ``variant``, another one; ``load``, one that has to be loaded for it; ``reduced``, less computation;
-        ``reduced-load``.
+        ``variant``, another one; ``load``, one that has to be loaded for it; ``reduced``, a reduced form;
+        ``reduced-load``, one that has to be loaded.
     missed
         A variant that would have been preferred if it were loaded; -1: none.
     why

@@ -35,10 +35,10 @@ from odin.family.facts import Choice, Prediction, Refusal, Seen, VariantPolicy, 
 from odin.family.loading import Loading
 from odin.family.policies import make_variant_policy
 from odin.family.profile import VariantProfile, VariantProfiles
-from odin.family.profiling import Labelled
 from odin.family.told import Told
 from odin.family.variant import Variant
 from odin.family.views import Answer, FamilyView, VariantView
+from odin.models.labelled import Labelled
 from odin.monitor.eventlog import EventLog
 from odin.monitor.events import Event, FamilyCounted, RunEnded, RunStarted, StageDescription
 from odin.monitor.timing import RequestTimeline
@@ -47,6 +47,7 @@ from odin.partitioner.code.single import copied
 from odin.pipeline import Pipeline
 from odin.process.at_exit import close_at_exit
 from odin.process.forks import check_ray_is_ours, keep_from_children
+from odin.reduction.budget import check_budget
 from odin.requests.replies import Callbacks, Reply, when_done
 
 __all__ = ["Family"]
@@ -59,7 +60,8 @@ class Family:
     """Variants of a model behind one name; each request says how accurate and how soon, and gets one of them.
 
     Each variant that is loaded is an :class:`odin.Pipeline`, whose layers move as conditions change. Only where that
-    does not keep the latency a request gets another variant, and only if it allows that one that computes less.
+    does not keep the latency a request gets another variant, and only where no full one keeps it, and the request's
+    accuracy budget allows that, a reduced form, which computes less.
 
     Use it as a context manager; leaving it ends all. All methods may be called from any thread.
 
@@ -77,6 +79,8 @@ class Family:
     policy
         ``"odin"``: the least dear variant that is accurate enough and will be in time; ``"odin:prefer=accuracy"``: the
         most accurate one. To compare with: ``"infaas"``, ``"best"``, ``"cheapest"``.
+    accuracy_budget
+        Of requests that name none themselves, see :meth:`submit`; 0: nothing is reduced.
     labelled
         Inputs and the class of each, by which variants whose accuracy is not given are measured.
     refresh_profile
@@ -116,6 +120,7 @@ class Family:
         stages: str | Sequence[str] = "auto",
         memory_mib: float = math.inf,
         policy: str | VariantPolicy = "odin",
+        accuracy_budget: float = 0.0,
         labelled: Labelled | tuple[Any, Any] | None = None,
         refresh_profile: bool = False,
         log: str | Path | EventLog | None = None,
@@ -132,7 +137,10 @@ class Family:
         self._ended = threading.Event()
         check_ray_is_ours()
         keep_from_children(self)
-        self.name, self.variants = name, tuple(variants)
+        self.name = name
+        self.variants = tuple(one for variant in variants for one in variant.with_forms())
+        check_budget(accuracy_budget)
+        self.accuracy_budget = accuracy_budget
         _check(self.variants, memory_mib)
         self.policy = make_variant_policy(policy) if isinstance(policy, str) else policy
         self.memory_mib = memory_mib
@@ -159,10 +167,7 @@ class Family:
                 VariantProfiles(), known, refresh=refresh_profile, memory_mib=memory_mib, on_progress=on_progress
             )
             self.profiles: tuple[VariantProfile, ...] = tuple(profiles)
-            self.facts = tuple(
-                profile.facts(variant.name, accuracy=variant.accuracy, reduced=variant.reduced)
-                for variant, profile in zip(self.variants, profiles, strict=True)
-            )
+            self.facts = tuple(profile.facts(variant) for variant, profile in zip(self.variants, profiles, strict=True))
             self._told = Told([facts.name for facts in self.facts], self._recorder.emit)
             self._loading.begin(self.facts, memory_mib=memory_mib)
             self._tell_start()
@@ -179,11 +184,13 @@ class Family:
         *inputs: Any,
         accuracy: float = 0.0,
         latency_s: float | None = None,
-        reduced: bool = False,
+        accuracy_budget: float | None = None,
         variant: str | None = None,
     ) -> Answer:
         """As :meth:`submit`, and wait for the answer."""
-        future = self.submit(*inputs, accuracy=accuracy, latency_s=latency_s, reduced=reduced, variant=variant)
+        future = self.submit(
+            *inputs, accuracy=accuracy, latency_s=latency_s, accuracy_budget=accuracy_budget, variant=variant
+        )
         try:
             return future.result()
         except BaseException:
@@ -195,7 +202,7 @@ class Family:
         *inputs: Any,
         accuracy: float = 0.0,
         latency_s: float | None = None,
-        reduced: bool = False,
+        accuracy_budget: float | None = None,
         variant: str | None = None,
     ) -> Future[Answer]:
         """Send one request to the variant that does what it asks for.
@@ -209,8 +216,10 @@ class Family:
         latency_s
             Seconds from now within which it is to be done; it fails then, and at once if no variant would be in time.
             None: any time.
-        reduced
-            Whether less computation is allowed if nothing else is in time. Outputs are then not those of the model.
+        accuracy_budget
+            Share of accuracy, in [0, 1), that may be lost against a full variant by computing less, if no full one is
+            in time: 0.003 allows reduced forms that lose at most 0.3%, whose outputs are not those of the model. 0:
+            none; None: the family's. ``accuracy`` holds for reduced forms too.
         variant
             The name of the one variant that is wanted, whatever its accuracy: the request gets it, and no other.
 
@@ -227,7 +236,7 @@ class Family:
         PipelineClosedError
             If the family is closed.
         """
-        request = self._request(inputs, accuracy, latency_s, reduced, variant)
+        request = self._request(inputs, accuracy, latency_s, accuracy_budget, variant)
         reply: Reply[Answer] = Reply(self._callbacks)
         self._go(request, reply)
         return reply
@@ -237,12 +246,12 @@ class Family:
         *inputs: Any,
         accuracy: float = 0.0,
         latency_s: float | None = None,
-        reduced: bool = False,
+        accuracy_budget: float | None = None,
         variant: str | None = None,
         timelines: list[RequestTimeline] | None = None,
     ) -> Answer:
         """As :meth:`submit`, for ``async`` code; do not change the inputs until it is done."""
-        request = self._request(inputs, accuracy, latency_s, reduced, variant)
+        request = self._request(inputs, accuracy, latency_s, accuracy_budget, variant)
         while True:
             choice = self._choose(request)
             if isinstance(choice, OdinError):
@@ -263,13 +272,18 @@ class Family:
             return self._answer(choice, request, begun, value)
 
     def ask(
-        self, *, accuracy: float = 0.0, latency_s: float | None = None, reduced: bool = False, samples: int = 1
+        self,
+        *,
+        accuracy: float = 0.0,
+        latency_s: float | None = None,
+        accuracy_budget: float | None = None,
+        samples: int = 1,
     ) -> Choice | Refusal:
         """What a request would get now; nothing is sent, counted or loaded."""
-        want = self._want(accuracy, latency_s, reduced, samples)
+        want = self._want(accuracy, latency_s, accuracy_budget, samples)
         return self._decide(want, time.perf_counter(), frozenset())
 
-    def _want(self, accuracy: float, latency_s: float | None, reduced: bool, samples: int) -> Want:
+    def _want(self, accuracy: float, latency_s: float | None, budget: float | None, samples: int) -> Want:
         if os.getpid() != self._pid:
             raise ForkedProcessError(self._pid)
         if self._closed:
@@ -280,15 +294,22 @@ class Family:
             raise ValueError(f"latency_s={latency_s!r}; give seconds as a number, or None for any time") from None
         if not isinstance(accuracy, int | float) or isinstance(accuracy, bool) or not 0 <= accuracy <= 1:
             raise ValueError(f"accuracy={accuracy!r}; it is a share of right answers, from 0 to 1")
-        return Want(float(accuracy), seconds, bool(reduced), samples)
+        budget = self.accuracy_budget if budget is None else budget
+        check_budget(budget)
+        return Want(float(accuracy), seconds, float(budget), samples)
 
     def _request(
-        self, inputs: tuple[Any, ...], accuracy: float, latency_s: float | None, reduced: bool, variant: str | None
+        self,
+        inputs: tuple[Any, ...],
+        accuracy: float,
+        latency_s: float | None,
+        budget: float | None,
+        variant: str | None,
     ) -> _Asked:
         shape: Sequence[int] = getattr(inputs[0], "shape", ()) if len(inputs) else ()
         samples = max(1, int(shape[0])) if len(shape) else 1
         named = None if variant is None else self._number(variant)
-        return _Asked(inputs, self._want(accuracy, latency_s, reduced, samples), time.perf_counter(), named)
+        return _Asked(inputs, self._want(accuracy, latency_s, budget, samples), time.perf_counter(), named)
 
     def _go(self, request: _Asked, reply: Reply[Answer]) -> None:
         """Give a request to a variant, or to the next one if that turns it away."""
@@ -417,7 +438,9 @@ class Family:
         with self._lock:
             self._devices.answered(begun, now_s)
             self._counts.answered(choice, request.want.samples, actual_s=actual_s)
-        return Answer(value, facts.name, facts.accuracy, facts.reduced, choice.expected_s, actual_s, choice.step)
+        return Answer(
+            value, facts.name, facts.accuracy, facts.form, facts.lost, choice.expected_s, actual_s, choice.step
+        )
 
     def _again(self, variant: int, request: _Asked, error: BaseException) -> bool:
         """Whether to try another variant after this one turned a request away."""

@@ -46,7 +46,7 @@ CPU_ONE_REPLICA = Thresholds(4.0, 1.0, 1.1)
 
 
 class InfaasPolicy:
-    """INFaaS's rule; reduced variants, which it does not know, are never taken."""
+    """INFaaS's rule; reduced forms, which it does not know, are never taken."""
 
     name = "infaas"
     refuses = False

@@ -14,8 +14,9 @@ from typing import Any
 from odin.errors import OdinError
 from odin.family.facts import Facts, VariantPolicy
 from odin.family.profile import VariantProfile, VariantProfiles
-from odin.family.profiling import Labelled, profile_variant
+from odin.family.profiling import profile_variant
 from odin.family.variant import Variant
+from odin.models.labelled import Labelled
 from odin.models.sources import Source
 from odin.monitor.events import Event, Fault, ModelEvicted, ModelLoaded
 from odin.pipeline import Pipeline

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from odin.family.facts import Facts
+from odin.family.variant import Variant
 from odin.partitioner.files import write_whole
 from odin.partitioner.profile import cache_directory
 
@@ -41,11 +42,11 @@ class VariantProfile(NamedTuple):
     labelled: int = 0
     data: str = ""
 
-    def facts(self, name: str, *, accuracy: float | None, reduced: bool) -> Facts:
-        """As policies see it; an ``accuracy`` that the user gives counts more than the measured one."""
-        known = self.accuracy if accuracy is None else accuracy
+    def facts(self, variant: Variant) -> Facts:
+        """As policies see it; an accuracy that the user gives counts more than the measured one."""
+        known = self.accuracy if variant.accuracy is None else variant.accuracy
         return Facts(
-            name,
+            variant.name,
             self.slope_s,
             self.intercept_s,
             self.load_s,
@@ -53,7 +54,8 @@ class VariantProfile(NamedTuple):
             math.nan if known is None else known,
             self.cost_s,
             self.capacity_hz,
-            reduced,
+            variant.form,
+            variant.accuracy_lost or 0.0,
         )
 
 

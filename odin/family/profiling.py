@@ -3,67 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import torch
 
 from odin.family.profile import VariantProfile, line_through
+from odin.models.labelled import Labelled
 from odin.options import leading_size
 from odin.pipeline import Pipeline
 
-__all__ = ["Labelled", "profile_variant"]
+__all__ = ["profile_variant"]
 
 _MANY = 4
 """Samples of the larger requests that are timed."""
 _WARM, _TIMED, _BUDGET_S = 3, 15, 2.0
 _ASKED = 32
 """Labelled samples in one request."""
-
-
-class Labelled(NamedTuple):
-    """Samples whose classes are known.
-
-    Attributes
-    ----------
-    inputs
-        Along the first axis.
-    classes
-        Of each, as the index of the model's output.
-    """
-
-    inputs: torch.Tensor
-    classes: torch.Tensor
-
-    @classmethod
-    def of(cls, inputs: Any, classes: Any) -> Labelled:
-        """Check and convert; arrays and sequences will do.
-
-        Raises
-        ------
-        ValueError
-            If there are none, or not one class for each input.
-        """
-        inputs, classes = torch.as_tensor(inputs), torch.as_tensor(classes)
-        if classes.dim() != 1 or not len(classes) or inputs.dim() < 1 or len(inputs) != len(classes):
-            raise ValueError(
-                f"labelled data of {tuple(inputs.shape)} inputs and {tuple(classes.shape)} classes: give one class for "
-                "each input, and at least one"
-            )
-        return cls(inputs, classes.long())
-
-    @property
-    def digest(self) -> str:
-        """Changes with the data."""
-        whole = hashlib.sha256()
-        for tensor in self:
-            whole.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            whole.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return whole.hexdigest()[:16]
 
 
 def profile_variant(

@@ -29,11 +29,11 @@ class Told:
 
     def __init__(self, names: Sequence[str], emit: Callable[[Event], object]) -> None:
         self._names, self._emit = names, emit
-        self._last: OrderedDict[tuple[float, float, bool], tuple[str, float]] = OrderedDict()
+        self._last: OrderedDict[tuple[float, float, float], tuple[str, float]] = OrderedDict()
 
     def chosen(self, want: Want, chosen: Choice | Refusal, now_s: float) -> None:
         """Take a decision in."""
-        key = want.accuracy, want.latency_s, want.reduced
+        key = want.accuracy, want.latency_s, want.budget
         variant = self._names[chosen.variant] if isinstance(chosen, Choice) else ""
         before, told_s = self._last.get(key, (None, -math.inf))
         if variant == before or now_s - told_s < _AT_MOST_S:
@@ -50,7 +50,7 @@ class Told:
                 now_s,
                 want.accuracy,
                 math.nan if math.isinf(want.latency_s) else want.latency_s,
-                want.reduced,
+                want.budget,
                 before or "",
                 variant,
                 step,

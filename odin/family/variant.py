@@ -18,6 +18,8 @@ from odin.models.sources import Source, load_source
 from odin.models.weight_files import model_digest
 from odin.partitioner.chain import Chain
 from odin.partitioner.engines.onnx_file import OnnxFile
+from odin.reduction.budget import FULL, within_budget
+from odin.reduction.manifest import read_manifest
 from odin.stages.device import cpu_model, parse_devices
 
 __all__ = ["Variant"]
@@ -36,7 +38,8 @@ class Variant:
     name
         By which answers, events and metrics tell of it.
     model, weights, example_input, image_size
-        As of :func:`odin.load_source`; ``model`` may be a :class:`odin.Source` or :class:`odin.Chain` as well.
+        As of :func:`odin.load_source`; ``model`` may be a :class:`odin.Source` or :class:`odin.Chain` as well. None:
+        the full form of ``forms``.
     stages
         Its devices; None: the family's.
     plan, batch, engine, precision, calibration, dynamic_batching, share
@@ -45,13 +48,18 @@ class Variant:
         Where requests change hands, as ``policy`` of :class:`odin.Pipeline`.
     accuracy
         Share of right answers, if it is known already; otherwise it is measured on labelled data.
-    reduced
-        Whether it computes less than the model that it stands for, such as by early exits or fewer channels. It is used
-        only for requests that allow that.
+    forms
+        Folder that ``odin reduce`` wrote for this model. Its reduced forms become variants of the same options, called
+        ``NAME-exit-8`` and so on: those within the budget of ``odin reduce``.
+    form
+        ``"full"``, or a word for a form that computes less, such as ``"exit-8"``: it is used only for requests whose
+        accuracy budget allows what it loses.
+    accuracy_lost
+        Share of accuracy that a reduced form loses against the full one.
     """
 
     name: str
-    model: Any
+    model: Any = None
     weights: str | Path | None = None
     example_input: Any = None
     image_size: int | None = None
@@ -65,7 +73,9 @@ class Variant:
     share: float = 1.0
     layers: str = "auto"
     accuracy: float | None = None
-    reduced: bool = False
+    forms: str | Path | None = None
+    form: str = FULL
+    accuracy_lost: float | None = None
     max_waiting: int | None = None
 
     def __post_init__(self) -> None:
@@ -73,10 +83,64 @@ class Variant:
             raise ValueError(f"a variant's name is {self.name!r}; give it a word, such as 'resnet18-int8'")
         if self.accuracy is not None and not 0 <= self.accuracy <= 1:
             raise ValueError(f"variant {self.name!r}: accuracy={self.accuracy}; it is a share, from 0 to 1")
+        if self.model is None and self.forms is None:
+            raise ValueError(f"variant {self.name!r} has no model; give one, or the folder of its forms (forms=)")
+        if (self.form == FULL) != (self.accuracy_lost is None):
+            raise ValueError(
+                f"variant {self.name!r}: form={self.form!r}, accuracy_lost={self.accuracy_lost}; give both to a form "
+                "that computes less, such as form='exit-8', accuracy_lost=0.002, and neither to a full one"
+            )
+        if self.accuracy_lost is not None and not -1 <= self.accuracy_lost <= 1:
+            raise ValueError(f"variant {self.name!r}: accuracy_lost={self.accuracy_lost}; it is a share, such as 0.002")
+        if self.form != FULL and self.forms is not None:
+            raise ValueError(
+                f"variant {self.name!r} is the form {self.form!r}: only a full variant has a folder of forms"
+            )
 
     def with_calibration(self, calibration: Any) -> Variant:
         """The same, quantised by these examples."""
         return replace(self, calibration=calibration)
+
+    def with_forms(self) -> tuple[Variant, ...]:
+        """The variant without a folder, and the reduced forms that are in its folder.
+
+        Of the forms within the budget those that lose less and are slower come first; one that is no faster than one
+        that loses less is left out. Accuracies are those that ``odin reduce`` measured, or below the given one by what
+        a form loses. A ``plan``, which is of the full form's layers, is not passed on.
+
+        Raises
+        ------
+        ValueError, OSError
+            If the folder is none of ``odin reduce``.
+        """
+        if self.forms is None:
+            return (self,)
+        folder = Path(self.forms)
+        manifest = read_manifest(folder)
+        full = manifest.forms[0]
+        accuracy = full.judgement.accuracy.value if self.accuracy is None else self.accuracy
+        whole = self
+        if self.model is None:  # a program, which has the image size that it was exported for
+            whole = replace(self, model=str(folder / full.file), image_size=None)
+        whole = replace(whole, accuracy=accuracy, forms=None)
+        named = {form.name: form for form in manifest.forms[1:]}
+        within = within_budget([form.option for form in manifest.forms], manifest.budget)
+        return whole, *(
+            replace(
+                whole,
+                name=f"{self.name}-{option.name}",
+                model=str(folder / named[option.name].file),
+                weights=None,
+                example_input=None,
+                image_size=None,
+                plan=None,
+                accuracy=min(1.0, max(0.0, accuracy - option.lost)),
+                form=option.name,
+                accuracy_lost=option.lost,
+            )
+            for option in within
+            if option.name in named
+        )
 
     def load(self) -> Source | Chain:
         """The model itself; takes as long as reading its weights."""

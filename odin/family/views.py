@@ -17,8 +17,10 @@ class Answer(NamedTuple):
     ----------
     value
         The model's output.
-    variant, accuracy, reduced
-        Which variant; ``nan`` if its accuracy is not known; whether it computes less.
+    variant, accuracy
+        Which variant; ``nan`` if its accuracy is not known.
+    form, accuracy_lost
+        ``"full"``, or which reduced form of the model it is, such as ``"exit-8"``; share of accuracy that this loses.
     predicted_s, actual_s
         Seconds from the submission: as expected when the variant was chosen, and as they were.
     step
@@ -28,7 +30,8 @@ class Answer(NamedTuple):
     value: Any
     variant: str
     accuracy: float
-    reduced: bool
+    form: str
+    accuracy_lost: float
     predicted_s: float
     actual_s: float
     step: str

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from odin.partitioner.graph.capture import TraceError, first_line
-from odin.reduction.labelled import ReductionError
+from odin.reduction.answering import ReductionError
 
 __all__ = ["ChannelGroups", "Use", "find_groups"]
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from odin.models.labelled import Labelled
 from odin.partitioner.chain import Chain
 from odin.partitioner.graph.capture import TraceError, first_line
+from odin.reduction.answering import ReductionError, through
 from odin.reduction.heads import Head, pooled_side, train_head
-from odin.reduction.labelled import Labelled, ReductionError, through
 
 __all__ = ["EarlyExit", "choose_exits", "early_exits", "first_layers", "possible_exits"]
 
@@ -119,13 +120,13 @@ def early_exits(
             raise ReductionError(
                 f"no exit can be put at cut {cut} of {chain.name}; it can at {', '.join(map(str, possible)) or 'none'}"
             )
-    parts = first_layers(model, chain, chosen, training.images[:1])
+    parts = first_layers(model, chain, chosen, training.inputs[:1])
     exits = []
     for cut, part in zip(chosen, parts, strict=True):
-        side = pooled_side((len(training.images), *chain.layers[cut - 1].output[0].shape[1:]))
+        side = pooled_side((len(training.inputs), *chain.layers[cut - 1].output[0].shape[1:]))
         pool = nn.Sequential(nn.AdaptiveAvgPool2d((side, side)) if side else nn.Identity(), nn.Flatten())
-        features = torch.cat([pool(found).float() for found in through(part, training.images)])
-        head = train_head(Labelled(features, training.labels), classes=classes, side=side, seed=seed)
+        features = torch.cat([pool(found).float() for found in through(part, training.inputs)])
+        head = train_head(Labelled(features, training.classes), classes=classes, side=side, seed=seed)
         exits.append(EarlyExit(part, head, cut=cut).eval())
     return exits
 

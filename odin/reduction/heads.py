@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from odin.reduction.labelled import Labelled, ReductionError
+from odin.models.labelled import Labelled
+from odin.reduction.answering import ReductionError
 
 __all__ = ["Head", "pooled_side", "train_head"]
 
@@ -79,25 +80,25 @@ def train_head(features: Labelled, *, classes: int, side: int, seed: int = 0) ->
         If a label is no class, or there are fewer than two images of each class.
     """
     features.check()
-    counts = torch.bincount(features.labels, minlength=classes)
+    counts = torch.bincount(features.classes, minlength=classes)
     if len(counts) > classes:
         raise ReductionError(f"label {len(counts) - 1} is none of the model's {classes} classes")
     present = int((counts > 0).sum())
-    if present < 2 or len(features.labels) < 8 * present:
+    if present < 2 or len(features.classes) < 8 * present:
         raise ReductionError(
-            f"{len(features.labels)} images of {present} classes are too few to train an exit by: give at least two "
+            f"{len(features.classes)} images of {present} classes are too few to train an exit by: give at least two "
             "classes and eight images of each"
         )
     fitted, held = features.split(1 - _VALIDATION, seed=seed)
     tried = []
     for penalty in _PENALTIES:
         weight, bias = _fit(fitted, classes, penalty)
-        found = held.images.double() @ weight.T + bias
-        tried.append((float(functional.cross_entropy(found, held.labels)), penalty, found))
+        found = held.inputs.double() @ weight.T + bias
+        tried.append((float(functional.cross_entropy(found, held.classes)), penalty, found))
     _, penalty, found = min(tried, key=lambda one: one[:2])
-    temperature = _temperature(found, held.labels)
+    temperature = _temperature(found, held.classes)
     weight, bias = _fit(features, classes, penalty)
-    head = Head(side, features.images.shape[1], classes)
+    head = Head(side, features.inputs.shape[1], classes)
     with torch.no_grad():
         head.classify.weight.copy_(weight / temperature)
         head.classify.bias.copy_(bias / temperature)
@@ -106,7 +107,7 @@ def train_head(features: Labelled, *, classes: int, side: int, seed: int = 0) ->
 
 def _fit(data: Labelled, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
     """Return weight ``(classes, features)`` and bias for features as they are; fitted on standardised ones."""
-    inputs = data.images.double()
+    inputs = data.inputs.double()
     mean, deviation = inputs.mean(0), inputs.std(0, correction=0)
     deviation = torch.where(deviation > 1e-6 * deviation.max().clamp_min(1e-12), deviation, torch.inf)
     inputs = (inputs - mean) / deviation  # a feature that never varies is nought
@@ -116,7 +117,7 @@ def _fit(data: Labelled, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        found = functional.cross_entropy(inputs @ weight.T + bias, data.labels) + penalty * weight.square().sum() / 2
+        found = functional.cross_entropy(inputs @ weight.T + bias, data.classes) + penalty * weight.square().sum() / 2
         found.backward()
         return found
 

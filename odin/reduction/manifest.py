@@ -8,7 +8,7 @@ import msgspec
 
 from odin.partitioner.files import write_whole
 from odin.reduction.accuracy import Judgement
-from odin.reduction.selection import Option, check_budget
+from odin.reduction.budget import Option, check_budget
 
 __all__ = ["FILE", "Form", "Manifest", "read_manifest", "write_manifest"]
 
@@ -44,7 +44,7 @@ class Form(msgspec.Struct, frozen=True):
 
     @property
     def option(self) -> Option:
-        """What :func:`odin.reduction.selection.select` chooses among."""
+        """What :func:`odin.reduction.budget.within_budget` chooses from."""
         return Option(self.name, self.seconds, self.judgement.lost.value)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,14 +11,64 @@ from torch.export import Dim, ExportedProgram
 
 from odin.partitioner.chain import Chain
 from odin.partitioner.graph.capture import first_line
-from odin.reduction.labelled import ReductionError
-from odin.reduction.reduced import ReducedForm
+from odin.reduction.answering import ReductionError
+from odin.reduction.manifest import Form, Manifest, write_manifest
+from odin.reduction.reduced import Reduced, ReducedForm
 from odin.stages.compute.opaque import compute_threads
+from odin.stages.device import cpu_model
 
-__all__ = ["save_program", "time_forms"]
+__all__ = ["save_forms", "time_forms"]
 
 
-def save_program(form: ReducedForm, path: Path, example: torch.Tensor) -> None:
+def save_forms(
+    reduced: Reduced,
+    folder: Path,
+    *,
+    name: str,
+    budget: float,
+    example: torch.Tensor,
+    rounds: int = 15,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Manifest:
+    """Time all forms, and write them into a folder with the file that says what each is.
+
+    Parameters
+    ----------
+    name
+        The model's; files are called ``NAME-FORM.pt2``.
+    budget
+        Share of accuracy that may be lost; forms beyond it are written as well.
+    example
+        One image, ``(1, ...)``.
+    rounds
+        Of timing.
+    tell
+        Called with what is done next.
+
+    Raises
+    ------
+    ReductionError
+        If a form cannot be exported.
+    OSError
+        If it cannot be written.
+    """
+    tell("time each form")
+    seconds = time_forms([form.chain for form in reduced.forms], rounds=rounds)
+    folder.mkdir(parents=True, exist_ok=True)
+    full = reduced.forms[0]
+    forms = []
+    for form, took_s in zip(reduced.forms, seconds, strict=True):
+        tell(f"write {form.name}")
+        file = f"{name}-{form.name}.pt2"
+        _save(form, folder / file, example)
+        share = form.flops / full.flops
+        forms.append(Form(form.name, form.kind, file, len(form.chain.layers), share, took_s, form.judgement))
+    manifest = Manifest(name, budget, cpu_model(), tuple(forms))
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _save(form: ReducedForm, path: Path, example: torch.Tensor) -> None:
     """Write a form as a ``.pt2`` file that takes any number of images, or one if the model takes no more.
 
     Raises

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from odin.models.labelled import Labelled
 from odin.partitioner.chain import Chain, TraceError, build_chain
 from odin.reduction.accuracy import Judgement, judge
+from odin.reduction.answering import ReductionError, answers, scores
+from odin.reduction.budget import FULL
 from odin.reduction.exits import choose_exits, early_exits
 from odin.reduction.heads import train_head
-from odin.reduction.labelled import Labelled, ReductionError, answers, scores
 from odin.reduction.widths import narrow, recalibrate
 
-__all__ = ["FULL", "Reduced", "ReducedForm", "reduce_model", "refit"]
-
-FULL = "full"
+__all__ = ["Reduced", "ReducedForm", "reduce_model", "refit"]
 
 
 @dataclass(frozen=True)
@@ -110,23 +110,23 @@ def reduce_model(
     training.check()
     held_out.check()
     tell("cut the model into layers")
-    example = held_out.images[:1]
+    example = held_out.inputs[:1]
     chain = build_chain(model, (example,), name=name)
     tell("ask the full model")
     run = model.module() if isinstance(model, ExportedProgram) else model
-    told = _scores(run, held_out.images, chain)
+    told = _scores(run, held_out.inputs, chain)
     classes = told.shape[1]
-    if int(held_out.labels.max()) >= classes:
-        raise ReductionError(f"label {int(held_out.labels.max())} is none of the model's {classes} classes")
+    if int(held_out.classes.max()) >= classes:
+        raise ReductionError(f"label {int(held_out.classes.max())} is none of the model's {classes} classes")
     full = answers(told)
-    labels = held_out.labels.tolist()
+    labels = held_out.classes.tolist()
     forms = [ReducedForm(FULL, FULL, model, chain, judge(full, full, labels))]
     notes = []
 
     def add(form: str, kind: str, made: nn.Module) -> None:
         tell(f"measure {form}")
         own = build_chain(made, (example,), name=f"{name}-{form}")
-        found = answers(_scores(made, held_out.images, own))
+        found = answers(_scores(made, held_out.inputs, own))
         forms.append(ReducedForm(form, kind, made, own, judge(found, full, labels)))
 
     cuts = (choose_exits(chain, count=exits) if exits else ()) if isinstance(exits, int) else tuple(exits)
@@ -140,7 +140,7 @@ def reduce_model(
             if isinstance(model, ExportedProgram):
                 raise ReductionError("an exported program cannot be narrowed: give the module that it was made from")
             thin = narrow(model, example, width=width)
-            recalibrate(thin, training.images)
+            recalibrate(thin, training.inputs)
             refit(thin, training, classes=classes, seed=seed)
         except (ReductionError, TraceError) as error:
             notes.append(f"width {width:g} was not made: {error}")
@@ -168,7 +168,7 @@ def refit(model: nn.Module, training: Labelled, *, classes: int, seed: int = 0) 
     kept = []
     try:
         with torch.no_grad():
-            for part in training.images.split(64):
+            for part in training.inputs.split(64):
                 returned = model(part)
                 if not outputs or outputs[-1] is not returned:
                     return False
@@ -179,7 +179,7 @@ def refit(model: nn.Module, training: Labelled, *, classes: int, seed: int = 0) 
     finally:
         for hook in hooks:
             hook.remove()
-    head = train_head(Labelled(torch.cat(kept).float(), training.labels), classes=classes, side=0, seed=seed)
+    head = train_head(Labelled(torch.cat(kept).float(), training.classes), classes=classes, side=0, seed=seed)
     with torch.no_grad():
         layer.weight.copy_(head.classify.weight)
         if layer.bias is None:

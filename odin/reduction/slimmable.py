@@ -16,7 +16,8 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from odin.reduction.labelled import Labelled, ReductionError
+from odin.models.labelled import Labelled
+from odin.reduction.answering import ReductionError
 
 __all__ = ["check_widths", "corners", "train_slimmable"]
 
@@ -96,13 +97,13 @@ def train_slimmable(
         if name not in shared[width]
     ]
     generator = torch.Generator().manual_seed(seed)
-    batches = -(-len(training.labels) // _BATCH)
+    batches = -(-len(training.classes) // _BATCH)
     optimizer = torch.optim.AdamW([*full.parameters(), *own], lr=_RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_RATE, total_steps=epochs * batches)
     for epoch in range(epochs):
         total = 0.0
-        for chosen in torch.randperm(len(training.labels), generator=generator).split(_BATCH):
-            images, labels = training.images[chosen], training.labels[chosen]
+        for chosen in torch.randperm(len(training.classes), generator=generator).split(_BATCH):
+            images, labels = training.inputs[chosen], training.classes[chosen]
             if len(labels) < 2:
                 continue  # batch norm has nothing to average over
             images = images if augment is None else augment(images, generator)
@@ -119,7 +120,7 @@ def train_slimmable(
                 schedule.step()
             total += float(loss.detach()) * len(labels)
         if tell is not None:
-            tell(epoch + 1, total / len(training.labels))
+            tell(epoch + 1, total / len(training.classes))
     for width, names in shared.items():
         _take(networks[width], _cut(full, names))
     return {width: network.eval().requires_grad_(False) for width, network in networks.items()}

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from odin.partitioner.graph.capture import first_line
+from odin.reduction.answering import BATCH, ReductionError
 from odin.reduction.channels import ChannelGroups, find_groups
-from odin.reduction.labelled import BATCH, ReductionError
 from odin.reduction.slimmable import check_widths
 
 __all__ = ["narrow", "recalibrate"]

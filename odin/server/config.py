@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from odin.reduction.budget import FULL
 from odin.stages.pacer import LEAST_SHARE
 
 __all__ = ["Limits", "ModelConfig", "VariantConfig", "find_models", "is_model_file", "parse_model", "read_model"]
@@ -32,14 +33,17 @@ class VariantConfig(BaseModel):
         Where requests change hands: ``policy`` of a model.
     accuracy
         Share of right answers, if it is known; else what ``odin profile`` has measured.
-    reduced
-        Whether it computes less than the model that it stands for: only for requests that allow that.
+    forms
+        Folder that ``odin reduce`` wrote for this model: its reduced forms become variants too. With it ``source`` may
+        be left out.
+    form, accuracy_lost
+        Of a variant that is itself a reduced form; as those of :class:`odin.Variant`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     name: str = Field(pattern=_NAME)
-    source: str
+    source: str | None = None
     weights: Path | None = None
     image_size: int | None = Field(default=None, gt=0)
     stages: tuple[str, ...] | str | None = None
@@ -51,7 +55,9 @@ class VariantConfig(BaseModel):
     share: float = Field(default=1.0, ge=LEAST_SHARE, le=1)
     layers: str = "auto"
     accuracy: float | None = Field(default=None, ge=0, le=1)
-    reduced: bool = False
+    forms: Path | None = None
+    form: str = Field(default=FULL, pattern=_NAME)
+    accuracy_lost: float | None = Field(default=None, ge=-1, le=1)
 
     @field_validator("stages")
     @classmethod
@@ -62,6 +68,7 @@ class VariantConfig(BaseModel):
 _OF_FAMILY = (
     "version", "image_size", "stages", "batch", "engine", "precision", "deadline_ms", "priority_deadlines_ms",
     "inputs", "outputs", "labels", "log", "max_waiting", "variants", "memory_mib", "choice", "labelled",
+    "accuracy_budget",
 )  # fmt: skip
 """Fields that a family has; others are its variants'."""
 
@@ -103,6 +110,8 @@ class ModelConfig(BaseModel):
         What the variants that are loaded may take together.
     choice
         Which variant a request gets: ``policy`` of :class:`odin.Family`.
+    accuracy_budget
+        Of a family's requests that name none themselves: share of accuracy that reduced forms may lose.
     labelled
         Folder with a folder of images for each class, or ``.npz`` file, by which ``odin profile`` measures accuracy.
     """
@@ -137,6 +146,7 @@ class ModelConfig(BaseModel):
     variants: tuple[VariantConfig, ...] = ()
     memory_mib: float | None = Field(default=None, gt=0)
     choice: str = "odin"
+    accuracy_budget: float = Field(default=0.0, ge=0, lt=1)
     labelled: Path | None = None
 
     @field_validator("stages")
@@ -210,9 +220,12 @@ def _source_beside(source: str, folder: Path) -> dict[str, Any]:
 
 def _variant_beside(variant: VariantConfig, folder: Path) -> VariantConfig:
     files = {
-        field: folder / path for field in ("weights", "calibration") if (path := getattr(variant, field)) is not None
+        field: folder / path
+        for field in ("weights", "calibration", "forms")
+        if (path := getattr(variant, field)) is not None
     }
-    return variant.model_copy(update={**files, **_source_beside(variant.source, folder)})
+    source = {} if variant.source is None else _source_beside(variant.source, folder)
+    return variant.model_copy(update={**files, **source})
 
 
 def _of_family(fields: dict[str, Any], where: str) -> dict[str, Any]:
@@ -225,6 +238,11 @@ def _of_family(fields: dict[str, Any], where: str) -> dict[str, Any]:
         )
     if not fields["variants"]:
         raise ValueError(f"{where}: variants = {fields['variants']!r}: a family has at least one")
+    for number, one in enumerate(fields["variants"]):
+        if isinstance(one, dict) and not {"source", "forms"} & set(one):
+            raise ValueError(
+                f"{where}: variant {number}: 'source' is missing: a model, or forms = the folder of its forms"
+            )
     return {**fields, "source": ""}
 
 

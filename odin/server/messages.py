@@ -90,7 +90,7 @@ class InferRequest(NamedTuple):
         Given by the client, and given back.
     parameters
         ``timeout`` (microseconds) and ``priority`` count, of families ``accuracy``, ``latency`` (microseconds) and
-        ``reduced`` as well; others are accepted and change nothing.
+        ``accuracy_budget`` as well; others are accepted and change nothing.
     inputs
         Tensors, in any order.
     outputs

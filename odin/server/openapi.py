@@ -159,10 +159,10 @@ def _infer(always: tuple[int, ...]) -> dict[str, Any]:
             "schema": {"type": "integer", "minimum": 0},
         },
         {
-            "name": "reduced",
+            "name": "accuracy_budget",
             "in": "query",
-            "description": "Of a family: whether less computation is allowed for an image",
-            "schema": {"type": "boolean"},
+            "description": "Of a family: share of accuracy that may be lost for an image by computing less",
+            "schema": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
         },
     ]
     operation["requestBody"] = {

@@ -34,7 +34,7 @@ __all__ = ["make_app"]
 
 _Answered = TypeVar("_Answered")
 _TOP, _MOST_TOP = 5, 10_000
-_IN_URL = ("top", "timeout", "priority", "accuracy", "latency", "reduced")
+_IN_URL = ("top", "timeout", "priority", "accuracy", "latency", "accuracy_budget")
 """What may stand in the URL beside an image."""
 _DISCARD_TIMES = 4  # a body beyond the limit is discarded up to so many times the limit
 _OPEN = ("/v2/health/live", "/v2/health/ready", "/")

@@ -28,12 +28,11 @@ from odin.server.signature import Signature
 __all__ = ["ServedFamily", "VariantFamilies", "variants_of"]
 
 _MICROSECONDS = 1e-6
-_WORDS = {"true": True, "false": False}
 
 
 def variants_of(config: ModelConfig) -> list[Variant]:
-    """The variants that a family's file names."""
-    made = []
+    """The variants that a family's file names, with their reduced forms."""
+    made: list[Variant] = []
     for one in config.variants:
         precision = one.precision or config.precision
         stages = one.stages if one.stages is None or isinstance(one.stages, str) else list(one.stages)
@@ -50,10 +49,13 @@ def variants_of(config: ModelConfig) -> list[Variant]:
             share=one.share,
             layers=one.layers,
             accuracy=one.accuracy,
-            reduced=one.reduced,
+            forms=one.forms,
+            form=one.form,
+            accuracy_lost=one.accuracy_lost,
             max_waiting=config.max_waiting,
         )
-        made.append(variant if one.calibration is None else _calibrated(variant, str(one.calibration)))
+        forms = variant.with_forms()
+        made += forms if one.calibration is None else [_calibrated(form, str(one.calibration)) for form in forms]
     return made
 
 
@@ -101,25 +103,27 @@ class ServedFamily(ServedModel):
             stages=config.stages,
             memory_mib=config.memory_mib or math.inf,
             policy=config.choice,
+            accuracy_budget=config.accuracy_budget,
             log=config.log,
             on_event=on_event,
             on_variant_event=on_variant_event,
         )
         self.pipeline: Any = _OfFamily(self.family)
         try:
-            signatures = {}
+            signatures: dict[str, Signature] = {}
+            inputs, outputs = config.inputs, config.outputs
             for name, pipeline in self._loaded().items():
-                result = pipeline(*example)
-                signatures[name] = Signature.of(
-                    pipeline.chain, example, result, inputs=config.inputs, outputs=config.outputs
-                )
+                signature = Signature.of(pipeline.chain, example, pipeline(*example), inputs=inputs, outputs=outputs)
+                signatures[name] = signature
+                # forms are exported programs, which name the same tensors otherwise than the model
+                inputs, outputs = (tuple(one.name for one in part) for part in signature[:2])
                 self.devices = tuple(map(str, pipeline.devices))
             (first, self.signature), *others = signatures.items()
             for name, signature in others:
                 if (signature.inputs, signature.outputs) != (self.signature.inputs, self.signature.outputs):
                     raise ValueError(
                         f"variant {name!r} takes or returns other tensors than {first!r}: all variants of a family "
-                        "have the same inputs and outputs; give them the same names by inputs = [...], outputs = [...]"
+                        "have inputs and outputs of the same types and sizes"
                     )
         except BaseException:
             self.family.close(drain=False)
@@ -146,14 +150,16 @@ class ServedFamily(ServedModel):
             *arguments,
             accuracy=_share(request.parameters, "accuracy"),
             latency_s=min(limits_s, default=None),
-            reduced=_flag(request.parameters, "reduced"),
+            accuracy_budget=_share(request.parameters, "accuracy_budget", self.family.accuracy_budget),
             variant=self._named(request.parameters),
             timelines=timelines,
         )
         answer = await outcome(_refusals_told(work))
         return answer.value, {
             "variant": answer.variant,
-            "reduced": answer.reduced,
+            "form": answer.form,
+            "accuracy_lost": answer.accuracy_lost,
+            "step": answer.step,
             "predicted_us": round(answer.predicted_s / _MICROSECONDS),
             "actual_us": round(answer.actual_s / _MICROSECONDS),
             **({} if math.isnan(answer.accuracy) else {"accuracy": answer.accuracy}),
@@ -191,7 +197,7 @@ async def _refusals_told(work: Any) -> Answer:
     except DeadlineExceededError as error:
         if not error.refused:
             raise
-        told = error.reason.replace("reduced=True", "parameter 'reduced'").replace(
+        told = error.reason.replace("accuracy_budget=0.003", "parameter 'accuracy_budget'").replace(
             "variant=None", "no parameter 'variant'"
         )
         if math.isnan(error.predicted_s):
@@ -204,9 +210,9 @@ async def _refusals_told(work: Any) -> Answer:
     return answer
 
 
-def _share(parameters: Mapping[str, Parameter], name: str) -> float:
-    """A parameter that is a number from 0 to 1; 0 if it is not given."""
-    value = parameters.get(name, 0.0)
+def _share(parameters: Mapping[str, Parameter], name: str, default: float = 0.0) -> float:
+    """A parameter that is a number from 0 to 1."""
+    value = parameters.get(name, default)
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (ValueError, OverflowError):
@@ -214,15 +220,6 @@ def _share(parameters: Mapping[str, Parameter], name: str) -> float:
     if not 0 <= number <= 1:
         raise RequestError(FailureKind.INVALID, f"parameter {name!r} is {value!r:.40}, and no share from 0 to 1")
     return number
-
-
-def _flag(parameters: Mapping[str, Parameter], name: str) -> bool:
-    value = parameters.get(name, False)
-    if isinstance(value, str):
-        value = _WORDS.get(value.lower(), value)
-    if not isinstance(value, bool):
-        raise RequestError(FailureKind.INVALID, f"parameter {name!r} is {value!r}; it takes true or false")
-    return value
 
 
 class VariantFamilies:

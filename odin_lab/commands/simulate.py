@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import platform
 import shlex
 import sys
@@ -32,6 +33,7 @@ from odin_lab.simulator.study import Contestant, Job, Outcome, RunJob, Setup, St
 from odin_lab.simulator.summary import policy_table, render_study, service_table, validation_table
 from odin_lab.simulator.tuning_table import tuning_rows, tuning_table
 from odin_lab.simulator.validate import validate
+from odin_lab.simulator.variants_table import variants_rows, variants_study, variants_table
 from odin_lab.timings import load_timings
 
 __all__ = ["add_parser", "run"]
@@ -48,9 +50,10 @@ _OPTIONS = {
     "tune": ("repeats", "seed"),
     "batching": ("repeats", "seed"),
     "fleet": ("devices", "repeats", "seed"),
+    "variants": ("repeats", "seed", "json"),
 }
 """Which options mean something for what is to be done."""
-_STUDIES = ("paper", "tune", "batching", "fleet")
+_STUDIES = ("paper", "tune", "batching", "fleet", "variants")
 _LIKE_SEEDS = 5
 _DEFAULT_POLICIES = ("lls", "odin:alpha=10", "predictive", "relay")
 _DEFAULT_SURVIVORS = ("static", "predictive", "relay")
@@ -63,15 +66,16 @@ def add_parser(subparsers: Any) -> None:
         help="compare policies in simulation, also on the ODIN paper's grid",
         description="Run policies, those that serve live, on the same noise and interference in a simulated pipeline "
         "with measured layer times. odin simulate paper runs the ODIN paper's whole grid; odin simulate tune the "
-        "policies of odin tune, odin simulate batching dynamic batching, odin simulate fleet a thousand models.",
+        "policies of odin tune, odin simulate batching dynamic batching, odin simulate fleet a thousand models, odin "
+        "simulate variants the choice of a model's variants.",
     )
     parser.add_argument(
         "what",
         nargs="?",
-        metavar="MODEL|TABLE|paper|tune|batching|fleet",
+        metavar="MODEL|TABLE|paper|tune|batching|fleet|variants",
         help="model with shipped timings (default resnet50), a file made by odin record, paper, or one of: tune, "
         "batches and instances under a latency limit; batching, requests batched dynamically or one by one; fleet, a "
-        "thousand models in little memory",
+        "thousand models in little memory; variants, requests of three accuracies by four ways to choose",
     )
     parser.add_argument(
         "--like",
@@ -153,6 +157,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise StudyError(f"--like {log}: there is no such file; give event logs of odin run --log")
     if mode == "--like":
         return _like(arguments)
+    if mode == "variants":
+        return _variants(arguments)
     if mode in _TABLES:
         return _table(arguments, mode)
     return _paper(arguments) if mode == "paper" else _single(arguments)
@@ -272,14 +278,31 @@ def _like(arguments: argparse.Namespace) -> int:
 
 def _table(arguments: argparse.Namespace, mode: str) -> int:
     """Make one of the tables that are not about plans."""
-    seed = arguments.seed or 0
-    seeds = range(seed, seed + (arguments.repeats or 3))
+    seeds = _seeds(arguments)
     rows, make = _TABLES[mode]
     options = {} if arguments.devices is None else {"executors": arguments.devices}
     with _progress(rows(), "rows") as advance:
         table = make(seeds=seeds, on_row=advance, **options)
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
     return 0
+
+
+def _variants(arguments: argparse.Namespace) -> int:
+    """Policies that choose variants, on a mixed trace."""
+    seeds = _seeds(arguments)
+    with _progress(variants_rows(), "rows") as advance:
+        rows = variants_study(seeds=seeds, on_row=advance)
+    if arguments.json:
+        print(json.dumps({"seeds": list(seeds), "rows": [row._asdict() for row in rows]}, indent=1))
+    else:
+        table = variants_table(rows, seeds=len(seeds))
+        Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    return 0
+
+
+def _seeds(arguments: argparse.Namespace) -> range:
+    seed = arguments.seed or 0
+    return range(seed, seed + (arguments.repeats or 3))
 
 
 _TABLES: dict[str, tuple[Callable[[], int], Callable[..., Table]]] = {

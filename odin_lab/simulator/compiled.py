@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from odin.monitor.detectors import cusum_rows
 from odin.monitor.watch_rows import WatchLoops, learn_rows, sample_rows, work_rows
@@ -42,8 +42,8 @@ def compiled(loop: Callable[P, R], *helpers: Callable[..., object]) -> Callable[
 
     for helper in helpers:
         register_jitable(error_model="numpy")(helper)
-    made: Callable[P, R] = numba.njit(loop, cache=True, error_model="numpy", nogil=True)
-    return made
+    made: Any = numba.njit(loop, cache=True, error_model="numpy", nogil=True)  # typed in some versions only
+    return cast("Callable[P, R]", made)
 
 
 class Loops(NamedTuple):

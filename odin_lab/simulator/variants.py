@@ -2,11 +2,12 @@
 
 Policies, predictions and their margins (:mod:`odin.family`) are those that serve; only devices and clock are simulated.
 Each loaded variant has a stage on each of its devices, and each stage takes whole requests from the variant's queue,
-earliest deadline first; of several idle ones the one on whose device the fewest compute. That requests change hands
-between layers is left out. A device gives each that computes there the same part of its time, be it a variant's stage,
-a program from outside (:class:`~odin_lab.simulator.tenants.Outsider`), or a variant that is being loaded, which
-computes on the first of its devices. What a request takes by the profile beyond its device seconds (``cost_s``) passes
-after them, on no device::
+earliest deadline first; of several idle ones the one on whose device the fewest compute: as a relay does, but for the
+layers at which requests change hands. With fixed layers a request passes all stages in order instead, and each does the
+same part of it. A device gives each that computes there the same part of its time, be it a variant's stage, a program
+from outside (:class:`~odin_lab.simulator.tenants.Outsider`), or a variant that is being loaded, which computes on the
+first of its devices. What a request takes by the profile beyond its device seconds (``cost_s``) passes after them, on
+no device::
 
     trace --choose--> variant A   queue -> stage on device 0, stage on device 1
                       variant B   queue -> stage on device 0, stage on device 1    turns with A's
@@ -38,7 +39,7 @@ class WantClass(NamedTuple):
     accuracy: float
     latency_s: float
     share: float
-    reduced: bool = False
+    budget: float = 0.0
 
 
 class Asked(NamedTuple):
@@ -62,7 +63,7 @@ class FamilyResult(NamedTuple):
     by_variant
         Answered requests of each.
     reduced, loads, unloads
-        Answered by reduced variants; variants loaded and unloaded after the start.
+        Answered by reduced forms; variants loaded and unloaded after the start.
     latency_s, predicted_s
         Of the answered ones; the latter as expected when they were given to their variants.
     """
@@ -99,7 +100,7 @@ def mixed_trace(classes: Sequence[WantClass], *, rate_hz: float, seconds: float,
     trace, at_s = [], 0.0
     while (at_s := at_s + float(random.exponential(1.0 / rate_hz))) < seconds:
         one = classes[int(random.choice(len(classes), p=shares))]
-        trace.append(Asked(at_s, Want(one.accuracy, one.latency_s, one.reduced)))
+        trace.append(Asked(at_s, Want(one.accuracy, one.latency_s, one.budget)))
     return trace
 
 
@@ -113,10 +114,10 @@ class _Request:
 
 
 class _Stage:
-    """Of a variant on a device: what it computes."""
+    """Of a variant on a device: what it computes, and what waits for it."""
 
-    def __init__(self, device: int) -> None:
-        self.device = device
+    def __init__(self, device: int, queue: list[_Request]) -> None:
+        self.device, self.queue = device, queue
         self.request: _Request | None = None
         self.left_s = self.own_s = 0.0
 
@@ -124,9 +125,12 @@ class _Stage:
 class _Variant:
     """A variant that is loaded, or not."""
 
-    def __init__(self, devices: Sequence[int], *, instances: int) -> None:
-        self.stages = [_Stage(device) for device in devices]
+    def __init__(self, devices: Sequence[int], *, instances: int, fixed_layers: bool) -> None:
         self.queue: list[_Request] = []
+        self.stages = [
+            _Stage(device, [] if fixed_layers and place else self.queue) for place, device in enumerate(devices)
+        ]
+        self.part = 1.0 / len(devices) if fixed_layers else 1.0  # of a request, that a stage computes
         self.instances = instances
         self.loaded = False
         self.ready_s = math.inf
@@ -135,7 +139,8 @@ class _Variant:
     @property
     def under_way(self) -> int:
         """Requests that it has."""
-        return len(self.queue) + sum(stage.request is not None for stage in self.stages)
+        waiting = {id(stage.queue): len(stage.queue) for stage in self.stages}
+        return sum(waiting.values()) + sum(stage.request is not None for stage in self.stages)
 
 
 class _Simulation:
@@ -149,10 +154,18 @@ class _Simulation:
         memory_mib: float,
         noise: float,
         seed: int,
+        fixed_layers: bool,
     ) -> None:
         self.facts, self.policy, self.outsiders, self.memory_mib = facts, policy, outsiders, memory_mib
         self.noise, self.random = noise, np.random.default_rng([seed, 1])
-        self.variants = [_Variant(own, instances=1 if policy.starts_with_one else len(own)) for own in devices]
+        self.variants = [
+            _Variant(
+                own,
+                instances=1 if policy.starts_with_one and not fixed_layers else len(own),
+                fixed_layers=fixed_layers,
+            )
+            for own in devices
+        ]
         self.shared = SharedDevices([[str(device) for device in own] for own in devices], refuses=policy.refuses)
         free_mib = memory_mib
         for one, variant in zip(facts, self.variants, strict=True):
@@ -212,17 +225,16 @@ class _Simulation:
     def begin(self) -> None:
         """Stages that are free take what waits; what is too late is dropped."""
         for number, variant in enumerate(self.variants):
-            idle = [stage for stage in variant.stages[: variant.instances] if stage.request is None]
-            while idle and variant.queue and (variant.loaded or variant.closing):
-                request = variant.queue.pop(0)
-                if request.deadline_s <= self.now_s:
+            taking = variant.stages[: variant.instances] if variant.loaded or variant.closing else []
+            while idle := [stage for stage in taking if stage.request is None and stage.queue]:
+                stage = min(idle, key=lambda one: (self._beside(one), self.random.random()))
+                request = stage.queue.pop(0)
+                if request.deadline_s <= self.now_s and stage.queue is variant.queue:
                     self.shared.ended(request.begun, self.now_s, late=True)
                     self.counts["late"] += 1
                     continue
-                stage = min(idle, key=lambda one: (self._beside(one), self.random.random()))
-                idle.remove(stage)
                 stage.request, stage.own_s = request, 0.0
-                takes_s = self.facts[number].cost_s * request.want.samples
+                takes_s = self.facts[number].cost_s * request.want.samples * variant.part
                 stage.left_s = takes_s * float(self.random.lognormal(0.0, self.noise))
             if variant.closing and not variant.under_way:
                 variant.closing = False
@@ -236,11 +248,14 @@ class _Simulation:
         """A stage has done with its request."""
         request, stage.request = stage.request, None
         assert request is not None
-        facts, samples = self.facts[number], request.want.samples
+        variant, facts, samples = self.variants[number], self.facts[number], request.want.samples
+        self.used_s += stage.own_s
+        if variant.part < 1.0 and stage is not variant.stages[-1]:
+            insort(variant.stages[variant.stages.index(stage) + 1].queue, request)
+            return
         done_s = self.now_s + max(0.0, facts.latency_s(samples) - facts.cost_s * samples)
         in_time = done_s <= request.deadline_s
         self.shared.answered(request.begun, done_s)
-        self.used_s += stage.own_s
         latency_s = done_s - request.at_s
         self.latency_s.append(latency_s)
         self.predicted_s.append(request.begun.forecast.expected_s - request.at_s)
@@ -278,7 +293,7 @@ class _Simulation:
                 self._load(step.variant)
             elif step.action == "unload":
                 self._unload(step.variant)
-            else:
+            elif self.variants[step.variant].part == 1.0:  # with fixed layers each stage is needed
                 self.variants[step.variant].instances = step.instances
 
     def _load(self, number: int) -> None:
@@ -358,6 +373,7 @@ def run_family(
     memory_mib: float = math.inf,
     noise: float = 0.05,
     seed: int = 0,
+    fixed_layers: bool = False,
 ) -> FamilyResult:
     """Serve a trace.
 
@@ -375,11 +391,15 @@ def run_family(
         Programs beside them.
     noise
         Standard deviation of the logarithm of what a request takes.
+    fixed_layers
+        Whether each stage does its own part of every request, rather than all of some.
     """
     if isinstance(devices, int):  # in another order for each, where only the first stage serves at the beginning
         shifts = [number if policy.starts_with_one else 0 for number in range(len(facts))]
         devices = [[(shift + device) % devices for device in range(devices)] for shift in shifts]
-    simulation = _Simulation(facts, policy, devices, outsiders, memory_mib=memory_mib, noise=noise, seed=seed)
+    simulation = _Simulation(
+        facts, policy, devices, outsiders, memory_mib=memory_mib, noise=noise, seed=seed, fixed_layers=fixed_layers
+    )
     coming, look_s = 0, _LOOK_S
     while coming < len(trace) or simulation.under_way:
         now_s = simulation.now_s

@@ -7,9 +7,9 @@ from functools import cache
 import torch
 from torch import nn
 
-from benchmarks.digits import DigitsNet, digits, shifted
-from odin.reduction.labelled import Labelled
+from odin.models.labelled import Labelled
 from odin.reduction.slimmable import train_slimmable
+from odin_lab.digits import DigitsNet, digits, shifted
 
 WIDTHS = (1.0, 0.5)
 
@@ -35,3 +35,8 @@ def trained_digits() -> dict[float, nn.Module]:
         )
     finally:
         torch.set_num_threads(threads)
+
+
+def full_digits() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """The full network, as a server's file names it."""
+    return trained_digits()[1.0], (digit_images()[1].inputs[:1],)

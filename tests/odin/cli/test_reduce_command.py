@@ -8,26 +8,22 @@ import numpy as np
 import pytest
 import torch
 from digits_model import digit_images, trained_digits
-from PIL import Image
-from torch import nn
 
 import odin
 from odin.cli.main import main
-from odin.cli.reduce_data import load_labelled
 from odin.fleet.packed import PackedFolder
 from odin.reduction.manifest import FILE, read_manifest
-from odin.reduction.selection import select
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     held_out = digit_images()[1]
-    images = held_out.images
+    images = held_out.inputs
     program = torch.export.export(trained_digits()[1.0], (images[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     program.example_inputs = ((images[:1],), {})
     torch.export.save(program, folder / "digits.pt2")
-    np.savez(folder / "held_out.npz", images=images.numpy(), labels=held_out.labels.numpy())
+    np.savez(folder / "held_out.npz", inputs=images.numpy(), classes=held_out.classes.numpy())
     return folder
 
 
@@ -46,7 +42,7 @@ def test_what_is_written_can_be_read_and_run(reduced):
     full, *exits = manifest.forms
     assert [form.kind for form in manifest.forms] == ["full", "exit", "exit"]
     assert full.judgement.images == 360
-    image = digit_images()[1].images[:1]
+    image = digit_images()[1].inputs[:1]
     for form in manifest.forms:
         source = odin.load_source(reduced / form.file)
         chain = odin.build_chain(source.torch_model, source.example_args)
@@ -59,21 +55,12 @@ def test_what_is_written_can_be_read_and_run(reduced):
 
 
 def test_the_full_models_file_is_the_model_bit_for_bit(digits, reduced):
-    image = digit_images()[1].images[:3]
+    image = digit_images()[1].inputs[:3]
     first, again = (
         odin.build_chain(odin.load_source(path).torch_model, (image,))(image)
         for path in (digits / "digits.pt2", reduced / "digits-full.pt2")
     )
     assert torch.equal(first, again)
-
-
-def test_forms_can_be_chosen_among_by_deadline(reduced):
-    manifest = read_manifest(reduced)
-    options = [form.option for form in manifest.forms]
-    assert select(options, time_s=1e9, budget=manifest.budget).option.name == "full"
-    chosen = select(options, time_s=0.0, budget=manifest.budget)
-    assert not chosen.in_time
-    assert chosen.option.lost <= manifest.budget
 
 
 def test_forms_within_the_budget_are_packed(reduced):
@@ -120,38 +107,6 @@ def test_options_that_make_no_sense(digits, tmp_path, capsys, arguments, told):
     assert status == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("arrays", "told"),
-    [
-        ({"images": np.zeros((4, 1, 8, 8), "f4")}, "it is to hold the arrays images and labels"),
-        ({"images": np.zeros((4, 3, 8, 8), "f4"), "labels": np.zeros(4, int)}, r"images of shape \(3, 8, 8\)"),
-        ({"images": np.zeros((4, 1, 8, 8), "f4"), "labels": np.zeros(4)}, "labels of type float64"),
-        ({"images": np.zeros((4, 1, 8, 8), "f4"), "labels": np.zeros(3, int)}, "one class for each"),
-        ({"images": np.array([None, {}]), "labels": np.zeros(2, int)}, "it is to hold the arrays"),
-    ],
-)
-def test_arrays_that_are_not_images_and_labels(digits, tmp_path, arrays, told):
-    np.savez(tmp_path / "wrong.npz", **arrays)
-    source = odin.load_source(digits / "digits.pt2")
-    with pytest.raises(ValueError, match=told):
-        load_labelled(source, str(tmp_path / "wrong.npz"), labels=None, count=100)
-
-
-def test_a_folder_for_each_class(tmp_path):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    source = odin.load_source(model, image_size=16)
-    for label in (0, 1):
-        (tmp_path / str(label)).mkdir()
-        for number in range(3):
-            Image.new("RGB", (20, 20), (80 * label, 0, number)).save(tmp_path / str(label) / f"{number}.png")
-    found = load_labelled(source, str(tmp_path), labels=None, count=100)
-    assert found.images.shape == (6, 3, 16, 16)
-    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    (tmp_path / "0" / "0.png").rename(tmp_path / "0.png")
-    with pytest.raises(ValueError, match="make one folder for each class"):
-        load_labelled(source, str(tmp_path), labels=None, count=100)
 
 
 def test_random_weights_are_refused(tmp_path, capsys):

@@ -20,7 +20,7 @@ FACTS = [
     Facts("small", 0.0, 0.010, load_s=1.0, memory_mib=100, accuracy=0.90, cost_s=0.010, capacity_hz=200),
     Facts("middle", 0.0, 0.020, load_s=1.5, memory_mib=200, accuracy=0.95, cost_s=0.020, capacity_hz=100),
     Facts("large", 0.0, 0.040, load_s=2.0, memory_mib=400, accuracy=0.98, cost_s=0.040, capacity_hz=50),
-    Facts("exit", 0.0, 0.008, load_s=1.0, memory_mib=100, accuracy=0.97, cost_s=0.008, capacity_hz=250, reduced=True),
+    Facts("exit", 0.0, 0.008, 1.0, 100, accuracy=0.97, cost_s=0.008, capacity_hz=250, form="exit-3", lost=0.01),
 ]
 SMALL, MIDDLE, LARGE, EXIT = range(4)
 ALL = {SMALL, MIDDLE, LARGE, EXIT}
@@ -77,9 +77,36 @@ def test_what_is_too_slow_even_alone_is_not_the_first():
 def test_reduced_last_and_only_if_allowed():
     times = Times(ALL, small=9.0, middle=9.0, large=9.0)
     assert isinstance(choose(Want(0.9, 0.05), times), Refusal)
-    chosen = choose(Want(0.9, 0.05, reduced=True), times)
+    chosen = choose(Want(0.9, 0.05, budget=0.01), times)
     assert (chosen.variant, chosen.step) == (EXIT, "reduced")
-    assert choose(Want(0.9, 0.05, reduced=True), Times(ALL)).variant == SMALL  # whole ones first, though dearer
+    assert choose(Want(0.9, 0.05, budget=0.01), Times(ALL)).variant == SMALL  # full ones first, though dearer
+    assert isinstance(choose(Want(0.9, 0.05, budget=0.009), times), Refusal)  # it loses more than that
+    assert isinstance(choose(Want(0.98, 0.05, budget=0.01), times), Refusal)  # the accuracy holds for it too
+
+
+def test_of_reduced_forms_the_one_that_loses_least_though_it_is_dearer():
+    times = [9.0, 0.03, 0.02, 0.01, 0.005]
+    facts = [
+        Facts("full", 0.0, 0.04, accuracy=0.98, cost_s=0.04),
+        Facts("exit-8", 0.0, 0.03, accuracy=0.979, cost_s=0.03, form="exit-8", lost=0.001),
+        Facts("exit-9", 0.0, 0.02, accuracy=0.985, cost_s=0.02, form="exit-9", lost=-0.005),  # gained by chance
+        Facts("exit-5", 0.0, 0.01, accuracy=0.97, cost_s=0.01, form="exit-5", lost=0.01),
+        Facts("exit-1", 0.0, 0.005, accuracy=0.90, cost_s=0.005, form="exit-1", lost=0.08),
+    ]
+
+    def predict(variant: int, *, loaded: bool = False) -> Prediction:
+        return Prediction(times[variant], times[variant])
+
+    def chosen(latency_s: float, budget: float = 0.1) -> str:
+        choice = OdinPolicy().choose(facts, set(range(5)), Want(0.0, latency_s, budget), predict)
+        return facts[choice.variant].name if isinstance(choice, Choice) else "refused"
+
+    assert [chosen(limit) for limit in (10.0, 1.0, 0.015, 0.007, 0.001)] == [
+        "full", "exit-9", "exit-5", "exit-1", "refused"
+    ]  # fmt: skip
+    assert chosen(0.007, budget=0.01) == "refused"
+    assert chosen(1.0, budget=0.0) == "refused"  # off, though one seems to lose nothing
+    assert chosen(math.inf) == "full"  # no deadline is no reason to compute less
 
 
 def test_what_is_loaded_goes_before_what_is_not_and_what_was_missed_is_told():
@@ -92,7 +119,7 @@ def test_what_is_loaded_goes_before_what_is_not_and_what_was_missed_is_told():
 def test_a_reduced_one_is_not_missed_by_who_does_not_allow_it():
     refusal = choose(Want(0.96, 0.03), Times({SMALL}))
     assert refusal.missed == -1
-    assert choose(Want(0.96, 0.03, reduced=True), Times({SMALL})).missed == EXIT
+    assert choose(Want(0.96, 0.03, budget=0.01), Times({SMALL})).missed == EXIT
 
 
 def test_a_refusal_names_the_best():
@@ -146,8 +173,8 @@ WHYS = [
     (Want(0.9, 0.03), Times(ALL, small=4.0), (MIDDLE, "interference")),
     (Want(0.9, 0.05), Times({MIDDLE, LARGE}), (MIDDLE, "unloaded")),
     (Want(0.9, 5.0), Times({EXIT}), (SMALL, "asked")),  # and loaded for it
-    (Want(0.9, 0.05, reduced=True), Times(ALL, small=9.0, middle=9.0, large=9.0), (EXIT, "interference")),
-    (Want(0.9, 0.009, reduced=True), Times(ALL), (EXIT, "deadline")),
+    (Want(0.9, 0.05, budget=0.01), Times(ALL, small=9.0, middle=9.0, large=9.0), (EXIT, "interference")),
+    (Want(0.9, 0.009, budget=0.01), Times(ALL), (EXIT, "deadline")),
 ]
 
 

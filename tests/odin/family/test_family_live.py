@@ -18,7 +18,6 @@ from torch import nn
 
 import odin
 from odin.family.facts import Refusal
-from odin.family.profiling import Labelled
 from odin.monitor.events import ModelEvicted, ModelLoaded, RunEnded, RunStarted, VariantChosen, from_json
 
 pytestmark = pytest.mark.ray
@@ -73,7 +72,7 @@ def variants(models: dict[str, nn.Module]) -> list[odin.Variant]:
     return [
         odin.Variant("small", models["small"], example_input=x),
         odin.Variant("large", models["large"], example_input=x),
-        odin.Variant("cut", models["cut"], example_input=x, reduced=True),
+        odin.Variant("cut", models["cut"], example_input=x, form="cut", accuracy_lost=0.01),
     ]
 
 
@@ -111,7 +110,7 @@ def test_accuracy_decides_and_the_answer_says_which(family, models, data):
     small, large = family.facts[0], family.facts[1]
     assert small.cost_s < large.cost_s
     answer = family(x, accuracy=small.accuracy)
-    assert (answer.variant, answer.reduced, answer.step) == ("small", False, "first")
+    assert (answer.variant, answer.form, answer.step) == ("small", "full", "first")
     assert torch.allclose(answer.value, models["small"](x), atol=1e-4)
     answer = family(x, accuracy=large.accuracy)
     assert answer.variant == "large"
@@ -143,7 +142,7 @@ def test_a_variant_that_is_named_computes_bit_for_bit_what_a_pipeline_of_its_own
 def test_reduced_ones_only_if_allowed(family, data):
     answer = family(data[0][:1], accuracy=0.0)
     assert answer.variant != "cut"
-    with pytest.raises(odin.DeadlineExceededError, match="reduced=True"):
+    with pytest.raises(odin.DeadlineExceededError, match="accuracy_budget="):
         family(data[0][:1], latency_s=1e-7)
 
 
@@ -302,11 +301,6 @@ def test_choosing_is_quick(family):
     assert statistics.median(took_s) < 0.02
     assert isinstance(family.ask(latency_s=1e-9), Refusal)
     assert family.view().refused == before.refused
-
-
-def test_labelled_data_is_checked():
-    with pytest.raises(ValueError, match="one class for each input"):
-        Labelled.of(torch.zeros(3, 1), [1, 2])
 
 
 def test_names_and_memory_are_checked(models):

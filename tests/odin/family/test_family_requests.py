@@ -120,7 +120,7 @@ def test_the_answer_is_that_of_the_variant_and_counted(family):
     assert family.view().variants[0].under_way == 1
     small.futures[0].set_result("value")
     answer = future.result(1.0)
-    assert answer[:4] == ("value", "small", 0.9, False)
+    assert answer[:5] == ("value", "small", 0.9, "full", 0.0)
     assert answer.step == "first"
     view = family.view().variants[0]
     assert (view.under_way, view.counts.answered, view.counts.samples, view.counts.asked) == (0, 1, 1, 1)
@@ -305,7 +305,9 @@ def test_profiles_are_kept_by_what_they_depend_on(tmp_path):
     assert kept.load(key) is None
     assert kept.store(key, profile)
     assert kept.load(key) == profile
-    assert odin.Variant("b", "resnet18", accuracy=0.5, reduced=True).key(["cpu:0"]) == key  # the same work
+    assert (
+        odin.Variant("b", "resnet18", accuracy=0.5, form="exit-3", accuracy_lost=0.01).key(["cpu:0"]) == key
+    )  # the same work
     others = [
         one.key(["cpu:1"]),
         odin.Variant("a", "resnet34").key(["cpu:0"]),

@@ -9,15 +9,16 @@ import torch
 from digits_model import digit_images, trained_digits
 
 import odin
+from odin.models.labelled import Labelled
+from odin.reduction.answering import ReductionError
 from odin.reduction.exits import choose_exits, early_exits, first_layers, possible_exits
-from odin.reduction.labelled import Labelled, ReductionError
 from odin.reduction.reduced import reduce_model
 from odin.reduction.widths import narrow, recalibrate
 
 
 @pytest.fixture(scope="module")
 def chain():
-    return odin.build_chain(trained_digits()[1.0], (digit_images()[1].images[:1],), name="digits")
+    return odin.build_chain(trained_digits()[1.0], (digit_images()[1].inputs[:1],), name="digits")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_exits_hold_the_full_models_own_tensors(reduced):
 
 
 def test_an_exit_is_what_the_chain_hands_over_at_its_cut(chain):
-    images = digit_images()[1].images[:5]
+    images = digit_images()[1].inputs[:5]
     for cut in possible_exits(chain):
         (part,) = first_layers(trained_digits()[1.0], chain, [cut], images[:1])
         expected = chain.run(chain.layout(chain.pack((images,))), 0, cut)[0]
@@ -72,17 +73,17 @@ def test_exits_are_spread_over_the_operations(chain):
 def test_an_exported_program_has_the_same_exits(chain):
     training, held_out = digit_images()
     model = trained_digits()[1.0]
-    program = torch.export.export(model, (held_out.images[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    program = torch.export.export(model, (held_out.inputs[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     cut = choose_exits(chain, count=1)
     plain, exported = (
-        early_exits(one, odin.build_chain(one, (held_out.images[:1],)), training, classes=10, cuts=cut)[0]
+        early_exits(one, odin.build_chain(one, (held_out.inputs[:1],)), training, classes=10, cuts=cut)[0]
         for one in (model, program)
     )
-    torch.testing.assert_close(plain(held_out.images[:9]), exported(held_out.images[:9]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(plain(held_out.inputs[:9]), exported(held_out.inputs[:9]), rtol=1e-3, atol=1e-3)
 
 
 def test_forms_can_be_pickled(reduced):
-    images = digit_images()[1].images[:3]
+    images = digit_images()[1].inputs[:3]
     for form in reduced.values():
         again = pickle.loads(pickle.dumps(form.model))
         assert torch.equal(again(images), form.model(images))
@@ -91,14 +92,14 @@ def test_forms_can_be_pickled(reduced):
 def test_narrowing_changes_nothing_of_the_model(chain):
     training, held_out = digit_images()
     model = trained_digits()[1.0]
-    before = model(held_out.images[:3])
-    thin = narrow(model, held_out.images[:1], width=0.5)
-    recalibrate(thin, training.images[:200])
+    before = model(held_out.inputs[:3])
+    thin = narrow(model, held_out.inputs[:1], width=0.5)
+    recalibrate(thin, training.inputs[:200])
     assert not any(module.training for module in thin.modules())
     assert thin.stem.out_channels == 6
     assert thin.classify.in_features == 24
     assert thin.classify.out_features == 10
-    assert torch.equal(model(held_out.images[:3]), before)
+    assert torch.equal(model(held_out.inputs[:3]), before)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +113,17 @@ def test_narrowing_changes_nothing_of_the_model(chain):
 def test_exits_that_cannot_be_trained(chain, change, told):
     training = digit_images()[0]
     options = {"classes": 10, "cuts": (3,), **change}
-    count = options.pop("training", len(training.labels))
+    count = options.pop("training", len(training.classes))
     with pytest.raises(ReductionError, match=told):
-        early_exits(trained_digits()[1.0], chain, Labelled(training.images[:count], training.labels[:count]), **options)
+        early_exits(
+            trained_digits()[1.0], chain, Labelled(training.inputs[:count], training.classes[:count]), **options
+        )
 
 
 @pytest.mark.ray
 def test_a_pipeline_serves_an_exit_as_any_other_model(two_cores, reduced):
     form = reduced[min(name for name in reduced if name.startswith("exit"))]
-    images = digit_images()[1].images[:12]
+    images = digit_images()[1].inputs[:12]
     with odin.Pipeline(form.model, stages=list(two_cores), example_input=images[:1]) as pipe:
         for image in images.split(1):
             found = pipe(image)

@@ -1,4 +1,4 @@
-"""Shares with their intervals, and the choice of a form: exact figures and decisions."""
+"""Shares with their intervals, and forms within a budget: exact figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 
 from odin.reduction.accuracy import Answers, calibration_error, judge, paired_loss, wilson
-from odin.reduction.selection import Option, select, within_budget
+from odin.reduction.budget import Option, within_budget
 
 FULL, LATE, EARLY = Option("full", 8e-3, 0.0), Option("exit-7", 5e-3, 0.002), Option("exit-2", 2e-3, 0.04)
 OPTIONS = (EARLY, FULL, LATE)
@@ -56,45 +56,12 @@ def test_judgement_beside_the_full_model():
         judge(full, full, [1])
 
 
-def test_the_full_model_while_it_is_in_time_then_the_most_accurate_that_is():
-    chosen = [select(OPTIONS, time_s=20e-3, slowdown=now, budget=0.1) for now in (1.0, 2.5, 2.6, 4.0, 4.1, 10.0, 11.0)]
-    assert [one.option.name for one in chosen] == ["full", "full", "exit-7", "exit-7", "exit-2", "exit-2", "exit-2"]
-    assert [one.in_time for one in chosen] == [True] * 6 + [False]
-    assert chosen[-1].predicted_s == pytest.approx(22e-3)
-
-
-def test_waiting_counts_and_no_deadline_is_no_reason_to_compute_less():
-    assert select(OPTIONS, time_s=20e-3, wait_s=13e-3, budget=0.1).option is LATE
-    assert select(OPTIONS, time_s=math.inf, wait_s=1e9, slowdown=1e9, budget=0.1).option is FULL
-
-
-def test_nothing_beyond_the_budget_is_chosen_even_if_all_else_is_late():
-    late = select(OPTIONS, time_s=1e-3, budget=0.003)
-    assert (late.option, late.in_time) == (LATE, False)
-    assert select(OPTIONS, time_s=1e-3, budget=0.0).option is FULL
-
-
 def test_an_option_that_is_slower_and_worse_is_left_out_and_one_that_gained_by_chance_replaces_nothing():
     slow, lucky = Option("width-0.5", 6e-3, 0.003), Option("exit-9", 7e-3, -0.001)
     assert within_budget((slow, lucky, *OPTIONS), 0.1) == [FULL, lucky, LATE, EARLY]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
-        ({"budget": 1.0}, "accuracy budget of 1.0"),
-        ({"budget": -0.1}, "accuracy budget of -0.1"),
-        ({"budget": math.nan}, "accuracy budget of nan"),
-        ({"time_s": math.nan}, "time_s=nan"),
-        ({"wait_s": -1.0}, "wait_s=-1.0"),
-        ({"slowdown": 0.0}, "slowdown=0.0"),
-    ],
-)
-def test_numbers_that_make_no_sense(wrong, told):
-    with pytest.raises(ValueError, match=told):
-        select(OPTIONS, **{"time_s": 1.0, "budget": 0.1, **wrong})
-
-
-def test_the_full_model_is_to_be_among_them():
-    with pytest.raises(ValueError, match="put the full model"):
-        select((EARLY,), time_s=1.0, budget=0.003)
+@pytest.mark.parametrize("budget", [1.0, -0.1, math.nan, True, "0.1"])
+def test_budgets_that_make_no_sense(budget):
+    with pytest.raises(ValueError, match="accuracy budget of"):
+        within_budget(OPTIONS, budget)

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import odin
+from odin.models.labelled import Labelled
+from odin.reduction.answering import ReductionError, scores
 from odin.reduction.exits import choose_exits, early_exits
 from odin.reduction.heads import pooled_side, train_head
-from odin.reduction.labelled import Labelled, ReductionError, scores
 from odin.reduction.slimmable import corners, train_slimmable
 from odin.reduction.widths import narrow, recalibrate
 
@@ -143,34 +144,6 @@ def test_a_model_of_two_inputs_has_no_exits():
     chain = odin.build_chain(Two().eval(), (IMAGES[:1], IMAGES[:1]), name="two")
     with pytest.raises(ReductionError, match="more than one tensor"):
         early_exits(Two().eval(), chain, labelled(64), classes=2, cuts=(1,))
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "told"),
-    [
-        (torch.zeros(3, 1), torch.zeros(2, dtype=torch.int64), "one class for each"),
-        (torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64), "at least one image"),
-        (torch.zeros(2, 1), torch.tensor([0, -1]), "integers from 0"),
-        (torch.zeros(2, 1), torch.zeros(2), "integers from 0"),
-    ],
-)
-def test_labels_that_are_none(images, labels, told):
-    with pytest.raises(ReductionError, match=told):
-        Labelled(images, labels).check()
-
-
-def test_a_division_keeps_the_proportions_and_every_image():
-    data = Labelled(torch.arange(300).float()[:, None], torch.arange(300) % 3)
-    first, second = data.split(0.5, seed=4)
-    assert torch.bincount(first.labels).tolist() == [50, 50, 50]
-    assert sorted([*first.images.flatten().tolist(), *second.images.flatten().tolist()]) == list(range(300))
-    again, other = data.split(0.5, seed=4)[0], data.split(0.5, seed=5)[0]
-    assert torch.equal(first.images, again.images)
-    assert not torch.equal(first.images, other.images)
-    with pytest.raises(ReductionError, match="share=1"):
-        data.split(1.0)
-    with pytest.raises(ReductionError, match="cannot be divided"):
-        Labelled(data.images[:1], data.labels[:1]).split(0.5)
 
 
 def test_a_head_learns_what_can_be_learnt_and_is_as_sure_as_it_is_right():

@@ -41,7 +41,7 @@ def ports(two_cores: list[str]) -> Iterator[dict[str, int]]:
     variants = [
         {"name": "small", "source": "variant_models:small", "accuracy": 0.7},
         {"name": "large", "source": "variant_models:large", "accuracy": 0.9},
-        {"name": "cut", "source": "variant_models:small", "accuracy": 0.95, "reduced": True},
+        {"name": "cut", "source": "variant_models:small", "accuracy": 0.95, "form": "exit-1", "accuracy_lost": 0.01},
     ]
     config = parse_model({"stages": two_cores, "variants": variants}, name="digits", folder=Path(), where="test")
 
@@ -113,8 +113,8 @@ def expected(name: str, values: np.ndarray) -> np.ndarray:
         ({"accuracy": "0.8"}, "large", 0.9),
         ({"accuracy": 0}, "small", 0.7),
         ({"accuracy": 0.9, "latency": 60_000_000}, "large", 0.9),
-        ({"accuracy": 0.95, "reduced": True}, "cut", 0.95),
-        ({"accuracy": 0.95, "reduced": "true", "latency": "60000000"}, "cut", 0.95),
+        ({"accuracy": 0.95, "accuracy_budget": 0.01}, "cut", 0.95),
+        ({"accuracy": 0.95, "accuracy_budget": "0.02", "latency": "60000000"}, "cut", 0.95),
     ],
 )
 @pytest.mark.parametrize("samples", [1, 3])
@@ -122,8 +122,10 @@ def test_the_answer_is_the_variants_and_says_so(
     ask: Callable[..., Answered], parameters: dict[str, Any] | None, variant: str, accuracy: float, samples: int
 ) -> None:
     output, told = ask(X[:samples], parameters=parameters, timeout=120_000_000)
-    assert set(told) == {"variant", "reduced", "predicted_us", "actual_us", "accuracy"}
-    assert (told["variant"], told["reduced"], told["accuracy"]) == (variant, variant == "cut", accuracy)
+    assert set(told) == {"variant", "form", "accuracy_lost", "step", "predicted_us", "actual_us", "accuracy"}
+    form, lost = ("exit-1", 0.01) if variant == "cut" else ("full", 0.0)
+    assert (told["variant"], told["accuracy"]) == (variant, accuracy)
+    assert (told["form"], told["accuracy_lost"]) == (form, lost)
     for name in ("predicted_us", "actual_us"):
         assert type(told[name]) is int
         assert 0 < told[name] < 120_000_000
@@ -135,11 +137,11 @@ def test_the_answer_is_the_variants_and_says_so(
     [
         ({"accuracy": 0.8, "latency": 1}, "429", "RESOURCE_EXHAUSTED", "the soonest is"),
         ({"accuracy": 0.92}, "400", "INVALID_ARGUMENT", "0.9"),
-        ({"accuracy": 0.99, "reduced": True}, "400", "INVALID_ARGUMENT", "0.95"),
+        ({"accuracy": 0.99, "accuracy_budget": 0.01}, "400", "INVALID_ARGUMENT", "0.95"),
         ({"accuracy": 1.5}, "400", "INVALID_ARGUMENT", "no share from 0 to 1"),
         ({"latency": -1}, "400", "INVALID_ARGUMENT", "no whole number"),
         ({"latency": 0.5}, "400", "INVALID_ARGUMENT", "no whole number"),
-        ({"reduced": 1}, "400", "INVALID_ARGUMENT", "it takes true or false"),
+        ({"accuracy_budget": 2}, "400", "INVALID_ARGUMENT", "no share from 0 to 1"),
     ],
 )
 def test_what_no_variant_can_do_is_refused(

@@ -48,7 +48,8 @@ source = "variant_models:large"
 name = "cut"
 source = "variant_models:small"
 accuracy = 0.3
-reduced = true
+form = "exit-1"
+accuracy_lost = 0.002
 """
     )
     return path
@@ -86,7 +87,7 @@ def test_profiled_then_served_by_what_requests_ask_for(two_cores, tmp_path, caps
     assert main(["profile", str(path), "--labelled", str(data)]) == 0  # of what is kept
     out = capsys.readouterr().out
     assert "100.00%" in out
-    assert "yes" in out
+    assert "exit-1" in out
 
     async def serve() -> None:
         metrics = Metrics()
@@ -102,7 +103,8 @@ def test_profiled_then_served_by_what_requests_ask_for(two_cores, tmp_path, caps
 
             answer = await dataplane.infer(request({"accuracy": 1.0}))
             assert answer.parameters["variant"] == "large"
-            assert answer.parameters["reduced"] is False
+            assert answer.parameters["form"] == "full"
+            assert answer.parameters["accuracy_lost"] == 0.0
             assert answer.parameters["accuracy"] == 1.0
             assert answer.parameters["predicted_us"] > 0
             assert answer.parameters["actual_us"] > 0
@@ -113,11 +115,11 @@ def test_profiled_then_served_by_what_requests_ask_for(two_cores, tmp_path, caps
             with pytest.raises(RequestError, match="the soonest is") as late:
                 await dataplane.infer(request({"latency": 1}))
             assert late.value.kind is FailureKind.REFUSED
-            assert "parameter 'reduced'" in str(late.value)
+            assert "parameter 'accuracy_budget'" in str(late.value)
             for wrong in (
                 *({"accuracy": value} for value in (2, True, math.nan, "NaN", "x", 10**400, "1" * 5000)),
                 *({"latency": value} for value in (-1, 0.5, 2**63, 10**400, "1" * 400, "1" * 5000)),
-                *({"reduced": value} for value in (1, "yes", "", "1" * 5000)),
+                *({"accuracy_budget": value} for value in (2, True, -0.1, "x", "", "1" * 5000)),
             ):
                 with pytest.raises(RequestError, match=next(iter(wrong))) as caught:
                     await dataplane.infer(request(wrong))

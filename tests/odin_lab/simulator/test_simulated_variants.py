@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
+
 import numpy as np
 import pytest
+from rich.console import Console
 
+from odin.cli.main import main
 from odin.family.facts import Facts, Want
 from odin.family.policies import make_variant_policy
 from odin_lab.simulator.tenants import Outsider
 from odin_lab.simulator.variants import Asked, FamilyResult, WantClass, mixed_trace, run_family
+from odin_lab.simulator.variants_table import LOADS, VariantsRow, variants_rows, variants_table
 
 FACTS = [
     Facts("small", 0.008, 0.002, load_s=1.0, memory_mib=100, accuracy=0.90, cost_s=0.010, capacity_hz=200),
     Facts("middle", 0.018, 0.002, load_s=1.5, memory_mib=200, accuracy=0.95, cost_s=0.020, capacity_hz=100),
     Facts("large", 0.038, 0.002, load_s=2.0, memory_mib=400, accuracy=0.98, cost_s=0.040, capacity_hz=50),
-    Facts("exit", 0.006, 0.002, load_s=1.0, memory_mib=100, accuracy=0.97, cost_s=0.008, capacity_hz=250, reduced=True),
+    Facts("exit", 0.006, 0.002, 1.0, 100, accuracy=0.97, cost_s=0.008, capacity_hz=250, form="exit-3", lost=0.01),
 ]
 CLASSES = [WantClass(0.90, 0.08, 1), WantClass(0.95, 0.12, 1), WantClass(0.98, 0.2, 1)]
 
@@ -91,8 +97,8 @@ def test_under_interference_the_present_speed_counts():
 
 def test_reduced_variants_keep_what_is_allowed_to_be_reduced():
     beside = [Outsider(0, 2.0, 18.0), Outsider(1, 2.0, 18.0)]
-    allowed = [one._replace(accuracy=0.95, reduced=True) for one in CLASSES]
-    without = [one._replace(reduced=False) for one in allowed]
+    allowed = [one._replace(accuracy=0.95, budget=0.01) for one in CLASSES]
+    without = [one._replace(budget=0.0) for one in allowed]
     reduced = run("odin", rate_hz=60, outsiders=beside, classes=allowed)
     whole = run("odin", rate_hz=60, outsiders=beside, classes=without)
     assert reduced.reduced > 0
@@ -105,3 +111,55 @@ def test_what_is_missed_is_loaded_within_the_memory():
     result = run("odin", facts=facts, memory_mib=620, classes=[WantClass(0.90, 0.03, 1)], rate_hz=40)
     assert result.loads >= 1
     assert result.by_variant["small"] > 0
+
+
+def test_with_fixed_layers_a_request_passes_the_stages_in_order():
+    requests = [Asked(0.5, Want(0.95, 0.1)), Asked(0.5, Want(0.95, 0.1))]
+    fixed = [Facts("middle", 0.02, 0.0, accuracy=0.95, cost_s=0.02)]
+    alone = run_family(fixed, make_variant_policy("odin"), requests, devices=2, noise=0.0, fixed_layers=True)
+    assert alone.latency_s == pytest.approx((0.02, 0.03))  # the second one waits for half of the first
+    assert alone.used_s == pytest.approx(0.04)
+    relay = run_family(fixed, make_variant_policy("odin"), requests, devices=2, noise=0.0)
+    assert relay.latency_s == pytest.approx((0.02, 0.02))
+    beside = run_family(
+        fixed,
+        make_variant_policy("odin"),
+        requests[:1],
+        devices=2,
+        outsiders=[Outsider(1)],
+        noise=0.0,
+        fixed_layers=True,
+    )
+    assert beside.latency_s == pytest.approx((0.03,))  # half of it takes twice as long
+
+
+def test_beside_a_program_on_one_device_fixed_layers_keep_less():
+    class_ = [WantClass(0.98, 0.2, 1)]
+    beside = [Outsider(1, 5.0, 15.0)]
+    relay = run("odin", facts=FACTS[2:3], classes=class_, rate_hz=30, outsiders=beside)
+    fixed = run("odin", facts=FACTS[2:3], classes=class_, rate_hz=30, outsiders=beside, fixed_layers=True)
+    assert relay.violations < 0.8 * fixed.violations
+    assert fixed.requests == fixed.kept + fixed.late + fixed.refused
+
+
+def test_the_study_as_a_table_and_as_json(capsys):
+    assert main(["simulate", "variants", "--repeats", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["seeds"] == [0]
+    rows = {(row["load"], row["disturbed"], row["policy"]): row for row in told["rows"]}
+    assert len(rows) == variants_rows()
+    for load in LOADS:
+        for disturbed in (False, True):
+            best, cheapest, infaas, odin = (
+                rows[load, disturbed, name] for name in ("best", "cheapest", "infaas", "odin")
+            )
+            assert best["inaccurate"] == 0
+            assert cheapest["late"] < 0.05 < 0.6 < cheapest["inaccurate"] < 0.7
+            assert cheapest["cost_s"] < odin["cost_s"] < infaas["cost_s"] < best["cost_s"]
+            assert odin["violated"] < min(best["violated"], cheapest["violated"])
+    assert rows[1.1, True, "odin"]["violated"] < rows[1.1, True, "infaas"]["violated"]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(variants_table([VariantsRow(**row) for row in told["rows"]], seeds=1))
+    assert "resnet152 100%" in console.export_text()
+    assert main(["simulate", "variants", "--devices", "3"]) == 2
+    assert "--devices means nothing with variants" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from odin.reduction.labelled import Labelled
+from odin.models.labelled import Labelled
 
 __all__ = ["DigitsNet", "digits", "shifted"]
 

@@ -1,0 +1,134 @@
+"""Requests with deadlines through a family, live: how many are answered in time, how rightly, and by what."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import odin
+from benchmarks.common import Figure, summarize
+from odin.family.facts import Facts
+from odin.models.labelled import Labelled
+from odin.reduction.manifest import read_manifest
+from odin_lab.inject import Injector, Load
+from odin_lab.simulator.variants import Asked
+
+__all__ = ["Block", "answered_by", "busy", "facts_of", "in_time", "rightly", "serve"]
+
+
+class Block(NamedTuple):
+    """What became of a short trace.
+
+    Attributes
+    ----------
+    requests
+        All that were sent.
+    in_time, right
+        Answered within the deadline by a variant that is as accurate as asked for; of these, classified rightly.
+    by_variant
+        Of those in time, how many each variant answered.
+    """
+
+    requests: int
+    in_time: int
+    right: int
+    by_variant: dict[str, int]
+
+
+def serve(family: odin.Family, images: Labelled, trace: Sequence[Asked], *, warm: int = 0, seed: int = 0) -> Block:
+    """Send a random image at each moment of the trace; the first ``warm`` requests are not counted.
+
+    A deadline counts from the moment at which the request should have been sent, not from when it was.
+    """
+    draws = random.Random(seed)
+    counts: Counter[str] = Counter()
+    by_variant: Counter[str] = Counter()
+    futures: list[Future[odin.Answer]] = []
+
+    def note(done: Future[odin.Answer], asked: Asked, due_s: float, index: int) -> None:
+        if done.cancelled() or done.exception() is not None:
+            return
+        answer = done.result()
+        late = time.perf_counter() > due_s + asked.want.latency_s
+        if late or answer.accuracy < asked.want.accuracy:
+            return
+        counts["in time"] += 1
+        counts["right"] += int(answer.value.argmax()) == int(images.classes[index])
+        by_variant[answer.variant] += 1
+
+    begin_s = time.perf_counter()
+    for number, asked in enumerate(trace):
+        due_s = begin_s + asked.at_s
+        index = draws.randrange(len(images.classes))
+        time.sleep(max(0.0, due_s - time.perf_counter()))
+        want = asked.want
+        left_s = due_s + want.latency_s - time.perf_counter()
+        if left_s <= 0:
+            continue
+        future = family.submit(
+            images.inputs[index : index + 1], accuracy=want.accuracy, latency_s=left_s, accuracy_budget=want.budget
+        )
+        if number >= warm:
+            future.add_done_callback(partial(note, asked=asked, due_s=due_s, index=index))
+        futures.append(future)
+    for future in futures:
+        future.exception()
+    time.sleep(0.05)  # callbacks have a thread of their own
+    return Block(len(trace) - warm, counts["in time"], counts["right"], dict(by_variant))
+
+
+@contextmanager
+def busy(injector: Injector, devices: Sequence[odin.Device]) -> Iterator[None]:
+    """Keep a program computing on each of these devices: whatever else computes there takes twice as long."""
+    handles = [injector.start(Load("cpu", device)) for device in devices]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.stop()
+
+
+def facts_of(name: str, folder: Path) -> list[Facts]:
+    """The variants of a folder of ``odin reduce``, by what each takes on one core alone; for the simulator."""
+    seconds = {form.name: form.seconds for form in read_manifest(folder).forms}
+    facts = []
+    for one in odin.Variant(name, forms=folder).with_forms():
+        took_s, accuracy = seconds[one.form], one.accuracy
+        assert accuracy is not None
+        facts.append(
+            Facts(
+                one.name,
+                took_s,
+                0.0,
+                accuracy=accuracy,
+                cost_s=took_s,
+                form=one.form,
+                lost=one.accuracy_lost or 0.0,
+            )
+        )
+    return facts
+
+
+def in_time(blocks: Sequence[Block]) -> Figure:
+    """Share in time, over the blocks."""
+    return summarize([block.in_time / block.requests for block in blocks])
+
+
+def rightly(blocks: Sequence[Block]) -> tuple[int, int]:
+    """Right answers in time, and all answers in time, of all blocks together."""
+    return sum(block.right for block in blocks), sum(block.in_time for block in blocks)
+
+
+def answered_by(blocks: Sequence[Block]) -> str:
+    """How many each variant answered in time."""
+    total: Counter[str] = Counter()
+    for block in blocks:
+        total.update(block.by_variant)
+    return ", ".join(f"{name} {count}" for name, count in sorted(total.items()))
