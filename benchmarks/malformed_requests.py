@@ -37,7 +37,8 @@ _PARTS = (
 )  # fmt: skip
 
 _PARAMETERS: Sequence[Mapping[str, Any]] = (
-    {}, {}, {"timeout": 60_000_000}, {"priority": 1}, {"accuracy": 0.5}, {"latency": 60_000_000}, {"accuracy_budget": 0.5},
+    {}, {}, {"timeout": 60_000_000}, {"priority": 1}, {"accuracy": 0.5}, {"latency": 60_000_000},
+    {"accuracy_budget": 0.5},
 )  # fmt: skip
 _NUMBERS = (0, -1, 1, 7, 2**31, 2**62, -(2**63))
 _TEXTS = ("", "a", "1", "-5", "NaN", "true", "\0", "é" * 40, "1" * 400)
