@@ -32,20 +32,16 @@ from rich.console import Console
 import odin
 from benchmarks.common import (
     Environment,
-    Figure,
     add_arguments,
     interleave,
-    report,
     summarize,
-    with_quartiles,
     write_result,
 )
 from benchmarks.in_order_plot import plot_in_order
-from benchmarks.in_time import Block, answered_by, busy, facts_of, in_time, rightly, serve
+from benchmarks.in_time import Block, Kept, busy, facts_of, kept_of_blocks, report_kept, serve
 from odin.family.choice import OdinPolicy
 from odin.family.facts import Choice, Facts, Predict, Refusal, Want
 from odin.models.labelled import Labelled
-from odin.reduction.accuracy import Interval, wilson
 from odin.reduction.manifest import FILE
 from odin.reduction.programs import save_forms
 from odin.reduction.reduced import reduce_model
@@ -79,30 +75,6 @@ CONTENDERS = (
     Contender("reduced computation alone", {"large"}, reduced=True, fixed_layers=True),
     Contender("all in order", NETWORKS, reduced=True, fixed_layers=False),
 )
-
-
-class Kept(NamedTuple):
-    """What one contender kept with so many busy cores.
-
-    Attributes
-    ----------
-    how
-        ``"live"`` or ``"simulated"``.
-    in_time
-        Share of the requests, median and quartiles of blocks or seeds.
-    right
-        Rightly classified, of those in time; None in simulation.
-    answered_by
-        How many requests in time each variant answered.
-    """
-
-    how: str
-    contender: str
-    busy: int
-    requests: int
-    in_time: Figure
-    right: Interval | None
-    answered_by: str
 
 
 class Only(OdinPolicy):
@@ -250,14 +222,7 @@ def live(serving: Live, *, blocks: int, seed: int) -> list[Kept]:
         warmup=0,
         seed=seed,
     )
-    kept = []
-    for name, (contender, beside) in cells.items():
-        own = found[name]
-        right, answered = rightly(own)
-        share = wilson(right, answered) if answered else None
-        requests = sum(block.requests for block in own)
-        kept.append(Kept("live", contender.name, beside, requests, in_time(own), share, answered_by(own)))
-    return kept
+    return [kept_of_blocks(contender.name, beside, found[name]) for name, (contender, beside) in cells.items()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -289,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             serving = Live(stack, arguments.models, images, arguments, stack.enter_context(Injector()))
             facts = serving.facts
             kept += live(serving, blocks=arguments.rounds, seed=arguments.seed)
-    _report(kept, arguments, environment)
+    report_kept(_title(arguments), kept, environment)
     if arguments.plot is not None:
         print(plot_in_order(arguments.plot, kept))
     write_result(
@@ -301,25 +266,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _report(kept: Sequence[Kept], arguments: argparse.Namespace, environment: Environment) -> None:
+def _title(arguments: argparse.Namespace) -> str:
     told = [one for name in NETWORKS for one in facts_of(name, arguments.models / name)]
-    report(
+    return (
         ", ".join(f"{one.name} {one.accuracy:.2%} {one.cost_s * 1e3:.2g} ms" for one in told)
-        + f"; rate {arguments.rate:g} of the large one's capacity, deadline {arguments.deadline:g} x alone",
-        ("contender", "how", "busy cores", "requests", "in time %", "right of these %", "answered by"),
-        [
-            (
-                one.contender,
-                one.how,
-                str(one.busy),
-                str(one.requests),
-                with_quartiles(one.in_time, lambda share: f"{share * 100:.1f}"),
-                "-" if one.right is None else f"{one.right.value * 100:.2f}",
-                one.answered_by,
-            )
-            for one in kept
-        ],
-        environment,
+        + f"; rate {arguments.rate:g} of the large one's capacity, deadline {arguments.deadline:g} x alone"
     )
 
 

@@ -4,35 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
-from benchmarks.common import Figure
+from benchmarks.in_time import Kept
 from odin_lab.report.style import DEVICES, GRID, INK
 
 __all__ = ["plot_in_order"]
 
 
-class KeptLike(Protocol):
-    """What is drawn of a contender."""
-
-    @property
-    def how(self) -> str:
-        """Live or simulated."""
-
-    @property
-    def contender(self) -> str:
-        """Its name."""
-
-    @property
-    def busy(self) -> int:
-        """Busy cores."""
-
-    @property
-    def in_time(self) -> Figure:
-        """Share of the requests."""
-
-
-def plot_in_order(path: Path, kept: Sequence[KeptLike]) -> str:
+def plot_in_order(path: Path, kept: Sequence[Kept]) -> str:
     """Draw a panel for each way of measuring; returns what was done, in words."""
     try:
         from matplotlib.figure import Figure as Picture

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import odin
-from benchmarks.common import Figure, summarize
+from benchmarks.common import Environment, Figure, report, summarize, with_quartiles
 from odin.family.facts import Facts
 from odin.models.labelled import Labelled
+from odin.reduction.accuracy import Interval, wilson
 from odin.reduction.manifest import read_manifest
 from odin_lab.inject import Injector, Load
 from odin_lab.simulator.variants import Asked
 
-__all__ = ["Block", "answered_by", "busy", "facts_of", "in_time", "rightly", "serve"]
+__all__ = ["Block", "Kept", "busy", "facts_of", "kept_of_blocks", "report_kept", "serve"]
 
 
 class Block(NamedTuple):
@@ -40,6 +41,30 @@ class Block(NamedTuple):
     in_time: int
     right: int
     by_variant: dict[str, int]
+
+
+class Kept(NamedTuple):
+    """What one contender kept with so many busy cores.
+
+    Attributes
+    ----------
+    how
+        ``"live"`` or ``"simulated"``.
+    in_time
+        Share of the requests, median and quartiles of blocks or seeds.
+    right
+        Rightly classified, of those in time; None in simulation.
+    answered_by
+        How many requests in time each variant answered.
+    """
+
+    how: str
+    contender: str
+    busy: int
+    requests: int
+    in_time: Figure
+    right: Interval | None
+    answered_by: str
 
 
 def serve(family: odin.Family, images: Labelled, trace: Sequence[Asked], *, warm: int = 0, seed: int = 0) -> Block:
@@ -116,19 +141,39 @@ def facts_of(name: str, folder: Path) -> list[Facts]:
     return facts
 
 
-def in_time(blocks: Sequence[Block]) -> Figure:
-    """Share in time, over the blocks."""
-    return summarize([block.in_time / block.requests for block in blocks])
-
-
-def rightly(blocks: Sequence[Block]) -> tuple[int, int]:
-    """Right answers in time, and all answers in time, of all blocks together."""
-    return sum(block.right for block in blocks), sum(block.in_time for block in blocks)
-
-
-def answered_by(blocks: Sequence[Block]) -> str:
-    """How many each variant answered in time."""
-    total: Counter[str] = Counter()
+def kept_of_blocks(contender: str, busy: int, blocks: Sequence[Block]) -> Kept:
+    """What a contender kept live."""
+    right, answered = sum(block.right for block in blocks), sum(block.in_time for block in blocks)
+    by_variant: Counter[str] = Counter()
     for block in blocks:
-        total.update(block.by_variant)
-    return ", ".join(f"{name} {count}" for name, count in sorted(total.items()))
+        by_variant.update(block.by_variant)
+    return Kept(
+        "live",
+        contender,
+        busy,
+        sum(block.requests for block in blocks),
+        summarize([block.in_time / block.requests for block in blocks]),
+        wilson(right, answered) if answered else None,
+        ", ".join(f"{name} {count}" for name, count in sorted(by_variant.items())),
+    )
+
+
+def report_kept(title: str, kept: Sequence[Kept], environment: Environment) -> None:
+    """Print the table."""
+    report(
+        title,
+        ("contender", "how", "busy cores", "requests", "in time %", "right of these %", "answered by"),
+        [
+            (
+                one.contender,
+                one.how,
+                str(one.busy),
+                str(one.requests),
+                with_quartiles(one.in_time, lambda share: f"{share * 100:.1f}"),
+                "-" if one.right is None else f"{one.right.value * 100:.2f}",
+                one.answered_by,
+            )
+            for one in kept
+        ],
+        environment,
+    )

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -29,20 +28,17 @@ from rich.console import Console
 import odin
 from benchmarks.common import (
     Environment,
-    Figure,
     add_arguments,
     closed_loop,
     interleave,
     report,
     summarize,
-    with_quartiles,
     write_result,
 )
-from benchmarks.in_time import Block, answered_by, busy, facts_of, in_time, rightly, serve
+from benchmarks.in_time import Block, Kept, busy, facts_of, kept_of_blocks, report_kept, serve
 from odin.family.facts import Facts
 from odin.family.policies import make_variant_policy
 from odin.models.labelled import Labelled
-from odin.reduction.accuracy import Interval, wilson
 from odin.reduction.manifest import FILE, Form, Manifest, read_manifest
 from odin.reduction.programs import save_forms
 from odin.reduction.reduced import reduce_model
@@ -59,30 +55,6 @@ CONTENDERS = (ALL, REFUSING, REDUCING)
 _MOST_FORMS = 2
 """So many of the reduced forms within the budget are served, the fastest."""
 _SIMULATED_REQUESTS = 3000
-
-
-class Kept(NamedTuple):
-    """What one contender did under one load.
-
-    Attributes
-    ----------
-    how
-        ``"live"`` or ``"simulated"``.
-    in_time
-        Share answered before the deadline: median and quartiles of blocks, or of seeds.
-    right
-        Rightly classified, of those answered in time; None in simulation.
-    answered_by
-        How many requests each form answered.
-    """
-
-    how: str
-    contender: str
-    loaded: bool
-    requests: int
-    in_time: Figure
-    right: Interval | None
-    answered_by: str
 
 
 class Live:
@@ -139,14 +111,10 @@ def live(serving: Live, *, blocks: int, seed: int) -> list[Kept]:
         warmup=0,
         seed=seed,
     )
-    kept = []
-    for contender, loaded in _CELLS:
-        own = found[f"{contender} {loaded}"]
-        requests = sum(block.requests for block in own)
-        right, answered = rightly(own)
-        share = wilson(right, answered) if answered else None
-        kept.append(Kept("live", contender, loaded, requests, in_time(own), share, answered_by(own)))
-    return kept
+    busy_cores = {False: 0, True: len(serving.devices)}
+    return [
+        kept_of_blocks(contender, busy_cores[loaded], found[f"{contender} {loaded}"]) for contender, loaded in _CELLS
+    ]
 
 
 _CELLS = [(contender, loaded) for loaded, contender in product((False, True), CONTENDERS)]
@@ -176,7 +144,8 @@ def simulated(facts: Sequence[Facts], arguments: argparse.Namespace, *, devices:
         names = sorted({name for run in runs for name in run.by_variant})
         told = ", ".join(f"{name} {sum(run.by_variant.get(name, 0) for run in runs)}" for name in names)
         shares = summarize([run.kept / run.requests for run in runs])
-        kept.append(Kept("simulated", contender, loaded, sum(run.requests for run in runs), shares, None, told))
+        busy_cores = devices if loaded else 0
+        kept.append(Kept("simulated", contender, busy_cores, sum(run.requests for run in runs), shares, None, told))
     return kept
 
 
@@ -264,7 +233,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 finally:
                     serving.close()
         kept += simulated(facts_of("digits", folder), arguments, devices=len(parse_devices(arguments.stages)))
-        _report_kept(kept, arguments, environment)
+        title = (
+            f"answered in time at {arguments.rate:g} of the full model's capacity, deadline {arguments.deadline:g} x "
+            f"alone, budget {arguments.budget:.2%}"
+        )
+        report_kept(title, kept, environment)
     write_result(
         arguments.output,
         environment=environment,
@@ -295,27 +268,6 @@ def _report_forms(manifest: Manifest, environment: Environment) -> None:
         f"forms of a network trained on digits, {full.judgement.images} held-out images, one core",
         ("form", "layers", "operations", "ms", "speed-up", "accuracy %", "lost %", "agrees %", "confidence off by %"),
         [cells(form) for form in manifest.forms],
-        environment,
-    )
-
-
-def _report_kept(kept: Sequence[Kept], arguments: argparse.Namespace, environment: Environment) -> None:
-    report(
-        f"answered in time at {arguments.rate:g} of the full model's capacity, deadline {arguments.deadline:g} x alone,"
-        f" budget {arguments.budget:.2%}",
-        ("contender", "how", "load", "requests", "in time %", "right of these %", "answered by"),
-        [
-            (
-                one.contender,
-                one.how,
-                "every core" if one.loaded else "none",
-                str(one.requests),
-                with_quartiles(one.in_time, lambda share: f"{share * 100:.1f}"),
-                "-" if one.right is None else f"{one.right.value * 100:.2f}",
-                one.answered_by,
-            )
-            for one in kept
-        ],
         environment,
     )
 

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
 
-__all__ = ["Decision", "Observation", "Policy", "Setting", "TenantSetting", "checked_decision", "windows_of"]
+__all__ = [
+    "Decision",
+    "Observation",
+    "Policy",
+    "Setting",
+    "TenantSetting",
+    "checked_decision",
+    "text_form",
+    "windows_of",
+]
 
 FloatArray = NDArray[np.float64]
 
@@ -185,6 +194,13 @@ def checked_decision(answer: Any, setting: Setting) -> Decision | None:
     plan.check_fits(layer_count=setting.layer_count, stage_count=setting.stage_count)
     windows = _as_windows(windows, plan, setting)
     return Decision(plan, _plain_text(kind), "" if why is None else _plain_text(why), _as_seconds(predicted_s), windows)
+
+
+def text_form(name: str, policy: object) -> str:
+    """A policy's name with those of its keyword options that are not the default: ``filter:cost=4.0``."""
+    defaults = type(policy).__init__.__kwdefaults__ or {}
+    given = [f"{key}={getattr(policy, key)}" for key, value in defaults.items() if getattr(policy, key) != value]
+    return name + (":" + ",".join(given) if given else "")
 
 
 def windows_of(policy: Policy, setting: Setting) -> Windows | None:

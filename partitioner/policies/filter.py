@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from odin.partitioner.balance.exact import balance
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies.base import Decision, Observation, Setting
+from odin.partitioner.policies.base import Decision, Observation, Setting, text_form
 from odin.partitioner.policies.in_flight import PlansInFlight
 from odin.partitioner.policies.layer_factors import LayerFactors
 from odin.partitioner.policies.outlook import Outlook
@@ -88,9 +88,7 @@ class FilterPolicy:
     @property
     def name(self) -> str:
         """``filter``, with those parameters that are not the default."""
-        defaults = FilterPolicy.__init__.__kwdefaults__ or {}
-        given = [f"{key}={getattr(self, key)}" for key, value in defaults.items() if getattr(self, key) != value]
-        return "filter" + (":" + ",".join(given) if given else "")
+        return text_form("filter", self)
 
     def start(self, setting: Setting) -> None:
         """Forget everything and get ready for a pipeline."""

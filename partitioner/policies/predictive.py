@@ -36,7 +36,7 @@ import math
 import numpy as np
 
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies.base import Decision, Observation, Setting
+from odin.partitioner.policies.base import Decision, Observation, Setting, text_form
 from odin.partitioner.policies.forecast import Estimate, Forecast
 from odin.partitioner.policies.in_flight import PlansInFlight
 from odin.partitioner.policies.move_checks import Check, MoveChecks
@@ -102,9 +102,7 @@ class PredictivePolicy:
     @property
     def name(self) -> str:
         """``predictive``, with those parameters that are not the default."""
-        defaults = PredictivePolicy.__init__.__kwdefaults__ or {}
-        given = [f"{key}={getattr(self, key)}" for key, value in defaults.items() if getattr(self, key) != value]
-        return "predictive" + (":" + ",".join(given) if given else "")
+        return text_form("predictive", self)
 
     def start(self, setting: Setting) -> None:
         """Forget everything and get ready for a pipeline."""

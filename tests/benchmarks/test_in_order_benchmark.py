@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import in_order
-from benchmarks.in_order import CONTENDERS, Kept, simulated
+from benchmarks.in_order import CONTENDERS, simulated
 from benchmarks.in_order_plot import plot_in_order
-from benchmarks.in_time import Block, answered_by, facts_of, in_time, rightly
+from benchmarks.in_time import Block, facts_of, kept_of_blocks
 from odin.reduction.accuracy import Interval, Judgement
 from odin.reduction.manifest import Form, Manifest, write_manifest
 
@@ -62,7 +62,7 @@ def test_each_remedy_helps_and_all_together_most(folder, monkeypatch):
         return kept[contender, busy].in_time.median
 
     for busy in (0, 1, 2):
-        assert share("all in order", busy) >= max(share(one.name, busy) for one in CONTENDERS) - 0.01
+        assert share("all in order", busy) >= max(share(one.name, busy) for one in CONTENDERS) - 0.03  # of promises may break
     assert share("relay alone", 1) > share("no remedy", 1) + 0.1
     assert share("variants alone", 2) > share("no remedy", 2) + 0.1
     assert share("reduced computation alone", 2) > share("no remedy", 2) + 0.1
@@ -73,14 +73,10 @@ def test_each_remedy_helps_and_all_together_most(folder, monkeypatch):
 
 def test_blocks_are_added_up_and_drawn(tmp_path):
     blocks = [Block(10, 8, 7, {"large": 8}), Block(10, 10, 10, {"large": 9, "small": 1}), Block(10, 9, 9, {"large": 9})]
-    assert in_time(blocks).median == 0.9
-    assert rightly(blocks) == (26, 27)
-    assert answered_by(blocks) == "large 26, small 1"
+    kept = kept_of_blocks("relay alone", 0, blocks)
+    assert (kept.requests, kept.in_time.median, kept.answered_by) == (30, 0.9, "large 26, small 1")
+    assert kept.right.value == 26 / 27
     pytest.importorskip("matplotlib")
-    kept = [
-        Kept(how, "relay alone", busy, 30, in_time(blocks), None, "")
-        for how in ("live", "simulated")
-        for busy in (0, 1)
-    ]
+    kept = [kept._replace(how=how, busy=busy) for how in ("live", "simulated") for busy in (0, 1)]
     assert plot_in_order(tmp_path / "picture.png", kept) == f"drawn: {tmp_path / 'picture.png'}"
     assert (tmp_path / "picture.png").stat().st_size > 5000
