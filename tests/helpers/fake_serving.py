@@ -33,6 +33,8 @@ from odin.testing import timeline
 class FakeModel:
     """Stands in for ``ServedModel``; ``fails`` is raised instead of an answer."""
 
+    takes_images = False
+
     def __init__(self, config, events, *, devices=("cpu:0", "cpu:1")):
         self.config, self.devices, self.statistics = config, devices, Statistics()
         self.under_way, self.fails, self.plan = 0, None, (9, 9)

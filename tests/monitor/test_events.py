@@ -53,7 +53,7 @@ EVENTS = [
     RunEnded(1008.0, "done", 20, 1),
     KnobTurned(1007.8, "batch", 8, 4, "p95", 0.125, 0.1, 40),
     PlannedTogether(1008.5, (TenantShare("cats", ("cpu:0",), (18,), 8.5), TenantShare("dogs", ("gpu:0",), (9,), 2, 1))),
-    VariantChosen(1009.0, 0.75, 0.1, False, "", "good", "first", 0.05),
+    VariantChosen(1009.0, 0.75, 0.1, 0.003, "", "good", "first", 0.05),
     FamilyCounted(1010.0, 3, (VariantCount("good", 20, 1, 0, 15, 2, 3), VariantCount("quick"))),
 ]  # fmt: skip
 
