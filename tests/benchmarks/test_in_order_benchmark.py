@@ -62,7 +62,9 @@ def test_each_remedy_helps_and_all_together_most(folder, monkeypatch):
         return kept[contender, busy].in_time.median
 
     for busy in (0, 1, 2):
-        assert share("all in order", busy) >= max(share(one.name, busy) for one in CONTENDERS) - 0.03  # of promises may break
+        assert (
+            share("all in order", busy) >= max(share(one.name, busy) for one in CONTENDERS) - 0.03
+        )  # of promises may break
     assert share("relay alone", 1) > share("no remedy", 1) + 0.1
     assert share("variants alone", 2) > share("no remedy", 2) + 0.1
     assert share("reduced computation alone", 2) > share("no remedy", 2) + 0.1

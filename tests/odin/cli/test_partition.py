@@ -17,7 +17,7 @@ from odin.cli.partitioning import partition
 from odin.control.local_profile import check_local, local_devices, pinned, type_of
 from odin.partitioner.chain import build_chain
 from odin.partitioner.plan import Plan
-from odin.partitioner.profile import Profile, ProfileCache, ProfileKey
+from odin.partitioner.profile import LayerTimes, Profile, ProfileCache, ProfileKey
 from odin.partitioner.transfer import TransferCost
 from odin.stages.device import Device, DeviceError, usable_cores
 
@@ -106,7 +106,8 @@ def test_transfer_is_part_of_a_stage(cache):
     assert (report.stages[0].compute_s, report.stages[0].transfer_s) == (4.0, 1.5)
 
 
-def test_measured_once_then_from_the_cache(cache):
+def test_measured_once_then_from_the_cache(cache, monkeypatch):
+    monkeypatch.setattr(LayerTimes, "suspect", property(lambda self: ""))  # else it is measured again on a busy machine
     chain = small_chain()
     device = Device("cpu", CORES[:1])
     first = partition(chain, [device], cache=cache, transfer=FREE)
