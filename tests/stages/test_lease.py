@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from channels import SPAWN, child
+from descriptors import open_descriptors
 from patience import PROMPT_S
 
 from odin.stages.device import Device, DeviceError
@@ -75,11 +76,11 @@ def test_those_who_share_hold_it_together_and_keep_others_out(tmp_path: Path):
 
 def test_a_device_of_several_cores_is_taken_whole_or_not_at_all(tmp_path: Path):
     with Lease(Device("cpu", (2,)), label="one", directory=tmp_path):
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         with pytest.raises(DeviceError, match="cpu:2 is in use by"):
             Lease(Device("cpu", (0, 1, 2, 3)), label="four", directory=tmp_path)
         assert free_indices("cpu", range(4), directory=tmp_path) == [0, 1, 3]
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert open_descriptors() == before
 
 
 def test_kinds_are_apart(tmp_path: Path):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from descriptors import open_descriptors
 
 from odin.stages import lease_folder
 from odin.stages.device import Device, DeviceError
@@ -93,12 +94,12 @@ def test_only_a_file_of_its_own_is_a_lease(tmp_path: Path, kind: str):
         "pipe": lambda: os.mkfifo(lease),
         "folder": lease.mkdir,
     }[kind]()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for use in (take, lambda folder: free_indices("cpu", [1], directory=folder)):
         with pytest.raises(DeviceError, match=f"the lease {lease}.*: remove it, or name another folder"):
             use(lease.parent)
     assert precious.read_text() == "do not truncate"
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_each_user_has_a_folder_that_nobody_else_can_enter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

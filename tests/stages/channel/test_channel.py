@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import secrets
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from channels import KINDS, SPAWN, child, listen, numbers, open_pair, open_sender, pair, post, request
+from descriptors import open_descriptors
 from loads import wait_for
 from patience import PROMPT_S
 
@@ -177,9 +177,9 @@ def test_both_ends_can_be_closed_twice_and_do_not_work_afterwards(kind: str):
 
 def traces() -> tuple[int, list[str], int, int]:
     """Open files, names in /dev/shm, rings in memory, threads."""
-    gc.collect()
+    descriptors = open_descriptors()
     mapped = Path("/proc/self/maps").read_text().count("odin-channel")
-    return len(os.listdir("/proc/self/fd")), sorted(os.listdir("/dev/shm")), mapped, threading.active_count()
+    return descriptors, sorted(os.listdir("/dev/shm")), mapped, threading.active_count()
 
 
 def use_and_close(kind: str) -> None:

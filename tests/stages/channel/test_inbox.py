@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from channels import KINDS, numbers, open_pair, request
+from descriptors import open_descriptors
 from loads import wait_for
 from patience import PROMPT_S
 
@@ -218,11 +218,6 @@ def test_a_message_that_was_received_is_no_message_any_more(kind: str):
             sender.send(request(number))
             receiving.result(PROMPT_S)
             assert not inbox.has_message
-
-
-def open_descriptors() -> int:
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 @many

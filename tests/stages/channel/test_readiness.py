@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 
 import pytest
 import torch
 from channels import numbers, pair, post, request
+from descriptors import open_descriptors
 
 from odin.stages.channel.link import ChannelClosedError
 from odin.stages.channel.pool import SlotPool
@@ -132,9 +132,9 @@ def test_over_tcp_the_words_arrive_with_what_waits_there_from_others():
 
 
 def test_handshakes_leave_only_what_is_mapped():
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     with pair("shm") as (sender, receiver):
         # Two sockets, and Python's own duplicates for slots and page at each end, the page of a listener of its own,
         # the slots for receivers to come, and what wakes up a sender.
-        assert len(os.listdir("/proc/self/fd")) <= before + 8
+        assert open_descriptors() <= before + 8
         del sender, receiver

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from descriptors import open_descriptors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -210,7 +211,7 @@ def test_memory_that_the_kernel_refuses_is_an_error_and_leaves_no_descriptor(mon
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors()
     with pytest.raises(MemoryError, match=r"cannot reserve 1\.0 MiB of shared memory .*\(Cannot allocate memory\)"):
         allocate_memfd(2**20)
-    assert os.listdir("/proc/self/fd") == before
+    assert open_descriptors() == before
