@@ -23,6 +23,7 @@ import argparse
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,12 +34,20 @@ import odin
 from benchmarks.common import (
     Environment,
     add_arguments,
-    interleave,
-    summarize,
     write_result,
 )
 from benchmarks.in_order_plot import plot_in_order
-from benchmarks.in_time import Block, Kept, busy, facts_of, kept_of_blocks, report_kept, serve
+from benchmarks.in_time import (
+    Block,
+    Kept,
+    busy,
+    facts_of,
+    in_turns,
+    kept_of_blocks,
+    kept_of_runs,
+    report_kept,
+    serve,
+)
 from odin.family.choice import OdinPolicy
 from odin.family.facts import Choice, Facts, Predict, Refusal, Want
 from odin.models.labelled import Labelled
@@ -154,14 +163,7 @@ def simulated(folder: Path, arguments: argparse.Namespace, *, devices: int) -> l
                         fixed_layers=contender.fixed_layers,
                     )
                 )
-            told = ", ".join(
-                f"{one.name} {sum(run.by_variant.get(one.name, 0) for run in runs)}"
-                for one in own
-                if any(one.name in run.by_variant for run in runs)
-            )
-            shares = summarize([run.kept / run.requests for run in runs])
-            requests = sum(run.requests for run in runs)
-            kept.append(Kept("simulated", contender.name, beside, requests, shares, None, told))
+            kept.append(kept_of_runs(contender.name, beside, runs))
     return kept
 
 
@@ -192,7 +194,7 @@ class Live:
         self.classes = classes_of(self.facts, arguments, alone_s=full.latency_s())
         self.rate_hz = arguments.rate * len(self.devices) / full.latency_s()
 
-    def block(self, contender: Contender, beside: int, *, seed: int) -> Block:
+    def block(self, contender: Contender, beside: int, seed: int) -> Block:
         """Serve a short trace."""
         warm, count = self.arguments.requests // 4, self.arguments.requests
         trace = mixed_trace(self.classes, rate_hz=self.rate_hz, seconds=3 * (warm + count) / self.rate_hz, seed=seed)[
@@ -212,16 +214,8 @@ def live(serving: Live, *, blocks: int, seed: int) -> list[Kept]:
         for beside in range(len(serving.devices) + 1)
         for contender in CONTENDERS
     }
-    seeds = {name: iter(range(seed, seed + blocks)) for name in cells}
-    found = interleave(
-        {
-            name: lambda name=name: serving.block(*cells[name], seed=next(seeds[name]))  # type: ignore[misc]  # as above
-            for name in cells
-        },
-        rounds=blocks,
-        warmup=0,
-        seed=seed,
-    )
+    serve_each = {name: partial(serving.block, *cell) for name, cell in cells.items()}
+    found = in_turns(serve_each, blocks=blocks, seed=seed)
     return [kept_of_blocks(contender.name, beside, found[name]) for name, (contender, beside) in cells.items()]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import odin
-from benchmarks.common import Environment, Figure, report, summarize, with_quartiles
+from benchmarks.common import Environment, Figure, interleave, report, summarize, with_quartiles
 from odin.family.facts import Facts
 from odin.models.labelled import Labelled
 from odin.reduction.accuracy import Interval, wilson
 from odin.reduction.manifest import read_manifest
 from odin_lab.inject import Injector, Load
-from odin_lab.simulator.variants import Asked
+from odin_lab.simulator.variants import Asked, FamilyResult
 
-__all__ = ["Block", "Kept", "busy", "facts_of", "kept_of_blocks", "report_kept", "serve"]
+__all__ = ["Block", "Kept", "busy", "facts_of", "in_turns", "kept_of_blocks", "kept_of_runs", "report_kept", "serve"]
 
 
 class Block(NamedTuple):
@@ -141,6 +141,37 @@ def facts_of(name: str, folder: Path) -> list[Facts]:
     return facts
 
 
+def in_turns(cells: Mapping[str, Callable[[int], Block]], *, blocks: int, seed: int) -> dict[str, list[Block]]:
+    """Serve so many blocks of each cell, in turns; the same traces in each, whose seeds are told."""
+
+    def served(cell: Callable[[int], Block]) -> Callable[[], Block]:
+        seeds = iter(range(seed, seed + blocks))
+        return lambda: cell(next(seeds))
+
+    each = {name: served(cell) for name, cell in cells.items()}
+    return interleave(each, rounds=blocks, warmup=0, seed=seed)
+
+
+def kept_of_runs(contender: str, busy: int, runs: Sequence[FamilyResult]) -> Kept:
+    """What a contender kept in simulation, one run for each seed."""
+    by_variant: Counter[str] = Counter()
+    for run in runs:
+        by_variant.update(run.by_variant)
+    return Kept(
+        "simulated",
+        contender,
+        busy,
+        sum(run.requests for run in runs),
+        summarize([run.kept / run.requests for run in runs]),
+        None,
+        _told(by_variant),
+    )
+
+
+def _told(by_variant: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(by_variant.items()))
+
+
 def kept_of_blocks(contender: str, busy: int, blocks: Sequence[Block]) -> Kept:
     """What a contender kept live."""
     right, answered = sum(block.right for block in blocks), sum(block.in_time for block in blocks)
@@ -154,7 +185,7 @@ def kept_of_blocks(contender: str, busy: int, blocks: Sequence[Block]) -> Kept:
         sum(block.requests for block in blocks),
         summarize([block.in_time / block.requests for block in blocks]),
         wilson(right, answered) if answered else None,
-        ", ".join(f"{name} {count}" for name, count in sorted(by_variant.items())),
+        _told(by_variant),
     )
 
 

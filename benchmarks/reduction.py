@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,12 +31,20 @@ from benchmarks.common import (
     Environment,
     add_arguments,
     closed_loop,
-    interleave,
     report,
-    summarize,
     write_result,
 )
-from benchmarks.in_time import Block, Kept, busy, facts_of, kept_of_blocks, report_kept, serve
+from benchmarks.in_time import (
+    Block,
+    Kept,
+    busy,
+    facts_of,
+    in_turns,
+    kept_of_blocks,
+    kept_of_runs,
+    report_kept,
+    serve,
+)
 from odin.family.facts import Facts
 from odin.family.policies import make_variant_policy
 from odin.models.labelled import Labelled
@@ -84,7 +93,7 @@ class Live:
         self.family.close()
         self.taking.close()
 
-    def block(self, contender: str, *, loaded: bool, seed: int) -> Block:
+    def block(self, contender: str, loaded: bool, seed: int) -> Block:
         """Serve a short trace."""
         arguments, warm = self.arguments, self.arguments.requests // 4
         budget = arguments.budget if contender == REDUCING else 0.0
@@ -99,18 +108,8 @@ class Live:
 
 def live(serving: Live, *, blocks: int, seed: int) -> list[Kept]:
     """All contenders, in turns."""
-    seeds = {(contender, loaded): iter(range(seed, seed + blocks)) for contender, loaded in _CELLS}
-    found = interleave(
-        {
-            f"{contender} {loaded}": lambda contender=contender, loaded=loaded: serving.block(  # type: ignore[misc]  # mypy and defaults of lambdas
-                contender, loaded=loaded, seed=next(seeds[contender, loaded])
-            )
-            for contender, loaded in _CELLS
-        },
-        rounds=blocks,
-        warmup=0,
-        seed=seed,
-    )
+    cells = {f"{contender} {loaded}": partial(serving.block, contender, loaded) for contender, loaded in _CELLS}
+    found = in_turns(cells, blocks=blocks, seed=seed)
     busy_cores = {False: 0, True: len(serving.devices)}
     return [
         kept_of_blocks(contender, busy_cores[loaded], found[f"{contender} {loaded}"]) for contender, loaded in _CELLS
@@ -141,11 +140,8 @@ def simulated(facts: Sequence[Facts], arguments: argparse.Namespace, *, devices:
             )
             for seed in range(arguments.seed, arguments.seed + 5)
         ]
-        names = sorted({name for run in runs for name in run.by_variant})
-        told = ", ".join(f"{name} {sum(run.by_variant.get(name, 0) for run in runs)}" for name in names)
-        shares = summarize([run.kept / run.requests for run in runs])
         busy_cores = devices if loaded else 0
-        kept.append(Kept("simulated", contender, busy_cores, sum(run.requests for run in runs), shares, None, told))
+        kept.append(kept_of_runs(contender, busy_cores, runs))
     return kept
 
 

@@ -108,10 +108,6 @@ class StageLoop:
     threads
         Compute threads, whose CPU seconds add up.
 
-    Attributes
-    ----------
-    gateway_gone
-        Whether the loop has ended because the gateway has closed, or is gone without a goodbye.
     """
 
     def __init__(
@@ -138,7 +134,6 @@ class StageLoop:
         self._hand_over = hand_over
         self._layer_count = windows.layer_count
         self._home = inbox.home
-        self.gateway_gone = False
         if inbox.queue is not None:
             hand_over.share(inbox.queue.words)
         self._under: dict[int, _Under] = {}
@@ -245,6 +240,11 @@ class StageLoop:
         if sender is not None:
             sender.close(graceful=False)
 
+    @property
+    def gateway_gone(self) -> bool:
+        """Once it has ended: whether the gateway has closed, or is gone without a goodbye; else it was stopped."""
+        return not self._stopped
+
     def stop(self) -> None:
         """End the loop, dropping requests in flight."""
         self._stopped = True
@@ -269,7 +269,6 @@ class StageLoop:
         except ChannelClosedError:
             pass
         finally:
-            self.gateway_gone = not self._stopped
             with self._under_lock:
                 self._ended = True
             # The receivers first: the goodbye to the gateway waits until it has heard it, and nobody who says goodbye

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from odin.cli.labelled_images import labelled_images
+from odin.models.calibration import spread
 from odin.models.labelled import Labelled
 from odin.models.sources import Source
 
@@ -60,6 +61,5 @@ def _arrays(source: Source, place: str | Path, count: int) -> Labelled:
         whole = Labelled.of(torch.from_numpy(inputs).to(example.dtype), torch.from_numpy(classes.astype(np.int64)))
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
-    most = len(classes)
-    chosen = [int(index * max(1.0, most / count)) for index in range(min(count, most))]
+    chosen = spread(range(len(classes)), count)
     return Labelled(whole.inputs[chosen], whole.classes[chosen])

@@ -119,8 +119,15 @@ class SharedDevices:
 
     def predict(self, variant: int, latency_s: float, now_s: float) -> Forecast:
         """When a variant would be done with a request that takes ``latency_s`` with nothing else running."""
-        wait_s, slowdown = self._wait_s(variant, now_s), self.slowdown(variant, now_s, request_s=latency_s)
-        own_s = wait_s + slowdown * latency_s
+        wait_s, slowdown = self._waits(variant, latency_s, now_s)
+        return self._forecast(variant, wait_s + slowdown * latency_s, now_s)
+
+    def _waits(self, variant: int, latency_s: float, now_s: float) -> tuple[float, float]:
+        """Seconds until one of a variant's stages is free, and the slowdown of a request that takes so long."""
+        return self._wait_s(variant, now_s), self.slowdown(variant, now_s, request_s=latency_s)
+
+    def _forecast(self, variant: int, own_s: float, now_s: float) -> Forecast:
+        """When a request is done that takes so long without rivals."""
         seconds, others = own_s, self._others(variant)
         if busy := math.fsum(others.values()):
             stages = len(self._devices[variant])
@@ -190,8 +197,8 @@ class SharedDevices:
         deadline_s
             On the clock of ``now_s``.
         """
-        forecast = self.predict(variant, latency_s, now_s)
-        wait_s, slowdown = self._wait_s(variant, now_s), self.slowdown(variant, now_s, request_s=latency_s)
+        wait_s, slowdown = self._waits(variant, latency_s, now_s)
+        forecast = self._forecast(variant, wait_s + slowdown * latency_s, now_s)
         own_s, takes_s = self._now_s(variant, now_s), slowdown * work_s
         alone_s = max(_LEAST_S, wait_s / slowdown + latency_s)
         one = Begun(variant, takes_s, alone_s, now_s, own_s, own_s + wait_s + takes_s, forecast, deadline_s)

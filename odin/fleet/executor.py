@@ -108,17 +108,11 @@ class ExecutorLoop:
         Its models; closed with this.
     inbox, sender
         Channels from and to who tells it; closed with this.
-
-    Attributes
-    ----------
-    gateway_gone
-        Whether it has ended because the other end has closed, or is gone without a goodbye.
     """
 
     def __init__(self, index: int, models: Models, inbox: Inbox, sender: Sender) -> None:
         self._index, self._models, self._inbox, self._sender = index, models, inbox, sender
         self._stopped = False
-        self.gateway_gone = False
 
     def run(self) -> None:
         """Serve."""
@@ -131,10 +125,14 @@ class ExecutorLoop:
         except ChannelClosedError:
             pass
         finally:
-            self.gateway_gone = not self._stopped
             self._inbox.close()
             self._sender.close(graceful=graceful)
             self._models.close()
+
+    @property
+    def gateway_gone(self) -> bool:
+        """Once it has ended: whether the other end has closed, or is gone without a goodbye; else it was stopped."""
+        return not self._stopped
 
     def stop(self) -> None:
         """End, from another thread."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ __all__ = ["CALIBRATION_IMAGES", "calibration_batches", "load_examples", "spread
 CALIBRATION_IMAGES = 128
 """As many of a folder's images are taken, evenly from its sorted paths."""
 _BATCH = 16
+
+T = TypeVar("T")
 
 
 def calibration_batches(chain: Chain, calibration: Any) -> list[tuple[Array, ...]]:
@@ -88,7 +90,7 @@ def load_examples(folder: str | Path, source: Source, *, count: int = CALIBRATIO
     return torch.cat([load_image(path, source.preprocess) for path in spread(find_images([folder]), count)])
 
 
-def spread(paths: list[Path], count: int) -> list[Path]:
-    """Return at most ``count`` of these paths, evenly spaced."""
-    step = max(1.0, len(paths) / count)
-    return [paths[int(index * step)] for index in range(min(count, len(paths)))]
+def spread(whole: Sequence[T], count: int) -> list[T]:
+    """Return at most ``count`` of these, evenly spaced."""
+    step = max(1.0, len(whole) / count)
+    return [whole[int(index * step)] for index in range(min(count, len(whole)))]

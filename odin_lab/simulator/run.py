@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -357,27 +359,10 @@ def simulate_relay(
     fast = loops()
     whole = windows == Windows.whole(stage_count=stages, layer_count=layers)
     arrivals, in_flight = arrivals.at_peak(1 / home.bottleneck_s), in_flight or 2 * stages
-    line: RelayLine | WholeRelay
+    make: Callable[..., RelayLine | WholeRelay] = partial(RelayLine, windows=windows)
     if fast is not None and whole and WholeRelay.can_run(world):
-        line = WholeRelay(
-            world,
-            requests=requests,
-            interference=interference,
-            arrivals=arrivals,
-            in_flight=in_flight,
-            seed=seed,
-            run_events=fast.run_events,
-        )
-    else:
-        line = RelayLine(
-            world,
-            windows=windows,
-            requests=requests,
-            interference=interference,
-            arrivals=arrivals,
-            in_flight=in_flight,
-            seed=seed,
-        )
+        make = partial(WholeRelay, run_events=fast.run_events)
+    line = make(world, requests=requests, interference=interference, arrivals=arrivals, in_flight=in_flight, seed=seed)
     line.run()
     return Run(
         line.arrived_s,

@@ -22,6 +22,7 @@ __all__ = [
     "Setting",
     "TenantSetting",
     "checked_decision",
+    "not_started",
     "text_form",
     "windows_of",
 ]
@@ -194,6 +195,11 @@ def checked_decision(answer: Any, setting: Setting) -> Decision | None:
     plan.check_fits(layer_count=setting.layer_count, stage_count=setting.stage_count)
     windows = _as_windows(windows, plan, setting)
     return Decision(plan, _plain_text(kind), "" if why is None else _plain_text(why), _as_seconds(predicted_s), windows)
+
+
+def not_started(policy: Policy) -> ValueError:
+    """The error of a policy that is to decide before it was started."""
+    return ValueError(f"policy {policy.name} was not started; call start(setting) before decide")
 
 
 def text_form(name: str, policy: object) -> str:

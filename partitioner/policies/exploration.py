@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies.base import Decision, Observation, Setting
+from odin.partitioner.policies.base import Decision, Observation, Setting, not_started
 from odin.partitioner.policies.in_flight import PlansInFlight
 
 __all__ = ["DEFAULT_TRIAL", "EQUAL", "Trial", "TrialPolicy", "shift_layer", "transfer_s"]
@@ -152,7 +152,7 @@ class TrialPolicy(ABC):
     def decide(self, observation: Observation) -> Decision | None:
         """Take one finished request in; answer with the next plan to try, the one to stay with, or nothing."""
         if self._setting is None:
-            raise ValueError(f"policy {self.name} was not started; call start(setting) before decide")
+            raise not_started(self)
         self._recent.append(observation)
         present = self._plans.decided
         self._plans.saw(observation.plan, observation.request)

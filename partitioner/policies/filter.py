@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from odin.partitioner.balance.exact import balance
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies.base import Decision, Observation, Setting, text_form
+from odin.partitioner.policies.base import Decision, Observation, Setting, not_started, text_form
 from odin.partitioner.policies.in_flight import PlansInFlight
 from odin.partitioner.policies.layer_factors import LayerFactors
 from odin.partitioner.policies.outlook import Outlook
@@ -118,7 +118,7 @@ class FilterPolicy:
             If the policy was not started.
         """
         if self._setting is None:
-            raise ValueError(f"policy {self.name} was not started; call start(setting) before decide")
+            raise not_started(self)
         if len(observation.plan) == 1:
             return None
         news = self._take(in_turns(observation, self._share))
@@ -178,12 +178,14 @@ class FilterPolicy:
 
     def _outlook(self, regimes: RegimeFilter) -> Outlook:
         """Plans' times in the parts of the horizon, which begins when a move would be felt."""
-        ahead = max(1, round(self._lag)) + self._ahead
-        return Outlook(self._layers.times_s(regimes.base), regimes.ahead(ahead))
+        return self._times_at(regimes, max(1, round(self._lag)) + self._ahead)
 
     def _now(self) -> Outlook:
         """Plans' times at present."""
-        return Outlook(self._layers.times_s(self._regimes.base), self._regimes.ahead(np.zeros(1, dtype=np.int64)))
+        return self._times_at(self._regimes, np.zeros(1, dtype=np.int64))
+
+    def _times_at(self, regimes: RegimeFilter, ahead: NDArray[np.int64]) -> Outlook:
+        return Outlook(self._layers.times_s(regimes.base), regimes.ahead(ahead))
 
     def _expected_now_s(self, plan: Plan) -> float:
         """Expected seconds per request of a plan's slowest stage now, its error left out."""
@@ -216,16 +218,18 @@ class FilterPolicy:
         """What a plan saves, in requests at the present speed: kept over the whole horizon, or only while nothing
         changes, whichever is more.
         """
-        error = math.exp(self._errors.of(plan) - self._errors.of(present))
-        saved_s = now_s - outlook.expected_s(self._arrays.of(plan)) * error
+        saved_s = now_s - outlook.expected_s(self._arrays.of(plan)) * self._error(plan, present)
         lasts = np.array([self._regimes.survival(int(ahead)).prod() for ahead in self._ahead])
         return float(max(saved_s @ self._span, saved_s[0] * (lasts @ self._span)) / now_s[0])
 
+    def _error(self, plan: Plan, present: Plan) -> float:
+        """By what factor a plan was longer than predicted, over that of the present one."""
+        return math.exp(self._errors.of(plan) - self._errors.of(present))
+
     def _move(self, present: Plan, plan: Plan, value: float) -> Decision:
-        error = math.exp(self._errors.of(plan) - self._errors.of(present))
         cost = self._cost(plan)
         why = f"saves {value + cost:.0f} requests of {self.horizon}, costs {cost:g}"
-        return Decision(plan, "move", why, self._expected_now_s(plan) * error)
+        return Decision(plan, "move", why, self._expected_now_s(plan) * self._error(plan, present))
 
     # -- stages without layers --------------------------------------------------------------------------------------
 

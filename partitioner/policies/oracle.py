@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from odin.partitioner.balance.exact import balance, stage_times
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies.base import Decision, Observation, Setting
+from odin.partitioner.policies.base import Decision, Observation, Setting, not_started
 from odin.partitioner.policies.exploration import Trial, TrialPolicy
 from odin.partitioner.policies.in_flight import PlansInFlight
 
@@ -196,7 +196,7 @@ class DelayedOraclePolicy:
             If the observation does not tell the true times.
         """
         if self._clairvoyant is None:
-            raise ValueError(f"policy {self.name} was not started; call start(setting) before decide")
+            raise not_started(self)
         if observation.true_s is None:
             raise ValueError("delayed-oracle needs the true times, which only a simulation knows; live, use oracle")
         late_s, self._late_s = self._late_s, observation.true_s.copy()

@@ -36,7 +36,7 @@ import math
 import numpy as np
 
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies.base import Decision, Observation, Setting, text_form
+from odin.partitioner.policies.base import Decision, Observation, Setting, not_started, text_form
 from odin.partitioner.policies.forecast import Estimate, Forecast
 from odin.partitioner.policies.in_flight import PlansInFlight
 from odin.partitioner.policies.move_checks import Check, MoveChecks
@@ -132,7 +132,7 @@ class PredictivePolicy:
             If the policy was not started.
         """
         if self._setting is None:
-            raise ValueError(f"policy {self.name} was not started; call start(setting) before decide")
+            raise not_started(self)
         if len(observation.plan) == 1:
             return None
         observation = in_turns(observation, self._share)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from odin.partitioner.policies.base import Decision, Observation, Setting
+from odin.partitioner.policies.base import Decision, Observation, Setting, not_started
 from odin.partitioner.policies.joint_planner import JointPlanner, Member, TenantPlan
 
 __all__ = ["TogetherPolicy"]
@@ -108,7 +108,7 @@ class TogetherPolicy:
         """
         member, planner = self._member, self._planner
         if member is None:
-            raise ValueError(f"policy {self.name} was not started; call start(setting) before decide")
+            raise not_started(self)
         with planner.lock:
             planner.take(member, observation, min_gain=self.min_gain, certainty=self.certainty)
             wanted = member.wanted

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from closed_loop import CALM, CALM4, best, bottleneck
 
-from odin.partitioner.balance.exact import balance, stage_times
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import make_policy
 from odin.partitioner.policies.base import Observation, TenantSetting
@@ -15,25 +15,10 @@ from odin.partitioner.policies.plan_errors import PlanErrors
 from odin.partitioner.policies.static import StaticPolicy
 from odin.testing import drive_policy, setting_for, slowed
 
-CALM = np.tile(np.random.default_rng(3).uniform(0.5, 1.5, 18), (2, 1))
-CALM4 = np.tile(np.random.default_rng(4).uniform(0.5, 1.5, 52), (4, 1))
-
-
-def best(times_s):
-    return balance(times_s).plan
-
-
-def bottleneck(plan, times_s):
-    return max(stage_times(Plan(plan), times_s))
-
 
 def run(calm=CALM, changes=None, *, requests=400, policy=None, **options):
     options = {"in_flight": 2 * len(calm), "noise": 0.05, "layer_noise": 0.05} | options
     return drive_policy(policy or FilterPolicy(), calm, best(calm), changes=changes or {}, requests=requests, **options)
-
-
-def mean_s(result, first, last):
-    return float(result.bottleneck_s[first:last].mean())
 
 
 # -- the decision rule ----------------------------------------------------------------------------------------------
