@@ -8,13 +8,15 @@
       2. full, to be loaded                         if loading it and computing is in time
       3. reduced and loaded, the least lost first   if the request's budget allows what it loses
       4. reduced, to be loaded
-      5. refused, naming what could be done
+      5. all of these again, in time by a fair chance   to be refused costs a request as much as to be late
+      6. refused, naming what could be done
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from itertools import product
 
 from odin.family.demand import Demand
 from odin.family.facts import Choice, Facts, Predict, Prediction, Refusal, Seen, Step, Want
@@ -62,20 +64,22 @@ class OdinPolicy:
         """See :class:`odin.family.facts.VariantPolicy`."""
         able, predict = self._in_order(facts, want), _once(predict)
         missed = -1
-        for reduced in (False, True) if want.budget > 0 else (False,):
+        forms = (False, True) if want.budget > 0 else (False,)
+        for surely, reduced in product((True, False), forms):
             kind = [one for one in able if facts[one].reduced == reduced]
             for is_loaded in (True, False):
                 for one in kind:
                     if one in tried or (one in loaded) != is_loaded:
                         continue
-                    expected_s, latest_s = predict(one)
-                    if latest_s <= want.latency_s and latest_s < math.inf:  # infinite: it cannot be loaded at present
+                    prediction = predict(one)
+                    takes_s = prediction.latest_s if surely else prediction.fair_s
+                    if takes_s <= want.latency_s and takes_s < math.inf:  # infinite: it cannot be loaded at present
                         missed = _missed(kind[: kind.index(one)], loaded, want, predict, missed) if is_loaded else one
                         step = "reduced" if reduced else "first" if one == _home(facts, kind, want) else "variant"
                         if not is_loaded:
                             step = "reduced-load" if reduced else "load"
                         why = "unloaded" if missed not in (-1, one) else _why(facts, able, one, want)
-                        return Choice(one, expected_s, latest_s, step, missed, why)
+                        return Choice(one, *prediction, step, missed, why)
             missed = _missed(kind, loaded, want, predict, missed)
         return refusal(facts, want, predict, missed=missed)
 
@@ -136,11 +140,11 @@ def refusal(facts: Sequence[Facts], want: Want, predict: Predict, *, missed: int
     """What to tell a request that no variant serves as it wants."""
     allowed = [index for index, one in enumerate(facts) if one.does(want._replace(accuracy=0.0))]
     able = [index for index in allowed if facts[index].is_accurate(want.accuracy)]
-    latest = {index: predict(index).latest_s for index in able}
-    soonest = min(able, key=lambda index: latest[index], default=-1)
+    fair_s = {index: predict(index).fair_s for index in able}
+    soonest = min(able, key=lambda index: fair_s[index], default=-1)
     known = [index for index in allowed if not math.isnan(facts[index].accuracy)]
     most_accurate = max(known, key=lambda index: facts[index].accuracy, default=-1)
-    return Refusal(soonest, latest.get(soonest, math.inf), most_accurate, missed)
+    return Refusal(soonest, fair_s.get(soonest, math.inf), most_accurate, missed)
 
 
 def _why(facts: Sequence[Facts], able: Sequence[int], chosen: int, want: Want) -> str:

@@ -33,9 +33,8 @@ _WEIGHT = 0.3
 _FORGETS = 10.0
 """Half of a slowdown is forgotten in so many times what a request takes, as there."""
 _BROKEN = 0.03
-"""Share of promises that may be broken: to be refused costs a request as much as to be late, and a variant that is
-accurate enough often has no other to step in. With a thousandth, as a pipeline has, most that are refused would have
-been in time."""
+"""Share of promises that may be broken before another variant, or a reduced form, is taken instead: with a thousandth,
+as a pipeline has, that happens where the preferred one would nearly always have been in time."""
 _LEAST_S = 1e-6
 
 

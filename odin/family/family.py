@@ -398,8 +398,8 @@ class Family:
     def _named(self, variant: int, want: Want, now_s: float) -> Choice | Refusal:
         """What a request gets that names a variant."""
         prediction = self._predict(variant, want, now_s, loaded=False)
-        if self.policy.refuses and prediction.latest_s > want.latency_s:
-            return Refusal(variant, prediction.latest_s, variant)
+        if self.policy.refuses and prediction.fair_s > want.latency_s:
+            return Refusal(variant, prediction.fair_s, variant)
         return Choice(variant, *prediction, "first" if self._pipeline(variant) is not None else "load")
 
     def _predict(self, variant: int, want: Want, now_s: float, *, loaded: bool) -> Prediction:

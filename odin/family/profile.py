@@ -16,7 +16,7 @@ from odin.partitioner.profile import cache_directory
 
 __all__ = ["VariantProfile", "VariantProfiles", "line_through"]
 
-_FORMAT, _VERSION = "odin-variant", 1
+_FORMAT, _VERSION = "odin-variant", 2
 
 
 class VariantProfile(NamedTuple):

@@ -19,7 +19,7 @@ from odin.pipeline import Pipeline
 __all__ = ["profile_variant"]
 
 _MANY = 4
-"""Samples of the larger requests that are timed."""
+"""Samples of the larger requests that are timed; more if a micro-batch has more."""
 _WARM, _TIMED, _BUDGET_S = 3, 15, 2.0
 _ASKED = 32
 """Labelled samples in one request."""
@@ -54,7 +54,7 @@ def profile_variant(
     load_s = clock() - begin_s
     try:
         on_progress("timed", 0.5)
-        slope_s, intercept_s = _latency_line(pipeline, example, clock)
+        slope_s, intercept_s, cost_s = _timed(pipeline, example, clock)
         accuracy = None
         if labelled is not None:
             right = 0
@@ -63,14 +63,13 @@ def profile_variant(
                 on_progress("asked about labelled data", 0.6 + 0.4 * done)
             accuracy = right / len(labelled.classes)
         on_progress("done", 1.0)
-        rates_hz = [pipeline.batch / profile.total_s for profile in pipeline.profiles]
         profile = VariantProfile(
             slope_s,
             intercept_s,
             load_s,
             _memory_mib(pipeline),
-            len(rates_hz) / sum(rates_hz),
-            sum(rates_hz),
+            cost_s,
+            len(pipeline.profiles) / cost_s,
             accuracy,
             0 if labelled is None else len(labelled.classes),
             "" if labelled is None else labelled.digest,
@@ -81,29 +80,44 @@ def profile_variant(
     return profile, pipeline
 
 
-def _latency_line(
+def _timed(
     pipeline: Pipeline, example: Sequence[torch.Tensor] | None, clock: Callable[[], float]
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
+    """Slope and intercept of latency over samples, and seconds of a device for one sample.
+
+    The latter are measured by whole requests: layers that are timed one by one have their weights in the caches, and
+    add up to less.
+    """
     whole = leading_size(pipeline.chain)
     if example is None:
         example = [torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in pipeline.chain.inputs]
-    sizes = (1, _MANY) if pipeline.chain.dynamic_batch else (whole,)
-    points = []
+    sizes = (1, max(_MANY, pipeline.batch)) if pipeline.chain.dynamic_batch else (whole,)
+    points: list[tuple[int, float]] = []
+    costs_s: list[float] = []
     for size in sizes:
         repeated = tuple(torch.cat([tensor] * size)[:size] if tensor.dim() else tensor for tensor in example)
-        points.append((size, _median_s(pipeline, repeated, clock)))
-    return line_through(points[0], points[-1])
+        latency_s, costs_s = _repeated(pipeline, repeated, clock)
+        points.append((size, latency_s))
+    return *line_through(points[0], points[-1]), statistics.median(costs_s)
 
 
-def _median_s(pipeline: Pipeline, arguments: Sequence[torch.Tensor], clock: Callable[[], float]) -> float:
+def _repeated(
+    pipeline: Pipeline, arguments: Sequence[torch.Tensor], clock: Callable[[], float]
+) -> tuple[float, list[float]]:
+    """Median seconds of a request, and of each micro-batch the seconds of devices for one sample."""
     for _ in range(_WARM):
         pipeline(*arguments)
+    costs_s: list[float] = []
+    leave = pipeline.follow(
+        lambda one: costs_s.append(sum(stage.wall_s - stage.run_delay_s for stage in one.stages) / one.samples)
+    )
     took_s: list[float] = []
     while len(took_s) < _TIMED and (sum(took_s) < _BUDGET_S or len(took_s) < 3):
         begin_s = clock()
         pipeline(*arguments)
         took_s.append(clock() - begin_s)
-    return statistics.median(took_s)
+    leave()
+    return statistics.median(took_s), costs_s
 
 
 def _right(pipeline: Pipeline, labelled: Labelled) -> Iterator[tuple[float, int]]:

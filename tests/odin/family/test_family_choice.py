@@ -124,14 +124,30 @@ def test_a_reduced_one_is_not_missed_by_who_does_not_allow_it():
 
 def test_a_refusal_names_the_best():
     refusal = choose(Want(0.92, 0.001), Times(ALL))
-    assert refusal == Refusal(MIDDLE, 0.02, LARGE, -1)
+    assert refusal == Refusal(MIDDLE, pytest.approx(0.022), LARGE, -1)  # with so much allowed it would be taken
     error = refused(FACTS, Want(0.92, 0.001), refusal)
     assert error.refused
-    assert error.predicted_s == 0.02
-    assert "'middle' (accuracy 0.95) in 20.0 ms" in str(error)
+    assert error.predicted_s == pytest.approx(0.022)
+    assert "'middle' (accuracy 0.95) in 22.0 ms" in str(error)
     refusal = choose(Want(0.99, 1.0), Times(ALL))
     assert (refusal.soonest, refusal.most_accurate) == (-1, LARGE)
     assert "the best is 'large' with 0.98" in str(refused(FACTS, Want(0.99, 1.0), refusal))
+
+
+def test_who_is_safe_goes_before_who_is_preferred_and_a_fair_chance_before_a_refusal():
+    def chosen(latency_s: float, *, budget: float = 0.0) -> str:
+        def predict(variant: int, *, loaded: bool = False) -> Prediction:
+            return Prediction(
+                *{SMALL: (0.02, 0.06), MIDDLE: (0.03, 0.05), LARGE: (0.5, 0.6), EXIT: (0.04, 0.041)}[variant]
+            )
+
+        choice = OdinPolicy().choose(FACTS, ALL, Want(0.9, latency_s, budget), predict)
+        return FACTS[choice.variant].name if isinstance(choice, Choice) else f"refused: {choice.soonest_s:.3f}"
+
+    assert [chosen(limit) for limit in (0.06, 0.055, 0.045, 0.0225, 0.0215)] == [
+        "small", "middle", "small", "small", "refused: 0.022"
+    ]  # fmt: skip
+    assert [chosen(limit, budget=0.01) for limit in (0.055, 0.045, 0.0405)] == ["middle", "exit", "small"]
 
 
 def test_unknown_accuracy_serves_only_who_does_not_care():
