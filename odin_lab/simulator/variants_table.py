@@ -85,8 +85,6 @@ def _rows(seeds: Sequence[int]) -> Iterator[VariantsRow]:
     facts = recorded_facts()
     classes = [WantClass(one.accuracy, _DEADLINE_TIMES * one.latency_s(), 1.0) for one in facts]
     least_s = fmean(min(one.cost_s for one in facts if one.is_accurate(want.accuracy)) for want in classes)
-    # the first instance of each variant, with which INFaaS begins, is on another device than the one's before it
-    devices = [[(first + place) % DEVICES for place in range(DEVICES)] for first in range(len(facts))]
     begins_s = [_SPELL_S * number for number in range(1, int(_SECONDS / _SPELL_S), 2)]
     beside = [Outsider(DEVICES - 1, begin_s, begin_s + _SPELL_S) for begin_s in begins_s]
     for load, disturbed, policy in product(LOADS, (False, True), POLICIES):
@@ -95,7 +93,7 @@ def _rows(seeds: Sequence[int]) -> Iterator[VariantsRow]:
                 facts,
                 make_variant_policy(policy),
                 mixed_trace(classes, rate_hz=load * DEVICES / least_s, seconds=_SECONDS, seed=seed),
-                devices=devices,
+                devices=DEVICES,
                 outsiders=beside if disturbed else (),
                 seed=seed,
             )
