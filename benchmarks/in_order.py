@@ -61,8 +61,8 @@ from odin_lab.inject import Injector
 from odin_lab.simulator.tenants import Outsider
 from odin_lab.simulator.variants import Asked, WantClass, mixed_trace, run_family
 
-NETWORKS = {"large": (16, 2, 2), "middle": (8, 1, 0), "small": (4, 1, 0)}
-"""Channels, depth, exits."""
+NETWORKS = {"large": (4, 2, 2), "middle": (2, 1, 0), "small": (1, 1, 0)}
+"""Channels over those of the small one, depth, exits."""
 _TIMED = 300
 """Runs of each form, of which the fastest counts: enough for a busy machine."""
 _SIMULATED_REQUESTS, _SIMULATED_SEEDS = 3000, 3
@@ -109,10 +109,11 @@ def make_networks(folder: Path, arguments: argparse.Namespace) -> Labelled:
     """Train those that the folder does not have; returns the held-out images."""
     training, held_out = digits(size=arguments.size, seed=arguments.seed)
     with Console(stderr=True, highlight=False).status("training") as status:
-        for name, (channels, depth, exits) in NETWORKS.items():
+        for name, (times, depth, exits) in NETWORKS.items():
             if (folder / name / FILE).exists():
                 continue
             status.update(f"training the {name} network")
+            channels = times * arguments.channels
             network = train_slimmable(
                 lambda width, channels=channels, depth=depth: DigitsNet(width, channels=channels, depth=depth),  # type: ignore[misc]  # mypy and defaults of lambdas
                 training,
@@ -226,6 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, required=True, metavar="FOLDER", help="trained networks are kept there")
     parser.add_argument("--stages", default="cpu:0,cpu:1", help="devices of the pipelines (default %(default)s)")
     parser.add_argument("--size", type=int, default=16, help="height and width of the images (default %(default)s)")
+    parser.add_argument("--channels", type=int, default=4, help="of the small network (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=10, help="of training (default %(default)s)")
     parser.add_argument("--budget", type=float, default=0.003, help="accuracy that may be lost (default %(default)s)")
     parser.add_argument(
