@@ -99,12 +99,21 @@ class CusumBank:
         """f(n) for the n samples that each shift takes, (shifts, streams)."""
         r, per_inflation = persistence, 2 * self.threshold * variance / np.square(self._shift)
         inflation: FloatArray = np.ones_like(per_inflation)
+        before, n, correlated = np.empty((3, *inflation.shape))
         most, twice, square = (1 + r) / (1 - r), 2 * r, np.square(1 - r)
         per_inflation *= _LONGER
         for _ in range(_ITERATIONS):  # f(n) / n falls with n: there is one solution, and this nears it from below
-            n = np.minimum(np.maximum(per_inflation * inflation, _LEAST_SAMPLES), _MOST_SAMPLES)
-            before, inflation = inflation, most - twice * (1 - r**n) / (n * square)
-            if np.array_equal(before, inflation):
+            np.multiply(per_inflation, inflation, out=n)
+            np.maximum(n, _LEAST_SAMPLES, out=n)
+            np.minimum(n, _MOST_SAMPLES, out=n)
+            np.power(r, n, out=correlated)
+            np.subtract(1, correlated, out=correlated)
+            correlated *= twice
+            n *= square
+            correlated /= n
+            before, inflation = inflation, before
+            np.subtract(most, correlated, out=inflation)
+            if (before == inflation).all():
                 break
         return inflation
 

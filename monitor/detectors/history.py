@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,8 +19,13 @@ def samples_since_change(deviations: FloatArray) -> int:
     then, times the square root of their number, is largest. ``deviations`` are samples minus the level before, oldest
     first, at least one.
     """
-    sums = np.cumsum(deviations[::-1])
-    return int(np.argmax(sums / np.sqrt(np.arange(1, len(sums) + 1)))) + 1
+    sums = deviations[::-1].cumsum()
+    return int((sums / _root_of_counts(len(sums))).argmax()) + 1
+
+
+@functools.lru_cache
+def _root_of_counts(count: int) -> FloatArray:
+    return np.sqrt(np.arange(1, count + 1))
 
 
 class History:
@@ -44,7 +51,8 @@ class History:
 
     def of(self, stream: int) -> FloatArray:
         """What is remembered of one stream, oldest first, gaps closed."""
-        column = np.roll(self.rows[:, stream], -self.newest - 1)
+        column, oldest = self.rows[:, stream], self.newest + 1
+        column = np.concatenate([column[oldest:], column[:oldest]])
         return column[~np.isnan(column)]
 
     def keep(self, stream: int, count: int) -> None:

@@ -46,7 +46,7 @@ _OPTIONS = {
         *("lose", "deadline", "admission"),
     ),
     "paper": ("policy", "requests", "repeats", "scaling_repeats", "model", "scaling", "quick", "jobs", *_COMMON),
-    "--like": ("detector", "repeats", "output", "json"),
+    "--like": ("detector", "output", "json"),
     "tune": ("repeats", "seed"),
     "batching": ("repeats", "seed"),
     "fleet": ("devices", "repeats", "seed"),
@@ -54,7 +54,6 @@ _OPTIONS = {
 }
 """Which options mean something for what is to be done."""
 _STUDIES = ("paper", "tune", "batching", "fleet", "variants")
-_LIKE_SEEDS = 5
 _DEFAULT_POLICIES = ("lls", "odin:alpha=10", "predictive", "relay")
 _DEFAULT_SURVIVORS = ("static", "predictive", "relay")
 
@@ -129,9 +128,7 @@ def add_parser(subparsers: Any) -> None:
     how.add_argument("--noise", help="measured (default), lognormal:CV, none")
     how.add_argument("--serial-trials", action="store_true", help="one request at a time while a policy explores")
     how.add_argument("--seed", type=int, metavar="N", help="seed of noise and events (default 0)")
-    how.add_argument(
-        "--repeats", type=int, metavar="N", help="runs with seeds SEED, SEED + 1, .. (default 1; paper 3; --like 5)"
-    )
+    how.add_argument("--repeats", type=int, metavar="N", help="runs with seeds SEED, SEED + 1, .. (default 1; paper 3)")
     how.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core for the paper, else 1)")
     how.add_argument("--output", type=Path, metavar="FILE.json", help="keep the results, for odin report")
     how.add_argument("--json", action="store_true", help="print the results as JSON instead of tables")
@@ -268,10 +265,7 @@ def _paper(arguments: argparse.Namespace) -> int:
 
 def _like(arguments: argparse.Namespace) -> int:
     table = None if arguments.what is None else load_timings(arguments.what)
-    found = tuple(
-        validate(path, table=table, detector=arguments.detector or "cusum", seeds=arguments.repeats or _LIKE_SEEDS)
-        for path in arguments.like
-    )
+    found = tuple(validate(path, table=table, detector=arguments.detector or "cusum") for path in arguments.like)
     results = Results(_command(), now(), _environment(), validations=found)
     return int(not _tell(arguments, results, validation_table(found)))
 

@@ -18,7 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ALONE", "BLOCK", "LogNormalNoise", "MeasuredNoise", "NoNoise", "Noise", "NoiseSource", "make_noise"]
+__all__ = [
+    "ALONE", "BLOCK", "LogNormalNoise", "MeasuredNoise", "NoNoise", "Noise", "NoiseSource", "ReplayedNoise",
+    "make_noise",
+]  # fmt: skip
 
 FloatArray = NDArray[np.float64]
 
@@ -184,6 +187,41 @@ class MeasuredNoise:
         """Factors as they were recorded under a scenario, in order of time."""
         recorded: FloatArray = self._factors.get(scenario, self._factors[ALONE])
         return recorded
+
+
+class ReplayedNoise:
+    """The noise of a recorded run as it was: nothing is drawn.
+
+    Unlike :class:`MeasuredNoise` it keeps what devices share, and whatever lasts longer than some requests.
+
+    Parameters
+    ----------
+    recorded
+        Factor of each request on each device, shape (requests, devices); the last request is followed by the first.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or one is not finite and above 0.
+    """
+
+    def __init__(self, recorded: FloatArray) -> None:
+        self._recorded = np.array(recorded, dtype=np.float64)
+        if self._recorded.ndim != 2 or not self._recorded.size:
+            raise ValueError(f"factors of shape {self._recorded.shape}: give some, shape (requests, devices)")
+        if not (np.isfinite(self._recorded) & (self._recorded > 0)).all():
+            raise ValueError("a factor of recorded noise is not finite and above 0; fill in what was not measured")
+
+    def blocks(self, random: np.random.Generator, *, requests: int, devices: int) -> Iterator[NDArray[Any]]:
+        """The factors, request by request."""
+        if devices != self._recorded.shape[1]:
+            raise ValueError(f"noise was recorded on {self._recorded.shape[1]} devices; replay it on as many")
+        for begin in itertools.count(0, requests):
+            yield self._recorded[np.arange(begin, begin + requests) % len(self._recorded)]
+
+    def factors(self, drawn: NDArray[Any], scenario: str) -> FloatArray:
+        """The same under every scenario."""
+        return np.array(drawn)
 
 
 def make_noise(text: str, table: NoiseSource | None = None, *, interval_s: float = 0.0) -> Noise:

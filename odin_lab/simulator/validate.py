@@ -2,8 +2,8 @@
 
 What is true is taken from the run itself, but for what is to be predicted: how requests queue, what the detector sees,
 what the policy decides and when that is felt. From the run are each layer's time while nothing is injected, what each
-load does to each stage (those beside it included, with which it shares caches), and the distribution of the noise.
-When loads begin and end is the run's, too.
+load does to each stage (those beside it included, with which it shares caches), and the noise: each request has on each
+stage the factor that it had live, whatever layers are there now. When loads begin and end is the run's, too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from odin_lab.report.results import Validation
 from odin_lab.simulator.arrivals import Arrivals
 from odin_lab.simulator.interference import Event, Interference, scenario_text
 from odin_lab.simulator.liverun import LiveRun, LoadSpan, read_live_run
-from odin_lab.simulator.noise import ALONE, MeasuredNoise
+from odin_lab.simulator.noise import ReplayedNoise
 from odin_lab.simulator.queueing import Line
 from odin_lab.simulator.run import PREPARE_S, Run, simulate
 from odin_lab.simulator.world import World
@@ -38,7 +38,6 @@ IntArray = NDArray[np.int64]
 
 _ENOUGH = 5
 """Requests from which a median is taken."""
-_SEEDS = 5
 
 
 class Twin(NamedTuple):
@@ -49,9 +48,7 @@ class Twin(NamedTuple):
     interference: Interference
 
 
-def validate(
-    path: str | os.PathLike[str], *, table: TimingTable | None = None, detector: str = "cusum", seeds: int = _SEEDS
-) -> Validation:
+def validate(path: str | os.PathLike[str], *, table: TimingTable | None = None, detector: str = "cusum") -> Validation:
     """Simulate the live run of an event log.
 
     Parameters
@@ -63,8 +60,6 @@ def validate(
         Take what loads do from this table, instead of from the run.
     detector
         The detector that the run had.
-    seeds
-        How many simulations; medians are compared.
 
     Raises
     ------
@@ -72,43 +67,37 @@ def validate(
         If the log cannot be read or does not tell what is needed.
     """
     live = read_live_run(path)
-    runs = simulate_like(live, table=table, detector=detector, seeds=range(seeds))
+    run = simulate_like(live, table=table, detector=detector)
     name = f"{live.started.model}, {len(live.started.stages)} stages, {len(live.finished_s)} requests"
     return Validation(
         f"{name}, {len(live.loads)} loads",
         live.started.policy,
         live.throughput_hz,
-        float(np.median([run.throughput_hz for run in runs])),
+        run.throughput_hz,
         _p99_s(live.latency_s),
-        float(np.median([_p99_s(run.finished_s - run.submitted_s) for run in runs])),
+        _p99_s(run.finished_s - run.submitted_s),
     )
 
 
-def simulate_like(
-    live: LiveRun, *, table: TimingTable | None = None, detector: str = "cusum", seeds: Sequence[int] = (0,)
-) -> list[Run]:
-    """Simulate a live run with several seeds of its noise."""
+def simulate_like(live: LiveRun, *, table: TimingTable | None = None, detector: str = "cusum") -> Run:
+    """Simulate a live run; nothing in it is drawn at random."""
     twin = twin_of(live, table=table)
     arrivals = Arrivals()
     if not live.is_closed_loop:
         arrivals = Arrivals("trace", recorded_s=tuple(live.submitted_s.tolist()))
-    return [
-        simulate(
-            twin.world,
-            make_policy(live.started.policy),
-            requests=len(live.finished_s),
-            interference=twin.interference,
-            plan=live.plan,
-            arrivals=arrivals,
-            in_flight=live.in_flight,
-            detector=detector,
-            prepare_s=float(np.median(live.prepare_s)) if len(live.prepare_s) else PREPARE_S,
-            truth="hidden",
-            told=twin.told,
-            seed=seed,
-        )
-        for seed in seeds
-    ]
+    return simulate(
+        twin.world,
+        make_policy(live.started.policy),
+        requests=len(live.finished_s),
+        interference=twin.interference,
+        plan=live.plan,
+        arrivals=arrivals,
+        in_flight=live.in_flight,
+        detector=detector,
+        prepare_s=float(np.median(live.prepare_s)) if len(live.prepare_s) else PREPARE_S,
+        truth="hidden",
+        told=twin.told,
+    )
 
 
 def replay(live: LiveRun) -> tuple[float, float]:
@@ -153,26 +142,21 @@ def twin_of(live: LiveRun, *, table: TimingTable | None = None) -> Twin:
         raise ValueError(f"the table has {table.layer_count} layers, the run {layers}; record the run's model")
     told_s = live.share[:, None] * np.array([stage.baseline_s for stage in live.started.stages])
     spans, conditions, texts = _conditions(live)
+    segments = _segments(live, texts)
     baseline_s = np.array(
         [_typical_s(live, stage, conditions[:, stage] == 0, told_s[stage]) for stage in range(stages)]
     )
-    slowdown, residuals, events = {}, {ALONE: np.zeros(1)}, []
+    slowdown, events = {}, []
+    effect = np.ones((stages, len(texts), layers))
     for stage in range(stages):
-        # Every stage has a noise of its own: that of a scenario which is always there and does nothing.
-        for number in range(len(texts)):
-            name = f"{texts[number] or ALONE} seen by stage {stage}"
-            own = conditions[:, stage] == number
-            if number == 0:
-                factors = np.ones(layers)
-            elif table is None:
-                factors = _typical_s(live, stage, own, baseline_s[stage]) / baseline_s[stage]
+        for number in range(1, len(texts)):
+            if table is None:
+                own_s = _typical_s(live, stage, conditions[:, stage] == number, baseline_s[stage])
+                effect[stage, number] = own_s / baseline_s[stage]
             else:
-                factors = _effect_in_table(table, [span for span in spans[number] if span.stage == stage])
-            slowdown[name] = factors
-            noise = _residuals(live, stage, own, baseline_s[stage] * factors)
-            residuals[name] = noise if len(noise) >= _ENOUGH else residuals.get(f"{ALONE} seen by stage {stage}", noise)
-        events.append(Event(stage, f"{ALONE} seen by stage {stage}", 0.0, math.inf))
-    for start_s, end_s, number in _segments(live, texts):
+                effect[stage, number] = _effect_in_table(table, [span for span in spans[number] if span.stage == stage])
+            slowdown[f"{texts[number]} seen by stage {stage}"] = effect[stage, number]
+    for start_s, end_s, number in segments:
         if number > 0:
             events += [
                 Event(stage, f"{texts[number]} seen by stage {stage}", start_s, end_s) for stage in range(stages)
@@ -184,7 +168,7 @@ def twin_of(live: LiveRun, *, table: TimingTable | None = None) -> Twin:
         receive_s=np.full(layers + 1, receive_s),
         intensity=_intensity(live),
         slowdown=slowdown,
-        noise=MeasuredNoise(residuals),
+        noise=ReplayedNoise(_noise(live, baseline_s[:, None] * effect, segments)),
     )
     reach = Windows.parse(live.started.windows) if live.started.windows else None
     told = world.setting(live.plan)._replace(baseline_s=told_s, reach=reach)
@@ -252,6 +236,32 @@ def _residuals(live: LiveRun, stage: int, rows: NDArray[np.bool_], typical_s: Fl
     return residuals
 
 
+def _noise(live: LiveRun, true_s: FloatArray, segments: Sequence[tuple[float, float, int]]) -> FloatArray:
+    """Time of each request on each stage over what its layers take, shape (requests, stages), given seconds of each
+    layer by stage and condition, shape (stages, conditions, layers).
+
+    Conditions may change meanwhile: what a stage does in each of them is the part of its layers that it takes there.
+    A stage that had no layers has the noise of the request next to it.
+    """
+    requests, stages = live.stage_s.shape
+    noise: FloatArray = np.ones((requests, stages))
+    for stage in range(stages):
+        first, last = live.cuts[:, stage], live.cuts[:, stage + 1]
+        begin_s, end_s = live.begin_s[:, stage], live.begin_s[:, stage] + live.stage_s[:, stage]
+        had = np.flatnonzero((last > first) & (end_s > begin_s))
+        if not len(had):
+            continue
+        done: FloatArray = np.zeros(requests)
+        for from_s, to_s, number in segments:
+            prefix_s = np.concatenate([[0.0], np.cumsum(true_s[stage, number])])
+            spent_s = np.maximum(np.minimum(end_s, to_s) - np.maximum(begin_s, from_s), 0.0)[had]
+            done[had] += spent_s / (prefix_s[last] - prefix_s[first])[had]
+        done[had] *= live.even_s[had, stage] / live.stage_s[had, stage]
+        nearest = np.rint(np.interp(np.arange(requests), had, np.arange(len(had)))).astype(np.int64)
+        noise[:, stage] = done[had[nearest]]
+    return noise
+
+
 def _effect_in_table(table: TimingTable, spans: Sequence[LoadSpan]) -> FloatArray:
     # Not at the top: loads are about processes, and the simulator of worlds needs none of them.
     from odin_lab.inject.load import Load
@@ -265,8 +275,16 @@ def _effect_in_table(table: TimingTable, spans: Sequence[LoadSpan]) -> FloatArra
 
 
 def _transfers_s(live: LiveRun) -> tuple[float, float]:
-    """Seconds to send and to receive: hand-overs that did not wait, and half a hop."""
-    return float(np.nanpercentile(live.handed_s, 10)), DEFAULT_HOP_S / 2
+    """Seconds to send: hand-overs that did not wait; and to receive: from when a stage is free and the request is
+    there until it computes, on average. Under windows requests come in no order: half a hop.
+    """
+    send_s = float(np.nanpercentile(live.handed_s, 10))
+    if live.started.windows:
+        return send_s, DEFAULT_HOP_S / 2
+    left_s = live.begin_s + live.stage_s + np.nan_to_num(live.handed_s)
+    came_s = np.column_stack([live.submitted_s + send_s, left_s[:, :-1]])
+    receive_s = live.begin_s[1:] - np.maximum(came_s[1:], left_s[:-1])
+    return send_s, max(float(np.mean(receive_s)), 0.0)
 
 
 def _intensity(live: LiveRun) -> FloatArray | None:

@@ -277,6 +277,7 @@ def test_losses_alone(capsys, table):
         (("paper", "--like", "log.jsonl"), "paper and --like are two things"),
         (("--like", "nowhere.jsonl"), "nowhere.jsonl"),
         (("--like", "log.jsonl", "--policy", "lls"), "--policy means nothing with --like"),
+        (("--like", "log.jsonl", "--repeats", "2"), "--repeats means nothing with --like"),
     ],
 )
 def test_wrong_usage_names_value_and_remedy(capsys, table, words, message):
@@ -300,8 +301,8 @@ def test_what_is_done_is_kept_when_a_policy_fails(capsys, table, tmp_path):
 def test_live_runs_beside_their_simulations(capsys, monkeypatch, table, tmp_path):
     asked = []
 
-    def validate(path, *, table, detector, seeds):
-        asked.append((path, None if table is None else table.model, detector, seeds))
+    def validate(path, *, table, detector):
+        asked.append((path, None if table is None else table.model, detector))
         return Validation(f"run {len(asked)}", "lls", 10.0, 10.4, 0.2, 0.25)
 
     monkeypatch.setattr(command, "validate", validate)
@@ -309,7 +310,7 @@ def test_live_runs_beside_their_simulations(capsys, monkeypatch, table, tmp_path
     for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
         (tmp_path / name).touch()
     output = tmp_path / "r.json"
-    words = ("--like", "a.jsonl", "b.jsonl", "--repeats", "2", "--detector", "threshold", "--output", str(output))
+    words = ("--like", "a.jsonl", "b.jsonl", "--detector", "threshold", "--output", str(output))
     status, out, _ = simulate(capsys, *words)
     assert status == 0
     for text in ("run 1", "run 2", "10.0", "10.4", "+4.0%", "200", "250", "+25.0%"):
@@ -317,9 +318,9 @@ def test_live_runs_beside_their_simulations(capsys, monkeypatch, table, tmp_path
     assert [item.name for item in read_results(output).validations] == ["run 1", "run 2"]
     assert simulate(capsys, table, "--like", "c.jsonl")[0] == 0
     assert asked == [
-        ("a.jsonl", None, "threshold", 2),
-        ("b.jsonl", None, "threshold", 2),
-        ("c.jsonl", "synthetic-12", "cusum", 5),
+        ("a.jsonl", None, "threshold"),
+        ("b.jsonl", None, "threshold"),
+        ("c.jsonl", "synthetic-12", "cusum"),
     ]
 
 

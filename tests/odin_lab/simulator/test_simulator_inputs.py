@@ -10,7 +10,7 @@ from odin.stages.device import Device
 from odin_lab.inject import Load, Scenario, Step
 from odin_lab.simulator import Arrivals, Event, Interference, LogNormalNoise, MeasuredNoise, World
 from odin_lab.simulator.interference import scenario_text
-from odin_lab.simulator.noise import ALONE, make_noise
+from odin_lab.simulator.noise import ALONE, ReplayedNoise, make_noise
 from odin_lab.timings import synthetic_timings
 
 
@@ -326,3 +326,24 @@ def test_what_several_loads_add_adds_up_and_levels_lie_between_known_ones():
 def test_worlds_that_make_no_sense(make):
     with pytest.raises(ValueError, match=r"give|need|above 0|at least 1"):
         make()
+
+
+def test_replayed_noise_is_what_was_recorded_and_begins_anew_at_its_end():
+    recorded = rng().uniform(0.5, 2.0, (1500, 2))
+    noise = ReplayedNoise(recorded)
+    blocks = noise.blocks(rng(), requests=1024, devices=2)
+
+    drawn = np.concatenate([noise.factors(next(blocks), "anything") for _ in range(2)])
+
+    np.testing.assert_array_equal(drawn, np.concatenate([recorded, recorded])[:2048])
+    with pytest.raises(ValueError, match="recorded on 2 devices"):
+        next(noise.blocks(rng(), requests=8, devices=3))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "message"),
+    [([], "shape"), ([1.0], "shape"), ([[1.0, np.nan]], "not finite"), ([[1.0, 0.0]], "above 0")],
+)
+def test_noise_that_cannot_be_replayed(recorded, message):
+    with pytest.raises(ValueError, match=message):
+        ReplayedNoise(recorded)

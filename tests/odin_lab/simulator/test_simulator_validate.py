@@ -1,6 +1,8 @@
 """Live runs simulated: here the 'live' run is made up by another simulation of stages, and written as an event log."""
 
 import math
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from odin.partitioner.relay import Windows
 from odin.partitioner.transfer import DEFAULT_HOP_S
 from odin_lab.simulator import Arrivals, Event, Interference, World, simulate
 from odin_lab.simulator.liverun import read_live_run
+from odin_lab.simulator.noise import ReplayedNoise
 from odin_lab.simulator.relay import RelayLine
 from odin_lab.simulator.validate import replay, simulate_like, twin_of, validate
 from odin_lab.timings import synthetic_timings
@@ -193,18 +196,53 @@ def test_truth_is_found_in_the_run(tmp_path):
     np.testing.assert_allclose(twin.world.send_s, SEND_S)
 
 
+def test_noise_that_lasts_and_that_stages_share_is_the_run_s(tmp_path):
+    """It was drawn anew in short stretches, by each stage for itself, and without requests beneath a change of loads.
+
+    So policies that move met other levels than live, and p99 was up to 59% too large, or a long halt was missing.
+    """
+    world, requests = world_of(noise="none"), 600
+    level = np.exp(0.3 * np.sin(np.arange(requests) / 40))[:, None] * [1.0, 1.0]
+    level *= np.exp(0.05 * np.random.default_rng(3).standard_normal(level.shape))
+    written = write_run(tmp_path / "before.jsonl", replace(world, noise=ReplayedNoise(level)), policy="predictive")
+    halted = int(np.searchsorted(written.submitted_s, 5.0)) - 2  # the load comes while it is computed on
+    level[halted, 1] *= 40
+    run = write_run(tmp_path / "run.jsonl", replace(world, noise=ReplayedNoise(level)), policy="predictive")
+
+    twin = simulate_like(read_live_run(tmp_path / "run.jsonl"))
+
+    latency_s = run.finished_s - run.submitted_s
+    assert len(run.decisions) > 5
+    assert run.submitted_s[halted] < 5.0 < run.finished_s[halted] - 1.0
+    assert abs(len(twin.decisions) - len(run.decisions)) <= 2
+    assert twin.throughput_hz == pytest.approx(run.throughput_hz, rel=0.01)
+    for quantile in (50, 99, 100):
+        at_s = np.percentile(latency_s, quantile)
+        assert np.percentile(twin.finished_s - twin.submitted_s, quantile) == pytest.approx(at_s, rel=0.05)
+
+
+def test_what_a_stage_takes_to_begin_with_a_request_is_the_run_s(tmp_path, monkeypatch):
+    """It was half a hop of 0.12 ms, where busy stages take a millisecond: loads met other requests than live."""
+    monkeypatch.setattr(sys.modules[__name__], "RECEIVE_S", 0.0015)
+    run = write_run(tmp_path / "run.jsonl", world_of(noise="none"), requests=300)
+    live = read_live_run(tmp_path / "run.jsonl")
+
+    np.testing.assert_allclose(twin_of(live).world.receive_s, 0.0015, rtol=1e-3)
+    assert simulate_like(live).throughput_hz == pytest.approx(run.throughput_hz, rel=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["static", "predictive", "odin:alpha=2"])
 def test_a_run_s_twin_comes_to_the_same(tmp_path, policy):
     run = write_run(tmp_path / "run.jsonl", world_of(), policy=policy, requests=900, seed=11)
 
-    validation = validate(tmp_path / "run.jsonl", seeds=3)
+    validation = validate(tmp_path / "run.jsonl")
 
     assert (validation.policy, validation.name) == (policy, "made up, 2 stages, 900 requests, 2 loads")
     assert validation.live_hz == pytest.approx(run.throughput_hz)
     assert validation.live_p99_s == pytest.approx(np.percentile(run.latency_s, 99))
-    assert validation.simulated_hz == pytest.approx(validation.live_hz, rel=0.05)
-    assert validation.simulated_p99_s == pytest.approx(validation.live_p99_s, rel=0.15)
+    assert validation.simulated_hz == pytest.approx(validation.live_hz, rel=0.001)
+    assert validation.simulated_p99_s == pytest.approx(validation.live_p99_s, rel=0.001)
 
 
 @pytest.mark.slow
@@ -213,7 +251,7 @@ def test_a_relay_s_twin_comes_to_the_same(tmp_path):
     live = read_live_run(tmp_path / "run.jsonl")
     latency_s = line.finished_s - line.submitted_s
 
-    validation = validate(tmp_path / "run.jsonl", seeds=3)
+    validation = validate(tmp_path / "run.jsonl")
 
     assert {part.stage for part in line.parts if part.first == 0 and part.last == 8} == {0, 1}  # it was no plan
     assert live.is_closed_loop
@@ -221,8 +259,8 @@ def test_a_relay_s_twin_comes_to_the_same(tmp_path):
     assert str(live.plan) == "4|4"
     assert validation.live_hz == pytest.approx(900 / line.finished_s.max(), rel=1e-6)
     assert validation.live_p99_s == pytest.approx(np.percentile(latency_s, 99), rel=1e-6)
-    assert validation.simulated_hz == pytest.approx(validation.live_hz, rel=0.05)
-    assert validation.simulated_p99_s == pytest.approx(validation.live_p99_s, rel=0.15)
+    assert validation.simulated_hz == pytest.approx(validation.live_hz, rel=0.001)
+    assert validation.simulated_p99_s == pytest.approx(validation.live_p99_s, rel=0.001)
     with pytest.raises(ValueError, match="the run had windows @0-8"):
         replay(live)
 
@@ -231,7 +269,7 @@ def test_open_arrivals_come_as_they_came(tmp_path):
     write_run(tmp_path / "run.jsonl", world_of(noise="none"), requests=200, arrivals="poisson:8", spans=((5.0, 12.0),))
     live = read_live_run(tmp_path / "run.jsonl")
 
-    (run,) = simulate_like(live)
+    run = simulate_like(live)
 
     assert not live.is_closed_loop
     np.testing.assert_allclose(run.arrived_s, live.submitted_s)
