@@ -62,9 +62,11 @@ class RequestTimeline(NamedTuple):
 
     Attributes
     ----------
+    submitted_s
+        When it was sent to the stages: its input lay in a slot by then, and what it waited in line is before that.
     expected_s
-        When it was expected to be completed, as predicted when it was submitted, or last when another one went before
-        it; ``nan`` without a prediction.
+        When it was expected to be completed, as predicted when it came to the gateway, or last when another one went
+        before it; ``nan`` without a prediction. So it may lie before ``submitted_s``.
     in_time
         Whether it had a deadline, and was done before it; of several requests in one micro-batch how many were so.
     samples

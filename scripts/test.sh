@@ -19,9 +19,10 @@ step() { # NAME COMMAND...
 }
 
 both_parts() {
-    local ray=0 others=0 told
+    local ray=0 others=0 told with_ray
     told=$(mktemp)
-    python -m pytest -q -m ray -o cache_dir=.pytest_cache/ray >"$told" 2>&1 &
+    mapfile -t with_ray < <(grep -rl --include='test_*.py' 'mark\.ray\b' tests) # the rest need not be imported twice
+    python -m pytest -q -m ray -o cache_dir=.pytest_cache/ray "${with_ray[@]}" >"$told" 2>&1 &
     python -m pytest -q -m "not ray" || others=$?
     wait $! || ray=$?
     echo "== tests that start Ray"

@@ -56,11 +56,12 @@ def test_runtimes_that_are_not_installed_are_refused(tmp_path: Path) -> None:
 @needs_runtimes
 @pytest.mark.slow
 def test_one_model_with_every_runtime() -> None:
-    rows, comparison = compare(SMALL, engines=ENGINES, batch=2, threads=1, rounds=1, seed=0)
-    own = [f"ODIN, {engine}" for engine in ENGINES]
+    engines = ENGINES[:2]  # torch, and one that computes in sessions
+    rows, comparison = compare(SMALL, engines=engines, batch=2, threads=1, rounds=1, seed=0)
+    own = [f"ODIN, {engine}" for engine in engines]
     assert [row.runtime for row in rows] == [*own, "torch eager", "ONNX Runtime", "OpenVINO"]
     assert max(row.error for row in rows) < 1e-4
-    assert comparison.engine in ENGINES
+    assert comparison.engine in engines
 
 
 def test_weights_are_aligned_as_in_shared_memory() -> None:

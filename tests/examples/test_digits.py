@@ -139,11 +139,10 @@ def test_undisturbed(pipe, images, expected):
     check(*served_in_order(pipe, images, lambda number: None), expected)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_under_random_interference(pipe, two_cores, images, expected, seed):
+def test_under_random_interference(pipe, two_cores, images, expected):
     cores = [int(device.partition(":")[2]) for device in two_cores]
     running = ExitStack()
-    fire = Fire(cores, running, seed=seed)
+    fire = Fire(cores, running, seed=0)
     try:
         served, done = served_in_order(pipe, images, fire)
     finally:

@@ -13,7 +13,8 @@ import odin
 from odin.options import check_joins, check_options
 
 
-def test_each_sample_is_what_the_chain_makes_of_the_joined_batch():
+@pytest.mark.ray
+def test_each_sample_is_what_the_chain_makes_of_the_joined_batch(ray_session: None):
     chain, inputs = small_chain(), images(24)
 
     async def ask(pipe: odin.Pipeline) -> list[torch.Tensor]:

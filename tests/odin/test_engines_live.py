@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,9 +22,12 @@ ENGINES = [engine for engine in available_engines() if engine != "torch"]
 
 def deep() -> odin.Chain:
     """Many layers, each of them short."""
-    layers = [torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.ReLU()) for _ in range(6)]
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), *layers, torch.nn.Flatten(), torch.nn.Linear(8 * 196, 5))
-    return odin.build_chain(seeded(lambda: model), (torch.zeros(1, 3, 16, 16),), name="deep")
+
+    def model() -> torch.nn.Module:
+        layers = [torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.ReLU()) for _ in range(6)]
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), *layers, torch.nn.Flatten(), torch.nn.Linear(8 * 196, 5))
+
+    return odin.build_chain(seeded(model), (torch.zeros(1, 3, 16, 16),), name="deep")
 
 
 def images(count: int, batch: int = 1) -> list[torch.Tensor]:
@@ -31,44 +35,45 @@ def images(count: int, batch: int = 1) -> list[torch.Tensor]:
     return [torch.randn(batch, 3, 16, 16, generator=generator) for _ in range(count)]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_outputs_are_the_same_under_every_plan_and_while_layers_move(two_cores: list[str], engine: str):
+@pytest.fixture(scope="module", params=ENGINES)
+def pipe(two_cores: list[str], request: pytest.FixtureRequest) -> Iterator[odin.Pipeline]:
+    with odin.Pipeline(deep(), stages=two_cores, engine=request.param, policy="static", batch=3) as pipe:
+        assert pipe.engine == request.param
+        yield pipe
+
+
+def test_outputs_are_the_same_under_every_plan_and_while_layers_move(pipe: odin.Pipeline):
     chain = deep()
     inputs, layers = images(8), len(chain.layers)
-    with odin.Pipeline(chain, stages=two_cores, engine=engine, policy="static") as pipe:
-        assert pipe.engine == engine
-        assert len(pipe.chain.layers) == layers
-        expected = [pipe(image) for image in inputs]
-        for image, output in zip(inputs, expected, strict=True):
-            wanted = chain(image)
-            assert (output - wanted).abs().max() <= 1e-4 * wanted.abs().max()
-        moves = random.Random(5)
-        under_way = []
-        for _ in range(60):
-            number = moves.randrange(len(inputs))
-            under_way.append((number, pipe.submit(inputs[number])))
-            first = moves.randrange(layers + 1)
-            low, high = sorted(moves.choices(range(layers + 1), k=2))
-            pipe.migrate(f"{first}|{layers - first}" if moves.random() < 0.5 else f"@{low}-{high}|@{layers}")
-        for number, future in under_way:
-            assert torch.equal(future.result(timeout=60), expected[number])
+    assert len(pipe.chain.layers) == layers
+    expected = [pipe(image) for image in inputs]
+    for image, output in zip(inputs, expected, strict=True):
+        wanted = chain(image)
+        assert (output - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    moves = random.Random(5)
+    under_way = []
+    for _ in range(60):
+        number = moves.randrange(len(inputs))
+        under_way.append((number, pipe.submit(inputs[number])))
+        first = moves.randrange(layers + 1)
+        low, high = sorted(moves.choices(range(layers + 1), k=2))
+        pipe.migrate(f"{first}|{layers - first}" if moves.random() < 0.5 else f"@{low}-{high}|@{layers}")
+    for number, future in under_way:
+        assert torch.equal(future.result(timeout=60), expected[number])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_requests_of_any_size_and_several_inputs(two_cores: list[str], engine: str):
-    with odin.Pipeline(deep(), stages=two_cores, engine=engine, batch=3) as pipe:
-        (seven,) = images(1, batch=7)
-        one_by_one = torch.cat([pipe(seven[index : index + 1]) for index in range(7)])
-        assert torch.allclose(pipe(seven), one_by_one, rtol=0, atol=1e-5)
-        assert torch.equal(pipe(seven.to(memory_format=torch.channels_last)), pipe(seven))
+def test_requests_of_any_size_and_several_inputs(pipe: odin.Pipeline):
+    (seven,) = images(1, batch=7)
+    one_by_one = torch.cat([pipe(seven[index : index + 1]) for index in range(7)])
+    assert torch.allclose(pipe(seven), one_by_one, rtol=0, atol=1e-5)
+    assert torch.equal(pipe(seven.to(memory_format=torch.channels_last)), pipe(seven))
 
 
-def test_stages_of_another_engine_load_no_pytorch(two_cores: list[str]):
-    with odin.Pipeline(deep(), stages=two_cores, engine=ENGINES[0]) as pipe:
-        assert pipe._deployment is not None
-        for info in pipe._deployment.infos:
-            with open(f"/proc/{info.pid}/maps") as maps:
-                assert "libtorch" not in maps.read()
+def test_stages_of_another_engine_load_no_pytorch(pipe: odin.Pipeline):
+    assert pipe._deployment is not None
+    for info in pipe._deployment.infos:
+        with open(f"/proc/{info.pid}/maps") as maps:
+            assert "libtorch" not in maps.read()
 
 
 def test_auto_takes_the_engine_with_the_shortest_profile(monkeypatch: pytest.MonkeyPatch):

@@ -151,26 +151,28 @@ def test_a_request_that_fails_fails_alone(pipe, chain):
     assert torch.equal(pipe(images(1)[0]), chain(images(1)[0]))
 
 
-@pytest.mark.parametrize("lost", range(STAGES))
-def test_a_killed_stage_loses_no_request_and_is_replaced(stages, chain, lost):
+def test_a_killed_stage_loses_no_request_and_is_replaced(stages, chain):
+    """The first, one in between and the last, one after the other."""
     losses, inputs = Losses(), images(8)
     expected = [chain(x) for x in inputs]
     with odin.Pipeline(chain, stages=stages, policy="relay", share_devices=True, on_event=losses) as pipe:
-        for number, y in enumerate(pipe.map(inputs * 20)):
-            if number == 20:
-                victim = pipe.snapshot().stages[lost].pid
-                os.kill(victim, signal.SIGKILL)
-            assert torch.equal(y, expected[number % 8])
-        check_replaced(pipe, losses, lost, victim)
-        for y, after in zip(pipe.map(inputs), expected, strict=True):
-            assert torch.equal(y, after)
+        for lost in range(STAGES):
+            for number, y in enumerate(pipe.map(inputs * 20)):
+                if number == 20:
+                    victim = pipe.snapshot().stages[lost].pid
+                    os.kill(victim, signal.SIGKILL)
+                assert torch.equal(y, expected[number % 8])
+            check_replaced(pipe, losses, lost, victim)
+            losses.events.clear()
+            for y, after in zip(pipe.map(inputs), expected, strict=True):
+                assert torch.equal(y, after)
 
 
 def test_closing_with_requests_under_way_finishes_them(stages, chain):
     inputs = images(6)
-    with odin.Pipeline(chain, stages=stages, policy="relay", share_devices=True, transport="tcp") as pipe:
+    with odin.Pipeline(chain, stages=stages[:2], policy="relay", share_devices=True, transport="tcp") as pipe:
         futures = [pipe.submit(x) for x in inputs]
-        pipe.migrate(odin.Plan((len(chain.layers), 0, 0)))
+        pipe.migrate(odin.Plan((len(chain.layers), 0)))
         futures += [pipe.submit(x) for x in inputs]
     for x, future in zip(inputs * 2, futures, strict=True):
         assert torch.equal(future.result(0), chain(x))
@@ -191,7 +193,7 @@ def held() -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize("end", ["closed", "killed"])
 def test_nothing_stays_open_in_this_process(stages, chain, transport, end):
     before = held()
-    with odin.Pipeline(chain, stages=stages, policy="relay", share_devices=True, transport=transport) as pipe:
+    with odin.Pipeline(chain, stages=stages[:2], policy="relay", share_devices=True, transport=transport) as pipe:
         futures = [pipe.submit(x) for x in images(4)]
         if end == "killed":
             os.kill(pipe.snapshot().stages[1].pid, signal.SIGKILL)
@@ -204,21 +206,22 @@ def test_nothing_stays_open_in_this_process(stages, chain, transport, end):
     assert not set(threads) - set(before[1])
 
 
-@pytest.mark.parametrize("stopped", range(STAGES))
-def test_a_stage_that_stands_still_takes_no_new_requests(stages, chain, stopped):
+def test_a_stage_that_stands_still_takes_no_new_requests(stages, chain):
+    """The first, one in between and the last, one after the other."""
     inputs = images(12)
     with odin.Pipeline(chain, stages=stages, policy="relay", share_devices=True, max_in_flight=6) as pipe:
-        assert torch.equal(pipe(inputs[0]), chain(inputs[0]))
-        pid = pipe.snapshot().stages[stopped].pid
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            futures = [pipe.submit(x) for x in inputs]
-            answered = itertools.islice(concurrent.futures.as_completed(futures, PROMPT_S), len(inputs) - 1)
-            assert sum(1 for _ in answered) == len(inputs) - 1  # one may have been handed over to it
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        for x, future in zip(inputs, futures, strict=True):
-            assert torch.equal(future.result(PROMPT_S), chain(x))
+        for stopped in range(STAGES):
+            assert torch.equal(pipe(inputs[0]), chain(inputs[0]))
+            pid = pipe.snapshot().stages[stopped].pid
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                futures = [pipe.submit(x) for x in inputs]
+                answered = itertools.islice(concurrent.futures.as_completed(futures, PROMPT_S), len(inputs) - 1)
+                assert sum(1 for _ in answered) == len(inputs) - 1  # one may have been handed over to it
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            for x, future in zip(inputs, futures, strict=True):
+                assert torch.equal(future.result(PROMPT_S), chain(x))
 
 
 def test_requests_are_run_whole_and_by_all_stages_while_plans_send_them_from_one_to_the_next(pipe, chain):

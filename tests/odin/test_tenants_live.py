@@ -115,8 +115,6 @@ def test_a_share_bounds_the_cpu_time_of_each_stage(stages):
         assert completed > 0
         # Ray's own threads in the same processes take some, too.
         assert max(used_s) < (share + 0.2) * elapsed_s, (used_s, elapsed_s)
-        timings = [timing for timeline in pipe.timelines() for timing in timeline.stages]
-        assert all(timing.wall_s < 1.0 for timing in timings)  # a pause is no part of a stage's time
 
 
 @pytest.mark.parametrize("share", [0, 2, "half"])

@@ -101,7 +101,7 @@ def _stage(group: Group) -> Iterator[Stage]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("period_us", [20_000, 100_000, 1_000_000])
+@pytest.mark.parametrize("period_us", [20_000, 1_000_000])
 def test_a_quota_is_told_as_throttling_whatever_its_period(group, period_us):
     group.limit(period_us // 4, period_us)
     with _stage(group) as stage:

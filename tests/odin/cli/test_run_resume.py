@@ -135,14 +135,17 @@ def test_two_runs_do_not_write_to_one_file(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--repeat", "2"), ("--batch", "4"), ("--top", "1", "--limit", "4")], ids=" ".join
+    ("model", "options"),
+    [
+        ("tiny", ()),
+        ("tiny", ("--repeat", "2")),
+        ("tiny", ("--batch", "4")),
+        ("tiny", ("--top", "1", "--limit", "4")),
+        ("no_classes", ()),
+        ("groups_of_two", ("--batch", "2")),
+    ],
 )
-@pytest.mark.parametrize("model", ["tiny", "no_classes", "groups_of_two"])
 def test_wherever_it_was_cut_off_the_results_are_those_of_a_whole_run(folder, model, options):
-    if model != "tiny" and "--batch" in options:
-        options = ()
-    if model == "groups_of_two":
-        options = (*options, "--batch", "2")
     assert odin_run(*options, model=model, output="whole.jsonl") == 0
     whole, expected = Path("whole.jsonl").read_bytes(), records("whole.jsonl", latencies=False)
     third = whole.index(b"\n", whole.index(b"\n") + 1)  # the end of the second line

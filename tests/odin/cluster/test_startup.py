@@ -237,7 +237,7 @@ def test_the_models_own_weights_are_gone_once_it_serves(monkeypatch, two_cores):
     monkeypatch.setattr("odin.pipeline.to_chain", build)
     gc.disable()
     try:
-        with odin.Pipeline("resnet18", stages=two_cores, plan="7|8", policy="static"):
+        with odin.Pipeline("bench_models:residual", stages=two_cores, plan="5|5", policy="static"):
             assert [weight() is None for weight in weights] == [True] * len(weights)
             assert weights
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +41,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 }
 
 
+@cache
 def chain_of(name: str) -> Chain:
     build, example = MODELS[name]
     return build_chain(build().eval(), (example,), name=name, keep=False)
@@ -60,7 +62,7 @@ def test_an_engine_takes_a_model_or_says_which_one_does(name: str, engine: str):
     assert "\n" not in refusal
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["double", "brain"])  # which one of them does not take, and both
 def test_auto_passes_over_what_cannot_take_a_model(name: str, monkeypatch: pytest.MonkeyPatch):
     def profile(*_: Any, engine: str, form: Callable[[], Any], **options: Any) -> Any:
         form()

@@ -6,14 +6,12 @@ import asyncio
 import math
 import os
 import signal
-import statistics
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from patience import PROMPT_S
-from sklearn.datasets import load_digits
 from torch import nn
 
 import odin
@@ -22,8 +20,12 @@ from odin.monitor.events import ModelEvicted, ModelLoaded, RunEnded, RunStarted,
 
 pytestmark = pytest.mark.ray
 
+HOUR_S = 3600.0
+
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    from sklearn.datasets import load_digits  # a second of imports
+
     known = load_digits()
     return torch.tensor(known.images, dtype=torch.float32)[:, None] / 16, torch.tensor(known.target)
 
@@ -224,25 +226,25 @@ def test_a_killed_stage_of_a_variant_loses_nothing_under_load(family, models, da
 
 
 def test_demand_that_comes_and_goes_loads_and_unloads_within_the_memory(family, two_cores, models, data):
-    """Three rounds of requests for the one and for the other, with room for one: all are answered, one is loaded."""
+    """Requests for the one, the other and the one again, with room for one: all are answered, one is loaded."""
     events: list[object] = []
     x, limit_mib = data[0][:1], 1.5 * max(one.memory_mib for one in family.facts[:2])
     with odin.Family(
         variants(models)[:2], stages=two_cores, labelled=data, memory_mib=limit_mib, on_event=events.append
     ) as narrow:
-        for _ in range(3):
-            for name, accuracy in (("large", family.facts[1].accuracy), ("small", 0.0)):
-                if name == "small":
-                    narrow.load("small")  # a request for any accuracy is content with the large one
-                futures = [narrow.submit(x, accuracy=accuracy) for _ in range(20)]
-                assert {future.result(PROMPT_S).variant for future in futures} == {name}
-                view = narrow.view()
-                assert [one.facts.name for one in view.variants if one.state == "loaded"] == [name]
-                assert view.loaded_mib <= limit_mib
-        assert [one.counts.answered for one in narrow.view().variants] == [60, 60]
+        for name in ("large", "small", "large"):
+            if name == "small":
+                narrow.load("small")  # a request for any accuracy is content with the large one
+            accuracy = family.facts[1].accuracy if name == "large" else 0.0
+            futures = [narrow.submit(x, accuracy=accuracy) for _ in range(20)]
+            assert {future.result(PROMPT_S).variant for future in futures} == {name}
+            view = narrow.view()
+            assert [one.facts.name for one in view.variants if one.state == "loaded"] == [name]
+            assert view.loaded_mib <= limit_mib
+        assert [one.counts.answered for one in narrow.view().variants] == [20, 40]
         assert [one.counts.failed + one.counts.late for one in narrow.view().variants] == [0, 0]
-    assert sum(isinstance(event, ModelLoaded) for event in events) == 1 + 6  # the small one at the start
-    assert sum(isinstance(event, ModelEvicted) for event in events) == 6
+    assert sum(isinstance(event, ModelLoaded) for event in events) == 1 + 3  # the small one at the start
+    assert sum(isinstance(event, ModelEvicted) for event in events) == 3
 
 
 def test_what_is_missed_is_loaded_by_demand(family, data):
@@ -289,16 +291,9 @@ def test_profiles_are_kept_and_events_logged(two_cores, models, data, tmp_path, 
         second(data[0][:1])
 
 
-def test_choosing_is_quick(family):
-    """Not a benchmark: a bound that only a wrong order of magnitude breaks."""
+def test_asking_changes_nothing(family):
     before = family.view()
-    took_s = []
-    for _ in range(200):
-        begin_s = time.perf_counter()
-        chosen = family.ask(accuracy=family.facts[1].accuracy, latency_s=10.0)
-        took_s.append(time.perf_counter() - begin_s)
-        assert chosen.variant == 1
-    assert statistics.median(took_s) < 0.02
+    assert family.ask(accuracy=family.facts[1].accuracy, latency_s=HOUR_S).variant == 1
     assert isinstance(family.ask(latency_s=1e-9), Refusal)
     assert family.view().refused == before.refused
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from odin.partitioner.chain import Chain, build_chain
 EXPECTED = {"efficientnet_b0": (33, 1), "densenet121": (25, 21), "convnext_tiny": (25, 2)}
 
 
+@cache
 def chain_of(name: str) -> tuple[Chain, torch.Tensor, torch.Tensor]:
     """Chain, input, and what the model as it is makes of the input."""
     source = load_source(name, image_size=64)

@@ -131,7 +131,7 @@ def test_another_version_takes_over_and_no_request_is_lost(two_cores, tmp_path):
 
     def write(version: str) -> None:
         path.write_text(
-            f'source = "{__name__}:small"\nimage_size = 32\nversion = "{version}"\nstages = {two_cores}\n', "utf-8"
+            f'source = "{__name__}:small"\nimage_size = 32\nversion = "{version}"\nstages = {two_cores[:1]}\n', "utf-8"
         )
 
     async def main() -> None:
@@ -174,7 +174,7 @@ def test_images_as_they_come(two_cores, tmp_path):
     data = (tmp_path / "photograph.png").read_bytes()
 
     async def main() -> None:
-        repository = made(configs=[config(two_cores)], drain_s=60)
+        repository = made(configs=[config(two_cores[:1])], drain_s=60)
         dataplane = DataPlane(repository, Limits())
         await dataplane.load("small")
         (best,) = (await dataplane.infer_image("small", "", data, count=3)).outputs
@@ -194,7 +194,7 @@ def test_images_as_they_come(two_cores, tmp_path):
 
 def test_too_many_requests_are_refused_and_an_end_takes_none(two_cores):
     async def main() -> None:
-        repository = made(configs=[config(two_cores)], drain_s=60)
+        repository = made(configs=[config(two_cores[:1])], drain_s=60)
         dataplane = DataPlane(repository, Limits(requests=2))
         await dataplane.load("small")
         asked = [asyncio.create_task(dataplane.infer(request(images(1)))) for _ in range(5)]
@@ -210,7 +210,7 @@ def test_too_many_requests_are_refused_and_an_end_takes_none(two_cores):
 
 def test_a_load_that_is_broken_off_leaves_nothing(two_cores):
     async def main() -> None:
-        repository = made(configs=[config(two_cores)], drain_s=60)
+        repository = made(configs=[config(two_cores[:1])], drain_s=60)
         loading = asyncio.create_task(repository.load("small"))
         await asyncio.sleep(0.2)
         loading.cancel()

@@ -27,7 +27,7 @@ from odin_lab.live.script import Script
 TRIAL = RunRecord((0.0,), (0.1,), 0, "", (), 0.0, 0, (), 0.0, 1, 1)
 
 
-def script(core: int, *, start_s: float = 1.0, end_s: float = 1.8, seconds: float = 2.6) -> Script:
+def script(core: int, *, start_s: float = 0.4, end_s: float = 1.0, seconds: float = 1.6) -> Script:
     return Script(Scenario((Step(Load.parse(f"cpu@cpu:{core}"), start_s, end_s, "busy"),)), seconds, 1.0, 0.6)
 
 
@@ -184,8 +184,8 @@ def load_processes() -> set[int]:
     return {process.pid for process in processes_below() if "worker.py" in command(process)}
 
 
-def torch_task(cores: tuple[int, ...], seconds: float = 2.6) -> Task:
-    loads = script(cores[1], end_s=seconds - 0.8, seconds=seconds)
+def torch_task(cores: tuple[int, ...], seconds: float = 1.6) -> Task:
+    loads = script(cores[1], end_s=seconds - 0.6, seconds=seconds)
     return Task(Contender("torch"), 0, 0, "bench_models:residual", "", "", cores, loads, 4, 0.1)
 
 

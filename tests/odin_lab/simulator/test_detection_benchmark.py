@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 
 import msgspec
 import numpy as np
 import pytest
-from patience import PROMPT_S
 
-from benchmarks.detection import Row, Trace, cell, cuttings, measure_trace, read_trace, target_text
+from benchmarks.detection import Row, Trace, cell, cuttings, main, measure_trace, read_trace, target_text
 from odin.monitor.detectors import CusumDetector
 from odin.monitor.events import LoadChanged, RequestDone, RunStarted, StageDescription, to_json
 from odin.monitor.timing import RequestTimeline, StageTiming
@@ -279,17 +277,18 @@ def test_slowdowns_are_injected_into_a_trace():
 
 
 @pytest.mark.slow
-def test_the_command_runs_and_keeps_its_result(tmp_path):
+def test_the_command_runs_and_keeps_its_result(tmp_path, monkeypatch, capsys):
     rows = np.random.default_rng(1).lognormal(0.0, 0.05, (900, 2))
     log = write(tmp_path / "night.jsonl", *(request(i, (0, 1, a), (1, 3, b)) for i, (a, b) in enumerate(rows)))
     output = tmp_path / "result.json"
-    command = [sys.executable, "-m", "benchmarks.detection", "--quick", "--traces", str(log), "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PROMPT_S, check=True)
-    assert "night (sigma 0.0" in done.stdout
-    assert "target (CUSUM, CV 10%" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["detection", "--quick", "--traces", str(log), "--output", str(output)])
+    assert main() == 0
+    told = capsys.readouterr().out
+    assert "night (sigma 0.0" in told
+    assert "target (CUSUM, CV 10%" in told
     results = json.loads(output.read_text())["results"]
     assert {row["noise"] for row in results} >= {"CV 5%", "CV 10%", "CV 20%"}
-    wrong = subprocess.run(
-        [*command[:4], "--traces", "nowhere.jsonl"], capture_output=True, text=True, timeout=PROMPT_S
-    )
-    assert (wrong.returncode, "nowhere.jsonl" in wrong.stderr) == (2, True)
+    monkeypatch.setattr(sys, "argv", ["detection", "--quick", "--traces", "nowhere.jsonl"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "nowhere.jsonl" in capsys.readouterr().err

@@ -98,7 +98,7 @@ def broken_off(folder, words, end):
 @pytest.mark.slow
 @pytest.mark.parametrize(("end", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_and_all_that_it_started(folder, end, status):
-    ended, err = broken_off(folder, [*FEW, "--passes", "1000"], end)
+    ended, err = broken_off(folder, [*FEW, "--passes", "400"], end)
     assert ended == status
     first, *rounds, last = err.splitlines()
     assert first == "toy:make: round 1 of 2 (0% done)"
@@ -108,7 +108,7 @@ def test_a_signal_ends_it_and_all_that_it_started(folder, end, status):
 
 @pytest.mark.slow
 def test_killed_it_leaves_nothing_and_the_same_command_goes_on(folder):
-    words = [*FEW, "--passes", "1000"]
+    words = [*FEW, "--passes", "400"]
     assert broken_off(folder, words, signal.SIGKILL)[0] == -signal.SIGKILL
     partial = folder / "out" / "toy-make.partial.jsonl"
     before = json.loads(partial.read_text().splitlines()[1])
@@ -119,7 +119,7 @@ def test_killed_it_leaves_nothing_and_the_same_command_goes_on(folder):
     assert not partial.exists()
     table = load_timings(folder / "out" / "toy-make.csv.gz")
     assert table.scenarios == ("cpu-100", "membw-25")  # in one order, however they are asked for
-    assert (table.rounds, table.passes, len(table.blocks)) == (2, 1000, 12)
+    assert (table.rounds, table.passes, len(table.blocks)) == (2, 400, 12)
     assert table.blocks[0].layer_s == pytest.approx(np.array(before["before"]), rel=1e-2, abs=1e-8)
     assert "toy:make on" in out
     assert "cpu-100" in out
