@@ -34,6 +34,15 @@ def pytest_configure() -> None:
             signal.signal(number, handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """scripts/test.sh finds the files of tests that start Ray by their text: another spelling would leave them out."""
+    for path in {item.path for item in items if item.get_closest_marker("ray")}:
+        if "mark.ray" not in path.read_text():
+            raise pytest.UsageError(
+                f"{path}: its tests have the mark ray: spell it mark.ray there, as scripts/test.sh expects"
+            )
+
+
 def pytest_collection_finish() -> None:
     """No collection of garbage looks again through what torch and the tests' modules have brought, which stays."""
     gc.collect()
