@@ -42,7 +42,7 @@ __all__ = ["FilterPolicy"]
 
 FloatArray = NDArray[np.float64]
 
-_EDGES: FloatArray = np.array([0.0, 2.0, 6.0, 14.0, 32.0, 96.0]) / 96.0
+_EDGES: FloatArray = np.array([0.0, 4.0, 12.0, 32.0, 88.0, 240.0, 1000.0]) / 1000.0
 """The horizon in parts, each weighed by one time ahead; finer where more is known."""
 _NEWS = 0.05
 """Change of a stage's expected log slowdown that is a reason to weigh plans: 5%, as far as levels are apart."""
@@ -56,6 +56,7 @@ _HOME_COST = 0.5
 """What a move to the home plan costs of another: half is the risk of a wrong prediction, and that plan is known."""
 _LAG_RATE = 0.2
 """Weight of the latest migration lag in its mean."""
+_TINY = 1e-9
 _NEAR = 0.015
 """Relative difference between plans that counts as none when the home plan is chosen."""
 
@@ -77,11 +78,11 @@ class FilterPolicy:
         If a parameter is out of its range.
     """
 
-    def __init__(self, *, cost: float = 8.0, horizon: int = 96) -> None:
+    def __init__(self, *, cost: float = 4.0, horizon: int = 400) -> None:
         if not 0 <= cost < math.inf:
             raise ValueError(f"cost is {cost}; give what a move costs in requests, 0 or more, such as 8")
         if horizon < 1:
-            raise ValueError(f"horizon is {horizon}; give at least 1 request, such as 96")
+            raise ValueError(f"horizon is {horizon}; give at least 1 request, such as 1000")
         self.cost, self.horizon = cost, horizon
         self._setting: Setting | None = None
 
@@ -170,15 +171,22 @@ class FilterPolicy:
         if self._plans.on_their_way >= _MOST_ON_THEIR_WAY:
             return None
         present = self._plans.decided
-        outlook = self._outlook(self._regimes)
-        best, value = self._best(outlook, present)
+        best, value = self._best(self._regimes, present)
         if best != present:
             return self._move(present, best, value)
         return self._probe(present)
 
-    def _outlook(self, regimes: RegimeFilter) -> Outlook:
-        """Plans' times in the parts of the horizon, which begins when a move would be felt."""
-        return self._times_at(regimes, max(1, round(self._lag)) + self._ahead)
+    def _outlook(self, regimes: RegimeFilter) -> tuple[Outlook, FloatArray]:
+        """Plans' times now and in the parts of the horizon, which begins when a move would be felt; and the requests
+        that each of these counts for, as long as the plan is kept.
+        """
+        lag = max(1, round(self._lag))
+        felt = np.array([regimes.survival(int(ahead)).prod() for ahead in self._ahead])
+        lasts = np.array([regimes.survival(lag + int(ahead)).prod() for ahead in self._ahead])
+        kept = felt ** regimes.followed(round(lag + self.cost))
+        changed = self._span * (kept - lasts) / np.maximum(1.0 - lasts, _TINY)
+        weights = np.append((self._span - changed) @ lasts, changed)
+        return self._times_at(regimes, np.append(0, lag + self._ahead)), weights
 
     def _now(self) -> Outlook:
         """Plans' times at present."""
@@ -191,14 +199,16 @@ class FilterPolicy:
         """Expected seconds per request of a plan's slowest stage now, its error left out."""
         return float(self._now().expected_s(self._arrays.of(plan))[0])
 
-    def _best(self, outlook: Outlook, present: Plan) -> tuple[Plan, float]:
+    def _best(self, regimes: RegimeFilter, present: Plan) -> tuple[Plan, float]:
         """The plan that saves most, and how much more than the move costs, in requests; or the present one and 0."""
+        outlook, weights = self._outlook(regimes)
         plans = {self._home, self._balanced(outlook, 0), self._balanced(outlook, -1)} - {present}
         best, most = present, 0.0
         if plans:
             now_s = outlook.expected_s(self._arrays.of(present))
             for plan in sorted(plans):
-                value = self._saving(outlook, now_s, present, plan) - self._cost(plan)
+                saved_s = now_s - outlook.expected_s(self._arrays.of(plan)) * self._error(plan, present)
+                value = float(saved_s @ weights / now_s[0]) - self._cost(plan)
                 if value > most:
                     best, most = plan, value
         return best, most
@@ -213,14 +223,6 @@ class FilterPolicy:
         assert setting is not None
         times_s = outlook.times_s * outlook.factors[part][:, None]
         return balance(times_s, send_s=setting.send_s, receive_s=setting.receive_s).plan
-
-    def _saving(self, outlook: Outlook, now_s: FloatArray, present: Plan, plan: Plan) -> float:
-        """What a plan saves, in requests at the present speed: kept over the whole horizon, or only while nothing
-        changes, whichever is more.
-        """
-        saved_s = now_s - outlook.expected_s(self._arrays.of(plan)) * self._error(plan, present)
-        lasts = np.array([self._regimes.survival(int(ahead)).prod() for ahead in self._ahead])
-        return float(max(saved_s @ self._span, saved_s[0] * (lasts @ self._span)) / now_s[0])
 
     def _error(self, plan: Plan, present: Plan) -> float:
         """By what factor a plan was longer than predicted, over that of the present one."""
@@ -238,8 +240,7 @@ class FilterPolicy:
         if not self._plans.settled:
             return None
         for stage in np.flatnonzero(~self._arrays.of(present).has).tolist():
-            calm = self._outlook(self._regimes.if_undisturbed(stage))
-            plan, value = self._best(calm, present)
+            plan, value = self._best(self._regimes.if_undisturbed(stage), present)
             if plan[stage] == 0:
                 continue
             tried = min(with_one_layer(present, stage), key=self._expected_now_s)

@@ -29,7 +29,7 @@ FloatArray = NDArray[np.float64]
 LIVES: FloatArray = np.array([2.0, 6.0, 20.0, 80.0, 400.0])
 """Mean lives of disturbances, requests: shorter ones are over before a plan could follow, longer ones look alike."""
 
-_PER_UNIT, _BELOW, _COUNT = 20.0, 8, 52
+_PER_UNIT, _BELOW, _COUNT = 20.0, 8, 56
 LEVELS: FloatArray = np.sinh((np.arange(_COUNT) - _BELOW) / _PER_UNIT)
 """Log slowdowns over the undisturbed level: 5% apart near it, 20% apart at the top, which is 69 times as slow."""
 
@@ -177,6 +177,16 @@ class RegimeFilter:
         undisturbed = self.undisturbed * (1.0 - self.start_hazard) ** requests
         lasts: FloatArray = undisturbed + self._mass @ (1.0 - _END) ** requests
         return lasts
+
+    def followed(self, requests: int) -> float:
+        """Probability that the conditions of all stages after the next change last for so many requests."""
+        lives, start = self._lives / self._lives.sum(), self.start_hazard
+        disturbed = float(lives @ (1.0 - _END) ** requests)
+        starts, ends = self.undisturbed * start, self._mass @ _END
+        after_end = _BACK * (1.0 - start) ** requests + (1 - _BACK) * disturbed
+        lasts = self.survival(requests)
+        others = lasts.prod() / lasts
+        return float((starts * disturbed + ends * after_end) @ others / (starts + ends).sum())
 
     def if_undisturbed(self, stage: int) -> RegimeFilter:
         """What would be believed if a stage were known to be undisturbed: a copy."""
