@@ -46,10 +46,10 @@ _EDGES: FloatArray = np.array([0.0, 4.0, 12.0, 32.0, 88.0, 240.0, 1000.0]) / 100
 """The horizon in parts, each weighed by one time ahead; finer where more is known."""
 _NEWS = 0.05
 """Change of a stage's expected log slowdown that is a reason to weigh plans: 5%, as far as levels are apart."""
-_SOON, _LATER = 8, 64
-"""Requests after which plans are weighed without such a change, where a stage seems disturbed, and where none does."""
-_CALM = 0.9
-"""Probability from which a stage seems undisturbed."""
+_SOON, _LATEST = 8, 512
+"""Requests after which plans are weighed again without such a change; while all is quiet, twice as many each time, and
+changes are looked for and layers learned from only so often.
+"""
 _MOST_ON_THEIR_WAY = 2
 """Plans decided that no request has finished under: what a third one would be worth is not known yet."""
 _HOME_COST = 0.5
@@ -80,9 +80,9 @@ class FilterPolicy:
 
     def __init__(self, *, cost: float = 4.0, horizon: int = 400) -> None:
         if not 0 <= cost < math.inf:
-            raise ValueError(f"cost is {cost}; give what a move costs in requests, 0 or more, such as 8")
+            raise ValueError(f"cost is {cost}; give what a move costs in requests, 0 or more, such as 4")
         if horizon < 1:
-            raise ValueError(f"horizon is {horizon}; give at least 1 request, such as 1000")
+            raise ValueError(f"horizon is {horizon}; give at least 1 request, such as 400")
         self.cost, self.horizon = cost, horizon
         self._setting: Setting | None = None
 
@@ -105,7 +105,7 @@ class FilterPolicy:
         self._lag = 2.0 * setting.stage_count
         self._back_to: Plan | None = None
         self._weighed_at: FloatArray = np.zeros(setting.stage_count)
-        self._next_weighing = 0
+        self._wait, self._next_weighing = _SOON, 0
         edges = self.horizon * _EDGES
         self._ahead = np.maximum(np.round((edges[1:] + edges[:-1]) / 2), 1).astype(np.int64)
         self._span: FloatArray = np.diff(edges)
@@ -140,11 +140,12 @@ class FilterPolicy:
         ratio = observation.stage_s * arrays.per_reference
         measured = ratio > 0
         log_slowdown = np.log(np.where(measured, ratio, 1.0))
+        was_quiet = regimes.quiet
         regimes.update(log_slowdown, observation.noise, measured)
-        if request % _SOON == 0 or regimes.undisturbed.min() < _CALM:
-            self._layers.take(arrays, observation.layer_s, log_slowdown, regimes.renewed)
-        busy_s = observation.stage_s + arrays.transfer_s
-        wrong = self._errors.take(request, busy_s, regimes.renewed, noise)
+        wrong = self._errors.take(request, observation.stage_s + arrays.transfer_s, regimes.renewed, noise)
+        if was_quiet and regimes.quiet and request % _SOON:
+            return wrong
+        self._layers.take(arrays, observation.layer_s, log_slowdown, regimes.renewed)
         return wrong or bool(np.abs(regimes.expected - self._weighed_at).max() > _NEWS)
 
     def _note_plan(self, before: Plan, plan: Plan, lag: int | None, noise: float) -> None:
@@ -163,13 +164,12 @@ class FilterPolicy:
         if (plan := self._back_to) is not None:
             self._back_to = None
             return Decision(plan, "probe", "one request is enough")
-        if not news and request < self._next_weighing:
+        waits = self._plans.on_their_way >= _MOST_ON_THEIR_WAY or self._errors.too_early
+        if waits or (not news and request < self._next_weighing):
             return None
         self._weighed_at = self._regimes.expected
-        calm = self._regimes.undisturbed.min() > _CALM
-        self._next_weighing = request + (_LATER if calm else _SOON)
-        if self._plans.on_their_way >= _MOST_ON_THEIR_WAY:
-            return None
+        self._wait = min(2 * self._wait, _LATEST) if self._regimes.quiet and not news else _SOON
+        self._next_weighing = request + self._wait
         present = self._plans.decided
         best, value = self._best(self._regimes, present)
         if best != present:

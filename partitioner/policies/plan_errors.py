@@ -75,6 +75,11 @@ class PlanErrors:
     def _now(self, known: _Known) -> float:
         return known.error * math.exp2((known.at - self._request) / (_HALF_LIFE * known.times))
 
+    @property
+    def too_early(self) -> bool:
+        """Whether a plan is being compared, and what is seen cannot be told from its own effect yet."""
+        return self._unchanged > 0 and len(self._stage_s) < OWN_EFFECT
+
     def begin(self, before: Plan, after: Plan, predicted_s: FloatArray, survival: FloatArray) -> None:
         """Requests finish under another plan from the next one on.
 

@@ -41,7 +41,7 @@ def test_the_reason_is_told_in_requests():
     ((_, decision), *_) = run(changes={100: slowed(CALM, {1: 3.0})}, requests=200).decisions
     assert decision.kind == "move"
     assert decision.why.startswith("saves ")
-    assert decision.why.endswith(" requests of 96, costs 8")
+    assert decision.why.endswith(" requests of 48, costs 4")
 
 
 def test_the_dearer_a_move_the_fewer():
@@ -284,8 +284,8 @@ def test_somebody_else_moves_layers():
 
 def test_names():
     assert make_policy("filter").name == "filter"
-    assert make_policy("filter:cost=4").name == "filter:cost=4.0"
-    assert make_policy("filter:horizon=200,cost=8").name == "filter:horizon=200"
+    assert make_policy("filter:cost=8").name == "filter:cost=8.0"
+    assert make_policy("filter:horizon=200,cost=4").name == "filter:horizon=200"
 
 
 @pytest.mark.parametrize("values", [{"cost": -1.0}, {"cost": math.inf}, {"cost": math.nan}, {"horizon": 0}])
