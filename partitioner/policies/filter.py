@@ -164,7 +164,7 @@ class FilterPolicy:
         if (plan := self._back_to) is not None:
             self._back_to = None
             return Decision(plan, "probe", "one request is enough")
-        waits = self._plans.on_their_way >= _MOST_ON_THEIR_WAY or self._errors.too_early
+        waits = self._plans.on_their_way >= _MOST_ON_THEIR_WAY
         if waits or (not news and request < self._next_weighing):
             return None
         self._weighed_at = self._regimes.expected
@@ -181,9 +181,10 @@ class FilterPolicy:
         that each of these counts for, as long as the plan is kept.
         """
         lag = max(1, round(self._lag))
-        felt = np.array([regimes.survival(int(ahead)).prod() for ahead in self._ahead])
-        lasts = np.array([regimes.survival(lag + int(ahead)).prod() for ahead in self._ahead])
-        kept = felt ** regimes.followed(round(lag + self.cost))
+        ahead, pays_after = lag + self._ahead, round(lag + self.cost)
+        followed = regimes.followed(pays_after)
+        kept = np.maximum(ahead - lag - pays_after * (1.0 / max(followed, _TINY) - 1.0), 0)
+        lasts, kept = (np.array([regimes.survival(k).prod() for k in when]) for when in (ahead, kept))
         changed = self._span * (kept - lasts) / np.maximum(1.0 - lasts, _TINY)
         weights = np.append((self._span - changed) @ lasts, changed)
         return self._times_at(regimes, np.append(0, lag + self._ahead)), weights

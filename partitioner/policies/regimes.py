@@ -216,7 +216,7 @@ class RegimeFilter:
         by_slow[began] = by_calm[began] + 1.0
         self._starts[0, active] += (by_slow - by_calm) * returned / undisturbed
         self._starts[1, active] = by_slow + (by_calm + 1.0 - by_slow) * starts / (1.0 + _TINY - undisturbed)
-        self._back_count += float(returned.sum())
+        self._back_count += 0.8 * float((end_like @ ends).sum())
         self._life_counts += end_like @ ends
         self._level_counts += (end_like * ended) @ share
         if self._life_counts.sum() > _MOST_ENDS:
