@@ -6,9 +6,6 @@
             -> outlook.py   expected bottleneck of a plan then                                  (exact, no samples)
             -> move if      sum over k of (present plan's - other plan's)  >  cost of a move    (in requests)
 
-The sum is taken twice, and the larger one counts: over the whole horizon, as if the plan were kept whatever comes; and
-only as far as nothing is likely to have changed until then, as if plans were chosen anew with the next change.
-
 Other plans are the exact balance of the slowdowns that are expected soon, that of those expected in the long run, and
 the home plan (the best one undisturbed). Savings begin after the migration lag, so a disturbance that will be over by
 then moves nothing; where disturbances come faster than plans can follow, the long-run balance is what is left to gain.
@@ -154,7 +151,7 @@ class FilterPolicy:
             self._back_to = None
             return
         self._lag += _LAG_RATE * (lag - 1 - self._lag)
-        predicted_s = self._now().stage_s(self._arrays.of(plan))[0]
+        predicted_s = self._outlook(self._regimes, now=True).stage_s(self._arrays.of(plan))[0]
         self._errors.begin(before, plan, predicted_s, self._regimes.survival(OWN_EFFECT))
 
     # -- what to do -------------------------------------------------------------------------------------------------
@@ -172,24 +169,20 @@ class FilterPolicy:
         present = self._plans.decided
         outlook = self._outlook(self._regimes)
         best, value = self._best(outlook, present)
-        if best != present:
-            return self._move(present, best, value)
-        return self._probe(present)
+        if best == present:
+            return self._probe(present)
+        cost = self._cost(best)
+        why = f"saves {value + cost:.0f} requests of {self.horizon}, costs {cost:g}"
+        return Decision(best, "move", why, self._expected_now_s(best) * self._error(best, present))
 
-    def _outlook(self, regimes: RegimeFilter) -> Outlook:
-        """Plans' times in the parts of the horizon, which begins when a move would be felt."""
-        return self._times_at(regimes, max(1, round(self._lag)) + self._ahead)
-
-    def _now(self) -> Outlook:
-        """Plans' times at present."""
-        return self._times_at(self._regimes, np.zeros(1, dtype=np.int64))
-
-    def _times_at(self, regimes: RegimeFilter, ahead: NDArray[np.int64]) -> Outlook:
+    def _outlook(self, regimes: RegimeFilter, *, now: bool = False) -> Outlook:
+        """Plans' times at present, or in the parts of the horizon, which begins when a move would be felt."""
+        ahead = np.zeros(1, dtype=np.int64) if now else max(1, round(self._lag)) + self._ahead
         return Outlook(self._layers.times_s(regimes.base), regimes.ahead(ahead))
 
     def _expected_now_s(self, plan: Plan) -> float:
         """Expected seconds per request of a plan's slowest stage now, its error left out."""
-        return float(self._now().expected_s(self._arrays.of(plan))[0])
+        return float(self._outlook(self._regimes, now=True).expected_s(self._arrays.of(plan))[0])
 
     def _best(self, outlook: Outlook, present: Plan) -> tuple[Plan, float]:
         """The plan that saves most, and how much more than the move costs, in requests; or the present one and 0."""
@@ -215,21 +208,13 @@ class FilterPolicy:
         return balance(times_s, send_s=setting.send_s, receive_s=setting.receive_s).plan
 
     def _saving(self, outlook: Outlook, now_s: FloatArray, present: Plan, plan: Plan) -> float:
-        """What a plan saves, in requests at the present speed: kept over the whole horizon, or only while nothing
-        changes, whichever is more.
-        """
+        """What a plan saves over the horizon, in requests at the present speed."""
         saved_s = now_s - outlook.expected_s(self._arrays.of(plan)) * self._error(plan, present)
-        lasts = np.array([self._regimes.survival(int(ahead)).prod() for ahead in self._ahead])
-        return float(max(saved_s @ self._span, saved_s[0] * (lasts @ self._span)) / now_s[0])
+        return float(saved_s @ self._span / now_s[0])
 
     def _error(self, plan: Plan, present: Plan) -> float:
         """By what factor a plan was longer than predicted, over that of the present one."""
         return math.exp(self._errors.of(plan) - self._errors.of(present))
-
-    def _move(self, present: Plan, plan: Plan, value: float) -> Decision:
-        cost = self._cost(plan)
-        why = f"saves {value + cost:.0f} requests of {self.horizon}, costs {cost:g}"
-        return Decision(plan, "move", why, self._expected_now_s(plan) * self._error(plan, present))
 
     # -- stages without layers --------------------------------------------------------------------------------------
 
