@@ -6,9 +6,6 @@
             -> outlook.py   expected bottleneck of a plan then                                  (exact, no samples)
             -> move if      sum over k of (present plan's - other plan's)  >  cost of a move    (in requests)
 
-The sum is taken twice, and the larger one counts: over the whole horizon, as if the plan were kept whatever comes; and
-only as far as nothing is likely to have changed until then, as if plans were chosen anew with the next change.
-
 Other plans are the exact balance of the slowdowns that are expected soon, that of those expected in the long run, and
 the home plan (the best one undisturbed). Savings begin after the migration lag, so a disturbance that will be over by
 then moves nothing; where disturbances come faster than plans can follow, the long-run balance is what is left to gain.
@@ -172,22 +169,24 @@ class FilterPolicy:
         self._next_weighing = request + self._wait
         present = self._plans.decided
         best, value = self._best(self._regimes, present)
-        if best != present:
-            return self._move(present, best, value)
-        return self._probe(present)
+        if best == present:
+            return self._probe(present)
+        cost = self._cost(best)
+        why = f"saves {value + cost:.0f} requests of {self.horizon}, costs {cost:g}"
+        return Decision(best, "move", why, self._expected_now_s(best) * self._error(best, present))
 
     def _outlook(self, regimes: RegimeFilter) -> tuple[Outlook, FloatArray]:
-        """Plans' times now and in the parts of the horizon, which begins when a move would be felt; and the requests
-        that each of these counts for, as long as the plan is kept.
+        """Plans' times now and in the parts of the horizon, which begins when a move would be felt; and for how many
+        requests each of these counts.
         """
         lag = max(1, round(self._lag))
-        ahead, pays_after = lag + self._ahead, round(lag + self.cost)
-        followed = regimes.followed(pays_after)
-        kept = np.maximum(ahead - lag - pays_after * (1.0 / max(followed, _TINY) - 1.0), 0)
-        lasts, kept = (np.array([regimes.survival(k).prod() for k in when]) for when in (ahead, kept))
+        ahead, long = lag + self._ahead, round(lag + self.cost)
+        unfollowed = long * (1.0 / max(regimes.followed(long), _TINY) - 1.0)
+        lasts = np.array([regimes.survival(when).prod() for when in ahead])
+        kept = np.array([regimes.survival(when).prod() for when in np.maximum(self._ahead - unfollowed, 0.0)])
         changed = self._span * (kept - lasts) / np.maximum(1.0 - lasts, _TINY)
         weights = np.append((self._span - changed) @ lasts, changed)
-        return self._times_at(regimes, np.append(0, lag + self._ahead)), weights
+        return self._times_at(regimes, np.append(0, ahead)), weights
 
     def _now(self) -> Outlook:
         """Plans' times at present."""
@@ -228,11 +227,6 @@ class FilterPolicy:
     def _error(self, plan: Plan, present: Plan) -> float:
         """By what factor a plan was longer than predicted, over that of the present one."""
         return math.exp(self._errors.of(plan) - self._errors.of(present))
-
-    def _move(self, present: Plan, plan: Plan, value: float) -> Decision:
-        cost = self._cost(plan)
-        why = f"saves {value + cost:.0f} requests of {self.horizon}, costs {cost:g}"
-        return Decision(plan, "move", why, self._expected_now_s(plan) * self._error(plan, present))
 
     # -- stages without layers --------------------------------------------------------------------------------------
 

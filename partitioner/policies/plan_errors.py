@@ -100,11 +100,8 @@ class PlanErrors:
     def end(self, noise: float) -> bool:
         """The plan is left: what was seen of it is judged, if it was more than one request; as :meth:`take`."""
         enough = self._unchanged > 0 and len(self._stage_s) > 1
-        return self._judge(noise) if enough else self._forget()
-
-    def _forget(self) -> bool:
-        self._unchanged = 0.0
-        return False
+        self._unchanged *= enough
+        return enough and self._judge(noise)
 
     def take(self, request: int, stage_s: FloatArray, renewed: FloatArray, noise: float) -> bool:
         """Take one request's seconds per stage, transfers included; return whether an error was learned.

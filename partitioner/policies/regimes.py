@@ -250,8 +250,7 @@ class RegimeFilter:
 
     def if_undisturbed(self, stage: int) -> RegimeFilter:
         """What would be believed if a stage were known to be undisturbed: a copy."""
-        other = copy.copy(self)
-        other.levels, other.lives, other._disturbed = self.levels.copy(), self.lives.copy(), self._disturbed.copy()
+        other = copy.deepcopy(self)
         other.levels[stage], other.lives[stage], other._disturbed[stage] = np.eye(1 + _COUNT)[0], 0.0, 0.0
         return other
 
