@@ -161,7 +161,7 @@ class FilterPolicy:
         if (plan := self._back_to) is not None:
             self._back_to = None
             return Decision(plan, "probe", "one request is enough")
-        waits = self._plans.on_their_way >= _MOST_ON_THEIR_WAY
+        waits = self._plans.on_their_way >= _MOST_ON_THEIR_WAY or self._errors.too_early
         if waits or (not news and request < self._next_weighing):
             return None
         self._weighed_at = self._regimes.expected
