@@ -6,13 +6,18 @@
             -> outlook.py   expected bottleneck of a plan then                                  (exact, no samples)
             -> move if      sum over k of (present plan's - other plan's)  >  cost of a move    (in requests)
 
-Other plans are the exact balance of the slowdowns that are expected soon, that of those expected in the long run, and
-the home plan (the best one undisturbed). Savings begin after the migration lag, so a disturbance that will be over by
-then moves nothing; where disturbances come faster than plans can follow, the long-run balance is what is left to gain.
+The sum begins when a move would be felt, one migration lag from now, and ends when the next one would be: with the
+next change of conditions that is followed, and its lag. Until the change a plan is worth what it is worth now, after it
+what it is worth under the conditions expected by then; so a disturbance that will be over before a move is felt moves
+nothing. A change is followed if the new conditions last long enough to pay for a move. Where few do, a plan is kept
+through many changes, and the long-run balance is what is left to gain.
+
+Other plans are the exact balance of the present slowdowns, that of those expected in the long run, and the home plan
+(the best one undisturbed).
 
 In the same unit: a plan whose prediction did not come true is worse by its error (``plan_errors.py``); a stage without
-layers is given one for a single request, a probe, if what it would be worth undisturbed, times the probability that it
-is, exceeds what the probe costs.
+layers is given one for a single request, a probe, once what it is expected to have saved since the last look, had it
+been used, exceeds what the probe costs.
 """
 
 from __future__ import annotations
@@ -39,7 +44,7 @@ __all__ = ["FilterPolicy"]
 
 FloatArray = NDArray[np.float64]
 
-_EDGES: FloatArray = np.array([0.0, 4.0, 12.0, 32.0, 88.0, 240.0, 1000.0]) / 1000.0
+_EDGES: FloatArray = np.array([0.0, 0.004, 0.012, 0.032, 0.088, 0.24, 1.0])
 """The horizon in parts, each weighed by one time ahead; finer where more is known."""
 _NEWS = 0.05
 """Change of a stage's expected log slowdown that is a reason to weigh plans: 5%, as far as levels are apart."""
@@ -53,9 +58,10 @@ _HOME_COST = 0.5
 """What a move to the home plan costs of another: half is the risk of a wrong prediction, and that plan is known."""
 _LAG_RATE = 0.2
 """Weight of the latest migration lag in its mean."""
-_TINY = 1e-9
 _NEAR = 0.015
 """Relative difference between plans that counts as none when the home plan is chosen."""
+_AT_PRESENT = np.zeros(1, dtype=np.int64)
+_TINY = 1e-9
 
 
 class FilterPolicy:
@@ -67,7 +73,8 @@ class FilterPolicy:
         What a move costs, in requests at the present speed: two plans in the line at once, layers prepared and cold,
         and the risk that the prediction is wrong. More means fewer moves.
     horizon
-        Requests within which a move must have saved that.
+        Requests within which a move must have saved that: as many as the longest mean life of a disturbance, as what
+        lies further ahead is not known.
 
     Raises
     ------
@@ -101,6 +108,8 @@ class FilterPolicy:
         self._plans = PlansInFlight(setting.plan)
         self._lag = 2.0 * setting.stage_count
         self._back_to: Plan | None = None
+        self._missed: FloatArray = np.zeros(setting.stage_count)
+        self._looked_at = 0
         self._weighed_at: FloatArray = np.zeros(setting.stage_count)
         self._wait, self._next_weighing = _SOON, 0
         edges = self.horizon * _EDGES
@@ -170,18 +179,19 @@ class FilterPolicy:
         present = self._plans.decided
         best, value = self._best(self._regimes, present)
         if best == present:
-            return self._probe(present)
+            return self._probe(present, request)
         cost = self._cost(best)
         why = f"saves {value + cost:.0f} requests of {self.horizon}, costs {cost:g}"
         return Decision(best, "move", why, self._expected_now_s(best) * self._error(best, present))
 
     def _outlook(self, regimes: RegimeFilter) -> tuple[Outlook, FloatArray]:
         """Plans' times now and in the parts of the horizon, which begins when a move would be felt; and for how many
-        requests each of these counts.
+        requests each of these counts: the present for those before the next change, the others for those after it.
         """
         lag = max(1, round(self._lag))
         ahead, long = lag + self._ahead, round(lag + self.cost)
-        unfollowed = long * (1.0 / max(regimes.followed(long), _TINY) - 1.0)
+        # Changes that are over sooner, which nothing follows, come before the first that lasts: 1 / p - 1 of them.
+        unfollowed = long * (1.0 / max(regimes.lasting_change(long), _TINY) - 1.0)
         lasts = np.array([regimes.survival(when).prod() for when in ahead])
         kept = np.array([regimes.survival(when).prod() for when in np.maximum(self._ahead - unfollowed, 0.0)])
         changed = self._span * (kept - lasts) / np.maximum(1.0 - lasts, _TINY)
@@ -190,7 +200,7 @@ class FilterPolicy:
 
     def _now(self) -> Outlook:
         """Plans' times at present."""
-        return self._times_at(self._regimes, np.zeros(1, dtype=np.int64))
+        return self._times_at(self._regimes, _AT_PRESENT)
 
     def _times_at(self, regimes: RegimeFilter, ahead: NDArray[np.int64]) -> Outlook:
         return Outlook(self._layers.times_s(regimes.base), regimes.ahead(ahead))
@@ -230,18 +240,27 @@ class FilterPolicy:
 
     # -- stages without layers --------------------------------------------------------------------------------------
 
-    def _probe(self, present: Plan) -> Decision | None:
-        """Give a stage without layers one for a single request, if what may be learned is worth that."""
+    def _probe(self, present: Plan, request: int) -> Decision | None:
+        """Give a stage without layers one for a single request, once what it is expected to have saved since the last
+        look, had it been used, exceeds what the probe costs.
+        """
+        since, self._looked_at = request - self._looked_at, request
+        has = self._arrays.of(present).has
+        self._missed[has] = 0.0
         if not self._plans.settled:
             return None
-        for stage in np.flatnonzero(~self._arrays.of(present).has).tolist():
-            plan, value = self._best(self._regimes.if_undisturbed(stage), present)
+        for stage in np.flatnonzero(~has).tolist():
+            calm = self._regimes.if_undisturbed(stage)
+            plan, _ = self._best(calm, present)
             if plan[stage] == 0:
                 continue
+            now, present_s = self._times_at(calm, _AT_PRESENT), self._expected_now_s(present)
+            saved = 1.0 - now.expected_s(self._arrays.of(plan))[0] * self._error(plan, present) / present_s
+            self._missed[stage] += since * float(self._regimes.undisturbed[stage]) * saved
             tried = min(with_one_layer(present, stage), key=self._expected_now_s)
-            tried_s, present_s = self._expected_now_s(tried), self._expected_now_s(present)
+            tried_s = self._expected_now_s(tried)
             # There and back are two moves, and one request waits for the stage.
-            if float(self._regimes.undisturbed[stage]) * value > 2 * self.cost + tried_s / present_s - 1.0:
-                self._back_to = present
+            if self._missed[stage] > 2 * self.cost + tried_s / present_s - 1.0:
+                self._missed[stage], self._back_to = 0.0, present
                 return Decision(tried, "probe", f"is stage {stage} still slow?", tried_s)
         return None

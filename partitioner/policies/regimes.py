@@ -33,7 +33,7 @@ LIVES: FloatArray = np.array([2.0, 6.0, 20.0, 80.0, 400.0])
 
 _PER_UNIT, _BELOW, _COUNT = 20.0, 8, 56
 LEVELS: FloatArray = np.sinh((np.arange(_COUNT) - _BELOW) / _PER_UNIT)
-"""Log slowdowns over the undisturbed level: 5% apart near it, 20% apart at the top, which is 69 times as slow."""
+"""Log slowdowns over the undisturbed level: 5% apart near it, 30% apart at the top, which is 180 times as slow."""
 
 _UNDISTURBED_SD = 0.05
 """How far an undisturbed stage is from its slowly drifting level, as a standard deviation of the logarithm."""
@@ -233,13 +233,13 @@ class RegimeFilter:
         ahead += np.maximum(1.0 - ahead.sum(axis=2, keepdims=True), 0.0) * self._fresh[1:]
         return ahead
 
-    def survival(self, requests: int) -> FloatArray:
+    def survival(self, requests: float) -> FloatArray:
         """Probability that nothing changes on each stage for so many requests, shape (stages,)."""
         undisturbed = self.undisturbed * (1.0 - self.start_hazard) ** requests
         lasts: FloatArray = undisturbed + self.lives @ (1.0 - _END) ** requests
         return lasts
 
-    def followed(self, requests: int) -> float:
+    def lasting_change(self, requests: int) -> float:
         """Probability that the conditions of all stages after the next change last for so many requests."""
         start, disturbed = self.start_hazard, float(self._fresh_lives @ (1.0 - _END) ** requests)
         starts, ends = self.undisturbed * start, self.lives @ _END
