@@ -37,8 +37,8 @@ LEVELS: FloatArray = np.sinh((np.arange(_COUNT) - _BELOW) / _PER_UNIT)
 
 _UNDISTURBED_SD = 0.05
 """How far an undisturbed stage is from its slowly drifting level, as a standard deviation of the logarithm."""
-_DRIFT = 48.0
-"""Undisturbed requests by which the drift of the undisturbed level is followed."""
+_DRIFT_SD = 0.001
+"""Drift of the undisturbed level per request: followed by a Kalman filter in its steady state, with gain drift / noise."""
 _MOST_DRIFT = 0.2
 """What is further off than this does not count as drift."""
 _LEAST_NOISE, _MOST_NOISE = 0.05, 0.2
@@ -138,6 +138,7 @@ class RegimeFilter:
         noise = np.fmin(np.fmax(noise, _LEAST_NOISE), _MOST_NOISE)  # nan is the least
         sd = np.repeat(_LOADED_NOISE * noise[:, None], 1 + _COUNT, axis=1)
         sd[:, 0] = np.hypot(noise, _UNDISTURBED_SD)
+        self._gain = _DRIFT_SD / noise
         self._exponents, self._peaks = -0.5 / (sd * sd), (1 - _OUTLIER) / math.sqrt(math.tau) / sd
 
     def update(self, log_slowdown: FloatArray, noise: FloatArray, measured: NDArray[np.bool_]) -> None:
@@ -159,7 +160,7 @@ class RegimeFilter:
         before, undisturbed = self.levels, self.levels[:, 0]
         off = np.minimum(log_slowdown - self.base, LEVELS[-1])
         drift = np.maximum(np.minimum(off, _MOST_DRIFT), -_MOST_DRIFT)
-        self.base = self.base + drift * (measured * undisturbed) / _DRIFT
+        self.base = self.base + drift * (measured * undisturbed) * self._gain
         like = np.subtract.outer(off, _MEANS)
         like *= like
         like *= self._exponents
