@@ -108,6 +108,7 @@ class FilterPolicy:
         self._plans = PlansInFlight(setting.plan)
         self._lag = 2.0 * setting.stage_count
         self._back_to: Plan | None = None
+        self._off: FloatArray = np.zeros(setting.stage_count)
         self._missed: FloatArray = np.zeros(setting.stage_count)
         self._looked_at = 0
         self._weighed_at: FloatArray = np.zeros(setting.stage_count)
@@ -143,15 +144,17 @@ class FilterPolicy:
         lag = self._plans.saw(plan, request)
         if plan != before:
             self._note_plan(before, plan, lag, noise)
+            self._off = self._layers.off(arrays)
         ratio = observation.stage_s * arrays.per_reference
         measured = ratio > 0
         log_slowdown = np.log(np.where(measured, ratio, 1.0))
         was_quiet = regimes.quiet
-        regimes.update(log_slowdown, observation.noise, measured)
+        regimes.update(log_slowdown - self._off, observation.noise, measured)
         wrong = self._errors.take(request, observation.stage_s + arrays.transfer_s, regimes.renewed, noise)
         if was_quiet and regimes.quiet and request % _SOON:
             return wrong
         self._layers.take(arrays, observation.layer_s, log_slowdown, regimes.renewed)
+        self._off = self._layers.off(arrays)
         return wrong or bool(np.abs(regimes.expected - self._weighed_at).max() > _NEWS)
 
     def _note_plan(self, before: Plan, plan: Plan, lag: int | None, noise: float) -> None:

@@ -38,7 +38,7 @@ LEVELS: FloatArray = np.sinh((np.arange(_COUNT) - _BELOW) / _PER_UNIT)
 _UNDISTURBED_SD = 0.05
 """How far an undisturbed stage is from its slowly drifting level, as a standard deviation of the logarithm."""
 _DRIFT_SD = 0.001
-"""Drift of the undisturbed level per request: followed by a Kalman filter in its steady state, with gain drift / noise."""
+"""Drift of the undisturbed level per request, followed by a Kalman filter in its steady state: gain drift / noise."""
 _MOST_DRIFT = 0.2
 """What is further off than this does not count as drift."""
 _LEAST_NOISE, _MOST_NOISE = 0.05, 0.2

@@ -101,7 +101,7 @@ def test_layers_need_not_be_measured():
 def test_a_stage_far_too_slow_is_emptied_probed_ever_more_rarely_and_used_again():
     slow = slowed(CALM, {1: 100.0})
     result = run(changes={100: slow, 900: CALM}, requests=1600)
-    assert [request for request, decision in result.decisions if decision.plan == (18, 0)][0] <= 102
+    assert next(request for request, decision in result.decisions if decision.plan == (18, 0)) <= 102
     probes = [request for request, decision in result.decisions if decision.kind == "probe" and decision.plan[1]]
     waits = [later - earlier for earlier, later in pairwise(probe for probe in probes if probe < 900)]
     assert waits[0] < waits[1] < waits[-1]
