@@ -6,16 +6,18 @@
             -> outlook.py   expected bottleneck of a plan then                                  (exact, no samples)
             -> move if      sum over k of (present plan's - other plan's)  >  cost of a move    (in requests)
 
-The sum is taken twice, and the larger one counts: over the whole horizon, as if the plan were kept whatever comes; and
-only as far as nothing is likely to have changed until then, as if plans were chosen anew with the next change.
+The sum begins when a move would be felt, one migration lag from now, and ends when the next one would be: with the
+next change of conditions that is followed, and its lag. Until the change a plan is worth what it is worth now, after it
+what it is worth under the conditions expected by then; so a disturbance that will be over before a move is felt moves
+nothing. A change is followed if the new conditions last long enough to pay for a move. Where few do, a plan is kept
+through many changes, and the long-run balance is what is left to gain.
 
-Other plans are the exact balance of the slowdowns that are expected soon, that of those expected in the long run, and
-the home plan (the best one undisturbed). Savings begin after the migration lag, so a disturbance that will be over by
-then moves nothing; where disturbances come faster than plans can follow, the long-run balance is what is left to gain.
+Other plans are the exact balance of the present slowdowns, that of those expected in the long run, and the home plan
+(the best one undisturbed).
 
 In the same unit: a plan whose prediction did not come true is worse by its error (``plan_errors.py``); a stage without
-layers is given one for a single request, a probe, if what it would be worth undisturbed, times the probability that it
-is, exceeds what the probe costs.
+layers is given one for a single request, a probe, once what it is expected to have saved since the last look, had it
+been used, exceeds what the probe costs.
 """
 
 from __future__ import annotations
@@ -42,14 +44,14 @@ __all__ = ["FilterPolicy"]
 
 FloatArray = NDArray[np.float64]
 
-_EDGES: FloatArray = np.array([0.0, 2.0, 6.0, 14.0, 32.0, 96.0]) / 96.0
+_EDGES: FloatArray = np.array([0.0, 0.004, 0.012, 0.032, 0.088, 0.24, 1.0])
 """The horizon in parts, each weighed by one time ahead; finer where more is known."""
 _NEWS = 0.05
 """Change of a stage's expected log slowdown that is a reason to weigh plans: 5%, as far as levels are apart."""
-_SOON, _LATER = 8, 64
-"""Requests after which plans are weighed without such a change, where a stage seems disturbed, and where none does."""
-_CALM = 0.9
-"""Probability from which a stage seems undisturbed."""
+_SOON, _LATEST = 8, 512
+"""Requests after which plans are weighed again without such a change; while all is quiet, twice as many each time, and
+changes are looked for and layers learned from only so often.
+"""
 _MOST_ON_THEIR_WAY = 2
 """Plans decided that no request has finished under: what a third one would be worth is not known yet."""
 _HOME_COST = 0.5
@@ -58,6 +60,8 @@ _LAG_RATE = 0.2
 """Weight of the latest migration lag in its mean."""
 _NEAR = 0.015
 """Relative difference between plans that counts as none when the home plan is chosen."""
+_AT_PRESENT = np.zeros(1, dtype=np.int64)
+_TINY = 1e-9
 
 
 class FilterPolicy:
@@ -69,7 +73,8 @@ class FilterPolicy:
         What a move costs, in requests at the present speed: two plans in the line at once, layers prepared and cold,
         and the risk that the prediction is wrong. More means fewer moves.
     horizon
-        Requests within which a move must have saved that.
+        Requests within which a move must have saved that: as many as the longest mean life of a disturbance, as what
+        lies further ahead is not known.
 
     Raises
     ------
@@ -77,11 +82,11 @@ class FilterPolicy:
         If a parameter is out of its range.
     """
 
-    def __init__(self, *, cost: float = 8.0, horizon: int = 96) -> None:
+    def __init__(self, *, cost: float = 4.0, horizon: int = 400) -> None:
         if not 0 <= cost < math.inf:
-            raise ValueError(f"cost is {cost}; give what a move costs in requests, 0 or more, such as 8")
+            raise ValueError(f"cost is {cost}; give what a move costs in requests, 0 or more, such as 4")
         if horizon < 1:
-            raise ValueError(f"horizon is {horizon}; give at least 1 request, such as 96")
+            raise ValueError(f"horizon is {horizon}; give at least 1 request, such as 400")
         self.cost, self.horizon = cost, horizon
         self._setting: Setting | None = None
 
@@ -103,8 +108,11 @@ class FilterPolicy:
         self._plans = PlansInFlight(setting.plan)
         self._lag = 2.0 * setting.stage_count
         self._back_to: Plan | None = None
+        self._off: FloatArray = np.zeros(setting.stage_count)
+        self._missed: FloatArray = np.zeros(setting.stage_count)
+        self._looked_at = 0
         self._weighed_at: FloatArray = np.zeros(setting.stage_count)
-        self._next_weighing = 0
+        self._wait, self._next_weighing = _SOON, 0
         edges = self.horizon * _EDGES
         self._ahead = np.maximum(np.round((edges[1:] + edges[:-1]) / 2), 1).astype(np.int64)
         self._span: FloatArray = np.diff(edges)
@@ -136,14 +144,17 @@ class FilterPolicy:
         lag = self._plans.saw(plan, request)
         if plan != before:
             self._note_plan(before, plan, lag, noise)
+            self._off = self._layers.off(arrays)
         ratio = observation.stage_s * arrays.per_reference
         measured = ratio > 0
         log_slowdown = np.log(np.where(measured, ratio, 1.0))
-        regimes.update(log_slowdown, observation.noise, measured)
-        if request % _SOON == 0 or regimes.undisturbed.min() < _CALM:
-            self._layers.take(arrays, observation.layer_s, log_slowdown, regimes.renewed)
-        busy_s = observation.stage_s + arrays.transfer_s
-        wrong = self._errors.take(request, busy_s, regimes.renewed, noise)
+        was_quiet = regimes.quiet
+        regimes.update(log_slowdown - self._off, observation.noise, measured)
+        wrong = self._errors.take(request, observation.stage_s + arrays.transfer_s, regimes.renewed, noise)
+        if was_quiet and regimes.quiet and request % _SOON:
+            return wrong
+        self._layers.take(arrays, observation.layer_s, log_slowdown, regimes.renewed)
+        self._off = self._layers.off(arrays)
         return wrong or bool(np.abs(regimes.expected - self._weighed_at).max() > _NEWS)
 
     def _note_plan(self, before: Plan, plan: Plan, lag: int | None, noise: float) -> None:
@@ -162,27 +173,37 @@ class FilterPolicy:
         if (plan := self._back_to) is not None:
             self._back_to = None
             return Decision(plan, "probe", "one request is enough")
-        if not news and request < self._next_weighing:
+        waits = self._plans.on_their_way >= _MOST_ON_THEIR_WAY or self._errors.too_early
+        if waits or (not news and request < self._next_weighing):
             return None
         self._weighed_at = self._regimes.expected
-        calm = self._regimes.undisturbed.min() > _CALM
-        self._next_weighing = request + (_LATER if calm else _SOON)
-        if self._plans.on_their_way >= _MOST_ON_THEIR_WAY:
-            return None
+        self._wait = min(2 * self._wait, _LATEST) if self._regimes.quiet and not news else _SOON
+        self._next_weighing = request + self._wait
         present = self._plans.decided
-        outlook = self._outlook(self._regimes)
-        best, value = self._best(outlook, present)
-        if best != present:
-            return self._move(present, best, value)
-        return self._probe(present)
+        best, value = self._best(self._regimes, present)
+        if best == present:
+            return self._probe(present, request)
+        cost = self._cost(best)
+        why = f"saves {value + cost:.0f} requests of {self.horizon}, costs {cost:g}"
+        return Decision(best, "move", why, self._expected_now_s(best) * self._error(best, present))
 
-    def _outlook(self, regimes: RegimeFilter) -> Outlook:
-        """Plans' times in the parts of the horizon, which begins when a move would be felt."""
-        return self._times_at(regimes, max(1, round(self._lag)) + self._ahead)
+    def _outlook(self, regimes: RegimeFilter) -> tuple[Outlook, FloatArray]:
+        """Plans' times now and in the parts of the horizon, which begins when a move would be felt; and for how many
+        requests each of these counts: the present for those before the next change, the others for those after it.
+        """
+        lag = max(1, round(self._lag))
+        ahead, long = lag + self._ahead, round(lag + self.cost)
+        # Changes that are over sooner, which nothing follows, come before the first that lasts: 1 / p - 1 of them.
+        unfollowed = long * (1.0 / max(regimes.lasting_change(long), _TINY) - 1.0)
+        lasts = np.array([regimes.survival(when).prod() for when in ahead])
+        kept = np.array([regimes.survival(when).prod() for when in np.maximum(self._ahead - unfollowed, 0.0)])
+        changed = self._span * (kept - lasts) / np.maximum(1.0 - lasts, _TINY)
+        weights = np.append((self._span - changed) @ lasts, changed)
+        return self._times_at(regimes, np.append(0, ahead)), weights
 
     def _now(self) -> Outlook:
         """Plans' times at present."""
-        return self._times_at(self._regimes, np.zeros(1, dtype=np.int64))
+        return self._times_at(self._regimes, _AT_PRESENT)
 
     def _times_at(self, regimes: RegimeFilter, ahead: NDArray[np.int64]) -> Outlook:
         return Outlook(self._layers.times_s(regimes.base), regimes.ahead(ahead))
@@ -191,14 +212,16 @@ class FilterPolicy:
         """Expected seconds per request of a plan's slowest stage now, its error left out."""
         return float(self._now().expected_s(self._arrays.of(plan))[0])
 
-    def _best(self, outlook: Outlook, present: Plan) -> tuple[Plan, float]:
+    def _best(self, regimes: RegimeFilter, present: Plan) -> tuple[Plan, float]:
         """The plan that saves most, and how much more than the move costs, in requests; or the present one and 0."""
+        outlook, weights = self._outlook(regimes)
         plans = {self._home, self._balanced(outlook, 0), self._balanced(outlook, -1)} - {present}
         best, most = present, 0.0
         if plans:
             now_s = outlook.expected_s(self._arrays.of(present))
             for plan in sorted(plans):
-                value = self._saving(outlook, now_s, present, plan) - self._cost(plan)
+                saved_s = now_s - outlook.expected_s(self._arrays.of(plan)) * self._error(plan, present)
+                value = float(saved_s @ weights / now_s[0]) - self._cost(plan)
                 if value > most:
                     best, most = plan, value
         return best, most
@@ -214,38 +237,33 @@ class FilterPolicy:
         times_s = outlook.times_s * outlook.factors[part][:, None]
         return balance(times_s, send_s=setting.send_s, receive_s=setting.receive_s).plan
 
-    def _saving(self, outlook: Outlook, now_s: FloatArray, present: Plan, plan: Plan) -> float:
-        """What a plan saves, in requests at the present speed: kept over the whole horizon, or only while nothing
-        changes, whichever is more.
-        """
-        saved_s = now_s - outlook.expected_s(self._arrays.of(plan)) * self._error(plan, present)
-        lasts = np.array([self._regimes.survival(int(ahead)).prod() for ahead in self._ahead])
-        return float(max(saved_s @ self._span, saved_s[0] * (lasts @ self._span)) / now_s[0])
-
     def _error(self, plan: Plan, present: Plan) -> float:
         """By what factor a plan was longer than predicted, over that of the present one."""
         return math.exp(self._errors.of(plan) - self._errors.of(present))
 
-    def _move(self, present: Plan, plan: Plan, value: float) -> Decision:
-        cost = self._cost(plan)
-        why = f"saves {value + cost:.0f} requests of {self.horizon}, costs {cost:g}"
-        return Decision(plan, "move", why, self._expected_now_s(plan) * self._error(plan, present))
-
     # -- stages without layers --------------------------------------------------------------------------------------
 
-    def _probe(self, present: Plan) -> Decision | None:
-        """Give a stage without layers one for a single request, if what may be learned is worth that."""
+    def _probe(self, present: Plan, request: int) -> Decision | None:
+        """Give a stage without layers one for a single request, once what it is expected to have saved since the last
+        look, had it been used, exceeds what the probe costs.
+        """
+        since, self._looked_at = request - self._looked_at, request
+        has = self._arrays.of(present).has
+        self._missed[has] = 0.0
         if not self._plans.settled:
             return None
-        for stage in np.flatnonzero(~self._arrays.of(present).has).tolist():
-            calm = self._outlook(self._regimes.if_undisturbed(stage))
-            plan, value = self._best(calm, present)
+        for stage in np.flatnonzero(~has).tolist():
+            calm = self._regimes.if_undisturbed(stage)
+            plan, _ = self._best(calm, present)
             if plan[stage] == 0:
                 continue
+            now, present_s = self._times_at(calm, _AT_PRESENT), self._expected_now_s(present)
+            saved = 1.0 - now.expected_s(self._arrays.of(plan))[0] * self._error(plan, present) / present_s
+            self._missed[stage] += since * float(self._regimes.undisturbed[stage]) * saved
             tried = min(with_one_layer(present, stage), key=self._expected_now_s)
-            tried_s, present_s = self._expected_now_s(tried), self._expected_now_s(present)
+            tried_s = self._expected_now_s(tried)
             # There and back are two moves, and one request waits for the stage.
-            if float(self._regimes.undisturbed[stage]) * value > 2 * self.cost + tried_s / present_s - 1.0:
-                self._back_to = present
+            if self._missed[stage] > 2 * self.cost + tried_s / present_s - 1.0:
+                self._missed[stage], self._back_to = 0.0, present
                 return Decision(tried, "probe", f"is stage {stage} still slow?", tried_s)
         return None

@@ -97,6 +97,14 @@ class LayerFactors:
         times_s = self._baseline_s * np.exp(log_slowdown[:, None] + tilt + self._biases())
         return np.where(self._possible, times_s, np.inf)
 
+    def off(self, arrays: PlanArrays) -> FloatArray:
+        """Log of each stage's time over its baselines' sum under a plan, by its layers' biases, shape (stages,)."""
+        at = (arrays.stage_of, arrays.layers)
+        share = self._baseline_s[at] * arrays.per_reference[arrays.stage_of]
+        ratio = np.bincount(arrays.stage_of, share * np.exp(self._biases()[at]), len(self._bias))
+        off: FloatArray = np.log(np.where(ratio > 0, ratio, 1.0))
+        return off
+
     def _slope(self) -> FloatArray:
         slope: FloatArray = self._score / (self._information + (_LAYER_NOISE / _SLOPE_SD) ** 2)
         return slope

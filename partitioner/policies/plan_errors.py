@@ -75,6 +75,11 @@ class PlanErrors:
     def _now(self, known: _Known) -> float:
         return known.error * math.exp2((known.at - self._request) / (_HALF_LIFE * known.times))
 
+    @property
+    def too_early(self) -> bool:
+        """Whether a plan is being compared, and what is seen cannot be told from its own effect yet."""
+        return self._unchanged > 0 and len(self._stage_s) < OWN_EFFECT
+
     def begin(self, before: Plan, after: Plan, predicted_s: FloatArray, survival: FloatArray) -> None:
         """Requests finish under another plan from the next one on.
 
@@ -95,11 +100,8 @@ class PlanErrors:
     def end(self, noise: float) -> bool:
         """The plan is left: what was seen of it is judged, if it was more than one request; as :meth:`take`."""
         enough = self._unchanged > 0 and len(self._stage_s) > 1
-        return self._judge(noise) if enough else self._forget()
-
-    def _forget(self) -> bool:
-        self._unchanged = 0.0
-        return False
+        self._unchanged *= enough
+        return enough and self._judge(noise)
 
     def take(self, request: int, stage_s: FloatArray, renewed: FloatArray, noise: float) -> bool:
         """Take one request's seconds per stage, transfers included; return whether an error was learned.

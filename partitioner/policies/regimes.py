@@ -9,7 +9,8 @@ A stage is undisturbed, or disturbed at some level for a segment of some mean li
 State: the probability of being undisturbed, shape (stages,), and of each life and level, shape (stages, lives, levels).
 A request's log slowdown updates both. The same pass counts, by their expectations, starts, ends and levels, for all
 stages together, so that hazard, lives and levels are those of this machine. A mixture of lives makes survival depend on
-age: what has lasted for long will go on lasting.
+age: what has lasted for long will go on lasting. A stage that is almost certainly undisturbed is followed without its
+lives, which are those of any disturbance that has just begun.
 
 Forward filtering and expected counts: Rabiner, A tutorial on hidden Markov models, Proc. IEEE 77(2), 1989; online:
 Cappé, Online EM algorithm for hidden Markov models, J. Comput. Graph. Stat. 20(3), 2011.
@@ -17,6 +18,7 @@ Cappé, Online EM algorithm for hidden Markov models, J. Comput. Graph. Stat. 20
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -29,14 +31,14 @@ FloatArray = NDArray[np.float64]
 LIVES: FloatArray = np.array([2.0, 6.0, 20.0, 80.0, 400.0])
 """Mean lives of disturbances, requests: shorter ones are over before a plan could follow, longer ones look alike."""
 
-_PER_UNIT, _BELOW, _COUNT = 20.0, 8, 52
+_PER_UNIT, _BELOW, _COUNT = 20.0, 8, 56
 LEVELS: FloatArray = np.sinh((np.arange(_COUNT) - _BELOW) / _PER_UNIT)
-"""Log slowdowns over the undisturbed level: 5% apart near it, 20% apart at the top, which is 69 times as slow."""
+"""Log slowdowns over the undisturbed level: 5% apart near it, 30% apart at the top, which is 180 times as slow."""
 
 _UNDISTURBED_SD = 0.05
 """How far an undisturbed stage is from its slowly drifting level, as a standard deviation of the logarithm."""
-_DRIFT = 48.0
-"""Undisturbed requests by which the drift of the undisturbed level is followed."""
+_DRIFT_SD = 0.001
+"""Drift of the undisturbed level per request, followed by a Kalman filter in its steady state: gain drift / noise."""
 _MOST_DRIFT = 0.2
 """What is further off than this does not count as drift."""
 _LEAST_NOISE, _MOST_NOISE = 0.05, 0.2
@@ -44,8 +46,8 @@ _LOADED_NOISE = 1.6
 """Noise under a load over noise without: loads come in bursts."""
 _OUTLIER, _OUTLIER_DENSITY = 0.02, 0.3
 """Share of requests with a hiccup, and the density of its log slowdown: about uniform over 3 units."""
-_BACK = 0.8
-"""Share of disturbances after which the stage is undisturbed; after the others comes another level."""
+_FIRST_BACK = 0.8
+"""Prior of the share of disturbances after which the stage is undisturbed; after the others comes another level."""
 _SPREAD = 0.04
 """Part of a level's probability that goes to each neighbour per request: loads do not hold a level exactly."""
 _FIRST_STARTS, _FIRST_EXPOSURE = 0.5, 150.0
@@ -56,6 +58,11 @@ _FIRST_ENDS, _MOST_ENDS = 2.0, 200.0
 """Weight of the prior of lives, in ended segments; and after how many half of what was learned is forgotten."""
 _FIRST_LEVELS = 4.0
 """Weight of the prior of levels, in ended segments; by it a slowdown twice as large is half as likely."""
+_REFRESH = 8
+"""Requests after which noise and counts, which change slowly, are used anew."""
+_QUIET = 0.98
+"""Probability from which a stage is followed without its lives."""
+_TINY = 1e-12
 
 
 def level_position(log_slowdown: FloatArray) -> FloatArray:
@@ -64,10 +71,12 @@ def level_position(log_slowdown: FloatArray) -> FloatArray:
     return place
 
 
+_MEANS = np.append(0.0, LEVELS)
+_FACTORS = np.exp(_MEANS)
 _UNDISTURBED = np.exp(-0.5 * (LEVELS / _UNDISTURBED_SD) ** 2)
 _UNDISTURBED /= _UNDISTURBED.sum()
 _END = 1.0 / LIVES
-_FACTORS = np.exp(LEVELS)
+_ALL = np.ones(1 + _COUNT)
 
 
 class RegimeFilter:
@@ -75,37 +84,62 @@ class RegimeFilter:
 
     Attributes
     ----------
-    undisturbed
-        Probability that each stage is undisturbed, shape (stages,).
-    disturbed
-        Probability of each life and level otherwise, shape (stages, lives, levels).
+    levels
+        Probability that each stage is undisturbed, then of each level if it is not, shape (stages, 1 + levels).
+    lives
+        Probability of each mean life if it is not, shape (stages, lives): these, too, add up to 1 less the first.
     base
         Log slowdown of each undisturbed stage, shape (stages,); it drifts. Levels are relative to it.
     renewed
         Probability that each stage's conditions changed with the latest request, shape (stages,).
+    quiet
+        Whether all stages are almost certainly undisturbed.
     """
 
     def __init__(self, stages: int) -> None:
-        self.undisturbed: FloatArray = np.ones(stages)
-        self.disturbed: FloatArray = np.zeros((stages, len(LIVES), len(LEVELS)))
+        self.levels: FloatArray = np.zeros((stages, 1 + _COUNT))
+        self.levels[:, 0] = 1.0
+        self.lives: FloatArray = np.zeros((stages, len(LIVES)))
         self.base: FloatArray = np.zeros(stages)
         self.renewed: FloatArray = np.zeros(stages)
-        self._mass: FloatArray = np.zeros((stages, len(LIVES)))
-        self._starts, self._exposure = _FIRST_STARTS, _FIRST_EXPOSURE
-        self._lives: FloatArray = np.full(len(LIVES), _FIRST_ENDS / len(LIVES))
+        self.quiet = True
+        self._updates = 0
+        self._disturbed: FloatArray = np.zeros((stages, len(LIVES), _COUNT))
+        self._starts: FloatArray = np.zeros((2, stages))
+        self._exposure = _FIRST_EXPOSURE
+        self._back_count = _FIRST_BACK * _FIRST_ENDS
+        self._life_counts: FloatArray = np.full(len(LIVES), _FIRST_ENDS / len(LIVES))
         levels = np.where(LEVELS > _UNDISTURBED_SD, 1.0, 0.2) * np.exp(-LEVELS)
-        self._levels: FloatArray = levels * (_FIRST_LEVELS / levels.sum())
+        self._level_counts: FloatArray = levels * (_FIRST_LEVELS / levels.sum())
+        self._use_counts()
+
+    @property
+    def undisturbed(self) -> FloatArray:
+        """Probability that each stage is undisturbed, shape (stages,)."""
+        return self.levels[:, 0]
 
     @property
     def expected(self) -> FloatArray:
         """Logarithm of the expected slowdown of each stage now, shape (stages,)."""
-        expected: FloatArray = np.log(self.disturbed.sum(axis=1) @ _FACTORS + self.undisturbed) + self.base
+        expected: FloatArray = np.log(self.levels @ _FACTORS) + self.base
         return expected
 
-    @property
-    def start_hazard(self) -> float:
-        """Probability per request that an undisturbed stage becomes disturbed."""
-        return min(self._starts / self._exposure, 0.5)
+    def _use_counts(self) -> None:
+        """Hazard of starts, distribution of lives, and of levels after a start (undisturbed is none of them)."""
+        calm = self.levels[:, 0]
+        starts = float(self._starts[0] @ calm + self._starts[1] @ (1.0 - calm))
+        self.start_hazard = min((_FIRST_STARTS + starts) / self._exposure, 0.5)
+        ends = self._life_counts.sum()
+        self._fresh_lives, self._back = self._life_counts / ends, self._back_count / ends
+        self._fresh = np.append(0.0, self._level_counts / self._level_counts.sum())
+
+    def _use_noise(self, noise: FloatArray) -> None:
+        """Likelihoods of a log slowdown that is so far off a level are peak * exp(exponent * off ** 2)."""
+        noise = np.fmin(np.fmax(noise, _LEAST_NOISE), _MOST_NOISE)  # nan is the least
+        sd = np.repeat(_LOADED_NOISE * noise[:, None], 1 + _COUNT, axis=1)
+        sd[:, 0] = np.hypot(noise, _UNDISTURBED_SD)
+        self._gain = _DRIFT_SD / noise
+        self._exponents, self._peaks = -0.5 / (sd * sd), (1 - _OUTLIER) / math.sqrt(math.tau) / sd
 
     def update(self, log_slowdown: FloatArray, noise: FloatArray, measured: NDArray[np.bool_]) -> None:
         """Take one request.
@@ -113,95 +147,118 @@ class RegimeFilter:
         Parameters
         ----------
         log_slowdown
-            Logarithm of each stage's time over its reference, shape (stages,), finite.
+            Logarithm of each stage's time over its reference, shape (stages,), not nan.
         noise
             Standard deviation of that while nothing changes, shape (stages,).
         measured
             Which stages ran layers, shape (stages,): the others' regimes go on unseen.
         """
+        if self._updates % _REFRESH == 0:
+            self._use_counts()
+            self._use_noise(noise)
+        self._updates += 1
+        before, undisturbed = self.levels, self.levels[:, 0]
         off = np.minimum(log_slowdown - self.base, LEVELS[-1])
-        drift = np.minimum(np.maximum(off, -_MOST_DRIFT), _MOST_DRIFT)
-        self.base = self.base + measured * self.undisturbed * drift / _DRIFT
-        noise = np.fmin(np.fmax(noise, _LEAST_NOISE), _MOST_NOISE)  # nan is the least
-        calm_like = np.where(measured, _density(off, np.sqrt(noise * noise + _UNDISTURBED_SD**2)), 1.0)
-        like = _density(off[:, None] - LEVELS, (_LOADED_NOISE * noise)[:, None])
-        like[~measured] = 1.0
-        lives, levels, start = self._lives / self._lives.sum(), self._levels / self._levels.sum(), self.start_hazard
+        drift = np.maximum(np.minimum(off, _MOST_DRIFT), -_MOST_DRIFT)
+        self.base = self.base + drift * (measured * undisturbed) * self._gain
+        like = np.subtract.outer(off, _MEANS)
+        like *= like
+        like *= self._exponents
+        np.exp(like, out=like)
+        like *= self._peaks
+        like += _OUTLIER * _OUTLIER_DENSITY
+        if not measured.all():
+            like[~measured] = 1.0
 
-        ends = self._mass * _END
-        ended = ends.sum(axis=1)
-        started = start * self.undisturbed
-        fresh = started + (1 - _BACK) * ended
-        fresh_like = like @ levels
-        undisturbed = (self.undisturbed - started + _BACK * ended) * calm_like
-        disturbed = self.disturbed * (1.0 - _END)[:, None]
-        disturbed += (fresh[:, None] * lives)[:, :, None] * levels
-        disturbed[:, :, 1:-1] += _SPREAD * (disturbed[:, :, :-2] + disturbed[:, :, 2:] - 2 * disturbed[:, :, 1:-1])
-        disturbed *= like[:, None]
-        mass = disturbed.sum(axis=2)
-        scale = 1.0 / (undisturbed + mass.sum(axis=1))
-        back_like = _BACK * calm_like + (1 - _BACK) * fresh_like
-        self.renewed = (started * fresh_like + ended * back_like) * scale
-        self._learn(measured, started * fresh_like * scale, ends * (back_like * scale * measured)[:, None])
-        self.undisturbed = undisturbed * scale
-        disturbed *= scale[:, None, None]
-        self.disturbed = disturbed
-        self._mass = mass * scale[:, None]
-
-    def _learn(self, measured: NDArray[np.bool_], starts: FloatArray, ends: FloatArray) -> None:
-        """Count, by their expectations, starts, and the lives and levels of the segments that ended."""
-        self._starts += float(starts @ measured)
-        self._exposure += float(self.undisturbed @ measured)
-        self._lives = self._lives + ends.sum(axis=0)
-        share = ends / np.maximum(self._mass, 1e-12)
-        self._levels = self._levels + share.reshape(-1) @ self.disturbed.reshape(-1, len(LEVELS))
+        lives, started, ended = self.lives, self.start_hazard * undisturbed, self.lives @ _END
+        now: FloatArray = before * (1.0 - ended / (1.0 + _TINY - undisturbed))[:, None]
+        now += np.multiply.outer(started + (1 - self._back) * ended, self._fresh)
+        now[:, 2:-1] += _SPREAD * (now[:, 1:-2] + now[:, 3:] - 2 * now[:, 2:-1])
+        now[:, 0] = undisturbed - started + self._back * ended
+        now *= like
+        now *= (1.0 / (now @ _ALL))[:, None]
+        self.levels, self.lives = now, np.multiply.outer(1.0 - now[:, 0], self._fresh_lives)
+        was_quiet, self.quiet = self.quiet, bool(now[:, 0].min() > _QUIET)
+        if not (was_quiet and self.quiet):
+            self.renewed = np.zeros(len(now))
+            active = np.flatnonzero(np.minimum(undisturbed, now[:, 0]) <= _QUIET)
+            self._follow(active, before[active], lives[active], like[active])
+        self._exposure += float(now[:, 0].sum())
         if self._exposure > _MOST_EXPOSURE:
             self._starts, self._exposure = self._starts / 2, self._exposure / 2
-        if self._lives.sum() > _MOST_ENDS:
-            self._lives, self._levels = self._lives / 2, self._levels / 2
+
+    def _follow(self, active: NDArray[np.int64], before: FloatArray, lives: FloatArray, like: FloatArray) -> None:
+        """The same for stages that may be disturbed, with all their lives; learn from them."""
+        calm, began = before[:, 0], before[:, 0] > _QUIET
+        disturbed = self._disturbed[active]
+        disturbed[began] = before[began, None, 1:] * self._fresh_lives[:, None]
+        started, ends = self.start_hazard * calm, lives * _END
+        share, ended = disturbed.sum(axis=1) / (1.0 + _TINY - calm)[:, None], ends.sum(axis=1)
+        fresh = np.multiply.outer(started + (1 - self._back) * ended, np.outer(self._fresh_lives, self._fresh[1:]))
+        disturbed = disturbed * (1.0 - _END)[:, None] + fresh
+        disturbed[:, :, 1:-1] += _SPREAD * (disturbed[:, :, :-2] + disturbed[:, :, 2:] - 2 * disturbed[:, :, 1:-1])
+        disturbed *= like[:, None, 1:]
+        returns = self._back * like[:, 0]
+        undisturbed = (calm - started) * like[:, 0] + ended * returns
+        scale = 1.0 / (undisturbed + disturbed.sum(axis=(1, 2)))
+        undisturbed *= scale
+        disturbed *= scale[:, None, None]
+        self.levels[active, 0], self.levels[active, 1:] = undisturbed, disturbed.sum(axis=1)
+        self.lives[active] = disturbed.sum(axis=2)
+        disturbed[undisturbed > _QUIET] = 0.0
+        self._disturbed[active] = disturbed
+
+        fresh_like = like @ self._fresh
+        starts, returned = started * fresh_like * scale, ended * returns * scale
+        end_like = (returns + (1 - self._back) * fresh_like) * scale
+        self.renewed[active] = starts + ended * end_like
+        # Starts until now, if it is undisturbed and if not: each by where the stage was one request before.
+        by_calm, by_slow = self._starts[:, active]
+        by_slow[began] = by_calm[began] + 1.0
+        self._starts[0, active] += (by_slow - by_calm) * returned / undisturbed
+        self._starts[1, active] = by_slow + (by_calm + 1.0 - by_slow) * starts / (1.0 + _TINY - undisturbed)
+        self._back_count += 0.8 * float((end_like @ ends).sum())
+        self._life_counts += end_like @ ends
+        self._level_counts += (end_like * ended) @ share
+        if self._life_counts.sum() > _MOST_ENDS:
+            self._life_counts, self._level_counts = self._life_counts / 2, self._level_counts / 2
+            self._back_count /= 2
 
     def ahead(self, requests: NDArray[np.int64]) -> FloatArray:
         """Distribution of the level of each stage so many requests from now, shape (times, stages, levels)."""
-        levels = self._levels / self._levels.sum()
-        now = np.concatenate([self.undisturbed[:, None], self._mass], axis=1)
+        now = np.append(self.levels[:, :1], self.lives, axis=1)
         step = self._transitions()
-        still = (1.0 - _END) ** requests[:, None]
-        kept = np.einsum("kl,slg->ksg", still, self.disturbed)
         undisturbed = np.array([now @ np.linalg.matrix_power(step, int(k))[:, 0] for k in requests])
-        fresh = np.maximum(1.0 - undisturbed - kept.sum(axis=2), 0.0)
-        ahead: FloatArray = kept + undisturbed[:, :, None] * _UNDISTURBED + fresh[:, :, None] * levels
+        ahead: FloatArray = undisturbed[:, :, None] * _UNDISTURBED
+        ahead += np.einsum("kl,slg->ksg", (1.0 - _END) ** requests[:, None], self._disturbed)
+        ahead += np.maximum(1.0 - ahead.sum(axis=2, keepdims=True), 0.0) * self._fresh[1:]
         return ahead
 
-    def survival(self, requests: int) -> FloatArray:
+    def survival(self, requests: float) -> FloatArray:
         """Probability that nothing changes on each stage for so many requests, shape (stages,)."""
         undisturbed = self.undisturbed * (1.0 - self.start_hazard) ** requests
-        lasts: FloatArray = undisturbed + self._mass @ (1.0 - _END) ** requests
+        lasts: FloatArray = undisturbed + self.lives @ (1.0 - _END) ** requests
         return lasts
+
+    def lasting_change(self, requests: int) -> float:
+        """Probability that the conditions of all stages after the next change last for so many requests."""
+        start, disturbed = self.start_hazard, float(self._fresh_lives @ (1.0 - _END) ** requests)
+        starts, ends = self.undisturbed * start, self.lives @ _END
+        after_end = self._back * (1.0 - start) ** requests + (1 - self._back) * disturbed
+        lasts = self.survival(requests)
+        others = lasts.prod() / lasts
+        return float((starts * disturbed + ends * after_end) @ others / (starts + ends).sum())
 
     def if_undisturbed(self, stage: int) -> RegimeFilter:
         """What would be believed if a stage were known to be undisturbed: a copy."""
-        copy = RegimeFilter.__new__(RegimeFilter)
-        copy.__dict__.update(self.__dict__)
-        copy.undisturbed, copy.disturbed, copy._mass = (
-            self.undisturbed.copy(),
-            self.disturbed.copy(),
-            self._mass.copy(),
-        )
-        copy.undisturbed[stage], copy.disturbed[stage], copy._mass[stage] = 1.0, 0.0, 0.0
-        return copy
+        other = copy.deepcopy(self)
+        other.levels[stage], other.lives[stage], other._disturbed[stage] = np.eye(1 + _COUNT)[0], 0.0, 0.0
+        return other
 
     def _transitions(self) -> FloatArray:
         """From (undisturbed, each life) to the same, one request later."""
-        lives, start = self._lives / self._lives.sum(), self.start_hazard
-        step = np.diag(np.concatenate([[1.0 - start], 1.0 - _END]))
-        step[0, 1:] = start * lives
-        step[1:, 0] = _BACK * _END
-        step[1:, 1:] += (1 - _BACK) * _END[:, None] * lives
+        step = np.diag(np.append(1.0 - self.start_hazard, 1.0 - _END))
+        step[0, 1:] = self.start_hazard * self._fresh_lives
+        step[1:, 0] = self._back * _END
+        step[1:, 1:] += (1 - self._back) * _END[:, None] * self._fresh_lives
         return step
-
-
-def _density(off: FloatArray, sd: FloatArray) -> FloatArray:
-    """Of a log slowdown that is so far off, with hiccups."""
-    density: FloatArray = np.exp(-0.5 * (off / sd) ** 2) * ((1 - _OUTLIER) / math.sqrt(math.tau) / sd)
-    density += _OUTLIER * _OUTLIER_DENSITY
-    return density

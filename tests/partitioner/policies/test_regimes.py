@@ -20,8 +20,9 @@ def feed(filtered, slowdowns, *, noise=0.05, seed=0):
 
 def dense_transitions(filtered):
     """State 0 is undisturbed, then each life with each level."""
-    lives, levels = filtered._lives / filtered._lives.sum(), filtered._levels / filtered._levels.sum()
-    start, back = filtered.start_hazard, regimes._BACK
+    filtered._use_counts()
+    lives, levels = filtered._fresh_lives, filtered._fresh[1:]
+    start, back = filtered.start_hazard, filtered._back
     fresh, count = np.outer(lives, levels).reshape(-1), len(LEVELS)
     step = np.zeros((1 + len(fresh), 1 + len(fresh)))
     step[0] = np.concatenate([[1 - start], start * fresh])
@@ -50,19 +51,39 @@ def likelihood(x, base, noise):
     return np.concatenate([[calm], np.tile(density(x - base - LEVELS, regimes._LOADED_NOISE * noise), len(LIVES))])
 
 
-def test_the_posterior_is_that_of_the_dense_hidden_markov_model():
+def state_of(filtered):
+    return np.concatenate([filtered.undisturbed, filtered._disturbed.reshape(-1)])
+
+
+def test_the_posterior_is_that_of_the_dense_hidden_markov_model(monkeypatch):
+    monkeypatch.setattr(regimes, "_QUIET", 2.0)
     filtered = RegimeFilter(1)
-    for x in (0.01, -0.04, 0.7, 0.72, 0.66, 0.05, 1.6, 1.5):
-        before = np.concatenate([filtered.undisturbed, filtered.disturbed.reshape(-1)])
-        expected = (before @ dense_transitions(filtered)) * likelihood(x, filtered.base[0], 0.05)
+    for x in (0.01, -0.04, 0.7, 0.72, 0.66, 0.05, 1.6, 1.5, 0.0, 0.0, 0.0, 0.03):
+        expected = state_of(filtered) @ dense_transitions(filtered)
+        expected *= likelihood(x, filtered.base[0], 0.05)
         filtered.update(np.array([x]), QUIET, MEASURED)
-        after = np.concatenate([filtered.undisturbed, filtered.disturbed.reshape(-1)])
-        np.testing.assert_allclose(after, expected / expected.sum(), atol=1e-12)
+        np.testing.assert_allclose(state_of(filtered), expected / expected.sum(), atol=1e-12)
+
+
+def test_what_is_left_out_while_quiet_changes_little(monkeypatch):
+    slowdowns = ([1.0] * 30 + [1.3] * 10 + [1.0] * 20 + [3.0] + [1.0] * 9 + [2.5] * 10 + [1.0] * 10) * 3
+    row, full = np.full(2, 0.05), RegimeFilter(2)
+    left_out = RegimeFilter(2)
+    random = np.random.default_rng(0)
+    for slowdown in slowdowns:
+        x = np.array([np.log(slowdown), 0.0]) + 0.05 * random.standard_normal(2)
+        left_out.update(x, row, np.ones(2, bool))
+        with monkeypatch.context() as patch:
+            patch.setattr(regimes, "_QUIET", 2.0)
+            full.update(x, row, np.ones(2, bool))
+        np.testing.assert_allclose(left_out.expected, full.expected, atol=0.05)
+        np.testing.assert_allclose(left_out.undisturbed, full.undisturbed, atol=0.05)
+    assert left_out.start_hazard == pytest.approx(full.start_hazard, rel=0.2)
 
 
 def test_what_is_foretold_is_what_the_dense_model_foretells_of_being_undisturbed():
     filtered = feed(RegimeFilter(1), [1.0] * 5 + [2.0] * 4)
-    state = np.concatenate([filtered.undisturbed, filtered.disturbed.reshape(-1)])
+    state = state_of(filtered)
     ahead = filtered.ahead(np.array([0, 1, 7]))
     np.testing.assert_allclose(ahead.sum(axis=2), 1.0)
     near = np.abs(LEVELS) < 0.15
@@ -133,7 +154,8 @@ def test_impossible_values_are_survived():
     filtered.update(np.array([np.inf, 0.0]), np.array([np.nan, 0.0]), np.array([True, True]))
     filtered.update(np.array([-700.0, 700.0]), np.array([np.inf, 1e-300]), np.array([True, True]))
     assert np.isfinite(filtered.expected).all()
-    assert filtered.undisturbed + filtered.disturbed.sum(axis=(1, 2)) == pytest.approx([1.0, 1.0])
+    assert filtered.levels.sum(axis=1) == pytest.approx([1.0, 1.0])
+    assert filtered.undisturbed + filtered.lives.sum(axis=1) == pytest.approx([1.0, 1.0])
 
 
 def test_places_on_the_grid():
