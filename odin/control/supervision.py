@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ class EventRecorder:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._clock = clock
+        self._in_order = threading.RLock()  # a fault that an event meets is an event, too
         self.faults = Faults(self.emit, clock=clock)
         self._log = log if log is None or isinstance(log, EventLog) else EventLog(log, clock=clock)
         if self._log is not None:
@@ -78,19 +80,20 @@ class EventRecorder:
             self._teller.start()
 
     def emit(self, event: Event) -> None:
-        """Take one event; from any thread. Never raises."""
-        if isinstance(event, RunStarted):
-            self._started = True
-        if not self._started:
-            return  # of a pipeline that did not start; its constructor says why
-        try:
-            self._builder.apply(event)
-        except Exception as error:
-            self.faults.tell("the view", error, f"it leaves out this {event.kind!r} event")
-        if self._log is not None:
-            self._log.append(event)
-        if self._teller is not None:
-            self._teller.put(event, at_once=not isinstance(event, RequestDone))
+        """Take one event; from any thread, in one order for all who receive it. Never raises."""
+        with self._in_order:
+            if isinstance(event, RunStarted):
+                self._started = True
+            if not self._started:
+                return  # of a pipeline that did not start; its constructor says why
+            try:
+                self._builder.apply(event)
+            except Exception as error:
+                self.faults.tell("the view", error, f"it leaves out this {event.kind!r} event")
+            if self._log is not None:
+                self._log.append(event)
+            if self._teller is not None:
+                self._teller.put(event, at_once=not isinstance(event, RequestDone))
 
     def _log_trouble(self, kind: str, text: str) -> None:
         self.faults.tell("event log", text, "serving goes on", kind=kind, repeat="" if kind == "event" else "event")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from loads import wait_for
 from losses import Losses, check_replaced
 from patience import PROMPT_S
 from small_pipelines import images, small_chain
@@ -200,10 +201,13 @@ def test_nothing_stays_open_in_this_process(stages, chain, transport, end):
         pipe.close(drain=end == "closed")
     assert all(future.done() for future in futures)
     del pipe, futures  # a future can be cancelled, so it knows the gateway
-    files, threads = held()
-    # Fewer than before: those of earlier tests, whose pipelines were collected meanwhile.
-    assert not Counter(files) - Counter(before[0])
-    assert not set(threads) - set(before[1])
+
+    def is_as_before() -> bool:
+        files, threads = held()
+        # Fewer than before: those of earlier tests, whose pipelines were collected meanwhile.
+        return not Counter(files) - Counter(before[0]) and not set(threads) - set(before[1])
+
+    wait_for(is_as_before, what="its descriptors are closed")  # who looks for causes may end a moment later
 
 
 def test_a_stage_that_stands_still_takes_no_new_requests(stages, chain):

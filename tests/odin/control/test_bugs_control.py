@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 import warnings
@@ -101,6 +102,30 @@ def test_an_on_event_that_raised_once_ended_the_controller(error, always, tmp_pa
     (first, *more) = of(read_log(log), Fault)
     assert first.part == "on_event"
     assert [fault.times for fault in more] == ([len(events) + 1] if always else [])  # it is told of the fault, too
+
+
+def test_events_of_several_threads_came_in_another_order_to_the_log_than_to_on_event(tmp_path):
+    log, told = tmp_path / "run.jsonl", []
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        recorder = EventRecorder(log, told.append, clock=lambda: START_S)
+        recorder.emit(run_started())
+
+        def emit(thread: int) -> None:
+            for number in range(300):
+                recorder.emit(RequestFailed(START_S + number, 1000 * thread + number, "StageLostError: gone"))
+
+        threads = [threading.Thread(target=emit, args=(thread,)) for thread in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PROMPT_S)
+        recorder.close()
+    finally:
+        sys.setswitchinterval(before_s)
+    assert len(told) == 1 + 4 * 300
+    assert list(read_log(log)) == told
 
 
 def test_an_on_event_that_is_slow_let_everything_wait_without_bound():
