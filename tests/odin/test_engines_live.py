@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 
 import pytest
 import torch
 from example_models import Residual, seeded
+from random_moves import answers_while_layers_move
 
 import odin
 from odin.control.engine_choice import fastest_form
@@ -50,16 +50,8 @@ def test_outputs_are_the_same_under_every_plan_and_while_layers_move(pipe: odin.
     for image, output in zip(inputs, expected, strict=True):
         wanted = chain(image)
         assert (output - wanted).abs().max() <= 1e-4 * wanted.abs().max()
-    moves = random.Random(5)
-    under_way = []
-    for _ in range(60):
-        number = moves.randrange(len(inputs))
-        under_way.append((number, pipe.submit(inputs[number])))
-        first = moves.randrange(layers + 1)
-        low, high = sorted(moves.choices(range(layers + 1), k=2))
-        pipe.migrate(f"{first}|{layers - first}" if moves.random() < 0.5 else f"@{low}-{high}|@{layers}")
-    for number, future in under_way:
-        assert torch.equal(future.result(timeout=60), expected[number])
+    for number, answer in answers_while_layers_move(pipe, inputs, layers=layers, requests=60):
+        assert torch.equal(answer, expected[number])
 
 
 def test_requests_of_any_size_and_several_inputs(pipe: odin.Pipeline):

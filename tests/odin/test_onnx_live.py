@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ pytest.importorskip("onnx")
 
 from onnx_models import chain_of_convolutions, save
 from PIL import Image
+from random_moves import answers_while_layers_move
 
 import odin
 from odin.cli.main import main
@@ -53,17 +53,9 @@ def test_outputs_are_those_of_onnxruntime_while_layers_move(two_cores: list[str]
     chain = build_onnx_chain(file, [inputs[0].numpy()], name="model", engine="onnxruntime", minimum_share=0)
     layers = len(chain.layers)
     assert layers == 9
-    moves = random.Random(5)
     with odin.Pipeline(chain, stages=two_cores, engine="onnxruntime", policy="static") as pipe:
-        under_way = []
-        for _ in range(40):
-            number = moves.randrange(len(inputs))
-            under_way.append((number, pipe.submit(inputs[number])))
-            first = moves.randrange(layers + 1)
-            low, high = sorted(moves.choices(range(layers + 1), k=2))
-            pipe.migrate(f"{first}|{layers - first}" if moves.random() < 0.5 else f"@{low}-{high}|@{layers}")
-        for number, future in under_way:
-            assert np.array_equal(future.result(timeout=60).numpy(), expected[number])
+        for number, answer in answers_while_layers_move(pipe, inputs, layers=layers, requests=40):
+            assert np.array_equal(answer.numpy(), expected[number])
 
 
 def test_a_path_takes_the_fastest_engine_and_requests_of_any_size(two_cores: list[str], path: Path):
