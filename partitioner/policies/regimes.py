@@ -46,8 +46,8 @@ _LOADED_NOISE = 1.6
 """Noise under a load over noise without: loads come in bursts."""
 _OUTLIER, _OUTLIER_DENSITY = 0.02, 0.3
 """Share of requests with a hiccup, and the density of its log slowdown: about uniform over 3 units."""
-_FIRST_BACK = 0.8
-"""Prior of the share of disturbances after which the stage is undisturbed; after the others comes another level."""
+_BACK = 0.8
+"""Share of disturbances after which the stage is undisturbed; after the others comes another level."""
 _SPREAD = 0.04
 """Part of a level's probability that goes to each neighbour per request: loads do not hold a level exactly."""
 _FIRST_STARTS, _FIRST_EXPOSURE = 0.5, 150.0
@@ -107,7 +107,6 @@ class RegimeFilter:
         self._disturbed: FloatArray = np.zeros((stages, len(LIVES), _COUNT))
         self._starts: FloatArray = np.zeros((2, stages))
         self._exposure = _FIRST_EXPOSURE
-        self._back_count = _FIRST_BACK * _FIRST_ENDS
         self._life_counts: FloatArray = np.full(len(LIVES), _FIRST_ENDS / len(LIVES))
         levels = np.where(LEVELS > _UNDISTURBED_SD, 1.0, 0.2) * np.exp(-LEVELS)
         self._level_counts: FloatArray = levels * (_FIRST_LEVELS / levels.sum())
@@ -129,8 +128,7 @@ class RegimeFilter:
         calm = self.levels[:, 0]
         starts = float(self._starts[0] @ calm + self._starts[1] @ (1.0 - calm))
         self.start_hazard = min((_FIRST_STARTS + starts) / self._exposure, 0.5)
-        ends = self._life_counts.sum()
-        self._fresh_lives, self._back = self._life_counts / ends, self._back_count / ends
+        self._fresh_lives = self._life_counts / self._life_counts.sum()
         self._fresh = np.append(0.0, self._level_counts / self._level_counts.sum())
 
     def _use_noise(self, noise: FloatArray) -> None:
@@ -172,9 +170,9 @@ class RegimeFilter:
 
         lives, started, ended = self.lives, self.start_hazard * undisturbed, self.lives @ _END
         now: FloatArray = before * (1.0 - ended / (1.0 + _TINY - undisturbed))[:, None]
-        now += np.multiply.outer(started + (1 - self._back) * ended, self._fresh)
+        now += np.multiply.outer(started + (1 - _BACK) * ended, self._fresh)
         now[:, 2:-1] += _SPREAD * (now[:, 1:-2] + now[:, 3:] - 2 * now[:, 2:-1])
-        now[:, 0] = undisturbed - started + self._back * ended
+        now[:, 0] = undisturbed - started + _BACK * ended
         now *= like
         now *= (1.0 / (now @ _ALL))[:, None]
         self.levels, self.lives = now, np.multiply.outer(1.0 - now[:, 0], self._fresh_lives)
@@ -194,11 +192,11 @@ class RegimeFilter:
         disturbed[began] = before[began, None, 1:] * self._fresh_lives[:, None]
         started, ends = self.start_hazard * calm, lives * _END
         share, ended = disturbed.sum(axis=1) / (1.0 + _TINY - calm)[:, None], ends.sum(axis=1)
-        fresh = np.multiply.outer(started + (1 - self._back) * ended, np.outer(self._fresh_lives, self._fresh[1:]))
+        fresh = np.multiply.outer(started + (1 - _BACK) * ended, np.outer(self._fresh_lives, self._fresh[1:]))
         disturbed = disturbed * (1.0 - _END)[:, None] + fresh
         disturbed[:, :, 1:-1] += _SPREAD * (disturbed[:, :, :-2] + disturbed[:, :, 2:] - 2 * disturbed[:, :, 1:-1])
         disturbed *= like[:, None, 1:]
-        returns = self._back * like[:, 0]
+        returns = _BACK * like[:, 0]
         undisturbed = (calm - started) * like[:, 0] + ended * returns
         scale = 1.0 / (undisturbed + disturbed.sum(axis=(1, 2)))
         undisturbed *= scale
@@ -210,19 +208,17 @@ class RegimeFilter:
 
         fresh_like = like @ self._fresh
         starts, returned = started * fresh_like * scale, ended * returns * scale
-        end_like = (returns + (1 - self._back) * fresh_like) * scale
+        end_like = (returns + (1 - _BACK) * fresh_like) * scale
         self.renewed[active] = starts + ended * end_like
         # Starts until now, if it is undisturbed and if not: each by where the stage was one request before.
         by_calm, by_slow = self._starts[:, active]
         by_slow[began] = by_calm[began] + 1.0
         self._starts[0, active] += (by_slow - by_calm) * returned / undisturbed
         self._starts[1, active] = by_slow + (by_calm + 1.0 - by_slow) * starts / (1.0 + _TINY - undisturbed)
-        self._back_count += 0.8 * float((end_like @ ends).sum())
         self._life_counts += end_like @ ends
         self._level_counts += (end_like * ended) @ share
         if self._life_counts.sum() > _MOST_ENDS:
             self._life_counts, self._level_counts = self._life_counts / 2, self._level_counts / 2
-            self._back_count /= 2
 
     def ahead(self, requests: NDArray[np.int64]) -> FloatArray:
         """Distribution of the level of each stage so many requests from now, shape (times, stages, levels)."""
@@ -244,7 +240,7 @@ class RegimeFilter:
         """Probability that the conditions of all stages after the next change last for so many requests."""
         start, disturbed = self.start_hazard, float(self._fresh_lives @ (1.0 - _END) ** requests)
         starts, ends = self.undisturbed * start, self.lives @ _END
-        after_end = self._back * (1.0 - start) ** requests + (1 - self._back) * disturbed
+        after_end = _BACK * (1.0 - start) ** requests + (1 - _BACK) * disturbed
         lasts = self.survival(requests)
         others = lasts.prod() / lasts
         return float((starts * disturbed + ends * after_end) @ others / (starts + ends).sum())
@@ -259,6 +255,6 @@ class RegimeFilter:
         """From (undisturbed, each life) to the same, one request later."""
         step = np.diag(np.append(1.0 - self.start_hazard, 1.0 - _END))
         step[0, 1:] = self.start_hazard * self._fresh_lives
-        step[1:, 0] = self._back * _END
-        step[1:, 1:] += (1 - self._back) * _END[:, None] * self._fresh_lives
+        step[1:, 0] = _BACK * _END
+        step[1:, 1:] += (1 - _BACK) * _END[:, None] * self._fresh_lives
         return step

@@ -22,7 +22,7 @@ def dense_transitions(filtered):
     """State 0 is undisturbed, then each life with each level."""
     filtered._use_counts()
     lives, levels = filtered._fresh_lives, filtered._fresh[1:]
-    start, back = filtered.start_hazard, filtered._back
+    start, back = filtered.start_hazard, regimes._BACK
     fresh, count = np.outer(lives, levels).reshape(-1), len(LEVELS)
     step = np.zeros((1 + len(fresh), 1 + len(fresh)))
     step[0] = np.concatenate([[1 - start], start * fresh])
