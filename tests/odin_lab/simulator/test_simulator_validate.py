@@ -194,7 +194,7 @@ def test_truth_is_found_in_the_run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["static", "predictive", "odin:alpha=2"])
+@pytest.mark.parametrize("policy", ["static", "filter", "odin:alpha=2"])
 def test_a_run_s_twin_comes_to_the_same(tmp_path, policy):
     run = write_run(tmp_path / "run.jsonl", world_of(), policy=policy, requests=900, seed=11)
 

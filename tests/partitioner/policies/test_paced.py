@@ -8,8 +8,8 @@ import pytest
 from odin.partitioner.balance.exact import balance
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Observation, TenantSetting
+from odin.partitioner.policies.filter import FilterPolicy
 from odin.partitioner.policies.paced import in_turns, share_of, turns_of
-from odin.partitioner.policies.predictive import PredictivePolicy
 from odin.testing import drive_policy, setting_for, slowed
 
 CALM = np.tile(np.random.default_rng(3).uniform(0.5, 1.5, 18), (2, 1))
@@ -53,8 +53,8 @@ def test_what_waiting_takes_from_the_pause_costs_nothing(wall_s, delay_s, turn_s
 
 
 @dataclasses.dataclass
-class Held(PredictivePolicy):
-    """Predictive, for a pipeline with a share; what is above the calm times was waited for."""
+class Held(FilterPolicy):
+    """Filter, for a pipeline with a share; what is above the calm times was waited for."""
 
     share: float
 
@@ -73,9 +73,9 @@ class Held(PredictivePolicy):
 
 @pytest.mark.parametrize(("share", "moves"), [(1.0, ["move"]), (0.3, []), (0.6, ["move"])])
 def test_layers_move_only_if_a_program_takes_more_than_the_pipeline_leaves(share, moves):
-    """Twice as slow: no longer than the pauses of 0.3, and longer than those of 0.6."""
+    """Three times as slow: no longer than the pauses of 0.3, and longer than those of 0.6."""
     result = drive_policy(
-        Held(share), CALM, balance(CALM).plan, changes={100: slowed(CALM, {1: 2.0})}, requests=250, in_flight=4,
+        Held(share), CALM, balance(CALM).plan, changes={100: slowed(CALM, {1: 3.0})}, requests=250, in_flight=4,
         noise=0.05, layer_noise=0.05, flag_delay=1,
     )  # fmt: skip
     assert result.kinds == moves
