@@ -27,7 +27,8 @@ def serve(policy, factors, *, noise=0.07, seed=0):
     submitted, in_force, left_s, decisions = [HOME] * 8, HOME, np.zeros(4), 0
     finished_s = [0.0] * 8
     for request, (factor, noisy) in enumerate(zip(factors, noises, strict=True), start=1):
-        arrays = plan_arrays.of(submitted.pop(0))
+        plan = submitted.pop(0)
+        arrays = plan_arrays.of(plan)
         layer_s = CALM[arrays.stage_of, arrays.layers] * (factor * noisy)[arrays.stage_of]
         stage_s = np.bincount(arrays.stage_of, layer_s, 4)
         at_s = finished_s[-8]
@@ -37,7 +38,7 @@ def serve(policy, factors, *, noise=0.07, seed=0):
         watch.update([*arrays.first, 18], stage_s, layer_s)
         seen = watch.detector.changed, watch.detector.age, watch.detector.noise
         true_s = CALM * factor[:, None] if clairvoyant else None
-        decision = policy.decide(Observation(request, arrays.plan, stage_s, layer_s, 1.0, *seen, true_s))
+        decision = policy.decide(Observation(request, plan, stage_s, layer_s, 1.0, *seen, true_s))
         if decision is not None:
             in_force = decision.plan
             decisions += 1
