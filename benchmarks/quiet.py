@@ -46,7 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, rounds=5)
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--policy", nargs="+", default=["relay", "predictive"], help="beside static")
+    parser.add_argument("--policy", nargs="+", default=["relay", "filter"], help="beside static")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each stretch (default %(default)s)")
     parser.add_argument("--log", metavar="FILE", help="keep the events, as traces for benchmarks.detection")
     arguments = parser.parse_args()

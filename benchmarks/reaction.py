@@ -158,7 +158,7 @@ def main() -> int:
     core = usable_cores()[:2][-1]
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--load", default=f"cpu@cpu:{core}", help="default: %(default)s")
-    parser.add_argument("--policy", default="predictive")
+    parser.add_argument("--policy", default="filter")
     parser.add_argument("--before", type=int, default=48, help="undisturbed requests (default %(default)s)")
     parser.add_argument("--during", type=int, default=60, help="requests under the load (default %(default)s)")
     parser.add_argument("--after", type=int, default=70, help="requests after it (default %(default)s)")

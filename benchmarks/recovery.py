@@ -40,7 +40,7 @@ from odin.stages.device import usable_cores
 from odin_lab.inject.injector import Injector
 from odin_lab.inject.load import Load
 
-POLICIES = ("relay", "predictive", "odin:alpha=10", "lls", "static")
+POLICIES = ("relay", "filter", "odin:alpha=10", "lls", "static")
 _FAR_WORSE = 0.75
 
 
@@ -239,7 +239,7 @@ def main() -> int:
                 ]
             )
         report(
-            f"{model} under {load}; target: predictive >= 0.97 of the oracle",
+            f"{model} under {load}; target: filter >= 0.97 of the oracle",
             [
                 "",
                 "images/s",

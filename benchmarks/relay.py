@@ -1,6 +1,6 @@
 """The relay beside plans, and beside what a user would pick instead: two replicas of the model fed from one queue.
 
-Two single-core stages in one pipeline, whose policy is switched: ``static`` (the best plan), ``predictive``, ``relay``.
+Two single-core stages in one pipeline, whose policy is switched: ``static`` (the best plan), ``filter``, ``relay``.
 And two single-core replicas (:mod:`benchmarks.replicas`) for each of ONNX Runtime, OpenVINO and torch (the same chain).
 All stay open; who has no turn is idle and uses no CPU. In its turn each serves a closed loop with as few requests under
 way as keep it busy, two for each stage under a plan and one more than there are cores otherwise, while a load comes to
@@ -55,7 +55,7 @@ from odin_lab.inject.injector import Injector
 from odin_lab.inject.load import Load
 
 MODELS = ("resnet50", "vgg16", "mobilenet_v2")
-POLICIES = ("static", "predictive", "relay")
+POLICIES = ("static", "filter", "relay")
 _LOOK_S = 0.002
 _EVENTS_S = 60.0
 

@@ -58,7 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, rounds=2)
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--policies", nargs="+", default=["relay", "predictive", "static"])
+    parser.add_argument("--policies", nargs="+", default=["relay", "filter", "static"])
     parser.add_argument("--admission", default="none", help="default %(default)s: none is refused")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each trial (default %(default)g)")
     arguments = parser.parse_args()

@@ -87,7 +87,7 @@ def measure(
 def main() -> int:
     """Measure and report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulator", description=__doc__)
-    parser.add_argument("--policy", default="predictive", help="the policy (default %(default)s)")
+    parser.add_argument("--policy", default="filter", help="the policy (default %(default)s)")
     parser.add_argument(
         "--period", type=int, default=100, help="requests from one event to the next, and of each (default %(default)s)"
     )

@@ -1,7 +1,7 @@
 """What seeing everything costs: the stages' own timings, and controller, view and event log in the gateway's process.
 
 Stages: a stage's executor, its record and the record's decoding, against a bare loop over the same layers. Gateway:
-throughput with and without controller (``predictive``), view and log, in turns within one pipeline; and the CPU time
+throughput with and without controller (``filter``), view and log, in turns within one pipeline; and the CPU time
 of the controller's thread, which includes view and log. ``python -m benchmarks.telemetry``
 """
 

@@ -117,11 +117,10 @@ class Pipeline:
         then kept on disk), and the plan with the least bottleneck is found exactly.
     policy
         Where requests change hands: ``"relay"``, wherever a stage is free; or at cuts that a policy moves:
-        ``"predictive"`` (ODIN's own), ``"filter"`` (the same question as one idea), ``"together"`` (planned with all
-        pipelines of this process that have this policy and share a device), ``"odin:alpha=10"``, ``"lls"``,
-        ``"oracle"``, any :class:`~odin.partitioner.policies.Policy` or ``"module:Class"`` of one; or ``"static"``:
-        nothing moves, except by :meth:`migrate`. ``"auto"``: ``relay`` if all stages are on CPUs of one node, otherwise
-        ``predictive``.
+        ``"filter"`` (ODIN's own), ``"together"`` (planned with all pipelines of this process that have this policy and
+        share a device), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
+        :class:`~odin.partitioner.policies.Policy` or ``"module:Class"`` of one; or ``"static"``: nothing moves, except
+        by :meth:`migrate`. ``"auto"``: ``relay`` if all stages are on CPUs of one node, otherwise ``filter``.
     detector
         What detects that a stage's slowdown has changed: ``"cusum"``, ``"threshold:ratio=0.2"``, ``"page-hinkley"``,
         ``"adwin"``, ``"module:Class"``, or a :class:`~odin.monitor.detectors.Detector` with one stream per stage.

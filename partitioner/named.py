@@ -18,7 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, distributions, entry_points
@@ -48,6 +48,8 @@ class Family:
         Methods that it must have, with the number of their arguments.
     given
         What every one is made from, for messages.
+    replaced
+        Names that there were, by those to give instead.
     """
 
     kind: str
@@ -56,6 +58,7 @@ class Family:
     properties: tuple[str, ...]
     methods: Mapping[str, int]
     given: str = ""
+    replaced: Mapping[str, str] = field(default_factory=dict)
 
     def names(self) -> tuple[str, ...]:
         """All names, built-in ones first."""
@@ -110,6 +113,8 @@ class Family:
             return _load(self.builtin[name]), rest if colon else None
         if name in offers:
             return self._load_offer(name, offers[name]), rest if colon else None
+        if name in self.replaced:
+            raise ValueError(f"{self.kind} {name!r} is gone; use {self.replaced[name]!r}")
         attribute, second_colon, settings = (part.strip() for part in rest.partition(":"))
         if not attribute or not _is_dotted(attribute):
             raise ValueError(

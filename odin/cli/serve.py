@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
     one.add_argument("--image-size", type=positive, metavar="PIXELS", help="height and width of the model's input")
     one.add_argument("--labels", metavar="FILE", help="names of the classes, one per line")
     one.add_argument(
-        "--policy", help="decides where requests pass from stage to stage: auto, relay, predictive, ... (default: auto)"
+        "--policy", help="decides where requests pass from stage to stage: auto, relay, filter, ... (default: auto)"
     )
     one.add_argument(
         "--admission",

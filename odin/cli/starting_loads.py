@@ -25,7 +25,7 @@ class StartingLoads:
     >>> from odin.monitor.events import StageDescription
     >>> on_event = StartingLoads(print)
     >>> stages = (StageDescription("cpu:0", "", 1, (0.1,)), StageDescription("cpu:1", "", 2, (0.1,)))
-    >>> on_event(RunStarted(0.0, 0.0, "small", ("a", "b"), stages, (1, 1), "predictive", 4))
+    >>> on_event(RunStarted(0.0, 0.0, "small", ("a", "b"), stages, (1, 1), "filter", 4))
     >>> on_event(SlowdownChanged(0.5, stage=1, request=4, age=4, slowdown=2.1, state="onset"))
     stage 1 on cpu:1 is 2.1x as slow as when profiled
     """

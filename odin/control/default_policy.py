@@ -16,7 +16,7 @@ def policy_for(policy: Policy | str, *, kinds: Sequence[str], nodes: Sequence[st
     """Make a policy from its text.
 
     ``auto`` is ``relay`` if all stages are on CPUs of one node, where every stage can run every layer at once and knows
-    when the others are free; ``predictive`` otherwise.
+    when the others are free; ``filter`` otherwise.
 
     Parameters
     ----------
@@ -28,10 +28,10 @@ def policy_for(policy: Policy | str, *, kinds: Sequence[str], nodes: Sequence[st
     >>> policy_for("auto", kinds=["cpu", "cpu"], nodes=["a", "a"]).name
     'relay'
     >>> policy_for("auto", kinds=["cpu", "gpu"], nodes=["a", "a"]).name
-    'predictive'
+    'filter'
     """
     if not isinstance(policy, str):
         return policy
     if policy.strip() == AUTO:
-        policy = "relay" if set(kinds) == {"cpu"} and len(set(nodes)) == 1 else "predictive"
+        policy = "relay" if set(kinds) == {"cpu"} and len(set(nodes)) == 1 else "filter"
     return make_policy(policy)

@@ -137,7 +137,7 @@ def run_started(
     *,
     layer_s: float = 0.01,
     model: str = "resnet50",
-    policy: str = "predictive",
+    policy: str = "filter",
     devices: Sequence[str] = (),
     batch: int = 1,
     windows: str = "",

@@ -39,7 +39,7 @@ from odin_lab.live.table import live_table
 
 __all__ = ["add_parser", "run"]
 
-POLICIES = ("relay", "predictive", "odin:alpha=10", "odin:alpha=2", "lls", "static")
+POLICIES = ("relay", "filter", "odin:alpha=10", "odin:alpha=2", "lls", "static")
 ALSO = ("serve", "torch")
 _OVERHEAD_S = 20
 """Estimated seconds to start and end a run."""

@@ -54,8 +54,8 @@ _OPTIONS = {
 }
 """Which options mean something for what is to be done."""
 _STUDIES = ("paper", "tune", "batching", "fleet", "variants")
-_DEFAULT_POLICIES = ("lls", "odin:alpha=10", "predictive", "relay")
-_DEFAULT_SURVIVORS = ("static", "predictive", "relay")
+_DEFAULT_POLICIES = ("lls", "odin:alpha=10", "filter", "relay")
+_DEFAULT_SURVIVORS = ("static", "filter", "relay")
 
 
 def add_parser(subparsers: Any) -> None:

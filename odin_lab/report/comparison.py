@@ -22,8 +22,8 @@ __all__ = [
     "scores",
 ]
 
-_ORDER = ("relay", "predictive", "odin", "lls", "static", "oracle", "delayed-oracle")
-_OURS = ("relay", "predictive")
+_ORDER = ("relay", "filter", "odin", "lls", "static", "oracle", "delayed-oracle")
+_OURS = ("relay", "filter")
 _YARDSTICKS = ("oracle", "delayed-oracle")
 SLO = 0.8
 """The service level of the tables: a request holds it if the throughput about it is at least this share of the peak."""

@@ -48,7 +48,7 @@ DARK = {
 # line's width.
 _KNOWN = {
     "relay": Look("#9b1b30", "p", "-", 2.2),
-    "predictive": Look("#c25400", "o", "-", 2.6),
+    "filter": Look("#c25400", "o", "-", 2.6),
     "odin:alpha=2": Look("#007d5b", "^", (0, (5, 1.5)), 1.4),
     "odin:alpha=10": Look("#b0508c", "v", (0, (6, 1.5, 1.5, 1.5)), 1.4),
     "lls": Look("#0072b2", "s", (0, (3, 1.2)), 1.4),

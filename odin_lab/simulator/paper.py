@@ -53,7 +53,7 @@ POLICIES = tuple(
         "odin:alpha=2 (serial)",
         "odin:alpha=10",
         "odin:alpha=10 (serial)",
-        "predictive",
+        "filter",
         "relay",
         "delayed-oracle (answered)",
         "delayed-oracle",
@@ -61,7 +61,7 @@ POLICIES = tuple(
     )
 )
 """The paper's, which explore serially, as a pipeline that goes on serving would have them too; ours; the yardsticks."""
-_SHOWN = ("static", "lls", "odin:alpha=10", "predictive", "relay", "delayed-oracle")
+_SHOWN = ("static", "lls", "odin:alpha=10", "filter", "relay", "delayed-oracle")
 _STRETCHES = {(100, 100): 600, (10, 10): 200}  # cells shown over time, and requests of them
 _DETECTORS = ("cusum", "threshold")
 _NOISE_CVS = (0.05, 0.1, 0.2)

@@ -52,7 +52,7 @@ class Tenant:
     world
         Its layers' seconds on the devices, and transfers.
     policy
-        ``together``, ``static``, ``relay``, ``predictive`` or another name.
+        ``together``, ``static``, ``relay``, ``filter`` or another name.
     rate_hz
         Requests per second, at random times; None: ``in_flight`` are always under way.
     share

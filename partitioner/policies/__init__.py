@@ -9,10 +9,10 @@ from odin.partitioner.policies.base import (
     checked_decision,
     windows_of,
 )
+from odin.partitioner.policies.filter import FilterPolicy
 from odin.partitioner.policies.lls import LlsPolicy
 from odin.partitioner.policies.odin import OdinPolicy
 from odin.partitioner.policies.oracle import DelayedOraclePolicy, OraclePolicy
-from odin.partitioner.policies.predictive import PredictivePolicy
 from odin.partitioner.policies.registry import POLICIES, GivenPolicy, make_policy, policy_names
 from odin.partitioner.policies.relay import RelayPolicy
 from odin.partitioner.policies.static import StaticPolicy
@@ -22,13 +22,13 @@ __all__ = [
     "POLICIES",
     "Decision",
     "DelayedOraclePolicy",
+    "FilterPolicy",
     "GivenPolicy",
     "LlsPolicy",
     "Observation",
     "OdinPolicy",
     "OraclePolicy",
     "Policy",
-    "PredictivePolicy",
     "RelayPolicy",
     "Setting",
     "StaticPolicy",

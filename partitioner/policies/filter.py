@@ -35,9 +35,8 @@ from odin.partitioner.policies.layer_factors import LayerFactors
 from odin.partitioner.policies.outlook import Outlook
 from odin.partitioner.policies.paced import in_turns, share_of, turns_of
 from odin.partitioner.policies.plan_arrays import PlanArraysCache
+from odin.partitioner.policies.plan_candidates import home_plan, with_one_layer
 from odin.partitioner.policies.plan_errors import OWN_EFFECT, PlanErrors
-from odin.partitioner.policies.planner import Planner
-from odin.partitioner.policies.probes import with_one_layer
 from odin.partitioner.policies.regimes import RegimeFilter
 
 __all__ = ["FilterPolicy"]
@@ -101,7 +100,7 @@ class FilterPolicy:
         self._share, setting = share_of(setting), turns_of(setting)
         self._setting = setting
         self._arrays = PlanArraysCache(setting)
-        self._home = Planner(setting, self._arrays, near=_NEAR).home
+        self._home = home_plan(setting, near=_NEAR)
         self._regimes = RegimeFilter(setting.stage_count)
         self._layers = LayerFactors(setting)
         self._errors = PlanErrors(self._home)

@@ -21,13 +21,10 @@ class PlansInFlight:
         Plan of requests that are submitted now.
     running
         Plan of the last finished request.
-    since
-        Request with which it began.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.decided = self.running = plan
-        self.since = 1
         self._coming: deque[tuple[Plan, int]] = deque()
 
     def decide(self, plan: Plan, request: int) -> None:
@@ -47,7 +44,7 @@ class PlansInFlight:
                 self._coming.clear()
                 self.decided = plan
             return None
-        self.running, self.since = plan, request
+        self.running = plan
         for _ in range(len(self._coming)):
             coming, decided_at = self._coming.popleft()
             if coming == plan:

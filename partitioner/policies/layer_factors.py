@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odin.partitioner.policies.base import Setting
+from odin.partitioner.policies.kinds import kinds_of_devices, memory_boundness
 from odin.partitioner.policies.plan_arrays import PlanArrays
-from odin.partitioner.policies.slowdown import kinds_of_devices, memory_boundness
 
 __all__ = ["LayerFactors"]
 

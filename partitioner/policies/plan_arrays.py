@@ -25,29 +25,24 @@ class PlanArrays(NamedTuple):
 
     Attributes
     ----------
-    plan
-        The plan.
     first, last
         Half-open range of layers of each stage, shape (stages,).
     stage_of, layers
         Stage of each layer and its number: where in a matrix of stages by layers it is, shape (layers,).
     has
         Whether a stage has layers, shape (stages,).
-    reference_s
-        Seconds of each stage's layers by the baselines, those that are infinite left out, shape (stages,).
     per_reference
-        1 / reference_s, 0 for stages without layers, shape (stages,).
+        1 over the seconds of each stage's layers by the baselines, those that are infinite left out; 0 for stages
+        without layers, shape (stages,).
     transfer_s
         Seconds to receive and to send for each stage, shape (stages,).
     """
 
-    plan: Plan
     first: IntArray
     last: IntArray
     stage_of: IntArray
     layers: IntArray
     has: NDArray[np.bool_]
-    reference_s: FloatArray
     per_reference: FloatArray
     transfer_s: FloatArray
 
@@ -81,7 +76,7 @@ class PlanArraysCache:
         transfer_s = self._setting.receive_s[first] + self._setting.send_s[last]
         has, stage_of = counts > 0, self._stages.repeat(counts)
         per_reference = has / np.maximum(reference_s, _LEAST_S)
-        arrays = PlanArrays(plan, first, last, stage_of, self._layers, has, reference_s, per_reference, transfer_s)
+        arrays = PlanArrays(first, last, stage_of, self._layers, has, per_reference, transfer_s)
         if len(self._known) >= _KEPT:
             self._known.popitem(last=False)
         self._known[plan] = arrays

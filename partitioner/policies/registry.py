@@ -20,7 +20,6 @@ _FAMILY = Family(
         "static": "odin.partitioner.policies.static:StaticPolicy",
         "lls": "odin.partitioner.policies.lls:LlsPolicy",
         "odin": "odin.partitioner.policies.odin:OdinPolicy",
-        "predictive": "odin.partitioner.policies.predictive:PredictivePolicy",
         "filter": "odin.partitioner.policies.filter:FilterPolicy",
         "oracle": "odin.partitioner.policies.oracle:OraclePolicy",
         "delayed-oracle": "odin.partitioner.policies.oracle:DelayedOraclePolicy",
@@ -28,6 +27,7 @@ _FAMILY = Family(
     },
     properties=("name",),
     methods={"start": 1, "decide": 1},
+    replaced={"predictive": "filter"},
 )
 
 POLICIES = tuple(_FAMILY.builtin)

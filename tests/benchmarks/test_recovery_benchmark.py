@@ -55,7 +55,7 @@ class Feeder:
 
 
 def test_a_plan_takes_turns_with_the_oracles() -> None:
-    feeder = Feeder("predictive")
+    feeder = Feeder("filter")
     feeder.recorder(PlanChanged(5.0, 5, 1, (1, 3), (2, 2), "move", "", float("nan"), 0.0))
 
     found = compare(feeder, Plan((3, 1)), 1.0, turns=2, count=2)
@@ -65,7 +65,7 @@ def test_a_plan_takes_turns_with_the_oracles() -> None:
 
 
 def test_the_oracles_own_plan_is_measured_once_a_turn() -> None:
-    feeder = Feeder("predictive")
+    feeder = Feeder("filter")
     found = compare(feeder, Plan((2, 2)), 1.0, turns=2, count=2)
     assert feeder.measured == [("static", "2|2")] * 2
     assert found.throughput_hz == found.oracle_hz == 4.0

@@ -162,7 +162,7 @@ def test_the_command_tells_the_names_and_refuses_others(capsys):
         main(["run", "--help"])
     assert ended.value.code == 0
     words = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # lines end within words
-    assert "relay, static, lls, odin, predictive, filter, oracle, delayed-oracle, together, with parameters" in words
+    assert "relay, static, lls, odin, filter, oracle, delayed-oracle, together, with parameters" in words
     assert "cusum, threshold, page-hinkley, adwin, with parameters" in words
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from odin_lab.report.results import QUANTILES, SLO_LEVELS, Cell, DetectionPoint, Results, Timeline, Validation
 
-POLICIES = ("relay", "predictive", "odin:alpha=2", "odin:alpha=10", "lls", "static", "oracle", "delayed-oracle")
+POLICIES = ("relay", "filter", "odin:alpha=2", "odin:alpha=10", "lls", "static", "oracle", "delayed-oracle")
 _QUALITY = {
     "relay": 0.99,
-    "predictive": 0.975,
+    "filter": 0.975,
     "odin:alpha=2": 0.86,
     "odin:alpha=10": 0.83,
     "lls": 0.82,
@@ -24,7 +24,7 @@ _QUALITY = {
 }
 _CHANGES = {
     "relay": 0.0,
-    "predictive": 1.4,
+    "filter": 1.4,
     "odin:alpha=2": 5.2,
     "odin:alpha=10": 14.0,
     "lls": 6.5,
@@ -124,7 +124,7 @@ def synthetic_timeline(study: str, policy: str, *, devices: int, seed: int = 0, 
     events = [(6.0, 21.0, 1, "cpu-100x2"), (26.0, 41.0, devices - 1, "membw-100"), (33.0, 50.0, 0, "cpu-50")]
     rate_hz = np.full(at_s.size, 30.0)
     changes = []
-    late_s = {"predictive": 0.5, "oracle": 0.0, "delayed-oracle": 0.3, "lls": 4.0}.get(policy, 3.0)
+    late_s = {"filter": 0.5, "oracle": 0.0, "delayed-oracle": 0.3, "lls": 4.0}.get(policy, 3.0)
     for start_s, stop_s, device, _ in events:
         under = (at_s >= start_s) & (at_s < stop_s)
         rate_hz[under] *= 0.8
@@ -163,7 +163,7 @@ def synthetic_detections() -> tuple[DetectionPoint, ...]:
 def synthetic_live(*, repeats: int = 5, seed: int = 1) -> Results:
     """The shape of ``odin bench live``."""
     random = np.random.default_rng(seed)
-    policies = ("predictive", "odin:alpha=2", "odin:alpha=10", "lls", "static", "ray-serve", "torch-2-threads")
+    policies = ("filter", "odin:alpha=2", "odin:alpha=10", "lls", "static", "ray-serve", "torch-2-threads")
     cells = tuple(
         synthetic_cell(
             "live",
@@ -181,7 +181,7 @@ def synthetic_live(*, repeats: int = 5, seed: int = 1) -> Results:
     validations = tuple(
         Validation(name, policy, 14 * _QUALITY[policy], 14.3 * _QUALITY[policy], 0.4, 0.41 + 0.06 * at)
         for name in ("calm", "one load")
-        for at, policy in enumerate(("predictive", "lls", "static"))
+        for at, policy in enumerate(("filter", "lls", "static"))
     )
     return Results(
         command="odin bench live --output synthetic-live.json",

@@ -23,9 +23,9 @@ from odin_lab.feeding import KeptEvents
 
 DEVICES = ["cpu:0", "cpu:1"]
 PHASES = (
-    Phase("undisturbed", 10.0, "predictive", False),
-    Phase("load, layers move", 10.0, "predictive", True),
-    Phase("load gone", 10.0, "predictive", False),
+    Phase("undisturbed", 10.0, "filter", False),
+    Phase("load, layers move", 10.0, "filter", True),
+    Phase("load gone", 10.0, "filter", False),
 )
 
 
@@ -33,7 +33,7 @@ def recorded():
     """Ten requests a second; a load from 10 to 20 s, seen after 3 requests, answered after 5; five a second with it."""
     recording = KeptEvents()
     stages = tuple(StageDescription(device, "node", 1, (0.05,) * 4) for device in DEVICES)
-    recording(RunStarted(0.0, 0.0, "net", ("a", "b", "c", "d"), stages, (2, 2), "predictive", 4))
+    recording(RunStarted(0.0, 0.0, "net", ("a", "b", "c", "d"), stages, (2, 2), "filter", 4))
     request = 0
     for begin_s, end_s, interval_s in ((0.0, 10.0, 0.1), (10.0, 20.0, 0.2), (20.0, 30.0, 0.1)):
         at_s = begin_s

@@ -166,7 +166,7 @@ def test_the_end_leaves_the_last_picture_and_says_why(terminal):
     shown.read_until(b"reason: ended")
     assert shown.modes() == shown.before
     after = shown.output[shown.output.rindex(NORMAL) :].decode()
-    assert " resnet50  9|9  predictive" in after
+    assert " resnet50  9|9  filter" in after
     assert "ended: all images done\r\nreason: ended" in after
     assert shown.wait() == 0
 

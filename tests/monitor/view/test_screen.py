@@ -45,7 +45,7 @@ def disturbed():
 
 def test_80_by_24(disturbed):
     assert lines(disturbed, 80, 24, keys="q quit   p pause", status="paused") == [
-        " resnet50  12|6  predictive                         409 done  4 in flight  0:40",
+        " resnet50  12|6  filter                             409 done  4 in flight  0:40",
         "",
         " throughput          ███████████████▂╌▁▁▁",
         " 7.94/s              ████████████████████",
@@ -92,7 +92,7 @@ def test_200_by_60_has_everything_in_the_row(disturbed):
 
 def test_40_by_10_shows_what_matters(disturbed):
     assert lines(disturbed, 40, 10) == [
-        " resnet50  12|6  predictive        0:40",
+        " resnet50  12|6  filter            0:40",
         " 7.94/s of 8.20 █████████████▇▆▅▆▆▆▆▆▆▆",
         " p50 239 ms  p99 359 ms",
         " stage    layers         time  slowdown",
@@ -307,7 +307,7 @@ def test_colour_says_nothing_that_words_do_not(disturbed):
 
 def test_plain_is_plain(disturbed):
     text = plain(disturbed)
-    assert text.startswith(" resnet50  12|6  predictive")
+    assert text.startswith(" resnet50  12|6  filter")
     assert "\x1b" not in text
     assert text.endswith("got 8.17/s (expected 8.33/s)\n")
     assert max(cell_len(line) for line in text.splitlines()) <= 100

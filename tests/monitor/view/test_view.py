@@ -49,7 +49,7 @@ def test_before_any_request():
     view = built([run_started((7, 11), batch=4)]).view(START_S + 0.5)
     assert (view.model, view.policy, view.plan, view.epoch, view.layer_count) == (
         "resnet50",
-        "predictive",
+        "filter",
         (7, 11),
         0,
         18,

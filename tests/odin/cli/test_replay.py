@@ -38,7 +38,7 @@ def command(*arguments):
 def test_the_end_as_text(log, capsys):
     assert command(log, "--once", "--width", 80) == 0
     out = capsys.readouterr().out
-    assert out.startswith(" resnet50  9|9  predictive ")
+    assert out.startswith(" resnet50  9|9  filter ")
     assert out.endswith("ended: all images done\n")
     assert max(map(len, out.splitlines())) <= 80
 
@@ -46,7 +46,7 @@ def test_the_end_as_text(log, capsys):
 def test_a_moment_as_text(log, capsys):
     assert command(log, "--once", "--at", 40) == 0
     out = capsys.readouterr().out
-    assert out.startswith(" resnet50  12|6  predictive ")
+    assert out.startswith(" resnet50  12|6  filter ")
     assert "disturbed: CPU share, pid 4242 stress-ng 50%" in out
     assert out.endswith("got 8.17/s (expected 8.33/s)\n")
 

@@ -6,7 +6,7 @@ from odin.cli.starting_loads import StartingLoads
 from odin.monitor.events import Attributed, Culprit, RunStarted, SlowdownChanged, StageDescription
 
 STAGES = tuple(StageDescription(f"cpu:{core}", "", core, (0.1,)) for core in range(2))
-START = RunStarted(0.0, 0.0, "small", ("a", "b"), STAGES, (1, 1), "predictive", 4)
+START = RunStarted(0.0, 0.0, "small", ("a", "b"), STAGES, (1, 1), "filter", 4)
 CAUSE = Attributed(1.0, 1, "CPU share", (Culprit(123, "stress-ng", 0.5),), "")
 
 

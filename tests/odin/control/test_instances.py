@@ -31,7 +31,7 @@ def test_one_to_all_stages():
         (0, {}, r"instances=0 is not from 1 to 3, the number of stages; for more, start it with more stages"),
         (4, {}, r"instances=4 is not from 1 to 3"),
         (1.5, {}, r"instances=1.5 is no whole number; give one from 1 to 3"),
-        (2, {"policy": "predictive", "relays": False}, r"nothing under policy 'predictive', .* pipe.policy = 'relay'"),
+        (2, {"policy": "filter", "relays": False}, r"nothing under policy 'filter', .* pipe.policy = 'relay'"),
         (2, {"shares_queue": False}, r"only if all are on CPU cores of this machine"),
     ],
 )

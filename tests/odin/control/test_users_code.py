@@ -27,7 +27,7 @@ from odin_lab.simulator.world import World
 
 POLICIES = """
 import numpy as np
-from odin.partitioner.policies import PredictivePolicy
+from odin.partitioner.policies import FilterPolicy
 from helping import help_out
 
 class Says:
@@ -57,7 +57,7 @@ class Named(Says):
     def name(self):
         return 1 / 0                               # line 30
 
-class Derived(PredictivePolicy):
+class Derived(FilterPolicy):
     def start(self, setting):
         super().start(setting._replace(plan=None)) # line 34
         raise RuntimeError                         # line 35

@@ -24,7 +24,7 @@ from odin_lab.report.results import SLO_LEVELS, read_results
 SCRIPT = random_script([Device.parse("cpu:1")], ["cpu-100"], seconds=30, period_s=10, duration_s=5, seed=0)
 
 
-def a_task(policy="predictive", repeat=0, number=0, kind="odin"):
+def a_task(policy="filter", repeat=0, number=0, kind="odin"):
     return Task(Contender(kind, policy), number, repeat, "net", "", "", (0, 1), SCRIPT, 4, 3.0)
 
 
@@ -111,7 +111,7 @@ def test_a_cell_says_what_the_requests_say():
     run = Run(a_task(), a_trial())
     cell = to_cell(run)
     assert (cell.study, cell.model, cell.policy, cell.devices, cell.period, cell.duration) == (
-        "live", "net", "predictive", 2, 10.0, 5.0,
+        "live", "net", "filter", 2, 10.0, 5.0,
     )  # fmt: skip
     assert peak_hz(run) == pytest.approx(10.0)
     assert cell.requests == len(run.record.finished_s) == 249
@@ -127,14 +127,14 @@ def test_a_cell_says_what_the_requests_say():
 
 def test_cells_are_paired_within_a_repeat():
     runs = [
-        Run(a_task("predictive", 1, 0), a_trial(8.0)),
+        Run(a_task("filter", 1, 0), a_trial(8.0)),
         Run(a_task("static", 0, 1), a_trial(4.0)),
-        Run(a_task("predictive", 0, 0), a_trial(5.0)),
+        Run(a_task("filter", 0, 0), a_trial(5.0)),
         Run(a_task("static", 1, 1), a_trial(5.0)),
     ]
     cells = to_cells(runs)
     assert [(cell.repeat, cell.policy) for cell in cells] == [
-        (0, "predictive"), (0, "static"), (1, "predictive"), (1, "static"),
+        (0, "filter"), (0, "static"), (1, "filter"), (1, "static"),
     ]  # fmt: skip
     assert cells[0].of_static == pytest.approx(cells[0].throughput_hz / cells[1].throughput_hz)
     assert cells[2].of_static == pytest.approx(cells[2].throughput_hz / cells[3].throughput_hz)
@@ -165,18 +165,18 @@ def test_results_survive_their_file_and_say_what_is_missing(tmp_path):
     made = results(runs, ["Failed: lls, repeat 1: broke"], planned=4)
     again = read_results(made.write(tmp_path / "live.json"))
     assert again.cells[0].throughput_hz == made.cells[0].throughput_hz
-    assert [timeline.policy for timeline in again.timelines] == ["predictive"], "the first repeat's only"
+    assert [timeline.policy for timeline in again.timelines] == ["filter"], "the first repeat's only"
     assert again.notes[:2] == (
         "2 of 4 live runs; the others failed or were broken off.",
         "Failed: lls, repeat 1: broke",
     )
     assert "Interference: cpu-100 on cpu:1 10..15 s; cpu-100 on cpu:1 20..25 s." in again.notes
-    assert notes(runs, planned=2)[-1].endswith("by run: predictive 1.0%, 1.0%.")
+    assert notes(runs, planned=2)[-1].endswith("by run: filter 1.0%, 1.0%.")
 
 
 def test_the_table_has_medians_and_warns():
     runs = [
-        Run(a_task("predictive", repeat, 0), a_trial(hz, steal=steal))
+        Run(a_task("filter", repeat, 0), a_trial(hz, steal=steal))
         for repeat, (hz, steal) in enumerate([(5.0, 0.0), (8.0, 0.2), (6.0, 0.0)])
     ]
     runs += [Run(a_task("", repeat, 1, "torch"), a_trial(4.0, plan="", moves=(), lost=2)) for repeat in range(3)]
@@ -184,7 +184,7 @@ def test_the_table_has_medians_and_warns():
     console.print(live_table(runs))
     text = console.file.getvalue()
     assert "torch, 2 threads" in text
-    row = next(line for line in text.splitlines() if line.strip().startswith("predictive"))
+    row = next(line for line in text.splitlines() if line.strip().startswith("filter"))
     middle, low, high = (to_cell(runs[i]).throughput_hz for i in (2, 0, 1))
     assert f"{figure(middle)} ({figure(low)}..{figure(high)})" in row
     assert "6" in next(line for line in text.splitlines() if "torch, 2 threads" in line).split(), "lost in all"

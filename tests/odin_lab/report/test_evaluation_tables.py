@@ -28,11 +28,11 @@ def cell(policy, quality, **options):
 
 
 def test_ours_comes_first_and_yardsticks_last() -> None:
-    given = ("delayed-oracle", "mine:Policy", "odin:alpha=10", "oracle", "lls", "odin:alpha=2", "static", "predictive")
+    given = ("delayed-oracle", "mine:Policy", "odin:alpha=10", "oracle", "lls", "odin:alpha=2", "static", "filter")
     given = (*given, "relay")
     expected = (
         "relay",
-        "predictive",
+        "filter",
         "odin:alpha=2",
         "odin:alpha=10",
         "lls",
@@ -42,8 +42,8 @@ def test_ours_comes_first_and_yardsticks_last() -> None:
         "delayed-oracle",
     )
     assert order_policies([*given, *given]) == expected
-    assert [policy for policy in expected if is_ours(policy)] == ["relay", "predictive"]
-    assert is_ours("predictive:horizon=2 (serial)")
+    assert [policy for policy in expected if is_ours(policy)] == ["relay", "filter"]
+    assert is_ours("filter:horizon=2 (serial)")
 
 
 def test_remarks_do_not_make_another_policy() -> None:
@@ -63,9 +63,9 @@ def test_remarks_do_not_make_another_policy() -> None:
 
 def test_ratios_are_paired_by_repeat() -> None:
     cells = [cell("lls", 0.5, repeat=0), cell("lls", 0.8, repeat=1), cell("static", 0.4, repeat=1)]
-    cells += [cell("predictive", 1.0, repeat=0), cell("predictive", 0.8, repeat=1)]
+    cells += [cell("filter", 1.0, repeat=0), cell("filter", 0.8, repeat=1)]
     cells = [replace(c, of_oracle=NAN, of_static=NAN) for c in cells]
-    ours = scores(cells)[Place("grid", "m", 4, 10.0, 10.0)]["predictive"]
+    ours = scores(cells)[Place("grid", "m", 4, 10.0, 10.0)]["filter"]
     assert ours.of_lls == pytest.approx((1.0 / 0.5 + 0.8 / 0.8) / 2)
     assert ours.of_static == pytest.approx(2.0)  # only repeat 1 has a partner
     assert math.isnan(ours.of_oracle)
@@ -74,12 +74,12 @@ def test_ratios_are_paired_by_repeat() -> None:
 
 def test_a_told_ratio_is_believed_and_live_studies_take_medians() -> None:
     values = (0.2, 0.5, 0.6)
-    cells = [cell("predictive", 1.0, repeat=at) for at in range(3)]
+    cells = [cell("filter", 1.0, repeat=at) for at in range(3)]
     cells = [replace(c, of_oracle=value) for c, value in zip(cells, values, strict=True)]
     (place,) = scores(cells).values()
-    assert place["predictive"].of_oracle == pytest.approx(np.mean(values))
+    assert place["filter"].of_oracle == pytest.approx(np.mean(values))
     (place,) = scores(replace(c, study="live") for c in cells).values()
-    assert place["predictive"].of_oracle == 0.5
+    assert place["filter"].of_oracle == 0.5
 
 
 def test_headline_tells_mean_and_worst() -> None:
@@ -87,20 +87,20 @@ def test_headline_tells_mean_and_worst() -> None:
     for repeat in range(6):
         for period, ours, lls in ((2.0, 0.9, 0.9), (10.0, 0.8, 0.4)):
             cells += [
-                cell("predictive", ours, period=period, repeat=repeat),
+                cell("filter", ours, period=period, repeat=repeat),
                 cell("lls", lls, period=period, repeat=repeat),
                 cell("oracle", 1.0, period=period, repeat=repeat),
             ]
     table = headline_table(cells, "t")
     assert table.columns[:2] == ("policy", "throughput / oracle")
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["predictive"][0] == Value(pytest.approx(0.85), "0.850", "(0.800)")
+    assert rows["filter"][0] == Value(pytest.approx(0.85), "0.850", "(0.800)")
     at = table.columns.index("throughput / lls") - 1
-    assert (rows["predictive"][at].text, rows["predictive"][at].extra) == ("1.50", "(1.00)")
+    assert (rows["filter"][at].text, rows["filter"][at].extra) == ("1.50", "(1.00)")
     at = table.columns.index("p99 latency / lls") - 1
-    assert rows["predictive"][at].extra == "(1.00)"  # the worst of a latency is the highest
+    assert rows["filter"][at].extra == "(1.00)"  # the worst of a latency is the highest
     best = {(table.rows[row][0], table.columns[column]) for row, column in table.best()}
-    assert ("predictive", "throughput / oracle") in best
+    assert ("filter", "throughput / oracle") in best
     assert not any(policy == "oracle" for policy, _ in best)
 
 
@@ -116,11 +116,11 @@ def test_misses_are_counted_and_told_worst_first() -> None:
         (10.0, 0.90, 1.2, 2.5),
         (100.0, 0.97, 0.99, 2.0),
     ):
-        ours = cell("predictive", 0.9, period=period)
+        ours = cell("filter", 0.9, period=period)
         cells.append(replace(ours, of_delayed=of_delayed, of_static=of_static, changes_per_event=changes))
         cells.append(cell("lls", 0.95 if period == 2.0 else 0.5, period=period))
     found = scores(cells)
-    text = misses_text(found, "predictive")
+    text = misses_text(found, "filter")
     assert (
         "below 0.97 of the delayed oracle's throughput in 2 of 3 settings: m, 4 devices, period 10, duration 10 (0.900)"
         in text
@@ -128,26 +128,26 @@ def test_misses_are_counted_and_told_worst_first() -> None:
     assert "period 2, duration 10 (0.950)" in text
     assert "below 0.99 of static's throughput in 1 of 3 settings: m, 4 devices, period 2, duration 10 (0.980)" in text
     assert "more than 2 plan changes per interference event in 1 of 3 settings" in text
-    row = next(row for row in misses_table(found, "t").rows if row[0] == "predictive")
+    row = next(row for row in misses_table(found, "t").rows if row[0] == "filter")
     assert [value.text for value in row[2:]] == ["2", "2", "1", "1"]
 
 
 def test_no_misses_and_nothing_known_read_differently() -> None:
-    found = scores([replace(cell("predictive", 0.99), of_delayed=1.0, of_static=NAN)])
-    text = misses_text(found, "predictive")
+    found = scores([replace(cell("filter", 0.99), of_delayed=1.0, of_static=NAN)])
+    text = misses_text(found, "filter")
     assert "below 0.97 of the delayed oracle's throughput in none of 1 settings" in text
     assert "static's throughput: not known" in text
 
 
 def test_long_lists_of_misses_are_cut() -> None:
-    cells = [replace(cell("predictive", 0.5, period=float(at)), of_delayed=at / 100) for at in range(1, 16)]
-    assert "; and 9 more." in misses_text(scores(cells), "predictive")
+    cells = [replace(cell("filter", 0.5, period=float(at)), of_delayed=at / 100) for at in range(1, 16)]
+    assert "; and 9 more." in misses_text(scores(cells), "filter")
 
 
 def test_cells_table_has_who_is_ahead_of_all_others_in_each_row_bold() -> None:
-    cells = [cell(p, q, repeat=at) for at in range(6) for p, q in (("predictive", 0.9), ("lls", 0.95), ("oracle", 1.0))]
+    cells = [cell(p, q, repeat=at) for at in range(6) for p, q in (("filter", 0.9), ("lls", 0.95), ("oracle", 1.0))]
     table = cells_table(cells, "of_oracle", "t")
-    assert table.columns == ("model", "devices", "period", "duration", "predictive", "lls", "oracle")
+    assert table.columns == ("model", "devices", "period", "duration", "filter", "lls", "oracle")
     assert table.best() == {(0, 5)}
     assert cells_table([cell for cell in cells if cell.repeat < 5], "of_oracle", "t").best() == frozenset()
 
@@ -157,7 +157,7 @@ def test_a_median_above_1_is_not_bold_where_static_is_ahead_in_as_many_repeats()
     cells = [
         synthetic_cell("live", "m", policy, quality=quality, repeat=at)
         for at, ratio in enumerate((0.94, 1.07, 1.09))
-        for policy, quality in (("predictive", 0.6 * ratio), ("static", 0.6))
+        for policy, quality in (("filter", 0.6 * ratio), ("static", 0.6))
     ]
     cells = [replace(c, of_static=c.throughput_hz / cells[2 * c.repeat + 1].throughput_hz) for c in cells]
     table = live_table(cells, "t")
@@ -227,7 +227,7 @@ def test_html_escapes_and_marks() -> None:
         "a<b",
         "see `x<y`",
         ("p", "v"),
-        (("<i>", repeated(1.0)), ("predictive", replace(repeated(2.0), extra="[1, 3]"))),
+        (("<i>", repeated(1.0)), ("filter", replace(repeated(2.0), extra="[1, 3]"))),
         ("high",),
     )
     text = html_table(table)
@@ -235,8 +235,7 @@ def test_html_escapes_and_marks() -> None:
     assert "a&lt;b" in text
     assert "<code>x&lt;y</code>" in text
     assert (
-        '<tr class="ours"><th scope="row">predictive</th><td><b>2.000</b> <small class="below">[1, 3]</small></td>'
-        in text
+        '<tr class="ours"><th scope="row">filter</th><td><b>2.000</b> <small class="below">[1, 3]</small></td>' in text
     )
 
 

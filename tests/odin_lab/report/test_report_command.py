@@ -28,7 +28,7 @@ SMALL = Results(
     command="odin simulate paper --quick",
     created="2026-01-01",
     environment={"cpu": "none <made up>"},
-    cells=tuple(synthetic_cell("grid", "m", policy, quality=0.9) for policy in ("predictive", "lls", "mine:Policy")),
+    cells=tuple(synthetic_cell("grid", "m", policy, quality=0.9) for policy in ("filter", "lls", "mine:Policy")),
     notes=("reconstructed & `so`",),
 )
 VOID = {"meta", "path", "use", "rect", "line", "circle", "br"}
@@ -73,7 +73,7 @@ def check(page: str) -> Checker:
 def full() -> str:
     return html(
         make_report(
-            [synthetic_grid(("predictive", "lls", "oracle"), repeats=1), synthetic_live(repeats=2)],
+            [synthetic_grid(("filter", "lls", "oracle"), repeats=1), synthetic_live(repeats=2)],
             title="Full & <whole>",
         )
     )
@@ -141,9 +141,9 @@ def test_policies_keep_their_look_and_look_different() -> None:
     many = looks([*POLICIES, "mine:Policy", "odin:alpha=5", "odin:alpha=2 (serial)", "ray-serve"])
     assert len({look.marker for look in many.values()}) == len(many)
     assert len({str(look.dash) + look.color for look in many.values()}) == len(many)
-    few = looks(["lls", "predictive"])
+    few = looks(["lls", "filter"])
     assert few == {policy: many[policy] for policy in few}
-    assert max(many, key=lambda policy: many[policy].width) == "predictive"
+    assert max(many, key=lambda policy: many[policy].width) == "filter"
 
 
 def test_legends_fit() -> None:
@@ -292,10 +292,10 @@ def test_captions_say_what_is_seen() -> None:
     cells = [
         synthetic_cell("grid", "m", policy, quality=quality, period=period)
         for period in (2.0, 10.0)
-        for policy, quality in (("predictive", 0.9 if period == 2.0 else 0.95), ("lls", 0.8), ("oracle", 1.0))
+        for policy, quality in (("filter", 0.9 if period == 2.0 else 0.95), ("lls", 0.8), ("oracle", 1.0))
     ]
     plots = {plot.slug: plot.caption for plot in make_report([replace(SMALL, cells=tuple(cells))]).plots}
-    assert "Worst cells: predictive 0.900, lls 0.800." in plots["heat-of-oracle"]
+    assert "Worst cells: filter 0.900, lls 0.800." in plots["heat-of-oracle"]
     assert "all 2 settings together" in plots["latency-grid"]
 
 

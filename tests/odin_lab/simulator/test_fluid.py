@@ -26,7 +26,7 @@ def test_half_the_run_beside_a_load_that_takes_half_of_one_device():
     assert run_fluid_bound_hz(world, seconds, late_s[::-1], seed=0) == pytest.approx(200 / (150 / 1.0 + 50 / 0.75))
 
 
-@pytest.mark.parametrize("policy", ["relay", "predictive", "static", "oracle", "delayed-oracle"])
+@pytest.mark.parametrize("policy", ["relay", "filter", "static", "oracle", "delayed-oracle"])
 @pytest.mark.parametrize(("period", "duration"), [(10, 100), (100, 10)])
 def test_nothing_beats_it(policy, period, duration):
     world = World.from_timings(TABLE, devices=4, noise="measured")

@@ -40,7 +40,7 @@ def tables(tmp_path_factory):
     ]
 
 
-def cell(policy="predictive", *, study="grid", model="m", devices=4, period=10, duration=10, repeat=0, **figures):
+def cell(policy="filter", *, study="grid", model="m", devices=4, period=10, duration=10, repeat=0, **figures):
     values = {
         "requests": 100,
         "lost": 0,
@@ -86,7 +86,7 @@ def test_the_grid_is_the_papers():
     assert [job.repeat for job in grid] == sorted(job.repeat for job in grid)
     assert {job.setup.devices for job in scaling} == {4, 8, 16, 26, 39, 52}
     assert len(scaling) == (2 * 9 + 4 * 3) * sum(not contestant.serial for contestant in POLICIES)
-    wanted = {"static", "lls", "odin:alpha=2", "odin:alpha=10", "predictive", "relay", "oracle", "delayed-oracle"}
+    wanted = {"static", "lls", "odin:alpha=2", "odin:alpha=10", "filter", "relay", "oracle", "delayed-oracle"}
     assert {str(job.contestant) for job in grid} == wanted | {"lls (serial)"} | {
         "odin:alpha=2 (serial)",
         "odin:alpha=10 (serial)",
@@ -107,14 +107,14 @@ def test_telling_cells_are_kept_over_time():
         "period 100, duration 100, 4 devices",
         "period 10, duration 10, 4 devices",
     }
-    shown = {"static", "lls", "odin:alpha=10", "predictive", "relay", "delayed-oracle"}
+    shown = {"static", "lls", "odin:alpha=10", "filter", "relay", "delayed-oracle"}
     assert {str(job.contestant) for job in kept} == shown
 
 
 def test_other_policies_are_held_against_the_goals_too(tables):
-    extra = [Contestant.parse(name) for name in ("odin:alpha=5", "lls", "predictive (serial)")]
+    extra = [Contestant.parse(name) for name in ("odin:alpha=5", "lls", "filter (serial)")]
     study = paper_study(models=tables[:1], extra=extra, quick=True)
-    assert study.own == ("predictive", "relay", "odin:alpha=5", "predictive (serial)")
+    assert study.own == ("filter", "relay", "odin:alpha=5", "filter (serial)")
     assert len(study.contestants) == len(POLICIES) + 2
     assert (study.requests, study.repeats, study.scaling_devices) == (1000, 1, (4, 16, 52))
     assert paper_study(models=tables, requests=50, repeats=5).requests == 50
@@ -159,14 +159,14 @@ def test_notes_say_what_is_reconstruction_and_what_falls_short(tables):
 def test_outcomes_come_in_any_order_to_the_same_results():
     cells = [
         cell("static", throughput_hz=5.0),
-        cell("predictive"),
+        cell("filter"),
         cell("static", study="scaling", throughput_hz=1.0),
         cell("oracle", study="scaling"),
     ]
     found = [gather([Outcome((one,)) for one in order]) for order in (cells, cells[::-1])]
     assert repr(found[0]) == repr(found[1])
     assert [(c.study, c.policy, c.of_static) for c in found[0][0]] == [
-        ("grid", "predictive", 2.0),
+        ("grid", "filter", 2.0),
         ("grid", "static", 1.0),
         ("scaling", "oracle", 10.0),
         ("scaling", "static", 1.0),
@@ -177,7 +177,7 @@ def test_a_row_per_policy_is_the_mean_of_its_cells():
     table = policy_table("t", [cell(), cell(period=2, throughput_hz=14.0, trials_per_event=NAN, below_peak=())]).table
     assert rows(table) == [
         [
-            "predictive",
+            "filter",
             "12.0",
             "0.600",
             "-",
@@ -198,9 +198,9 @@ def test_a_row_per_policy_is_the_mean_of_its_cells():
 
 
 def test_policies_are_in_the_order_of_the_report():
-    names = ["oracle", "mine:Policy", "odin:alpha=10", "lls (serial)", "predictive", "delayed-oracle", "lls", "static"]
+    names = ["oracle", "mine:Policy", "odin:alpha=10", "lls (serial)", "filter", "delayed-oracle", "lls", "static"]
     assert [row[0] for row in rows(policy_table("t", [cell(policy=name) for name in names]).table)] == [
-        "predictive",
+        "filter",
         "odin:alpha=10",
         "lls",
         "lls (serial)",
@@ -220,7 +220,7 @@ def test_the_worst_cell_is_of_means_over_repeats():
         cell(of_delayed=0.5, devices=52, study="scaling"),
         cell("lls", of_delayed=0.1),
     ]
-    delayed, static, changes, many, _ = worst_cells(cells, ["predictive"])
+    delayed, static, changes, many, _ = worst_cells(cells, ["filter"])
     assert (delayed.value, delayed.duration, delayed.missed, delayed.cells) == (pytest.approx(0.95), 10.0, 1, 2)
     assert (static.value, static.duration, static.missed) == (pytest.approx(1.14), 2.0, 0)
     assert (changes.value, changes.missed) == (1.75, 0)
@@ -262,12 +262,12 @@ def test_scaling_is_against_the_delayed_oracle():
 
 def test_all_tables_together_and_few_cells_do_no_harm():
     scaling = [cell(study="scaling", devices=devices, of_delayed=0.99) for devices in (4, 52)]
-    shown = text(render_study([cell(of_delayed=0.96), *scaling], ["predictive"]))
+    shown = text(render_study([cell(of_delayed=0.96), *scaling], ["filter"]))
     assert "0.960" in shown  # the same setting in the study over devices does not count again
     assert "m on 4 devices, mean over 1 cells" in shown
     assert "m of delayed oracle, by devices" in shown
     assert "the worst cell" in shown
-    assert text(render_study([], ["predictive"])).strip() == ""
+    assert text(render_study([], ["filter"])).strip() == ""
 
 
 # ---------------------------------------------------------------- the command

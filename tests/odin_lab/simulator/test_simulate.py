@@ -176,7 +176,7 @@ def test_policies_beside_their_references(capsys, table, tmp_path):
 
 
 def test_undisturbed_unless_asked(capsys, table):
-    status, out, _ = simulate(capsys, table, "--requests", "100", "--policy", "predictive", "--json", "--noise", "none")
+    status, out, _ = simulate(capsys, table, "--requests", "100", "--policy", "filter", "--json", "--noise", "none")
     assert status == 0
     cells = json.loads(out)["cells"]
     assert {(cell["events"], cell["period"], cell["changes_per_event"]) for cell in cells} == {(0, 0.0, None)}

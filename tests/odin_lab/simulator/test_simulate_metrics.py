@@ -130,15 +130,15 @@ def test_policies_are_held_against_those_of_the_same_repeat():
 
     cells = paired(
         [
-            cell("predictive", 3.0, 0),
+            cell("filter", 3.0, 0),
             cell("oracle", 1.0, 0),
             cell("static", 7.0, 0),
-            cell("predictive", 1.0, 1),
+            cell("filter", 1.0, 1),
             cell("static", 0.0, 1),
         ]
     )
     by_key = {(c.policy, c.repeat): c for c in cells}
-    first, second = by_key["predictive", 0], by_key["predictive", 1]
+    first, second = by_key["filter", 0], by_key["filter", 1]
     # the first request is submitted a second before it finishes
     assert (first.of_oracle, first.of_static) == (0.5, 2.0)
     assert math.isnan(first.of_delayed)

@@ -33,7 +33,7 @@ def gained(policy: str, *worlds: World, seed: int = 0, seconds: float = 30.0) ->
 @pytest.mark.parametrize("worlds", [(LARGE, SMALL), (LARGE, ALSO_LARGE)], ids=["large and small", "two large"])
 def test_together_serves_more_than_each_for_itself(worlds, seed):
     together, _ = gained("together", *worlds, seed=seed)
-    for policy in ("static", "relay", "predictive"):
+    for policy in ("static", "relay", "filter"):
         assert together > gained(policy, *worlds, seed=seed)[0] * 1.01
 
 

@@ -339,7 +339,7 @@ def listed(drawn):
 @settings(max_examples=100, deadline=None)
 @given(
     losses,
-    st.sampled_from(["relay", "static", "lls", "predictive"]),
+    st.sampled_from(["relay", "static", "lls", "filter"]),
     st.sampled_from(["closed", "closed:2", "poisson:1.5x"]),
     st.sampled_from([("", "none"), ("3x", "none"), ("3x", "expired"), ("3x", "clockwork"), ("3x", "predict")]),
     st.sampled_from([0.0, 0.3]),
@@ -383,7 +383,7 @@ def test_every_request_is_answered_once_or_refused(drawn, policy, arrivals, limi
     assert all(sum(plan) == 5 for plan in found.plans)
 
 
-@pytest.mark.parametrize("policy", ["relay", "static", "lls", "predictive"])
+@pytest.mark.parametrize("policy", ["relay", "static", "lls", "filter"])
 @pytest.mark.parametrize("arrivals", ["closed", "poisson:0.8x"])
 def test_without_losses_and_with_deadlines_that_are_far_away_all_is_as_before(policy, arrivals):
     """The relay to the bit; what plans drive, which another mechanism simulates else, to 1e-9 s."""

@@ -138,7 +138,7 @@ def test_a_run_is_the_same_with_loops_and_without(loops, seed, monkeypatch):
         monkeypatch.setattr(engine_module, "loops", lambda: made)
         return simulate(world, make_policy(policy), requests=requests, seed=seed, **options)
 
-    for policy in ("static", str(random.choice(["predictive", "odin:alpha=3", "lls"]))):
+    for policy in ("static", str(random.choice(["filter", "odin:alpha=3", "lls"]))):
         assert_same(run(loops, policy), run(None, policy))
 
 

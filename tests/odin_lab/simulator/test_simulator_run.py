@@ -388,7 +388,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another():
     world = World.from_timings(synthetic_timings(8), devices=2)
 
     def finished_s(seed):
-        return simulate(world, make_policy("predictive"), requests=1500, arrivals="poisson:20", seed=seed).finished_s
+        return simulate(world, make_policy("filter"), requests=1500, arrivals="poisson:20", seed=seed).finished_s
 
     np.testing.assert_array_equal(finished_s(1), finished_s(1))
     assert (finished_s(1) != finished_s(2)).all()

@@ -204,10 +204,10 @@ def test_noise_that_lasts_and_that_stages_share_is_the_run_s(tmp_path):
     world, requests = world_of(noise="none"), 600
     level = np.exp(0.3 * np.sin(np.arange(requests) / 40))[:, None] * [1.0, 1.0]
     level *= np.exp(0.05 * np.random.default_rng(3).standard_normal(level.shape))
-    written = write_run(tmp_path / "before.jsonl", replace(world, noise=ReplayedNoise(level)), policy="predictive")
+    written = write_run(tmp_path / "before.jsonl", replace(world, noise=ReplayedNoise(level)), policy="filter")
     halted = int(np.searchsorted(written.submitted_s, 5.0)) - 2  # the load comes while it is computed on
     level[halted, 1] *= 40
-    run = write_run(tmp_path / "run.jsonl", replace(world, noise=ReplayedNoise(level)), policy="predictive")
+    run = write_run(tmp_path / "run.jsonl", replace(world, noise=ReplayedNoise(level)), policy="filter")
 
     twin = simulate_like(read_live_run(tmp_path / "run.jsonl"))
 
@@ -232,7 +232,7 @@ def test_what_a_stage_takes_to_begin_with_a_request_is_the_run_s(tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["static", "predictive", "odin:alpha=2"])
+@pytest.mark.parametrize("policy", ["static", "filter", "odin:alpha=2"])
 def test_a_run_s_twin_comes_to_the_same(tmp_path, policy):
     run = write_run(tmp_path / "run.jsonl", world_of(), policy=policy, requests=900, seed=11)
 

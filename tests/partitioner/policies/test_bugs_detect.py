@@ -32,7 +32,7 @@ def noisy(requests, offset, *, seed=0, cv=0.07, persistence=0.5):
     return log + np.log(offset)
 
 
-def follow(log_slowdown, *, plan=HOME, policy="predictive"):
+def follow(log_slowdown, *, plan=HOME, policy="filter"):
     """What is told of the stages, and the plan of each request; a decision is felt a few requests later."""
     policy = make_policy(policy)
     policy.start(setting(plan))

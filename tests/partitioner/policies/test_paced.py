@@ -8,8 +8,8 @@ import pytest
 from odin.partitioner.balance.exact import balance
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies.base import Observation, TenantSetting
+from odin.partitioner.policies.filter import FilterPolicy
 from odin.partitioner.policies.paced import in_turns, share_of, turns_of
-from odin.partitioner.policies.predictive import PredictivePolicy
 from odin.testing import drive_policy, setting_for, slowed
 
 CALM = np.tile(np.random.default_rng(3).uniform(0.5, 1.5, 18), (2, 1))
@@ -53,8 +53,8 @@ def test_what_waiting_takes_from_the_pause_costs_nothing(wall_s, delay_s, turn_s
 
 
 @dataclasses.dataclass
-class Held(PredictivePolicy):
-    """Predictive, for a pipeline with a share; what is above the calm times was waited for."""
+class Held(FilterPolicy):
+    """Filter, for a pipeline with a share; what is above the calm times was waited for."""
 
     share: float
 

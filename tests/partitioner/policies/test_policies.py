@@ -29,7 +29,6 @@ from odin.partitioner.policies.oracle import plan_count, sweep_order
 from odin.testing import drive_policy as drive
 from odin.testing import setting_for, slowed
 
-HERE = [name for name in POLICIES if name != "predictive"]
 SEARCHING = ["lls", "odin:alpha=2", "odin:alpha=10", "oracle"]
 NINE = np.ones((3, 9))  # three equal stages, nine layers of one second
 SIX = np.ones((2, 6))
@@ -173,7 +172,7 @@ def test_nothing_is_tried_while_no_change_is_detected(name):
     assert run.moves == 0
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", POLICIES)
 def test_one_stage_never_moves(name):
     calm = np.ones((1, 4))
     live = name != "delayed-oracle"
@@ -660,9 +659,11 @@ def test_text_form_reads_and_prints_back(text, name):
     [
         (
             "",
-            r"there is no policy ''; choose one of relay, static, lls, odin, predictive, filter, oracle",
+            r"there is no policy ''; choose one of relay, static, lls, odin, filter, oracle",
         ),
         ("Odin", r"there is no policy 'Odin'"),
+        ("predictive", r"^policy 'predictive' is gone; use 'filter'$"),
+        ("predictive:min_gain=0.05", r"^policy 'predictive' is gone; use 'filter'$"),
         ("alpha=2", r"there is no policy 'alpha=2'"),
         ("odin:", r"'odin:': '' is not parameter=value; it has alpha=10, trial=4"),
         ("odin:2", r"'2' is not parameter=value; it has alpha=10"),
