@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from closed_loop import CALM, CALM4, best, bottleneck, mean_s
+from closed_loop import CALM, CALM4, best, bottleneck, contend, mean_s
 
 from odin.partitioner.balance.exact import balance
 from odin.partitioner.policies.base import Observation
@@ -278,20 +278,8 @@ def test_moved_layers_that_are_always_slower_than_predicted():
 @pytest.mark.slow
 @pytest.mark.parametrize("flag_delay", [0, 1, None])
 def test_contention_between_stages(flag_delay):
-    """Whatever leaves the first plan slows both stages: no prediction comes true. Moves get rare."""
-    home, policy = best(CALM), FilterPolicy()
-    slow = slowed(CALM, {1: 1.5})
-    running = [home]
-
-    def times(request):
-        calm = CALM if request < 100 else slow
-        return calm if running[0] == home else calm * 2.5
-
-    def watch(observation, decision):
-        if decision is not None:
-            running[0] = decision.plan
-
-    result = run(changes=times, policy=policy, watch=watch, in_flight=1, requests=3000, flag_delay=flag_delay)
+    """No prediction comes true. Moves get rare."""
+    result, home = contend(FilterPolicy(), 3000, factor=1.5, flag_delay=flag_delay), best(CALM)
     assert 2 <= result.moves <= 14
     assert sum(plan != home for plan in result.plans) <= 120
     half = [request for request, _ in result.decisions if request > 1500]

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from closed_loop import CALM, CALM4, best, bottleneck
+from closed_loop import CALM, CALM4, best, bottleneck, contend
 
 from odin.partitioner.plan import Plan
 from odin.partitioner.policies import make_policy
@@ -128,24 +128,8 @@ def test_stages_that_are_empty_by_their_baselines_are_used_when_they_are_of_use(
 # -- verification ---------------------------------------------------------------------------------------------------
 
 
-def contend(requests):
-    """Whatever leaves the first plan slows both stages."""
-    home, policy = best(CALM), FilterPolicy()
-    slow, running = slowed(CALM, {1: 2.0}), [home]
-
-    def times(request):
-        calm = CALM if request < 100 else slow
-        return calm if running[0] == home else calm * 2.5
-
-    def watch(observation, decision):
-        if decision is not None:
-            running[0] = decision.plan
-
-    return run(changes=times, policy=policy, watch=watch, in_flight=1, requests=requests), home
-
-
 def test_plans_that_do_not_come_true_are_left_and_rarely_tried_again():
-    result, home = contend(2000)
+    result, home = contend(FilterPolicy(), 2000, factor=2.0), best(CALM)
     assert result.moves >= 2
     assert sum(plan != home for plan in result.plans) <= 150
     assert sum(request > 1000 for request, _ in result.decisions) <= 10
