@@ -212,7 +212,7 @@ def test_noise_that_lasts_and_that_stages_share_is_the_run_s(tmp_path):
     twin = simulate_like(read_live_run(tmp_path / "run.jsonl"))
 
     latency_s = run.finished_s - run.submitted_s
-    assert len(run.decisions) > 5
+    assert len(run.decisions) >= 4  # there and back for each load
     assert run.submitted_s[halted] < 5.0 < run.finished_s[halted] - 1.0
     assert abs(len(twin.decisions) - len(run.decisions)) <= 2
     assert twin.throughput_hz == pytest.approx(run.throughput_hz, rel=0.01)
