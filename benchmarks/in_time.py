@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import odin
 from benchmarks.common import Environment, Figure, interleave, report, summarize, with_quartiles
-from odin.family.facts import Facts
+from odin.family.facts import Facts, Want
 from odin.models.labelled import Labelled
 from odin.reduction.accuracy import Interval, wilson
 from odin.reduction.manifest import read_manifest
@@ -70,42 +69,38 @@ class Kept(NamedTuple):
 def serve(family: odin.Family, images: Labelled, trace: Sequence[Asked], *, warm: int = 0, seed: int = 0) -> Block:
     """Send a random image at each moment of the trace; the first ``warm`` requests are not counted.
 
-    A deadline counts from the moment at which the request should have been sent, not from when it was.
+    A deadline counts from the moment at which the request should have been sent, not from when it was; the sender never
+    waits for the family, as clients from outside would not.
     """
     draws = random.Random(seed)
     counts: Counter[str] = Counter()
     by_variant: Counter[str] = Counter()
-    futures: list[Future[odin.Answer]] = []
 
-    def note(done: Future[odin.Answer], asked: Asked, due_s: float, index: int) -> None:
-        if done.cancelled() or done.exception() is not None:
-            return
-        answer = done.result()
-        late = time.perf_counter() > due_s + asked.want.latency_s
-        if late or answer.accuracy < asked.want.accuracy:
-            return
-        counts["in time"] += 1
-        counts["right"] += int(answer.value.argmax()) == int(images.classes[index])
-        by_variant[answer.variant] += 1
-
-    begin_s = time.perf_counter()
-    for number, asked in enumerate(trace):
-        due_s = begin_s + asked.at_s
-        index = draws.randrange(len(images.classes))
-        time.sleep(max(0.0, due_s - time.perf_counter()))
-        want = asked.want
+    async def ask(want: Want, due_s: float, index: int, *, counted: bool) -> None:
         left_s = due_s + want.latency_s - time.perf_counter()
         if left_s <= 0:
-            continue
-        future = family.submit(
-            images.inputs[index : index + 1], accuracy=want.accuracy, latency_s=left_s, accuracy_budget=want.budget
-        )
-        if number >= warm:
-            future.add_done_callback(partial(note, asked=asked, due_s=due_s, index=index))
-        futures.append(future)
-    for future in futures:
-        future.exception()
-    time.sleep(0.05)  # callbacks have a thread of their own
+            return
+        x = images.inputs[index : index + 1]
+        try:
+            answer = await family.asubmit(x, accuracy=want.accuracy, latency_s=left_s, accuracy_budget=want.budget)
+        except odin.OdinError:
+            return
+        late = time.perf_counter() > due_s + want.latency_s
+        if counted and not late and answer.accuracy >= want.accuracy:
+            counts["in time"] += 1
+            counts["right"] += int(answer.value.argmax()) == int(images.classes[index])
+            by_variant[answer.variant] += 1
+
+    async def send() -> None:
+        begin_s = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for number, asked in enumerate(trace):
+                due_s = begin_s + asked.at_s
+                await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+                index = draws.randrange(len(images.classes))
+                group.create_task(ask(asked.want, due_s, index, counted=number >= warm))
+
+    asyncio.run(send())
     return Block(len(trace) - warm, counts["in time"], counts["right"], dict(by_variant))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from odin.partitioner.policies import Setting
 from odin.process.worker_thread import Worker
 from odin.stages.device import Device
 
-__all__ = ["Investigator", "Look"]
+__all__ = ["Investigator", "Look", "Ration"]
 
 Look = Callable[[int], Neighbours]
 """Finds other programs on a stage's device; takes part of a second."""
@@ -26,6 +27,35 @@ Look = Callable[[int], Neighbours]
 _ENOUGH_REQUESTS = 8
 _PATIENCE_S = 2.0
 _POLL_S = 0.1
+_SHARE = 0.02
+"""Of a core, that looking around takes in the mean, for all pipelines of a process together: a look reads ``/proc`` of
+every process of the machine, and pipelines on the same cores see each other come and go all the time.
+"""
+
+
+class Ration:
+    """Processor time, of which no more than a share of a core is used in the mean."""
+
+    def __init__(self, share: float = _SHARE) -> None:
+        self._share = share
+        self._lock = threading.Lock()
+        self._free_s, self._cost_s = -math.inf, 0.0
+
+    def reserve(self, now_s: float) -> float:
+        """When the next one may begin; it will use as much as the last one did."""
+        with self._lock:
+            begin_s = max(now_s, self._free_s)
+            self._free_s = begin_s + self._cost_s / self._share
+            return begin_s
+
+    def used(self, cost_s: float, now_s: float) -> None:
+        """One has used so many seconds of a processor."""
+        with self._lock:
+            self._free_s = max(self._free_s, now_s + cost_s / self._share)
+            self._cost_s = cost_s
+
+
+_EVERYBODY = Ration()
 
 
 class _Case(NamedTuple):
@@ -49,6 +79,8 @@ class Investigator:
         Told the answer, as :class:`odin.monitor.events.Attributed`.
     faults
         Told of what goes wrong; default: tells it by warnings and ``emit``.
+    ration
+        Of looking around; default: one for all of this process.
     clock, sleep
         Monotonic seconds; waiting.
     """
@@ -61,6 +93,7 @@ class Investigator:
         look: Look,
         emit: Callable[[Event], None],
         faults: Faults | None = None,
+        ration: Ration = _EVERYBODY,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -69,6 +102,7 @@ class Investigator:
         self._look = look
         self._emit = emit
         self._faults = faults or Faults(emit, clock=clock)
+        self._ration = ration
         self._clock, self._sleep = clock, sleep
         self._closed = False
         self._busy: set[int] = set()
@@ -117,11 +151,15 @@ class Investigator:
 
     def solve(self, stage: int, before: Sequence[StageTiming], now: Callable[[], Sequence[StageTiming]]) -> Attributed:
         """Carry out one investigation."""
-        begin_s = self._clock()
+        look_s = self._ration.reserve(self._clock())
+        while (wait_s := look_s - self._clock()) > 0 and not self._closed:
+            self._sleep(min(wait_s, _POLL_S))
+        begin_s, used_s = self._clock(), time.thread_time()
         try:
             seen = self._look(stage)
         except BaseException as error:  # its node is gone, or does not let us look
             seen = Neighbours(CulpritReport((), f"unknown: could not look around: {error}"))
+        self._ration.used(time.thread_time() - used_s, self._clock())
         while len(now()) < _ENOUGH_REQUESTS and self._clock() - begin_s < _PATIENCE_S and not self._closed:
             self._sleep(_POLL_S)
         device = self._devices[stage]

@@ -7,7 +7,8 @@ others (:mod:`odin.stages.company`), so that busy stages are spread evenly::
     rivals       busy stages of other variants beside one of its own
     own time     seconds of a request, each counted as the part 1 / (1 + rivals) that its variant had of a core
     alone        seconds until a stage of the variant is free, and its latency by the profile: with a core for itself
-    slowdown     own time / alone, averaged over requests: what others than the family's variants do to the devices
+    slowdown     own time / alone, each averaged over requests: what others than the family's variants do to the
+                 devices; so long requests count for more, of which less is the program's own work
 
     prediction   slowdown x alone, and of each rival what it has yet to do, at most as much again
 
@@ -103,7 +104,7 @@ class SharedDevices:
         self._busy = [0] * len(devices)  # stages of each that have a request
         self._left: tuple[float, dict[int, float]] = -math.inf, {}
         self._own_s, self._part, self._at_s = [0.0] * len(devices), [1.0] * len(devices), 0.0
-        self._told: dict[str, tuple[float, float]] = {}
+        self._told: dict[str, tuple[float, float, float]] = {}  # slowdown, mean of alone, when
         # For each variant the others on its devices, and which part of their stages is there.
         self._beside = [
             [
@@ -147,7 +148,7 @@ class SharedDevices:
         return len(own) / math.fsum(1.0 / self._slowdown_of(device, now_s, request_s) for device in own)
 
     def _slowdown_of(self, device: str, now_s: float, request_s: float) -> float:
-        slowdown, seen_s = self._told.get(device, (1.0, now_s))
+        slowdown, _, seen_s = self._told.get(device, (1.0, 0.0, now_s))
         return idle_slowdown(slowdown, idle_s=max(0.0, now_s - seen_s) / _FORGETS, chain_s=request_s)
 
     def _wait_s(self, variant: int, now_s: float) -> float:
@@ -226,8 +227,10 @@ class SharedDevices:
         """A request took so much of its variant's own time."""
         for device in self._devices[one.variant]:
             before = self._slowdown_of(device, now_s, one.alone_s)
-            now = before + _WEIGHT * (max(_LEAST_S, took_s) / one.alone_s - before)
-            self._told[device] = now, now_s
+            mean_s = self._told.get(device, (1.0, one.alone_s, now_s))[1]
+            mean_s += _WEIGHT * (one.alone_s - mean_s)
+            now = before + _WEIGHT * (max(_LEAST_S, took_s) - before * one.alone_s) / mean_s
+            self._told[device] = now, mean_s, now_s
 
     def _gone(self, one: Begun, now_s: float) -> None:
         self._begun[one.variant].remove(one)

@@ -1,4 +1,8 @@
-"""Tells what requests get, when that changes: one event, not one for each request."""
+"""Tells what requests get, when that changes: one event, not one for each request.
+
+A wish is an accuracy, a budget, and a latency within a factor of two: clients that pass on what is left of a deadline
+of their own ask for another one each time.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from odin.monitor.events import Event, VariantChosen
 __all__ = ["Told"]
 
 _WANTS = 64
-"""So many different wishes are remembered; of clients that make up ever new ones the oldest are forgotten."""
+"""So many wishes are remembered, then the oldest are forgotten."""
 _AT_MOST_S = 1.0
 
 
@@ -29,11 +33,11 @@ class Told:
 
     def __init__(self, names: Sequence[str], emit: Callable[[Event], object]) -> None:
         self._names, self._emit = names, emit
-        self._last: OrderedDict[tuple[float, float, float], tuple[str, float]] = OrderedDict()
+        self._last: OrderedDict[tuple[float, int, float], tuple[str, float]] = OrderedDict()
 
     def chosen(self, want: Want, chosen: Choice | Refusal, now_s: float) -> None:
         """Take a decision in."""
-        key = want.accuracy, want.latency_s, want.budget
+        key = want.accuracy, math.frexp(want.latency_s)[1], want.budget
         variant = self._names[chosen.variant] if isinstance(chosen, Choice) else ""
         before, told_s = self._last.get(key, (None, -math.inf))
         if variant == before or now_s - told_s < _AT_MOST_S:

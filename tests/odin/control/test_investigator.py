@@ -7,7 +7,7 @@ import threading
 import numpy as np
 from patience import PROMPT_S
 
-from odin.control.investigator import Investigator
+from odin.control.investigator import Investigator, Ration
 from odin.monitor.attribution.culprits import CulpritReport
 from odin.monitor.attribution.neighbours import Neighbours
 from odin.monitor.events import Culprit
@@ -24,11 +24,17 @@ PREEMPTED = [StageTiming(1, 2, 4, 0.0, 0.2, 0.1, 0.1, 0.0, (0.1, 0.1))] * 10
 
 
 class Bench:
-    def __init__(self, look):
+    def __init__(self, look, *, ration=None):
         self.events, self.now_s, self.slept = [], 0.0, 0
         self.told = threading.Event()
         self.investigator = Investigator(
-            SETTING, DEVICES, look=look, emit=self.emit, clock=lambda: self.now_s, sleep=self.sleep
+            SETTING,
+            DEVICES,
+            look=look,
+            emit=self.emit,
+            ration=ration or Ration(),
+            clock=lambda: self.now_s,
+            sleep=self.sleep,
         )
 
     def emit(self, event):
@@ -116,3 +122,41 @@ def test_one_case_at_a_time_for_each_stage():
     bench.investigator.close()
     bench.investigator.investigate(0, QUIET, lambda: PREEMPTED)  # after the end: nothing
     assert asked == [1]
+
+
+def test_looking_around_uses_no_more_than_its_ration():
+    """Ten pipelines on the same cores see each other come and go: together they look no more often than one."""
+    ration = Ration(0.02)
+    began_s = []
+    for _ in range(10):  # each look takes 20 ms of a processor
+        began_s.append(ration.reserve(3.0))
+        ration.used(0.02, began_s[-1] + 0.4)
+    assert began_s[0] == 3.0
+    between_s = np.diff(began_s)
+    assert (between_s >= 1.0 - 1e-9).all()
+    assert (between_s <= 1.5).all()
+    assert ration.reserve(100.0) == 100.0
+
+
+def test_those_that_reserve_at_once_come_one_after_the_other():
+    ration = Ration(0.02)
+    ration.used(0.02, 0.0)
+    assert [ration.reserve(0.0) for _ in range(3)] == [1.0, 2.0, 3.0]
+
+
+def test_a_look_waits_for_its_ration_but_not_once_closed():
+    ration = Ration(0.02)
+    ration.used(0.1, 0.0)
+    looked_s = []
+
+    def look(stage):
+        looked_s.append(bench.now_s)
+        return Neighbours(CulpritReport((STRESS,)))
+
+    bench = Bench(look, ration=ration)
+    bench.investigator.solve(1, QUIET, lambda: PREEMPTED)
+    assert 5.0 <= looked_s[0] < 5.2
+    ration.used(0.1, bench.now_s)
+    bench.investigator.close()
+    bench.investigator.solve(1, QUIET, lambda: PREEMPTED)
+    assert looked_s[1] < 5.3

@@ -345,3 +345,11 @@ def test_made_up_wishes_do_not_pile_up():
     for number in range(1000):
         told.chosen(Want(number / 1000), Choice(0, 0.01, 0.01), float(number))
     assert len(told._last) == 64
+
+
+def test_what_is_left_of_a_deadline_is_the_same_wish_each_time():
+    events: list[VariantChosen] = []
+    told = Told(["small"], events.append)
+    for number in range(1000):
+        told.chosen(Want(0.9, 0.05 + number * 1e-6), Choice(0, 0.01, 0.01), number * 0.001)
+    assert len(events) == 1

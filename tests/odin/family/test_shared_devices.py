@@ -94,3 +94,16 @@ def test_the_margin_widens_when_a_promise_breaks_and_counts_for_little_with_noth
     assert (after.latest_s - 1.0) / (after.expected_s - 1.0) > before.latest_s / before.expected_s
     alone = devices.predict(1, 0.01, 0.0)
     assert alone.latest_s == pytest.approx(1.25 * alone.expected_s)
+
+
+def test_a_short_request_s_own_overhead_does_not_make_devices_look_slow():
+    """Of one that takes 1 ms the program's 2 ms are two thirds; of one that takes 50 ms they are nothing."""
+    devices = SharedDevices([["cpu:0"], ["cpu:0"]])
+    now_s = 0.0
+    for _ in range(20):
+        for variant, latency_s in enumerate((0.05, 0.001)):
+            took_s = latency_s + 0.002
+            begun = devices.begun(variant, latency_s, latency_s, now_s)
+            now_s += took_s
+            devices.answered(begun, now_s)
+    assert devices.slowdown(0, now_s, request_s=0.05) < 1.15
