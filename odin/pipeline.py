@@ -720,7 +720,7 @@ class Pipeline:
         """Where the next request may change hands; one cut for each boundary where the plan alone says it."""
         self._check_process()
         assert self._gateway is not None
-        return self._gateway.windows
+        return self._gateway.in_force.windows
 
     def migrate(self, plan: Plan | Windows | str) -> int:
         """Move to another plan, or to other windows such as ``"@0-18|@18"``, while requests flow; returns its epoch.

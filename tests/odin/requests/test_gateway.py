@@ -103,7 +103,7 @@ def check_every_permit_is_back(stage: Stage, max_in_flight: int) -> None:
     for _ in futures:
         stage.answer(stage.take())
     assert [settled(future) for future in futures] == [None] * max_in_flight
-    assert stage.gateway._free == max_in_flight
+    assert stage.gateway._under_way.free == max_in_flight
 
 
 # -- results ----------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_requests_carry_the_newest_epoch():
         stage.gateway.switch(1, Plan((1, 0)))
         stage.gateway.submit((numbers(1),))
         assert [stage.take().header.epoch for _ in range(2)] == [0, 1]
-        assert (stage.gateway.epoch, stage.gateway.plan) == (1, Plan((1, 0)))
+        assert (stage.gateway.in_force.epoch, stage.gateway.plan) == (1, Plan((1, 0)))
 
 
 def test_an_input_stays_in_its_slot_until_the_result_is_there():
@@ -219,7 +219,7 @@ def test_what_fails_for_good_fails_everything_under_way_and_to_come():
     with gateway_and_stage(max_in_flight=2) as stage, ThreadPoolExecutor(1) as pool:
         futures = [stage.gateway.submit((numbers(number),)) for number in range(2)]
         waiting = pool.submit(stage.gateway.submit, (numbers(2),))
-        while not stage.gateway._line:
+        while not stage.gateway._waiting.line:
             assert not waiting.done()
         stage.gateway.fail(StageLostError("all stages are lost"))
         for future in (*futures, waiting):
@@ -274,7 +274,7 @@ def test_no_more_than_max_in_flight_are_under_way():
 def test_waiting_callers_are_served_in_order():
     with gateway_and_stage(max_in_flight=1) as stage:
         futures = [stage.gateway.enqueue((numbers(number),)) for number in range(6)]
-        assert len(stage.gateway._line) == 5
+        assert len(stage.gateway._waiting.line) == 5
         for number in range(6):
             message = stage.take()
             assert torch.equal(message.tensors[0], numbers(number))
@@ -287,7 +287,7 @@ def test_who_does_not_fit_is_told_when_its_turn_comes_and_costs_no_place():
     with gateway_and_stage(max_in_flight=1) as stage, ThreadPoolExecutor(1) as pool:
         stage.gateway.submit((numbers(0),))
         waiting = pool.submit(stage.gateway.submit, (torch.zeros(10_000),))
-        while not stage.gateway._line:
+        while not stage.gateway._waiting.line:
             assert not waiting.done()
         later = [stage.gateway.enqueue((torch.zeros(10_000),)), stage.gateway.enqueue((numbers(1),))]
         stage.answer(stage.take())
@@ -313,7 +313,7 @@ def test_who_stops_waiting_leaves_the_line_and_is_not_sent():
         first = stage.gateway.submit((numbers(9),))
         waiting = [stage.gateway.enqueue((numbers(number),)) for number in range(4)]
         assert [future.cancel() for future in waiting[:3]] == [True] * 3
-        assert len(stage.gateway._line) == 1
+        assert len(stage.gateway._waiting.line) == 1
         stage.answer(stage.take())
         assert settled(first) is None
         message = stage.take()
@@ -344,7 +344,7 @@ def test_an_interrupt_while_waiting_costs_no_place(monkeypatch: pytest.MonkeyPat
             for _ in range(3):
                 with pytest.raises(KeyboardInterrupt):
                     stage.gateway.submit((numbers(5),))
-        assert not stage.gateway._line
+        assert not stage.gateway._waiting.line
         for _ in range(2):
             stage.answer(stage.take())
         stage_is_idle(stage)
@@ -353,7 +353,7 @@ def test_an_interrupt_while_waiting_costs_no_place(monkeypatch: pytest.MonkeyPat
 
 def stage_is_idle(stage: Stage) -> None:
     with stage.gateway._lock:
-        assert stage.gateway._idle.wait_for(lambda: not stage.gateway._pending, PROMPT_S)
+        assert stage.gateway._idle.wait_for(lambda: not stage.gateway._under_way.requests, PROMPT_S)
 
 
 # -- closing ----------------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def test_close_lets_requests_finish_and_refuses_new_ones(kind: str, monkeypatch:
     with gateway_and_stage(max_in_flight=2, kind=kind) as stage, ThreadPoolExecutor(3) as pool:
         futures = [stage.gateway.submit((numbers(number),)) for number in range(2)]
         waiting = pool.submit(stage.gateway.submit, (numbers(2),))
-        while not stage.gateway._line:
+        while not stage.gateway._waiting.line:
             assert not waiting.done()
         closing = pool.submit(stage.gateway.close)
         assert isinstance(settled(waiting), PipelineClosedError)

@@ -213,7 +213,7 @@ def test_whether_promises_were_kept_is_learned():
         assert stage.margin.factor == pytest.approx(once)
         late = stage.gateway.submit((numbers(1),), deadline_s=in_hours(1.5))
         message = stage.take()
-        stage.gateway._expire(stage.gateway._pending[1])  # as when an hour and a half has passed
+        stage.gateway._expire(stage.gateway._under_way.requests[1])  # as when an hour and a half has passed
         stage.answer(message)
         assert isinstance(late.exception(PROMPT_S), DeadlineExceededError)
         follows = stage.gateway.submit((numbers(2),))  # so that the late answer has been seen as well
@@ -238,7 +238,7 @@ def test_who_waits_in_submit_for_one_that_is_dropped_gets_its_future():
     with gateway_and_stage() as stage, ThreadPoolExecutor(1) as pool:
         stage.gateway.submit((numbers(0),))
         submitting = pool.submit(stage.gateway.submit, (numbers(1),), deadline_s=in_hours(2.2))
-        while not len(stage.gateway._line):
+        while not len(stage.gateway._waiting.line):
             time.sleep(0.001)
         stage.become_slower()
         stage.pass_all(1)
