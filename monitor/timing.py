@@ -10,7 +10,7 @@ import math
 import struct
 from typing import NamedTuple
 
-__all__ = ["RequestTimeline", "StageTiming", "of_all_stages", "unpack_timings"]
+__all__ = ["RequestTimeline", "StageTiming", "unpack_timings"]
 
 _FIXED = struct.Struct("<HIIddddd")
 
@@ -112,16 +112,3 @@ def unpack_timings(data: bytes) -> tuple[StageTiming, ...]:
     except struct.error as error:
         raise ValueError(f"timing records end early: {len(data)} bytes, record at byte {offset}") from error
     return tuple(timings)
-
-
-def of_all_stages(timings: tuple[StageTiming, ...], stage_count: int) -> tuple[StageTiming, ...]:
-    """Add the stages that a request has passed by: they ran no layers, in no time."""
-    if len(timings) == stage_count:
-        return timings
-    by_stage = {timing.stage: timing for timing in timings}
-    cut, complete = 0, []
-    for stage in range(stage_count):
-        timing = by_stage.get(stage) or StageTiming(stage, cut, cut, 0.0, 0.0, 0.0, 0.0, 0.0, ())
-        cut = timing.last
-        complete.append(timing)
-    return tuple(complete)

@@ -94,7 +94,7 @@ class Gateway:
     on_refusal
         Called with the number of requests that were refused at once; it must not wait, nor call the gateway.
     max_waiting
-        Most micro-batches that may wait in line when :meth:`enqueue` adds one; None: any number.
+        Most micro-batches that may wait in line when :meth:`enqueue_all` adds one; None: any number.
     joining
         How requests are joined; default: not at all.
     clock
@@ -187,7 +187,7 @@ class Gateway:
         return GatewayCounts(outcomes.completed, failed, in_flight, waiting.refused)
 
     def check_open(self) -> None:
-        """Raise the error that :meth:`submit` would raise if the pipeline is closed or broken."""
+        """Raise the error that :meth:`submit_all` would raise if the pipeline is closed or broken."""
         with self._lock:
             if self._error is not None:
                 raise self._error
@@ -230,18 +230,25 @@ class Gateway:
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
-    def submit(self, values: Values, *, deadline_s: float = _NEVER, wait: bool = True) -> Reply[Values]:
-        """Send one request, waiting while ``max_in_flight`` are under way.
+    def submit_all(
+        self, parts: Sequence[Values], *, deadline_s: float = _NEVER, wait: bool = True, many: bool = False
+    ) -> list[Reply[Values]]:
+        """Send a request, waiting while ``max_in_flight`` micro-batches are under way.
+
+        With a deadline, or without waiting, all parts or none are taken. Who is held back although there is a place, to
+        be joined, stands in line as a copy: the caller may be who comes with the others.
 
         Parameters
         ----------
-        values
-            Input tensors in the prepared layout; copied before this returns.
+        parts
+            One for each micro-batch: input tensors in the prepared layout, copied before this returns.
         deadline_s
-            On ``time.perf_counter``: the future fails then, wherever the request is, and no stage starts on it later.
-            If it is refused because it would be late the future has failed when this returns.
+            On ``time.perf_counter``: the futures fail then, wherever the request is, and no stage starts on it later.
+            If it is refused because it would be late they have failed when this returns.
         wait
             Whether to wait for a place.
+        many
+            Whether all who stand in line do so as copies: the caller says how many may.
 
         Raises
         ------
@@ -249,16 +256,6 @@ class Gateway:
             If the pipeline is closed or broken.
         QueueFullError
             If there is no place at once, and it is not to wait.
-        """
-        return self.submit_all([values], deadline_s=deadline_s, wait=wait)[0]
-
-    def submit_all(
-        self, parts: Sequence[Values], *, deadline_s: float = _NEVER, wait: bool = True, many: bool = False
-    ) -> list[Reply[Values]]:
-        """As :meth:`submit`, for all parts of a request: with a deadline, or without waiting, all or none are taken.
-
-        Who is held back although there is a place, to be joined, stands in line as a copy: the caller may be who comes
-        with the others. With ``many`` that is so for all who stand in line: the caller says how many may.
         """
         if wait and deadline_s == _NEVER:  # one after the other: those of other callers go in between
             groups: Iterable[Sequence[Values]] = ([part] for part in parts)
@@ -280,20 +277,16 @@ class Gateway:
             raise
         return replies
 
-    def enqueue(self, values: Values, *, deadline_s: float = _NEVER, wait: bool = True) -> Reply[Values]:
-        """As :meth:`submit`, without blocking: the values must stay as they are until the future is done.
+    def enqueue_all(
+        self, parts: Sequence[Values], *, deadline_s: float = _NEVER, wait: bool = True
+    ) -> list[Reply[Values]]:
+        """As :meth:`submit_all`, without blocking: the values must stay as they are until the futures are done.
 
         Raises
         ------
         QueueFullError
             Also if more would wait in line than may.
         """
-        return self.enqueue_all([values], deadline_s=deadline_s, wait=wait)[0]
-
-    def enqueue_all(
-        self, parts: Sequence[Values], *, deadline_s: float = _NEVER, wait: bool = True
-    ) -> list[Reply[Values]]:
-        """As :meth:`enqueue`, for all parts of a request: all or none are taken."""
         requests = self._enter(parts, deadline_s, may_stand=self._max_waiting if wait else 0)
         return [request.reply for request in requests]
 
@@ -321,10 +314,20 @@ class Gateway:
                 if not late:
                     refusal = self._waiting.admit(requests, deadline_s, urgent=urgent, may_stand=may_stand)
                 for request in requests if refusal is None else ():
-                    self._take_in(request, late=late)
+                    request.number = next(self._waiting.numbers)
+                    if late:
+                        request.over = True
+                        self._outcomes.failed += 1
+                        continue
+                    self._waiting.enter(request)
+                    if deadline_s < _NEVER:
+                        request.timer = self._timers.add(deadline_s, partial(self._expire, request))
+                    request.reply.on_cancel = partial(self._withdraw, request)
+                holds_back = False  # although there is a place
                 if self.joining.wait_s:  # what came last may be what was waited for
                     unsent = self._waiting.advance()
-                if copies and (many or self._waiting.holds_back):
+                    holds_back = self._under_way.free > 0 and not self.callbacks.behind
+                if copies and (many or holds_back):
                     for request in requests:
                         self._waiting.let_go(request)
         except BaseException:  # all or none
@@ -365,18 +368,6 @@ class Gateway:
             if self._error is not None:
                 raise self._error
             return self._waiting.ask(parts, deadline_s, samples=samples)
-
-    def _take_in(self, request: Request, *, late: bool) -> None:
-        """Give a request its number, and send it or let it stand in line; the lock is held."""
-        request.number = next(self._waiting.numbers)
-        if late:
-            request.over = True
-            self._outcomes.failed += 1
-            return
-        self._waiting.enter(request)
-        if request.deadline_s < _NEVER:
-            request.timer = self._timers.add(request.deadline_s, partial(self._expire, request))
-        request.reply.on_cancel = partial(self._withdraw, request)
 
     def _advance(self) -> list[Request]:
         """Send those who wait, after a change; returns who cannot be sent. The lock is held."""

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from odin.errors import DeadlineExceededError, LayerFailedError, OdinError
-from odin.monitor.timing import RequestTimeline, of_all_stages, unpack_timings
+from odin.monitor.timing import RequestTimeline, StageTiming, unpack_timings
 from odin.monitor.window import TimelineWindow
 from odin.requests.foresight import Foresight
 from odin.requests.request import Request, Values
@@ -78,44 +78,39 @@ class Outcomes:
         ``told`` is whose outcome is still to be told: nobody else was in time. The timeline has all stages, those that
         take no part included.
         """
+        answers = request.answers
         try:
-            self._note(request, header, completed_s, told, stage_count)
+            timings = _of_all_stages(unpack_timings(header.timings), stage_count)
+            timeline = RequestTimeline(
+                header.request, header.epoch, request.submitted_s, completed_s, timings, samples=request.samples
+            )
+            promised = [waits and one.deadline_s < math.inf for one, waits in zip(answers, told, strict=True)]
+            expected_s = [math.nan if one.forecast is None else one.forecast.expected_s for one in answers]
+            if self._foresight is not None:
+                with self._lock:
+                    if any(one.forecast is not None for one in answers):
+                        kept_up = (one.forecast for one in answers if not one.was_overtaken)
+                        self._foresight.answered(timeline, next(kept_up, None))
+                    for one in itertools.compress(answers, promised):
+                        self._foresight.ended(one, in_time=True)
+            timeline = timeline._replace(
+                expected_s=expected_s[0],
+                in_time=sum(promised) if request.members else promised[0],
+                requests=len(answers),
+            )
+            self.window.append(timeline)
+            counted = False
+            for one, its_s, kept, waits in zip(answers, expected_s, promised, told, strict=True):
+                one.reply.timeline = timeline._replace(
+                    request=one.number, expected_s=its_s, in_time=kept, requests=0 if counted else len(answers)
+                )
+                counted = counted or waits
+            if self.on_result is not None:
+                self.on_result(timeline)
         finally:  # no longer under way: whatever happens here, callers must not wait for ever
-            for index, one in enumerate(request.answers):
+            for index, one in enumerate(answers):
                 if told[index]:
                     one.settle(outcomes if isinstance(outcomes, Exception) else outcomes[index])
-
-    def _note(
-        self, request: Request, header: Header, completed_s: float, told: Sequence[bool], stage_count: int
-    ) -> None:
-        timings = of_all_stages(unpack_timings(header.timings), stage_count)
-        timeline = RequestTimeline(
-            header.request, header.epoch, request.submitted_s, completed_s, timings, samples=request.samples
-        )
-        answers = request.answers
-        promised = [waits and one.deadline_s < math.inf for one, waits in zip(answers, told, strict=True)]
-        expected_s = [math.nan if one.forecast is None else one.forecast.expected_s for one in answers]
-        if self._foresight is not None:
-            with self._lock:
-                if any(one.forecast is not None for one in answers):
-                    kept_up = (one.forecast for one in answers if not one.was_overtaken)
-                    self._foresight.answered(timeline, next(kept_up, None))
-                for one in itertools.compress(answers, promised):
-                    self._foresight.ended(one, in_time=True)
-        timeline = timeline._replace(
-            expected_s=expected_s[0],
-            in_time=sum(promised) if request.members else promised[0],
-            requests=len(answers),
-        )
-        self.window.append(timeline)
-        counted = False
-        for one, its_s, kept, waits in zip(answers, expected_s, promised, told, strict=True):
-            one.reply.timeline = timeline._replace(
-                request=one.number, expected_s=its_s, in_time=kept, requests=0 if counted else len(answers)
-            )
-            counted = counted or waits
-        if self.on_result is not None:
-            self.on_result(timeline)
 
     def answer_failed(
         self, request: Request, header: Header, completed_s: float, failure: Failure, *, told: Sequence[bool]
@@ -149,3 +144,16 @@ class Outcomes:
                 self._on_failure(request.number, error)
         finally:
             request.settle(error)
+
+
+def _of_all_stages(timings: tuple[StageTiming, ...], stage_count: int) -> tuple[StageTiming, ...]:
+    """Add the stages that a request has passed by: they ran no layers, in no time."""
+    if len(timings) == stage_count:
+        return timings
+    by_stage = {timing.stage: timing for timing in timings}
+    cut, complete = 0, []
+    for stage in range(stage_count):
+        timing = by_stage.get(stage) or StageTiming(stage, cut, cut, 0.0, 0.0, 0.0, 0.0, 0.0, ())
+        cut = timing.last
+        complete.append(timing)
+    return tuple(complete)

@@ -105,7 +105,7 @@ class Request:
         self.reply.settle(outcome)
 
     def leave_line(self) -> None:
-        """Wake up the caller that waits in :meth:`Gateway.submit`. Idempotent.
+        """Wake up the caller that waits in :meth:`Gateway.submit_all`. Idempotent.
 
         ``sent`` is a lock, not an Event, whose ``wait`` breaks if a signal handler raises in it ("release unlocked
         lock").

@@ -83,7 +83,8 @@ class Waiting:
         QueueFullError
             If more would stand in line than ``may_stand``.
         """
-        self._check_room(parts, urgent=urgent, may_stand=may_stand)
+        if may_stand < math.inf:
+            self._check_room(parts, urgent=urgent, may_stand=may_stand)
         samples = parts[0].samples if parts else 0
         forecasts, refusal = self.judge(len(parts), deadline_s, samples=samples, urgent=urgent)
         for part, forecast in zip(parts, forecasts, strict=False):
@@ -91,8 +92,6 @@ class Waiting:
         return refusal
 
     def _check_room(self, requests: Sequence[Request], *, urgent: bool, may_stand: float) -> None:
-        if may_stand == math.inf:
-            return
         count, samples = len(self.line), self.line.samples
         waiting = self._joining.batches(requests=count, samples=samples)
         samples += sum(request.samples for request in requests)
@@ -141,11 +140,6 @@ class Waiting:
         request.overtakings = self.line.overtakings
         if has_place and not request.urgent and (behind or not self._joining.wait_s):
             self._trickle()
-
-    @property
-    def holds_back(self) -> bool:
-        """Whether those who come now stand in line although there is a place, to be joined."""
-        return self._joining.wait_s > 0 and self._under_way.free > 0 and not self._callbacks.behind
 
     def let_go(self, request: Request) -> None:
         """Let the caller of one who stands in line not wait for it."""

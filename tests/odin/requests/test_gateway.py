@@ -12,12 +12,13 @@ from typing import NamedTuple
 import pytest
 import torch
 from channels import KINDS, numbers, open_pair
+from gateways import OnePartGateway
 from patience import PROMPT_S
 
 from odin.errors import DeadlineExceededError, LayerFailedError, PipelineClosedError, StageLostError
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.partitioner.plan import Plan
-from odin.requests.gateway import Gateway, GatewayCounts
+from odin.requests.gateway import GatewayCounts
 from odin.stages.channel import shm, tcp
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import Inlet
@@ -32,7 +33,7 @@ BLOCKED_S = 0.2
 class Stage(NamedTuple):
     """The whole pipeline behind a gateway, played by the test."""
 
-    gateway: Gateway
+    gateway: OnePartGateway
     receiver: Receiver
     sender: Sender
     timelines: list[RequestTimeline]
@@ -73,7 +74,7 @@ def gateway_and_stage(*, max_in_flight: int = 2, kind: str = "shm", clock=None) 
     timelines: list[RequestTimeline] = []
     gone: list[int] = []
     options = {"clock": clock} if clock else {}
-    gateway = Gateway(
+    gateway = OnePartGateway(
         Inlet(pool, {0: gateway_out}),
         Inbox([gateway_in]),
         plan=Plan((1,)),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from channels import numbers, open_pair
+from gateways import OnePartGateway
 from patience import PROMPT_S
 
 from odin.errors import DeadlineExceededError, QueueFullError
@@ -19,7 +20,7 @@ from odin.partitioner.plan import Plan
 from odin.requests.admission import Admission
 from odin.requests.conditions import Conditions
 from odin.requests.foresight import Foresight
-from odin.requests.gateway import Gateway, GatewayCounts
+from odin.requests.gateway import GatewayCounts
 from odin.requests.margin import Margin
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import Inlet
@@ -33,7 +34,7 @@ HOUR_S = 3600.0
 
 
 class Stage(NamedTuple):
-    gateway: Gateway
+    gateway: OnePartGateway
     receiver: Receiver
     sender: Sender
     timelines: list[RequestTimeline]
@@ -84,7 +85,7 @@ def gateway_and_stage(
     admission = Admission(refuses=refuses)
     admission.margin.factor = 1.0
     told: tuple[list[RequestTimeline], list[int], list[int]] = ([], [], [])
-    gateway = Gateway(
+    gateway = OnePartGateway(
         Inlet(pool, {0: gateway_out}),
         Inbox([gateway_in]),
         plan=Plan((1,)),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from channels import open_pair
+from gateways import OnePartGateway
 from patience import PROMPT_S
 
 from odin.errors import (
@@ -28,7 +29,6 @@ from odin.partitioner.plan import Plan
 from odin.requests.admission import Admission
 from odin.requests.conditions import Conditions
 from odin.requests.foresight import Foresight
-from odin.requests.gateway import Gateway
 from odin.requests.joining import Joining
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import Inlet
@@ -43,7 +43,7 @@ BATCH = 4
 
 
 class Stage(NamedTuple):
-    gateway: Gateway
+    gateway: OnePartGateway
     receiver: Receiver
     sender: Sender
     timelines: list[RequestTimeline]
@@ -101,7 +101,7 @@ def gateway_and_stage(
     admission = Admission()
     admission.margin.factor = 1.0
     conditions = Conditions([[HOUR_S]], single_s=[[HOUR_S / 2]], batch=BATCH)
-    gateway = Gateway(
+    gateway = OnePartGateway(
         Inlet(pool, {0: gateway_out}),
         Inbox([gateway_in]),
         plan=Plan((1,)),

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import torch
 from channels import numbers, open_pair
+from gateways import OnePartGateway
 from interruptions import interrupt_often
 from patience import PROMPT_S
 
 from odin.errors import DeadlineExceededError, PipelineClosedError
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
-from odin.requests.gateway import Gateway
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import Inlet
 from odin.stages.channel.link import ChannelClosedError, Message, Sender
@@ -32,7 +32,7 @@ WHOLE = Windows.whole(stage_count=STAGES, layer_count=6)
 class Stages(NamedTuple):
     """What is behind the gateway, played by the test."""
 
-    gateway: Gateway
+    gateway: OnePartGateway
     inboxes: list[Inbox]
     senders: list[Sender]
     gone: list[int]
@@ -72,7 +72,7 @@ def gateway_and_stages(windows: Windows = WHOLE, slots: int = 3, *, shares: bool
     ]
     answers = [open_pair("shm", sender=stage) for stage in range(STAGES)]
     gone: list[int] = []
-    gateway = Gateway(
+    gateway = OnePartGateway(
         Inlet(pool, {stage: sender for stage, (sender, _) in enumerate(pairs)}, queue),
         Inbox([receiver for _, receiver in answers]),
         plan=PLAN,
