@@ -97,6 +97,7 @@ PLACES = (
     ("odin.pipeline", "Deployment", "stages"),
     ("odin.cluster.deployment", "Deployment.open", "stages"),
     ("odin.pipeline", "measure_baselines", "profile"),
+    ("odin.control.assembly", "measure_baselines", "profile"),
     ("odin.cluster.deployment", "Deployment.connect", "channels"),
 )
 """Functions that a phase consists of, in whichever of the trees has them: module, path in it, phase."""

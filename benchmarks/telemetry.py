@@ -88,13 +88,13 @@ def gateway_side(model: str, rounds: int, seconds: float, seed: int, folder: Pat
     with odin.Pipeline(model, stages=stages, log=folder / f"{model}.jsonl") as pipe:
         gateway = pipe._gateway
         assert gateway is not None
-        seen = gateway._on_result
+        seen = gateway._outcomes.on_result
         assert seen is not None
         (thread,) = [t for t in threading.enumerate() if t.name == "odin-controller"]
 
         def stretch(watched: bool) -> Gateway:
             # What is left of the pipeline without a controller: the gateway, and a count of requests.
-            gateway._on_result = seen_and_counted if watched else count
+            gateway._outcomes.on_result = seen_and_counted if watched else count
             feeder.wait(8)
             begin, begin_s, cpu_s = recorder.finished, time.perf_counter(), thread_cpu_s(thread)
             feeder.wait_until(lambda: time.perf_counter() - begin_s >= seconds)
@@ -108,11 +108,11 @@ def gateway_side(model: str, rounds: int, seconds: float, seed: int, folder: Pat
             seen(timeline)
             count(timeline)
 
-        gateway._on_result = count
+        gateway._outcomes.on_result = count
         with Feeder(pipe, torch.randn(1, 3, 224, 224), recorder) as feeder:
             candidates = {"without": lambda: stretch(False), "with": lambda: stretch(True)}
             kept = interleave(candidates, rounds=rounds, seed=seed)
-        gateway._on_result = seen
+        gateway._outcomes.on_result = seen
     return kept
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
-import dataclasses
 import gc
 import math
 import operator
@@ -18,71 +16,40 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-import ray
 import torch
-from numpy.typing import NDArray
 
-from odin.cluster.deployment import Deployment
-from odin.cluster.placement import check_stage_count, warn_of_quotas
-from odin.cluster.ray_runtime import RayRuntime
-from odin.cluster.startup import Startup
-from odin.control.arrangement import Arrangement, reach
-from odin.control.baselines import measure_baselines, pipeline_setting, profile_key
-from odin.control.default_policy import AUTO, policy_for
-from odin.control.engine_choice import choose_form
-from odin.control.recovery import Recovery
-from odin.control.supervision import EventRecorder, Supervision
-from odin.control.tenants import Tenants
+from odin.cluster.placement import check_stage_count
+from odin.control.arrangement import reach
+from odin.control.assembly import Assembly
+from odin.control.default_policy import AUTO
 from odin.errors import ForkedProcessError
-from odin.models.chains import engine_for, example_inputs, to_chain, to_source, weight_nbytes
+from odin.models.chains import engine_for, to_chain, to_source
 from odin.models.sources import Source
-from odin.monitor.attribution.neighbours import Neighbours, find_neighbours
 from odin.monitor.detectors import Detector
 from odin.monitor.eventlog import EventLog
-from odin.monitor.events import Event, KnobTurned, LoadChanged, StageDescription
+from odin.monitor.events import Event, KnobTurned, LoadChanged
 from odin.monitor.timing import RequestTimeline
-from odin.monitor.view.builder import PipelineView, Serving
-from odin.options import (
-    check_batch,
-    check_engine_fits,
-    check_joins,
-    check_options,
-    check_policy,
-    check_precision_fits,
-    check_timeout,
-    leading_size,
-)
+from odin.monitor.view.builder import PipelineView
+from odin.options import check_batch, check_joins, check_options, check_policy, check_precision_fits, check_timeout
 from odin.partitioner.chain import Chain
-from odin.partitioner.engines.form import EngineForm, Form
-from odin.partitioner.engines.names import AUTO as AUTO_ENGINE
 from odin.partitioner.plan import Plan
-from odin.partitioner.policies import Policy, Setting, StaticPolicy, TenantSetting, windows_of
-from odin.partitioner.profile import Profile, ProfileCache, warn_if_suspect
+from odin.partitioner.policies import Policy, StaticPolicy, windows_of
+from odin.partitioner.profile import Profile
 from odin.partitioner.relay import Windows
 from odin.process.at_exit import close_at_exit
 from odin.process.forks import check_ray_is_ours, keep_from_children
 from odin.process.phases import phase
-from odin.requests.admission import PREDICT, Admission, Forecast
-from odin.requests.conditions import Conditions
-from odin.requests.foresight import Foresight
-from odin.requests.gateway import Gateway
+from odin.requests.admission import PREDICT, Forecast
 from odin.requests.joining import Joining
 from odin.requests.microbatch import join_outputs, split_inputs
 from odin.requests.replies import Reply, outcome_of
 from odin.requests.request import samples_of
-from odin.stages.channel.inbox import Inbox
-from odin.stages.channel.inlet import Inlet
-from odin.stages.channel.slots import slot_nbytes_for
 from odin.stages.device import Device, parse_devices
-from odin.stages.host import release_freed_memory
 
 __all__ = ["Pipeline"]
 
 _OUR_THREADS = frozenset(f"odin-{name}" for name in ("callbacks", "controller", "investigator", "status", "timers"))
 """Threads that call the caller's code and that closing joins: ``close`` from such a thread must not wait for itself."""
-
-_tenants = Tenants()
 
 
 class Pipeline:
@@ -231,15 +198,8 @@ class Pipeline:
         self._lock = threading.Lock()
         self._closing: threading.Thread | None = None
         self._closed = threading.Event()
-        self._gateway: Gateway | None = None
-        self._recorder: EventRecorder | None = None
-        self._supervision: Supervision | None = None
-        self._arrangement: Arrangement | None = None
-        self._recovery: Recovery | None = None
-        self._startup: Startup | None = None
-        self._deployment: Deployment | None = None
+        self._assembly: Assembly | None = None
         self._followers: tuple[Callable[[RequestTimeline], None], ...] = ()
-        self._runtime: RayRuntime | None = None
         self._at_exit = close_at_exit(self)
         keep_from_children(self)
         check_ray_is_ours()  # first: in a forked child all else would be refused for a wrong reason
@@ -272,12 +232,11 @@ class Pipeline:
         engine = engine_for(source, engine)
         if devices is not None:
             check_precision_fits(precision, engine, devices, on_this_machine=False)
-        self._recorder = EventRecorder(log, on_event)  # before anything is started: the file may not be writable
+        self._assembly = assembly = Assembly(log, on_event, share=self.share, on_result=self._on_result)
         try:
-            self._startup = self._make_startup(
+            assembly.begin(
                 devices, source, address=address, share_devices=share_devices, precision=precision, engine=engine
             )
-            self._startup.start()
             self.chain = to_chain(source, engine=engine, stage_count=len(devices or ()))
             self.name = name or self.chain.name
             del source  # or its weights would stay, which the stages will have
@@ -289,246 +248,31 @@ class Pipeline:
                 check_stage_count(len(devices), layer_count=len(self.chain.layers))
             if plan is not None:
                 plan.check_fits(layer_count=len(self.chain.layers), stage_count=len(devices or plan))
-            self._open_stages(
-                plan, precision=precision, engine=engine, calibration=calibration, keep_weights=self.chain is model
-            )
-            cuts = self._cuts()
-            setting = self._measure(cuts, plan, precision=precision, refresh=refresh_profile)
-            policy = self._policy_for(policy)
-            self._given_in_flight = operator.index(max_in_flight or 0)
-            self.max_in_flight = self._given_in_flight or 2 * len(self.devices) + self._hop_count
-            windows = windows_of(policy, setting) or Windows.of_plan(setting.plan)
-            self._inlet, self._inbox = self._connect(cuts, setting, windows, transport=transport)
-            self._setting = setting
-            self._supervision = self._supervise(setting, policy, detector, in_cluster=address is not None)
-            queue = self._inlet.queue
-            conditions = Conditions(
-                setting.baseline_s.tolist(),
-                None if queue is None else queue.words,
-                share=self.share,
-                single_s=_rows(setting.single_s),
-                batch=setting.batch,
-            )
-            self._gateway = Gateway(
-                self._inlet,
-                self._inbox,
-                plan=setting.plan,
-                windows=windows,
-                max_in_flight=self._in_flight_under(windows),
-                on_result=self._on_result,
-                on_failure=self._supervision.on_failure,
-                on_gone=self._stage_gone,
-                foresight=Foresight(conditions, Admission(refuses=admission == PREDICT)),
-                on_refusal=self._supervision.on_refusal,
+            self._gateway, self._supervision, self._arrangement = assembly.finish(
+                self.chain,
+                name=self.name,
+                batch=self.batch,
+                plan=plan,
+                policy=policy,
+                detector=detector,
+                engine=engine,
+                precision=precision,
+                calibration=calibration,
+                keep_weights=self.chain is model,
+                transport=transport,
+                refresh_profile=refresh_profile,
+                max_in_flight=operator.index(max_in_flight or 0),
                 max_waiting=max_waiting,
+                admission=admission,
                 joining=Joining(self.batch, joins=dynamic_batching, wait_s=batch_wait_ms / 1e3),
+                in_cluster=address is not None,
             )
-            self._arrangement, self._recovery = self._arrange(setting, self._gateway)
-            self._recovery.start()
-            _tenants.add(self)
-            self._announce()
-            release_freed_memory()  # of the chain's making and weights: several times what serving takes
+            self.devices, self.engine, self.max_in_flight = assembly.devices, assembly.engine, assembly.max_in_flight
+            self.profiles: tuple[Profile, ...] = assembly.profiles
+            self._form, self._setting = assembly.form, assembly.setting
         except BaseException:
             self.close(drain=False)
             raise
-
-    # -- the phases of starting, in their order -----------------------------------------------------------------------
-
-    def _make_startup(
-        self,
-        devices: Sequence[Device] | None,
-        source: Source | Chain,
-        *,
-        address: str | None,
-        share_devices: bool,
-        precision: str,
-        engine: str,
-    ) -> Startup:
-        """Describe Ray and the stages' processes, which start while the chain is built."""
-        nbytes = weight_nbytes(source)
-        if devices is None or any(device.kind == "gpu" for device in devices):
-            nbytes *= 2  # packed for CPU stages, plain for GPU stages
-        return Startup(
-            devices,
-            address=address,
-            weight_nbytes=nbytes,
-            on_trouble=self._on_ray_trouble,
-            label=f"pipeline {source.name} of process {os.getpid()}",
-            share=share_devices,
-            precision=precision,
-            engine="" if engine == AUTO_ENGINE else engine,
-            largest_share=self.share,
-        )
-
-    def _open_stages(
-        self, plan: Plan | None, *, precision: str, engine: str, calibration: Any, keep_weights: bool
-    ) -> None:
-        """Give the stages their devices and the model, and set ``self.devices``."""
-        assert self._startup is not None
-        chain = self.chain
-        with phase("waited for Ray and the stages' processes"):
-            self._runtime, placed, self._deployment = self._startup.join()
-        placed = placed[: len(chain.layers)]  # with "auto" there may be more devices than layers
-        if plan is not None:
-            plan.check_fits(layer_count=len(chain.layers), stage_count=len(placed))
-        check_engine_fits(engine, [device for device, _ in placed])
-        check_precision_fits(precision, engine, [device for device, _ in placed], on_this_machine=False)
-        with phase(f"layers brought into the form of engine {engine}"):
-            self._form: Form = choose_form(
-                chain, engine, placed, batch=self.batch, precision=precision, calibration=calibration
-            )
-        self.engine = self._form.engine
-        with phase("weights packed and given to the stages"):
-            self._deployment.open(placed, self._form, batch=self.batch)
-            if isinstance(self._form, EngineForm):
-                self._form = self._form.without_weights()
-        self._hop_count = self._deployment.hop_count
-        warn_of_quotas(placed, self._deployment.infos)
-        if not keep_weights:
-            # The stages have the weights now; here they would be a second copy.
-            chain.release_weights()
-        several_nodes = len({node for _, node in placed}) > 1
-        self.devices = tuple(device._replace(node=node[:8] if several_nodes else "") for device, node in placed)
-
-    def _cuts(self) -> list[list[int]]:
-        """Bytes of each tensor that crosses a cut; the model's input and output are the first and the last cut."""
-        scale = -(-self.batch // leading_size(self.chain))  # tensors grow with the micro-batch
-        return [[scale * nbytes for nbytes in cut] for cut in self._form.cuts]
-
-    def _measure(self, cuts: Sequence[Sequence[int]], plan: Plan | None, *, precision: str, refresh: bool) -> Setting:
-        """Time the layers on the stages' devices, or read their times from disk, and find the plan to begin with."""
-        assert self._deployment is not None
-        chain, inputs = self.chain, example_inputs(self.chain, self._form, self.batch)
-        self._profile_keys = [
-            profile_key(chain, inputs, precision, info.device_type, engine=self.engine)
-            for info in self._deployment.infos
-        ]
-        with phase("layers timed, or their times read"):
-            self.profiles: tuple[Profile, ...] = measure_baselines(
-                self._deployment,
-                chain,
-                inputs,
-                precision=precision,
-                engine=self.engine,
-                cache=ProfileCache(),
-                refresh=refresh,
-            )
-            singles: tuple[Profile, ...] = ()
-            if self.batch > 1 and chain.dynamic_batch:
-                singles = measure_baselines(
-                    self._deployment,
-                    chain,
-                    example_inputs(chain, self._form, 1),
-                    precision=precision,
-                    engine=self.engine,
-                    cache=ProfileCache(),
-                    refresh=refresh,
-                )
-            self._deployment.warm_up(inputs)
-            setting = pipeline_setting(
-                self.profiles, chain, [sum(cut) for cut in cuts], plan=plan, singles=singles, batch=self.batch
-            )
-            devices = tuple(
-                str(device._replace(node=info.node_id))
-                for device, info in zip(self.devices, self._deployment.infos, strict=True)
-            )
-            tenant = TenantSetting(self.name, devices, self.share)
-            return setting._replace(reach=reach(setting.plan, self.devices), tenant=tenant)
-
-    def _policy_for(self, policy: Policy | str) -> Policy:
-        assert self._deployment is not None
-        kinds = [device.kind for device in self.devices]
-        return policy_for(policy, kinds=kinds, nodes=[info.node_id for info in self._deployment.infos])
-
-    def _in_flight_under(self, windows: Windows) -> int:
-        """Most micro-batches in flight: more would only wait longer."""
-        stages, fixed = len(windows), sum(first == last for first, last in windows[:-1])
-        usual = min(2 * stages, max(stages + 1, -(-3 * stages // 2)) + fixed)
-        return self._given_in_flight or usual + self._hop_count
-
-    def _connect(
-        self, cuts: Sequence[Sequence[int]], setting: Setting, windows: Windows, *, transport: str
-    ) -> tuple[Inlet, Inbox]:
-        """Open the channels and start the stages' loops; returns the gateway's ends."""
-        assert self._deployment is not None
-        # The first channel carries inputs, the last one outputs, those between stages must fit any plan.
-        slot_nbytes = [slot_nbytes_for(cut) for cut in cuts]
-        with phase("channels opened"):
-            return self._deployment.connect(
-                windows,
-                cut_nbytes=[sum(cut) for cut in cuts],
-                slot_nbytes=slot_nbytes,
-                baseline_s=setting.baseline_s.tolist(),
-                cost_s=setting.send_s.tolist(),
-                max_in_flight=self.max_in_flight,
-                transport=transport,
-                single_s=_rows(setting.single_s),
-                batch=setting.batch,
-            )
-
-    def _supervise(
-        self, setting: Setting, policy: Policy, detector: Detector | str, *, in_cluster: bool
-    ) -> Supervision:
-        """Start the controller, the event recorder, the investigator and the status server."""
-        assert self._deployment is not None
-        assert self._recorder is not None
-        single_s = _rows(setting.single_s) or [[] for _ in self.devices]
-        return Supervision(
-            model=self.name,
-            layers=[layer.name for layer in self.chain.layers],
-            stages=[
-                StageDescription(str(device), info.node_id, info.pid, profile.layer_s, tuple(one_s))
-                for device, info, profile, one_s in zip(
-                    self.devices, self._deployment.infos, self.profiles, single_s, strict=True
-                )
-            ],
-            max_in_flight=self.max_in_flight,
-            batch=self.batch,
-            engine=self.engine,
-            setting=setting,
-            policy=policy,
-            detector=detector,
-            migrate=self._move,
-            look=self._look,
-            recorder=self._recorder,
-            doubt=self._doubt_profile,
-            serving=self._serving,
-            host=str(ray.util.get_node_ip_address()) if in_cluster else "",
-            share=self.share,
-        )
-
-    def _arrange(self, setting: Setting, gateway: Gateway) -> tuple[Arrangement, Recovery]:
-        """Make what moves layers, and what acts when a stage is lost."""
-        assert self._deployment is not None
-        assert self._supervision is not None
-        assert self._recorder is not None
-        arrangement = Arrangement(
-            setting,
-            self.devices,
-            gateway=gateway,
-            inlet=self._inlet,
-            inbox=self._inbox,
-            deployment=self._deployment,
-            supervision=self._supervision,
-            in_flight_under=self._in_flight_under,
-            why_no_ray=lambda: None if self._runtime is None else self._runtime.cannot_start,
-            on_replaced=lambda stage: self._announce() if stage == 0 else None,
-        )
-        chain_s = (setting.baseline_s.sum(axis=1) / self.share).tolist()  # with the pauses of a stage that is held back
-        emit, faults = self._recorder.emit, self._recorder.faults
-        return arrangement, Recovery(chain_s, gateway=gateway, stages=arrangement, emit=emit, faults=faults)
-
-    def _announce(self) -> None:
-        """Tell the first stage where the status is served, which members of the cluster ask it for."""
-        if self._supervision is not None and self._supervision.remote_status is not None:
-            assert self._deployment is not None
-            self._deployment.announce(self._supervision.remote_status)
-
-    def _stage_gone(self, stage: int) -> None:
-        while self._recovery is None and self._closing is None:  # it died while this was being made
-            time.sleep(0.01)
-        if self._recovery is not None:
-            self._recovery.stage_gone(stage)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -580,10 +324,10 @@ class Pipeline:
         self, inputs: tuple[Any, ...], timeout_s: float | None, *, wait: bool = True, many: bool = False
     ) -> Future[Any]:
         deadline_s = self._deadline_s(timeout_s)
-        gateway, values = self._pack(inputs)
+        values = self.chain.pack(inputs)
         if (refused := self._refuse_if_late(values, deadline_s)) is not None:
             return refused
-        return self._whole(gateway.submit_all(self._parts(values), deadline_s=deadline_s, wait=wait, many=many))
+        return self._whole(self._gateway.submit_all(self._parts(values), deadline_s=deadline_s, wait=wait, many=many))
 
     async def asubmit(
         self,
@@ -600,10 +344,10 @@ class Pipeline:
         To ``timelines`` are added the timings of the request's micro-batches, of those that stages have answered.
         """
         deadline_s = self._deadline_s(timeout_s)
-        gateway, values = self._pack(inputs)
+        values = self.chain.pack(inputs)
         if (refused := self._refuse_if_late(values, deadline_s)) is not None:
             return refused.result()
-        replies = gateway.enqueue_all(self._parts(values), deadline_s=deadline_s, wait=wait)
+        replies = self._gateway.enqueue_all(self._parts(values), deadline_s=deadline_s, wait=wait)
         whole = self._whole(replies)
         if timelines is None:
             del replies  # a part's answer is not needed once it is in the whole
@@ -654,16 +398,10 @@ class Pipeline:
         """The future of the whole request."""
         if len(parts) == 1 and parts[0].finish_with(self.chain.unpack):
             return parts[0]
-        assert self._gateway is not None
         return join_outputs(parts, self.chain.unpack, callbacks=self._gateway.callbacks)
-
-    def _pack(self, inputs: tuple[Any, ...]) -> tuple[Gateway, tuple[torch.Tensor, ...]]:
-        assert self._gateway is not None
-        return self._gateway, self.chain.pack(inputs)
 
     def _refuse_if_late(self, values: tuple[torch.Tensor, ...], deadline_s: float) -> Reply[Any] | None:
         """The failed future of a request that would be late, before its input is copied."""
-        assert self._gateway is not None
         if math.isinf(deadline_s):
             return None
         parts = split_inputs(values, batch=self.batch)
@@ -676,7 +414,6 @@ class Pipeline:
         the deadline with ``admission="predict"``. (Requests that it would delay may still keep it out.)
         """
         deadline_s = self._deadline_s(timeout_s)
-        assert self._gateway is not None
         forecast = self._gateway.ask(-(-samples // self.batch), deadline_s, samples=min(samples, self.batch))
         assert forecast is not None
         return forecast
@@ -692,13 +429,11 @@ class Pipeline:
         and without ``dynamic_batching``; :class:`~odin.PipelineClosedError` once the pipeline is closed.
         """
         self._check_process()
-        assert self._gateway is not None
         return self._gateway.joining.largest
 
     @largest_batch.setter
     def largest_batch(self, samples: int) -> None:
         self._check_process()
-        assert self._gateway is not None
         joining = self._gateway.joining
         if not joining.joins:
             raise ValueError(f"largest_batch={samples}, but no requests are joined: start with dynamic_batching=True")
@@ -711,15 +446,13 @@ class Pipeline:
     def plan(self) -> Plan:
         """Layers per stage for the next request; where :attr:`windows` are wider, only what to return to from them."""
         self._check_process()
-        assert self._gateway is not None
         return self._gateway.plan
 
     @property
     def windows(self) -> Windows:
         """Where the next request may change hands; one cut for each boundary where the plan alone says it."""
         self._check_process()
-        assert self._gateway is not None
-        return self._gateway.windows
+        return self._gateway.in_force.windows
 
     def migrate(self, plan: Plan | Windows | str) -> int:
         """Move to another plan, or to other windows such as ``"@0-18|@18"``, while requests flow; returns its epoch.
@@ -743,20 +476,15 @@ class Pipeline:
         fits = {"layer_count": len(self.chain.layers), "stage_count": len(self.devices)}
         if isinstance(plan, Windows):
             plan.check_fits(**fits)
-            return self._move(plan.nearest(self.plan), plan, why="asked for")
+            return self._arrangement.switch(plan.nearest(self.plan), plan, why="asked for")
         try:
             plan = Plan(plan)
         except TypeError:
             raise ValueError(f"{plan!r} is no plan and no windows; give text such as '7|11' or '@0-9|@18'") from None
         plan.check_fits(**fits)
-        assert self._supervision is not None
         if windows_of(self._supervision.policy, self._setting) is not None:
             self._supervision.set_policy(StaticPolicy())
-        return self._move(plan, why="asked for")
-
-    def _move(self, plan: Plan, windows: Windows | None = None, *, why: str = "") -> int:
-        assert self._arrangement is not None
-        return self._arrangement.switch(plan, windows, why=why)
+        return self._arrangement.switch(plan, why="asked for")
 
     @property
     def policy(self) -> str:
@@ -765,20 +493,19 @@ class Pipeline:
         Setting one that moves layers by plans, after the relay, fixes the boundaries where :attr:`plan` has them.
         """
         self._check_process()
-        assert self._supervision is not None
         return self._supervision.policy.name
 
     @policy.setter
     def policy(self, policy: Policy | str) -> None:
         self._check_process()
-        assert self._supervision is not None
         check_policy(policy)
-        policy = self._policy_for(policy)
+        assert self._assembly is not None
+        policy = self._assembly.policy_for(policy)
         self._supervision.set_policy(policy)
         setting = self._setting._replace(plan=self.plan, reach=reach(self.plan, self.devices))
         windows = windows_of(policy, setting)
         if (windows or Windows.of_plan(setting.plan)) != self.windows:
-            self._move(setting.plan, windows, why=f"policy {policy.name}")
+            self._arrangement.switch(setting.plan, windows, why=f"policy {policy.name}")
 
     @property
     def instances(self) -> int:
@@ -789,13 +516,11 @@ class Pipeline:
         :attr:`policy`, :meth:`migrate` and windows count for all stages, and end it.
         """
         self._check_process()
-        assert self._arrangement is not None
         return self._arrangement.instances
 
     @instances.setter
     def instances(self, instances: int) -> None:
         self._check_process()
-        assert self._arrangement is not None
         self._arrangement.set_instances(instances)
 
     # -- state ------------------------------------------------------------------------------------------------------
@@ -810,22 +535,16 @@ class Pipeline:
         Counts, plan and epoch are those of this moment; figures and events follow within a tenth of a second.
         """
         self._check_process()
-        assert self._supervision is not None
         return self._supervision.view()
-
-    def _serving(self) -> Serving | None:
-        return None if self._gateway is None else self._gateway.serving()
 
     def note_load(self, event: LoadChanged) -> None:
         """Record a load that this program injects beside the pipeline in the view and the log."""
         self._check_process()
-        assert self._supervision is not None
         self._supervision.note_load(event)
 
     def timelines(self) -> tuple[RequestTimeline, ...]:
         """Timings of the last 512 finished micro-batches, oldest first, every stage's own measurements included."""
         self._check_process()
-        assert self._gateway is not None
         return self._gateway.window.timelines()
 
     def follow(self, on_result: Callable[[RequestTimeline], None]) -> Callable[[], None]:
@@ -844,7 +563,6 @@ class Pipeline:
         return leave
 
     def _on_result(self, timeline: RequestTimeline) -> None:
-        assert self._supervision is not None
         self._supervision.on_result(timeline)
         for follower in self._followers:
             follower(timeline)
@@ -852,40 +570,11 @@ class Pipeline:
     def note_turn(self, event: KnobTurned) -> None:
         """Record that a knob of this pipeline was turned in the view and the log; :class:`odin.Tuner` does so."""
         self._check_process()
-        assert self._supervision is not None
         self._supervision.note_turn(event)
-
-    def _look(self, stage: int) -> Neighbours:
-        """Find other programs on a stage's device; from this process if possible, to spare the stage's core."""
-        deployment = self._deployment
-        assert deployment is not None
-        info, device = deployment.infos[stage], self.devices[stage]
-        own = [os.getpid(), *(other.pid for other in deployment.infos if other.node_id == info.node_id)]
-        if device.kind == "cpu" and info.node_id == deployment.node_id:
-            found = find_neighbours(device.kind, device.indices, stage_pid=info.pid, own_pids=own)
-        else:
-            found = deployment.look(stage, own)
-        return _tenants.name(found, info.node_id)
 
     def stage_names(self) -> dict[tuple[str, int], str]:
         """What other pipelines of this process call its stages, by node id and process."""
-        deployment = self._deployment
-        infos = () if deployment is None else deployment.infos
-        return {(info.node_id, info.pid): f"{self.name}, stage {info.stage}" for info in infos}
-
-    def _on_ray_trouble(self, why: str) -> None:
-        if self._deployment is not None and self._runtime is not None and self._runtime.lost is not None:
-            self._deployment.release_objects()
-        if self._recorder is not None:
-            then = "what lives goes on serving; no stage is replaced meanwhile"
-            self._recorder.faults.tell("the connection to Ray", why, then, kind="lost", repeat="both")
-
-    def _doubt_profile(self, stage: int, part: float) -> None:
-        """Mark a profile as suspect: its stage is faster in serving, so something else ran when it was measured."""
-        why = f"in serving, stage {stage} took {part:.2f} times as long"
-        ProfileCache().doubt(self._profile_keys[stage], why)
-        if not self.profiles[stage].suspect:  # otherwise the warning was given before
-            warn_if_suspect(dataclasses.replace(self.profiles[stage], suspect=why))
+        return {} if self._assembly is None else self._assembly.stage_names()
 
     # -- end --------------------------------------------------------------------------------------------------------
 
@@ -912,51 +601,21 @@ class Pipeline:
             self._closing = self._closing or threading.current_thread()
         if first:
             try:
-                self._close(drain, timeout_s)
+                atexit.unregister(self._at_exit)
+                if self._assembly is not None:
+                    self._assembly.close(drain=drain, timeout_s=timeout_s)
             finally:
                 self._closed.set()
         else:
-            if not drain and self._gateway is not None and not self._closed.is_set():
-                self._gateway.close(drain=False)  # the closing thread stops waiting for requests in flight
+            if not drain and self._assembly is not None and not self._closed.is_set():
+                self._assembly.stop_waiting()
             if self._closing is not threading.current_thread() and threading.current_thread().name not in _OUR_THREADS:
                 self._closed.wait()
 
-    def _close(self, drain: bool, timeout_s: float) -> None:
-        atexit.unregister(self._at_exit)
-        _tenants.remove(self)
-        with contextlib.ExitStack() as last:  # so that no process is left behind if a step fails
-            if self._startup is not None:
-                last.callback(self._startup.close)
-            if self._supervision is not None:
-                supervision = self._supervision
-                last.callback(lambda: supervision.close(**self._ending()))
-            elif self._recorder is not None:
-                last.callback(self._recorder.close)
-            if self._recovery is not None:
-                last.callback(self._recovery.close)
-                self._recovery.drain()
-            if self._deployment is not None:
-                last.callback(self._deployment.stop_preparing)
-                if not drain:
-                    self._deployment.stop_preparing()
-            if self._supervision is not None:
-                self._supervision.stop_deciding()
-            if self._gateway is not None:
-                self._gateway.close(drain=drain, timeout_s=timeout_s)
-
     def abandon(self) -> None:
         """Close, in a forked child, what keeps the parent's resources alive; for :mod:`odin.process.forks`."""
-        if self._supervision is not None:
-            self._supervision.abandon()
-
-    def _ending(self) -> dict[str, Any]:
-        """Why the run ended, and its counts of requests, for the log."""
-        if self._gateway is None:
-            return {"reason": "the pipeline did not start", "completed": 0, "failed": 0}
-        counts = self._gateway.counts()
-        lost = self._gateway.lost
-        reason = "closed" if lost is None else str(lost)
-        return {"reason": reason, "completed": counts.completed, "failed": counts.failed}
+        if self._assembly is not None:
+            self._assembly.abandon()
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -970,7 +629,3 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close(drain=kind is None)
-
-
-def _rows(seconds: NDArray[np.float64] | None) -> list[list[float]]:
-    return [] if seconds is None else [[float(layer_s) for layer_s in row] for row in seconds]

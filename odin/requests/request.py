@@ -29,6 +29,10 @@ __all__ = ["Request", "Values", "form_of", "rows_of", "samples_of"]
 
 Values = tuple[torch.Tensor, ...]
 
+_DEADLY, _DEADLY_OR_HUNG = 2, 3
+"""So many stages must have died on a request, or died or hung, before it is held to be the cause: on a busy machine one
+may seem to hang that does not."""
+
 
 class Request:
     """One request from ``submit`` until the stages have answered, or what carries several of them."""
@@ -89,8 +93,19 @@ class Request:
             self.fatal_to = dict(self.carrier.fatal_to)
         self.values, self.carrier, self.form, self.urgent = values, None, None, True
 
+    @property
+    def seems_deadly(self) -> bool:
+        """Whether so many stages were lost while they computed it that it is held to be the cause."""
+        return sum(self.fatal_to.values()) >= _DEADLY or len(self.fatal_to) >= _DEADLY_OR_HUNG
+
+    def settle(self, outcome: Values | BaseException) -> None:
+        """Resolve its future, unless the caller has cancelled; its deadline counts no more."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.reply.settle(outcome)
+
     def leave_line(self) -> None:
-        """Wake up the caller that waits in :meth:`Gateway.submit`. Idempotent.
+        """Wake up the caller that waits in :meth:`Gateway.submit_all`. Idempotent.
 
         ``sent`` is a lock, not an Event, whose ``wait`` breaks if a signal handler raises in it ("release unlocked
         lock").

@@ -25,7 +25,7 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def startup(*_: object, **options: object) -> None:
         raise ReachedError
 
-    monkeypatch.setattr("odin.pipeline.Startup", startup)
+    monkeypatch.setattr("odin.control.assembly.Startup", startup)
 
 
 def test_int8_of_an_onnx_file_needs_no_engine_named(tmp_path: Path):

@@ -62,8 +62,8 @@ def test_requests_of_any_size_and_several_inputs(pipe: odin.Pipeline):
 
 
 def test_stages_of_another_engine_load_no_pytorch(pipe: odin.Pipeline):
-    assert pipe._deployment is not None
-    for info in pipe._deployment.infos:
+    assert pipe._assembly._deployment is not None
+    for info in pipe._assembly._deployment.infos:
         with open(f"/proc/{info.pid}/maps") as maps:
             assert "libtorch" not in maps.read()
 

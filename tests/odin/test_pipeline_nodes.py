@@ -36,7 +36,7 @@ if __name__ == "__main__":
         equal = [torch.equal(future.result(PROMPT_S), chain(x)) for x, future in zip(inputs, futures)]
         infos = pipe.snapshot().stages
         queues = [[t.queue_s for t in timeline.stages] for timeline in pipe.timelines()]
-        noted = pipe._look(1).report.note  # carried out by the far stage
+        noted = pipe._assembly._look(1).report.note  # carried out by the far stage
         top = subprocess.run(
             ["ip", "netns", "exec", elsewhere, sys.executable, "-m", "odin.cli", "top", "--address", address, "--json"],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROMPT_S,

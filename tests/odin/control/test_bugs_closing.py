@@ -133,7 +133,7 @@ def test_close_waits_neither_for_a_migration_nor_for_a_stage_that_hangs(two_core
         under_way = pipe.submit(x)
         waiting = [pool.submit(pipe.submit, x) for _ in range(2)]
         moving = pool.submit(pipe.migrate, all_plans(len(chain.layers))[1])
-        while len(pipe._gateway._line) < 2 or not pipe._arrangement._switching.locked():
+        while len(pipe._gateway._waiting.line) < 2 or not pipe._arrangement._switching.locked():
             assert not moving.done()
         draining = pool.submit(pipe.close)
         for future in waiting:

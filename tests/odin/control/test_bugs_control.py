@@ -202,7 +202,7 @@ def test_on_event_may_raise_and_use_its_pipeline(two_cores, tmp_path):
     with Told() as warned:
         pipe = odin.Pipeline(small_chain(), stages=two_cores, policy="static", on_event=on_event, log=tmp_path / "log")
         closed = threading.Event()
-        teller = pipe._recorder._teller._thread
+        teller = pipe._assembly._recorder._teller._thread
         ready.set()
         for x in images(60):
             pipe(x)

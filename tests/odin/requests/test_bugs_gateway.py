@@ -60,7 +60,7 @@ def test_a_deadline_holds_while_the_stages_hang_and_the_late_answer_is_dropped(k
         assert "with the stages" in str(settled(future))
         # its input is still being read: the place is free only with the answer
         assert stage.gateway.counts() == GatewayCounts(completed=0, failed=1, in_flight=1)
-        assert stage.gateway._free == 1
+        assert stage.gateway._under_way.free == 1
         stage.answer(message)
         other = stage.gateway.submit((numbers(1),))
         stage.answer(stage.take())
@@ -210,7 +210,7 @@ def from_a_callback(act) -> object:
         came: concurrent.futures.Future = concurrent.futures.Future()
         first = stage.gateway.submit((numbers(0),))
         waiting = pool.submit(stage.gateway.submit, (numbers(1),))
-        while not stage.gateway._line:
+        while not stage.gateway._waiting.line:
             assert not waiting.done()
 
         def callback(_: object) -> None:
@@ -298,7 +298,7 @@ def test_closing_calls_the_callbacks_that_are_still_to_be_called():
 
 def test_slow_callbacks_hold_requests_up_and_not_memory_and_not_their_own(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(replies, "_BEHIND", 2)
-    monkeypatch.setattr("odin.requests.gateway._TRICKLE_S", 600.0)
+    monkeypatch.setattr("odin.requests.waiting._TRICKLE_S", 600.0)
     with gateway_and_stage(max_in_flight=4) as stage, ThreadPoolExecutor(1) as pool:
         began, go_on, own = threading.Event(), threading.Event(), concurrent.futures.Future()
 
@@ -315,7 +315,7 @@ def test_slow_callbacks_hold_requests_up_and_not_memory_and_not_their_own(monkey
             assert began.wait(PROMPT_S)
         assert stage.gateway.callbacks.behind
         waiting = pool.submit(stage.gateway.submit, (numbers(3),))
-        while not stage.gateway._line:
+        while not stage.gateway._waiting.line:
             assert not waiting.done()
         assert stage.gateway.counts().in_flight == 0
         go_on.set()
@@ -329,7 +329,7 @@ def test_slow_callbacks_hold_requests_up_and_not_memory_and_not_their_own(monkey
 
 def test_a_callback_that_waits_for_others_while_too_many_wait_is_let_go_on(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(replies, "_BEHIND", 1)
-    monkeypatch.setattr("odin.requests.gateway._TRICKLE_S", 0.01)
+    monkeypatch.setattr("odin.requests.waiting._TRICKLE_S", 0.01)
     with gateway_and_stage(max_in_flight=4) as stage, ThreadPoolExecutor(2) as pool:
         told = threading.Event()
 
@@ -352,7 +352,7 @@ def test_what_is_cancelled_while_the_first_stage_is_busy_is_recalled_from_it():
         futures = [stage.gateway.submit((numbers(n),)) for n in range(4)]
         first = stage.take()
         assert [future.cancel() for future in futures[1:]] == [True] * 3
-        assert stage.gateway._free == 3
+        assert stage.gateway._under_way.free == 3
         unwanted = [stage.receiver.receive() for _ in range(3)]
         assert [message.wanted for message in (first, *unwanted)] == [True, False, False, False]
         stage.answer(first)
@@ -371,7 +371,7 @@ def test_a_cancelled_future_is_done_for_whoever_waits_for_several():
         assert whole.cancel()
         done, _ = concurrent.futures.wait([whole, waiting], PROMPT_S)
         assert done == {whole, waiting}
-        assert not stage.gateway._line
+        assert not stage.gateway._waiting.line
         check_every_permit_is_back(stage, 1)
 
 
@@ -404,7 +404,7 @@ def test_a_task_that_is_cancelled_cancels_all_parts_of_its_request():
 
     with gateway_and_stage(max_in_flight=1) as stage:
         asyncio.run(scenario(stage))
-        assert not stage.gateway._line
+        assert not stage.gateway._waiting.line
         check_every_permit_is_back(stage, 1)
 
 

@@ -51,7 +51,7 @@ with pipeline() as pipe:
     first = pipe(x)
     said["helpers"] = [" ".join(process.cmdline()).split()[0:3] for process in ray_processes()]
     said["listening"] = listening()
-    said["folder"] = [str(p) for p in pipe._runtime._connection._folder.path.parent.iterdir()]
+    said["folder"] = [str(p) for p in pipe._assembly._runtime._connection._folder.path.parent.iterdir()]
     stage = psutil.Process(pipe.snapshot().stages[0].pid)
     said["niceness"] = sorted({os.getpriority(os.PRIO_PROCESS, thread.id) for thread in stage.threads()})
     stage.suspend()  # so that a request is under way
@@ -81,7 +81,7 @@ said["connected"] = ray.is_initialized()
 said["processes"] = [process.name() for process in ray_processes()]
 with pipeline() as pipe:
     pipe(x)
-said["left"] = [str(p) for p in pipe._runtime._connection._folder.path.parent.iterdir()]
+said["left"] = [str(p) for p in pipe._assembly._runtime._connection._folder.path.parent.iterdir()]
 said["threads"] = [thread.name for thread in threading.enumerate() if thread.name.startswith("odin")]
 print("SAID" + json.dumps(said), flush=True)
 """

@@ -34,7 +34,7 @@ def test_the_garbage_collector_may_cancel_while_the_gateways_lock_is_held():
         with stage.gateway._lock:
             assert second.cancel()
         # Another thread takes it out of the line; if the place is free before, it is sent, and is to be taken too.
-        wait_for(lambda: not stage.gateway._line, what="the cancelled request leaves the line")
+        wait_for(lambda: not stage.gateway._waiting.line, what="the cancelled request leaves the line")
         stage.answer(message)
         first.result(PROMPT_S)
         check_every_permit_is_back(stage, 1)

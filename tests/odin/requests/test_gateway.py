@@ -12,12 +12,13 @@ from typing import NamedTuple
 import pytest
 import torch
 from channels import KINDS, numbers, open_pair
+from gateways import OnePartGateway
 from patience import PROMPT_S
 
 from odin.errors import DeadlineExceededError, LayerFailedError, PipelineClosedError, StageLostError
 from odin.monitor.timing import RequestTimeline, StageTiming
 from odin.partitioner.plan import Plan
-from odin.requests.gateway import Gateway, GatewayCounts
+from odin.requests.gateway import GatewayCounts
 from odin.stages.channel import shm, tcp
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import Inlet
@@ -32,7 +33,7 @@ BLOCKED_S = 0.2
 class Stage(NamedTuple):
     """The whole pipeline behind a gateway, played by the test."""
 
-    gateway: Gateway
+    gateway: OnePartGateway
     receiver: Receiver
     sender: Sender
     timelines: list[RequestTimeline]
@@ -73,7 +74,7 @@ def gateway_and_stage(*, max_in_flight: int = 2, kind: str = "shm", clock=None) 
     timelines: list[RequestTimeline] = []
     gone: list[int] = []
     options = {"clock": clock} if clock else {}
-    gateway = Gateway(
+    gateway = OnePartGateway(
         Inlet(pool, {0: gateway_out}),
         Inbox([gateway_in]),
         plan=Plan((1,)),
@@ -103,7 +104,7 @@ def check_every_permit_is_back(stage: Stage, max_in_flight: int) -> None:
     for _ in futures:
         stage.answer(stage.take())
     assert [settled(future) for future in futures] == [None] * max_in_flight
-    assert stage.gateway._free == max_in_flight
+    assert stage.gateway._under_way.free == max_in_flight
 
 
 # -- results ----------------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def test_requests_carry_the_newest_epoch():
         stage.gateway.switch(1, Plan((1, 0)))
         stage.gateway.submit((numbers(1),))
         assert [stage.take().header.epoch for _ in range(2)] == [0, 1]
-        assert (stage.gateway.epoch, stage.gateway.plan) == (1, Plan((1, 0)))
+        assert (stage.gateway.in_force.epoch, stage.gateway.plan) == (1, Plan((1, 0)))
 
 
 def test_an_input_stays_in_its_slot_until_the_result_is_there():
@@ -219,7 +220,7 @@ def test_what_fails_for_good_fails_everything_under_way_and_to_come():
     with gateway_and_stage(max_in_flight=2) as stage, ThreadPoolExecutor(1) as pool:
         futures = [stage.gateway.submit((numbers(number),)) for number in range(2)]
         waiting = pool.submit(stage.gateway.submit, (numbers(2),))
-        while not stage.gateway._line:
+        while not stage.gateway._waiting.line:
             assert not waiting.done()
         stage.gateway.fail(StageLostError("all stages are lost"))
         for future in (*futures, waiting):
@@ -274,7 +275,7 @@ def test_no_more_than_max_in_flight_are_under_way():
 def test_waiting_callers_are_served_in_order():
     with gateway_and_stage(max_in_flight=1) as stage:
         futures = [stage.gateway.enqueue((numbers(number),)) for number in range(6)]
-        assert len(stage.gateway._line) == 5
+        assert len(stage.gateway._waiting.line) == 5
         for number in range(6):
             message = stage.take()
             assert torch.equal(message.tensors[0], numbers(number))
@@ -287,7 +288,7 @@ def test_who_does_not_fit_is_told_when_its_turn_comes_and_costs_no_place():
     with gateway_and_stage(max_in_flight=1) as stage, ThreadPoolExecutor(1) as pool:
         stage.gateway.submit((numbers(0),))
         waiting = pool.submit(stage.gateway.submit, (torch.zeros(10_000),))
-        while not stage.gateway._line:
+        while not stage.gateway._waiting.line:
             assert not waiting.done()
         later = [stage.gateway.enqueue((torch.zeros(10_000),)), stage.gateway.enqueue((numbers(1),))]
         stage.answer(stage.take())
@@ -313,7 +314,7 @@ def test_who_stops_waiting_leaves_the_line_and_is_not_sent():
         first = stage.gateway.submit((numbers(9),))
         waiting = [stage.gateway.enqueue((numbers(number),)) for number in range(4)]
         assert [future.cancel() for future in waiting[:3]] == [True] * 3
-        assert len(stage.gateway._line) == 1
+        assert len(stage.gateway._waiting.line) == 1
         stage.answer(stage.take())
         assert settled(first) is None
         message = stage.take()
@@ -344,7 +345,7 @@ def test_an_interrupt_while_waiting_costs_no_place(monkeypatch: pytest.MonkeyPat
             for _ in range(3):
                 with pytest.raises(KeyboardInterrupt):
                     stage.gateway.submit((numbers(5),))
-        assert not stage.gateway._line
+        assert not stage.gateway._waiting.line
         for _ in range(2):
             stage.answer(stage.take())
         stage_is_idle(stage)
@@ -353,7 +354,7 @@ def test_an_interrupt_while_waiting_costs_no_place(monkeypatch: pytest.MonkeyPat
 
 def stage_is_idle(stage: Stage) -> None:
     with stage.gateway._lock:
-        assert stage.gateway._idle.wait_for(lambda: not stage.gateway._pending, PROMPT_S)
+        assert stage.gateway._idle.wait_for(lambda: not stage.gateway._under_way.requests, PROMPT_S)
 
 
 # -- closing ----------------------------------------------------------------------------------------------------------
@@ -366,7 +367,7 @@ def test_close_lets_requests_finish_and_refuses_new_ones(kind: str, monkeypatch:
     with gateway_and_stage(max_in_flight=2, kind=kind) as stage, ThreadPoolExecutor(3) as pool:
         futures = [stage.gateway.submit((numbers(number),)) for number in range(2)]
         waiting = pool.submit(stage.gateway.submit, (numbers(2),))
-        while not stage.gateway._line:
+        while not stage.gateway._waiting.line:
             assert not waiting.done()
         closing = pool.submit(stage.gateway.close)
         assert isinstance(settled(waiting), PipelineClosedError)

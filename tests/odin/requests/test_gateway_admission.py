@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from channels import numbers, open_pair
+from gateways import OnePartGateway
 from patience import PROMPT_S
 
 from odin.errors import DeadlineExceededError, QueueFullError
@@ -19,7 +20,7 @@ from odin.partitioner.plan import Plan
 from odin.requests.admission import Admission
 from odin.requests.conditions import Conditions
 from odin.requests.foresight import Foresight
-from odin.requests.gateway import Gateway, GatewayCounts
+from odin.requests.gateway import GatewayCounts
 from odin.requests.margin import Margin
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import Inlet
@@ -33,7 +34,7 @@ HOUR_S = 3600.0
 
 
 class Stage(NamedTuple):
-    gateway: Gateway
+    gateway: OnePartGateway
     receiver: Receiver
     sender: Sender
     timelines: list[RequestTimeline]
@@ -84,7 +85,7 @@ def gateway_and_stage(
     admission = Admission(refuses=refuses)
     admission.margin.factor = 1.0
     told: tuple[list[RequestTimeline], list[int], list[int]] = ([], [], [])
-    gateway = Gateway(
+    gateway = OnePartGateway(
         Inlet(pool, {0: gateway_out}),
         Inbox([gateway_in]),
         plan=Plan((1,)),
@@ -213,7 +214,7 @@ def test_whether_promises_were_kept_is_learned():
         assert stage.margin.factor == pytest.approx(once)
         late = stage.gateway.submit((numbers(1),), deadline_s=in_hours(1.5))
         message = stage.take()
-        stage.gateway._expire(stage.gateway._pending[1])  # as when an hour and a half has passed
+        stage.gateway._expire(stage.gateway._under_way.requests[1])  # as when an hour and a half has passed
         stage.answer(message)
         assert isinstance(late.exception(PROMPT_S), DeadlineExceededError)
         follows = stage.gateway.submit((numbers(2),))  # so that the late answer has been seen as well
@@ -238,7 +239,7 @@ def test_who_waits_in_submit_for_one_that_is_dropped_gets_its_future():
     with gateway_and_stage() as stage, ThreadPoolExecutor(1) as pool:
         stage.gateway.submit((numbers(0),))
         submitting = pool.submit(stage.gateway.submit, (numbers(1),), deadline_s=in_hours(2.2))
-        while not len(stage.gateway._line):
+        while not len(stage.gateway._waiting.line):
             time.sleep(0.001)
         stage.become_slower()
         stage.pass_all(1)

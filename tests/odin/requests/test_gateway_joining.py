@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from channels import open_pair
+from gateways import OnePartGateway
 from patience import PROMPT_S
 
 from odin.errors import (
@@ -28,7 +29,6 @@ from odin.partitioner.plan import Plan
 from odin.requests.admission import Admission
 from odin.requests.conditions import Conditions
 from odin.requests.foresight import Foresight
-from odin.requests.gateway import Gateway
 from odin.requests.joining import Joining
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import Inlet
@@ -43,7 +43,7 @@ BATCH = 4
 
 
 class Stage(NamedTuple):
-    gateway: Gateway
+    gateway: OnePartGateway
     receiver: Receiver
     sender: Sender
     timelines: list[RequestTimeline]
@@ -101,7 +101,7 @@ def gateway_and_stage(
     admission = Admission()
     admission.margin.factor = 1.0
     conditions = Conditions([[HOUR_S]], single_s=[[HOUR_S / 2]], batch=BATCH)
-    gateway = Gateway(
+    gateway = OnePartGateway(
         Inlet(pool, {0: gateway_out}),
         Inbox([gateway_in]),
         plan=Plan((1,)),
@@ -219,7 +219,7 @@ def test_a_member_whose_deadline_passes_fails_alone():
         stage.answer(stage.take())
         message = stage.take()
         assert (message.header.samples, message.header.left_s) == (2, pytest.approx(5 * HOUR_S, rel=1e-3))
-        (carrier,) = stage.gateway._pending.values()
+        (carrier,) = stage.gateway._under_way.requests.values()
         stage.gateway._expire(carrier.members[0])  # as when an hour has passed
         error = late.exception(PROMPT_S)
         assert isinstance(error, DeadlineExceededError)
@@ -236,7 +236,7 @@ def test_what_nobody_waits_for_is_withdrawn():
         first = stage.take()
         stage.answer(first)
         check(futures[0], 0)
-        while not any(request.members for request in stage.gateway._pending.values()):
+        while not any(request.members for request in stage.gateway._under_way.requests.values()):
             time.sleep(0.001)
         for future in futures[1:]:
             future.cancel()
@@ -267,8 +267,8 @@ def test_fewer_are_joined_where_the_first_would_be_late():
             stage.enqueue(number)
         stage.gateway._foresight.conditions._left_s[0] = time.perf_counter()
         first = stage.take()
-        (begun,) = stage.gateway._pending.values()
-        hurried_request = stage.gateway._line.head()
+        (begun,) = stage.gateway._under_way.requests.values()
+        hurried_request = stage.gateway._waiting.line.head()
         hurried_request.deadline_s = in_hours(0.7)  # as after half an hour
         begun.submitted_s = time.perf_counter()
         stage.answer(first)
@@ -390,7 +390,7 @@ def test_being_held_back_is_no_error_of_predictions():
     """Else what a stage takes would seem longer by the wait, and requests would be refused that are in time."""
     with gateway_and_stage(wait_s=2 * HOUR_S, foresees=True) as stage:
         futures = [stage.enqueue(number) for number in range(2)]
-        (first, second) = stage.gateway._line
+        (first, second) = stage.gateway._waiting.line
         for one in (first, second):  # as an hour ago
             forecast = one.forecast
             one.forecast = forecast._replace(made_s=forecast.made_s - HOUR_S, expected_s=forecast.expected_s - HOUR_S)

@@ -64,7 +64,7 @@ def test_what_a_dead_stage_had_is_sent_again_and_what_another_has_is_not():
         for number, future in enumerate(futures):
             assert torch.equal(future.result(PROMPT_S)[0], numbers(number))
         assert stages.gateway.counts() == GatewayCounts(2, 0, 0)
-        assert stages.gateway._free == 3
+        assert stages.gateway._under_way.free == 3
 
 
 def test_what_nobody_is_known_to_have_is_sent_again_and_computed_once():
@@ -140,9 +140,9 @@ def test_cancelled_and_late_requests_of_a_lost_stage_are_not_sent_again():
         future = stages.gateway.submit((numbers(0),))
         stages.take(1)
         assert future.cancel()
-        assert stages.gateway._free == 2  # it may still read the slot
+        assert stages.gateway._under_way.free == 2  # it may still read the slot
         assert lose(stages, 1) == (1, 0)
-        assert stages.gateway._free == 3
+        assert stages.gateway._under_way.free == 3
         stages.gateway.submit((numbers(1),))
         assert answered(stages, 0, 1) == [1]
 
@@ -177,7 +177,7 @@ def test_what_a_lost_stage_got_after_its_loss_was_known_is_sent_again(all_know: 
         all_know(stages)
         assert answered(stages, 0, 1) == [0]
         assert future.exception(PROMPT_S) is None
-        assert stages.gateway._free == 3
+        assert stages.gateway._under_way.free == 3
 
 
 def test_what_the_others_have_stays_with_them():
@@ -202,9 +202,9 @@ def test_what_a_lost_stage_got_after_its_loss_and_nobody_waits_for_frees_its_pla
         lose(stages, 1)
         hands_to_the_lost(stages, message)
         assert future.cancel()
-        assert stages.gateway._free == 2
+        assert stages.gateway._under_way.free == 2
         prepared_without_1(stages)
-        assert stages.gateway._free == 3
+        assert stages.gateway._under_way.free == 3
 
 
 def test_what_went_to_another_machine_after_the_loss_is_sent_again(monkeypatch: pytest.MonkeyPatch):
@@ -219,7 +219,7 @@ def test_what_went_to_another_machine_after_the_loss_is_sent_again(monkeypatch: 
             hands_to_the_lost(stages, message)  # to stage 1, which lives
             attempt = message.header.attempt
             stages.gateway.switch(1, Plan((6, 0)), Windows.parse("@6"), stages=(0,))
-            again = stages.gateway._pending[0].attempt
+            again = stages.gateway._under_way.requests[0].attempt
             assert again == (attempt + 1 if far == 1 else attempt)
 
 
@@ -329,7 +329,7 @@ def test_under_a_plan_requests_are_held_until_the_stages_that_live_are_prepared(
         futures = [stages.gateway.enqueue((numbers(number),)) for number in range(5)]
         stages.take(0)
         assert lose(stages, 0)[0] == 3
-        assert len(stages.gateway._held) == 3
+        assert len(stages.gateway._under_way._held) == 3
         stages.gateway.switch(1, Plan((0, 6)), Windows.parse("@6"), stages=(1,))
         assert stages.gateway.plan == Plan((0, 6))
         headers = []

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import torch
 from channels import numbers, open_pair
+from gateways import OnePartGateway
 from interruptions import interrupt_often
 from patience import PROMPT_S
 
 from odin.errors import DeadlineExceededError, PipelineClosedError
 from odin.partitioner.plan import Plan
 from odin.partitioner.relay import Windows
-from odin.requests.gateway import Gateway
 from odin.stages.channel.inbox import Inbox
 from odin.stages.channel.inlet import Inlet
 from odin.stages.channel.link import ChannelClosedError, Message, Sender
@@ -32,7 +32,7 @@ WHOLE = Windows.whole(stage_count=STAGES, layer_count=6)
 class Stages(NamedTuple):
     """What is behind the gateway, played by the test."""
 
-    gateway: Gateway
+    gateway: OnePartGateway
     inboxes: list[Inbox]
     senders: list[Sender]
     gone: list[int]
@@ -72,7 +72,7 @@ def gateway_and_stages(windows: Windows = WHOLE, slots: int = 3, *, shares: bool
     ]
     answers = [open_pair("shm", sender=stage) for stage in range(STAGES)]
     gone: list[int] = []
-    gateway = Gateway(
+    gateway = OnePartGateway(
         Inlet(pool, {stage: sender for stage, (sender, _) in enumerate(pairs)}, queue),
         Inbox([receiver for _, receiver in answers]),
         plan=PLAN,
@@ -98,7 +98,7 @@ def test_any_stage_takes_a_request_and_slots_come_back_whoever_answers():
             assert isinstance(message, NewRequest)
             stages.answer(number % STAGES, message)
             assert torch.equal(future.result(PROMPT_S)[0], numbers(number))
-        assert stages.gateway._free == 3
+        assert stages.gateway._under_way.free == 3
 
 
 def test_requests_go_to_the_first_stage_where_a_plan_says_so_and_back_to_all_after_it():
@@ -124,7 +124,7 @@ def test_requests_go_to_the_first_stage_where_a_plan_says_so_and_back_to_all_aft
                 stages.answer(0, message)
         for number, future in enumerate(futures):
             assert torch.equal(future.result(PROMPT_S)[0], numbers(number))
-        assert stages.gateway._free == 3
+        assert stages.gateway._under_way.free == 3
 
 
 def test_the_bound_holds_and_who_waits_follows_when_an_answer_is_there():
@@ -144,7 +144,7 @@ def test_a_request_that_is_cancelled_or_late_while_it_waits_is_not_wanted_and_it
         late = stages.gateway.submit((numbers(1),), deadline_s=0.0)
         assert isinstance(late.exception(PROMPT_S), DeadlineExceededError)
         assert cancelled.cancel()
-        assert stages.gateway._free == 3
+        assert stages.gateway._under_way.free == 3
         future = stages.gateway.submit((numbers(2),))  # into the slot of the first
         message = stages.take(1)
         assert (message.header.request, message.wanted) == (0, False)
@@ -152,7 +152,7 @@ def test_a_request_that_is_cancelled_or_late_while_it_waits_is_not_wanted_and_it
         assert (message.header.request, message.wanted) == (2, True)
         stages.answer(0, message)
         assert torch.equal(future.result(PROMPT_S)[0], numbers(2))
-        assert stages.gateway._free == 3
+        assert stages.gateway._under_way.free == 3
 
 
 def test_closing_drains_the_queue_and_says_goodbye_to_every_stage():

@@ -39,8 +39,8 @@ def test_weights_were_packed_for_the_threads_of_the_wrong_process(two_cores, con
         pytest.skip("on this processor the form does not depend on the threads")
     plan = f"1|{len(convolutions.layers) - 1}"
     with compute_threads(2), odin.Pipeline(convolutions, stages=two_cores, plan=plan, policy="static") as pipe:
-        assert pipe._deployment is not None
-        weights = ray.get(pipe._deployment._opening[0][1])
+        assert pipe._assembly._deployment is not None
+        weights = ray.get(pipe._assembly._deployment._opening[0][1])
         assert {name: stored.form for name, stored in weights.items()} == forms(convolutions, 1)
         assert torch.get_num_threads() == 2
 
