@@ -53,8 +53,8 @@ changes are looked for and layers learned from only so often.
 """
 _MOST_ON_THEIR_WAY = 2
 """Plans decided that no request has finished under: what a third one would be worth is not known yet."""
-_HOME_COST = 0.5
-"""What a move to the home plan costs of another: half is the risk of a wrong prediction, and that plan is known."""
+_HOME_COST = 0.75
+"""What a move to the home plan costs of another: a quarter is the risk of a wrong prediction; that plan is known."""
 _LAG_RATE = 0.2
 """Weight of the latest migration lag in its mean."""
 _NEAR = 0.015
@@ -102,7 +102,7 @@ class FilterPolicy:
         self._arrays = PlanArraysCache(setting)
         self._home = home_plan(setting, near=_NEAR)
         self._regimes = RegimeFilter(setting.stage_count)
-        self._layers = LayerFactors(setting)
+        self._layers = LayerFactors(setting, self._arrays.of(self._home))
         self._errors = PlanErrors(self._home)
         self._plans = PlansInFlight(setting.plan)
         self._lag = 2.0 * setting.stage_count
@@ -152,7 +152,7 @@ class FilterPolicy:
         wrong = self._errors.take(request, observation.stage_s + arrays.transfer_s, regimes.renewed, noise)
         if was_quiet and regimes.quiet and request % _SOON:
             return wrong
-        self._layers.take(arrays, observation.layer_s, log_slowdown, regimes.renewed)
+        self._layers.take(arrays, observation.layer_s, log_slowdown - self._off, regimes.renewed)
         self._off = self._layers.off(arrays)
         return wrong or bool(np.abs(regimes.expected - self._weighed_at).max() > _NEWS)
 

@@ -41,9 +41,12 @@ class LayerFactors:
     ----------
     setting
         Baselines, and what kind of layers there are.
+    home
+        The plan under which stages' slowdowns hold what their layers' biases have in common.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, home: PlanArrays) -> None:
+        self._home = home
         self._possible = np.isfinite(setting.baseline_s)
         self._baseline_s = np.where(self._possible, np.maximum(setting.baseline_s, _LEAST_S), _LEAST_S)
         self._log_baseline = np.log(self._baseline_s)
@@ -64,7 +67,7 @@ class LayerFactors:
         layer_s
             Seconds of each layer, shape (layers,); what is not positive and finite was not measured.
         log_slowdown
-            Of each stage, shape (stages,).
+            Of each stage, what its layers are known to take (:meth:`off`) taken out, shape (stages,).
         renewed
             Probability that each stage's conditions changed with it, shape (stages,).
         """
@@ -98,12 +101,18 @@ class LayerFactors:
         return np.where(self._possible, times_s, np.inf)
 
     def off(self, arrays: PlanArrays) -> FloatArray:
-        """Log of each stage's time over its baselines' sum under a plan, by its layers' biases, shape (stages,)."""
+        """How much more a plan's layers exceed their baselines than the home plan's, by their biases: the difference of
+        the logarithms of each stage's time over its baselines' sum, shape (stages,).
+        """
+        factors = np.exp(self._biases())
+        return self._over_baselines(arrays, factors) - self._over_baselines(self._home, factors)
+
+    def _over_baselines(self, arrays: PlanArrays, factors: FloatArray) -> FloatArray:
         at = (arrays.stage_of, arrays.layers)
         share = self._baseline_s[at] * arrays.per_reference[arrays.stage_of]
-        ratio = np.bincount(arrays.stage_of, share * np.exp(self._biases()[at]), len(self._bias))
-        off: FloatArray = np.log(np.where(ratio > 0, ratio, 1.0))
-        return off
+        ratio = np.bincount(arrays.stage_of, share * factors[at], len(factors))
+        over: FloatArray = np.log(np.where(ratio > 0, ratio, 1.0))
+        return over
 
     def _slope(self) -> FloatArray:
         slope: FloatArray = self._score / (self._information + (_LAYER_NOISE / _SLOPE_SD) ** 2)

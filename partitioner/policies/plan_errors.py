@@ -133,14 +133,17 @@ class PlanErrors:
             return False
         by_noise = _CERTAINTY * noise / math.sqrt(len(self._stage_s))
         each = np.log(np.where(compared, measured_s, 1.0) / np.where(compared, predicted_s, 1.0))
-        chance = float(np.prod(1.0 - self._survival[np.abs(each) > by_noise + _NEAR]))
+        wrong = np.abs(each) > by_noise + _NEAR
+        # Where a prediction came true nothing else need have happened, and there is no error.
+        chance = float(np.prod(1.0 - self._survival[wrong])) if wrong.any() else 0.0
         weight = unchanged * _OWN / (_OWN + chance)
         off = math.log(measured_s[compared].max() / predicted_s[compared].max())
-        off = math.copysign(max(abs(off) - by_noise, 0.0), off)
+        off = math.copysign(max(abs(off) - by_noise, 0.0), off) if wrong.any() else 0.0
         # off = error[after] - error[before]: of the two that of the plan away from home is learned.
         plan, error = self._after, self.of(self._before) + off
         if self._after == self._home:
             plan, error = self._before, -off
+        error = max(error, 0.0)  # no plan makes stages faster: what did was a disturbance's end
         known = self._errors.get(plan)
         again = 2 if weight > 0.5 and error > _NEAR else 1
         times = again * known.times if known else 1

