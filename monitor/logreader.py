@@ -116,7 +116,11 @@ def _begins_as_event(data: bytes) -> bool:
 
 
 def _read_line(data: bytes) -> Event:
-    event = from_json(data.decode())
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not an event of an ODIN log, nor text at all ({error.reason})") from error
+    event = from_json(text)
     if not (isinstance(event.at_s, float | int) and math.isfinite(event.at_s)):
         raise ValueError(f"its time is {event.at_s!r}, not seconds")
     return event

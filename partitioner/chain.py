@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ from odin.partitioner.graph.prepare import layout_of
 from odin.partitioner.graph.values import ValueSpec, decoder, dtype_name, plain
 
 __all__ = ["Chain", "Layer", "LayerProgram", "Program", "TraceError", "ValueSpec", "build_chain"]
+
+_LONGEST_STRUCTURE = 120
+"""Characters of the structure of arguments in an error."""
 
 
 @dataclass(frozen=True)
@@ -301,12 +304,19 @@ class _Call:
     def flatten(self, args: tuple[Any, ...]) -> list[Tensor]:
         leaves, spec = pytree.tree_flatten(tuple(args))
         if spec != self._in_spec:
-            raise ValueError(f"arguments have the structure {spec}, the example had {self._in_spec}")
+            expected = ["Tensor" if isinstance(leaf, Slot) else type(leaf).__name__ for leaf in self._arguments]
+            raise ValueError(
+                f"arguments have the structure {_structure([type(leaf).__name__ for leaf in leaves], spec)}, the model "
+                f"takes {_structure(expected, self._in_spec)} as in the example"
+            )
         tensors = []
         for position, (leaf, expected) in enumerate(zip(leaves, self._arguments, strict=True)):
             if isinstance(expected, Slot):
                 if not isinstance(leaf, Tensor):
-                    raise ValueError(f"argument {position} is a {type(leaf).__name__}, the model takes a tensor there")
+                    raise ValueError(
+                        f"argument {position} is of type {type(leaf).__name__}, the model takes a tensor there; "
+                        "torch.as_tensor(...) makes one of numbers and arrays"
+                    )
                 tensors.append(plain(leaf, f"argument {position}"))
             elif isinstance(leaf, Tensor) or leaf != expected:
                 raise ValueError(
@@ -320,6 +330,18 @@ class _Call:
             return values[self._returned[0].index]
         leaves = [values[leaf.index] if isinstance(leaf, Slot) else leaf for leaf in self._returned]
         return pytree.tree_unflatten(leaves, self._out_spec)
+
+
+class _Word(str):
+    """Text that is shown without quotation marks."""
+
+    __repr__ = str.__str__
+
+
+def _structure(types: Iterable[str], spec: pytree.TreeSpec) -> str:
+    """A structure with the names of its values' types; the beginning of a long one."""
+    text = repr(pytree.tree_unflatten([_Word(name) for name in types], spec))
+    return text if len(text) <= _LONGEST_STRUCTURE else f"{text[:_LONGEST_STRUCTURE]}..."
 
 
 def build_chain(

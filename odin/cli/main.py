@@ -123,6 +123,9 @@ def _run(words: Sequence[str], signals: Signals) -> int:
     except OdinError as error:
         say(f"{command}: {type(error).__name__}: {error}")
         return 1
+    except MemoryError as error:
+        say(f"{command}: {str(error) or 'out of memory'}")
+        return 1
 
 
 def _text(error: OSError) -> str:

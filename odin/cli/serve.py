@@ -22,6 +22,7 @@ from rich.markup import escape
 
 from odin.cli.arguments import add_engine, add_precision, positive, positive_number
 from odin.models.model_names import check_model_name, check_weights_file
+from odin.partitioner.files import check_writable
 from odin.process.phases import tell_phases
 from odin.process.signals import draining, importing
 from odin.requests.admission import NONE, PREDICT
@@ -192,6 +193,13 @@ def run(arguments: argparse.Namespace) -> int:
             check_weights_file(arguments.weights)
         if arguments.stages not in (None, "auto"):
             parse_devices(arguments.stages)
+        if arguments.labels is not None and not Path(arguments.labels).is_file():
+            raise ValueError(f"--labels {arguments.labels}: no such file; name one with a line per class")
+    for option, file in (("--log", arguments.log), ("--ready-file", arguments.ready_file)):
+        if file is not None:
+            check_writable(file, option)
+    if arguments.access_log not in (None, "-"):
+        check_writable(arguments.access_log, "--access-log")
     given = {name: getattr(arguments, name) for name in _OF_ONE if getattr(arguments, name) is not None}
     if folder is not None and (given or arguments.name):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in (*(["name"] if arguments.name else []), *given))

@@ -13,6 +13,7 @@ from odin.cluster import ray_calls
 from odin.options import refuse_twice
 from odin.stages.actor import NodeDevices, StageInfo, list_devices_here, list_node_devices
 from odin.stages.device import Device, DeviceError, describe_cores, parse_devices, within_quota
+from odin.stages.lease import refuse_taken_devices
 
 __all__ = ["check_stage_count", "place", "warn_of_quotas"]
 
@@ -44,7 +45,8 @@ def place(
     ------
     DeviceError
         If a node or device does not exist, or a device is named twice without ``share``; the message names what there
-        is.
+        is. If another pipeline holds a device of this node: its stages may have all the CPUs that Ray gives, and Ray
+        would keep the new ones waiting.
     """
     if stages == "auto":
         return _place_automatically(embedded)
@@ -52,6 +54,8 @@ def place(
     alive = _alive_nodes()
     placed = [(device._replace(node=""), _find_node(device.node, alive)) for device in devices]
     refuse_twice(placed, share=share)
+    here = _find_node("", alive)
+    refuse_taken_devices([device for device, node in placed if node == here], share=share)
     return placed
 
 

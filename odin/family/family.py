@@ -138,6 +138,9 @@ class Family:
         check_ray_is_ours()
         keep_from_children(self)
         self.name = name
+        for variant in (variants := tuple(variants)):
+            if not isinstance(variant, Variant):
+                raise ValueError(f"a variant is of type {type(variant).__name__}; give odin.Variant(name, model)")
         self.variants = tuple(one for variant in variants for one in variant.with_forms())
         check_budget(accuracy_budget)
         self.accuracy_budget = accuracy_budget

@@ -79,7 +79,7 @@ class Variant:
     max_waiting: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or len(self.name) > 128 or not self.name.isprintable():
+        if not isinstance(self.name, str) or not self.name or len(self.name) > 128 or not self.name.isprintable():
             raise ValueError(f"a variant's name is {self.name!r}; give it a word, such as 'resnet18-int8'")
         if self.accuracy is not None and not 0 <= self.accuracy <= 1:
             raise ValueError(f"variant {self.name!r}: accuracy={self.accuracy}; it is a share, from 0 to 1")

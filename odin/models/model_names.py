@@ -82,6 +82,11 @@ def find_here_too() -> None:
 
 def check_weights_file(path: str | os.PathLike[str]) -> None:
     """Raise :class:`WeightsError` if there is no such file, or its name is of no kind that can be read."""
+    if not isinstance(path, str | os.PathLike):
+        raise WeightsError(
+            f"weights of type {type(path).__name__} are no file; give the path of one, as "
+            'torch.save(model.state_dict(), "weights.pth") writes it'
+        )
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"weights {path}: " + ("is a folder, name one file" if path.is_dir() else "no such file"))
@@ -106,6 +111,8 @@ def unknown_model(text: str) -> ValueError:
             f"{text!r} is a file of weights or of another format, not a model: name the model and give the weights "
             "beside it (--weights), or save the model by torch.export.save as .pt2 or export it as .onnx"
         )
+    if os.sep in text and os.path.isdir(text):
+        return ValueError(f"{text!r} is a folder, not a model: name a .pt2 or .onnx file in it")
     near = get_close_matches(text.lower(), BUILTIN_NAMES, n=3)
     message = f"unknown model {text!r}"
     if near:

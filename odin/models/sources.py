@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -247,10 +249,14 @@ def load_program(path: Path) -> ExportedProgram:
     """Read a ``.pt2`` file."""
     if not path.is_file():
         raise ValueError(f"model {path}: no such file")
+    log = logging.getLogger("torch.export")  # it shows tracebacks, of older files that it can read as well
+    log.disabled = True
     try:
         return torch.export.load(path)
     except Exception as error:  # torch raises a different kind for every way in which a file can be broken
         raise ValueError(f"model {path}: not a program saved by torch.export.save ({error})") from error
+    finally:
+        log.disabled = False
 
 
 def call_factory(spec: str) -> tuple[nn.Module | ExportedProgram, tuple[torch.Tensor, ...] | None]:
@@ -293,7 +299,9 @@ def as_tensors(example: Any) -> tuple[torch.Tensor, ...]:
             writable = np.require(value, dtype=value.dtype.newbyteorder("="), requirements=["C", "W"])
             value = torch.from_numpy(writable)
         if not isinstance(value, torch.Tensor):
-            raise ValueError(f"example input {index} is a {type(value).__name__}; give tensors or ndarrays")
+            raise ValueError(f"example input {index} is of type {type(value).__name__}; give tensors or ndarrays")
+        if value.shape[:1] == (0,):
+            raise ValueError(f"example input {index} of shape {tuple(value.shape)} has no sample; give at least one")
         tensors.append(value.detach())
     if not tensors:
         raise ValueError("example input is empty; give at least one tensor")
@@ -302,7 +310,13 @@ def as_tensors(example: Any) -> tuple[torch.Tensor, ...]:
 
 def random_images(shape: tuple[int, ...]) -> torch.Tensor:
     """One image ``(1, *shape)`` of seeded noise, distributed like a normalised photograph (mean 0, std 1)."""
-    return torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
+    try:
+        return torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
+    except RuntimeError as error:  # torch has no kind of its own for memory of the processor
+        gibibytes = 4 * math.prod(shape) / 2**30
+        raise MemoryError(
+            f"an input of {'x'.join(map(str, shape))} takes {gibibytes:.3g} GiB: give a smaller one"
+        ) from error
 
 
 def image_channels(model: nn.Module) -> int:

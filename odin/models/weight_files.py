@@ -44,8 +44,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
     WeightsError
         If the file is missing, broken, of another kind, or contains pickled code; with the remedy.
     """
-    path = Path(path)
     check_weights_file(path)
+    path = Path(path)
     if path.suffix.lower() == ".safetensors":
         try:
             return safetensors.torch.load_file(path)

@@ -289,7 +289,11 @@ def _tuner(config: ModelConfig, pipeline: Pipeline) -> Tuner | None:
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    return tuple(path.read_text("utf-8").splitlines())
+    try:
+        return tuple(path.read_text("utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"no text in UTF-8 ({error.reason})"
+        raise ValueError(f"labels {path}: {why}; name a file with a line per class") from error
 
 
 def whole_number(parameters: Any, name: str) -> int:

@@ -233,7 +233,7 @@ def paper_notes(study: PaperStudy) -> tuple[str, ...]:
         "Policies marked (serial) let requests through one at a time while they explore, as the paper has it; the "
         "others go on serving, as the live pipeline does. All see changes through the same detector, cusum.",
         f"Every cell: {study.requests} requests in a closed loop, interference on random devices by random ones of the "
-        f"table's scenarios, noise as measured; repeat r has seed {study.seed} + r. {study.repeats} repeats on "
+        f"table's scenarios, noise as measured; repeat r has seed {study.seed} + r. Repeats: {study.repeats} on "
         f"{study.devices} devices, {study.scaling_repeats} for scaling.",
     ]
     for name, table in {**study.models, **study.scaling}.items():

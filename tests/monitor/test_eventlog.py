@@ -265,7 +265,7 @@ def test_cut_within_a_character(path):
     [
         (b"", r"is empty; a log begins with a run"),
         (b"\n", r"line 1: not an event"),
-        (b"\x7fELF\xff\xfe\x00", r"line 1: 'utf-8' codec"),
+        (b"\x7fELF\xff\xfe\x00", r"line 1: not an event of an ODIN log, nor text"),
         (b"# README", r"line 1: not an event"),
         (b'{"event":"policy","at_s":1.0,"policy":"lls"}\n', r"line 1: a log begins with a run, not policy"),
         (b'{"event":"policy","at_s":null,"policy":"lls"}\n', r"line 1: its time is nan"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from example_models import (
@@ -269,13 +270,18 @@ def residual():
         ((torch.zeros(0, 3, 16, 16),), "leading size 0"),
         ((torch.zeros(1, 3, 16, 16, dtype=torch.float64),), "expected dtype float32, got float64"),
         ((torch.zeros(1, 3, 16, 16, device="meta"),), "expected device cpu, got meta"),
-        ((torch.zeros(1, 3, 16, 16), 1), "structure"),
-        (("text",), "the model takes a tensor there"),
+        ((torch.zeros(1, 3, 16, 16), 1), r"structure \(Tensor, int\), the model takes \(Tensor,\) as in the example"),
+        ((), r"structure \(\), the model takes \(Tensor,\)"),
+        (([0.0] * 1000,), r"structure \(\[float, (float, )*f?l?o?a?t?,?\.\.\., the model takes \(Tensor,\)"),
+        (({"x": torch.zeros(1, 3, 16, 16)},), r"structure \({'x': Tensor},\), the model"),
+        (("text",), r"is of type str, the model takes a tensor there; torch\.as_tensor"),
+        ((np.zeros((1, 3, 16, 16)),), r"is of type ndarray, the model takes a tensor there; torch\.as_tensor"),
     ],
 )
 def test_arguments_that_do_not_fit(residual, arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         residual(*arguments)
+    assert len(str(caught.value)) < 300
     fitting = (image(),)
     for _ in range(2):  # a first call is looked at more closely than those like it
         assert residual.pack(fitting)[0] is fitting[0]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -339,6 +341,17 @@ def test_what_the_system_refuses_is_told_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "odin top: /root/x: Permission denied\n"
 
 
+def test_what_does_not_fit_into_memory_is_told_in_one_line(monkeypatch, capsys):
+    def ask_for_too_much(arguments):
+        raise errors.pop(0)
+
+    monkeypatch.setattr("odin.cli.top.run", ask_for_too_much)
+    errors = [MemoryError("an input takes 9 GiB: give a smaller one"), MemoryError()]
+    for told in ("an input takes 9 GiB: give a smaller one", "out of memory"):
+        assert main(["top"]) == 1
+        assert capsys.readouterr().err == f"odin top: {told}\n"
+
+
 # -- Ctrl-C while the program begins --------------------------------------------------------------------------------
 def test_ctrl_c_before_anything_is_imported_showed_where():
     """Python printed where in its imports it was: the first handler was installed once the command was imported."""
@@ -467,6 +480,36 @@ def test_every_environment_variable_that_is_read_is_documented():
     assert own == set(re.findall(r"^\| `(ODIN_[A-Z_]+)`", page, re.MULTILINE))
     reads = r"""(?:environ|environment|getenv)\w*(?:\.get|\.setdefault)?[(\[]\s*["']([A-Za-z_]+)["']"""
     assert {name for name in re.findall(reads, text) if f"`{name}`" not in page} == set()
+
+
+class Loading(BaseHTTPRequestHandler):
+    """A server that loads its model until it was asked three times."""
+
+    def do_GET(self):
+        self.server.asked += 1
+        body = b'{"ready":false}'
+        self.send_response(503 if self.server.asked < 3 else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_readmes_curl_waits_until_the_model_is_loaded():
+    """It ended at the first 503: curl cannot cut /dev/null back to write there again, and fails, unless -f drops it."""
+    (line,) = re.findall(r"^curl .*--retry.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Loading) as server:
+        server.asked = 0
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        line = line.replace("localhost:8000", f"127.0.0.1:{server.server_port}")
+        try:
+            assert subprocess.run(["bash", "-c", line], check=False).returncode == 0
+        finally:
+            server.shutdown()
+        assert server.asked == 3
 
 
 def test_readmes_commands_are_commands():

@@ -50,6 +50,10 @@ def broken():
         (["resnet18", "--drain-s", "-1"], "'-1' is no time of 0 s or more"),
         (["resnet18", "--max-waiting", "-1"], "max_waiting = -1: "),
         (["resnet18", "--name", "a/b"], "name = 'a/b': "),
+        (["resnet18", "--labels", "gone"], "--labels gone: no such file; name one with a line per class"),
+        (["resnet18", "--log", "gone/x"], "--log gone/x: there is no folder gone; make it first"),
+        (["resnet18", "--ready-file", "gone/x"], "--ready-file gone/x: there is no folder gone"),
+        (["resnet18", "--access-log", "."], "--access-log . is a folder"),
         ([".", "--stages", "cpu:0", "--name", "x"], "--name, --stages with a folder: each model's file says it"),
     ],
 )

@@ -302,6 +302,10 @@ def test_names_and_memory_are_checked(models):
     x = torch.zeros(1, 1, 8, 8)
     with pytest.raises(ValueError, match="no variants"):
         odin.Family([])
+    with pytest.raises(ValueError, match=r"a variant is of type str; give odin\.Variant"):
+        odin.Family(["resnet18"])
+    with pytest.raises(ValueError, match="a variant's name is 3; give it a word"):
+        odin.Variant(3, models["small"])
     with pytest.raises(ValueError, match="two variants are called 'a'"):
         odin.Family([odin.Variant("a", models["small"], example_input=x)] * 2)
     with pytest.raises(ValueError, match="memory_mib=0"):

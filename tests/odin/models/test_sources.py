@@ -1,3 +1,4 @@
+import os
 import re
 import sys
 
@@ -130,6 +131,7 @@ def test_published_names_of_densenet(tmp_path):
         ("gone.onnx", r"gone\.onnx: no such file"),
         ("gone.pt2", r"gone\.pt2: no such file"),
         (":", "unknown model ':'"),
+        (os.getcwd(), r"is a folder, not a model: name a \.pt2 or \.onnx file"),
     ],
 )
 def test_unknown_model(spec, message):
@@ -202,9 +204,10 @@ def test_several_inputs_are_no_image():
     [
         ({"example_input": "x.jpg"}, "not str"),
         ({"example_input": 3}, "not int"),
-        ({"example_input": (torch.zeros(1), 3)}, "example input 1 is a int"),
+        ({"example_input": (torch.zeros(1), 3)}, "example input 1 is of type int"),
         ({"example_input": ()}, "empty"),
         ({"image_size": 0}, "image size 0"),
+        ({"example_input": torch.zeros(0, 3, 8, 8)}, r"shape \(0, 3, 8, 8\) has no sample; give at least one"),
         ({"image_size": 64, "example_input": torch.zeros(1)}, "either an example input or an image size"),
     ],
 )
@@ -236,10 +239,21 @@ def test_exported_program_takes_no_weights_and_no_size():
         load_source(program, image_size=64)
 
 
-def test_broken_exported_program(tmp_path):
-    (tmp_path / "net.pt2").write_text("not a program")
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.999])
+def test_a_broken_exported_program_is_told_in_one_message(tmp_path, capfd, part):
+    """Torch printed a traceback first, for the older format that it then tries."""
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(small().eval(), (torch.randn(1, 3, 16, 16),)), path)
+    capfd.readouterr()
+    os.truncate(path, int(part * path.stat().st_size))
     with pytest.raises(ValueError, match=r"net\.pt2: not a program saved by torch\.export\.save"):
-        load_source(tmp_path / "net.pt2")
+        load_source(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_image_that_fits_into_no_memory():
+    with pytest.raises(MemoryError, match=r"an input of 3x3000000x3000000 takes 1.01e\+05 GiB: give a smaller one"):
+        load_source(small(), image_size=3_000_000)
 
 
 # --- factories ---------------------------------------------------------------------------------------------------

@@ -97,6 +97,12 @@ def test_a_truncated_file(tmp_path, suffix):
         read_weights(path)
 
 
+@pytest.mark.parametrize("given", [4, {"weight": torch.zeros(3)}, [b"w.pth"]])
+def test_what_is_no_path(given):
+    with pytest.raises(WeightsError, match=rf"weights of type {type(given).__name__} are no file; give the path"):
+        read_weights(given)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("gone.pth", "no such file"), ("folder.pth", "is a folder"), ("w.onnx", r"unknown kind.*\.safetensors, \.pth")],
