@@ -148,6 +148,8 @@ class Family:
         self.policy = make_variant_policy(policy) if isinstance(policy, str) else policy
         self.memory_mib = memory_mib
         stages = stages if isinstance(stages, str) else tuple(map(str, stages))
+        if labelled is not None and not (isinstance(labelled, tuple | list) and len(labelled) == 2):
+            raise ValueError(f"labelled is of type {type(labelled).__name__}; give a pair (inputs, classes)")
         known = None if labelled is None else Labelled.of(*labelled)
         self._counts = FamilyCounts(len(self.variants))
         self._counted = self._count()

@@ -304,6 +304,8 @@ def test_names_and_memory_are_checked(models):
         odin.Family([])
     with pytest.raises(ValueError, match=r"a variant is of type str; give odin\.Variant"):
         odin.Family(["resnet18"])
+    with pytest.raises(ValueError, match=r"labelled is of type int; give a pair \(inputs, classes\)"):
+        odin.Family([odin.Variant("a", "resnet18")], labelled=3)
     with pytest.raises(ValueError, match="a variant's name is 3; give it a word"):
         odin.Variant(3, models["small"])
     with pytest.raises(ValueError, match="two variants are called 'a'"):
