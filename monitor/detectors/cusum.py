@@ -455,6 +455,8 @@ class CusumDetector(Streams):
         evidence = self._bank.evidence[:, :, stream]
         upward = evidence[0].max() >= evidence[1].max()
         samples = self._samples.of(stream)
+        if not len(samples):  # not measured for long: the next one will tell
+            return
         count = samples_since_change((samples - self._mean[stream]) * (1 if upward else -1))
         below = not upward and not self._disturbed[stream]
         if below and (count < _DROP_SAMPLES or evidence.max() < self._bank.threshold + _DROP):
@@ -562,8 +564,8 @@ class CusumDetector(Streams):
         self._disturbed[stream] = False
         self._provisional[stream] = 0.0
         base, known = float(self._base[stream]), float(self._base_count[stream])
-        if known < _AFTER_END:
-            seen = self._samples.of(stream) if recent is None else recent
+        seen = self._samples.of(stream) if recent is None else recent
+        if known < _AFTER_END and len(seen):  # none: it was not measured for long
             total = known + len(seen)
             base, known = min(base + (float(seen.mean()) - base) * len(seen) / total, self._allowed[stream]), total
         self._mean[stream] = self._from_mean[stream] = base

@@ -639,3 +639,24 @@ def test_adapters_see_onset_and_end(make, within):
 def test_the_example_in_the_docstring_holds():
     tried = doctest.testmod(cusum)
     assert (tried.failed, tried.attempted) == (0, 4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("make", [CusumDetector, ThresholdDetector])
+def test_a_stage_that_is_not_measured_for_long_is_as_it_was(make):
+    """A disturbance that sinks to nothing, then no layers on that stage for 200 requests, then quiet ones."""
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        detector = make(2)
+        offsets = [0.0] * int(random.integers(4, 40))
+        offsets += random.uniform(0.4, 1.5, random.integers(2, 5)).tolist()
+        offsets += [0.03] * int(random.integers(5, 30))
+        for offset in offsets:
+            detector.update(random.normal(0, 0.05, 2) + [offset, 0.0])
+        if random.random() < 0.5:
+            detector.rebase()
+        for _ in range(200):
+            detector.update([math.nan, random.normal(0, 0.05)])
+        for _ in range(30):
+            detector.update(random.normal(0, 0.05, 2))
+        assert np.isfinite(detector.level).all()
