@@ -150,7 +150,7 @@ def test_notes_say_what_is_reconstruction_and_what_falls_short(tables):
     notes = "\n".join(paper_notes(paper_study(models=tables[:1], scaling=tables[1], repeats=4, seed=9)))
     assert "full text was not available" in notes
     assert "(serial)" in notes
-    assert "repeat r has seed 9 + r. 4 repeats on 4 devices" in notes
+    assert "repeat r has seed 9 + r. Repeats: 4 on 4 devices" in notes
     assert "synthetic-12 has 12 layers, so on 52 devices some have none" in notes
     assert "synthetic-6 has" not in notes
 
