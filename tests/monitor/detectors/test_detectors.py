@@ -652,7 +652,7 @@ def test_a_stage_that_is_not_measured_for_long_is_as_it_was(make):
         offsets += random.uniform(0.4, 1.5, random.integers(2, 5)).tolist()
         offsets += [0.03] * int(random.integers(5, 30))
         for offset in offsets:
-            detector.update(random.normal(0, 0.05, 2) + [offset, 0.0])
+            detector.update(random.normal(0, 0.05, 2) + np.array([offset, 0.0]))
         if random.random() < 0.5:
             detector.rebase()
         for _ in range(200):
