@@ -162,7 +162,12 @@ class Fleet:
         self._memory_nbytes: int = int(memory_mib * 2**20)
         self._on_measured: Callable[[str, Measured], None] | None = on_measured
         self._measured: deque[Measured] = deque(maxlen=_MEASURED)
-        self._folder: PackedFolder = PackedFolder(folder)
+        try:
+            self._folder: PackedFolder = PackedFolder(folder)
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be opened ({error.strerror}): give the folder of odin pack MODEL --into FOLDER"
+            ) from error
         self._input_nbytes: int = sys.maxsize  # of slots, which are made for what is there
         self._output_nbytes: int = sys.maxsize
         self._heads: list[Head] = []

@@ -204,6 +204,8 @@ def test_a_model_that_cannot_be_opened_fails_its_requests_alone(two_cores, folde
 
 
 def test_what_a_fleet_refuses_to_start_with(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere cannot be opened \(No such file or directory\): .*odin pack MODEL"):
+        odin.Fleet(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no packed model in .*odin pack MODEL --into"):
         odin.Fleet(tmp_path, stages=["cpu:0"])
     with pytest.raises(
