@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import odin
 from benchmarks.common import Environment, Figure, interleave, report, summarize, with_quartiles
+from benchmarks.open_loop import begin_each
 from odin.family.facts import Facts, Want
 from odin.models.labelled import Labelled
 from odin.reduction.accuracy import Interval, wilson
@@ -73,10 +74,12 @@ def serve(family: odin.Family, images: Labelled, trace: Sequence[Asked], *, warm
     waits for the family, as clients from outside would not.
     """
     draws = random.Random(seed)
+    indices = [draws.randrange(len(images.classes)) for _ in trace]
     counts: Counter[str] = Counter()
     by_variant: Counter[str] = Counter()
 
-    async def ask(want: Want, due_s: float, index: int, *, counted: bool) -> None:
+    async def ask(number: int, due_s: float) -> None:
+        index, want = indices[number], trace[number].want
         left_s = due_s + want.latency_s - time.perf_counter()
         if left_s <= 0:
             return
@@ -86,19 +89,14 @@ def serve(family: odin.Family, images: Labelled, trace: Sequence[Asked], *, warm
         except odin.OdinError:
             return
         late = time.perf_counter() > due_s + want.latency_s
-        if counted and not late and answer.accuracy >= want.accuracy:
+        if number >= warm and not late and answer.accuracy >= want.accuracy:
             counts["in time"] += 1
             counts["right"] += int(answer.value.argmax()) == int(images.classes[index])
             by_variant[answer.variant] += 1
 
     async def send() -> None:
-        begin_s = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for number, asked in enumerate(trace):
-                due_s = begin_s + asked.at_s
-                await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-                index = draws.randrange(len(images.classes))
-                group.create_task(ask(asked.want, due_s, index, counted=number >= warm))
+        moments = [asked.at_s for asked in trace]
+        await asyncio.gather(*await begin_each(ask, moments, begin_s=time.perf_counter()))
 
     asyncio.run(send())
     return Block(len(trace) - warm, counts["in time"], counts["right"], dict(by_variant))

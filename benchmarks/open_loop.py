@@ -16,7 +16,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ __all__ = [
     "Figures",
     "Request",
     "Send",
+    "begin_each",
     "closed_loop_async",
     "figures_of",
     "open_loop",
@@ -120,6 +121,27 @@ def poisson_s(rate_hz: float, seconds: float, *, seed: int) -> list[float]:
             moments.append(at_s)
 
 
+async def begin_each(
+    one: Callable[[int, float], Coroutine[object, object, None]],
+    due_s: Iterable[float],
+    *,
+    begin_s: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[asyncio.Task[None]]:
+    """Begin ``one(index, moment_s)`` as a task at each moment, whatever became of those before it.
+
+    Parameters
+    ----------
+    due_s
+        Seconds from ``begin_s``, ascending.
+    """
+    tasks = []
+    for index, offset_s in enumerate(due_s):
+        await asyncio.sleep(max(0.0, begin_s + offset_s - clock()))
+        tasks.append(asyncio.create_task(one(index, begin_s + offset_s)))
+    return tasks
+
+
 async def open_loop(
     send: Send,
     due_s: Sequence[float],
@@ -184,10 +206,7 @@ async def open_loop(
         outcome = outcome or (IN_TIME if over_s <= moment_s + deadline_s else LATE)
         done[index] = Request(moment_s, sent_s, over_s, outcome, error)
 
-    tasks = []
-    for index, offset_s in enumerate(due_s):
-        await asyncio.sleep(max(0.0, begin_s + offset_s - clock()))
-        tasks.append(loop.create_task(one(index, begin_s + offset_s)))
+    tasks = await begin_each(one, due_s, begin_s=begin_s, clock=clock)
     under_way = [task for task in tasks if not task.done()]
     if under_way:
         end_s = begin_s + due_s[-1] + deadline_s + (patience_s if tell else 0.0)

@@ -34,6 +34,7 @@ from benchmarks.common import (
     report,
     write_result,
 )
+from benchmarks.open_loop import begin_each
 from benchmarks.spells import Spell, coming_and_going, default_load, spells
 from odin.family.facts import Facts, Want
 from odin.family.policies import POLICIES, make_variant_policy
@@ -103,7 +104,8 @@ def live(
     latency_s: list[float] = []
     ratios: list[float] = []
 
-    async def ask(family: odin.Family, want: Want) -> None:
+    async def ask(family: odin.Family, number: int) -> None:
+        want = trace[number].want
         try:
             answer = await family.asubmit(x, accuracy=want.accuracy, latency_s=want.latency_s)
         except odin.DeadlineExceededError as error:
@@ -118,11 +120,9 @@ def live(
             outcomes["kept" if in_time and right else "inaccurate" if in_time else "late"] += 1
 
     async def send(family: odin.Family) -> None:
-        begin_s = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for asked in track(trace, f"{policy}{', disturbed' if load else ''}", transient=True):
-                await asyncio.sleep(max(0.0, begin_s + asked.at_s - time.perf_counter()))
-                group.create_task(ask(family, asked.want))
+        moments = (asked.at_s for asked in track(trace, f"{policy}{', disturbed' if load else ''}", transient=True))
+        tasks = await begin_each(lambda number, _: ask(family, number), moments, begin_s=time.perf_counter())
+        await asyncio.gather(*tasks)
 
     with odin.Family(variants, stages=list(stages), policy=policy) as family:
         before = _used_s(family)

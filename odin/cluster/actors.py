@@ -95,7 +95,9 @@ def wait_until_ended(pids: Iterable[int]) -> None:
     for pid in pids:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
-            if _is_actor(process):
+            if _is_ending(process):
+                processes.append(process)
+            elif _is_actor(process):
                 processes.append(process)
                 if process.status() == psutil.STATUS_STOPPED:
                     process.kill()
@@ -104,6 +106,18 @@ def wait_until_ended(pids: Iterable[int]) -> None:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(left, timeout=_END_S)
+
+
+def _is_ending(process: psutil.Process) -> bool:
+    """Whether it is ending and may still hold a lease.
+
+    The kernel gives back a process's memory, and its command line with it, before its files, and ends one thread after
+    another: the first may be a zombie while others still have the files open.
+    """
+    try:
+        return not process.cmdline()
+    except psutil.ZombieProcess:
+        return process.num_threads() > 1
 
 
 def _is_actor(process: psutil.Process) -> bool:

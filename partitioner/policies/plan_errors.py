@@ -134,11 +134,11 @@ class PlanErrors:
         by_noise = _CERTAINTY * noise / math.sqrt(len(self._stage_s))
         each = np.log(np.where(compared, measured_s, 1.0) / np.where(compared, predicted_s, 1.0))
         wrong = np.abs(each) > by_noise + _NEAR
-        # Where a prediction came true nothing else need have happened, and there is no error.
-        chance = float(np.prod(1.0 - self._survival[wrong])) if wrong.any() else 0.0
-        weight = unchanged * _OWN / (_OWN + chance)
-        off = math.log(measured_s[compared].max() / predicted_s[compared].max())
-        off = math.copysign(max(abs(off) - by_noise, 0.0), off) if wrong.any() else 0.0
+        weight, off = unchanged, 0.0  # where a prediction came true nothing else need have happened
+        if wrong.any():
+            weight *= _OWN / (_OWN + float(np.prod(1.0 - self._survival[wrong])))
+            off = math.log(measured_s[compared].max() / predicted_s[compared].max())
+            off = math.copysign(max(abs(off) - by_noise, 0.0), off)
         # off = error[after] - error[before]: of the two that of the plan away from home is learned.
         plan, error = self._after, self.of(self._before) + off
         if self._after == self._home:

@@ -148,10 +148,6 @@ class SlotMemory:
         to = 0 if target is None else target + 1
         self._words[2 * slot + 1] = _holder(request, attempt) | (stage + 1) << _STAGE_BITS | to
 
-    def clear_holder(self, slot: int) -> None:
-        """Forget who has what is in a slot."""
-        self._words[2 * slot + 1] = 0
-
     def holders(self, slot: int, request: int, attempt: int) -> tuple[int, ...]:
         """Which stage has an attempt: one; two while it is handed over; none if no stage is known to have begun."""
         word = self._words[2 * slot + 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -159,9 +160,9 @@ def test_a_stage_without_a_gateway_ends_with_the_process_that_started_it(monkeyp
 
     monkeypatch.setattr(actor, "end_process", end_process)
     monkeypatch.setattr(actor, "_PARENT_LOOK_S", 0.01)
-    monkeypatch.setattr(actor.os, "getppid", lambda: parent[0])
+    before, getppid = set(threading.enumerate()), os.getppid  # among them watches of other tests' stages
+    monkeypatch.setattr(actor.os, "getppid", lambda: getppid() if threading.current_thread() in before else parent[0])
     with ThreadPoolExecutor(4) as executor:
-        before = set(threading.enumerate())
         stage, gateway = make(0), Gateway(executor)
         [watch] = [thread for thread in set(threading.enumerate()) - before if thread.name == "odin-parent-watch"]
         gateway.start(stage, 0, 0, windows="@2", stages=(0,))

@@ -125,8 +125,6 @@ def test_a_late_word_of_a_stage_that_was_stopped_counts_for_nobody_else():
     assert memory.holders(0, 5, 0) == (1, 2)
     memory.set_holder(0, 6, 0, 4000, 0)
     assert memory.holders(0, 6, 0) == (4000, 0)
-    memory.clear_holder(0)
-    assert memory.holders(0, 6, 0) == ()
 
 
 def test_on_a_gpu_the_one_launched_last_and_the_one_that_finishes_are_told_apart():
