@@ -14,7 +14,7 @@ from typing import NamedTuple
 import odin
 from benchmarks.common import Environment, Figure, interleave, report, summarize, with_quartiles
 from benchmarks.open_loop import begin_each
-from odin.family.facts import Facts, Want
+from odin.family.facts import Facts
 from odin.models.labelled import Labelled
 from odin.reduction.accuracy import Interval, wilson
 from odin.reduction.manifest import read_manifest

@@ -36,7 +36,7 @@ from benchmarks.common import (
 )
 from benchmarks.open_loop import begin_each
 from benchmarks.spells import Spell, coming_and_going, default_load, spells
-from odin.family.facts import Facts, Want
+from odin.family.facts import Facts
 from odin.family.policies import POLICIES, make_variant_policy
 from odin.stages.device import usable_cores
 from odin_lab.inject.load import Load
