@@ -83,7 +83,8 @@ class Pipeline:
         Layers per stage, ``Plan`` or text such as ``"7|11"``. By default the layers are timed on the devices (once,
         then kept on disk), and the plan with the least bottleneck is found exactly.
     policy
-        Where requests change hands: ``"relay"``, wherever a stage is free; or at cuts that a policy moves:
+        Who runs which layers of a request. ``"relay"``: a free stage takes the next request, and hands it on where that
+        helps. By a plan, which a policy changes:
         ``"filter"`` (ODIN's own), ``"together"`` (planned with all pipelines of this process that have this policy and
         share a device), ``"odin:alpha=10"``, ``"lls"``, ``"oracle"``, any
         :class:`~odin.partitioner.policies.Policy` or ``"module:Class"`` of one; or ``"static"``: nothing moves, except

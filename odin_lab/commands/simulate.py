@@ -86,7 +86,7 @@ def add_parser(subparsers: Any) -> None:
         "--policy",
         action="append",
         metavar="POLICY",
-        help="relay, static, lls, odin:alpha=2, module:Class; may be repeated",
+        help="relay, filter, static, lls, odin:alpha=2, module:Class; may be repeated",
     )
     pipeline = parser.add_argument_group("pipeline and load")
     pipeline.add_argument("--devices", type=int, metavar="N", help=f"number of devices (default {DEVICES})")
