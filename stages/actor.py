@@ -240,6 +240,7 @@ class StageActor:
         self._layer_count = 0
         self._status: Any = None
         self._listeners: list[tuple[Listener, int]] = []
+        self._admitting: set[Listener] = set()
         self._readiness = Readiness()
         self._pool: SlotPool | None = None
         self._slot_nbytes = 0
@@ -414,8 +415,10 @@ class StageActor:
         def accept(listener: Listener, count: int) -> None:
             with contextlib.suppress(ChannelClosedError):  # not all have come
                 listener.accept_all(count, _ADMISSION_S, each=loop.add_receiver)
+            self._admitting.discard(listener)
 
         for listener, count in listeners:
+            self._admitting.add(listener)
             threading.Thread(target=accept, args=(listener, count), name="odin-admit", daemon=True).start()
         return Addresses.of(listener.address for listener, _ in listeners)
 
@@ -532,7 +535,7 @@ class StageActor:
 
     def stop(self) -> None:
         """End the loop, dropping requests in flight, and release the device."""
-        for listener, _ in self._listeners:
+        for listener in (*(listener for listener, _ in self._listeners), *self._admitting):
             listener.close()
         if self._loop is not None:
             self._loop.stop()

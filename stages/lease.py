@@ -148,15 +148,20 @@ def refuse_taken_devices(devices: Iterable[Device], *, share: bool = False, dire
         for index in device.indices:
             descriptor = _open(device.kind, index, directory)
             try:
-                while True:
-                    try:
-                        _lock(descriptor, fcntl.LOCK_SH if share else fcntl.LOCK_EX)
-                        break
-                    except BlockingIOError as error:
-                        if time.monotonic() >= until_s or not _is_orphan(descriptor):
-                            raise _taken(device.kind, index, descriptor, share=share) from error
+                if not _becomes_free(descriptor, fcntl.LOCK_SH if share else fcntl.LOCK_EX, until_s):
+                    raise _taken(device.kind, index, descriptor, share=share)
             finally:
                 os.close(descriptor)
+
+
+def _becomes_free(descriptor: int, mode: int, until_s: float) -> bool:
+    """Whether the lock can be had: now, or by then if it is held for a program that is gone."""
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            _lock(descriptor, mode)
+            return True
+        if time.monotonic() >= until_s or not _is_orphan(descriptor):
+            return False
 
 
 def _is_orphan(descriptor: int) -> bool:
@@ -184,15 +189,19 @@ def _taken(kind: str, index: int, descriptor: int, *, share: bool) -> DeviceErro
 
 
 def free_indices(kind: str, indices: Iterable[int], *, directory: Path | None = None) -> Sequence[int]:
-    """Return those of ``indices`` that no pipeline holds now."""
-    free = []
+    """Return those of ``indices`` that no pipeline holds now.
+
+    Stages whose program is gone already are given some seconds to end.
+    """
+    free, until_s = [], time.monotonic() + _ENDING_S
     for index in indices:
         descriptor = _open(kind, index, directory)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free.append(index)
         except BlockingIOError:
-            pass
+            if _is_orphan(descriptor) and _becomes_free(descriptor, fcntl.LOCK_EX, until_s):
+                free.append(index)
         finally:
             os.close(descriptor)
     return free

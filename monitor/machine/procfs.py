@@ -170,7 +170,8 @@ def is_runnable(pid: int, root: str = "/proc") -> bool:
     """Whether any thread of a process computes or waits for its core (state ``R``); False if there is none."""
     try:
         threads = os.listdir(f"{root}/{pid}/task")
-        return any(_fields(_read(f"{root}/{pid}/task/{thread}/stat"))[1][0] == b"R" for thread in threads)
+        stats = [_read(f"{root}/{pid}/task/{thread}/stat") for thread in threads]
+        return any(_fields(stat)[1][0] == b"R" for stat in stats if stat)  # a thread may end meanwhile
     except (OSError, IndexError, ValueError):
         return False
 

@@ -25,6 +25,8 @@ ACTOR_PREFIX = "odin-pipeline-"
 """Of the name of each pipeline's first stage in the cluster."""
 
 _END_S = 2.0
+_ACTOR = "ray::"
+"""Begins the command line of Ray's actors."""
 
 
 def create_actor(
@@ -95,9 +97,7 @@ def wait_until_ended(pids: Iterable[int]) -> None:
     for pid in pids:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
-            if _is_ending(process):
-                processes.append(process)
-            elif _is_actor(process):
+            if _may_hold_a_lease(process):
                 processes.append(process)
                 if process.status() == psutil.STATUS_STOPPED:
                     process.kill()
@@ -108,18 +108,19 @@ def wait_until_ended(pids: Iterable[int]) -> None:
     psutil.wait_procs(left, timeout=_END_S)
 
 
-def _is_ending(process: psutil.Process) -> bool:
-    """Whether it is ending and may still hold a lease.
+def _may_hold_a_lease(process: psutil.Process) -> bool:
+    """Whether it is an actor, or is ending and may be one.
 
     The kernel gives back a process's memory, and its command line with it, before its files, and ends one thread after
     another: the first may be a zombie while others still have the files open.
     """
     try:
-        return not process.cmdline()
+        words = process.cmdline()
     except psutil.ZombieProcess:
         return process.num_threads() > 1
+    return not words or _ACTOR in words[0]
 
 
 def _is_actor(process: psutil.Process) -> bool:
     """Whether it is one of Ray's actors, and not another program that has the number by now."""
-    return any("ray::" in word for word in process.cmdline()[:1])
+    return any(_ACTOR in word for word in process.cmdline()[:1])

@@ -21,6 +21,8 @@ import psutil
 __all__ = ["MARK_VARIABLE", "ProcessGroup", "start_group"]
 
 MARK_VARIABLE = "ODIN_PROCESS_MARK"
+_KILLED_S = 5.0
+"""Least time for the kernel to end a process that was killed."""
 _SAME_START_S = 1.0  # psutil derives start times from the boot time, which the clock's corrections shift a little
 
 
@@ -77,21 +79,24 @@ class ProcessGroup:
         tuple
             Process ids that are still there after all that (stuck in the kernel, or another user's); normally empty.
         """
-        leader = [process for process in self.members() if process.pid == self.leader_pid]
+        there = self.members()
+        leader = [process for process in there if process.pid == self.leader_pid]
         _signal(leader, psutil.Process.terminate)
         psutil.wait_procs(leader, timeout=grace_s)
-        left = self._wait(grace_s / 3 if leader else 0.0)
+        left = self._wait(grace_s / 3 if leader else 0.0, there)
         for act, verb in ((psutil.Process.terminate, "asked to end"), (psutil.Process.kill, "killed")):
             if not left:
                 break
             notify(f"{len(left)} processes are left and are {verb}: {_names(left)}")
             _signal(left, act)
-            left = self._wait(grace_s / 3)
+            left = self._wait(grace_s / 3 if verb == "asked to end" else max(grace_s / 3, _KILLED_S), left)
         return tuple(process.pid for process in left)
 
-    def _wait(self, timeout_s: float) -> tuple[psutil.Process, ...]:
-        psutil.wait_procs(self.members(), timeout=timeout_s)
-        return self.members()  # asked anew: an ending process may have started others
+    def _wait(self, timeout_s: float, asked: Iterable[psutil.Process]) -> tuple[psutil.Process, ...]:
+        """Wait for those that were ``asked``: one that is ending has no environment any more, by which it is known."""
+        _, left = psutil.wait_procs({*asked, *self.members()}, timeout=timeout_s)
+        # Asked anew: an ending process may have started others.
+        return tuple({*self.members(), *(process for process in left if not _ended(process))})
 
     def _leader_pid_reused(self) -> bool:
         try:
@@ -140,7 +145,8 @@ def boot_id() -> str:
 
 def _ended(process: psutil.Process) -> bool:
     try:
-        return process.status() == psutil.STATUS_ZOMBIE  # gone but for its parent's wait
+        # Gone but for its parent's wait, unless it is the first of several threads: the others may hold files and ports.
+        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
     except psutil.NoSuchProcess:
         return True
 

@@ -6,8 +6,10 @@ import fcntl
 import os
 import signal
 import threading
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from channels import SPAWN, child
@@ -106,7 +108,7 @@ def test_who_only_looks_does_not_get_others_refused(tmp_path: Path, monkeypatch:
         if len(pauses_s) == 3:
             os.close(looking)
 
-    monkeypatch.setattr("odin.stages.lease.time.sleep", stop_looking)
+    monkeypatch.setattr("odin.stages.lease.time", SimpleNamespace(sleep=stop_looking, monotonic=time.monotonic))
     with Lease(CORE, label="mine", directory=tmp_path):
         assert pauses_s == [0.01] * 3
 

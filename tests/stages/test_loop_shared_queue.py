@@ -66,9 +66,12 @@ def test_stages_that_hang_take_one_each_at_most_and_hold_nobody_up():
         assert [run.result()[1][0].item() for _ in range(2)] == [LAYERS] * 2
 
 
-def test_a_stage_that_has_become_slow_hands_over_to_one_that_is_idle():
+def test_a_stage_that_has_become_slow_hands_over_to_one_that_is_idle(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("odin.stages.hand_over._BELIEVED_S", PROMPT_S)  # however long the second one takes to wake up
     gates = Gates((0, 0), (1, 0))
     with running(gates.executors(2), "@0-6|@6", shared=True, baseline_s=[[3e-3] * LAYERS, [1e-3] * LAYERS]) as run:
+        while queue_of(run).words.told()[1].idle_since_s == float("inf"):
+            time.sleep(1e-3)
         send(run, 0)  # is left to the second stage, which is much faster
         for place in ((1, 0), (0, 0)):
             if place == (0, 0):

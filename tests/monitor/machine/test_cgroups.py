@@ -287,6 +287,7 @@ def test_the_same_under_version_1(tmp_path, quota_us, count):
 
 def test_a_stage_computes_and_is_profiled_with_that_number(monkeypatch):
     monkeypatch.setattr("odin.stages.device.cpu_quota_cores", lambda **_: 2.5)
+    monkeypatch.setattr(StageActor, "_end_with_parent", lambda stage: None)  # nobody starts it, and so ends its watch
     stage = StageActor(0, "cpu:0-3", "a test", share=True, precision="float32")
     assert stage.threads() == 2
     assert type_of(Device.parse("cpu:0-3")).startswith("cpu x2 ")

@@ -121,7 +121,7 @@ def test_a_signal_while_ray_starts_leaves_nothing_behind(monkeypatch):
             signal.pthread_kill(main, signal.SIGUSR1)
 
     def on_signal(number: int, frame: Any) -> None:
-        if frame.f_code.co_filename.endswith("threading.py"):  # within a wait
+        if not interrupted.is_set() and frame.f_code.co_filename.endswith("threading.py"):  # within a wait
             interrupted.set()
             raise KeyboardInterrupt
 

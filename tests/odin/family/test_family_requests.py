@@ -178,9 +178,9 @@ def test_a_failure_is_the_callers(family):
 
 def test_a_variant_that_has_much_to_do_is_passed_by_for_one_that_is_in_time(family):
     small, large = pipelines(family)
-    for _ in range(20):  # 10 ms each, on two stages
+    for _ in range(60):  # 10 ms each, on two stages
         family.submit(X)
-    assert len(small.futures) == 20
+    assert len(small.futures) == 60
     future = family.submit(X, latency_s=0.08)
     large.futures[0].set_result("value")
     answer = future.result(1.0)

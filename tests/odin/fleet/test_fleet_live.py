@@ -9,9 +9,9 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from loads import left_after
 from patience import PROMPT_S
 from torch import nn
 
@@ -106,7 +106,7 @@ def test_models_are_loaded_run_and_evicted_within_the_memory(two_cores, folder, 
         assert all(map(torch.equal, asyncio.run(several()), expected.values()))
     with pytest.raises(odin.PipelineClosedError):
         fleet.submit("m0", X)
-    assert not psutil.pid_exists(executor.pid)
+    assert left_after([executor.pid]) == []
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_killed_executors_lose_nothing(two_cores, folder, expected, tmp_path, ca
         assert fleet.counts().failed == 0
         pids = [one.pid for one in fleet.view().executors]
         assert fleet.view().resident_mib <= memory_mib
-    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert left_after(pids) == []
     kinds = [type(event) for event in events]
     assert kinds[0] is RunStarted
     assert kinds[-1] is RunEnded

@@ -140,8 +140,9 @@ def test_clients_do_not_say_what_a_model_is(served: Serving, client: triton.Infe
 
 
 def test_a_load_goes_on_without_its_client(served: Serving, client: triton.InferenceServerClient) -> None:
+    assert client.is_server_live()  # is connected, which may take longer than what follows
     with pytest.raises(InferenceServerException):
-        client.load_model("slow", client_timeout=0.2)
+        client.load_model("slow", client_timeout=1.0)
 
     async def wait_for_the_end() -> None:
         served.dataplane.go_on.set()
@@ -296,8 +297,9 @@ def test_a_cancelled_call_cancels_the_inference(served: Serving, client: triton.
 
 
 def test_a_deadline_that_passes_cancels_the_inference(served: Serving, client: triton.InferenceServerClient) -> None:
+    assert client.is_server_live()
     with pytest.raises(InferenceServerException) as caught:
-        client.infer("echo", [input_of(image(1))], request_id="a", parameters={"hold": True}, client_timeout=0.5)
+        client.infer("echo", [input_of(image(1))], request_id="a", parameters={"hold": True}, client_timeout=1.0)
     assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
     assert served.call(served.dataplane.given_up.get()) == "a"
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 from example_models import Residual, seeded
-from loads import command
+from loads import command, left_after
 from PIL import Image
 
 from odin.server.config import Limits, parse_model
@@ -121,7 +121,7 @@ def test_a_model_from_loading_to_unloading(two_cores):
         await dataplane.unload("small")
         assert dataplane.index()[0].state == "UNAVAILABLE"
         assert (await refused(dataplane.infer(request(x)))).kind is FailureKind.NOT_READY
-        assert not any(psutil.pid_exists(pid) for pid in pids)
+        assert left_after(pids) == []
         await repository.close()
 
     run(main)
