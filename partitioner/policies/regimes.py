@@ -222,8 +222,12 @@ class RegimeFilter:
 
     def ahead(self, requests: NDArray[np.int64]) -> FloatArray:
         """Distribution of the level of each stage so many requests from now, shape (times, stages, levels)."""
+        # From (undisturbed, each life) to the same, one request later.
+        step = np.diag(np.append(1.0 - self.start_hazard, 1.0 - _END))
+        step[0, 1:] = self.start_hazard * self._fresh_lives
+        step[1:, 0] = _BACK * _END
+        step[1:, 1:] += (1 - _BACK) * _END[:, None] * self._fresh_lives
         now = np.append(self.levels[:, :1], self.lives, axis=1)
-        step = self._transitions()
         undisturbed = np.array([now @ np.linalg.matrix_power(step, int(k))[:, 0] for k in requests])
         ahead: FloatArray = undisturbed[:, :, None] * _UNDISTURBED
         ahead += np.einsum("kl,slg->ksg", (1.0 - _END) ** requests[:, None], self._disturbed)
@@ -250,11 +254,3 @@ class RegimeFilter:
         other = copy.deepcopy(self)
         other.levels[stage], other.lives[stage], other._disturbed[stage] = np.eye(1 + _COUNT)[0], 0.0, 0.0
         return other
-
-    def _transitions(self) -> FloatArray:
-        """From (undisturbed, each life) to the same, one request later."""
-        step = np.diag(np.append(1.0 - self.start_hazard, 1.0 - _END))
-        step[0, 1:] = self.start_hazard * self._fresh_lives
-        step[1:, 0] = _BACK * _END
-        step[1:, 1:] += (1 - _BACK) * _END[:, None] * self._fresh_lives
-        return step
