@@ -58,8 +58,6 @@ _HOME_COST = 0.75
 """What a move to the home plan costs of another: a quarter is the risk of a wrong prediction; that plan is known."""
 _LAG_RATE = 0.2
 """Weight of the latest migration lag in its mean."""
-_NEAR = 0.015
-"""Relative difference between plans that counts as none when the home plan is chosen."""
 _AT_PRESENT = np.zeros(1, dtype=np.int64)
 _TINY = 1e-9
 
@@ -102,7 +100,7 @@ class FilterPolicy:
         self._started = True
         self._balance = partial(balance, send_s=setting.send_s, receive_s=setting.receive_s)
         self._arrays = PlanArraysCache(setting)
-        self._home = home_plan(setting, near=_NEAR)
+        self._home = home_plan(setting)
         self._regimes = RegimeFilter(setting.stage_count)
         self._layers = LayerFactors(setting, self._arrays.of(self._home))
         self._errors = PlanErrors(self._home)
