@@ -104,6 +104,8 @@ class LayerFactors:
         """How much more a plan's layers exceed their baselines than the home plan's, by their biases: the difference of
         the logarithms of each stage's time over its baselines' sum, shape (stages,).
         """
+        if arrays is self._home:  # a difference from itself
+            return np.zeros(len(self._centre))
         factors = np.exp(self._biases())
         return self._over_baselines(arrays, factors) - self._over_baselines(self._home, factors)
 
