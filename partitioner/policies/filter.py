@@ -107,10 +107,8 @@ class FilterPolicy:
         self._plans = PlansInFlight(setting.plan)
         self._lag = 2.0 * setting.stage_count
         self._back_to: Plan | None = None
-        self._off: FloatArray = np.zeros(setting.stage_count)
-        self._missed: FloatArray = np.zeros(setting.stage_count)
+        self._off, self._missed, self._weighed_at = np.zeros((3, setting.stage_count))
         self._looked_at = 0
-        self._weighed_at: FloatArray = np.zeros(setting.stage_count)
         self._wait, self._next_weighing = _SOON, 0
         edges = self.horizon * _EDGES
         self._ahead = np.maximum(np.round((edges[1:] + edges[:-1]) / 2), 1).astype(np.int64)

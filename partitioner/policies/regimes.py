@@ -168,6 +168,7 @@ class RegimeFilter:
         if not measured.all():
             like[~measured] = 1.0
 
+        # All stages in one pass: prediction, by levels alone, then the likelihoods; lives as if it had just begun.
         lives, started, ended = self.lives, self.start_hazard * undisturbed, self.lives @ _END
         now: FloatArray = before * (1.0 - ended / (1.0 + _TINY - undisturbed))[:, None]
         now += np.multiply.outer(started + (1 - _BACK) * ended, self._fresh)
@@ -187,6 +188,7 @@ class RegimeFilter:
 
     def _follow(self, active: NDArray[np.int64], before: FloatArray, lives: FloatArray, like: FloatArray) -> None:
         """The same for stages that may be disturbed, with all their lives; learn from them."""
+        # What began was followed without lives until now.
         calm, began = before[:, 0], before[:, 0] > _QUIET
         disturbed = self._disturbed[active]
         disturbed[began] = before[began, None, 1:] * self._fresh_lives[:, None]
