@@ -23,6 +23,7 @@ been used, exceeds what the probe costs.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +58,6 @@ _HOME_COST = 0.75
 """What a move to the home plan costs of another: a quarter is the risk of a wrong prediction; that plan is known."""
 _LAG_RATE = 0.2
 """Weight of the latest migration lag in its mean."""
-_NEAR = 0.015
-"""Relative difference between plans that counts as none when the home plan is chosen."""
 _AT_PRESENT = np.zeros(1, dtype=np.int64)
 _TINY = 1e-9
 
@@ -87,7 +86,7 @@ class FilterPolicy:
         if horizon < 1:
             raise ValueError(f"horizon is {horizon}; give at least 1 request, such as 400")
         self.cost, self.horizon = cost, horizon
-        self._setting: Setting | None = None
+        self._started = False
 
     @property
     def name(self) -> str:
@@ -98,19 +97,18 @@ class FilterPolicy:
         """Forget everything and get ready for a pipeline."""
         setting.plan.check_fits(layer_count=setting.layer_count, stage_count=setting.stage_count)
         self._share, setting = share_of(setting), turns_of(setting)
-        self._setting = setting
+        self._started = True
+        self._balance = partial(balance, send_s=setting.send_s, receive_s=setting.receive_s)
         self._arrays = PlanArraysCache(setting)
-        self._home = home_plan(setting, near=_NEAR)
+        self._home = home_plan(setting)
         self._regimes = RegimeFilter(setting.stage_count)
         self._layers = LayerFactors(setting, self._arrays.of(self._home))
         self._errors = PlanErrors(self._home)
         self._plans = PlansInFlight(setting.plan)
         self._lag = 2.0 * setting.stage_count
         self._back_to: Plan | None = None
-        self._off: FloatArray = np.zeros(setting.stage_count)
-        self._missed: FloatArray = np.zeros(setting.stage_count)
+        self._off, self._missed, self._weighed_at = np.zeros((3, setting.stage_count))
         self._looked_at = 0
-        self._weighed_at: FloatArray = np.zeros(setting.stage_count)
         self._wait, self._next_weighing = _SOON, 0
         edges = self.horizon * _EDGES
         self._ahead = np.maximum(np.round((edges[1:] + edges[:-1]) / 2), 1).astype(np.int64)
@@ -124,7 +122,7 @@ class FilterPolicy:
         ValueError
             If the policy was not started.
         """
-        if self._setting is None:
+        if not self._started:
             raise not_started(self)
         if len(observation.plan) == 1:
             return None
@@ -142,7 +140,13 @@ class FilterPolicy:
         before = self._plans.running
         lag = self._plans.saw(plan, request)
         if plan != before:
-            self._note_plan(before, plan, lag, noise)
+            self._errors.end(noise)
+            if lag is None:  # somebody else decided this plan
+                self._back_to = None
+            else:
+                self._lag += _LAG_RATE * (lag - 1 - self._lag)
+                predicted_s = self._outlook(regimes).stage_s(arrays)[0]
+                self._errors.begin(before, plan, predicted_s, regimes.survival(OWN_EFFECT))
             self._off = self._layers.off(arrays)
         ratio = observation.stage_s * arrays.per_reference
         measured = ratio > 0
@@ -155,16 +159,6 @@ class FilterPolicy:
         self._layers.take(arrays, observation.layer_s, log_slowdown - self._off, regimes.renewed)
         self._off = self._layers.off(arrays)
         return wrong or bool(np.abs(regimes.expected - self._weighed_at).max() > _NEWS)
-
-    def _note_plan(self, before: Plan, plan: Plan, lag: int | None, noise: float) -> None:
-        """Requests finish under another plan now; without a lag it is one that somebody else decided."""
-        self._errors.end(noise)
-        if lag is None:
-            self._back_to = None
-            return
-        self._lag += _LAG_RATE * (lag - 1 - self._lag)
-        predicted_s = self._now().stage_s(self._arrays.of(plan))[0]
-        self._errors.begin(before, plan, predicted_s, self._regimes.survival(OWN_EFFECT))
 
     # -- what to do -------------------------------------------------------------------------------------------------
 
@@ -184,11 +178,29 @@ class FilterPolicy:
             return self._probe(present, request)
         cost = self._cost(best)
         why = f"saves {value + cost:.0f} requests of {self.horizon}, costs {cost:g}"
-        return Decision(best, "move", why, self._expected_now_s(best) * self._error(best, present))
+        return Decision(best, "move", why, float(self._expected_s(self._outlook(self._regimes), best, present)[0]))
 
-    def _outlook(self, regimes: RegimeFilter) -> tuple[Outlook, FloatArray]:
-        """Plans' times now and in the parts of the horizon, which begins when a move would be felt; and for how many
-        requests each of these counts: the present for those before the next change, the others for those after it.
+    def _best(self, regimes: RegimeFilter, present: Plan) -> tuple[Plan, float]:
+        """The plan that saves most, and how much more than the move costs, in requests; or the present one and 0."""
+        ahead, weights = self._weights(regimes)
+        outlook = self._outlook(regimes, ahead)
+        now_s = self._expected_s(outlook, present, present)
+        best, most = present, 0.0
+        for plan in sorted({self._home, self._balanced(outlook, 0), self._balanced(outlook, -1)} - {present}):
+            saved_s = now_s - self._expected_s(outlook, plan, present)
+            value = float(saved_s @ weights / now_s[0]) - self._cost(plan)
+            if value > most:
+                best, most = plan, value
+        return best, most
+
+    def _cost(self, plan: Plan) -> float:
+        """What a move to a plan costs, in requests."""
+        return self.cost * (_HOME_COST if plan == self._home else 1.0)
+
+    def _weights(self, regimes: RegimeFilter) -> tuple[NDArray[np.int64], FloatArray]:
+        """How many requests ahead plans are weighed: now, and in the parts of the horizon, which begins when a move
+        would be felt; and for how many requests each of these counts: the present for those before the next change, the
+        others for those after it.
         """
         lag = max(1, round(self._lag))
         ahead, long = lag + self._ahead, round(lag + self.cost)
@@ -197,48 +209,23 @@ class FilterPolicy:
         lasts = np.array([regimes.survival(when).prod() for when in ahead])
         kept = np.array([regimes.survival(when).prod() for when in np.maximum(self._ahead - unfollowed, 0.0)])
         changed = self._span * (kept - lasts) / np.maximum(1.0 - lasts, _TINY)
-        weights = np.append((self._span - changed) @ lasts, changed)
-        return self._times_at(regimes, np.append(0, ahead)), weights
+        return np.append(0, ahead), np.append((self._span - changed) @ lasts, changed)
 
-    def _now(self) -> Outlook:
-        """Plans' times at present."""
-        return self._times_at(self._regimes, _AT_PRESENT)
-
-    def _times_at(self, regimes: RegimeFilter, ahead: NDArray[np.int64]) -> Outlook:
+    def _outlook(self, regimes: RegimeFilter, ahead: NDArray[np.int64] = _AT_PRESENT) -> Outlook:
+        """What plans are expected to take so many requests ahead, by default at present."""
         return Outlook(self._layers.times_s(regimes.base), regimes.ahead(ahead))
 
-    def _expected_now_s(self, plan: Plan) -> float:
-        """Expected seconds per request of a plan's slowest stage now, its error left out."""
-        return float(self._now().expected_s(self._arrays.of(plan))[0])
-
-    def _best(self, regimes: RegimeFilter, present: Plan) -> tuple[Plan, float]:
-        """The plan that saves most, and how much more than the move costs, in requests; or the present one and 0."""
-        outlook, weights = self._outlook(regimes)
-        plans = {self._home, self._balanced(outlook, 0), self._balanced(outlook, -1)} - {present}
-        best, most = present, 0.0
-        if plans:
-            now_s = outlook.expected_s(self._arrays.of(present))
-            for plan in sorted(plans):
-                saved_s = now_s - outlook.expected_s(self._arrays.of(plan)) * self._error(plan, present)
-                value = float(saved_s @ weights / now_s[0]) - self._cost(plan)
-                if value > most:
-                    best, most = plan, value
-        return best, most
-
-    def _cost(self, plan: Plan) -> float:
-        """What a move to a plan costs, in requests."""
-        return self.cost * (_HOME_COST if plan == self._home else 1.0)
+    def _expected_s(self, outlook: Outlook, plan: Plan, present: Plan) -> FloatArray:
+        """Expected seconds per request of the slowest stage under a plan, shape (times,): as the outlook has them,
+        times the factor by which the plan was longer than predicted, over that of the present one (for itself 1).
+        """
+        error = math.exp(self._errors.of(plan) - self._errors.of(present))
+        expected_s: FloatArray = outlook.expected_s(self._arrays.of(plan)) * error
+        return expected_s
 
     def _balanced(self, outlook: Outlook, part: int) -> Plan:
         """The exact balance of the slowdowns expected in a part of the horizon."""
-        setting = self._setting
-        assert setting is not None
-        times_s = outlook.times_s * outlook.factors[part][:, None]
-        return balance(times_s, send_s=setting.send_s, receive_s=setting.receive_s).plan
-
-    def _error(self, plan: Plan, present: Plan) -> float:
-        """By what factor a plan was longer than predicted, over that of the present one."""
-        return math.exp(self._errors.of(plan) - self._errors.of(present))
+        return self._balance(outlook.times_s * outlook.factors[part][:, None]).plan
 
     # -- stages without layers --------------------------------------------------------------------------------------
 
@@ -249,18 +236,19 @@ class FilterPolicy:
         since, self._looked_at = request - self._looked_at, request
         has = self._arrays.of(present).has
         self._missed[has] = 0.0
-        if not self._plans.settled:
+        if has.all() or not self._plans.settled:
             return None
+        now = self._outlook(self._regimes)
+        present_s = float(self._expected_s(now, present, present)[0])
         for stage in np.flatnonzero(~has).tolist():
             calm = self._regimes.if_undisturbed(stage)
             plan, _ = self._best(calm, present)
             if plan[stage] == 0:
                 continue
-            now, present_s = self._times_at(calm, _AT_PRESENT), self._expected_now_s(present)
-            saved = 1.0 - now.expected_s(self._arrays.of(plan))[0] * self._error(plan, present) / present_s
+            saved = 1.0 - self._expected_s(self._outlook(calm), plan, present)[0] / present_s
             self._missed[stage] += since * float(self._regimes.undisturbed[stage]) * saved
-            tried = min(with_one_layer(present, stage), key=self._expected_now_s)
-            tried_s = self._expected_now_s(tried)
+            tried = min(with_one_layer(present, stage), key=lambda other: now.expected_s(self._arrays.of(other))[0])
+            tried_s = float(now.expected_s(self._arrays.of(tried))[0])
             # There and back are two moves, and one request waits for the stage.
             if self._missed[stage] > 2 * self.cost + tried_s / present_s - 1.0:
                 self._missed[stage], self._back_to = 0.0, present

@@ -53,8 +53,7 @@ class LayerFactors:
         self._boundness = memory_boundness(setting.intensity)
         self._kinds = kinds_of_devices(self._log_baseline)
         stages = setting.stage_count
-        self._information, self._score = np.zeros(stages), np.zeros(stages)
-        self._centre = np.zeros(stages)
+        self._information, self._score, self._centre = np.zeros((3, stages))
         self._bias, self._seen = np.zeros(self._baseline_s.shape), np.zeros(self._baseline_s.shape)
 
     def take(self, arrays: PlanArrays, layer_s: FloatArray, log_slowdown: FloatArray, renewed: FloatArray) -> None:
@@ -75,11 +74,10 @@ class LayerFactors:
         good = (layer_s > 0) & (layer_s < np.inf) & np.isfinite(log_slowdown)[of]
         if not good.any():
             return
-        boundness = self._boundness
         weight = np.where(good, self._baseline_s[at] * arrays.per_reference[of], 0.0)
         total = np.bincount(of, weight, stages)
-        centre = np.bincount(of, weight * boundness, stages) / np.where(total > 0, total, 1.0)
-        off = boundness - centre[of]
+        centre = np.bincount(of, weight * self._boundness, stages) / np.where(total > 0, total, 1.0)
+        off = self._boundness - centre[of]
         ratio = np.where(
             good, np.log(np.where(good, layer_s, 1.0)) - self._log_baseline[at] - np.nan_to_num(log_slowdown)[of], 0.0
         )
@@ -104,6 +102,8 @@ class LayerFactors:
         """How much more a plan's layers exceed their baselines than the home plan's, by their biases: the difference of
         the logarithms of each stage's time over its baselines' sum, shape (stages,).
         """
+        if arrays is self._home:  # a difference from itself
+            return np.zeros(len(self._centre))
         factors = np.exp(self._biases())
         return self._over_baselines(arrays, factors) - self._over_baselines(self._home, factors)
 

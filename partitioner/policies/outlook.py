@@ -20,7 +20,7 @@ __all__ = ["Outlook"]
 FloatArray = NDArray[np.float64]
 
 _POINTS = 96
-"""Times at which F is taken, 5% apart."""
+"""Times at which F is taken: some 6% apart, from the least to the largest that a plan can take."""
 _IMPOSSIBLE_S = 1e6
 """For a layer on a stage that cannot run it: no plan that has it there is ever better."""
 _FACTORS = np.exp(LEVELS)

@@ -68,6 +68,7 @@ class PlanArraysCache:
         """The plan's arrays, not to be changed."""
         arrays = self._known.get(plan)
         if arrays is not None:
+            self._known.move_to_end(plan)
             return arrays
         counts = np.array(plan, dtype=np.int64)
         last = counts.cumsum()

@@ -9,8 +9,11 @@ from odin.partitioner.policies.base import Setting
 
 __all__ = ["home_plan", "with_one_layer"]
 
+_NEAR = 0.015
+"""Relative difference between plans that counts as none when the home plan is chosen."""
 
-def home_plan(setting: Setting, *, near: float) -> Plan:
+
+def home_plan(setting: Setting) -> Plan:
     """The plan to come back to: the one that serving starts with, if it is about as good undisturbed as the best one.
 
     A policy may start under a plan that was made for a load; then it is the best one for the baselines.
@@ -19,12 +22,10 @@ def home_plan(setting: Setting, *, near: float) -> Plan:
     ----------
     setting
         The pipeline: baselines and transfer times.
-    near
-        Relative difference between times that counts as none.
     """
     best = balance(setting.baseline_s, send_s=setting.send_s, receive_s=setting.receive_s)
     start_s = max(stage_times(setting.plan, setting.baseline_s, setting.send_s, setting.receive_s))
-    return setting.plan if start_s <= best.bottleneck_s * (1 + near) else best.plan
+    return setting.plan if start_s <= best.bottleneck_s * (1 + _NEAR) else best.plan
 
 
 def with_one_layer(plan: Plan, stage: int) -> list[Plan]:

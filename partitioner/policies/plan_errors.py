@@ -123,9 +123,10 @@ class PlanErrors:
         self._stage_s.append(stage_s)
         if len(self._stage_s) > OWN_EFFECT:
             self._unchanged *= 1.0 - float(renewed.max())
-        return self._judge(noise) if len(self._stage_s) >= _REQUESTS else False
+        return len(self._stage_s) >= _REQUESTS and self._judge(noise)
 
     def _judge(self, noise: float) -> bool:
+        """Learn by how much the plan was longer than predicted, if nothing else explains that; whether it was seen."""
         unchanged, self._unchanged = self._unchanged, 0.0
         measured_s, predicted_s = np.mean(self._stage_s, axis=0), self._predicted_s
         compared = (measured_s > 0) & (measured_s < np.inf) & (predicted_s > 0)

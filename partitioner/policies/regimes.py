@@ -168,6 +168,7 @@ class RegimeFilter:
         if not measured.all():
             like[~measured] = 1.0
 
+        # All stages in one pass: prediction, by levels alone, then the likelihoods; lives as if it had just begun.
         lives, started, ended = self.lives, self.start_hazard * undisturbed, self.lives @ _END
         now: FloatArray = before * (1.0 - ended / (1.0 + _TINY - undisturbed))[:, None]
         now += np.multiply.outer(started + (1 - _BACK) * ended, self._fresh)
@@ -187,6 +188,7 @@ class RegimeFilter:
 
     def _follow(self, active: NDArray[np.int64], before: FloatArray, lives: FloatArray, like: FloatArray) -> None:
         """The same for stages that may be disturbed, with all their lives; learn from them."""
+        # What began was followed without lives until now.
         calm, began = before[:, 0], before[:, 0] > _QUIET
         disturbed = self._disturbed[active]
         disturbed[began] = before[began, None, 1:] * self._fresh_lives[:, None]
@@ -222,8 +224,12 @@ class RegimeFilter:
 
     def ahead(self, requests: NDArray[np.int64]) -> FloatArray:
         """Distribution of the level of each stage so many requests from now, shape (times, stages, levels)."""
+        # From (undisturbed, each life) to the same, one request later.
+        step = np.diag(np.append(1.0 - self.start_hazard, 1.0 - _END))
+        step[0, 1:] = self.start_hazard * self._fresh_lives
+        step[1:, 0] = _BACK * _END
+        step[1:, 1:] += (1 - _BACK) * _END[:, None] * self._fresh_lives
         now = np.append(self.levels[:, :1], self.lives, axis=1)
-        step = self._transitions()
         undisturbed = np.array([now @ np.linalg.matrix_power(step, int(k))[:, 0] for k in requests])
         ahead: FloatArray = undisturbed[:, :, None] * _UNDISTURBED
         ahead += np.einsum("kl,slg->ksg", (1.0 - _END) ** requests[:, None], self._disturbed)
@@ -250,11 +256,3 @@ class RegimeFilter:
         other = copy.deepcopy(self)
         other.levels[stage], other.lives[stage], other._disturbed[stage] = np.eye(1 + _COUNT)[0], 0.0, 0.0
         return other
-
-    def _transitions(self) -> FloatArray:
-        """From (undisturbed, each life) to the same, one request later."""
-        step = np.diag(np.append(1.0 - self.start_hazard, 1.0 - _END))
-        step[0, 1:] = self.start_hazard * self._fresh_lives
-        step[1:, 0] = _BACK * _END
-        step[1:, 1:] += (1 - _BACK) * _END[:, None] * self._fresh_lives
-        return step
