@@ -145,7 +145,7 @@ def boot_id() -> str:
 
 def _ended(process: psutil.Process) -> bool:
     try:
-        # Gone but for its parent's wait, unless it is the first of several threads: the others may hold files and ports.
+        # Gone but for its parent's wait; unless it was the first of several threads, which may hold files and ports.
         return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
     except psutil.NoSuchProcess:
         return True
