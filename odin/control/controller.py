@@ -232,6 +232,7 @@ class Controller:
             finally:
                 if self._coming is policy:
                     self._coming = None
+            self._debt_s = 0.0  # what the one before has cost is not its own
             self._emit(PolicyChanged(self._clock(), name_of(policy)))
 
         self._worker.put(change)

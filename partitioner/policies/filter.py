@@ -156,7 +156,8 @@ class FilterPolicy:
         wrong = self._errors.take(request, observation.stage_s + arrays.transfer_s, regimes.renewed, noise)
         if was_quiet and regimes.quiet and request % _SOON:
             return wrong
-        self._layers.take(arrays, observation.layer_s, log_slowdown - self._off, regimes.renewed)
+        known = np.where(measured, log_slowdown - self._off, np.nan)
+        self._layers.take(arrays, observation.layer_s, known, regimes.renewed)
         self._off = self._layers.off(arrays)
         return wrong or bool(np.abs(regimes.expected - self._weighed_at).max() > _NEWS)
 
@@ -176,6 +177,7 @@ class FilterPolicy:
         best, value = self._best(self._regimes, present)
         if best == present:
             return self._probe(present, request)
+        self._looked_at = request
         cost = self._cost(best)
         why = f"saves {value + cost:.0f} requests of {self.horizon}, costs {cost:g}"
         return Decision(best, "move", why, float(self._expected_s(self._outlook(self._regimes), best, present)[0]))

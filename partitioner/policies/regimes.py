@@ -42,10 +42,18 @@ _DRIFT_SD = 0.001
 _MOST_DRIFT = 0.2
 """What is further off than this does not count as drift."""
 _LEAST_NOISE, _MOST_NOISE = 0.05, 0.2
-_LOADED_NOISE = 1.6
-"""Noise under a load over noise without: loads come in bursts."""
+_LOADED_NOISE, _MOST_LOADED_NOISE = 1.6, 0.8
+"""Noise under a load over noise without, at least: loads come in bursts. More is learned from what a stage's time
+changes by from one request to the next: what changes so fast no plan could follow, so it is noise.
+"""
+_JUMP_RATE = 0.05
+"""How fast the median of these changes is learned."""
+_JUMP_OVER_SD = 0.954
+"""That median over the standard deviation, if it is normal: 0.674 times the square root of 2."""
 _OUTLIER, _OUTLIER_DENSITY = 0.02, 0.3
 """Share of requests with a hiccup, and the density of its log slowdown: about uniform over 3 units."""
+_SLIPS = 0.02
+"""Share of requests that a load leaves alone, as they run between its turns."""
 _BACK = 0.8
 """Share of disturbances after which the stage is undisturbed; after the others comes another level."""
 _SPREAD = 0.04
@@ -104,6 +112,8 @@ class RegimeFilter:
         self.renewed: FloatArray = np.zeros(stages)
         self.quiet = True
         self._updates = 0
+        self._last: FloatArray = np.zeros(stages)
+        self._jump: FloatArray = np.full(stages, _LEAST_NOISE)
         self._disturbed: FloatArray = np.zeros((stages, len(LIVES), _COUNT))
         self._starts: FloatArray = np.zeros((2, stages))
         self._exposure = _FIRST_EXPOSURE
@@ -134,7 +144,8 @@ class RegimeFilter:
     def _use_noise(self, noise: FloatArray) -> None:
         """Likelihoods of a log slowdown that is so far off a level are peak * exp(exponent * off ** 2)."""
         noise = np.fmin(np.fmax(noise, _LEAST_NOISE), _MOST_NOISE)  # nan is the least
-        sd = np.repeat(_LOADED_NOISE * noise[:, None], 1 + _COUNT, axis=1)
+        loaded = np.minimum(np.maximum(_LOADED_NOISE * noise, self._jump / _JUMP_OVER_SD), _MOST_LOADED_NOISE)
+        sd = np.repeat(loaded[:, None], 1 + _COUNT, axis=1)
         sd[:, 0] = np.hypot(noise, _UNDISTURBED_SD)
         self._gain = _DRIFT_SD / noise
         self._exponents, self._peaks = -0.5 / (sd * sd), (1 - _OUTLIER) / math.sqrt(math.tau) / sd
@@ -165,6 +176,7 @@ class RegimeFilter:
         np.exp(like, out=like)
         like *= self._peaks
         like += _OUTLIER * _OUTLIER_DENSITY
+        like[:, 1:] += _SLIPS * (like[:, :1] - like[:, 1:])
         if not measured.all():
             like[~measured] = 1.0
 
@@ -177,11 +189,14 @@ class RegimeFilter:
         now *= like
         now *= (1.0 / (now @ _ALL))[:, None]
         self.levels, self.lives = now, np.multiply.outer(1.0 - now[:, 0], self._fresh_lives)
-        was_quiet, self.quiet = self.quiet, bool(now[:, 0].min() > _QUIET)
-        if not (was_quiet and self.quiet):
-            self.renewed = np.zeros(len(now))
+        self.renewed = np.zeros(len(now))
+        if not (self.quiet and now[:, 0].min() > _QUIET):
             active = np.flatnonzero(np.minimum(undisturbed, now[:, 0]) <= _QUIET)
+            rate = _JUMP_RATE * measured * (1.0 - np.maximum(undisturbed, now[:, 0]))
+            self._jump *= np.exp(rate * np.sign(np.abs(off - self._last) - self._jump))
             self._follow(active, before[active], lives[active], like[active])
+            self.quiet = bool(self.levels[:, 0].min() > _QUIET)
+        self._last = np.where(measured, off, self._last)
         self._exposure += float(now[:, 0].sum())
         if self._exposure > _MOST_EXPOSURE:
             self._starts, self._exposure = self._starts / 2, self._exposure / 2

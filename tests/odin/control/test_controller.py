@@ -160,6 +160,17 @@ def test_looking_stays_within_its_budget_in_the_long_run():
     assert len(policy.seen) == pytest.approx(on_credit + 2003 * 2.0 * 0.01 / 0.1, rel=0.01)
 
 
+def test_a_policy_does_not_pay_for_the_one_before():
+    bench = Bench(Scripted(), cost_s=0.1, budget=0.01)
+    bench.run(200)  # the credit is spent
+    policy = Scripted()
+    bench.controller.set_policy(policy)
+    bench.controller.start()
+    bench.controller.close()  # the change has been made
+    bench.run(15)
+    assert len(policy.seen) == 15
+
+
 def test_where_it_takes_too_much_usual_requests_are_looked_at_together_and_none_is_lost():
     policy = Scripted()
     bench = Bench(policy, cost_s=0.022, budget=0.01)  # ten percent more than there is
