@@ -94,7 +94,7 @@ class PlanErrors:
             Probability that nothing else changes on each stage in the first ``OWN_EFFECT`` requests under it, shape
             (stages,): the plan's own effect is the likelier, the more stages are off and the less they change else.
         """
-        if len(self._stage_s) == 1:  # a plan of one request, as of a probe, tells nothing: compare with the one before it
+        if len(self._stage_s) == 1:  # one request, as of a probe, tells nothing: compare with the plan before it
             before = self._before
         self._before, self._after, self._predicted_s, self._survival = before, after, predicted_s, survival
         self._stage_s, self._unchanged = [], float(before != after)
