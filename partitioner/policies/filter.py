@@ -35,7 +35,7 @@ from odin.partitioner.policies.in_flight import PlansInFlight
 from odin.partitioner.policies.layer_factors import LayerFactors
 from odin.partitioner.policies.outlook import Outlook
 from odin.partitioner.policies.paced import in_turns, share_of, turns_of
-from odin.partitioner.policies.plan_arrays import PlanArraysCache
+from odin.partitioner.policies.plan_arrays import PlanArrays, PlanArraysCache
 from odin.partitioner.policies.plan_candidates import home_plan, with_one_layer
 from odin.partitioner.policies.plan_errors import OWN_EFFECT, PlanErrors
 from odin.partitioner.policies.regimes import RegimeFilter
@@ -105,6 +105,8 @@ class FilterPolicy:
         self._layers = LayerFactors(setting, self._arrays.of(self._home))
         self._errors = PlanErrors(self._home)
         self._plans = PlansInFlight(setting.plan)
+        self._gathered: list[tuple[FloatArray, FloatArray]] = []
+        self._unchanged: FloatArray = np.zeros(setting.stage_count)
         self._lag = 2.0 * setting.stage_count
         self._back_to: Plan | None = None
         self._off, self._missed, self._weighed_at = np.zeros((3, setting.stage_count))
@@ -148,18 +150,29 @@ class FilterPolicy:
                 predicted_s = self._outlook(regimes).stage_s(arrays)[0]
                 self._errors.begin(before, plan, predicted_s, regimes.survival(OWN_EFFECT))
             self._off = self._layers.off(arrays)
-        ratio = observation.stage_s * arrays.per_reference
-        measured = ratio > 0
-        log_slowdown = np.log(np.where(measured, ratio, 1.0))
+            self._gathered = []
+        regimes.see(*self._log_slowdown(observation.stage_s, arrays))
+        self._gathered.append((observation.stage_s, observation.layer_s))
+        if (requests := len(self._gathered)) < regimes.together:
+            return self._errors.take(request, observation.stage_s + arrays.transfer_s, self._unchanged, noise)
+        stage_s, layer_s = (np.mean(part, axis=0) for part in zip(*self._gathered, strict=True))
+        self._gathered = []
+        log_slowdown, measured = self._log_slowdown(stage_s, arrays)
         was_quiet = regimes.quiet
-        regimes.update(log_slowdown - self._off, observation.noise, measured)
+        regimes.update(log_slowdown, observation.noise, measured, requests=requests)
         wrong = self._errors.take(request, observation.stage_s + arrays.transfer_s, regimes.renewed, noise)
         if was_quiet and regimes.quiet and request % _SOON:
             return wrong
-        known = np.where(measured, log_slowdown - self._off, np.nan)
-        self._layers.take(arrays, observation.layer_s, known, regimes.renewed)
+        self._layers.take(arrays, layer_s, np.where(measured, log_slowdown, np.nan), regimes.renewed)
         self._off = self._layers.off(arrays)
         return wrong or bool(np.abs(regimes.expected - self._weighed_at).max() > _NEWS)
+
+    def _log_slowdown(self, stage_s: FloatArray, arrays: PlanArrays) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Logarithm of stages' slowdowns, beyond what their layers are known to take; and which were measured."""
+        ratio = stage_s * arrays.per_reference
+        measured = ratio > 0
+        log_slowdown: FloatArray = np.log(np.where(measured, ratio, 1.0)) - self._off
+        return log_slowdown, measured
 
     # -- what to do -------------------------------------------------------------------------------------------------
 

@@ -42,14 +42,16 @@ _DRIFT_SD = 0.001
 _MOST_DRIFT = 0.2
 """What is further off than this does not count as drift."""
 _LEAST_NOISE, _MOST_NOISE = 0.05, 0.2
-_LOADED_NOISE, _MOST_LOADED_NOISE = 1.6, 0.8
-"""Noise under a load over noise without, at least: loads come in bursts. More is learned from what a stage's time
-changes by from one request to the next: what changes so fast no plan could follow, so it is noise.
-"""
-_JUMP_RATE = 0.05
-"""How fast the median of these changes is learned."""
+_LOADED_NOISE = 1.6
+"""Noise under a load over noise without, at least: loads come in bursts."""
+_JUMP_RATE = 0.1
+"""How fast the median of what a disturbed stage's time changes by from one request to the next is learned."""
 _JUMP_OVER_SD = 0.954
 """That median over the standard deviation, if it is normal: 0.674 times the square root of 2."""
+_TARGET_NOISE, _MOST_TOGETHER = 0.1, 16
+"""So many requests are taken together under a load that the noise of their mean comes down to this: what changes with
+each of them no plan could follow.
+"""
 _OUTLIER, _OUTLIER_DENSITY = 0.02, 0.3
 """Share of requests with a hiccup, and the density of its log slowdown: about uniform over 3 units."""
 _SLIPS = 0.02
@@ -84,6 +86,8 @@ _FACTORS = np.exp(_MEANS)
 _UNDISTURBED = np.exp(-0.5 * (LEVELS / _UNDISTURBED_SD) ** 2)
 _UNDISTURBED /= _UNDISTURBED.sum()
 _END = 1.0 / LIVES
+_ENDS = 1.0 - (1.0 - _END) ** np.arange(_MOST_TOGETHER + 1)[:, None]
+"""Probability that a disturbance ends within so many requests, shape (requests, lives)."""
 _ALL = np.ones(1 + _COUNT)
 
 
@@ -102,6 +106,8 @@ class RegimeFilter:
         Probability that each stage's conditions changed with the latest request, shape (stages,).
     quiet
         Whether all stages are almost certainly undisturbed.
+    together
+        Requests whose mean is to be the next update.
     """
 
     def __init__(self, stages: int) -> None:
@@ -114,6 +120,7 @@ class RegimeFilter:
         self._updates = 0
         self._last: FloatArray = np.zeros(stages)
         self._jump: FloatArray = np.full(stages, _LEAST_NOISE)
+        self.together = 1
         self._disturbed: FloatArray = np.zeros((stages, len(LIVES), _COUNT))
         self._starts: FloatArray = np.zeros((2, stages))
         self._exposure = _FIRST_EXPOSURE
@@ -144,14 +151,27 @@ class RegimeFilter:
     def _use_noise(self, noise: FloatArray) -> None:
         """Likelihoods of a log slowdown that is so far off a level are peak * exp(exponent * off ** 2)."""
         noise = np.fmin(np.fmax(noise, _LEAST_NOISE), _MOST_NOISE)  # nan is the least
-        loaded = np.minimum(np.maximum(_LOADED_NOISE * noise, self._jump / _JUMP_OVER_SD), _MOST_LOADED_NOISE)
-        sd = np.repeat(loaded[:, None], 1 + _COUNT, axis=1)
+        sd = np.repeat(_LOADED_NOISE * noise[:, None], 1 + _COUNT, axis=1)
         sd[:, 0] = np.hypot(noise, _UNDISTURBED_SD)
         self._gain = _DRIFT_SD / noise
         self._exponents, self._peaks = -0.5 / (sd * sd), (1 - _OUTLIER) / math.sqrt(math.tau) / sd
 
-    def update(self, log_slowdown: FloatArray, noise: FloatArray, measured: NDArray[np.bool_]) -> None:
-        """Take one request.
+    def see(self, log_slowdown: FloatArray, measured: NDArray[np.bool_]) -> None:
+        """See one request, as for :meth:`update`, and learn how many are to be taken together."""
+        log_slowdown = np.minimum(log_slowdown, LEVELS[-1])
+        if self.quiet:
+            self.together = 1
+        else:
+            rate = _JUMP_RATE * measured * (1.0 - self.levels[:, 0])
+            self._jump *= np.exp(rate * np.sign(np.abs(log_slowdown - self._last) - self._jump))
+            sd = float((self._jump * (1.0 - self.levels[:, 0])).max()) / _JUMP_OVER_SD
+            self.together = max(1, min(round((sd / _TARGET_NOISE) ** 2), _MOST_TOGETHER))
+        self._last = np.where(measured, log_slowdown, self._last)
+
+    def update(
+        self, log_slowdown: FloatArray, noise: FloatArray, measured: NDArray[np.bool_], *, requests: int = 1
+    ) -> None:
+        """Take one request, or the mean of several.
 
         Parameters
         ----------
@@ -161,6 +181,8 @@ class RegimeFilter:
             Standard deviation of that while nothing changes, shape (stages,).
         measured
             Which stages ran layers, shape (stages,): the others' regimes go on unseen.
+        requests
+            How many they are.
         """
         if self._updates % _REFRESH == 0:
             self._use_counts()
@@ -181,7 +203,8 @@ class RegimeFilter:
             like[~measured] = 1.0
 
         # All stages in one pass: prediction, by levels alone, then the likelihoods; lives as if it had just begun.
-        lives, started, ended = self.lives, self.start_hazard * undisturbed, self.lives @ _END
+        starts, ends = min(requests * self.start_hazard, 0.5), _ENDS[requests]
+        lives, started, ended = self.lives, starts * undisturbed, self.lives @ ends
         now: FloatArray = before * (1.0 - ended / (1.0 + _TINY - undisturbed))[:, None]
         now += np.multiply.outer(started + (1 - _BACK) * ended, self._fresh)
         now[:, 2:-1] += _SPREAD * (now[:, 1:-2] + now[:, 3:] - 2 * now[:, 2:-1])
@@ -192,25 +215,30 @@ class RegimeFilter:
         self.renewed = np.zeros(len(now))
         if not (self.quiet and now[:, 0].min() > _QUIET):
             active = np.flatnonzero(np.minimum(undisturbed, now[:, 0]) <= _QUIET)
-            rate = _JUMP_RATE * measured * (1.0 - np.maximum(undisturbed, now[:, 0]))
-            self._jump *= np.exp(rate * np.sign(np.abs(off - self._last) - self._jump))
-            self._follow(active, before[active], lives[active], like[active])
+            self._follow(active, before[active], lives[active], like[active], starts, ends)
             self.quiet = bool(self.levels[:, 0].min() > _QUIET)
-        self._last = np.where(measured, off, self._last)
-        self._exposure += float(now[:, 0].sum())
+        self._exposure += requests * float(now[:, 0].sum())
         if self._exposure > _MOST_EXPOSURE:
             self._starts, self._exposure = self._starts / 2, self._exposure / 2
 
-    def _follow(self, active: NDArray[np.int64], before: FloatArray, lives: FloatArray, like: FloatArray) -> None:
+    def _follow(
+        self,
+        active: NDArray[np.int64],
+        before: FloatArray,
+        lives: FloatArray,
+        like: FloatArray,
+        start: float,
+        end: FloatArray,
+    ) -> None:
         """The same for stages that may be disturbed, with all their lives; learn from them."""
         # What began was followed without lives until now.
         calm, began = before[:, 0], before[:, 0] > _QUIET
         disturbed = self._disturbed[active]
         disturbed[began] = before[began, None, 1:] * self._fresh_lives[:, None]
-        started, ends = self.start_hazard * calm, lives * _END
+        started, ends = start * calm, lives * end
         share, ended = disturbed.sum(axis=1) / (1.0 + _TINY - calm)[:, None], ends.sum(axis=1)
         fresh = np.multiply.outer(started + (1 - _BACK) * ended, np.outer(self._fresh_lives, self._fresh[1:]))
-        disturbed = disturbed * (1.0 - _END)[:, None] + fresh
+        disturbed = disturbed * (1.0 - end)[:, None] + fresh
         disturbed[:, :, 1:-1] += _SPREAD * (disturbed[:, :, :-2] + disturbed[:, :, 2:] - 2 * disturbed[:, :, 1:-1])
         disturbed *= like[:, None, 1:]
         returns = _BACK * like[:, 0]

@@ -61,6 +61,21 @@ def test_a_small_gain_is_taken_when_conditions_last(factor):
     assert mean_s(result, 500, 700) <= 1.05 * bottleneck(best(slow), slow)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_load_that_has_the_core_by_turns_is_one_disturbance(seed):
+    # A request of a few milliseconds meets one turn, two or none: on stage 1 it takes two to four times as long, and
+    # one in eight as long as ever. No plan could follow that; what lasts is the mean.
+    rng = np.random.default_rng(seed)
+    factors = np.exp(rng.normal([0.4, 0.95], [0.2, 0.35], (900, 2)))
+    factors[rng.random(900) < 0.125, 1] = 1.0
+    changes = {100 + number: slowed(CALM, dict(enumerate(pair))) for number, pair in enumerate(factors)}
+    result = run(changes=changes, requests=1000, seed=seed)
+    home, mean = best(CALM), slowed(CALM, dict(enumerate(factors.mean(axis=0))))
+    assert result.moves <= 20
+    late = bottleneck(result.final_plan, mean) / bottleneck(best(mean), mean)
+    assert late <= 1.15 < 1.2 < bottleneck(home, mean) / bottleneck(best(mean), mean)
+
+
 def test_the_prediction_comes_true():
     slow = slowed(CALM, {1: 2.0})
     result = run(changes={100: slow}, requests=200, noise=0.0, layer_noise=0.0, flag_delay=0)

@@ -59,7 +59,6 @@ def state_of(filtered):
 
 def test_the_posterior_is_that_of_the_dense_hidden_markov_model(monkeypatch):
     monkeypatch.setattr(regimes, "_QUIET", 2.0)
-    monkeypatch.setattr(regimes, "_JUMP_RATE", 0.0)
     filtered = RegimeFilter(1)
     for x in (0.01, -0.04, 0.7, 0.72, 0.66, 0.05, 1.6, 1.5, 0.0, 0.0, 0.0, 0.03):
         expected = state_of(filtered) @ dense_transitions(filtered)
@@ -165,15 +164,26 @@ def test_places_on_the_grid():
     np.testing.assert_allclose(level_position(LEVELS), np.arange(len(LEVELS)), atol=1e-9)
 
 
-def test_what_changes_with_each_request_is_noise_and_no_change_of_conditions():
-    # A load that has the core by turns of some milliseconds: a request takes twice to five times as long, and one in
-    # ten runs between two turns. It was taken for disturbances that come and go, which no plan could follow.
+def test_so_many_requests_are_taken_together_that_their_mean_has_little_noise():
     rng = np.random.default_rng(3)
-    filtered = RegimeFilter(1)
-    for number in range(600):
-        slip = number >= 100 and rng.random() < 0.1
-        x = rng.normal(0.0, 0.1) if number < 100 or slip else rng.normal(1.0, 0.35)
-        filtered.update(np.array([x]), np.array([0.1]), MEASURED)
-    assert filtered._jump[0] / regimes._JUMP_OVER_SD == pytest.approx(0.35, rel=0.35)
-    assert filtered.start_hazard < 0.03
-    assert filtered.expected[0] == pytest.approx(1.0, abs=0.3)
+    for sd, least, most in ((0.05, 1, 1), (0.35, 8, 16)):
+        filtered, together = RegimeFilter(1), []
+        for number in range(400):
+            x = np.array([rng.normal(1.0 if number >= 50 else 0.0, sd if number >= 50 else 0.05)])
+            filtered.see(x, MEASURED)
+            filtered.update(x, np.array([0.05]), MEASURED)
+            together.append(filtered.together)
+        assert set(together[:50]) == {1}
+        assert least <= np.median(together[200:]) <= most
+
+
+def test_the_mean_of_several_requests_counts_as_so_many():
+    rows = [0.0] * 40 + [1.0] * 80
+    each, means = RegimeFilter(1), RegimeFilter(1)
+    for x in rows:
+        each.update(np.array([x]), QUIET, MEASURED)
+    for x in rows[::4]:
+        means.update(np.array([x]), QUIET, MEASURED, requests=4)
+    assert means.expected == pytest.approx(each.expected, abs=0.01)
+    assert means.survival(20) == pytest.approx(each.survival(20), abs=0.1)
+    assert means.start_hazard == pytest.approx(each.start_hazard, rel=0.1)
