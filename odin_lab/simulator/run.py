@@ -156,8 +156,8 @@ def simulate(
     arrivals
         See :mod:`odin_lab.simulator.arrivals`.
     in_flight
-        Requests that the gateway lets in at once; default: two for each stage, as live under plans (the live relay lets in
-        one and a half).
+        Requests that the gateway lets in at once; default: two for each stage, as live under plans (the live relay
+        lets in one and a half).
     slots
         Buffers between neighbouring stages, the one that is computed on included; 2 live.
     detector

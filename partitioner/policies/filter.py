@@ -151,13 +151,16 @@ class FilterPolicy:
                 self._errors.begin(before, plan, predicted_s, regimes.survival(OWN_EFFECT))
             self._off = self._layers.off(arrays)
             self._gathered = []
-        regimes.see(*self._log_slowdown(observation.stage_s, arrays))
-        self._gathered.append((observation.stage_s, observation.layer_s))
-        if (requests := len(self._gathered)) < regimes.together:
-            return self._errors.take(request, observation.stage_s + arrays.transfer_s, self._unchanged, noise)
-        stage_s, layer_s = (np.mean(part, axis=0) for part in zip(*self._gathered, strict=True))
-        self._gathered = []
-        log_slowdown, measured = self._log_slowdown(stage_s, arrays)
+        log_slowdown, measured = self._log_slowdown(observation.stage_s, arrays)
+        regimes.see(log_slowdown, measured)
+        layer_s, requests = observation.layer_s, 1
+        if regimes.together > 1 or self._gathered:
+            self._gathered.append((observation.stage_s, layer_s))
+            if (requests := len(self._gathered)) < regimes.together:
+                return self._errors.take(request, observation.stage_s + arrays.transfer_s, self._unchanged, noise)
+            stage_s, layer_s = (np.mean(part, axis=0) for part in zip(*self._gathered, strict=True))
+            self._gathered = []
+            log_slowdown, measured = self._log_slowdown(stage_s, arrays)
         was_quiet = regimes.quiet
         regimes.update(log_slowdown, observation.noise, measured, requests=requests)
         wrong = self._errors.take(request, observation.stage_s + arrays.transfer_s, regimes.renewed, noise)

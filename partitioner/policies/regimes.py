@@ -158,15 +158,14 @@ class RegimeFilter:
 
     def see(self, log_slowdown: FloatArray, measured: NDArray[np.bool_]) -> None:
         """See one request, as for :meth:`update`, and learn how many are to be taken together."""
-        log_slowdown = np.minimum(log_slowdown, LEVELS[-1])
+        last, self._last = self._last, np.where(measured, np.minimum(log_slowdown, LEVELS[-1]), self._last)
         if self.quiet:
             self.together = 1
-        else:
-            rate = _JUMP_RATE * measured * (1.0 - self.levels[:, 0])
-            self._jump *= np.exp(rate * np.sign(np.abs(log_slowdown - self._last) - self._jump))
-            sd = float((self._jump * (1.0 - self.levels[:, 0])).max()) / _JUMP_OVER_SD
-            self.together = max(1, min(round((sd / _TARGET_NOISE) ** 2), _MOST_TOGETHER))
-        self._last = np.where(measured, log_slowdown, self._last)
+            return
+        disturbed = 1.0 - self.levels[:, 0]
+        self._jump *= np.exp(_JUMP_RATE * measured * disturbed * np.sign(np.abs(self._last - last) - self._jump))
+        sd = float((self._jump * disturbed).max()) / _JUMP_OVER_SD
+        self.together = max(1, min(round((sd / _TARGET_NOISE) ** 2), _MOST_TOGETHER))
 
     def update(
         self, log_slowdown: FloatArray, noise: FloatArray, measured: NDArray[np.bool_], *, requests: int = 1
