@@ -19,7 +19,7 @@ _PINNED = re.compile(r"\b(?:torch|ray)(?:\[\w+\])?(?:==|=)([\d.]+\d)", re.IGNORE
 
 _OF_PSUTIL_59 = {
     *("AccessDenied", "Error", "NoSuchProcess", "Popen", "Process", "STATUS_STOPPED", "STATUS_ZOMBIE"),
-    *("TimeoutExpired", "cpu_count", "process_iter", "virtual_memory", "wait_procs"),
+    *("TimeoutExpired", "ZombieProcess", "cpu_count", "process_iter", "virtual_memory", "wait_procs"),
 }
 
 
