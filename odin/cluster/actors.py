@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from odin.cluster.ray_calls import calling
 from odin.errors import StageLostError
 from odin.partitioner.engines.names import TORCH
+from odin.process.groups import has_ended
 from odin.stages.actor import StageActor
 from odin.stages.device import Device
 
@@ -117,7 +118,7 @@ def _may_hold_a_lease(process: psutil.Process) -> bool:
     try:
         words = process.cmdline()
     except psutil.ZombieProcess:
-        return process.num_threads() > 1
+        return not has_ended(process)
     return not words or _ACTOR in words[0]
 
 

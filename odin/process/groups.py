@@ -18,7 +18,7 @@ from typing import IO
 
 import psutil
 
-__all__ = ["MARK_VARIABLE", "ProcessGroup", "start_group"]
+__all__ = ["MARK_VARIABLE", "ProcessGroup", "has_ended", "start_group"]
 
 MARK_VARIABLE = "ODIN_PROCESS_MARK"
 _KILLED_S = 5.0
@@ -52,13 +52,13 @@ class ProcessGroup:
         found: dict[int, psutil.Process] = {}
         reused = self._leader_pid_reused()
         for process in psutil.process_iter():
-            if _ended(process):
+            if has_ended(process):
                 continue
             if self._marked(process.pid) or (not reused and self._in_session(process)):
                 found[process.pid] = process
         for process in tuple(found.values()):
             try:
-                found.update((child.pid, child) for child in process.children(recursive=True) if not _ended(child))
+                found.update((child.pid, child) for child in process.children(recursive=True) if not has_ended(child))
             except psutil.NoSuchProcess:
                 continue
         found.pop(os.getpid(), None)
@@ -96,7 +96,7 @@ class ProcessGroup:
         """Wait for those that were ``asked``: one that is ending has no environment any more, by which it is known."""
         _, left = psutil.wait_procs({*asked, *self.members()}, timeout=timeout_s)
         # Asked anew: an ending process may have started others.
-        return tuple({*self.members(), *(process for process in left if not _ended(process))})
+        return tuple({*self.members(), *(process for process in left if not has_ended(process))})
 
     def _leader_pid_reused(self) -> bool:
         try:
@@ -143,9 +143,9 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def _ended(process: psutil.Process) -> bool:
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it is gone, but for its parent's wait; a zombie whose other threads live may hold files and ports."""
     try:
-        # Gone but for its parent's wait; unless it was the first of several threads, which may hold files and ports.
         return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
     except psutil.NoSuchProcess:
         return True

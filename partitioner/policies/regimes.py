@@ -7,10 +7,10 @@ A stage is undisturbed, or disturbed at some level for a segment of some mean li
                                      life, level drawn
 
 State: the probability of being undisturbed, shape (stages,), and of each life and level, shape (stages, lives, levels).
-A request's log slowdown updates both. The same pass counts, by their expectations, starts, ends and levels, for all
-stages together, so that hazard, lives and levels are those of this machine. A mixture of lives makes survival depend on
-age: what has lasted for long will go on lasting. A stage that is almost certainly undisturbed is followed without its
-lives, which are those of any disturbance that has just begun.
+A request's log slowdown, or under a noisy load that of the mean of several, updates both. The same pass counts, by
+their expectations, starts, ends and levels, for all stages together, so that hazard, lives and levels are those of this
+machine. A mixture of lives makes survival depend on age: what has lasted for long will go on lasting. A stage that is
+almost certainly undisturbed is followed without its lives, which are those of any disturbance that has just begun.
 
 Forward filtering and expected counts: Rabiner, A tutorial on hidden Markov models, Proc. IEEE 77(2), 1989; online:
 Cappé, Online EM algorithm for hidden Markov models, J. Comput. Graph. Stat. 20(3), 2011.
