@@ -4,6 +4,7 @@ Stage i, layer l, at the stage's log slowdown x::
 
     ln time[i, l] = ln baseline[i, l] + x[i] + slope[i] * (memory_boundness[l] - its mean over the stage) + bias[i, l]
 
+``x`` is a stage's slowdown over the baselines of its layers under the home plan: what these have in common is no bias.
 ``slope`` belongs to the present load: what was learned of it is worth as much as conditions are likely to have lasted
 since. ``bias`` outlasts loads; for layers that it never ran, a stage has the one that stages of its kind saw.
 """
@@ -95,7 +96,9 @@ class LayerFactors:
     def times_s(self, log_slowdown: FloatArray) -> FloatArray:
         """Seconds of each layer on each stage at log slowdowns, (stages, layers); ``inf`` where it cannot run."""
         tilt = self._slope()[:, None] * (self._boundness - self._centre[:, None])
-        times_s = self._baseline_s * np.exp(log_slowdown[:, None] + tilt + self._biases())
+        biases = self._biases()
+        level = log_slowdown - self._over_baselines(self._home, np.exp(biases))
+        times_s = self._baseline_s * np.exp(level[:, None] + tilt + biases)
         return np.where(self._possible, times_s, np.inf)
 
     def off(self, arrays: PlanArrays) -> FloatArray:
