@@ -265,7 +265,7 @@ def render_demo(report: DemoReport, devices: Sequence[str]) -> RenderableType:
             seconds(result.latency_p99_s),
         )
     if any(result.layers.startswith("~") for result in report.phases):
-        table.caption = "~: means; each request changed hands where the next stage was free"
+        table.caption = "~: means over requests, each of which may change hands at another cut"
         table.caption_justify = "left"
     lines = Text()
     if report.slowdown is not None:
@@ -291,7 +291,7 @@ def _told(reaction: Reaction) -> str:
     else:
         text = f"detected after {reaction.detected_requests} requests ({reaction.detected_s:.2f} s)"
     if reaction.shares:
-        return f"{text}; each request changes hands where the next stage is free: {' -> '.join(reaction.shares)}"
+        return f"{text}; mean layers per request: {' -> '.join(reaction.shares)}"
     if reaction.moved_s is None:
         return f"{text}; layers stayed"
     plans = " -> ".join(plan_text(plan) for plan in reaction.moves)

@@ -125,8 +125,8 @@ def test_of_a_relay_the_layers_that_stages_ran_are_told():
     report = _report(handing_over((2, 3)), spans())
     assert [result.layers for result in report.phases] == ["~2|2", "~3|1", "~2|2"]
     assert [reaction.shares for reaction in report.reactions] == [("~2|2", "~3|1"), ("~3|1", "~2|2")]
-    assert "each request changes hands where the next stage is free: ~2|2 -> ~3|1" in drawn(report)
-    assert "~: means; each request changed hands" in drawn(report)
+    assert "mean layers per request: ~2|2 -> ~3|1" in drawn(report)
+    assert "~: means over requests" in drawn(report)
 
 
 def test_a_relay_after_a_fixed_plan_is_not_told_to_stay():
