@@ -90,6 +90,16 @@ def test_the_table_says_what_happened():
     assert "50%" in next(line for line in text.splitlines() if line.startswith("  load, layers move"))
 
 
+def test_what_was_busy_before_the_load_came_is_told():
+    assert "before the load came" not in drawn(_report(recorded(), spans()))
+    recording = recorded()
+    recording.events.insert(1, SlowdownChanged(1.0, 0, 9, 3, 1.7, "onset"))
+    recording.events.insert(2, Attributed(1.5, 0, "CPU share", (Culprit(7, "other", 0.4),)))
+    text = drawn(_report(recording, spans()))
+    assert "stage 0 cpu:0 1.7x, CPU share, pid 7 other 40%, before the load came: shares of undisturbed" in text
+    assert "stage 1 cpu:1 2.0x, CPU share, pid 42 busy 50%\n" in text
+
+
 def test_a_phase_without_requests_has_no_figures():
     recording = KeptEvents()
     stages = tuple(StageDescription(device, "node", 1, (0.05,)) for device in DEVICES)

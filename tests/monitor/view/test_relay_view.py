@@ -260,8 +260,8 @@ def test_the_edge_between_stages_is_blurred(spread):
         " 0 cpu:0  ━━━━━━━━━━━━╍╍──────     12 (11-13)    120 ms      1.0x  100%  ━━━━━━",
         " 1 cpu:1  ────────────╍╍━━━━━━            end    120 ms    ! 2.0x  100%  ━━━━━━",
         "          └ disturbed: cause not known yet",
-        " ━ layers that a stage runs most, ╍ less often: each request goes on where a",
-        " stage is free; at: median cut (quartiles)",
+        " ━ layers that a stage runs of most requests, ╍ of fewer; hands over at: median",
+        " cut (quartiles), end: nowhere, it answers",
         "",
     ]
     assert plain(spread).startswith(" resnet50  about 12|6  relay  ")
@@ -275,8 +275,8 @@ def test_long_causes_leave_room_for_what_the_bars_mean(spread):
     )
     rows = plain(msgspec.structs.replace(spread, stages=stages), width=80).splitlines()[8:15]
     assert [row[:11] for row in rows[:5]] == [" stage    l", " 0 cpu:0  ━", "          └", " 1 cpu:1  ─", "          └"]
-    assert rows[5].startswith(" ━ layers that a stage runs most")
-    assert rows[6].endswith("median cut (quartiles)")
+    assert rows[5].startswith(" ━ layers that a stage runs of most")
+    assert rows[6].endswith("end: nowhere, it answers")
 
 
 def test_at_the_end_of_the_chain_nothing_is_handed_over():
