@@ -97,12 +97,22 @@ class Reaction:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """All of it."""
+    """All of it.
+
+    Attributes
+    ----------
+    slowdown, cause
+        The first one while the load was there; ``None`` if there was none.
+    slowdown_before, cause_before
+        The same before it came: something else was busy on the cores.
+    """
 
     phases: tuple[PhaseResult, ...]
     reactions: tuple[Reaction, ...]
     slowdown: SlowdownChanged | None
     cause: Attributed | None
+    slowdown_before: SlowdownChanged | None
+    cause_before: Attributed | None
 
 
 def phases(policy: str, *, scale: float = 1.0) -> tuple[Phase, ...]:
@@ -173,8 +183,7 @@ def submit(pipe: Pipeline, item: Any) -> Future[Any]:
 
 def _report(recording: KeptEvents, spans: Sequence[tuple[Phase, float, float]]) -> DemoReport:
     results, reactions = [], []
-    slowdown: SlowdownChanged | None = None
-    found: Attributed | None = None
+    slowdown, found, slowdown_before, found_before = None, None, None, None
     plan: tuple[int, ...] | None = None
     loaded, windows, shares_before = False, "", ""
     for phase, begin_s, end_s in spans:
@@ -196,12 +205,14 @@ def _report(recording: KeptEvents, spans: Sequence[tuple[Phase, float, float]]) 
             shares = tuple(filter(None, (shares_before, layers))) if windows else ()
             reactions.append(_reaction(phase, events, plans, shares))
         loaded, shares_before = phase.loaded, layers if windows else ""
+        onset = next((e for e in events if isinstance(e, SlowdownChanged) and e.state == "onset"), None)
+        causes = (e for e in events if isinstance(e, Attributed) and (onset is None or e.stage == onset.stage))
+        why = next(causes, None)
         if phase.loaded:
-            onsets = [e for e in events if isinstance(e, SlowdownChanged) and e.state == "onset"]
-            slowdown = onsets[0] if onsets else slowdown
-            causes = [e for e in events if isinstance(e, Attributed)]
-            found = causes[0] if causes else found
-    return DemoReport(tuple(results), tuple(reactions), slowdown, found)
+            slowdown, found = onset or slowdown, why or found
+        elif len(results) == 1:
+            slowdown_before, found_before = onset, why
+    return DemoReport(tuple(results), tuple(reactions), slowdown, found, slowdown_before, found_before)
 
 
 def _result(
@@ -265,19 +276,23 @@ def render_demo(report: DemoReport, devices: Sequence[str]) -> RenderableType:
             seconds(result.latency_p99_s),
         )
     if any(result.layers.startswith("~") for result in report.phases):
-        table.caption = "~: means; each request changed hands where the next stage was free"
+        table.caption = "~: means over requests, each of which may change hands at another cut"
         table.caption_justify = "left"
     lines = Text()
+    if report.slowdown_before is not None:
+        lines.append_text(_slowed(report.slowdown_before, report.cause_before, devices))
+        lines.append(", before the load came: shares of undisturbed say little. Try again while nothing else runs.\n")
     if report.slowdown is not None:
-        stage = report.slowdown.stage
-        lines.append(f"stage {stage} {devices[stage]} {report.slowdown.slowdown:.1f}x", style="bold")
-        if report.cause is not None:
-            lines.append(f", {cause(report.cause.interference, report.cause.culprits, report.cause.note)}")
-        lines.append("\n")
+        lines.append_text(_slowed(report.slowdown, report.cause, devices)).append("\n")
     for reaction in report.reactions:
         lines.append(f"{reaction.phase.name}: ", style="bold")
         lines.append(_told(reaction) + "\n")
     return Group(table, lines)
+
+
+def _slowed(slowdown: SlowdownChanged, found: Attributed | None, devices: Sequence[str]) -> Text:
+    text = Text().append(f"stage {slowdown.stage} {devices[slowdown.stage]} {slowdown.slowdown:.1f}x", style="bold")
+    return text.append(f", {cause(found.interference, found.culprits, found.note)}") if found else text
 
 
 def percent(share: float) -> str:
@@ -291,7 +306,7 @@ def _told(reaction: Reaction) -> str:
     else:
         text = f"detected after {reaction.detected_requests} requests ({reaction.detected_s:.2f} s)"
     if reaction.shares:
-        return f"{text}; each request changes hands where the next stage is free: {' -> '.join(reaction.shares)}"
+        return f"{text}; mean layers per request: {' -> '.join(reaction.shares)}"
     if reaction.moved_s is None:
         return f"{text}; layers stayed"
     plans = " -> ".join(plan_text(plan) for plan in reaction.moves)

@@ -179,7 +179,9 @@ def classify(
     wall_before, cpu_before, delay_before = undisturbed / undisturbed[0]
     added = wall - wall_before
     if added < _LEAST_ADDED:
-        little = f"{added:+.0%} time is too little" if added > 0 else "it is no slower than before: nothing"
+        little = (
+            f"{added:+.0%} time is too little" if added > 0 else "when looked at it was no slower than before: nothing"
+        )
         return Interference(UNKNOWN, float(wall), note=f"{little} to tell a cause from")
     if on_gpu:
         return _classify_gpu(float(wall), (cpu - cpu_before) / added, gpu_share)

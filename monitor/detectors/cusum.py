@@ -556,9 +556,11 @@ class CusumDetector(Streams):
         """Back at the undisturbed level, which the latest samples tell more of."""
         apart = self._samples.of(stream) - self._base[stream]
         outlying = int((np.abs(apart) > 4 * self.noise[stream]).sum())
-        noise_known = self._to_calibrate[stream] == 0
-        if noise_known and self._disturbed[stream] and self._age[stream] < _HISTORY and outlying <= _SHORT:
-            self._noise.excuse(stream, apart)  # it was a hiccup, which calibration should know of
+        # However much noise there seems to be: samples mostly above what counts as undisturbed were no hiccup.
+        lasting = len(apart) > _SHORT and float(np.median(apart)) > self._own
+        hiccup = self._age[stream] < _HISTORY and outlying <= _SHORT and not lasting
+        if self._to_calibrate[stream] == 0 and self._disturbed[stream] and hiccup:
+            self._noise.excuse(stream, apart)  # calibration should know of it
         if self._disturbed[stream]:
             self._own_prior[stream] = max(_OWN_DEVIATION**2, self._variance[stream])
         self._disturbed[stream] = False

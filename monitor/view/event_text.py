@@ -284,7 +284,8 @@ def _plan_change_text(event: PlanChanged) -> str:
         return f"{how} {_move_text(event.before, event.after)}"
     # Only where requests change hands is another: no layer moved, and for "migrate" the reason says who wanted it.
     begin = "from now on" if event.decision == "migrate" else f"{how}:"
-    where = windows_text(event.windows) if event.windows else f"hand over at the plan's cuts, {plan_text(event.after)}"
+    at_plan = f"requests change hands at the plan's cuts, {plan_text(event.after)}"
+    where = windows_text(event.windows) if event.windows else at_plan
     return f"{begin} {where}"
 
 

@@ -244,12 +244,9 @@ class _Layout:
         if not self._view.windows:
             return []
         glyphs = self._glyphs
-        text = (
-            f"{glyphs.held} layers that a stage runs most, {glyphs.blurred} less often: each request goes on "
-            "where a stage is free"
-        )
+        text = f"{glyphs.held} layers that a stage runs of most requests, {glyphs.blurred} of fewer"
         if any(column.heading == _HANDS_OVER for column in self._columns):
-            text += "; at: median cut (quartiles)"
+            text += "; hands over at: median cut (quartiles), end: nowhere, it answers"
         broken = wrap(text, max(1, self._width - 2), lines=2, glyphs=glyphs)
         return [Text(f" {line}", style="dim") for line in broken]
 

@@ -33,7 +33,7 @@ _ARROWS = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1b[C": "right", b"\x1b[D": "l
 _ARROWS |= {b"\x1bO" + code[-1:]: name for code, name in _ARROWS.items()}
 _AS_IT_IS: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 _SUSPEND = "\x1a"
-PANEL_HEIGHT = 16
+_PANEL_HEIGHT = 16
 
 
 class Controls(Protocol):
@@ -262,7 +262,7 @@ def live_panel(
     console: Console,
     *,
     refresh_hz: float = 2.0,
-    height: int = PANEL_HEIGHT,
+    height: int | None = None,
     transient: bool = True,
 ) -> Iterator[None]:
     """Show a pipeline below what else is printed, redrawn by a thread until the block is left.
@@ -278,7 +278,7 @@ def live_panel(
     refresh_hz
         Pictures per second.
     height
-        Lines; fewer if the terminal has fewer.
+        Lines; default: half of the terminal's, at least 16; fewer if the terminal has fewer.
     transient
         Take the panel away at the end.
     """
@@ -289,7 +289,8 @@ def live_panel(
 
     def picture() -> RenderableType:
         with contextlib.suppress(Exception):  # a thread of the display must not end what it displays
-            last[0] = Picture(next_view(), height=max(1, min(height, console.height - 2)))
+            most = height or max(_PANEL_HEIGHT, console.height // 2)
+            last[0] = Picture(next_view(), height=max(1, min(most, console.height - 2)))
         return last[0]
 
     with Live(console=console, get_renderable=picture, refresh_per_second=refresh_hz, transient=transient):

@@ -36,9 +36,9 @@ def windows_text(windows: str) -> str:
     Examples
     --------
     >>> windows_text("@0-18|@0-18|@18")
-    'hand over where the next stage is free, cuts 0-18'
+    'requests may change hands at cuts 0-18'
     >>> windows_text("@4-9|@12|@18")
-    'hand over where the next stage is free, cuts 4-9|12'
+    'requests may change hands at cuts 4-9|12'
     """
     ranges = end_ranges(windows)[:-1]
     texts = [f"{first}-{last}" if first < last else f"{first}" for first, last in ranges]
@@ -46,4 +46,4 @@ def windows_text(windows: str) -> str:
         cuts = f"between {min(first for first, _ in ranges)} and {max(last for _, last in ranges)}"
     else:
         cuts = texts[0] if len(set(texts)) == 1 else "|".join(texts)
-    return f"hand over where the next stage is free, cuts {cuts}" if texts else "hand over nowhere: there is one stage"
+    return f"requests may change hands at cuts {cuts}" if texts else "there is one stage, which runs all layers"

@@ -92,7 +92,9 @@ def make_parser(commands: Iterable[str] = COMMANDS, signals: Signals | None = No
     parser = argparse.ArgumentParser(
         prog="odin",
         description="Interference-aware pipeline-parallel CNN inference.",
-        epilog="'odin COMMAND --help' shows the options of a command. docs/README.md lists the documentation.",
+        epilog="'odin COMMAND --help' shows the options of a command. docs/README.md lists the documentation. Exit "
+        "status of every command: 0 done; 1 failed, at least in part; 2 wrong usage; 130 after Ctrl-C, 143 after "
+        "SIGTERM, 129 after SIGHUP.",
     )
     parser.add_argument("--version", action="version", version=f"odin {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

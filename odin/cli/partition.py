@@ -28,8 +28,8 @@ def add_parser(subparsers: Any) -> None:
         "partition",
         help="show a model's layers, their times and the balanced plan",
         description="Cut a model into layers, time them on the stages' devices (once, then kept on disk), and find the "
-        "plan whose slowest stage is fastest. (The policy relay does not use the plan: there a request passes to "
-        "another stage wherever one is free.)",
+        "plan whose slowest stage is fastest. (The policy relay needs no plan: there a free stage takes the next "
+        "request, and passes it on where another stage would finish it sooner.)",
     )
     parser.add_argument(
         "model",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
@@ -24,10 +25,14 @@ def render_manifest(manifest: Manifest) -> RenderableType:
         title=f"{manifest.model} on one core ({manifest.processor}); * may be chosen: loses at most "
         f"{manifest.budget:.2%}, and no form loses less and is as fast",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    for name in ("form", "layers", "ms", "speed-up", "accuracy %", "95% interval", "lost %", "agrees %", "off by %"):
-        table.add_column(name, justify="left" if name == "form" else "right")
+    table.add_column("form", no_wrap=True)
+    for name in ("layers", "ms", "speed-up", "accuracy\n%", "95%\ninterval", "lost\n%", "agrees\n%", "off by\n%"):
+        table.add_column(name, justify="right", no_wrap=True)
     for form in manifest.forms:
         one = form.judgement
         table.add_row(

@@ -73,15 +73,15 @@ def headline_table(cells: Iterable[Cell], title: str) -> Table:
     )
     settings = f"{len(found)} settings" if len(found) != 1 else "one setting"
     worst = ", in parentheses the worst of them" if len(found) > 1 else ""
-    caption = (
-        f"Mean over {settings}{worst}. Higher is better, but for the p99 latency and the plan changes. The oracles, in "
-        "italics, know the true layer times, and take no part in the comparison; but they know no drift, and move "
-        "whole layers, so that others can be above 1 beside them. Nothing can be above the fluid bound."
-    )
+    caption = f"Mean over {settings}{worst}. Higher is better, but for the p99 latency and the plan changes."
+    if oracles := yardsticks(policies):
+        caption += (
+            " The oracles, in italics, know the true layer times, and take no part in the comparison; but they know no "
+            "drift, and move whole layers, so that others can be above 1 beside them. Nothing can be above the fluid "
+            "bound."
+        )
     better = tuple(column[2] for column in columns)
-    return Table(
-        title, caption, ("policy", *(c[0] for c in columns)), rows, better, yardsticks(policies)
-    ).without_empty()
+    return Table(title, caption, ("policy", *(c[0] for c in columns)), rows, better, oracles).without_empty()
 
 
 def costs_table(cells: Iterable[Cell], title: str) -> Table:

@@ -232,7 +232,8 @@ def to_timeline(
 ) -> Timeline:
     """Show a stretch of a run over time, requests ``[first, last)`` by index; seconds count from the stretch's start.
 
-    Throughput and latency are means over up to 400 equal parts of the stretch, by requests.
+    Throughput and latency are means over up to 400 equal parts of the stretch, of at least 4 requests each: stages that
+    take a request each may answer at nearly the same moment.
 
     Raises
     ------
@@ -246,7 +247,8 @@ def to_timeline(
         raise ValueError(f"requests {first} to {last} of {len(run.finished_s)} are too few for a timeline; take 2")
     begin_s, end_s = float(finished_s[0]), float(finished_s[-1])
     stop = first + len(finished_s)
-    bounds = np.unique(np.linspace(0, len(finished_s) - 1, min(_POINTS + 1, len(finished_s))).astype(np.int64))
+    parts = min(_POINTS, max(1, (len(finished_s) - 1) // WINDOW))
+    bounds = np.linspace(0, len(finished_s) - 1, parts + 1).astype(np.int64)
     latency_s = run.latency_s[order][first:stop]
     at_s, rate_hz, mean_s = [], [], []
     for low, high in pairwise(bounds.tolist()):

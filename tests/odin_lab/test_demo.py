@@ -90,6 +90,16 @@ def test_the_table_says_what_happened():
     assert "50%" in next(line for line in text.splitlines() if line.startswith("  load, layers move"))
 
 
+def test_what_was_busy_before_the_load_came_is_told():
+    assert "before the load came" not in drawn(_report(recorded(), spans()))
+    recording = recorded()
+    recording.events.insert(1, SlowdownChanged(1.0, 0, 9, 3, 1.7, "onset"))
+    recording.events.insert(2, Attributed(1.5, 0, "CPU share", (Culprit(7, "other", 0.4),)))
+    text = drawn(_report(recording, spans()))
+    assert "stage 0 cpu:0 1.7x, CPU share, pid 7 other 40%, before the load came: shares of undisturbed" in text
+    assert "stage 1 cpu:1 2.0x, CPU share, pid 42 busy 50%\n" in text
+
+
 def test_a_phase_without_requests_has_no_figures():
     recording = KeptEvents()
     stages = tuple(StageDescription(device, "node", 1, (0.05,)) for device in DEVICES)
@@ -125,8 +135,8 @@ def test_of_a_relay_the_layers_that_stages_ran_are_told():
     report = _report(handing_over((2, 3)), spans())
     assert [result.layers for result in report.phases] == ["~2|2", "~3|1", "~2|2"]
     assert [reaction.shares for reaction in report.reactions] == [("~2|2", "~3|1"), ("~3|1", "~2|2")]
-    assert "each request changes hands where the next stage is free: ~2|2 -> ~3|1" in drawn(report)
-    assert "~: means; each request changed hands" in drawn(report)
+    assert "mean layers per request: ~2|2 -> ~3|1" in drawn(report)
+    assert "~: means over requests" in drawn(report)
 
 
 def test_a_relay_after_a_fixed_plan_is_not_told_to_stay():

@@ -206,15 +206,15 @@ def test_windows_are_in_every_part_of_a_log(tmp_path):
 
 def test_texts():
     run = run_started(windows=WHOLE)
-    where = "hand over where the next stage is free, cuts 0-18"
+    where = "requests may change hands at cuts 0-18"
     assert event_text(run, []) == f"started: resnet50 on 2 stages, {where}"
     moved = PlanChanged(0.0, 3, 1, (7, 11), (9, 9), "migrate", "asked for", math.nan, 0.002, WHOLE)
     assert event_text(moved, []) == f"from now on {where} in 2 ms (asked for)"
     moved = PlanChanged(0.0, 3, 1, (9, 9), (9, 9), "migrate", "asked for", math.nan, 0.002)
-    assert event_text(moved, []) == "from now on hand over at the plan's cuts, 9|9 in 2 ms (asked for)"
+    assert event_text(moved, []) == "from now on requests change hands at the plan's cuts, 9|9 in 2 ms (asked for)"
     many = "|".join(f"@{at}-{at + 2}" for at in range(12)) + "|@14"
-    assert windows_text(many) == "hand over where the next stage is free, cuts between 0 and 13"
-    assert windows_text("@18") == "hand over nowhere: there is one stage"
+    assert windows_text(many) == "requests may change hands at cuts between 0 and 13"
+    assert windows_text("@18") == "there is one stage, which runs all layers"
     assert end_ranges("@4|@6-9|@18") == [(4, 4), (6, 9), (18, 18)]
 
 
@@ -260,8 +260,8 @@ def test_the_edge_between_stages_is_blurred(spread):
         " 0 cpu:0  ━━━━━━━━━━━━╍╍──────     12 (11-13)    120 ms      1.0x  100%  ━━━━━━",
         " 1 cpu:1  ────────────╍╍━━━━━━            end    120 ms    ! 2.0x  100%  ━━━━━━",
         "          └ disturbed: cause not known yet",
-        " ━ layers that a stage runs most, ╍ less often: each request goes on where a",
-        " stage is free; at: median cut (quartiles)",
+        " ━ layers that a stage runs of most requests, ╍ of fewer; hands over at: median",
+        " cut (quartiles), end: nowhere, it answers",
         "",
     ]
     assert plain(spread).startswith(" resnet50  about 12|6  relay  ")
@@ -275,8 +275,8 @@ def test_long_causes_leave_room_for_what_the_bars_mean(spread):
     )
     rows = plain(msgspec.structs.replace(spread, stages=stages), width=80).splitlines()[8:15]
     assert [row[:11] for row in rows[:5]] == [" stage    l", " 0 cpu:0  ━", "          └", " 1 cpu:1  ─", "          └"]
-    assert rows[5].startswith(" ━ layers that a stage runs most")
-    assert rows[6].endswith("median cut (quartiles)")
+    assert rows[5].startswith(" ━ layers that a stage runs of most")
+    assert rows[6].endswith("end: nowhere, it answers")
 
 
 def test_at_the_end_of_the_chain_nothing_is_handed_over():
@@ -310,7 +310,7 @@ def test_a_fixed_plan_looks_as_ever():
 
 def test_the_report_of_a_run(spread):
     table = stage_table(spread, spread.layers)
-    assert table.title == "resnet50, hand over where the next stage is free, cuts 0-18"
+    assert table.title == "resnet50, requests may change hands at cuts 0-18"
     assert table.caption == (
         "layers: means; from ... to, time, queue: medians over the last requests; share: busy part of the time"
     )

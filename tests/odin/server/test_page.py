@@ -181,7 +181,7 @@ def test_where_requests_change_hands_freely_layers_have_shares():
     first, second = plain["stages"]
     assert first["shares"] == [100] * 9 + [50] + [0] * 8
     assert (first["layer_count"], second["layer_count"]) == (9.5, 8.5)
-    assert plain["windows"].startswith("hand over")
+    assert plain["windows"].startswith("requests may change hands")
 
 
 def test_a_state_of_many_stages_stays_small():
