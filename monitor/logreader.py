@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from odin.monitor.events import Event, EventsMissing, RunStarted, from_json
 
-__all__ = ["read_log"]
+__all__ = ["begins_as_event", "read_log"]
 
 _ORDER_S = 5.0
 """Lines are never further out of order than this: ten times a writer's wait, for one that was held up."""
@@ -89,7 +89,7 @@ def _read_parts(path: Path, on_note: Callable[[str], Any]) -> Iterator[tuple[str
                         where = f"{name}, line {number}"
                         if data == b"\n" and number > 1:
                             continue  # ends a line that was cut off
-                        if number == 1 or len(data) == _LONGEST_LINE or not _begins_as_event(data):
+                        if number == 1 or len(data) == _LONGEST_LINE or not begins_as_event(data):
                             raise ValueError(f"{where}: {error}") from error
                         if not data.endswith(b"\n") and Path(name) == path:
                             on_note(
@@ -109,7 +109,7 @@ def _read_parts(path: Path, on_note: Callable[[str], Any]) -> Iterator[tuple[str
         on_note(f"{path}: {count} broken line{'' if count == 1 else 's'} left out, the first is {first}")
 
 
-def _begins_as_event(data: bytes) -> bool:
+def begins_as_event(data: bytes) -> bool:
     """Whether a line is part of an event: its beginning, or what a file system keeps of it (nothing but zeros)."""
     text = data.rstrip(b"\n").lstrip(b"\0")
     return text.startswith(_BEGINNING) or _BEGINNING.startswith(text)

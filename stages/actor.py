@@ -262,6 +262,10 @@ class StageActor:
                 end_process()
             time.sleep(_PARENT_LOOK_S)
 
+    def pid(self) -> int:
+        """The number of its process."""
+        return os.getpid()
+
     def threads(self) -> int:
         """Compute threads of this stage."""
         return self._threads

@@ -87,6 +87,7 @@ class Deployment:
         self._listeners: list[Listener] = []
         self._stopping = threading.Event()
         self._unanswered: dict[int, Any] = {}  # pings of stages that did not answer
+        self._pids: list[int] = []
         self.node_id = ""
         self.infos: tuple[StageInfo, ...] = ()
         try:
@@ -158,6 +159,10 @@ class Deployment:
                 weights = [ray.put(store_arrays(form.weights))] * len(placed)
         # Objects live as long as references to them, and who replaces a stage needs them again.
         self._opening = [(model_ref, weights_ref, batch, form.engine) for weights_ref in weights]
+        with calling():
+            calls = [actor.pid.remote() for actor in self._actors]
+        # Before any has its device: however opening ends, closing waits until they have given it back.
+        self._pids = _answers_of_started(calls, [device for device, _ in placed])
         with calling():
             calls = [actor.open.remote(*given) for actor, given in zip(self._actors, self._opening, strict=True)]
         opened: list[StageInfo | StageProblem] = _answers_of_started(calls, [device for device, _ in placed])
@@ -377,12 +382,13 @@ class Deployment:
         """End a stage's process for good, also one that is stopped."""
         kill_actor(self._actors[stage])
         info = self.infos[stage]
+        pid = self._pids[stage]
         if info.node_id == self.node_id:
-            kill_process(info.pid)
+            kill_process(pid)
             return
         with contextlib.suppress(RayError, ValueError, ConnectionError, StageLostError), calling():
             there = NodeAffinitySchedulingStrategy(info.node_id, soft=False)
-            ray.remote(kill_process).options(num_cpus=0, scheduling_strategy=there).remote(info.pid)
+            ray.remote(kill_process).options(num_cpus=0, scheduling_strategy=there).remote(pid)
 
     def release_objects(self) -> None:
         """Ray starts nothing any more: let go what stages are opened with.
@@ -409,9 +415,12 @@ class Deployment:
         self.end(stage)
         with calling():
             self._actors[stage] = self._create_actor(stage)
+            call = self._actors[stage].pid.remote()
+        self._pids[stage] = self._wait_for([call], "the new process did not start", timeout_s=_START_TIMEOUT_S)[0]
+        with calling():
             call = self._actors[stage].open.remote(*self._opening[stage])
         info: StageInfo | StageProblem = self._wait_for(
-            [call], "the new process did not start", timeout_s=_START_TIMEOUT_S
+            [call], "the new process did not take the model", timeout_s=_START_TIMEOUT_S
         )[0]
         if isinstance(info, StageProblem):
             raise DeviceError(info.message)
@@ -623,7 +632,9 @@ class Deployment:
         for actor in actors:
             kill_actor(actor)
         if actors:  # the next pipeline may take the devices then
-            wait_until_ended([info.pid for info in self.infos if info.node_id == self.node_id])
+            wait_until_ended(
+                pid for pid, (_, node) in zip(self._pids, self._placed, strict=False) if node == self.node_id
+            )
 
 
 def _stored(inputs: Sequence[torch.Tensor]) -> list[Any]:

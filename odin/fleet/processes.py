@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -61,6 +60,7 @@ class ExecutorProcesses:
         self._actors: list[Any] = []
         self._files: list[PackedFile] = []
         self._warm: list[int] = []
+        self._pids: list[int] = []
         self._answer_nbytes = 0
         self.infos: list[StageInfo] = []
         try:
@@ -88,13 +88,17 @@ class ExecutorProcesses:
         """
         self._files, self._warm = list(files), list(warm)
         with calling():
-            calls = [actor.open_folder.remote(self._folder, self._files, self._warm) for actor in self._actors]
-        _, late = ray_calls.wait(calls, timeout_s=_START_S)
+            started = [actor.pid.remote() for actor in self._actors]
+        _, late = ray_calls.wait(started, timeout_s=_START_S)
         if late:
             raise TimeoutError(
                 f"Ray did not start the executors within {_START_S:.0f} s: stop other work, or pass share_devices=True "
                 "(--share-devices)"
             )
+        # Before any has its device: however opening ends, closing waits until they have given it back.
+        self._pids = ray_calls.get(started, timeout_s=_START_S)
+        with calling():
+            calls = [actor.open_folder.remote(self._folder, self._files, self._warm) for actor in self._actors]
         self.infos = [_checked(answer) for answer in ray_calls.get(calls, timeout_s=_START_S)]
 
     def know(self, files: Sequence[PackedFile], executors: Sequence[int]) -> None:
@@ -168,8 +172,8 @@ class ExecutorProcesses:
     def end(self, index: int) -> None:
         """End an executor's process for good, also one that is stopped."""
         kill_actor(self._actors[index])
-        if self.infos:
-            kill_process(self.infos[index].pid)
+        if self._pids:
+            kill_process(self._pids[index])
 
     def start_again(self, index: int) -> None:
         """Start another process on the same device; takes seconds.
@@ -186,6 +190,9 @@ class ExecutorProcesses:
         self.end(index)
         self._actors[index] = self._create(index)
         with calling():
+            call = self._actors[index].pid.remote()
+        self._pids[index] = ray_calls.get(call, timeout_s=_START_S)
+        with calling():
             call = self._actors[index].open_folder.remote(self._folder, self._files, self._warm)
         self.infos[index] = _checked(ray_calls.get(call, timeout_s=_START_S))
 
@@ -195,7 +202,7 @@ class ExecutorProcesses:
         for actor in actors:
             kill_actor(actor)
         if actors:
-            wait_until_ended([info.pid for info in self.infos if info.pid != os.getpid()])
+            wait_until_ended(self._pids)
 
 
 def _checked(answer: StageInfo | StageProblem) -> StageInfo:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from odin.monitor.events import LoadChanged, to_json
+from odin.monitor.logreader import begins_as_event
 
 __all__ = ["LoadLog"]
 
@@ -28,13 +29,15 @@ class LoadLog:
     Raises
     ------
     ValueError
-        If it cannot be written to.
+        If it cannot be written to, or holds something else.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
         self._told = False
         try:
+            if Path(path).is_file() and not begins_as_event(_begin(path)):
+                raise ValueError(f"{path} is no event log; name a pipeline's, or a new file")
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise ValueError(f"cannot write to the log {path}: {error.strerror}") from error
@@ -73,3 +76,8 @@ class LoadLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _begin(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(64)

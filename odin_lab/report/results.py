@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -334,7 +335,7 @@ def read_results(path: str | Path) -> Results:
     data = Path(path).read_bytes()
     try:
         values = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zlib.error, RecursionError) as error:
         raise ResultsError(f"{path} is not JSON ({error}); give a file of odin simulate or odin bench") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ResultsError(f"{path} holds no evaluation; give a file that odin simulate or odin bench wrote (--output)")

@@ -67,7 +67,10 @@ def validate(path: str | os.PathLike[str], *, table: TimingTable | None = None, 
         If the log cannot be read or does not tell what is needed.
     """
     live = read_live_run(path)
-    run = simulate_like(live, table=table, detector=detector)
+    try:
+        run = simulate_like(live, table=table, detector=detector)
+    except ValueError as error:  # such as a policy that is no more
+        raise ValueError(f"{path} cannot be simulated: {error}") from error
     name = f"{live.started.model}, {len(live.started.stages)} stages, {len(live.finished_s)} requests"
     return Validation(
         f"{name}, {len(live.loads)} loads",

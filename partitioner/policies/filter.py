@@ -46,6 +46,8 @@ FloatArray = NDArray[np.float64]
 
 _EDGES: FloatArray = np.array([0.0, 0.004, 0.012, 0.032, 0.088, 0.24, 1.0])
 """The horizon in parts, each weighed by one time ahead; finer where more is known."""
+_LONGEST = 100_000
+"""Requests of the longest horizon: of a longer one the first part alone outlasts what is known."""
 _NEWS = 0.05
 """Change of a stage's expected log slowdown that is a reason to weigh plans: 5%, as far as levels are apart."""
 _SOON, _LATEST = 8, 512
@@ -83,8 +85,8 @@ class FilterPolicy:
     def __init__(self, *, cost: float = 4.0, horizon: int = 400) -> None:
         if not 0 <= cost < math.inf:
             raise ValueError(f"cost is {cost}; give what a move costs in requests, 0 or more, such as 4")
-        if horizon < 1:
-            raise ValueError(f"horizon is {horizon}; give at least 1 request, such as 400")
+        if not 1 <= horizon <= _LONGEST:
+            raise ValueError(f"horizon is {horizon}; give 1 to {_LONGEST:,} requests, such as 400")
         self.cost, self.horizon = cost, horizon
         self._started = False
 

@@ -290,7 +290,7 @@ class RegimeFilter:
         starts, ends = self.undisturbed * start, self.lives @ _END
         after_end = _BACK * (1.0 - start) ** requests + (1 - _BACK) * disturbed
         lasts = self.survival(requests)
-        others = lasts.prod() / lasts
+        others = lasts.prod() / np.maximum(lasts, _TINY)
         return float((starts * disturbed + ends * after_end) @ others / (starts + ends).sum())
 
     def if_undisturbed(self, stage: int) -> RegimeFilter:

@@ -353,6 +353,23 @@ def test_an_injector_follows_into_the_new_part(path):
     assert len(of(read_log(path, on_note=pytest.fail), LoadChanged)) == 30
 
 
+@pytest.mark.parametrize("content", [b'{"format": "odin-evaluation"}\n', b"\x89PNG\r\n", b"name,seconds\n"])
+def test_an_injector_leaves_files_of_another_kind_alone(path, content):
+    # Its records were appended to whatever --log named, such as the results of a benchmark.
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"run\.jsonl is no event log; name a pipeline's, or a new file"):
+        LoadLog(path)
+    assert path.read_bytes() == content
+
+
+def test_an_injector_adds_to_its_own_log_and_to_an_empty_file(path):
+    path.touch()
+    for _ in range(2):
+        with LoadLog(path) as loads:
+            loads.write(LoadChanged(START_S, "load", "cpu", "cpu:1", 0.5, 7))
+    assert path.read_text().count("\n") == 2
+
+
 def test_an_injector_on_a_full_disk_goes_on(path, monkeypatch):
     def full(descriptor, data):
         raise OSError(errno.ENOSPC, "No space left on device")

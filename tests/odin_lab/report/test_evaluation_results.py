@@ -134,6 +134,27 @@ def test_what_is_no_result_is_told(tmp_path, text, message) -> None:
         read_results(path)
 
 
+@pytest.mark.parametrize("damage", ["cut off", "overwritten within", "wrong check sum"])
+def test_a_damaged_packed_file_is_told(tmp_path, damage) -> None:
+    path = RESULTS.write(tmp_path / "r.json.gz")
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut off": data[:-20],
+            "overwritten within": data[:40] + b"\xff" * 40 + data[80:],
+            "wrong check sum": data[:-8] + bytes(8),
+        }[damage]
+    )
+    with pytest.raises(ResultsError, match=r"r\.json\.gz is not JSON \("):
+        read_results(path)
+
+
+def test_what_is_nested_too_deeply_is_told(tmp_path) -> None:
+    (tmp_path / "r.json").write_text("[" * 100_000)
+    with pytest.raises(ResultsError, match="is not JSON"):
+        read_results(tmp_path / "r.json")
+
+
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path) -> None:
     path = RESULTS.write(tmp_path / "r.json")
     before = path.read_bytes()

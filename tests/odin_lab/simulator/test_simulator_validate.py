@@ -297,6 +297,17 @@ def test_only_what_comes_before_another_policy_counts(tmp_path):
     assert len(read_live_run(tmp_path / "run.jsonl").finished_s) == 150
 
 
+def test_a_log_that_cannot_be_simulated_is_named(tmp_path):
+    # Of several logs one was of a policy that is no more: which one was not told.
+    write_run(tmp_path / "old.jsonl", world_of(), requests=100)
+    text = (tmp_path / "old.jsonl").read_text()
+    (tmp_path / "old.jsonl").write_text(text.replace('"policy":"static"', '"policy":"predictive"', 1))
+    with pytest.raises(ValueError, match=r"old\.jsonl cannot be simulated: policy 'predictive' is gone; use 'filter'"):
+        validate(tmp_path / "old.jsonl")
+    with pytest.raises(ValueError, match=r"old\.jsonl cannot be simulated: .*9 layers, the run 8"):
+        validate(tmp_path / "old.jsonl", table=synthetic_timings(9))
+
+
 def test_runs_that_cannot_be_simulated(tmp_path):
     write_run(tmp_path / "short.jsonl", world_of(), requests=10)
     with pytest.raises(ValueError, match="10 whole requests"):

@@ -271,11 +271,21 @@ def test_names():
     assert make_policy("filter:horizon=200,cost=4").name == "filter:horizon=200"
 
 
-@pytest.mark.parametrize("values", [{"cost": -1.0}, {"cost": math.inf}, {"cost": math.nan}, {"horizon": 0}])
+@pytest.mark.parametrize(
+    "values", [{"cost": -1.0}, {"cost": math.inf}, {"cost": math.nan}, {"horizon": 0}, {"horizon": 10**25}]
+)
 def test_parameters_out_of_range(values):
     (parameter,) = values
     with pytest.raises(ValueError, match=f"{parameter} is"):
         FilterPolicy(**values)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [{"cost": 1e300}, {"horizon": 100_000}, {"cost": 0.0, "horizon": 1}])
+def test_parameters_at_the_ends_of_their_range(values):
+    # A longer horizon raised in the middle of serving, dearer moves divided by a survival of 0.
+    decided = run(changes={100: slowed(CALM, {1: 3.0}), 600: CALM}, policy=FilterPolicy(**values)).moves
+    assert (decided > 0) == (values != {"cost": 1e300})
 
 
 def test_not_started():
