@@ -35,7 +35,7 @@ from odin.partitioner.policies.in_flight import PlansInFlight
 from odin.partitioner.policies.layer_factors import LayerFactors
 from odin.partitioner.policies.outlook import Outlook
 from odin.partitioner.policies.paced import in_turns, share_of, turns_of
-from odin.partitioner.policies.plan_arrays import PlanArrays, PlanArraysCache
+from odin.partitioner.policies.plan_arrays import PlanArraysCache
 from odin.partitioner.policies.plan_candidates import home_plan, with_one_layer
 from odin.partitioner.policies.plan_errors import OWN_EFFECT, PlanErrors
 from odin.partitioner.policies.regimes import RegimeFilter
@@ -107,8 +107,6 @@ class FilterPolicy:
         self._layers = LayerFactors(setting, self._arrays.of(self._home))
         self._errors = PlanErrors(self._home)
         self._plans = PlansInFlight(setting.plan)
-        self._gathered: list[tuple[FloatArray, FloatArray]] = []
-        self._unchanged: FloatArray = np.zeros(setting.stage_count)
         self._lag = 2.0 * setting.stage_count
         self._back_to: Plan | None = None
         self._off, self._missed, self._weighed_at = np.zeros((3, setting.stage_count))
@@ -139,45 +137,28 @@ class FilterPolicy:
     def _take(self, observation: Observation) -> bool:
         """Learn from a request; return whether that is a reason to weigh plans."""
         plan, request = observation.plan, observation.request
-        arrays, regimes = self._arrays.of(plan), self._regimes
+        arrays, regimes, was_quiet = self._arrays.of(plan), self._regimes, self._regimes.quiet
         noise = float(np.fmax(observation.noise, 0.0).max())
         before = self._plans.running
         lag = self._plans.saw(plan, request)
         if plan != before:
-            self._errors.end(noise)
             if lag is None:  # somebody else decided this plan
                 self._back_to = None
             else:
                 self._lag += _LAG_RATE * (lag - 1 - self._lag)
-                predicted_s = self._outlook(regimes).stage_s(arrays)[0]
-                self._errors.begin(before, plan, predicted_s, regimes.survival(OWN_EFFECT))
+            predicted_s = self._outlook(regimes).stage_s(arrays)[0]
+            self._errors.begin(before, plan, predicted_s, regimes.survival(OWN_EFFECT), noise)
             self._off = self._layers.off(arrays)
-            self._gathered = []
-        log_slowdown, measured = self._log_slowdown(observation.stage_s, arrays)
-        regimes.see(log_slowdown, measured)
-        layer_s, requests = observation.layer_s, 1
-        if regimes.together > 1 or self._gathered:
-            self._gathered.append((observation.stage_s, layer_s))
-            if (requests := len(self._gathered)) < regimes.together:
-                return self._errors.take(request, observation.stage_s + arrays.transfer_s, self._unchanged, noise)
-            stage_s, layer_s = (np.mean(part, axis=0) for part in zip(*self._gathered, strict=True))
-            self._gathered = []
-            log_slowdown, measured = self._log_slowdown(stage_s, arrays)
-        was_quiet = regimes.quiet
-        regimes.update(log_slowdown, observation.noise, measured, requests=requests)
+        ratio = observation.stage_s * arrays.per_reference
+        measured = ratio > 0
+        log_slowdown = np.log(np.where(measured, ratio, 1.0)) - self._off
+        regimes.take(log_slowdown, observation.noise, measured)
         wrong = self._errors.take(request, observation.stage_s + arrays.transfer_s, regimes.renewed, noise)
         if was_quiet and regimes.quiet and request % _SOON:
             return wrong
-        self._layers.take(arrays, layer_s, np.where(measured, log_slowdown, np.nan), regimes.renewed)
+        self._layers.take(arrays, observation.layer_s, np.where(measured, log_slowdown, np.nan), regimes.renewed)
         self._off = self._layers.off(arrays)
         return wrong or bool(np.abs(regimes.expected - self._weighed_at).max() > _NEWS)
-
-    def _log_slowdown(self, stage_s: FloatArray, arrays: PlanArrays) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """Logarithm of stages' slowdowns, beyond what their layers are known to take; and which were measured."""
-        ratio = stage_s * arrays.per_reference
-        measured = ratio > 0
-        log_slowdown: FloatArray = np.log(np.where(measured, ratio, 1.0)) - self._off
-        return log_slowdown, measured
 
     # -- what to do -------------------------------------------------------------------------------------------------
 

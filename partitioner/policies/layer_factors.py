@@ -6,7 +6,7 @@ Stage i, layer l, at the stage's log slowdown x::
 
 ``x`` is a stage's slowdown over the baselines of its layers under the home plan: what these have in common is no bias.
 ``slope`` belongs to the present load: what was learned of it is worth as much as conditions are likely to have lasted
-since. ``bias`` outlasts loads; for layers that it never ran, a stage has the one that stages of its kind saw.
+since. ``bias`` outlasts loads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odin.partitioner.policies.base import Setting
-from odin.partitioner.policies.kinds import kinds_of_devices, memory_boundness
+from odin.partitioner.policies.kinds import memory_boundness
 from odin.partitioner.policies.plan_arrays import PlanArrays
 
 __all__ = ["LayerFactors"]
@@ -52,7 +52,6 @@ class LayerFactors:
         self._baseline_s = np.where(self._possible, np.maximum(setting.baseline_s, _LEAST_S), _LEAST_S)
         self._log_baseline = np.log(self._baseline_s)
         self._boundness = memory_boundness(setting.intensity)
-        self._kinds = kinds_of_devices(self._log_baseline)
         stages = setting.stage_count
         self._information, self._score, self._centre = np.zeros((3, stages))
         self._bias, self._seen = np.zeros(self._baseline_s.shape), np.zeros(self._baseline_s.shape)
@@ -71,34 +70,30 @@ class LayerFactors:
         renewed
             Probability that each stage's conditions changed with it, shape (stages,).
         """
-        stages, of, at = len(renewed), arrays.stage_of, (arrays.stage_of, arrays.layers)
-        good = (layer_s > 0) & (layer_s < np.inf) & np.isfinite(log_slowdown)[of]
-        if not good.any():
-            return
-        weight = np.where(good, self._baseline_s[at] * arrays.per_reference[of], 0.0)
+        stages, measured = len(renewed), (layer_s > 0) & (layer_s < np.inf)
+        layers = np.flatnonzero(measured & np.isfinite(log_slowdown)[arrays.stage_of])
+        of = arrays.stage_of[layers]
+        at, boundness = (of, layers), self._boundness[layers]
+        weight = self._baseline_s[at] * arrays.per_reference[of]
         total = np.bincount(of, weight, stages)
-        centre = np.bincount(of, weight * self._boundness, stages) / np.where(total > 0, total, 1.0)
-        off = self._boundness - centre[of]
-        ratio = np.where(
-            good, np.log(np.where(good, layer_s, 1.0)) - self._log_baseline[at] - np.nan_to_num(log_slowdown)[of], 0.0
-        )
+        centre = np.bincount(of, weight * boundness, stages) / np.maximum(total, _LEAST_S)
+        self._centre = np.where(total > 0, centre, self._centre)
+        off = boundness - centre[of]
+        ratio = np.log(layer_s[layers]) - self._log_baseline[at] - log_slowdown[of]
         # Long layers count more; on average over the stage a layer counts as one.
-        count = weight * np.bincount(of, good, stages)[of]
+        count = weight * np.bincount(of, minlength=stages)[of]
         keep = (1.0 - 1.0 / _SLOPE_MEMORY) * (1.0 - renewed)
         self._information = self._information * keep + np.bincount(of, count * off * off, stages)
         self._score = self._score * keep + np.bincount(of, count * off * (ratio - self._bias[at]), stages)
-        self._centre = np.where(total > 0, centre, self._centre)
-        seen = self._seen[at] + good
+        self._seen[at] = np.minimum(self._seen[at] + 1.0, _BIAS_MEMORY)
         rest = ratio - self._slope()[of] * off
-        self._bias[at] += np.where(good, (rest - self._bias[at]) / np.clip(seen, 1.0, _BIAS_MEMORY), 0.0)
-        self._seen[at] = seen
+        self._bias[at] += (rest - self._bias[at]) / (self._seen[at] + (_LAYER_NOISE / _BIAS_SD) ** 2)
 
     def times_s(self, log_slowdown: FloatArray) -> FloatArray:
         """Seconds of each layer on each stage at log slowdowns, (stages, layers); ``inf`` where it cannot run."""
         tilt = self._slope()[:, None] * (self._boundness - self._centre[:, None])
-        biases = self._biases()
-        level = log_slowdown - self._over_baselines(self._home, np.exp(biases))
-        times_s = self._baseline_s * np.exp(level[:, None] + tilt + biases)
+        level = log_slowdown - self._over_baselines(self._home, np.exp(self._bias))
+        times_s = self._baseline_s * np.exp(level[:, None] + tilt + self._bias)
         return np.where(self._possible, times_s, np.inf)
 
     def off(self, arrays: PlanArrays) -> FloatArray:
@@ -107,7 +102,7 @@ class LayerFactors:
         """
         if arrays is self._home:  # a difference from itself
             return np.zeros(len(self._centre))
-        factors = np.exp(self._biases())
+        factors = np.exp(self._bias)
         return self._over_baselines(arrays, factors) - self._over_baselines(self._home, factors)
 
     def _over_baselines(self, arrays: PlanArrays, factors: FloatArray) -> FloatArray:
@@ -120,13 +115,3 @@ class LayerFactors:
     def _slope(self) -> FloatArray:
         slope: FloatArray = self._score / (self._information + (_LAYER_NOISE / _SLOPE_SD) ** 2)
         return slope
-
-    def _biases(self) -> FloatArray:
-        """Each layer's bias, drawn to what the same kind of devices saw, and that to 0, by their precisions."""
-        prior = (_LAYER_NOISE / _BIAS_SD) ** 2
-        expected = np.zeros(self._bias.shape)
-        for same in self._kinds:
-            seen = np.minimum(self._seen[same], _BIAS_MEMORY)
-            expected[same] = (seen * self._bias[same]).sum(axis=0) / (seen.sum(axis=0) + prior)
-        biases: FloatArray = (self._seen * self._bias + prior * expected) / (self._seen + prior)
-        return biases

@@ -11,7 +11,6 @@ The first requests under a plan tell whether its prediction came true.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,24 +25,14 @@ _REQUESTS = 6
 """Requests under a new plan that are compared with its prediction: few, as a bad plan costs with each of them."""
 OWN_EFFECT = 3
 """What changes within so many requests under a new plan is taken for that plan's effect."""
-_HALF_LIFE = 1024.0
-"""Requests after which half of an error is forgotten: whoever shares the machine may be gone. Twice as many each time
-that it is seen again.
-"""
+_HALF_LIFE = 2048.0
+"""Requests after which half of an error is forgotten: whoever shares the machine may be gone."""
 _OWN = 0.001
 """Probability, before anything was seen, that a plan slows its own stages: one in 1,000."""
 _NEAR = 0.1
 """What a stage may be off for other reasons: layers that it did not run before."""
 _CERTAINTY = 2.0
 """Standard errors of what noise explains, which is no error of the plan."""
-
-
-class _Known(NamedTuple):
-    """An error, the request with which it was learned, and by how much its half-life has grown."""
-
-    error: float
-    at: int
-    times: int
 
 
 class PlanErrors:
@@ -57,7 +46,7 @@ class PlanErrors:
 
     def __init__(self, home: Plan) -> None:
         self._home = home
-        self._errors: dict[Plan, _Known] = {}
+        self._errors: dict[Plan, float] = {}
         self._request = 0
         self._before = self._after = home
         self._predicted_s = self._survival = np.zeros(len(home))
@@ -68,20 +57,15 @@ class PlanErrors:
         """Logarithm of its time over the predicted one; of a plan not tried yet as of those tried, but nearer to 0."""
         if plan == self._home:
             return 0.0
-        if plan in self._errors:
-            return self._now(self._errors[plan])
-        return sum(map(self._now, self._errors.values())) / (len(self._errors) + 1)
-
-    def _now(self, known: _Known) -> float:
-        return known.error * math.exp2((known.at - self._request) / (_HALF_LIFE * known.times))
+        return self._errors.get(plan, sum(self._errors.values()) / (len(self._errors) + 1))
 
     @property
     def too_early(self) -> bool:
         """Whether a plan is being compared, and what is seen cannot be told from its own effect yet."""
         return self._unchanged > 0 and len(self._stage_s) < OWN_EFFECT
 
-    def begin(self, before: Plan, after: Plan, predicted_s: FloatArray, survival: FloatArray) -> None:
-        """Requests finish under another plan from the next one on.
+    def begin(self, before: Plan, after: Plan, predicted_s: FloatArray, survival: FloatArray, noise: float) -> None:
+        """Requests finish under another plan from the next one on; judge the former by what was seen of it.
 
         Parameters
         ----------
@@ -93,17 +77,15 @@ class PlanErrors:
         survival
             Probability that nothing else changes on each stage in the first ``OWN_EFFECT`` requests under it, shape
             (stages,): the plan's own effect is the likelier, the more stages are off and the less they change else.
+        noise
+            As for :meth:`take`.
         """
         if len(self._stage_s) == 1:  # one request, as of a probe, tells nothing: compare with the plan before it
             before = self._before
+        elif self._unchanged:
+            self._judge(noise)
         self._before, self._after, self._predicted_s, self._survival = before, after, predicted_s, survival
         self._stage_s, self._unchanged = [], float(before != after)
-
-    def end(self, noise: float) -> bool:
-        """The plan is left: what was seen of it is judged, if it was more than one request; as :meth:`take`."""
-        enough = self._unchanged > 0 and len(self._stage_s) > 1
-        self._unchanged *= enough
-        return enough and self._judge(noise)
 
     def take(self, request: int, stage_s: FloatArray, renewed: FloatArray, noise: float) -> bool:
         """Take one request's seconds per stage, transfers included; return whether an error was learned.
@@ -119,7 +101,8 @@ class PlanErrors:
         noise
             Standard deviation of the logarithm of a stage's time.
         """
-        self._request = request
+        kept, self._request = math.exp2((self._request - request) / _HALF_LIFE), request
+        self._errors = {plan: kept * error for plan, error in self._errors.items()}
         if not self._unchanged:
             return False
         self._stage_s.append(stage_s)
@@ -130,25 +113,22 @@ class PlanErrors:
     def _judge(self, noise: float) -> bool:
         """Learn by how much the plan was longer than predicted, if nothing else explains that; whether it was seen."""
         unchanged, self._unchanged = self._unchanged, 0.0
-        measured_s, predicted_s = np.mean(self._stage_s, axis=0), self._predicted_s
-        compared = (measured_s > 0) & (measured_s < np.inf) & (predicted_s > 0)
-        if not compared.any():
+        measured_s = np.mean(self._stage_s, axis=0)
+        good = (measured_s > 0) & (measured_s < np.inf) & (self._predicted_s > 0)
+        if not good.any():
             return False
+        measured_s, predicted_s = measured_s[good], self._predicted_s[good]
         by_noise = _CERTAINTY * noise / math.sqrt(len(self._stage_s))
-        each = np.log(np.where(compared, measured_s, 1.0) / np.where(compared, predicted_s, 1.0))
-        wrong = np.abs(each) > by_noise + _NEAR
+        wrong = np.abs(np.log(measured_s / predicted_s)) > by_noise + _NEAR
         weight, off = unchanged, 0.0  # where a prediction came true nothing else need have happened
         if wrong.any():
-            weight *= _OWN / (_OWN + float(np.prod(1.0 - self._survival[wrong])))
-            off = math.log(measured_s[compared].max() / predicted_s[compared].max())
+            weight *= _OWN / (_OWN + float(np.prod(1.0 - self._survival[good][wrong])))
+            off = math.log(measured_s.max() / predicted_s.max())
             off = math.copysign(max(abs(off) - by_noise, 0.0), off)
         # off = error[after] - error[before]: of the two that of the plan away from home is learned.
         plan, error = self._after, self.of(self._before) + off
         if self._after == self._home:
             plan, error = self._before, -off
         error = max(error, 0.0)  # no plan makes stages faster: what did was a disturbance's end
-        known = self._errors.get(plan)
-        again = 2 if weight > 0.5 and error > _NEAR else 1
-        times = again * known.times if known else 1
-        self._errors[plan] = _Known(self.of(plan) + weight * (error - self.of(plan)), self._request, times)
+        self._errors[plan] = self.of(plan) + weight * (error - self.of(plan))
         return True

@@ -91,6 +91,11 @@ _ENDS = 1.0 - (1.0 - _END) ** np.arange(_MOST_TOGETHER + 1)[:, None]
 _ALL = np.ones(1 + _COUNT)
 
 
+def _spread(levels: FloatArray) -> None:
+    """Give a part of each level's probability to its neighbours, along the last axis."""
+    levels[..., 1:-1] += _SPREAD * (levels[..., :-2] + levels[..., 2:] - 2 * levels[..., 1:-1])
+
+
 class RegimeFilter:
     """The posterior of every stage's regime, and what the regimes of this pipeline are like.
 
@@ -106,8 +111,6 @@ class RegimeFilter:
         Probability that each stage's conditions changed with the latest request, shape (stages,).
     quiet
         Whether all stages are almost certainly undisturbed.
-    together
-        Requests whose mean is to be the next update.
     """
 
     def __init__(self, stages: int) -> None:
@@ -120,7 +123,7 @@ class RegimeFilter:
         self._updates = 0
         self._last: FloatArray = np.zeros(stages)
         self._jump: FloatArray = np.full(stages, _LEAST_NOISE)
-        self.together = 1
+        self._gathered: list[FloatArray] = []
         self._disturbed: FloatArray = np.zeros((stages, len(LIVES), _COUNT))
         self._starts: FloatArray = np.zeros((2, stages))
         self._exposure = _FIRST_EXPOSURE
@@ -156,16 +159,23 @@ class RegimeFilter:
         self._gain = _DRIFT_SD / noise
         self._exponents, self._peaks = -0.5 / (sd * sd), (1 - _OUTLIER) / math.sqrt(math.tau) / sd
 
-    def see(self, log_slowdown: FloatArray, measured: NDArray[np.bool_]) -> None:
-        """See one request, as for :meth:`update`, and learn how many are to be taken together."""
+    def take(self, log_slowdown: FloatArray, noise: FloatArray, measured: NDArray[np.bool_]) -> None:
+        """Take one request, as :meth:`update`; under a noisy load only once there are enough of them for an update."""
         last, self._last = self._last, np.where(measured, np.minimum(log_slowdown, LEVELS[-1]), self._last)
         if self.quiet:
-            self.together = 1
+            self.update(log_slowdown, noise, measured)
             return
         disturbed = 1.0 - self.levels[:, 0]
         self._jump *= np.exp(_JUMP_RATE * measured * disturbed * np.sign(np.abs(self._last - last) - self._jump))
         sd = float((self._jump * disturbed).max()) / _JUMP_OVER_SD
-        self.together = max(1, min(round((sd / _TARGET_NOISE) ** 2), _MOST_TOGETHER))
+        self._gathered.append(np.where(measured, np.exp(self._last), 0.0))
+        if len(self._gathered) < min(round((sd / _TARGET_NOISE) ** 2), _MOST_TOGETHER):
+            self.renewed = np.zeros(len(measured))
+            return
+        slowdowns, self._gathered = np.array(self._gathered), []
+        seen = np.count_nonzero(slowdowns, axis=0)
+        mean = np.where(seen, slowdowns.sum(axis=0), 1.0) / np.maximum(seen, 1)
+        self.update(np.log(mean), noise, seen > 0, requests=len(slowdowns))
 
     def update(
         self, log_slowdown: FloatArray, noise: FloatArray, measured: NDArray[np.bool_], *, requests: int = 1
@@ -202,43 +212,37 @@ class RegimeFilter:
             like[~measured] = 1.0
 
         # All stages in one pass: prediction, by levels alone, then the likelihoods; lives as if it had just begun.
-        starts, ends = min(requests * self.start_hazard, 0.5), _ENDS[requests]
-        lives, started, ended = self.lives, starts * undisturbed, self.lives @ ends
-        now: FloatArray = before * (1.0 - ended / (1.0 + _TINY - undisturbed))[:, None]
-        now += np.multiply.outer(started + (1 - _BACK) * ended, self._fresh)
-        now[:, 2:-1] += _SPREAD * (now[:, 1:-2] + now[:, 3:] - 2 * now[:, 2:-1])
-        now[:, 0] = undisturbed - started + _BACK * ended
+        start, ends = min(requests * self.start_hazard, 0.5), _ENDS[requests]
+        end = float(self._fresh_lives @ ends)
+        now: FloatArray = before * (1.0 - end)
+        now += np.multiply.outer(start * undisturbed + (1 - _BACK) * end * (1.0 - undisturbed), self._fresh)
+        _spread(now[:, 1:])
+        now[:, 0] = undisturbed * (1.0 - start) + _BACK * end * (1.0 - undisturbed)
         now *= like
         now *= (1.0 / (now @ _ALL))[:, None]
         self.levels, self.lives = now, np.multiply.outer(1.0 - now[:, 0], self._fresh_lives)
         self.renewed = np.zeros(len(now))
         if not (self.quiet and now[:, 0].min() > _QUIET):
             active = np.flatnonzero(np.minimum(undisturbed, now[:, 0]) <= _QUIET)
-            self._follow(active, before[active], lives[active], like[active], starts, ends)
+            self._follow(active, before[active], like[active], start, ends)
             self.quiet = bool(self.levels[:, 0].min() > _QUIET)
         self._exposure += requests * float(now[:, 0].sum())
         if self._exposure > _MOST_EXPOSURE:
             self._starts, self._exposure = self._starts / 2, self._exposure / 2
 
     def _follow(
-        self,
-        active: NDArray[np.int64],
-        before: FloatArray,
-        lives: FloatArray,
-        like: FloatArray,
-        start: float,
-        end: FloatArray,
+        self, active: NDArray[np.int64], before: FloatArray, like: FloatArray, start: float, end: FloatArray
     ) -> None:
         """The same for stages that may be disturbed, with all their lives; learn from them."""
         # What began was followed without lives until now.
         calm, began = before[:, 0], before[:, 0] > _QUIET
         disturbed = self._disturbed[active]
         disturbed[began] = before[began, None, 1:] * self._fresh_lives[:, None]
-        started, ends = start * calm, lives * end
+        started, ends = start * calm, disturbed.sum(axis=2) * end
         share, ended = disturbed.sum(axis=1) / (1.0 + _TINY - calm)[:, None], ends.sum(axis=1)
         fresh = np.multiply.outer(started + (1 - _BACK) * ended, np.outer(self._fresh_lives, self._fresh[1:]))
         disturbed = disturbed * (1.0 - end)[:, None] + fresh
-        disturbed[:, :, 1:-1] += _SPREAD * (disturbed[:, :, :-2] + disturbed[:, :, 2:] - 2 * disturbed[:, :, 1:-1])
+        _spread(disturbed)
         disturbed *= like[:, None, 1:]
         returns = _BACK * like[:, 0]
         undisturbed = (calm - started) * like[:, 0] + ended * returns

@@ -138,16 +138,17 @@ def test_plans_that_do_not_come_true_are_left_and_rarely_tried_again():
 def test_the_error_of_a_plan_is_learned_beyond_noise_and_forgotten():
     home, other, third = Plan((9, 9)), Plan((12, 6)), Plan((13, 5))
     errors, quiet = PlanErrors(home), np.zeros(2)
-    errors.begin(home, other, predicted_s=np.ones(2), survival=np.ones(2))
+    errors.begin(home, other, predicted_s=np.ones(2), survival=np.ones(2), noise=0.0)
     learned = [errors.take(request, np.array([2.0, 1.5]), quiet, 0.0) for request in range(1, 8)]
     assert learned == [False] * 5 + [True, False]
     assert errors.of(other) == pytest.approx(math.log(2.0), rel=0.01)
     assert errors.of(home) == 0.0
     assert errors.of(third) == pytest.approx(errors.of(other) / 2)  # as those tried, but nearer to 0
-    errors.take(6 + 1024, quiet, quiet, 0.0)
+    errors.take(6 + 2048, quiet, quiet, 0.0)
     assert errors.of(other) == pytest.approx(math.log(2.0) / 2)
-    errors.begin(other, home, predicted_s=np.ones(2), survival=np.ones(2))  # home is twice as fast as seen from there
-    for request in range(1031, 1037):
+    # Home is twice as fast as seen from there.
+    errors.begin(other, home, predicted_s=np.ones(2), survival=np.ones(2), noise=0.0)
+    for request in range(2055, 2061):
         errors.take(request, np.array([0.5, 0.4]), quiet, 0.0)
     assert errors.of(home) == 0.0
     assert errors.of(other) == pytest.approx(math.log(2.0))
@@ -157,13 +158,15 @@ def test_the_error_of_a_plan_is_learned_beyond_noise_and_forgotten():
 def test_what_is_no_error_of_the_plan(why):
     home, other = Plan((9, 9)), Plan((12, 6))
     errors = PlanErrors(home)
-    errors.begin(home, other, predicted_s=np.ones(2), survival=np.ones(2))
+    errors.begin(home, other, predicted_s=np.ones(2), survival=np.ones(2), noise=0.1)
     for request in range(1, 7):
         renewed = np.array([0.0, float(why == "another change" and request == 5)])
         seconds = {"noise": 1.05, "nan": math.nan}.get(why, 2.0)
         errors.take(request, np.array([seconds, seconds]), renewed, 0.1)
         if why == "one request":
-            assert not errors.end(0.1)
+            errors.begin(other, home, predicted_s=np.ones(2), survival=np.ones(2), noise=0.1)
+            assert errors.of(other) == 0.0
+            errors.begin(home, other, predicted_s=np.ones(2), survival=np.ones(2), noise=0.1)
     assert errors.of(other) == 0.0
 
 

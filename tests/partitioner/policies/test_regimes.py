@@ -167,14 +167,15 @@ def test_places_on_the_grid():
 def test_so_many_requests_are_taken_together_that_their_mean_has_little_noise():
     rng = np.random.default_rng(3)
     for sd, least, most in ((0.05, 1, 1), (0.35, 8, 16)):
-        filtered, together = RegimeFilter(1), []
+        filtered, updated = RegimeFilter(1), []
         for number in range(400):
             x = np.array([rng.normal(1.0 if number >= 50 else 0.0, sd if number >= 50 else 0.05)])
-            filtered.see(x, MEASURED)
-            filtered.update(x, np.array([0.05]), MEASURED)
-            together.append(filtered.together)
-        assert set(together[:50]) == {1}
-        assert least <= np.median(together[200:]) <= most
+            before = filtered.levels
+            filtered.take(x, QUIET, MEASURED)
+            if filtered.levels is not before:
+                updated.append(number)
+        assert updated[:50] == list(range(50))
+        assert least <= np.median(np.diff(updated[updated.index(49) :])[-12:]) <= most
 
 
 def test_the_mean_of_several_requests_counts_as_so_many():
