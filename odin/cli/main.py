@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
@@ -43,6 +44,7 @@ COMMANDS = (
 
 LABORATORY = ("demo", "inject", "record", "simulate", "report", "bench", "load", "cost", "tune")
 """Commands of the laboratory; imported by name, so that serving does not import ``odin_lab``."""
+_as_python_writes = warnings.formatwarning
 
 
 def _module(command: str) -> str:
@@ -59,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signals = stack.enter_context(Signals())
         if argv is None:
             stack.pop_all()
+            warnings.formatwarning = _warning_text
         streams = StandardStreams()
         words = sys.argv[1:] if argv is None else list(argv)
         try:
@@ -134,6 +137,15 @@ def _text(error: OSError) -> str:
     if error.strerror is None:
         return str(error) or type(error).__name__
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
+def _warning_text(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """What is wrong; for whom the program is, not where in its code it was noticed."""
+    if category is UserWarning:
+        return f"odin: {message}\n"
+    return _as_python_writes(message, category, filename, lineno, line)
 
 
 def _flushed(streams: StandardStreams, status: int) -> int:

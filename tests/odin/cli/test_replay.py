@@ -118,6 +118,17 @@ def test_a_log_without_an_end_ends_where_it_ends(log, tmp_path):
     assert player().ended == "the log ends without the run's end: the run was killed, or goes on"
 
 
+def test_a_command_tells_of_a_cut_off_log_without_python_s_frills(log, tmp_path):
+    cut, page = tmp_path / "cut.jsonl", tmp_path / "page.html"
+    cut.write_bytes(log.read_bytes()[:20_000])
+    words = [sys.executable, "-m", "odin", "report", str(cut), "--output", str(page)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
+    (told,) = [line for line in done.stderr.splitlines() if "cut off" in line]
+    assert told.startswith(f"odin: {cut}: the last line (")
+    assert "Warning" not in done.stderr
+    assert "warn(" not in done.stderr
+
+
 def test_a_log_of_a_run_alone(tmp_path):
     path = tmp_path / "run.jsonl"
     path.write_text(to_json(run_started()) + "\n")
