@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import torch
 
+from odin.cluster.actors import starting
 from odin.cluster.placement import check_stage_count
 from odin.control.arrangement import reach
 from odin.control.assembly import Assembly
@@ -249,25 +250,26 @@ class Pipeline:
                 check_stage_count(len(devices), layer_count=len(self.chain.layers))
             if plan is not None:
                 plan.check_fits(layer_count=len(self.chain.layers), stage_count=len(devices or plan))
-            self._gateway, self._supervision, self._arrangement = assembly.finish(
-                self.chain,
-                name=self.name,
-                batch=self.batch,
-                plan=plan,
-                policy=policy,
-                detector=detector,
-                engine=engine,
-                precision=precision,
-                calibration=calibration,
-                keep_weights=self.chain is model,
-                transport=transport,
-                refresh_profile=refresh_profile,
-                max_in_flight=operator.index(max_in_flight or 0),
-                max_waiting=max_waiting,
-                admission=admission,
-                joining=Joining(self.batch, joins=dynamic_batching, wait_s=batch_wait_ms / 1e3),
-                in_cluster=address is not None,
-            )
+            with starting():
+                self._gateway, self._supervision, self._arrangement = assembly.finish(
+                    self.chain,
+                    name=self.name,
+                    batch=self.batch,
+                    plan=plan,
+                    policy=policy,
+                    detector=detector,
+                    engine=engine,
+                    precision=precision,
+                    calibration=calibration,
+                    keep_weights=self.chain is model,
+                    transport=transport,
+                    refresh_profile=refresh_profile,
+                    max_in_flight=operator.index(max_in_flight or 0),
+                    max_waiting=max_waiting,
+                    admission=admission,
+                    joining=Joining(self.batch, joins=dynamic_batching, wait_s=batch_wait_ms / 1e3),
+                    in_cluster=address is not None,
+                )
             self.devices, self.engine, self.max_in_flight = assembly.devices, assembly.engine, assembly.max_in_flight
             self.profiles: tuple[Profile, ...] = assembly.profiles
             self._form, self._setting = assembly.form, assembly.setting

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import get_current_placement_group, placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -18,9 +18,10 @@ from odin.errors import StageLostError
 from odin.partitioner.engines.names import TORCH
 from odin.process.groups import has_ended
 from odin.stages.actor import StageActor
+from odin.stages.channel.link import ChannelClosedError
 from odin.stages.device import Device
 
-__all__ = ["ACTOR_PREFIX", "create_actor", "kill_actor", "kill_process", "wait_until_ended"]
+__all__ = ["ACTOR_PREFIX", "create_actor", "kill_actor", "kill_process", "starting", "wait_until_ended"]
 
 ACTOR_PREFIX = "odin-pipeline-"
 """Of the name of each pipeline's first stage in the cluster."""
@@ -28,6 +29,25 @@ ACTOR_PREFIX = "odin-pipeline-"
 _END_S = 2.0
 _ACTOR = "ray::"
 """Begins the command line of Ray's actors."""
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Tell what it means that a process ends in the middle of a start.
+
+    Raises
+    ------
+    StageLostError
+        If one did.
+    """
+    try:
+        yield
+    except (RayActorError, ChannelClosedError) as error:
+        raise StageLostError(
+            "a stage's process ended while it was started, perhaps killed for want of memory (dmesg tells then): start "
+            f"again, with fewer stages or a smaller batch if it was; {type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def create_actor(

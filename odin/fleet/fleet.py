@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from odin.cluster.actors import starting
 from odin.cluster.placement import place
 from odin.cluster.ray_runtime import RayRuntime
 from odin.control.supervision import EventRecorder
@@ -241,7 +242,7 @@ class Fleet:
         placed = place(devices, share=share_devices, embedded=self._runtime.embedded)
         self.devices = tuple(device for device, _ in placed)
         label = f"fleet {self._folder.path.name} of process {os.getpid()}"
-        with phase("executors started"):
+        with phase("executors started"), starting():
             self._processes = ExecutorProcesses(
                 placed, folder=str(self._folder.path.resolve()), label=label, share=share_devices
             )
@@ -250,7 +251,7 @@ class Fleet:
                 warm.setdefault(head.code, number)
             self._warm = list(warm.items())[:_MOST_WARM]
             self._processes.open(self._files(), [number for _, number in self._warm])
-        with phase("channels opened"):
+        with phase("channels opened"), starting():
             nbytes = [call.nbytes(self.batch) for call in self._calls]
             # Models that are found later may be larger, within what slots have.
             self._input_nbytes = max(slot_nbytes_for(inputs) for inputs, _ in nbytes)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from small_pipelines import images, small_chain
 
@@ -74,3 +77,21 @@ def test_what_a_fleet_had_taken_when_one_of_its_executors_failed(
     with pytest.raises(DeviceError, match=r"in use by .*another pipeline"):
         odin.Fleet(tmp_path, stages=two_cores)
     assert len(free_of(two_cores[:1])) == 1
+
+
+@pytest.mark.parametrize("when", ["open", "warm_up", "connect"])
+def test_a_stage_killed_while_it_is_started_is_told_as_such(
+    two_cores: list[str], monkeypatch: pytest.MonkeyPatch, when: str
+):
+    do = getattr(deployment.Deployment, when)
+
+    def killed_before(self: Any, *given: Any, **options: Any) -> Any:
+        if not self._pids:
+            self._pids = ray.get([actor.pid.remote() for actor in self._actors])
+        os.kill(self._pids[1], signal.SIGKILL)
+        return do(self, *given, **options)
+
+    monkeypatch.setattr(deployment.Deployment, when, killed_before)
+    with pytest.raises(odin.StageLostError, match=r"process ended while it was started.*fewer stages"):
+        odin.Pipeline(small_chain(), stages=two_cores)
+    assert len(free_of(two_cores)) == 2
