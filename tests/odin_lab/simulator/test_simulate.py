@@ -102,7 +102,8 @@ def test_a_job_keeps_a_stretch(table):
     setup = Setup("single", table, 2, 60, 20, 10)
     outcome = run_job(RunJob(setup, Contestant("oracle"), 0, 0, Stretch("a cell", 10, 40)))
     (line,), (cell,) = outcome.timelines, outcome.cells
-    assert (line.title, line.model, line.policy, len(line.at_s)) == ("a cell", cell.model, "oracle", 29)
+    assert (line.title, line.model, line.policy) == ("a cell", cell.model, "oracle")
+    assert len(line.at_s) == 7  # of at least 4 requests each
     assert [event[3] for event in line.interference] == [
         event.scenario
         for event in make_run(RunJob(setup, Contestant("oracle"), 0)).interference.events
