@@ -1,4 +1,4 @@
-"""Errors of serving: raised by the pipeline's methods and by the futures of requests."""
+"""Errors of serving: raised by the pipeline's methods and by the futures of requests; and their first lines."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = [
     "PoisonRequestError",
     "QueueFullError",
     "StageLostError",
+    "first_line",
 ]
 
 
@@ -194,3 +195,13 @@ class StageLostError(OdinError):
     def __init__(self, message: str, stage: int | None = None) -> None:
         super().__init__(message)
         self.stage = stage
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type; of an actor's error that of its cause, as its own first line
+    says only where it was.
+    """
+    cause = getattr(error, "cause", None)
+    error = cause if isinstance(cause, BaseException) else error
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

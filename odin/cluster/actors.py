@@ -14,7 +14,7 @@ from ray.util.placement_group import get_current_placement_group, placement_grou
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from odin.cluster.ray_calls import calling
-from odin.errors import StageLostError
+from odin.errors import StageLostError, first_line
 from odin.partitioner.engines.names import TORCH
 from odin.process.groups import has_ended
 from odin.stages.actor import StageActor
@@ -45,8 +45,7 @@ def starting() -> Iterator[None]:
     except (RayActorError, ChannelClosedError) as error:
         raise StageLostError(
             "a stage's process ended while it was started, perhaps killed for want of memory (dmesg tells then): start "
-            f"again, with fewer stages or a smaller batch if it was; {type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"again, with fewer stages or a smaller batch if it was; {type(error).__name__}: {first_line(error)}"
         ) from error
 
 

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from odin.cluster import ray_calls
 from odin.cluster.actors import create_actor, kill_actor, kill_process, wait_until_ended
 from odin.cluster.ray_calls import calling
-from odin.errors import OdinError, PipelineClosedError, StageLostError
+from odin.errors import OdinError, PipelineClosedError, StageLostError, first_line
 from odin.monitor.attribution.neighbours import Neighbours
 from odin.monitor.machine.procfs import is_runnable
 from odin.partitioner.chain import Chain
@@ -148,7 +148,7 @@ class Deployment:
                 raise
             # a hook or a function of the model that holds a lock, a file, a TorchScript program
             raise ValueError(
-                f"the model's layers cannot be sent to stages, other processes: {str(error).strip().splitlines()[0]}; "
+                f"the model's layers cannot be sent to stages, other processes: {first_line(error)}; "
                 "take what cannot be pickled out of the functions and hooks that the model calls"
             ) from error
         if isinstance(form, TorchForm):

@@ -26,7 +26,7 @@ from typing import Protocol
 
 from odin.control.faults import Faults
 from odin.control.watchdog import Reading, Watchdog
-from odin.errors import OdinError, PipelineClosedError, StageLostError
+from odin.errors import OdinError, PipelineClosedError, StageLostError, first_line
 from odin.monitor.events import Event, StageBack, StageLost
 from odin.stages.channel.link import Sender
 from odin.stages.channel.readiness import BEGUN, FINISHING, FREE_S, IDLE_SINCE_S, SLOWDOWN, WORKING, waiting
@@ -344,7 +344,7 @@ class Recovery:
             if isinstance(error, StageLostError) and error.stage not in (None, stage):
                 self._tell(partial(self._not_its_fault, state, error))
                 return
-            text = _first_line(error)
+            text = first_line(error)
             _log.info("stage %d could not be replaced: %s", stage, text)
 
             def failed() -> None:
@@ -378,16 +378,6 @@ class Recovery:
             why = self._stages.cannot_replace or "none could be replaced"
             self._gateway.fail(StageLostError(f"all stages are lost ({names}): {why}; start a new pipeline"))
             self._closed = True
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its type; of an actor's error that of its cause, as its own first line
-    says only where it was.
-    """
-    cause = getattr(error, "cause", None)
-    error = cause if isinstance(cause, BaseException) else error
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _read(sender: Sender, expected_s: float) -> Reading:
